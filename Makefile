@@ -1,0 +1,37 @@
+# Two commands set everything up: `make demo` and `make test`. They need Python 3.11+, make and a package registry.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test test-cluster check format clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m raypaml.train digits
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not cluster and not gpu"
+
+test-cluster: $(VENV)/ready
+	$(BIN)/python -m pytest -m cluster
+
+check: $(VENV)/ready
+	$(BIN)/ruff check raypaml tests tools
+	$(BIN)/ruff format --check raypaml tests tools
+	$(BIN)/mypy
+
+format: $(VENV)/ready
+	$(BIN)/ruff format raypaml tests tools
+	$(BIN)/ruff check --fix raypaml tests tools
+
+# The marker is written last: an interrupted installation starts again.
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("raypaml needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

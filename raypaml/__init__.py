@@ -1,0 +1,32 @@
+"""Train multi-label image classifiers from partial annotations.
+
+The names below are imported on first use, so that `--help` and the data tools need neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raypaml.losses.large_loss import large_loss as large_loss
+    from raypaml.losses.selection import rejection_rate as rejection_rate
+    from raypaml.metrics.average_precision import average_precision as average_precision
+    from raypaml.model.cam import CamClassifier as CamClassifier
+    from raypaml.model.cam import boostlu as boostlu
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "boostlu": "raypaml.model.cam",
+    "CamClassifier": "raypaml.model.cam",
+    "rejection_rate": "raypaml.losses.selection",
+    "large_loss": "raypaml.losses.large_loss",
+    "average_precision": "raypaml.metrics.average_precision",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'raypaml' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

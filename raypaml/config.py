@@ -1,0 +1,160 @@
+"""The configuration of a training run: frozen dataclasses, one flag a field, checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raypaml.labels import SchemeName
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Data."""
+
+    data: str = "digits"
+    """Folder of shards, index and vocabulary, or the embedded digits[:single_positive|verified[:SEED]]."""
+    global_batch_size: int = 32
+    """Images per step over all workers; rejection looks at this batch."""
+    lanes: int = 0
+    """Pieces of a global batch, at most one worker each; 0: the largest divisor of the batch size up to 64."""
+    loader_workers: int = 0
+    """Decoding processes per worker; 0 decodes in the worker itself."""
+    flip: bool = False
+    """Mirror half of the training images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Model."""
+
+    backbone: str = "small"
+    """small (for digits), resnet18, resnet34, resnet50 or resnet101."""
+    weights: str = ""
+    """Backbone weights: a safetensors or state-dict file, or 'imagenet' for torchvision's download."""
+    alpha: float = 5.0
+    """BoostLU's factor on positive attributions, >= 1; 1 switches it off. Published: 5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Loss and rejection."""
+
+    scheme: SchemeName = "ll_r"
+    """full labels, an: unobserved is negative, ignore: observed only, or a large-loss scheme."""
+    delta_rel: float = 0.5
+    """Percent of all entries of a batch added to the rejected per epoch. Published for LL-R: 0.5; OpenImages: 0.005-0.01."""
+    warmup_epochs: int = 1
+    """Plain assume-negative epochs before the first rejection, >= 1. Published: 1."""
+    schedule: Literal["epoch", "samples"] = "epoch"
+    """Raise the rejection rate after each epoch (published) or with every sample seen."""
+    rejection_scope: Literal["global", "rank"] = "global"
+    """Compare losses over the global batch, or within each worker's part of it (as published code would)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimisation."""
+
+    epochs: int = 10
+    """Passes over the training split. Published: 10; OpenImages: 20."""
+    lr: float = 1e-5
+    """Adam's learning rate. Published: 1e-5; OpenImages: 2e-5."""
+    head_lr_mult: float = 10.0
+    """The head learns this many times faster than the backbone. Published: 10."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Constant (published), or a linear warm-up of 100 steps and a cosine to 0."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type; auto: bfloat16 where the GPU has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Run."""
+
+    name: str = ""
+    """Name of the run; the same name continues it. Default: recipe, scheme, date and time."""
+    storage: str = "runs"
+    """Folder that holds the runs; with several machines one that all of them see."""
+    workers: int = 1
+    """Training processes, one GPU each where there are GPUs."""
+    address: str = ""
+    """Ray cluster to join (also RAY_ADDRESS); default: a private one on this machine."""
+    seed: int = 0
+    """Of initial weights and sample order."""
+    checkpoint_steps: int = 0
+    """Save also every so many steps; 0: after each epoch only."""
+
+
+EXECUTION_FIELDS = ("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "weights")
+"""Fields that may differ when a run is continued: they do not change what is computed from here on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run."""
+
+    recipe: str = "digits"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def groups(self) -> Iterator[tuple[str, Any]]:
+        """The groups of fields by name."""
+        return ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "recipe")
+
+    def flat(self) -> dict[str, Any]:
+        """Every field by its flag's name; the names are unique over the groups."""
+        return {name: value for _, group in self.groups() for name, value in dataclasses.asdict(group).items()}
+
+    def override(self, values: dict[str, Any]) -> TrainConfig:
+        """A copy with some fields set, each found in its group."""
+        unknown = set(values) - set(self.flat())
+        if unknown:
+            raise ValueError(f"no such fields: {sorted(unknown)}; known: {', '.join(self.flat())}")
+        groups = {
+            name: dataclasses.replace(group, **{k: v for k, v in values.items() if k in dataclasses.asdict(group)})
+            for name, group in self.groups()
+        }
+        return dataclasses.replace(self, **groups)
+
+    def check(self) -> None:
+        """Raise ValueError, naming the field to change, where values are out of range or do not go together."""
+        _check_ranges(self)
+        _check_schedule(self)
+
+
+def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
+    """Epochs after the warm-up: the largest multiple of delta_rel that the schedule reaches."""
+    return max(0, epochs - warmup_epochs)
+
+
+def _check_ranges(config: TrainConfig) -> None:
+    values = config.flat()
+    at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
+    at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0}
+    for name, least in at_least.items():
+        if not (math.isfinite(values[name]) and values[name] >= least):
+            why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""
+            raise ValueError(f"{name}={values[name]}: must be at least {least}{why}")
+    for name in ("lr", "head_lr_mult"):
+        if not (math.isfinite(values[name]) and values[name] > 0):
+            raise ValueError(f"{name}={values[name]}: must be above 0")
+    if values["lanes"] and values["global_batch_size"] % values["lanes"]:
+        raise ValueError(f"lanes={values['lanes']}: must divide global_batch_size={values['global_batch_size']}")
+
+
+def _check_schedule(config: TrainConfig) -> None:
+    loss, epochs = config.loss, config.optim.epochs
+    steps = rejecting_epochs(epochs, loss.warmup_epochs) + (loss.schedule == "samples")
+    most = 1 if loss.scheme == "ll_cp" else steps
+    if loss.scheme.startswith("ll_") and loss.delta_rel * most > 100:
+        raise ValueError(
+            f"delta_rel={loss.delta_rel} %/epoch over {epochs} epochs ({loss.warmup_epochs} of warm-up) asks to reject "
+            f"{loss.delta_rel * most:g} % of all entries in the last epoch; keep delta_rel * {most} <= 100"
+        )

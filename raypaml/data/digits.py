@@ -1,0 +1,189 @@
+"""The embedded data set: coloured handwritten digits in scenes, 50 long-tailed classes, full labels known.
+
+Scenes of 64 x 64 px hold one to four of the 8 x 8 handwritten digits that ship with scikit-learn (1,797, from the
+UCI repository), enlarged, coloured, on a noisy ground, with their boxes. A class is a digit and a colour. Train,
+validation and test draw on disjoint handwriting. Training labels are then hidden (`HIDINGS`); validation and test
+keep their full labels, as the published protocol does.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from raypaml.data.shards import Box, Sample, write_dataset
+
+SIDE = 64
+"""Scene side, px."""
+COLOURS = {"red": (235, 55, 45), "green": (50, 205, 70), "blue": (70, 105, 250), "yellow": (240, 220, 50), "pink": (235, 90, 215)}
+CLASS_IDS = tuple(f"{colour}_{digit}" for colour in COLOURS for digit in range(10))
+NAMES = tuple(f"{colour} {digit}" for colour in COLOURS for digit in range(10))
+NUM_SCENES = {"train": 12000, "validation": 1000, "test": 2000}
+HANDWRITING = {"train": slice(0, 1000), "validation": slice(1000, 1300), "test": slice(1300, 1797)}
+TAIL_EXPONENT = 0.7
+"""The r-th most frequent class is drawn in proportion to r ** -TAIL_EXPONENT (before a scene refuses repeats)."""
+VERSION = 1
+"""Part of the cache folder's name: raise it when a change alters the bytes."""
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image with everything that is true of it."""
+
+    pixels: NDArray[np.uint8]
+    classes: tuple[int, ...]
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+
+def class_weights(seed: int) -> NDArray[np.float64]:
+    """[50] probability of each class: a long tail over a random order of the classes."""
+    ranks = np.random.default_rng([seed, 0]).permutation(len(CLASS_IDS)) + 1
+    weights = ranks**-TAIL_EXPONENT
+    return weights / weights.sum()
+
+
+def draw_scene(rng: Rng, glyphs: NDArray[np.uint8], digits: NDArray[np.int64], weights: NDArray[np.float64]) -> Scene:
+    """Compose one scene of one to four different classes that hardly overlap."""
+    classes = rng.choice(len(weights), size=rng.integers(1, 5), replace=False, p=weights)
+    pixels = _ground(rng)
+    boxes: list[tuple[float, float, float, float]] = []
+    for k in classes:
+        colour, digit = divmod(int(k), 10)
+        glyph = glyphs[rng.choice(np.flatnonzero(digits == digit))]
+        side = int(rng.integers(22, 31))
+        x, y = _place(rng, boxes, side)
+        _paint(pixels[y : y + side, x : x + side], glyph, list(COLOURS.values())[colour], rng)
+        boxes.append((x, y, x + side, y + side))
+    return Scene(pixels.clip(0, 255).astype(np.uint8), tuple(int(k) for k in classes), tuple(boxes))
+
+
+def _ground(rng: Rng) -> NDArray[np.float32]:
+    """[64, 64, 3] dark, blotched, noisy."""
+    blotches = rng.integers(0, 60, (4, 4, 3), dtype=np.uint8)
+    ground = np.asarray(Image.fromarray(blotches).resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+    return ground + rng.normal(0, 8, ground.shape).astype(np.float32)
+
+
+def _place(rng: Rng, boxes: list[tuple[float, float, float, float]], side: int) -> tuple[int, int]:
+    """Of twelve random places, the one that covers least of what is there."""
+    places = rng.integers(0, SIDE - side + 1, (12, 2))
+    if not boxes:
+        return int(places[0, 0]), int(places[0, 1])
+    corners = np.array(boxes)
+    # [places, boxes, x y]: overlap along each axis
+    low = np.maximum(places[:, None, :], corners[None, :, :2])
+    high = np.minimum(places[:, None, :] + side, corners[None, :, 2:])
+    covered = (high - low).clip(0).prod(-1).sum(-1)
+    x, y = places[int(covered.argmin())]
+    return int(x), int(y)
+
+
+def _paint(patch: NDArray[np.float32], glyph: NDArray[np.uint8], colour: tuple[int, int, int], rng: Rng) -> None:
+    side = len(patch)
+    ink = np.asarray(Image.fromarray(glyph).resize((side, side), Image.Resampling.BICUBIC), np.float32)[..., None] / 255
+    shade = np.array(colour, np.float32) * rng.uniform(0.75, 1.05)
+    patch[:] = patch * (1 - ink) + shade * ink
+
+
+def hide_single_positive(rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """Keep one positive at random, nothing else (Cole et al., CVPR 2021)."""
+    return [int(rng.choice(truth))], []
+
+
+def hide_verified(rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """Verify a few entries by hand, frequent classes more often, as OpenImages does.
+
+    Each positive is verified with probability 0.6 x (w / max w) ** 0.25 (at least one per image), and four
+    negatives are drawn in proportion to w ** 0.5, w being the class frequency.
+    """
+    seen = [k for k in truth if rng.random() < 0.6 * (weights[k] / weights.max()) ** 0.25]
+    absent = np.setdiff1d(np.arange(len(weights)), truth)
+    odds = weights[absent] ** 0.5
+    negatives = rng.choice(absent, size=4, replace=False, p=odds / odds.sum())
+    return seen or [int(rng.choice(truth))], [int(k) for k in negatives]
+
+
+HIDINGS: dict[str, Callable[[Rng, tuple[int, ...], NDArray[np.float64]], tuple[list[int], list[int]]]] = {
+    "single_positive": hide_single_positive,
+    "verified": hide_verified,
+}
+
+
+def scenes(split: str, hiding: str, seed: int, count: int) -> Iterator[Sample]:
+    """The samples of one split; the scenes do not depend on the hiding."""
+    images, digits = load_digits(return_X_y=True)
+    order = np.random.default_rng([seed, 1]).permutation(len(digits))[HANDWRITING[split]]
+    glyphs = (images.reshape(-1, 8, 8)[order] * (255 / 16)).astype(np.uint8)
+    weights = class_weights(seed)
+    for number in range(count):
+        stream = list(NUM_SCENES).index(split)
+        scene = draw_scene(np.random.default_rng([seed, 2, stream, number]), glyphs, digits[order], weights)
+        observed = _full if split != "train" else HIDINGS[hiding]
+        kept = observed(np.random.default_rng([seed, 3, stream, number]), scene.classes, weights)
+        yield _sample(f"{split}-{number:06d}", scene, *kept)
+
+
+def _full(rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    return list(truth), [k for k in range(len(weights)) if k not in truth]
+
+
+def _sample(key: str, scene: Scene, positive: list[int], negative: list[int]) -> Sample:
+    buffer = io.BytesIO()
+    Image.fromarray(scene.pixels).save(buffer, "JPEG", quality=90, subsampling=0)
+    boxes: tuple[Box, ...] = tuple((CLASS_IDS[k], *box) for k, box in zip(scene.classes, scene.boxes, strict=True))
+    ids = partial(map, CLASS_IDS.__getitem__)
+    return Sample(
+        key=key,
+        image=buffer.getvalue(),
+        positive=tuple(ids(positive)),
+        negative=tuple(ids(negative)),
+        truth=tuple(ids(scene.classes)),
+        boxes=boxes,
+    )
+
+
+def digits_folder(hiding: str = "single_positive", seed: int = 0, num_scenes: dict[str, int] | None = None) -> Path:
+    """The folder of the data set, written on first use into the user's cache (`XDG_CACHE_HOME` or ~/.cache).
+
+    Args:
+        hiding: how training labels are hidden, one of HIDINGS.
+        seed: of handwriting, scenes and hidden labels.
+        num_scenes: scenes per split, for tests; default NUM_SCENES.
+    """
+    if hiding not in HIDINGS:
+        raise ValueError(f"digits: no hiding {hiding!r}; known: {', '.join(HIDINGS)}")
+    counts = num_scenes or NUM_SCENES
+    size = "-".join(str(counts[split]) for split in NUM_SCENES)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
+    folder = cache / f"digits-v{VERSION}-{hiding}-{size}-seed{seed}"
+    if not folder.is_dir():
+        _write(folder, hiding, seed, counts)
+    return folder
+
+
+def _write(folder: Path, hiding: str, seed: int, counts: dict[str, int]) -> None:
+    """Write beside the folder, then rename: two processes at once end with one whole data set."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
+        write_dataset(unfinished, splits, CLASS_IDS, NAMES)
+        os.replace(unfinished, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first, with the same bytes
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

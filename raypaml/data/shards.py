@@ -1,0 +1,194 @@
+"""Write a data set as plain WebDataset tars with index and vocabulary, and read tars back into an index.
+
+    <out>/vocabulary.csv  <out>/<split>-000000.tar ...  <out>/<split>.arrow
+
+A sample is `<key>.jpg` and `<key>.json`. The JSON holds class ids: `positive` and `negative` (observed labels) and,
+where known, `truth` (all positives) and `boxes` (`[class id, x0, y0, x1, y1]` in pixels). An index is always made by
+scanning the finished tar, so that every data set, ours or not, goes through the same door.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from raypaml.data.index import write_index
+from raypaml.labels import Vocabulary
+
+SPLITS = ("train", "validation", "test")
+KEY = re.compile(r"[0-9A-Za-z_-]+")
+
+Box = tuple[str, float, float, float, float]
+Scanned = tuple[dict[str, Any], dict[str, Any]]
+"""The place of a sample's image, and its labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One labelled image on its way into a shard."""
+
+    key: str
+    image: bytes
+    """JPEG."""
+    positive: tuple[str, ...]
+    """Observed positive class ids."""
+    negative: tuple[str, ...]
+    """Observed negative class ids."""
+    truth: tuple[str, ...] | None = None
+    """All positive class ids, where the full labels are known; never reaches a partial-label loss."""
+    boxes: tuple[Box, ...] = ()
+
+    def members(self) -> dict[str, Any]:
+        """The sample as WebDataset wants it."""
+        labels: dict[str, Any] = {"positive": self.positive, "negative": self.negative}
+        if self.truth is not None:
+            labels["truth"] = self.truth
+        if self.boxes:
+            labels["boxes"] = self.boxes
+        return {"__key__": self.key, "jpg": self.image, "json": json.dumps(labels).encode()}
+
+
+def write_split(out: Path, split: str, samples: Iterable[Sample], samples_per_shard: int) -> list[Path]:
+    """Write `<split>-000000.tar`, ...; same samples, same bytes. Returns the shards."""
+    shards: list[Path] = []
+    writer: webdataset.TarWriter | None = None
+    for number, sample in enumerate(samples):
+        if number % samples_per_shard == 0:
+            if writer is not None:
+                writer.close()
+            shards.append(out / f"{split}-{len(shards):06d}.tar")
+            writer = webdataset.TarWriter(str(shards[-1]), encoder=False, mtime=0)
+        assert writer is not None
+        writer.write(sample.members())
+    if writer is not None:
+        writer.close()
+    return shards
+
+
+def write_dataset(
+    out: Path,
+    splits: Mapping[str, Iterable[Sample]],
+    class_ids: Sequence[str],
+    names: Sequence[str],
+    samples_per_shard: int = 1000,
+) -> Vocabulary:
+    """Write shards, vocabulary and indexes of a whole data set into the folder `out`, which must exist and be empty.
+
+    Args:
+        splits: samples by split name; `train` gives the vocabulary its counts.
+        class_ids: the classes, in the order of the label columns.
+        names: what a person calls them.
+    """
+    if any(out.iterdir()):
+        raise ValueError(f"{out}: not empty; write a data set into a new folder")
+    shards = {split: write_split(out, split, samples, samples_per_shard) for split, samples in splits.items()}
+    scans = {split: [list(scan(path)) for path in paths] for split, paths in shards.items()}
+    positives, negatives = _count_labels(scans["train"])
+    vocabulary = Vocabulary(
+        class_ids=tuple(class_ids),
+        names=tuple(names),
+        train_positives=np.array([positives[c] for c in class_ids], np.int64),
+        train_negatives=np.array([negatives[c] for c in class_ids], np.int64),
+    )
+    vocabulary.write(out / "vocabulary.csv")
+    for split, paths in shards.items():
+        index_split(out, split, paths, scans[split], vocabulary)
+    return vocabulary
+
+
+def index_split(
+    out: Path, split: str, shards: Sequence[Path], scans: Iterable[Iterable[Scanned]], vocabulary: Vocabulary
+) -> None:
+    """Write `<split>.arrow` from what `scan` found in each of its tars."""
+    rows: list[dict[str, Any]] = []
+    labels: list[dict[str, Any]] = []
+    for number, (path, scanned) in enumerate(zip(shards, scans, strict=True)):
+        for row, label in scanned:
+            rows.append(row | {"shard": number} | _columns(label, vocabulary, f"{path}: sample {row['key']}"))
+            labels.append(label)
+    repeated = [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{out}: {len(repeated)} keys occur twice in split {split}, such as {repeated[:3]}")
+    write_index(
+        out / f"{split}.arrow",
+        rows,
+        shards=[path.name for path in shards],
+        shard_bytes=[path.stat().st_size for path in shards],
+        vocabulary=vocabulary,
+        has_truth=bool(labels) and all("truth" in label for label in labels),
+    )
+
+
+def scan(path: Path) -> Iterator[Scanned]:
+    """Read one tar: per sample its place (key, offset, size, crc32 of the image) and its JSON labels."""
+    image: dict[str, Any] | None = None
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            key, _, suffix = member.name.partition(".")
+            if not member.isfile() or not KEY.fullmatch(key):
+                raise ValueError(f"{path}: member {member.name!r} is not a file named by a key {KEY.pattern}")
+            content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
+            if suffix == "jpg":
+                image = {"key": key, "offset": member.offset_data, "size": member.size, "crc32": zlib.crc32(content)}
+            elif suffix == "json" and image is not None and image["key"] == key:
+                yield image, _parse(content, f"{path}: {member.name}")
+                image = None
+            else:
+                raise ValueError(f"{path}: member {member.name!r} does not pair with a jpg; expected KEY.jpg, KEY.json")
+        _check_end(path, tar.offset)
+    if image is not None:
+        raise ValueError(f"{path}: {image['key']}.jpg has no {image['key']}.json; write the shard again")
+
+
+def _check_end(path: Path, offset: int) -> None:
+    # tarfile takes a damaged header for the end of the archive (cpython #120740): all that follows must be zeros.
+    with path.open("rb") as file:
+        file.seek(offset)
+        if any(file.read()) or path.stat().st_size < offset:
+            raise ValueError(f"{path}: damaged or truncated at byte {offset}; write the shard again")
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        labels = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(labels, dict) or not {"positive", "negative"} <= set(labels):
+        raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
+    return labels
+
+
+def _columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> dict[str, Any]:
+    both = set(label["positive"]) & set(label["negative"])
+    if both:
+        raise ValueError(f"{where}: classes {sorted(both)[:5]} labelled both positive and negative")
+    try:
+        column = vocabulary.index_of.__getitem__
+        boxes = [(column(name), *corners) for name, *corners in label.get("boxes", ())]
+        return {
+            "positives": sorted(map(column, label["positive"])),
+            "negatives": sorted(map(column, label["negative"])),
+            "truth": sorted(map(column, label["truth"])) if "truth" in label else None,
+            "boxes": [dict(zip(("class", "x0", "y0", "x1", "y1"), box, strict=True)) for box in boxes],
+        }
+    except KeyError as error:
+        raise ValueError(f"{where}: class {error} is not among the {len(vocabulary)} of the vocabulary") from None
+
+
+def _count_labels(scans: Iterable[Iterable[Scanned]]) -> tuple[Counter[str], Counter[str]]:
+    positives, negatives = Counter[str](), Counter[str]()
+    for scanned in scans:
+        for _, label in scanned:
+            positives.update(label["positive"])
+            negatives.update(label["negative"])
+    return positives, negatives

@@ -1,0 +1,82 @@
+"""Command-line flags from configuration dataclasses: one flag a field, one group a class, one line an error."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+
+@cache
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            docs[field.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers an unknown flag with the nearest one, in one line, exit code 2."""
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse all arguments."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+            self.error(f"{flag}: no such flag{f'; did you mean {near[0]}?' if near else ''} --help lists them")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and exit with code 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
+    """Add one flag for every field of the dataclass instance `group`; only the given ones appear in the result."""
+    cls = type(group)
+    section = parser.add_argument_group((cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        section.add_argument(
+            "--" + field.name.replace("_", "-"),
+            help=f"{field_docs(cls)[field.name]} [{_shown(getattr(group, field.name))}]".replace("%", "%%"),
+            default=argparse.SUPPRESS,
+            **_how(hints[field.name]),
+        )
+
+
+def _shown(value: object) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value) or "none"
+
+
+def _how(kind: Any) -> dict[str, Any]:
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind), "metavar": "|".join(map(str, get_args(kind)))}
+    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+
+
+def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
+    """Run a command's main: a ValueError becomes one line and exit code 2, Ctrl-C exit code 130, no traceback."""
+    try:
+        code = main() or 0
+    except ValueError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

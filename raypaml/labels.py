@@ -1,0 +1,114 @@
+"""The label alphabet, the vocabulary of classes, and the five class groups."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+POSITIVE = 1
+NEGATIVE = 0
+UNOBSERVED = -1
+
+NUM_GROUPS = 5
+GROUP_NAMES = tuple(f"G{group}" for group in range(1, NUM_GROUPS + 1))
+
+_COLUMNS = ["class_id", "name", "train_positives", "train_negatives", "class_group"]
+
+SchemeName = Literal["full", "an", "ignore", "ll_r", "ll_ct", "ll_cp"]
+"""How unobserved entries enter the loss; see losses.large_loss."""
+
+IntArray = NDArray[np.int64]
+
+
+def class_groups(annotations: IntArray) -> IntArray:
+    """Cut the classes into five equal groups by their number of training annotations.
+
+    Args:
+        annotations: [K] observed training labels per class, positives plus negatives.
+
+    Returns:
+        [K] group of each class, 1 (rarest) to 5 (most frequent). Ties keep vocabulary order. Where K is not
+        divisible by five the sizes differ by at most one. (BoostLU, CVPR 2023, OpenImages V3 protocol.)
+    """
+    num_classes = len(annotations)
+    order = np.argsort(annotations, kind="stable")
+    groups = np.empty(num_classes, np.int64)
+    groups[order] = np.arange(num_classes) * NUM_GROUPS // max(num_classes, 1) + 1
+    return groups
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vocabulary:
+    """The ordered classes of a data set; column k of every label matrix is `class_ids[k]`."""
+
+    class_ids: tuple[str, ...]
+    names: tuple[str, ...]
+    train_positives: IntArray
+    """[K] observed positive training labels."""
+    train_negatives: IntArray
+    """[K] observed negative training labels."""
+
+    def __post_init__(self) -> None:
+        if not self.class_ids:
+            raise ValueError("vocabulary: no classes; give at least one class id")
+        if len(set(self.class_ids)) != len(self.class_ids):
+            twice = sorted({c for c in self.class_ids if self.class_ids.count(c) > 1})
+            raise ValueError(f"vocabulary: class ids given twice: {twice[:5]}; keep one row each")
+
+    def __len__(self) -> int:
+        return len(self.class_ids)
+
+    @cached_property
+    def class_group(self) -> IntArray:
+        """[K] 1 (rarest) to 5 (most frequent), by training annotations."""
+        return class_groups(self.train_positives + self.train_negatives)
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """Class id -> column."""
+        return {class_id: k for k, class_id in enumerate(self.class_ids)}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the ordered class ids: two sets of columns mean the same only if these agree."""
+        return hashlib.sha256("\n".join(self.class_ids).encode()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write `vocabulary.csv`."""
+        rows = zip(self.class_ids, self.names, self.train_positives, self.train_negatives, self.class_group, strict=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(_COLUMNS)
+            writer.writerows(rows)
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """Read `vocabulary.csv`; the groups are recomputed, so a hand-edited file cannot disagree with its counts."""
+        if not path.is_file():
+            raise ValueError(f"{path}: no such vocabulary; shard the data with one of tools/shard_*.py")
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames is None or not set(_COLUMNS[:4]) <= set(reader.fieldnames):
+                raise ValueError(f"{path}: columns {reader.fieldnames}, expected {_COLUMNS}")
+            rows = [_row(path, line, row) for line, row in enumerate(reader, start=2)]
+        ids, names, positives, negatives = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return cls(
+            class_ids=ids,
+            names=names,
+            train_positives=np.array(positives, np.int64),
+            train_negatives=np.array(negatives, np.int64),
+        )
+
+
+def _row(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, int, int]:
+    try:
+        return row["class_id"], row["name"], int(row["train_positives"]), int(row["train_negatives"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}:{line}: {error}; expected {','.join(_COLUMNS)}") from None

@@ -1,0 +1,127 @@
+"""Assume-negative training that rejects or corrects its largest losses: LL-R, LL-Ct, LL-Cp, and the plain schemes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, SchemeName
+from raypaml.losses.selection import rejection_count, rejection_rate, select
+
+SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
+REJECTING: tuple[SchemeName, ...] = ("ll_r", "ll_ct", "ll_cp")
+
+
+def scheduled_rate(
+    scheme: SchemeName,
+    delta_rel: float,
+    *,
+    epoch: int,
+    step: int = 0,
+    steps: int = 1,
+    warmup_epochs: int = 1,
+    continuous: bool = False,
+) -> Fraction:
+    """The rejection rate at a place in training, a pure function, so that a resumed run continues it exactly.
+
+    Zero during the warm-up. Then LL-R and LL-Ct reject `delta_rel` percent more with each epoch, LL-Cp a constant
+    `delta_rel` percent, for what it once corrected stays corrected. (LL, CVPR 2022, section 4.)
+
+    Args:
+        delta_rel: percent of all entries per epoch.
+        epoch, step, steps: epoch from 0, step within it, steps per epoch.
+        warmup_epochs: plain epochs before the first rejection; 1 as published.
+        continuous: raise the rate with every step; it meets the per-epoch schedule at each epoch's start.
+    """
+    if scheme not in REJECTING or epoch < warmup_epochs:
+        return Fraction(0)
+    progress = Fraction(epoch - warmup_epochs + 1) + (Fraction(step, steps) if continuous else 0)
+    return rejection_rate(Fraction(1) if scheme == "ll_cp" else progress, delta_rel)
+
+
+def large_loss(
+    logits: Tensor,
+    labels: Tensor,
+    scheme: SchemeName = "ll_r",
+    rejection_rate: float | Fraction = 0.0,
+    *,
+    global_rows: int | None = None,
+    first_row: int = 0,
+    group: dist.ProcessGroup | None = None,
+    scope: Literal["global", "rank"] = "global",
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy from partial labels, without the unobserved entries that look like missed positives.
+
+    Schemes: `full` every entry observed · `an` unobserved means negative · `ignore` observed entries only · `ll_r`
+    the rejected entries' loss is 0 · `ll_ct` the rejected entries' target is 1 in this step · `ll_cp` the same, and
+    the caller keeps the targets (`training.corrections`). Rejected are exactly the k unobserved entries of largest
+    loss in the global batch, k = round-half-up(rate x all entries), or all of them where there are fewer. They stay
+    in the denominator. (LL, CVPR 2022, equations 4 to 7; where the published code differs, DESIGN.md 4.)
+
+    Args:
+        logits: [B, K], any float type; the loss is computed in float32 (float64 stays).
+        labels: [B, K] int8 in {1 positive, 0 negative, -1 unobserved}.
+        rejection_rate: share of all entries, 0..1; 0 is plain assume-negative.
+        global_rows: rows of the global batch, if this is one rank's part of it.
+        first_row: this part's first row within the global batch.
+        group: the process group that shares the global batch.
+        scope: "rank" rejects within this rank's part alone, as published code does under data parallelism: what is
+            rejected then depends on the number of ranks.
+
+    Returns:
+        loss: this rank's sum over entries divided by the count of the *global* batch (all entries; for `ignore` the
+            observed ones), so that the ranks' losses add up to the loss, however uneven they are.
+        rejected: [B, K] bool.
+
+    Raises:
+        ValueError: unknown scheme, labels outside the alphabet, unobserved entries under `full`, shapes that differ,
+            a rate outside 0..1.
+        FloatingPointError: logits that are not finite; the message names the rows.
+    """
+    _check(logits, labels, scheme, rejection_rate)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    rows = logits.shape[0] if global_rows is None else global_rows
+    unobserved = labels == UNOBSERVED
+    considered = rows if scope == "global" else len(logits)
+    count = rejection_count(rejection_rate, considered * logits.shape[1]) if scheme in REJECTING else 0
+    rejected = select(logits, unobserved, count, first_row=first_row, group=group if scope == "global" else None)
+    positive = labels == POSITIVE
+    if scheme in ("ll_ct", "ll_cp"):
+        positive = positive | rejected
+    losses = -F.logsigmoid(torch.where(positive, logits, -logits))
+    if scheme == "ignore":
+        losses = losses.masked_fill(unobserved, 0)
+        return losses.sum() / _total((~unobserved).sum(), group), rejected
+    if scheme == "ll_r":
+        losses = losses.masked_fill(rejected, 0)
+    return losses.sum() / (rows * logits.shape[1]), rejected
+
+
+def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    if group is not None:
+        dist.all_reduce(count, group=group)
+    return count.clamp(min=1)
+
+
+def _check(logits: Tensor, labels: Tensor, scheme: str, rate: float | Fraction) -> None:
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme={scheme!r}: no such scheme; known: {', '.join(SCHEMES)}")
+    if logits.shape != labels.shape or logits.dim() != 2:
+        raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)}: give both as [B, K]")
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rejection_rate={float(rate):g}: a share of all entries, 0..1")
+    if not logits.isfinite().all():
+        rows = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+        raise FloatingPointError(f"logits are not finite in rows {rows[:8]} of {len(logits)}")
+    if labels.numel() and not UNOBSERVED <= int(labels.min()) <= int(labels.max()) <= POSITIVE:
+        raise ValueError(
+            f"labels from {int(labels.min())} to {int(labels.max())}: use {POSITIVE} positive, {NEGATIVE} negative, "
+            f"{UNOBSERVED} unobserved"
+        )
+    if scheme == "full" and (labels == UNOBSERVED).any():
+        raise ValueError("scheme='full' needs every entry observed; choose a partial-label scheme")

@@ -1,0 +1,89 @@
+"""The classifier whose last layer is its class activation map, and BoostLU on that map.
+
+Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError unless alpha >= 1."""
+    if not alpha >= 1:
+        raise ValueError(
+            f"alpha={alpha}: BoostLU needs alpha >= 1 (1 switches it off); below 1, max(x, alpha x) would leave "
+            "positive attributions alone and shrink the negative ones"
+        )
+
+
+def boostlu(cam: Tensor, alpha: float) -> Tensor:
+    """BoostLU(x) = max(x, alpha x): positive attributions times alpha, the others unchanged.
+
+    Args:
+        cam: [..., h, w] class activation map.
+        alpha: factor >= 1; 5 as published.
+
+    Returns:
+        Same shape. The slope at exactly 0 is alpha. (BoostLU, CVPR 2023, section 4.)
+    """
+    check_alpha(alpha)
+    return torch.where(cam >= 0, alpha * cam, cam)
+
+
+def pool_parts(cam: Tensor) -> tuple[Tensor, Tensor]:
+    """P = mean(max(cam, 0)) and N = mean(min(cam, 0)) over the grid, in float32.
+
+    `alpha * P + N` is the spatial mean of the boosted map for every alpha, so no boosted map is built.
+
+    Args:
+        cam: [B, K, h, w].
+
+    Returns:
+        P [B, K] >= 0 and N [B, K] <= 0.
+    """
+    cam = cam if cam.dtype == torch.float64 else cam.float()
+    positive = cam.clamp(min=0)  # slope 1 at 0, so that P, not N, takes the gradient there, as in boostlu
+    return positive.mean((-2, -1)), (cam - positive).mean((-2, -1))
+
+
+class CamClassifier(nn.Module):
+    """Backbone, 1x1 convolution giving the CAM (bias included), BoostLU, spatial mean.
+
+    Args:
+        backbone: uint8-normalised images [B, 3, H, W] -> features [B, D, h, w], with an attribute `num_channels` = D.
+        num_classes: K.
+        alpha: BoostLU's factor, >= 1, used in training and in evaluation.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, num_classes: int, alpha: float = 5.0):
+        super().__init__()
+        check_alpha(alpha)
+        self.alpha = alpha
+        self.backbone = backbone
+        self.head = nn.Conv2d(int(backbone.num_channels), num_classes, kernel_size=1)  # type: ignore[arg-type]
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def cam(self, images: Tensor) -> Tensor:
+        """The raw map [B, K, h, w] of uint8 images [B, 3, H, W]."""
+        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
+        return self.head(self.backbone(pixels))  # type: ignore[no-any-return]
+
+    def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """P and N [B, K] of uint8 images; logits for any alpha are `alpha * P + N`."""
+        return pool_parts(self.cam(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, K], float32, of uint8 images [B, 3, H, W]."""
+        positive, negative = self.pooled(images)
+        return self.alpha * positive + negative

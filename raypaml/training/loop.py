@@ -1,0 +1,327 @@
+"""One worker's whole life: data, model, optimizer, restore, epochs, test. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raypaml.config import TrainConfig
+from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.plan import Plan, default_lanes
+from raypaml.labels import POSITIVE, UNOBSERVED
+from raypaml.losses.large_loss import large_loss, scheduled_rate
+from raypaml.metrics.average_precision import group_means, mean_ap
+from raypaml.model.backbones import build_backbone
+from raypaml.model.cam import CamClassifier
+from raypaml.training import checkpoint
+from raypaml.training.checkpoint import State
+from raypaml.training.corrections import Corrections
+from raypaml.training.distributed import Team
+from raypaml.training.evaluation import predict, write_part
+
+REPORT_STEPS = 20
+"""Steps between two agreements on progress, so that reporting costs no collective per step."""
+WARMUP_STEPS = 100
+"""Of the learning rate, with lr_schedule=cosine."""
+EVALUATION_BATCHES = 4
+"""Evaluation takes this many training batches at once: it keeps no activations."""
+TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
+
+Report = Callable[[dict[str, Any]], bool]
+"""Takes progress; answers whether training should stop at the next opportunity."""
+
+
+@dataclass
+class Worker:
+    """What one worker holds."""
+
+    config: TrainConfig
+    run_folder: Path
+    team: Team
+    data: DataFolder
+    plan: Plan
+    model: CamClassifier
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    state: State
+    corrections: Corrections
+    report: Report
+    tally: Tensor
+    """Float64 sums named by TALLY, of this rank, since the last agreement."""
+
+
+def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> bool:
+    """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
+
+    Args:
+        config: checked.
+        data_folder: shards, index and vocabulary.
+        run_folder: `<storage>/<run>`, seen by all workers.
+        device: of this worker. Its process group, if any, is torch.distributed's default one.
+        report: called on every rank with progress; an answer of True on any rank stops all of them.
+
+    Returns:
+        Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
+    """
+    # --- Data, model, optimizer -------------------------------------------------------------------------------
+    worker = _prepare(config, data_folder, run_folder, device, report)
+
+    # --- Restore ----------------------------------------------------------------------------------------------
+    _restore(worker)
+
+    # --- Epochs -----------------------------------------------------------------------------------------------
+    while worker.state.epoch < config.optim.epochs:
+        if not _train_epoch(worker):
+            return False
+        _finish_epoch(worker)
+
+    # --- Test -------------------------------------------------------------------------------------------------
+    _test(worker)
+    return True
+
+
+def _prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> Worker:
+    team = Team.here(device)
+    data = open_folder(data_folder)
+    index = data.splits["train"]
+    size = config.data.global_batch_size
+    plan = Plan(
+        num_samples=len(index),
+        global_batch_size=size,
+        lanes=config.data.lanes or default_lanes(size),
+        seed=config.run.seed,
+    )
+    torch.manual_seed(config.run.seed)
+    backbone = build_backbone(config.model.backbone, config.model.weights)
+    model = CamClassifier(backbone, len(data.vocabulary), config.model.alpha)
+    model = model.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
+    groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
+    return Worker(
+        config=config,
+        run_folder=run_folder,
+        team=team,
+        data=data,
+        plan=plan,
+        model=model,
+        wrapped=team.wrap(model),
+        optimizer=torch.optim.Adam(groups, lr=config.optim.lr),
+        state=State(vocabulary=data.vocabulary.digest),
+        corrections=Corrections(len(data.vocabulary)),
+        report=report,
+        tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
+    )
+
+
+def _restore(worker: Worker) -> None:
+    valid, damaged = checkpoint.valid_checkpoints(worker.run_folder / "checkpoints")
+    if damaged:
+        worker.report({"event": f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"})
+    worker.team.barrier()  # nobody may save before all have looked
+    if not valid:
+        return
+    worker.state, worker.corrections = checkpoint.load(
+        valid[-1], worker.model, worker.optimizer, worker.data.splits["train"]
+    )
+    worker.report({"event": f"continues from epoch {worker.state.epoch}, step {worker.state.step}"})
+
+
+def _train_epoch(worker: Worker) -> bool:
+    """Train to the end of the epoch; False if asked to stop before, with a checkpoint saved."""
+    config, state = worker.config, worker.state
+    parts = worker.plan.epoch(state.epoch, worker.team.rank, worker.team.world_size)
+    reader = Reader(
+        worker.data.path,
+        worker.data.splits["train"],
+        parts,
+        full_labels=config.loss.scheme == "full",
+        with_truth=True,
+    )
+    pin = worker.team.device.type == "cuda"
+    batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
+    began = time.monotonic()
+    for batch in batches:
+        _step(worker, batch)
+        state.step += 1
+        last = state.step == worker.plan.steps
+        save_now = config.run.checkpoint_steps and state.step % config.run.checkpoint_steps == 0
+        if state.step % REPORT_STEPS == 0 or last or save_now:
+            stop = _agree(worker)
+            state.seconds += time.monotonic() - began
+            began = time.monotonic()
+            if (save_now or stop) and not last:
+                _save(worker)
+            if stop and not last:
+                return False
+    return True
+
+
+def _step(worker: Worker, batch: Batch) -> None:
+    config, device, state = worker.config, worker.team.device, worker.state
+    loss_config = config.loss
+    labels = worker.corrections.apply(batch.labels, batch.rows).to(device, non_blocking=True)
+    rate = scheduled_rate(
+        loss_config.scheme,
+        loss_config.delta_rel,
+        epoch=state.epoch,
+        step=state.step,
+        steps=worker.plan.steps,
+        warmup_epochs=loss_config.warmup_epochs,
+        continuous=loss_config.schedule == "samples",
+    )
+    logits = _forward(worker, batch)
+    try:
+        loss, rejected = large_loss(
+            logits,
+            labels,
+            loss_config.scheme,
+            rate,
+            global_rows=batch.global_rows,
+            first_row=batch.first_row,
+            group=worker.team.group,
+            scope=loss_config.rejection_scope,
+        )
+    except FloatingPointError:
+        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
+        keys = [batch.keys[row] for row in bad[:8]]
+        where = f"rank {worker.team.rank}, epoch {state.epoch}, step {state.step}"
+        raise FloatingPointError(f"{where}: logits are not finite for {len(bad)} samples, such as {keys}") from None
+    if loss_config.scheme == "ll_cp":
+        worker.corrections.add(batch.rows, rejected)
+    _set_lr(worker)
+    worker.optimizer.zero_grad(set_to_none=True)
+    (loss * worker.team.world_size).backward()  # type: ignore[no-untyped-call]  # the wrapper averages over ranks
+    worker.optimizer.step()
+    _count(worker, batch, labels, loss.detach(), rejected)
+
+
+def _forward(worker: Worker, batch: Batch) -> Tensor:
+    device = worker.team.device
+    images = batch.images.to(device, non_blocking=True)
+    if worker.config.data.flip:
+        images = torch.where(batch.flip.to(device)[:, None, None, None], images.flip(-1), images)
+    num = len(images)
+    if num == 0:  # an empty part of a short last batch still takes part in the gradients' average, with zeros
+        images = images.new_zeros((1, *images.shape[1:]))
+    with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(worker.config.optim.precision, device)):
+        logits: Tensor = worker.wrapped(images)
+    return logits[:num]
+
+
+def _bfloat16(precision: str, device: torch.device) -> bool:
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bfloat16"
+
+
+def _set_lr(worker: Worker) -> None:
+    optim, state = worker.config.optim, worker.state
+    scale = 1.0
+    if optim.lr_schedule == "cosine":
+        done = state.epoch * worker.plan.steps + state.step
+        progress = done / (optim.epochs * worker.plan.steps)
+        scale = min(1.0, (done + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * progress))
+    backbone, head = worker.optimizer.param_groups
+    backbone["lr"] = optim.lr * scale
+    head["lr"] = optim.lr * optim.head_lr_mult * scale
+
+
+def _count(worker: Worker, batch: Batch, labels: Tensor, loss: Tensor, rejected: Tensor) -> None:
+    counts = [loss * batch.global_rows, loss.new_tensor(len(batch.rows)), rejected.sum()]
+    if batch.truth is not None:
+        missed = (labels == UNOBSERVED) & (batch.truth.to(labels.device) == POSITIVE)
+        counts += [(rejected & missed).sum(), missed.sum()]
+    else:
+        counts += [loss.new_zeros(()), loss.new_zeros(())]
+    worker.tally += torch.stack([count.double() for count in counts])
+
+
+def _agree(worker: Worker) -> bool:
+    """Add up what all ranks counted since last time, report it; whether anyone was asked to stop."""
+    state = worker.state
+    summed = worker.team.sum(worker.tally).tolist()
+    worker.tally.zero_()
+    state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
+    totals = dict(zip(TALLY, state.tally, strict=True))
+    asked = worker.report(
+        {
+            "epoch": state.epoch,
+            "step": state.step,
+            "steps": worker.plan.steps,
+            "epochs": worker.config.optim.epochs,
+            "loss": summed[0] / max(summed[1], 1),
+            "samples": summed[1],
+            "rejected": totals["rejected"],
+        }
+    )
+    return bool(worker.team.sum(torch.tensor([float(asked)])).item())
+
+
+def _finish_epoch(worker: Worker) -> None:
+    """Validate, record, save."""
+    state, config = worker.state, worker.config
+    worker.corrections.exchange(worker.team)
+    mine = predict(worker.model, worker.data, "validation", worker.team, **_evaluation(worker))
+    ap = mine.gather(worker.team).ap(config.model.alpha, len(worker.data.vocabulary))
+    totals = dict(zip(TALLY, state.tally, strict=True))
+    known = worker.data.splits["train"].has_truth
+    record = {
+        "epoch": state.epoch,
+        "loss": totals["loss"] / totals["samples"],
+        "samples": int(totals["samples"]),
+        "rejected": int(totals["rejected"]),
+        "rejected_missed": int(totals["rejected_missed"]) if known else None,
+        "missed": int(totals["missed"]) if known else None,
+        "corrected": len(worker.corrections.entries),
+        "validation_mean_ap": mean_ap(ap),
+        "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
+        "seconds": round(state.seconds, 3),
+    }
+    assert record["samples"] == worker.plan.num_samples, "every sample exactly once per epoch"
+    state.history.append(record)
+    state.epoch, state.step, state.tally = state.epoch + 1, 0, []
+    _save(worker)
+    worker.report({"record": record, "epochs": config.optim.epochs})
+
+
+def _evaluation(worker: Worker) -> dict[str, int]:
+    return {
+        "lanes": worker.plan.lanes,
+        "batch_size": worker.plan.global_batch_size * EVALUATION_BATCHES,
+        "loader_workers": worker.config.data.loader_workers,
+    }
+
+
+def _save(worker: Worker) -> None:
+    worker.corrections.exchange(worker.team)
+    if worker.team.rank == 0:
+        folder = worker.run_folder / "checkpoints"
+        index = worker.data.splits["train"]
+        checkpoint.save(folder, worker.state, worker.model, worker.optimizer, worker.corrections, index)
+        checkpoint.retain(folder)
+        lines = worker.run_folder / ".metrics.unfinished"
+        lines.write_text("".join(json.dumps(record) + "\n" for record in worker.state.history))
+        lines.replace(worker.run_folder / "metrics.jsonl")
+    worker.team.barrier()
+
+
+def _test(worker: Worker) -> None:
+    """Predict the test split with the best checkpoint."""
+    valid, _ = checkpoint.valid_checkpoints(worker.run_folder / "checkpoints")
+    checkpoint.load_model(checkpoint.best_checkpoint(valid), worker.model)
+    predictions = predict(worker.model, worker.data, "test", worker.team, **_evaluation(worker))
+    folder = worker.run_folder / "predictions" / "test"
+    if worker.team.rank == 0:  # parts of another number of workers, from an interrupted test
+        for stale in folder.glob("part-*"):
+            stale.unlink()
+    worker.team.barrier()
+    write_part(folder, predictions, worker.data, "test", worker.team)
+    worker.team.barrier()
