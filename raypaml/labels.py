@@ -82,7 +82,9 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         """Write `vocabulary.csv`."""
-        rows = zip(self.class_ids, self.names, self.train_positives, self.train_negatives, self.class_group, strict=True)
+        rows = zip(
+            self.class_ids, self.names, self.train_positives, self.train_negatives, self.class_group, strict=True
+        )
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(_COLUMNS)

@@ -26,7 +26,13 @@ from raypaml.data.shards import Box, Sample, write_dataset
 
 SIDE = 64
 """Scene side, px."""
-COLOURS = {"red": (235, 55, 45), "green": (50, 205, 70), "blue": (70, 105, 250), "yellow": (240, 220, 50), "pink": (235, 90, 215)}
+COLOURS = {
+    "red": (235, 55, 45),
+    "green": (50, 205, 70),
+    "blue": (70, 105, 250),
+    "yellow": (240, 220, 50),
+    "pink": (235, 90, 215),
+}
 CLASS_IDS = tuple(f"{colour}_{digit}" for colour in COLOURS for digit in range(10))
 NAMES = tuple(f"{colour} {digit}" for colour in COLOURS for digit in range(10))
 NUM_SCENES = {"train": 12000, "validation": 1000, "test": 2000}
@@ -52,7 +58,7 @@ def class_weights(seed: int) -> NDArray[np.float64]:
     """[50] probability of each class: a long tail over a random order of the classes."""
     ranks = np.random.default_rng([seed, 0]).permutation(len(CLASS_IDS)) + 1
     weights = ranks**-TAIL_EXPONENT
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def draw_scene(rng: Rng, glyphs: NDArray[np.uint8], digits: NDArray[np.int64], weights: NDArray[np.float64]) -> Scene:

@@ -92,7 +92,8 @@ class Index:
         if rows.null_count:
             lost = keys.filter(pc.is_null(rows)).to_pylist()
             raise ValueError(f"{self.where}: {len(lost)} of {len(keys)} keys are not in this index, such as {lost[:3]}")
-        return rows.to_numpy().astype(np.int64)
+        found: NDArray[np.int64] = rows.to_numpy().astype(np.int64)
+        return found
 
     def boxes(self, row: int) -> list[dict[str, float]]:
         """The known boxes of one sample: class column and pixel corners x0 y0 x1 y1."""
@@ -118,9 +119,14 @@ class Index:
         rows = np.arange(len(self))
         for ragged in (self.positives, self.negatives, self._truth):
             if len(ragged.values) and not 0 <= ragged.values.min() <= ragged.values.max() < self.num_classes:
-                raise ValueError(f"{self.where}: class columns outside 0..{self.num_classes - 1}; write the index again")
-        entries = [p * self.num_classes + c for p, c in (r.cells(rows) for r in (self.positives, self.negatives))]
-        both = np.intersect1d(*entries)
+                raise ValueError(
+                    f"{self.where}: class columns outside 0..{self.num_classes - 1}; write the index again"
+                )
+        positive, negative = (
+            position * self.num_classes + classes
+            for position, classes in (ragged.cells(rows) for ragged in (self.positives, self.negatives))
+        )
+        both = np.intersect1d(positive, negative)
         if len(both):
             keys = self.keys(both[:5] // self.num_classes)
             raise ValueError(f"{self.where}: {len(both)} entries both positive and negative, such as in {keys}")

@@ -1,0 +1,1 @@
+"""Losses for partial labels and the selection of what they reject."""

@@ -38,11 +38,13 @@ def _exact(number: float | Fraction) -> Fraction:
 
 
 def rejection_count(rate: float | Fraction, num_entries: int) -> int:
-    """k = rate x entries, rounded half up, in integers."""
+    """K = rate x entries, rounded half up, in integers."""
     return int(_exact(rate) * num_entries + Fraction(1, 2))
 
 
-def select(logits: Tensor, candidates: Tensor, count: int, *, first_row: int = 0, group: dist.ProcessGroup | None = None) -> Tensor:
+def select(
+    logits: Tensor, candidates: Tensor, count: int, *, first_row: int = 0, group: dist.ProcessGroup | None = None
+) -> Tensor:
     """Mark the `count` candidate entries of the largest logits in the global batch.
 
     For an unobserved entry the assume-negative loss is softplus(logit), strictly increasing, so ranking by logit is

@@ -47,7 +47,9 @@ def average_precision(class_index: ArrayLike, scores: ArrayLike, positive: Array
     return np.where(counts > 0, total / np.maximum(positives, 1), np.nan)
 
 
-def _check(classes: NDArray[np.int64], scores: NDArray[np.generic], positive: NDArray[np.bool_], num_classes: int) -> None:
+def _check(
+    classes: NDArray[np.int64], scores: NDArray[np.generic], positive: NDArray[np.bool_], num_classes: int
+) -> None:
     if not len(classes) == len(scores) == len(positive):
         raise ValueError(f"rows differ: {len(classes)} classes, {len(scores)} scores, {len(positive)} labels")
     if len(classes) and not 0 <= classes.min() <= classes.max() < num_classes:

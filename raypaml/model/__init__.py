@@ -1,0 +1,1 @@
+"""Backbones, the CAM head, BoostLU."""

@@ -28,14 +28,18 @@ class Backbone(nn.Sequential):
 def _block(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
     # GroupNorm, not BatchNorm: no running state, and a result that does not depend on who shares the batch
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, size, stride, padding=(size % 2), bias=False), nn.GroupNorm(8, outputs), nn.ReLU(inplace=True)
+        nn.Conv2d(inputs, outputs, size, stride, padding=(size % 2), bias=False),
+        nn.GroupNorm(8, outputs),
+        nn.ReLU(inplace=True),
     )
 
 
 def small() -> Backbone:
     """Three convolutions with GroupNorm, stride 8, 128 channels: for `digits` and tests."""
     widths = ((3, 32, 4, 4), (32, 64, 3, 2), (64, 128, 3, 1))
-    return Backbone(OrderedDict((f"block{n}", _block(*width)) for n, width in enumerate(widths)), num_channels=widths[-1][1])
+    return Backbone(
+        OrderedDict((f"block{n}", _block(*width)) for n, width in enumerate(widths)), num_channels=widths[-1][1]
+    )
 
 
 def resnet(name: str, weights: str = "") -> Backbone:
@@ -51,7 +55,7 @@ def resnet(name: str, weights: str = "") -> Backbone:
             "download them elsewhere and give the file as --weights FILE"
         ) from None
     stages = OrderedDict(whole.named_children())
-    num_channels = int(stages.pop("fc").in_features)  # type: ignore[arg-type]
+    num_channels = int(stages.pop("fc").in_features)
     del stages["avgpool"]
     return Backbone(stages, num_channels)
 
@@ -96,7 +100,7 @@ def read_weights(path: Path) -> Weights:
     content = content.get("state_dict", content) if isinstance(content, dict) else None
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"weights={path}: not a state dict of tensors")
-    return content
+    return dict(content)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""One worker's loop and what it keeps: team, checkpoints, corrections, predictions."""

@@ -1,7 +1,7 @@
 """Checkpoints as folders of safetensors, JSON and Parquet: written whole or not at all, verified before use.
 
-    <run>/checkpoints/0003-000120/   epoch 3, step 120: the cursor of the next batch
-        model.safetensors  optimizer.safetensors  state.json  [corrections.parquet]  COMMITTED (digests; written last)
+<run>/checkpoints/0003-000120/   epoch 3, step 120: the cursor of the next batch
+    model.safetensors  optimizer.safetensors  state.json  [corrections.parquet]  COMMITTED (digests; written last)
 """
 
 from __future__ import annotations
@@ -49,14 +49,21 @@ class State:
 
 
 def save(
-    folder: Path, state: State, model: nn.Module, optimizer: torch.optim.Optimizer, corrections: Corrections, index: Index
+    folder: Path,
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    corrections: Corrections,
+    index: Index,
 ) -> Path:
     """Write a checkpoint under its final name, atomically, and return its folder."""
     final = folder / f"{state.epoch:04d}-{state.step:06d}"
     unfinished = folder / f".unfinished-{final.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, unfinished / "model.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, unfinished / "model.safetensors"
+    )
     save_file(_optimizer_tensors(optimizer), unfinished / "optimizer.safetensors")
     if len(corrections.entries):
         corrections.write(unfinished / "corrections.parquet", index)
@@ -103,7 +110,9 @@ def load_model(checkpoint: Path, model: nn.Module) -> None:
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))
 
 
-def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, index: Index) -> tuple[State, Corrections]:
+def load(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, index: Index
+) -> tuple[State, Corrections]:
     """Restore model and optimizer in place; return state and corrections."""
     state = read_state(checkpoint)
     if state.vocabulary != index.vocabulary_digest:

@@ -103,7 +103,9 @@ def _prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: t
     torch.manual_seed(config.run.seed)
     backbone = build_backbone(config.model.backbone, config.model.weights)
     model = CamClassifier(backbone, len(data.vocabulary), config.model.alpha)
-    model = model.to(device, memory_format=torch.channels_last if device.type == "cuda" else torch.preserve_format)
+    model = model.to(device)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
     groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
     return Worker(
         config=config,
