@@ -9,13 +9,11 @@ import difflib
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
 
 
-@cache
-def field_docs(cls: Hashable) -> dict[str, str]:
+def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a dataclass, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cast("type", cls)))).body[0]
     assert isinstance(body, ast.ClassDef)
@@ -48,11 +46,11 @@ def add_flags(parser: argparse.ArgumentParser, group: Any) -> None:
     """Add one flag for every field of the dataclass instance `group`; only the given ones appear in the result."""
     cls = type(group)
     section = parser.add_argument_group((cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
-    hints = get_type_hints(cls)
+    hints, docs = get_type_hints(cls), field_docs(cls)
     for field in dataclasses.fields(cls):
         section.add_argument(
             "--" + field.name.replace("_", "-"),
-            help=f"{field_docs(cls)[field.name]} [{_shown(getattr(group, field.name))}]".replace("%", "%%"),
+            help=f"{docs[field.name]} [{_shown(getattr(group, field.name))}]".replace("%", "%%"),
             default=argparse.SUPPRESS,
             **_how(hints[field.name]),
         )

@@ -104,7 +104,9 @@ def _paint(patch: NDArray[np.float32], glyph: NDArray[np.uint8], colour: tuple[i
     patch[:] = patch * (1 - ink) + shade * ink
 
 
-def hide_single_positive(rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+def hide_single_positive(
+    rng: Rng, truth: tuple[int, ...], _weights: NDArray[np.float64]
+) -> tuple[list[int], list[int]]:
     """Keep one positive at random, nothing else (Cole et al., CVPR 2021)."""
     return [int(rng.choice(truth))], []
 
@@ -142,7 +144,7 @@ def scenes(split: str, hiding: str, seed: int, count: int) -> Iterator[Sample]:
         yield _sample(f"{split}-{number:06d}", scene, *kept)
 
 
-def _full(rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+def _full(_rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
     return list(truth), [k for k in range(len(weights)) if k not in truth]
 
 
@@ -187,7 +189,7 @@ def _write(folder: Path, hiding: str, seed: int, counts: dict[str, int]) -> None
     try:
         splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
         write_dataset(unfinished, splits, CLASS_IDS, NAMES)
-        os.replace(unfinished, folder)
+        unfinished.replace(folder)
     except OSError:
         if not folder.is_dir():  # else another process was first, with the same bytes
             raise

@@ -73,7 +73,7 @@ def save(
     for path in unfinished.iterdir():
         _to_disk(path)
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(unfinished, final)
+    unfinished.replace(final)
     _to_disk(folder)
     return final
 
