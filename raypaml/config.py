@@ -46,7 +46,7 @@ class LossConfig:
     scheme: SchemeName = "ll_r"
     """full labels, an: unobserved is negative, ignore: observed only, or a large-loss scheme."""
     delta_rel: float = 0.5
-    """Percent of all entries of a batch added to the rejected per epoch. Published: LL-R 0.5; OpenImages 0.005, 0.01."""
+    """Percent of all entries of a batch added to the rejected an epoch. Published: LL-R 0.5; OpenImages 0.005, 0.01."""
     warmup_epochs: int = 1
     """Plain assume-negative epochs before the first rejection, >= 1. Published: 1."""
     schedule: Literal["epoch", "samples"] = "epoch"

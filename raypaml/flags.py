@@ -10,12 +10,12 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a dataclass, on one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cast("type", cls)))).body[0]
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
     for field, below in zip(body.body, body.body[1:], strict=False):

@@ -1,0 +1,77 @@
+"""Shared by all tests: a tiny digits data set, and functions run on real gloo processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from raypaml.data.digits import digits_folder
+
+TINY = {"train": 96, "validation": 40, "test": 40}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests' data sets out of the user's cache, also in the processes that tests start."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_digits(_private_cache: None) -> Path:
+    """A small single-positive data set; do not write into it."""
+    return digits_folder(num_scenes=TINY)
+
+
+def run_distributed(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Run `function(rank, world_size, *args)` on real gloo processes; returns their results by rank.
+
+    `function` must be a module-level function, and what it returns must be picklable.
+    """
+    context = mp.get_context("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = context.SimpleQueue()
+    spawned = [
+        context.Process(target=_rank, args=(function, rank, world_size, port, results, args), daemon=True)
+        for rank in range(world_size)
+    ]
+    for process in spawned:
+        process.start()
+    try:
+        found = dict(_expect(results, spawned) for _ in spawned)
+    finally:
+        for process in spawned:
+            process.join(30)
+            if process.is_alive():
+                process.kill()
+    return [found[rank] for rank in range(world_size)]
+
+
+def _expect(results: Any, spawned: list[Any]) -> tuple[int, Any]:
+    rank, value, error = results.get()
+    if error:
+        for process in spawned:
+            process.kill()
+        raise AssertionError(f"rank {rank} failed:\n{error}")
+    return rank, value
+
+
+def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, args: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+        results.put((rank, function(rank, world_size, *args), None))
+        dist.destroy_process_group()
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+        raise
