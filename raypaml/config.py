@@ -81,6 +81,8 @@ class RunConfig:
     """Folder that holds the runs; with several machines one that all of them see."""
     workers: int = 1
     """Training processes, one GPU each where there are GPUs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: one GPU per worker where the cluster has that many, else the CPU."""
     address: str = ""
     """Ray cluster to join (also RAY_ADDRESS); default: a private one on this machine."""
     seed: int = 0
@@ -89,7 +91,7 @@ class RunConfig:
     """Save also every so many steps; 0: after each epoch only."""
 
 
-EXECUTION_FIELDS = ("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "weights")
+EXECUTION_FIELDS = ("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device")
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
 
@@ -111,6 +113,20 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """Every field by its flag's name; the names are unique over the groups."""
         return {name: value for _, group in self.groups() for name, value in dataclasses.asdict(group).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; unknown groups or fields are refused."""
+        blank = cls(recipe=content["recipe"])
+        fields = {name: dict(content[name]) for name, _ in blank.groups()}
+        unknown = set(content) - set(fields) - {"recipe"}
+        if unknown:
+            raise ValueError(f"no such groups: {sorted(unknown)}")
+        return blank.override({field: value for group in fields.values() for field, value in group.items()})
 
     def override(self, values: dict[str, Any]) -> TrainConfig:
         """A copy with some fields set, each found in its group."""

@@ -20,13 +20,13 @@ from raypaml.data.plan import Plan, default_lanes
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.losses.large_loss import large_loss, scheduled_rate
 from raypaml.metrics.average_precision import group_means, mean_ap
-from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.training import checkpoint
 from raypaml.training.checkpoint import State
 from raypaml.training.corrections import Corrections
 from raypaml.training.distributed import Team
 from raypaml.training.evaluation import predict, write_part
+from raypaml.training.models import build_model
 
 REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
@@ -101,9 +101,7 @@ def _prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: t
         seed=config.run.seed,
     )
     torch.manual_seed(config.run.seed)
-    backbone = build_backbone(config.model.backbone, config.model.weights)
-    model = CamClassifier(backbone, len(data.vocabulary), config.model.alpha)
-    model = model.to(device)
+    model = build_model(config.model, len(data.vocabulary)).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
     groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
@@ -156,9 +154,9 @@ def _train_epoch(worker: Worker) -> bool:
         last = state.step == worker.plan.steps
         save_now = config.run.checkpoint_steps and state.step % config.run.checkpoint_steps == 0
         if state.step % REPORT_STEPS == 0 or last or save_now:
-            stop = _agree(worker)
-            state.seconds += time.monotonic() - began
-            began = time.monotonic()
+            now = time.monotonic()
+            stop = _agree(worker, now - began)
+            began = now
             if (save_now or stop) and not last:
                 _save(worker)
             if stop and not last:
@@ -246,9 +244,10 @@ def _count(worker: Worker, batch: Batch, labels: Tensor, loss: Tensor, rejected:
     worker.tally += torch.stack([count.double() for count in counts])
 
 
-def _agree(worker: Worker) -> bool:
-    """Add up what all ranks counted since last time, report it; whether anyone was asked to stop."""
+def _agree(worker: Worker, seconds: float) -> bool:
+    """Add up what all ranks counted in these seconds, report it; whether anyone was asked to stop."""
     state = worker.state
+    state.seconds += seconds
     summed = worker.team.sum(worker.tally).tolist()
     worker.tally.zero_()
     state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
@@ -259,9 +258,11 @@ def _agree(worker: Worker) -> bool:
             "step": state.step,
             "steps": worker.plan.steps,
             "epochs": worker.config.optim.epochs,
-            "loss": summed[0] / max(summed[1], 1),
-            "samples": summed[1],
-            "rejected": totals["rejected"],
+            "loss": summed[0] / summed[1],
+            "rejected": int(totals["rejected"]),
+            "samples_left": worker.plan.num_samples * (worker.config.optim.epochs - state.epoch)
+            - int(totals["samples"]),
+            "images_per_second": summed[1] / seconds,
         }
     )
     return bool(worker.team.sum(torch.tensor([float(asked)])).item())

@@ -1,0 +1,111 @@
+"""Ray at arm's length: start or join a cluster, and a channel between its workers and the driver."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Ray reads these when it is imported or started.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+import ray
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Of a private cluster: only progress numbers travel through it."""
+
+
+@contextmanager
+def join(address: str = "", workers: int = 1) -> Iterator[None]:
+    """Join the cluster at `address` (or RAY_ADDRESS), or start a private one on this machine for `workers` workers.
+
+    Raises:
+        ValueError: no cluster answers at the address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address and address != "local":
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"address={address}: no Ray cluster answers there ({reason})") from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # A temp dir of its own: with the default one, ray.init() could join a stranger's cluster. Short, for its sockets.
+    temp = tempfile.mkdtemp(prefix="raypaml-ray-")
+    cpus = max(os.cpu_count() or 1, workers)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=temp,
+            **quiet,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def gpus() -> int:
+    """GPUs of the joined cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cpus() -> int:
+    """CPUs of the joined cluster."""
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+class _Mailbox:
+    """Lives in the cluster: keeps what workers say until the driver takes it."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._stop = False
+
+    def put(self, event: dict[str, Any]) -> bool:
+        self._events.append(event)
+        return self._stop
+
+    def take(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    def stop(self) -> None:
+        self._stop = True
+
+
+class Channel:
+    """Events from the workers to the driver; the wish to stop from the driver to the workers."""
+
+    def __init__(self) -> None:
+        # on the driver's node: should another node be lost, its progress is not
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+
+    def put(self, event: dict[str, Any]) -> bool:
+        """Send an event; whether the driver wants the workers to stop."""
+        return bool(ray.get(self._mailbox.put.remote(event)))
+
+    def take(self) -> list[dict[str, Any]]:
+        """All events since the last call."""
+        return list(ray.get(self._mailbox.take.remote()))
+
+    def stop(self) -> None:
+        """Ask the workers to save and stop."""
+        ray.get(self._mailbox.stop.remote())

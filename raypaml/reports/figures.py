@@ -1,0 +1,83 @@
+"""Figures of a run as inline SVG."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#b9c0c8"
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "raypaml",  # the same figure gives the same bytes
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+}
+
+History = list[dict[str, Any]]
+
+
+def curves(history: History, best_epoch: int) -> str:
+    """Training loss and validation mAP by epoch."""
+    figure, (left, right) = _panels(2)
+    epochs = [record["epoch"] + 1 for record in history]
+    left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
+    left.set(title="training loss", xlabel="epoch", ylim=(0, None))
+    scores = [100 * record["validation_mean_ap"] for record in history]
+    right.plot(epochs, scores, color=BLUE, marker=".")
+    right.plot([best_epoch + 1], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint")
+    right.set(title="validation mAP, %", xlabel="epoch", ylim=(0, None))
+    right.legend(frameon=False)
+    return _svg(figure)
+
+
+def rejections(history: History) -> str:
+    """Entries rejected per epoch and, where the truth is known, how many were missed positives."""
+    known = history[0]["missed"] is not None
+    figure, axes = _panels(2 if known else 1)
+    epochs = [record["epoch"] + 1 for record in history]
+    rejected = [record["rejected"] for record in history]
+    axes[0].bar(epochs, rejected, color=GREY, label="rejected")
+    axes[0].set(title="rejected entries per epoch", xlabel="epoch")
+    if known:
+        hits = [record["rejected_missed"] for record in history]
+        axes[0].bar(epochs, hits, color=ORANGE, label="of them missed positives")
+        share = [
+            (n, h / n, h / max(r["missed"], 1)) for n, h, r in zip(epochs, hits, history, strict=True) if r["rejected"]
+        ]
+        axes[1].plot([s[0] for s in share], [100 * s[1] for s in share], color=ORANGE, marker=".", label="precision")
+        axes[1].plot([s[0] for s in share], [100 * s[2] for s in share], color=BLUE, marker=".", label="recall")
+        axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
+        axes[1].legend(frameon=False)
+    axes[0].legend(frameon=False)
+    return _svg(figure)
+
+
+def groups(result: dict[str, Any]) -> str:
+    """Bars of the five class groups and all classes."""
+    figure, (axis,) = _panels(1)
+    names = [*result["groups"], "All"]
+    values = [100 * value for value in (*result["groups"].values(), result["mean_ap"])]
+    bars = axis.bar(names, values, color=[BLUE] * 5 + [ORANGE])
+    axis.bar_label(bars, fmt="%.1f", padding=2)
+    axis.set(title="test mAP by class group, %", ylim=(0, 105))
+    return _svg(figure)
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.6 * count, 2.9), layout="constrained")
+        return figure, [figure.add_subplot(1, count, n + 1) for n in range(count)]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,99 @@
+"""Test images with the class activation map of each true class over them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from raypaml.data.batches import Reader
+from raypaml.data.folder import DataFolder
+from raypaml.data.plan import Plan
+from raypaml.labels import POSITIVE
+from raypaml.model.cam import CamClassifier, pool_parts
+
+SCENES = 10
+SIDE = 160
+"""Shown size, px."""
+MOST_CLASSES = 6
+
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of the gallery."""
+
+    picture: str
+    """PNG as a data URI."""
+    caption: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image and the maps of its positive classes, all on one colour scale."""
+
+    key: str
+    tiles: list[Tile]
+    peak: float
+    """The attribution shown at full colour: the largest of the row."""
+
+
+def gallery(model: CamClassifier, data: DataFolder, split: str = "test") -> list[Row]:
+    """Ten images, evenly spaced over the split, with the boosted map of each class that is positive there."""
+    index = data.splits[split]
+    rows = np.unique(np.linspace(0, len(index) - 1, SCENES).astype(np.int64))
+    plan = Plan(num_samples=len(index), global_batch_size=1, lanes=1, shuffle=False)
+    reader = Reader(data.path, index, plan.epoch(0, 0, 1))
+    model.eval()
+    return [_row(model, data, reader, split, int(row)) for row in rows]
+
+
+def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row: int) -> Row:
+    index = data.splits[split]
+    pixels = reader.image(row)
+    with torch.inference_mode():
+        cam = model.cam(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+        positive, negative = pool_parts(cam)
+    scores = torch.sigmoid(model.alpha * positive + negative)[0].numpy()
+    classes = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)[:MOST_CLASSES]
+    maps: dict[int, Floats] = {int(k): model.alpha * cam[0, k].clamp(min=0).numpy() for k in classes}
+    peak = max((float(values.max()) for values in maps.values()), default=0.0)
+    boxes = {int(box["class"]): (box["x0"], box["y0"], box["x1"], box["y1"]) for box in index.boxes(row)}
+    key = index.keys(np.array([row]))[0]
+    tiles = [Tile(_data_uri(_enlarged(pixels)), key)]
+    for k, values in maps.items():
+        picture = _overlay(pixels, values / max(peak, 1e-9), boxes.get(k))
+        tiles.append(Tile(_data_uri(picture), f"{data.vocabulary.names[k]} {scores[k]:.2f}"))
+    return Row(key, tiles, peak)
+
+
+def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+def _overlay(pixels: NDArray[np.uint8], heat: Floats, box: tuple[float, float, float, float] | None) -> Image.Image:
+    """The image in grey, the map 0..1 in colour over it, the known box outlined."""
+    grey = np.asarray(_enlarged(pixels).convert("L").convert("RGB"), np.float32)
+    smooth = Image.fromarray(heat.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    strength = np.asarray(smooth).clip(0, 1)[..., None]
+    colour = 255 * mpl.colormaps["inferno"](strength[..., 0])[..., :3]
+    mixed = Image.fromarray((grey * 0.75 * (1 - strength) + colour * strength).clip(0, 255).astype(np.uint8))
+    if box is not None:
+        scale = np.array([SIDE / pixels.shape[1], SIDE / pixels.shape[0]] * 2)
+        ImageDraw.Draw(mixed).rectangle(tuple(np.array(box) * scale - [0, 0, 1, 1]), outline=(90, 200, 255))
+    return mixed
+
+
+def _data_uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

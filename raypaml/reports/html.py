@@ -1,0 +1,47 @@
+"""`report.html`: one file, no network; table, curves, rejections, and what the model looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from raypaml.config import TrainConfig
+from raypaml.data.folder import DataFolder
+from raypaml.labels import GROUP_NAMES
+from raypaml.model.cam import CamClassifier
+from raypaml.reports.figures import History, curves, groups, rejections
+from raypaml.reports.gallery import gallery
+from raypaml.reports.result import caption
+
+
+def write_report(
+    folder: Path,
+    config: TrainConfig,
+    data: DataFolder,
+    model: CamClassifier,
+    result: dict[str, Any],
+    history: History,
+) -> None:
+    """Write the report of a finished run; `model` is the tested one."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("raypaml.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("report.html.j2").render(
+        name=config.run.name,
+        config=config.flat(),
+        result=result,
+        caption=caption(result),
+        group_names=[*GROUP_NAMES, "All"],
+        group_values=[100 * value for value in (*result["groups"].values(), result["mean_ap"])],
+        samples={split: len(index) for split, index in data.splits.items()},
+        curves=curves(history, result["best_epoch"]),
+        groups=groups(result),
+        rejections=rejections(history) if any(record["rejected"] for record in history) else "",
+        history=history,
+        gallery=gallery(model, data),
+    )
+    unfinished = folder / ".report.unfinished"
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(folder / "report.html")

@@ -1,0 +1,83 @@
+"""Progress of a run on the driver: one live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+PLAIN_SECONDS = 15.0
+"""Between two plain progress lines within an epoch."""
+
+
+class Display:
+    """Shows what workers report: `update` takes the events of training.loop."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self._live = self.console.is_terminal
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
+        self._progress = Progress(*columns, console=self.console, disable=not self._live)
+        self._task = self._progress.add_task("starting", total=None, state="")
+        self._last_line = time.monotonic()
+        self._rate = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print one line above the display."""
+        self._progress.console.print(text, soft_wrap=True, markup=False)
+
+    def update(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        if "event" in event:
+            self.say(event["event"])
+        elif "record" in event:
+            self.say(_epoch_line(event["record"], event["epochs"]))
+            self._last_line = time.monotonic()
+        else:
+            self._step(event)
+
+    def _step(self, event: dict[str, Any]) -> None:
+        rate = event["images_per_second"]
+        self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # forgets slowly
+        state = (
+            f"loss {event['loss']:.4f}  rejected {event['rejected']:,}  {self._rate:,.0f} images/s  "
+            f"{_clock(event['samples_left'] / self._rate)} left"
+        )
+        title = f"epoch {event['epoch'] + 1}/{event['epochs']}"
+        self._progress.update(self._task, description=title, total=event["steps"], completed=event["step"], state=state)
+        if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
+            self.say(f"{title}  step {event['step']}/{event['steps']}  {state}")
+            self._last_line = time.monotonic()
+
+
+def _epoch_line(record: dict[str, Any], epochs: int) -> str:
+    line = f"epoch {record['epoch'] + 1}/{epochs}  loss {record['loss']:.4f}  rejected {record['rejected']:,}"
+    if record["rejected_missed"] is not None and record["rejected"]:
+        precision = record["rejected_missed"] / record["rejected"]
+        recall = record["rejected_missed"] / max(record["missed"], 1)
+        line += f" (precision {precision:.0%}, recall {recall:.0%} of missed positives)"
+    return f"{line}  validation mAP {100 * record['validation_mean_ap']:.2f}  {_clock(record['seconds'])}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

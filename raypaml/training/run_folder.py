@@ -1,0 +1,98 @@
+"""The folder of a run: its record is written before the first step, and only the same run may continue in it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any
+
+from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.data.folder import DataFolder
+
+PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
+
+
+def new_name(config: TrainConfig) -> str:
+    """Recipe, scheme, date and time, and four random letters, for two runs of one second."""
+    now = datetime.datetime.now().astimezone()
+    return f"{config.recipe}-{config.loss.scheme}-{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def stored_config(folder: Path) -> TrainConfig | None:
+    """The configuration of the run in this folder, None where there is none yet."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the record of a run ({error}); give the run another --name") from None
+
+
+def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:
+    """Raise ValueError where the folder belongs to a run with other settings or another vocabulary."""
+    before = stored_config(folder)
+    if before is None:
+        return
+    old, new = before.flat(), config.flat()
+    changed = [f"{k}={old[k]} (asked: {new[k]})" for k in new if k not in EXECUTION_FIELDS and old[k] != new[k]]
+    if changed:
+        raise ValueError(f"{folder}: the run was started with {', '.join(changed)}; give this one another --name")
+    digest = json.loads((folder / "config.json").read_text())["data"]["vocabulary"]
+    if digest != data.vocabulary.digest:
+        raise ValueError(f"{folder}: the run was started with another vocabulary than {data.path}'s")
+
+
+def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
+    """Write `config.json` into a new run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.json").is_file():
+        write_json(folder / "config.json", _record(config, data))
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run, from metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
+    return {
+        "config": config.to_dict(),
+        "data": {
+            "folder": str(data.path),
+            "vocabulary": data.vocabulary.digest,
+            "num_classes": len(data.vocabulary),
+            "samples": {split: len(index) for split, index in data.splits.items()},
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The git commit of this checkout, with + where files differ from it; "" for an installed package."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    unfinished.replace(path)
