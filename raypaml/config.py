@@ -67,6 +67,8 @@ class OptimConfig:
     """The head learns this many times faster than the backbone. Published: 10."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """Constant (published), or a linear warm-up of 100 steps and a cosine to 0."""
+    reproducible: bool = False
+    """Add gradients exactly, lane by lane: the same weights, to the bit, on any number of workers. No BatchNorm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; auto: bfloat16 where the GPU has it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -64,8 +64,8 @@ def _base(name: str | None, folder: Path | None) -> TrainConfig:
     return stored
 
 
-def prepare(config: TrainConfig, display: Display) -> Job:
-    """Check everything that can be checked before any worker starts, and claim the run folder."""
+def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
+    """Check everything that can be checked before any worker starts."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import build_backbone, check_backbone
@@ -75,7 +75,7 @@ def prepare(config: TrainConfig, display: Display) -> Job:
     check_backbone(config.model.backbone)
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
     if config.data.data.startswith("digits"):
-        display.say("preparing the embedded data set (written once, about 15 s)")
+        say("preparing the embedded data set (written once, about 15 s)")
     data = open_folder(resolve_data(config.data.data))
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
@@ -232,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = parse(sys.argv[1:] if argv is None else argv)
     with Display() as display:
-        job = prepare(config, display)
+        job = prepare(config, display.say)
         if not (job.folder / "result.json").is_file():
             fit(job, display)
     from raypaml.reports.result import table

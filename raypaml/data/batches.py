@@ -35,6 +35,7 @@ class Batch:
     rows: NDArray[np.int64]
     """[B] sample numbers."""
     keys: list[str]
+    lane_sizes: tuple[int, ...]
     first_row: int
     global_rows: int
 
@@ -75,6 +76,7 @@ class Reader(Dataset[Batch]):
             flip=torch.from_numpy(part.flip),
             rows=rows,
             keys=self.index.keys(rows),
+            lane_sizes=part.lane_sizes,
             first_row=part.first_row,
             global_rows=part.global_rows,
         )

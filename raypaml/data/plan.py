@@ -32,6 +32,8 @@ class Part:
     """Position of `rows[0]` within the global batch."""
     global_rows: int
     """Samples of the whole global batch."""
+    lane_sizes: tuple[int, ...]
+    """Samples of each of this rank's lanes, in order; they add up to B."""
     flip: NDArray[np.bool_]
     """[B] whether to mirror each image, if the recipe augments; drawn per sample, not per rank."""
 
@@ -84,9 +86,17 @@ class Plan:
         parts = []
         for start in range(0, self.num_samples, self.global_batch_size):
             batch = order[start : start + self.global_batch_size]
-            first, end = (lane * len(batch) // self.lanes for lane in (first_lane, end_lane))
-            rows = batch[first:end]
-            parts.append(Part(rows=rows, first_row=first, global_rows=len(batch), flip=flips[rows]))
+            ends = np.arange(first_lane, end_lane + 1) * len(batch) // self.lanes
+            rows = batch[ends[0] : ends[-1]]
+            parts.append(
+                Part(
+                    rows=rows,
+                    first_row=int(ends[0]),
+                    global_rows=len(batch),
+                    lane_sizes=tuple(np.diff(ends).tolist()),
+                    flip=flips[rows],
+                )
+            )
         return parts
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#b9c0c8"
 STYLE: dict[Any, Any] = {
@@ -22,11 +23,14 @@ STYLE: dict[Any, Any] = {
 History = list[dict[str, Any]]
 
 
+@mpl.rc_context(STYLE)
 def curves(history: History, best_epoch: int) -> str:
     """Training loss and validation mAP by epoch."""
     figure, (left, right) = _panels(2)
     epochs = [record["epoch"] + 1 for record in history]
     left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(title="training loss", xlabel="epoch", ylim=(0, None))
     scores = [100 * record["validation_mean_ap"] for record in history]
     right.plot(epochs, scores, color=BLUE, marker=".")
@@ -36,12 +40,15 @@ def curves(history: History, best_epoch: int) -> str:
     return _svg(figure)
 
 
+@mpl.rc_context(STYLE)
 def rejections(history: History) -> str:
     """Entries rejected per epoch and, where the truth is known, how many were missed positives."""
     known = history[0]["missed"] is not None
     figure, axes = _panels(2 if known else 1)
     epochs = [record["epoch"] + 1 for record in history]
     rejected = [record["rejected"] for record in history]
+    for axis in axes:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].bar(epochs, rejected, color=GREY, label="rejected")
     axes[0].set(title="rejected entries per epoch", xlabel="epoch")
     if known:
@@ -58,6 +65,7 @@ def rejections(history: History) -> str:
     return _svg(figure)
 
 
+@mpl.rc_context(STYLE)
 def groups(result: dict[str, Any]) -> str:
     """Bars of the five class groups and all classes."""
     figure, (axis,) = _panels(1)
@@ -70,14 +78,12 @@ def groups(result: dict[str, Any]) -> str:
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * count, 2.9), layout="constrained")
-        return figure, [figure.add_subplot(1, count, n + 1) for n in range(count)]
+    figure = Figure(figsize=(4.6 * count, 2.9), layout="constrained")
+    return figure, [figure.add_subplot(1, count, n + 1) for n in range(count)]
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -19,6 +19,7 @@ from raypaml.labels import POSITIVE, UNOBSERVED, Vocabulary
 from raypaml.metrics.average_precision import average_precision
 from raypaml.model.cam import CamClassifier
 from raypaml.training.distributed import Team
+from raypaml.training.gradients import lane_slices
 
 Floats = NDArray[np.float64]
 
@@ -58,7 +59,9 @@ def predict(
         for batch in read(reader, loader_workers=loader_workers, pin_memory=team.device.type == "cuda"):
             if not len(batch.rows):
                 continue
-            p, n = (part.cpu().numpy() for part in model.pooled(batch.images.to(team.device)))
+            # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'
+            parts = [model.pooled(batch.images[lane].to(team.device)) for lane in lane_slices(batch.lane_sizes)]
+            p, n = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
             labels = batch.labels.numpy()
             position, classes = np.nonzero(labels != UNOBSERVED)
             cell = (position, classes)

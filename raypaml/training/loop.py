@@ -3,60 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from raypaml.config import TrainConfig
-from raypaml.data.batches import Batch, Reader, read
-from raypaml.data.folder import DataFolder, open_folder
-from raypaml.data.plan import Plan, default_lanes
-from raypaml.labels import POSITIVE, UNOBSERVED
-from raypaml.losses.large_loss import large_loss, scheduled_rate
+from raypaml.data.batches import Reader, read
 from raypaml.metrics.average_precision import group_means, mean_ap
-from raypaml.model.cam import CamClassifier
 from raypaml.training import checkpoint
-from raypaml.training.checkpoint import State
-from raypaml.training.corrections import Corrections
-from raypaml.training.distributed import Team
 from raypaml.training.evaluation import predict, write_part
-from raypaml.training.models import build_model
+from raypaml.training.step import train_step
+from raypaml.training.worker import TALLY, Report, Worker, prepare
 
 REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
-WARMUP_STEPS = 100
-"""Of the learning rate, with lr_schedule=cosine."""
 EVALUATION_BATCHES = 4
 """Evaluation takes this many training batches at once: it keeps no activations."""
-TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
-
-Report = Callable[[dict[str, Any]], bool]
-"""Takes progress; answers whether training should stop at the next opportunity."""
-
-
-@dataclass
-class Worker:
-    """What one worker holds."""
-
-    config: TrainConfig
-    run_folder: Path
-    team: Team
-    data: DataFolder
-    plan: Plan
-    model: CamClassifier
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-    state: State
-    corrections: Corrections
-    report: Report
-    tally: Tensor
-    """Float64 sums named by TALLY, of this rank, since the last agreement."""
 
 
 def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> bool:
@@ -73,7 +36,7 @@ def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torc
         Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
     """
     # --- Data, model, optimizer -------------------------------------------------------------------------------
-    worker = _prepare(config, data_folder, run_folder, device, report)
+    worker = prepare(config, data_folder, run_folder, device, report)
 
     # --- Restore ----------------------------------------------------------------------------------------------
     _restore(worker)
@@ -87,38 +50,6 @@ def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torc
     # --- Test -------------------------------------------------------------------------------------------------
     _test(worker)
     return True
-
-
-def _prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> Worker:
-    team = Team.here(device)
-    data = open_folder(data_folder)
-    index = data.splits["train"]
-    size = config.data.global_batch_size
-    plan = Plan(
-        num_samples=len(index),
-        global_batch_size=size,
-        lanes=config.data.lanes or default_lanes(size),
-        seed=config.run.seed,
-    )
-    torch.manual_seed(config.run.seed)
-    model = build_model(config.model, len(data.vocabulary)).to(device)
-    if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
-    groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
-    return Worker(
-        config=config,
-        run_folder=run_folder,
-        team=team,
-        data=data,
-        plan=plan,
-        model=model,
-        wrapped=team.wrap(model),
-        optimizer=torch.optim.Adam(groups, lr=config.optim.lr),
-        state=State(vocabulary=data.vocabulary.digest),
-        corrections=Corrections(len(data.vocabulary)),
-        report=report,
-        tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
-    )
 
 
 def _restore(worker: Worker) -> None:
@@ -149,7 +80,7 @@ def _train_epoch(worker: Worker) -> bool:
     batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
     began = time.monotonic()
     for batch in batches:
-        _step(worker, batch)
+        train_step(worker, batch)
         state.step += 1
         last = state.step == worker.plan.steps
         save_now = config.run.checkpoint_steps and state.step % config.run.checkpoint_steps == 0
@@ -162,86 +93,6 @@ def _train_epoch(worker: Worker) -> bool:
             if stop and not last:
                 return False
     return True
-
-
-def _step(worker: Worker, batch: Batch) -> None:
-    config, device, state = worker.config, worker.team.device, worker.state
-    loss_config = config.loss
-    labels = worker.corrections.apply(batch.labels, batch.rows).to(device, non_blocking=True)
-    rate = scheduled_rate(
-        loss_config.scheme,
-        loss_config.delta_rel,
-        epoch=state.epoch,
-        step=state.step,
-        steps=worker.plan.steps,
-        warmup_epochs=loss_config.warmup_epochs,
-        continuous=loss_config.schedule == "samples",
-    )
-    logits = _forward(worker, batch)
-    try:
-        loss, rejected = large_loss(
-            logits,
-            labels,
-            loss_config.scheme,
-            rate,
-            global_rows=batch.global_rows,
-            first_row=batch.first_row,
-            group=worker.team.group,
-            scope=loss_config.rejection_scope,
-        )
-    except FloatingPointError:
-        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-        keys = [batch.keys[row] for row in bad[:8]]
-        where = f"rank {worker.team.rank}, epoch {state.epoch}, step {state.step}"
-        raise FloatingPointError(f"{where}: logits are not finite for {len(bad)} samples, such as {keys}") from None
-    if loss_config.scheme == "ll_cp":
-        worker.corrections.add(batch.rows, rejected)
-    _set_lr(worker)
-    worker.optimizer.zero_grad(set_to_none=True)
-    (loss * worker.team.world_size).backward()  # type: ignore[no-untyped-call]  # the wrapper averages over ranks
-    worker.optimizer.step()
-    _count(worker, batch, labels, loss.detach(), rejected)
-
-
-def _forward(worker: Worker, batch: Batch) -> Tensor:
-    device = worker.team.device
-    images = batch.images.to(device, non_blocking=True)
-    if worker.config.data.flip:
-        images = torch.where(batch.flip.to(device)[:, None, None, None], images.flip(-1), images)
-    num = len(images)
-    if num == 0:  # an empty part of a short last batch still takes part in the gradients' average, with zeros
-        images = images.new_zeros((1, *images.shape[1:]))
-    with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(worker.config.optim.precision, device)):
-        logits: Tensor = worker.wrapped(images)
-    return logits[:num]
-
-
-def _bfloat16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bfloat16"
-
-
-def _set_lr(worker: Worker) -> None:
-    optim, state = worker.config.optim, worker.state
-    scale = 1.0
-    if optim.lr_schedule == "cosine":
-        done = state.epoch * worker.plan.steps + state.step
-        progress = done / (optim.epochs * worker.plan.steps)
-        scale = min(1.0, (done + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * progress))
-    backbone, head = worker.optimizer.param_groups
-    backbone["lr"] = optim.lr * scale
-    head["lr"] = optim.lr * optim.head_lr_mult * scale
-
-
-def _count(worker: Worker, batch: Batch, labels: Tensor, loss: Tensor, rejected: Tensor) -> None:
-    counts = [loss * batch.global_rows, loss.new_tensor(len(batch.rows)), rejected.sum()]
-    if batch.truth is not None:
-        missed = (labels == UNOBSERVED) & (batch.truth.to(labels.device) == POSITIVE)
-        counts += [(rejected & missed).sum(), missed.sum()]
-    else:
-        counts += [loss.new_zeros(()), loss.new_zeros(())]
-    worker.tally += torch.stack([count.double() for count in counts])
 
 
 def _agree(worker: Worker, seconds: float) -> bool:

@@ -1,0 +1,67 @@
+"""Gradients that do not depend on the number of workers, to the last bit.
+
+Float addition depends on its order, and training amplifies the last bit: without this, one and two workers part
+within an epoch. Each lane's gradient is therefore computed by itself, in a batch of the same shape wherever it
+runs, and lanes are added as integers, which is exact in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from raypaml.training.distributed import Team
+
+BITS = 52
+"""Of a gradient relative to the largest of its tensor; 64 lanes of these fit into an int64, float32 has 24."""
+
+
+def check_reproducible(model: nn.Module) -> None:
+    """Raise ValueError for a model whose state depends on which images a worker sees."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"reproducible: {name} is a BatchNorm, its running statistics depend on the number of workers; "
+                "use --no-reproducible or a backbone without BatchNorm (small)"
+            )
+
+
+def lane_slices(lane_sizes: Sequence[int]) -> list[slice]:
+    """Where each non-empty lane lies in this rank's part of a batch."""
+    ends = torch.tensor(lane_sizes).cumsum(0).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, lane_sizes, strict=True) if size]
+
+
+def add_exactly(model: nn.Module, lane_logits: Sequence[Tensor], logit_gradient: Tensor, team: Team) -> None:
+    """Set every parameter's gradient to the exactly rounded sum over all lanes of all ranks.
+
+    Args:
+        model: its parameters gave the logits.
+        lane_logits: per lane of this rank [b, K], their graphs kept; may be empty.
+        logit_gradient: [B, K] of the loss by the logits of all this rank's lanes.
+        team: the ranks to add over.
+    """
+    parameters = list(model.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    per_lane = zip(lane_logits, torch.split(logit_gradient, [len(logits) for logits in lane_logits]), strict=True)
+    lanes = [torch.autograd.grad(logits, parameters, gradient) for logits, gradient in per_lane if len(logits)]
+    largest = torch.zeros(len(parameters), dtype=torch.float64, device=team.device)
+    for lane in lanes:
+        largest = largest.maximum(torch.stack([gradient.abs().amax() for gradient in lane]).double())
+    if team.group is not None:
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=team.group)
+    if not largest.isfinite().all():
+        raise FloatingPointError(f"rank {team.rank}: gradients are not finite; lower lr")
+    _, exponent = torch.frexp(largest)
+    unit = torch.ldexp(torch.ones_like(largest), exponent - BITS)
+    unit = unit.repeat_interleave(torch.tensor(sizes, device=team.device))
+    total = torch.zeros(sum(sizes), dtype=torch.int64, device=team.device)
+    for lane in lanes:
+        total += (torch.cat([gradient.flatten() for gradient in lane]).double() / unit).round().long()
+    total = team.sum(total)
+    summed = torch.split(total.double() * unit, sizes)
+    for parameter, gradient in zip(parameters, summed, strict=True):
+        parameter.grad = gradient.view_as(parameter).to(parameter.dtype)

@@ -1,0 +1,80 @@
+"""What one worker holds from its first step to its last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raypaml.config import TrainConfig
+from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.plan import Plan, default_lanes
+from raypaml.model.cam import CamClassifier
+from raypaml.training.checkpoint import State
+from raypaml.training.corrections import Corrections
+from raypaml.training.distributed import Team
+from raypaml.training.gradients import check_reproducible
+from raypaml.training.models import build_model
+
+TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
+
+Report = Callable[[dict[str, Any]], bool]
+"""Takes progress; answers whether training should stop at the next opportunity."""
+
+
+@dataclass
+class Worker:
+    """What one worker holds."""
+
+    config: TrainConfig
+    run_folder: Path
+    team: Team
+    data: DataFolder
+    plan: Plan
+    model: CamClassifier
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    state: State
+    corrections: Corrections
+    report: Report
+    tally: Tensor
+    """Float64 sums named by TALLY, of this rank, since the last agreement."""
+
+
+def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> Worker:
+    """Build a new worker: data, plan, model from the seed, optimizer."""
+    team = Team.here(device)
+    data = open_folder(data_folder)
+    index = data.splits["train"]
+    size = config.data.global_batch_size
+    plan = Plan(
+        num_samples=len(index),
+        global_batch_size=size,
+        lanes=config.data.lanes or default_lanes(size),
+        seed=config.run.seed,
+    )
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, len(data.vocabulary)).to(device)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    if config.optim.reproducible:
+        check_reproducible(model)
+    groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
+    return Worker(
+        config=config,
+        run_folder=run_folder,
+        team=team,
+        data=data,
+        plan=plan,
+        model=model,
+        wrapped=model if config.optim.reproducible else team.wrap(model),
+        optimizer=torch.optim.Adam(groups, lr=config.optim.lr),
+        state=State(vocabulary=data.vocabulary.digest),
+        corrections=Corrections(len(data.vocabulary)),
+        report=report,
+        tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
+    )

@@ -1,0 +1,90 @@
+"""Train the same recipe with several schemes and seeds, and print the table of README, "What it does to digits".
+
+    python tools/compare_schemes.py                     # about 25 minutes on two cores
+    python tools/compare_schemes.py --rows an:1,ll_r:5 --seeds 0 --epochs 5
+
+Two runs at a time, one process and one thread each; the weights are those of `python -m raypaml.train` on any number
+of workers, for the recipe is reproducible. Finished runs are kept: the same command continues.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from raypaml.config import TrainConfig
+from raypaml.flags import Parser, run_command
+from raypaml.labels import GROUP_NAMES
+from raypaml.recipes import recipe
+
+PROG = "python tools/compare_schemes.py"
+ROWS = "full:1,full:5,an:1,an:5,ll_r:1,ll_r:5"
+
+
+def train_alone(config: TrainConfig) -> dict[str, Any]:
+    """One run in this process; returns its result.json."""
+    import torch
+
+    from raypaml.train import conclude, prepare
+    from raypaml.training.loop import train
+    from raypaml.training.run_folder import claim
+
+    torch.set_num_threads(1)
+    job = prepare(config, lambda _: None)
+    finished = job.folder / "result.json"
+    if finished.is_file():
+        return dict(json.loads(finished.read_text()))
+    claim(job.folder, config, job.data)
+    train(config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
+    result = conclude(job)
+    print(f"{config.run.name}: {100 * result['mean_ap']:.2f}", flush=True)
+    return result
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", default=ROWS, help=f"SCHEME:ALPHA,... [{ROWS}]")
+    parser.add_argument("--seeds", default="0,1,2", help="[0,1,2]")
+    parser.add_argument("--epochs", type=int, default=recipe("digits").optim.epochs, help="of every run")
+    parser.add_argument("--data", default="digits", help="[digits]")
+    parser.add_argument("--storage", default="runs/compare", help="folder of the runs [runs/compare]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
+    asked = parser.parse()
+    rows = [(scheme, float(alpha)) for scheme, _, alpha in (row.partition(":") for row in asked.rows.split(","))]
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    configs = [_config(asked, scheme, alpha, seed) for seed in seeds for scheme, alpha in rows]
+    for config in configs:
+        config.check()
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        results = list(pool.map(train_alone, configs))
+    print(table(rows, [results[n :: len(rows)] for n in range(len(rows))]))
+
+
+def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
+    values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": asked.epochs, "data": asked.data, "workers": 1}
+    data = asked.data.replace(":", "-").replace("/", "-")
+    values |= {"name": f"{data}-{scheme}-alpha{alpha:g}-seed{seed}-epochs{asked.epochs}", "storage": asked.storage}
+    return recipe("digits").override(values)
+
+
+def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:
+    """Markdown: mean over seeds per group, mean and range of mAP."""
+    lines = [
+        "| scheme | alpha | " + " | ".join(GROUP_NAMES) + " | mAP, mean | by seed |",
+        "| --- | ---: | " + "---: | " * (len(GROUP_NAMES) + 1) + "--- |",
+    ]
+    for (scheme, alpha), runs in zip(rows, results, strict=True):
+        groups = [100 * statistics.fmean(run["groups"][name] for run in runs) for name in GROUP_NAMES]
+        scores = [100 * run["mean_ap"] for run in runs]
+        cells = [scheme, f"{alpha:g}", *(f"{g:.1f}" for g in groups), f"{statistics.fmean(scores):.1f}"]
+        lines.append("| " + " | ".join([*cells, ", ".join(f"{score:.1f}" for score in scores)]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)
