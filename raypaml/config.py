@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from raypaml.labels import SchemeName
 
@@ -65,8 +65,8 @@ class OptimConfig:
     """Adam's learning rate. Published: 1e-5; OpenImages: 2e-5."""
     head_lr_mult: float = 10.0
     """The head learns this many times faster than the backbone. Published: 10."""
-    lr_schedule: Literal["constant", "cosine"] = "constant"
-    """Constant (published), or a linear warm-up of 100 steps and a cosine to 0."""
+    lr_schedule: Literal["constant", "trapezoid"] = "constant"
+    """Constant (published), or up over 100 steps, level, and linearly to 0 over the last third."""
     reproducible: bool = False
     """Add gradients exactly, lane by lane: the same weights, to the bit, on any number of workers. No BatchNorm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -123,11 +123,11 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TrainConfig:
         """The inverse of `to_dict`; unknown groups or fields are refused."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if set(content) != names:
+            raise ValueError(f"a configuration has the groups {sorted(names)}, found {sorted(content)}")
         blank = cls(recipe=content["recipe"])
         fields = {name: dict(content[name]) for name, _ in blank.groups()}
-        unknown = set(content) - set(fields) - {"recipe"}
-        if unknown:
-            raise ValueError(f"no such groups: {sorted(unknown)}")
         return blank.override({field: value for group in fields.values() for field, value in group.items()})
 
     def override(self, values: dict[str, Any]) -> TrainConfig:
@@ -154,6 +154,10 @@ def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
 
 def _check_ranges(config: TrainConfig) -> None:
     values = config.flat()
+    for _, group in config.groups():
+        for name, kind in get_type_hints(type(group)).items():
+            if get_origin(kind) is Literal and values[name] not in get_args(kind):
+                raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(get_args(kind))}")
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0}
     for name, least in at_least.items():

@@ -28,6 +28,9 @@ def field_docs(cls: type) -> dict[str, str]:
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers an unknown flag with the nearest one, in one line, exit code 2."""
 
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse all arguments."""
         arguments, unknown = self.parse_known_args(argv)

@@ -52,9 +52,11 @@ def _parser(base: TrainConfig) -> Parser:
 
 
 def _base(name: str | None, folder: Path | None) -> TrainConfig:
+    if folder is None or not folder.is_dir():
+        return recipe(name or "digits")
     from raypaml.training.run_folder import stored_config
 
-    stored = stored_config(folder) if folder else None
+    stored = stored_config(folder)
     if stored is None:
         return recipe(name or "digits")
     if name not in (None, stored.recipe):
@@ -74,9 +76,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     config.check()
     check_backbone(config.model.backbone)
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
-    if config.data.data.startswith("digits"):
-        say("preparing the embedded data set (written once, about 15 s)")
-    data = open_folder(resolve_data(config.data.data))
+    data = open_folder(resolve_data(config.data.data, say))
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     if config.model.weights:
@@ -147,6 +147,10 @@ def _use_gpu(job: Job, display: Display) -> bool:
     from raypaml import cluster
 
     run = job.config.run
+    if cluster.cpus() < run.workers:
+        raise ValueError(
+            f"workers={run.workers}: the cluster has {cluster.cpus()} CPUs; use fewer workers or add nodes"
+        )
     found = cluster.gpus()
     if run.device == "cuda" and found < run.workers:
         raise ValueError(

@@ -13,7 +13,6 @@ import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from raypaml.config import TrainConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from raypaml.data.index import Index
 from raypaml.data.plan import Part
+
+MAX_OPEN = 64
+"""Shards a reader keeps open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,29 @@ class Batch:
     global_rows: int
 
 
+class OpenFiles:
+    """Descriptors of the files read last; pickled, it starts empty, for descriptors stay in their process."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Path, int] = OrderedDict()
+
+    def open(self, path: Path) -> int:
+        """A descriptor for reading; the one used longest ago is closed where there are too many."""
+        if path not in self._found:
+            self._found[path] = os.open(path, os.O_RDONLY)
+            if len(self._found) > MAX_OPEN:
+                os.close(self._found.popitem(last=False)[1])
+        self._found.move_to_end(path)
+        return self._found[path]
+
+    def __del__(self) -> None:
+        for descriptor in self._found.values():
+            os.close(descriptor)
+
+    def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
+        return OpenFiles, ()
+
+
 class Reader(Dataset[Batch]):
     """Step -> Batch. Each process that uses it opens the shards for itself.
 
@@ -56,7 +83,7 @@ class Reader(Dataset[Batch]):
     ):
         self.folder, self.index, self.parts = folder, index, parts
         self.full_labels, self.with_truth = full_labels, with_truth and index.has_truth
-        self._files: dict[int, int] = {}
+        self._files = OpenFiles()
         self._shape = self._decode(0).shape  # all images of a split have one size
 
     def __len__(self) -> int:
@@ -81,9 +108,6 @@ class Reader(Dataset[Batch]):
             global_rows=part.global_rows,
         )
 
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_files": {}}  # file descriptors stay in their process
-
     def image(self, row: int) -> NDArray[np.uint8]:
         """[H, W, 3] RGB of one sample."""
         pixels = self._decode(row)
@@ -92,16 +116,18 @@ class Reader(Dataset[Batch]):
         return pixels
 
     def _decode(self, row: int) -> NDArray[np.uint8]:
+        content = self._read(row)
         try:
-            return np.asarray(Image.open(io.BytesIO(self._read(row))).convert("RGB"))
+            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{self._name(row)} cannot be decoded: {error}") from None
 
     def _read(self, row: int) -> bytes:
-        shard = int(self.index.shard[row])
-        if shard not in self._files:
-            self._files[shard] = os.open(self.folder / self.index.shards[shard], os.O_RDONLY)
-        content = os.pread(self._files[shard], int(self.index.size[row]), int(self.index.offset[row]))
+        shard = self.folder / self.index.shards[int(self.index.shard[row])]
+        try:
+            content = os.pread(self._files.open(shard), int(self.index.size[row]), int(self.index.offset[row]))
+        except OSError as error:
+            raise ValueError(f"{self._name(row)} cannot be read: {error.strerror}") from None
         if zlib.crc32(content) != self.index.crc32[row]:
             raise ValueError(f"{self._name(row)} does not match its CRC-32; copy or write the shard again")
         return content

@@ -163,13 +163,19 @@ def _sample(key: str, scene: Scene, positive: list[int], negative: list[int]) ->
     )
 
 
-def digits_folder(hiding: str = "single_positive", seed: int = 0, num_scenes: dict[str, int] | None = None) -> Path:
+def digits_folder(
+    hiding: str = "single_positive",
+    seed: int = 0,
+    num_scenes: dict[str, int] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
     """The folder of the data set, written on first use into the user's cache (`XDG_CACHE_HOME` or ~/.cache).
 
     Args:
         hiding: how training labels are hidden, one of HIDINGS.
         seed: of handwriting, scenes and hidden labels.
         num_scenes: scenes per split, for tests; default NUM_SCENES.
+        say: told if the data set has to be written first.
     """
     if hiding not in HIDINGS:
         raise ValueError(f"digits: no hiding {hiding!r}; known: {', '.join(HIDINGS)}")
@@ -178,6 +184,7 @@ def digits_folder(hiding: str = "single_positive", seed: int = 0, num_scenes: di
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
     folder = cache / f"digits-v{VERSION}-{hiding}-{size}-seed{seed}"
     if not folder.is_dir():
+        say(f"writing the embedded data set into {folder} (once, about 15 s)")
         _write(folder, hiding, seed, counts)
     return folder
 

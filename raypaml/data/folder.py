@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +21,14 @@ class DataFolder:
     splits: dict[str, Index]
 
 
-def resolve_data(data: str) -> Path:
-    """The folder behind a `--data` value: a path, or `digits[:HIDING[:SEED]]`, written on first use."""
+def resolve_data(data: str, say: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder behind a `--data` value: a path, or `digits[:HIDING[:SEED]]`, written, and said so, on first use."""
     name, *options = data.split(":")
     if name != "digits":
         return Path(data)
     if len(options) > 2 or (options and options[0] not in HIDINGS) or not all(o.isdigit() for o in options[1:]):
         raise ValueError(f"data={data!r}: expected digits[:HIDING[:SEED]] with HIDING one of {', '.join(HIDINGS)}")
-    return digits_folder(options[0] if options else "single_positive", int(options[1]) if options[1:] else 0)
+    return digits_folder(options[0] if options else "single_positive", int(options[1]) if options[1:] else 0, say=say)
 
 
 def open_folder(path: Path) -> DataFolder:

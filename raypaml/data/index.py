@@ -79,6 +79,9 @@ class Index:
         self.crc32 = table["crc32"].to_numpy()
         self.positives, self.negatives, self._truth = (Ragged.of(table[n]) for n in ("positives", "negatives", "truth"))
 
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return open_index, (self.where,)  # another process maps the file again instead of copying it
+
     def __len__(self) -> int:
         return len(self.shard)
 

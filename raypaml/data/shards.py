@@ -27,6 +27,8 @@ from raypaml.labels import Vocabulary
 
 SPLITS = ("train", "validation", "test")
 KEY = re.compile(r"[0-9A-Za-z_-]+")
+END_BYTES = 512
+"""Zeros that end a tar, beyond the first block of them that its reader takes."""
 
 Box = tuple[str, float, float, float, float]
 Scanned = tuple[dict[str, Any], dict[str, Any]]
@@ -130,32 +132,47 @@ def index_split(
 
 
 def scan(path: Path) -> Iterator[Scanned]:
-    """Read one tar: per sample its place (key, offset, size, crc32 of the image) and its JSON labels."""
+    """Read one tar: per sample its place (key, offset, size, crc32 of the image) and its JSON labels.
+
+    Raises:
+        ValueError: naming file and member or byte, for anything but whole pairs KEY.jpg, KEY.json of plain files.
+    """
     image: dict[str, Any] | None = None
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            if not member.isfile() or not KEY.fullmatch(key):
-                raise ValueError(f"{path}: member {member.name!r} is not a file named by a key {KEY.pattern}")
-            content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
-            if suffix == "jpg":
-                image = {"key": key, "offset": member.offset_data, "size": member.size, "crc32": zlib.crc32(content)}
-            elif suffix == "json" and image is not None and image["key"] == key:
-                yield image, _parse(content, f"{path}: {member.name}")
-                image = None
-            else:
-                raise ValueError(f"{path}: member {member.name!r} does not pair with a jpg; expected KEY.jpg, KEY.json")
-        _check_end(path, tar.offset)
+    for key, suffix, offset, content in _members(path):
+        if suffix == "jpg" and image is None:
+            image = {"key": key, "offset": offset, "size": len(content), "crc32": zlib.crc32(content)}
+        elif suffix == "json" and image is not None and image["key"] == key:
+            yield image, _parse(content, f"{path}: {key}.json")
+            image = None
+        else:
+            after = f" after {image['key']}.jpg" if image else ""
+            raise ValueError(f"{path}: found {key}.{suffix}{after}; expected pairs KEY.jpg, KEY.json")
     if image is not None:
         raise ValueError(f"{path}: {image['key']}.jpg has no {image['key']}.json; write the shard again")
 
 
+def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
+    """Key, suffix, offset and content of every member of a tar that is whole."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if not member.isfile() or not KEY.fullmatch(key):
+                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key {KEY.pattern}")
+                content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
+                yield key, suffix, member.offset_data, content
+            _check_end(path, tar.offset)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path}: damaged or truncated ({error}); write the shard again") from None
+
+
 def _check_end(path: Path, offset: int) -> None:
-    # tarfile takes a damaged header for the end of the archive (cpython #120740): all that follows must be zeros.
+    # tarfile takes a damaged header, or a missing end, for the end of the archive (cpython #120740)
     with path.open("rb") as file:
         file.seek(offset)
-        if any(file.read()) or path.stat().st_size < offset:
-            raise ValueError(f"{path}: damaged or truncated at byte {offset}; write the shard again")
+        rest = file.read()
+    if len(rest) < END_BYTES or any(rest):
+        raise ValueError(f"{path}: damaged or truncated at byte {offset}; write the shard again")
 
 
 def _parse(content: bytes, where: str) -> dict[str, Any]:
@@ -163,9 +180,14 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
         labels = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error})") from None
-    if not isinstance(labels, dict) or not {"positive", "negative"} <= set(labels):
+    lists = (
+        (labels.get(name, []) for name in ("positive", "negative", "truth", "boxes"))
+        if isinstance(labels, dict)
+        else ()
+    )
+    if not {"positive", "negative"} <= set(labels or ()) or not all(isinstance(found, list) for found in lists):
         raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
-    return labels
+    return dict(labels)
 
 
 def _columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> dict[str, Any]:

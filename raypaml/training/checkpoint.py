@@ -89,9 +89,13 @@ def is_valid(checkpoint: Path) -> bool:
 
 def valid_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
     """The checkpoints of a run, oldest first: the valid ones, and those that are damaged and passed over."""
-    found = sorted(path for path in folder.glob("*") if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+    found = sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=_cursor)
     valid = [path for path in found if is_valid(path)]
     return valid, [path for path in found if path not in valid]
+
+
+def _cursor(checkpoint: Path) -> tuple[int, ...]:
+    return tuple(map(int, checkpoint.name.split("-")))
 
 
 def read_state(checkpoint: Path) -> State:

@@ -80,7 +80,7 @@ def write_part(folder: Path, predictions: Predictions, data: DataFolder, split: 
     meta = {"vocabulary": data.vocabulary.digest, "split": split, "parts": team.world_size, "part": team.rank}
     table = pa.table(
         {
-            "key": data.splits[split].keys(predictions.row),
+            "key": pa.array(data.splits[split].keys(predictions.row), pa.string()),
             "class": pa.array(predictions.class_index, pa.int32()),
             "positive": predictions.positive,
             "P": predictions.P,
@@ -101,8 +101,12 @@ def read_parts(folder: Path, vocabulary: Vocabulary) -> pa.Table:
     tables = [pq.read_table(path) for path in paths]
     metas = [json.loads((table.schema.metadata or {}).get(b"raypaml", b"{}")) for table in tables]
     wanted = metas[0].get("parts", 0)
-    if len(paths) != wanted or {meta.get("parts") for meta in metas} != {wanted}:
-        raise ValueError(f"{folder}: {len(paths)} parts of {wanted}; run the evaluation again")
+    if sorted((meta.get("parts"), meta.get("part")) for meta in metas) != [(wanted, part) for part in range(wanted)]:
+        raise ValueError(
+            f"{folder}: {len(paths)} files are not the {wanted} parts of one set; run the evaluation again"
+        )
+    if len({meta["split"] for meta in metas}) > 1:
+        raise ValueError(f"{folder}: parts of several splits; run the evaluation again")
     if {meta["vocabulary"] for meta in metas} != {vocabulary.digest}:
         raise ValueError(f"{folder}: predictions of another vocabulary than the data set's")
     return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from raypaml.training.gradients import add_exactly, lane_slices
 from raypaml.training.worker import Worker
 
 WARMUP_STEPS = 100
-"""Of the learning rate, with lr_schedule=cosine."""
+"""Of the learning rate, with lr_schedule=trapezoid."""
 
 
 def train_step(worker: Worker, batch: Batch) -> None:
@@ -90,10 +88,10 @@ def _bfloat16(precision: str, device: torch.device) -> bool:
 def _set_lr(worker: Worker) -> None:
     optim, state = worker.config.optim, worker.state
     scale = 1.0
-    if optim.lr_schedule == "cosine":
+    if optim.lr_schedule == "trapezoid":
         done = state.epoch * worker.plan.steps + state.step
-        progress = done / (optim.epochs * worker.plan.steps)
-        scale = min(1.0, (done + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * progress))
+        left = 1 - done / (optim.epochs * worker.plan.steps)
+        scale = min(1.0, (done + 1) / WARMUP_STEPS, 3 * left)
     backbone, head = worker.optimizer.param_groups
     backbone["lr"] = optim.lr * scale
     head["lr"] = optim.lr * optim.head_lr_mult * scale

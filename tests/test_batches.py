@@ -1,0 +1,251 @@
+"""Reading: the batches of the plan, every image checked against its CRC, every failure named."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.folder import open_folder
+from raypaml.data.index import open_index
+from raypaml.data.plan import Plan
+from raypaml.data.shards import Sample, write_dataset
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
+
+
+def _reader(
+    folder: Path, split: str = "train", epoch: int = 0, rank: int = 0, world_size: int = 1, **options: Any
+) -> Reader:
+    index = open_index(folder / f"{split}.arrow")
+    plan = Plan(num_samples=len(index), global_batch_size=28, lanes=14)
+    return Reader(folder, index, plan.epoch(epoch, rank, world_size), **options)
+
+
+def _jpeg(width: int = 8, height: int = 8, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), 200 if mode == "L" else (200, 10, 10)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _written(out: Path, *images: bytes, samples_per_shard: int = 1000) -> Path:
+    samples = [Sample(key=f"s{n}", image=image, positive=("a",), negative=()) for n, image in enumerate(images)]
+    write_dataset(out, {"train": samples}, ("a", "b"), ("a", "b"), samples_per_shard)
+    return out
+
+
+def _one_by_one(folder: Path) -> Reader:
+    index = open_index(folder / "train.arrow")
+    plan = Plan(num_samples=len(index), global_batch_size=1, lanes=1, shuffle=False)
+    return Reader(folder, index, plan.epoch(0, 0, 1))
+
+
+def _same(a: Batch, b: Batch) -> bool:
+    tensors = all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("images", "labels", "flip"))
+    return tensors and a.keys == b.keys and a.rows.tolist() == b.rows.tolist() and a.first_row == b.first_row
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows read from disk from now on."""
+    rows: list[int] = []
+    original = Reader._read
+
+    def spy(self: Reader, row: int) -> bytes:
+        rows.append(row)
+        return original(self, row)
+
+    monkeypatch.setattr(Reader, "_read", spy)
+    return rows
+
+
+# --- What a batch holds -------------------------------------------------------------------------------------------
+
+
+def test_shapes_types_and_places_of_an_epochs_batches(tiny_digits: Path) -> None:
+    reader = _reader(tiny_digits, world_size=3, rank=1)
+    assert len(reader) == 4
+    sizes = []
+    for batch, part in zip(read(reader), reader.parts, strict=True):
+        rows = len(part.rows)
+        sizes.append(rows)
+        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (rows, 3, 64, 64))
+        assert (batch.labels.dtype, batch.labels.shape) == (torch.int8, (rows, 50))
+        assert (batch.flip.dtype, batch.flip.tolist()) == (torch.bool, part.flip.tolist())
+        assert (batch.first_row, batch.global_rows) == (part.first_row, part.global_rows)
+        assert batch.lane_sizes == part.lane_sizes
+        assert batch.keys == [f"train-{row:06d}" for row in batch.rows]
+        assert batch.truth is None
+        assert set(batch.labels.unique().tolist()) <= {POSITIVE, NEGATIVE, UNOBSERVED}
+    assert sizes == [10, 10, 10, 4]  # lanes 4..8 of 14, two samples each; then 4 of the last 12 samples
+
+
+def test_images_and_labels_belong_to_their_keys(tiny_digits: Path) -> None:
+    data = open_folder(tiny_digits)
+    index = data.splits["train"]
+    reader = _reader(tiny_digits)
+    batch = reader[2]
+    for position, row in enumerate(batch.rows):
+        shard = (tiny_digits / index.shards[index.shard[row]]).read_bytes()
+        image = Image.open(io.BytesIO(shard[index.offset[row] :][: index.size[row]]))
+        assert (batch.images[position].permute(1, 2, 0).numpy() == np.asarray(image)).all()
+    assert (batch.labels.numpy() == index.labels(batch.rows)).all()
+
+
+def test_truth_comes_beside_the_labels_where_asked_for(tiny_digits: Path) -> None:
+    batch = _reader(tiny_digits, with_truth=True)[0]
+    assert batch.truth is not None
+    assert batch.truth.dtype == torch.int8
+    assert set(batch.truth.unique().tolist()) == {POSITIVE, NEGATIVE}
+    assert (batch.labels == UNOBSERVED).sum() == 28 * 49
+    assert (batch.truth[batch.labels == POSITIVE] == POSITIVE).all()
+
+
+def test_truth_is_none_where_it_is_unknown(tmp_path: Path) -> None:
+    reader = _reader(_written(tmp_path, _jpeg()), with_truth=True)
+    assert reader[0].truth is None
+
+
+def test_full_labels_replace_the_observed_ones(tiny_digits: Path) -> None:
+    full = _reader(tiny_digits, full_labels=True, with_truth=True)[0]
+    assert full.truth is not None
+    assert torch.equal(full.labels, full.truth)
+    assert not (full.labels == UNOBSERVED).any()
+
+
+def test_full_labels_are_refused_where_they_are_unknown(tmp_path: Path) -> None:
+    reader = _reader(_written(tmp_path, _jpeg()), full_labels=True)
+    with pytest.raises(ValueError, match=r"the full labels of this data set are not known"):
+        reader[0]
+
+
+def test_an_empty_part_is_a_batch_of_no_rows(tiny_digits: Path) -> None:
+    index = open_index(tiny_digits / "train.arrow")
+    parts = Plan(num_samples=33, global_batch_size=32, lanes=32).epoch(0, 0, 32)
+    batch = Reader(tiny_digits, index, parts)[1]
+    assert (tuple(batch.images.shape), tuple(batch.labels.shape)) == ((0, 3, 64, 64), (0, 50))
+    assert (batch.keys, batch.global_rows) == ([], 1)
+
+
+def test_grey_images_become_rgb(tmp_path: Path) -> None:
+    assert _reader(_written(tmp_path, _jpeg(mode="L")))[0].images.shape == (1, 3, 8, 8)
+
+
+# --- Order and resuming -------------------------------------------------------------------------------------------
+
+
+def test_start_step_resumes_without_reading_what_was_consumed(tiny_digits: Path, reads: list[int]) -> None:
+    reader = _reader(tiny_digits, epoch=1)
+    whole = list(read(reader))
+    reads.clear()
+    resumed = list(read(reader, start_step=2))
+    assert len(resumed) == 2
+    assert all(_same(a, b) for a, b in zip(whole[2:], resumed, strict=True))
+    assert reads == [row for part in reader.parts[2:] for row in part.rows]
+
+
+def test_start_step_at_the_end_reads_nothing(tiny_digits: Path, reads: list[int]) -> None:
+    reader = _reader(tiny_digits)
+    reads.clear()
+    assert list(read(reader, start_step=4)) == []
+    assert reads == []
+
+
+def test_loader_workers_change_nothing(tiny_digits: Path) -> None:
+    alone = list(read(_reader(tiny_digits), start_step=1))
+    helped = list(read(_reader(tiny_digits), start_step=1, loader_workers=2))
+    assert len(alone) == len(helped) == 3
+    assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_a_used_reader_survives_pickling_and_opens_its_own_files(tiny_digits: Path) -> None:
+    reader = _reader(tiny_digits, with_truth=True)
+    expected = reader[3]
+    copy = pickle.loads(pickle.dumps(reader))
+    assert _same(copy[3], expected)
+    assert copy[3].truth.tolist() == expected.truth.tolist()
+
+
+# --- Descriptors --------------------------------------------------------------------------------------------------
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[int]:
+    """Let this process have only so many files open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 96
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_readers_that_are_done_leave_no_file_open(tiny_digits: Path) -> None:
+    before = _open_files()
+    for epoch in range(5):  # a training run makes a reader every epoch
+        _reader(tiny_digits, epoch=epoch)[0]
+    assert _open_files() == before
+
+
+def test_more_shards_than_a_process_may_open_are_read(tmp_path: Path, few_descriptors: int) -> None:
+    folder = _written(tmp_path, *[_jpeg()] * few_descriptors, samples_per_shard=1)
+    assert sum(len(batch.rows) for batch in read(_one_by_one(folder))) == few_descriptors
+
+
+# --- Damage -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [0, 200, -1])
+def test_a_flipped_bit_in_an_image_is_named_by_shard_key_and_offset(tmp_path: Path, inside: int) -> None:
+    folder = _written(tmp_path, *[_jpeg()] * 3)
+    index, shard = open_index(folder / "train.arrow"), folder / "train-000000.tar"
+    reader = _one_by_one(folder)
+    content = bytearray(shard.read_bytes())
+    content[index.offset[1] + inside % index.size[1]] ^= 4
+    shard.write_bytes(content)
+    assert [reader[step].keys for step in (0, 2)] == [["s0"], ["s2"]]
+    said = re.escape(
+        f"{shard}: image 's1' at byte {index.offset[1]} does not match its CRC-32; copy or write the shard"
+    )
+    with pytest.raises(ValueError, match=said):
+        reader[1]
+
+
+def test_a_shard_cut_short_after_opening_is_noticed(tmp_path: Path) -> None:
+    folder = _written(tmp_path, *[_jpeg()] * 3)
+    reader = _one_by_one(folder)
+    with (folder / "train-000000.tar").open("r+b") as file:
+        file.truncate(int(reader.index.offset[2]) + 5)
+    with pytest.raises(ValueError, match=r"image 's2' at byte \d+ does not match its CRC-32"):
+        reader[2]
+
+
+@pytest.mark.parametrize("image", [b"not an image", b"", _jpeg(64, 64)[:-300]], ids=["text", "empty", "cut"])
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, image: bytes) -> None:
+    reader = _one_by_one(_written(tmp_path, _jpeg(64, 64), image))
+    with pytest.raises(ValueError, match=r"train-000000\.tar: image 's1' at byte \d+ cannot be decoded: "):
+        reader[1]
+
+
+def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> None:
+    reader = _one_by_one(_written(tmp_path, _jpeg(8, 8), _jpeg(9, 7)))
+    with pytest.raises(ValueError, match=r"image 's1' at byte \d+ is \(7, 9\), others \(8, 8\); shard with --resize"):
+        reader[1]
+
+
+def test_damage_is_named_through_loader_workers_too(tmp_path: Path) -> None:
+    reader = _one_by_one(_written(tmp_path, _jpeg(), b"damaged"))
+    with pytest.raises(ValueError, match=r"image 's1' at byte \d+ cannot be decoded"):
+        list(read(reader, loader_workers=1))

@@ -1,0 +1,275 @@
+"""One documented flag a field; what is out of range or misspelt is refused in one line that names the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raypaml import flags
+from raypaml.config import EXECUTION_FIELDS, TrainConfig, rejecting_epochs
+from raypaml.recipes import RECIPES, recipe
+
+GROUPS = dict(TrainConfig().groups())
+
+
+# --- The fields ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_field_has_a_docstring(group: str) -> None:
+    docs = flags.field_docs(type(GROUPS[group]))
+    assert list(docs) == [field.name for field in dataclasses.fields(GROUPS[group])]
+    assert all(doc.endswith(".") and "\n" not in doc for doc in docs.values())
+
+
+def test_every_field_has_a_name_of_its_own() -> None:
+    names = [field.name for group in GROUPS.values() for field in dataclasses.fields(group)]
+    assert len(set(names)) == len(names) == len(TrainConfig().flat())
+
+
+def test_the_configuration_cannot_be_changed_in_place() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_execution_fields_are_fields() -> None:
+    assert set(EXECUTION_FIELDS) <= set(TrainConfig().flat())
+
+
+# --- Recipes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_sound_and_know_their_name(name: str) -> None:
+    config = recipe(name)
+    config.check()
+    assert config.recipe == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("digit", "did you mean 'digits'?"),
+        ("openimages", "did you mean 'openimages_v3'?"),
+        ("zzz", "no such recipe; Known"),
+    ],
+)
+def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"recipe '{name}': no such recipe.*Known: digits, openimages_v3") as error:
+        recipe(name)
+    assert said in str(error.value)
+
+
+# --- Override -----------------------------------------------------------------------------------------------------
+
+
+def test_override_finds_each_field_in_its_group_and_leaves_the_rest() -> None:
+    before = recipe("digits")
+    after = before.override({"alpha": 2.0, "epochs": 3, "name": "x"})
+    assert (after.model.alpha, after.optim.epochs, after.run.name) == (2.0, 3, "x")
+    assert after.flat() == before.flat() | {"alpha": 2.0, "epochs": 3, "name": "x"}
+    assert before == recipe("digits")
+
+
+def test_override_refuses_unknown_fields_and_lists_the_known() -> None:
+    with pytest.raises(
+        ValueError, match=r"no such fields: \['aplha', 'zeta'\]; known: data, global_batch_size, .*alpha"
+    ):
+        TrainConfig().override({"zeta": 1, "aplha": 2, "alpha": 3.0})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_configuration_survives_json(name: str) -> None:
+    config = recipe(name).override({"alpha": 1.5, "flip": True, "lanes": 4})
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"extra": {}}, r"found \['data', 'extra', .*\]"),
+        ({"model": {"alpah": 1.0}}, r"no such fields: \['alpah'\]"),
+    ],
+)
+def test_a_stored_configuration_with_unknown_parts_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainConfig.from_dict(TrainConfig().to_dict() | change)
+
+
+# --- Ranges -------------------------------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"alpha": 0.99}, "alpha=0.99: must be at least 1 (1 switches BoostLU off; below 1 it would shrink"),
+    ({"alpha": NAN}, "alpha=nan: must be at least 1"),
+    ({"alpha": INF}, "alpha=inf: must be"),
+    ({"delta_rel": -0.1}, "delta_rel=-0.1: must be at least 0"),
+    ({"delta_rel": NAN}, "delta_rel=nan: must be at least 0"),
+    ({"warmup_epochs": 0}, "warmup_epochs=0: must be at least 1"),
+    ({"epochs": 0}, "epochs=0: must be at least 1"),
+    ({"global_batch_size": 0}, "global_batch_size=0: must be at least 1"),
+    ({"workers": 0}, "workers=0: must be at least 1"),
+    ({"lanes": -1}, "lanes=-1: must be at least 0"),
+    ({"loader_workers": -1}, "loader_workers=-1: must be at least 0"),
+    ({"seed": -1}, "seed=-1: must be at least 0"),
+    ({"checkpoint_steps": -1}, "checkpoint_steps=-1: must be at least 0"),
+    ({"lr": 0.0}, "lr=0.0: must be above 0"),
+    ({"lr": NAN}, "lr=nan: must be above 0"),
+    ({"lr": INF}, "lr=inf: must be above 0"),
+    ({"head_lr_mult": -10.0}, "head_lr_mult=-10.0: must be above 0"),
+    ({"global_batch_size": 32, "lanes": 3}, "lanes=3: must divide global_batch_size=32"),
+    ({"global_batch_size": 32, "lanes": 64}, "lanes=64: must divide global_batch_size=32"),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), BAD)
+def test_values_out_of_range_are_refused_by_name(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        TrainConfig().override(values).check()
+
+
+@pytest.mark.parametrize("values", [{"alpha": 1.0}, {"delta_rel": 0.0}, {"epochs": 1}, {"lanes": 16}, {"seed": 2**40}])
+def test_values_at_the_edge_of_their_range_pass(values: dict[str, Any]) -> None:
+    TrainConfig().override(values).check()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "schedule", "warmup_epochs", "most"),
+    [
+        ("ll_r", "epoch", 1, 10.0),
+        ("ll_ct", "epoch", 1, 10.0),
+        ("ll_r", "epoch", 6, 20.0),
+        ("ll_r", "samples", 2, 10.0),
+        ("ll_cp", "epoch", 1, 100.0),  # constant: what was corrected stays corrected
+        ("ll_cp", "samples", 1, 100.0),
+    ],
+)
+def test_delta_rel_may_just_reach_all_entries(scheme: str, schedule: str, warmup_epochs: int, most: float) -> None:
+    values = {"epochs": 11, "scheme": scheme, "schedule": schedule, "warmup_epochs": warmup_epochs}
+    TrainConfig().override(values | {"delta_rel": most}).check()
+    said = rf"delta_rel={most * 1.01} %/epoch over 11 epochs \({warmup_epochs} of warm-up\) asks to reject 101 % of all"
+    with pytest.raises(ValueError, match=said):
+        TrainConfig().override(values | {"delta_rel": most * 1.01}).check()
+
+
+@pytest.mark.parametrize("scheme", ["full", "an", "ignore"])
+def test_delta_rel_does_not_matter_to_schemes_that_do_not_reject(scheme: str) -> None:
+    TrainConfig().override({"scheme": scheme, "delta_rel": 5000.0}).check()
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "rejecting"), [(10, 1, 9), (1, 1, 0), (3, 8, 0), (25, 8, 17)])
+def test_rejecting_epochs_are_those_after_the_warm_up(epochs: int, warmup: int, rejecting: int) -> None:
+    assert rejecting_epochs(epochs, warmup) == rejecting
+
+
+# --- Flags --------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> flags.Parser:
+    parser = flags.Parser(prog="raypaml.train")
+    for group in GROUPS.values():
+        flags.add_flags(parser, group)
+    return parser
+
+
+def _answer(run: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[int | str | None, str, str]:
+    """Exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as stop:
+        run()
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def test_only_the_flags_given_appear_with_their_types() -> None:
+    given = vars(_parser().parse(["--alpha", "2", "--epochs=3", "--flip", "--scheme", "an", "--name", "x y"]))
+    assert given == {"alpha": 2.0, "epochs": 3, "flip": True, "scheme": "an", "name": "x y"}
+    assert vars(_parser().parse(["--no-flip"])) == {"flip": False}
+    assert vars(_parser().parse([])) == {}
+    assert TrainConfig().override(given).model.alpha == 2.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "near"),
+    [
+        (["--aplha", "2"], "--aplha: no such flag; did you mean --alpha?"),
+        (["--epochs", "3", "--delta_rel=0.1"], "--delta_rel: no such flag; did you mean --delta-rel?"),
+        (["--no-filp"], "--no-filp: no such flag; did you mean --no-flip?"),
+        (["--qqqqqq"], "--qqqqqq: no such flag --help lists them"),
+        (["stray"], "stray: no such flag"),
+    ],
+)
+def test_an_unknown_flag_is_one_line_with_the_nearest(
+    argv: list[str], near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = _answer(lambda: _parser().parse(argv), capsys)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"raypaml\.train: {re.escape(near)}.*\n", err)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--epochs", "many"], "--epochs.*many"),
+        (["--alpha", "5x"], "--alpha.*5x"),
+        (["--epochs", "1.5"], "--epochs.*1.5"),
+        (["--scheme", "llr"], "--scheme.*llr.*ll_r"),
+        (["--lr"], "--lr: expected one argument"),
+    ],
+)
+def test_a_bad_value_is_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = _answer(lambda: _parser().parse(argv), capsys)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"raypaml\.train: .*{said}.*\n", err)
+
+
+def test_help_lists_every_group_flag_and_default(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    code, out, err = _answer(lambda: _parser().parse(["--help"]), capsys)
+    assert (code, err) == (0, "")
+    text = " ".join(out.split())
+    for title in ("Data:", "Model:", "Loss and rejection:", "Optimisation:", "Run:"):
+        assert f" {title} " in text
+    for group in GROUPS.values():
+        for name, doc in flags.field_docs(type(group)).items():
+            value = getattr(group, name)
+            shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value) or "none"
+            assert f"--{name.replace('_', '-')} " in text
+            assert f"{doc} [{shown}]" in text
+
+
+# --- Commands -----------------------------------------------------------------------------------------------------
+
+
+def _refuse() -> int:
+    raise ValueError("lr=0: must be above 0")
+
+
+def _interrupted() -> int:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("main", "answer"),
+    [
+        (_refuse, (2, "", "raypaml.train: lr=0: must be above 0\n")),
+        (_interrupted, (130, "", "")),
+        (lambda: None, (0, "", "")),
+        (lambda: 3, (3, "", "")),
+    ],
+)
+def test_a_command_ends_with_a_code_and_at_most_one_line(
+    main: Callable[[], int | None], answer: tuple[int, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _answer(lambda: flags.run_command(main, "raypaml.train"), capsys) == answer
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        flags.run_command(lambda: 1 // 0, "raypaml.train")

@@ -1,0 +1,235 @@
+"""A data folder is refused before anything starts if its parts do not belong together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypaml.data.folder import open_folder, resolve_data
+from raypaml.data.index import SCHEMA, Index, open_index, write_index
+from raypaml.data.shards import SPLITS
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
+
+
+@pytest.fixture
+def folder(tiny_digits: Path, tmp_path: Path) -> Path:
+    """A good data folder to damage."""
+    return Path(shutil.copytree(tiny_digits, tmp_path / "data"))
+
+
+def _vocabulary(*class_ids: str) -> Vocabulary:
+    zeros = np.zeros(len(class_ids), np.int64)
+    return Vocabulary(class_ids=class_ids, names=class_ids, train_positives=zeros, train_negatives=zeros)
+
+
+ABC = _vocabulary("a", "b", "c")
+
+
+def _row(key: str, positives: Any = (), negatives: Any = (), truth: Any = None, boxes: Any = ()) -> dict[str, Any]:
+    place = {"key": key, "shard": 0, "offset": 512, "size": 1, "crc32": 0}
+    return place | {"positives": positives, "negatives": negatives, "truth": truth, "boxes": boxes}
+
+
+def _index(path: Path, *rows: dict[str, Any], has_truth: bool = False) -> Index:
+    write_index(path, rows, shards=["t.tar"], shard_bytes=[0], vocabulary=ABC, has_truth=has_truth)
+    return open_index(path)
+
+
+def _folder_of(path: Path, *rows: dict[str, Any], has_truth: bool = False) -> Path:
+    """A folder of one empty shard, whose index holds these rows for every split."""
+    ABC.write(path / "vocabulary.csv")
+    (path / "t.tar").touch()
+    for split in SPLITS:
+        _index(path / f"{split}.arrow", *rows, has_truth=has_truth)
+    return path
+
+
+# --- The good case ------------------------------------------------------------------------------------------------
+
+
+def test_a_good_folder_opens(tiny_digits: Path) -> None:
+    data = open_folder(tiny_digits)
+    assert {split: len(index) for split, index in data.splits.items()} == {"train": 96, "validation": 40, "test": 40}
+    assert {index.vocabulary_digest for index in data.splits.values()} == {data.vocabulary.digest}
+    assert all(index.num_classes == len(data.vocabulary) == 50 for index in data.splits.values())
+    assert data.path == tiny_digits
+
+
+def test_data_names_a_path_or_the_embedded_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr("raypaml.data.folder.digits_folder", lambda *key, **_: asked.append(key) or Path("/cached"))
+    assert resolve_data("some/where") == Path("some/where")
+    for data in ("digits", "digits:verified", "digits:verified:7"):
+        assert resolve_data(data) == Path("/cached")
+    assert asked == [("single_positive", 0), ("verified", 0), ("verified", 7)]
+
+
+@pytest.mark.parametrize("data", ["digits:bad", "digits:", "digits:verified:x", "digits:verified:-1", "digits:a:1:2"])
+def test_bad_digits_are_refused(data: str) -> None:
+    expected = rf"data='{data}': expected digits\[:HIDING\[:SEED\]\] with HIDING one of single_positive, verified"
+    with pytest.raises(ValueError, match=expected):
+        resolve_data(data)
+
+
+# --- What is refused ----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data=.*/nowhere: no such folder; shard a data set into it"):
+        open_folder(tmp_path / "nowhere")
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"data={tmp_path}: empty folder; shard a data set into it"):
+        open_folder(tmp_path)
+
+
+def test_shards_without_an_index_are_refused(folder: Path) -> None:
+    for path in folder.glob("*.arrow"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"shards without an index; write it with tools/index_shards\.py"):
+        open_folder(folder)
+
+
+def test_a_missing_split_is_refused(folder: Path) -> None:
+    (folder / "validation.arrow").unlink()
+    with pytest.raises(ValueError, match=r"validation\.arrow: no index of split 'validation'; training needs train"):
+        open_folder(folder)
+
+
+def test_a_missing_vocabulary_is_refused(folder: Path) -> None:
+    (folder / "vocabulary.csv").unlink()
+    with pytest.raises(ValueError, match=r"vocabulary\.csv: no such vocabulary"):
+        open_folder(folder)
+
+
+def test_a_vocabulary_in_another_order_is_refused_with_both_digests(folder: Path) -> None:
+    right = Vocabulary.read(folder / "vocabulary.csv")
+    wrong = _vocabulary(*reversed(right.class_ids))
+    wrong.write(folder / "vocabulary.csv")
+    said = rf"50 classes, digest {right.digest[:12]}\) than .*vocabulary\.csv \(50 classes, digest {wrong.digest[:12]}"
+    with pytest.raises(ValueError, match=said):
+        open_folder(folder)
+
+
+def test_a_missing_shard_is_refused(folder: Path) -> None:
+    (folder / "test-000000.tar").unlink()
+    with pytest.raises(ValueError, match=r"test-000000\.tar: missing, the index says [\d,]+ bytes"):
+        open_folder(folder)
+
+
+def test_a_shard_of_another_size_is_refused_with_both_sizes(folder: Path) -> None:
+    shard = folder / "train-000000.tar"
+    size = shard.stat().st_size
+    with shard.open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(ValueError, match=rf"train-000000\.tar: {size + 512:,} bytes, the index says {size:,} bytes"):
+        open_folder(folder)
+
+
+def test_an_index_without_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.arrow: no samples in split 'train'"):
+        open_folder(_folder_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "labels", [{"positives": [3]}, {"negatives": [-1]}, {"truth": [9]}, {"positives": [0, 1, 2, 3], "truth": [0]}]
+)
+def test_classes_outside_the_vocabulary_are_refused(tmp_path: Path, labels: dict[str, list[int]]) -> None:
+    path = _folder_of(tmp_path, _row("fine", [0]), _row("bad", **labels), has_truth=True)
+    with pytest.raises(ValueError, match=r"train\.arrow: class columns outside 0\.\.2; write the index again"):
+        open_folder(path)
+
+
+def test_contradictory_labels_are_refused_with_their_keys(tmp_path: Path) -> None:
+    path = _folder_of(tmp_path, _row("fine", [0], [1]), _row("torn", [0, 2], [1, 2]), _row("also-torn", [1], [1]))
+    with pytest.raises(ValueError, match=r"2 entries both positive and negative, such as in \['torn', 'also-torn'\]"):
+        open_folder(path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, -100])
+def test_a_corrupt_index_is_refused(folder: Path, keep: int) -> None:
+    path = folder / "train.arrow"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"train\.arrow: not a readable index \(.*write it again"):
+        open_folder(folder)
+
+
+def test_an_arrow_file_that_is_no_index_is_refused(folder: Path) -> None:
+    table = pa.table({"key": ["a"]})
+    with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(ValueError, match=r"train\.arrow: not an index of format 1; write it again"):
+        open_folder(folder)
+
+
+def test_an_index_of_another_format_is_refused(folder: Path) -> None:
+    table = pa.table([[]] * len(SCHEMA), schema=SCHEMA.with_metadata({"format": "2"}))
+    with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(ValueError, match=r"train\.arrow: not an index of format 1"):
+        open_folder(folder)
+
+
+# --- The index ----------------------------------------------------------------------------------------------------
+
+BOX = {"class": 1, "x0": 0.5, "y0": 1.0, "x1": 3.0, "y1": 4.0}
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    rows = (_row("x", [0], [1, 2], [0]), _row("y", [], [], []), _row("z", [1, 2], [], [1, 2], [BOX]))
+    return _index(tmp_path / "i.arrow", *rows, has_truth=True)
+
+
+def test_labels_come_in_the_order_of_the_rows_asked_for(index: Index) -> None:
+    labels = index.labels(np.array([2, 0, 1, 2]))
+    z = [UNOBSERVED, POSITIVE, POSITIVE]
+    assert labels.tolist() == [z, [POSITIVE, NEGATIVE, NEGATIVE], [UNOBSERVED] * 3, z]
+    assert labels.dtype == np.int8
+    assert index.labels(np.empty(0, np.int64)).shape == (0, 3)
+
+
+def test_truth_is_full(index: Index) -> None:
+    truth = index.truth(np.array([2, 1]))
+    assert truth.tolist() == [[NEGATIVE, POSITIVE, POSITIVE], [NEGATIVE] * 3]
+    assert truth.dtype == np.int8
+
+
+def test_truth_is_refused_where_it_is_unknown(tmp_path: Path) -> None:
+    index = _index(tmp_path / "i.arrow", _row("x", [0]))
+    with pytest.raises(ValueError, match=r"i\.arrow: the full labels of this data set are not known; choose another"):
+        index.truth(np.array([0]))
+
+
+def test_cells_name_position_and_class_of_every_entry(index: Index) -> None:
+    position, classes = index.positives.cells(np.array([2, 1, 0]))
+    assert list(zip(position.tolist(), classes.tolist(), strict=True)) == [(0, 1), (0, 2), (2, 0)]
+
+
+def test_keys_and_rows_of_are_each_others_inverse(index: Index) -> None:
+    rows = np.array([2, 0, 2])
+    assert index.keys(rows) == ["z", "x", "z"]
+    assert index.rows_of(pa.chunked_array([index.keys(rows)])).tolist() == rows.tolist()
+
+
+def test_rows_of_refuses_keys_that_the_index_lacks(index: Index) -> None:
+    with pytest.raises(ValueError, match=r"i\.arrow: 1 of 2 keys are not in this index, such as \['q'\]"):
+        index.rows_of(pa.chunked_array([["x", "q"]]))
+
+
+def test_boxes_of_a_sample(index: Index) -> None:
+    assert index.boxes(2) == [BOX]
+    assert index.boxes(0) == []
+
+
+def test_digits_know_their_boxes_and_truth(tiny_digits: Path) -> None:
+    index = open_folder(tiny_digits).splits["train"]
+    for row in range(5):
+        truth = np.flatnonzero(index.truth(np.array([row]))[0] == POSITIVE)
+        assert sorted(box["class"] for box in index.boxes(row)) == truth.tolist()

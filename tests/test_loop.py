@@ -1,0 +1,133 @@
+"""The loop on real gloo processes: the same run on any number of workers, after any interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raypaml.config import TrainConfig
+from raypaml.recipes import recipe
+from raypaml.training.checkpoint import read_state, valid_checkpoints
+from raypaml.training.loop import train
+from tests.conftest import run_distributed
+
+EPOCHS = 3
+
+
+def config(**values: Any) -> TrainConfig:
+    short = {"epochs": EPOCHS, "warmup_epochs": 1, "delta_rel": 2.0}
+    return recipe("digits").override(short | values)
+
+
+def train_here(rank: int, world_size: int, settings: TrainConfig, data: Path, run: Path, stop_at: int | None) -> bool:
+    """One rank's training; `stop_at`: ask to stop when that many steps were reported."""
+    torch.set_num_threads(1)
+
+    def report(event: dict[str, Any]) -> bool:
+        if "record" in event or "event" in event or stop_at is None:
+            return False
+        return bool(event["epoch"] * event["steps"] + event["step"] >= stop_at)
+
+    return train(settings, data, run, torch.device("cpu"), report)
+
+
+def weights(run: Path) -> str:
+    valid, damaged = valid_checkpoints(run / "checkpoints")
+    assert not damaged
+    assert read_state(valid[-1]).epoch == EPOCHS
+    return hashlib.sha256((valid[-1] / "model.safetensors").read_bytes()).hexdigest()
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed")
+    assert train_here(0, 1, config(), tiny_digits, run, None)
+    return run
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_any_number_of_workers_computes_the_same_weights_to_the_bit(
+    world_size: int, tiny_digits: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    run_distributed(train_here, world_size, config(), tiny_digits, tmp_path, None)
+    assert weights(tmp_path) == weights(undisturbed)
+    for one, many in zip(history(undisturbed), history(tmp_path), strict=True):
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        for name in ("rejected", "rejected_missed", "missed", "samples", "validation_mean_ap"):
+            assert many[name] == one[name], name
+
+
+def test_stopped_and_continued_on_other_numbers_of_workers_equals_undisturbed(
+    tiny_digits: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    settings = config(checkpoint_steps=1)
+    assert run_distributed(train_here, 2, settings, tiny_digits, tmp_path, 2) == [False, False]
+    assert run_distributed(train_here, 3, settings, tiny_digits, tmp_path, 4) == [False] * 3
+    assert train_here(0, 1, settings, tiny_digits, tmp_path, None)
+    assert weights(tmp_path) == weights(undisturbed)
+    assert [record["rejected"] for record in history(tmp_path)] == [r["rejected"] for r in history(undisturbed)]
+
+
+def test_ll_cp_keeps_its_corrections_over_workers_and_interruptions(tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(scheme="ll_cp", delta_rel=1.0, checkpoint_steps=1)
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "one", None)
+    assert run_distributed(train_here, 2, settings, tiny_digits, tmp_path / "two", 5) == [False, False]
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "two", None)
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    corrected = [record["corrected"] for record in history(tmp_path / "one")]
+    assert corrected[0] == 0
+    assert corrected[1] == history(tmp_path / "one")[1]["rejected"] > 0
+    assert corrected[2] == corrected[1] + history(tmp_path / "one")[2]["rejected"]
+
+
+def test_without_exact_gradients_two_workers_still_train_on_the_same_batches(tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(reproducible=False, epochs=1, scheme="an")
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "one", None)
+    run_distributed(train_here, 2, settings, tiny_digits, tmp_path / "two", None)
+    (one,), (two,) = history(tmp_path / "one"), history(tmp_path / "two")
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["full", "an", "ignore", "ll_r", "ll_ct"])
+def test_every_scheme_trains(scheme: str, tiny_digits: Path, tmp_path: Path) -> None:
+    assert train_here(0, 1, config(scheme=scheme), tiny_digits, tmp_path, None)
+    records = history(tmp_path)
+    assert records[-1]["loss"] < records[0]["loss"]
+    rejected = [record["rejected"] for record in records]
+    entries = 96 * 50
+    assert rejected == ([0, entries // 50, entries // 25] if scheme.startswith("ll_") else [0, 0, 0])
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tiny_digits: Path, tmp_path: Path, undisturbed: Path) -> None:
+    settings = config(checkpoint_steps=1)
+    assert not train_here(0, 1, settings, tiny_digits, tmp_path, 4)
+    newest = valid_checkpoints(tmp_path / "checkpoints")[0][-1]
+    (newest / "model.safetensors").write_bytes(b"")
+    events: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> bool:
+        events.append(event)
+        return False
+
+    assert train(settings, tiny_digits, tmp_path, torch.device("cpu"), report)
+    assert newest.name in events[0]["event"]
+    assert weights(tmp_path) == weights(undisturbed)
+
+
+def test_weights_that_give_non_finite_logits_end_with_rank_step_and_keys(tiny_digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"rank 0, epoch 0, step \d+: .*'train-\d{6}'"):
+        train_here(0, 1, config(lr=1e30, lr_schedule="constant"), tiny_digits, tmp_path, None)
+
+
+def test_reproducible_refuses_batch_norm(tiny_digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--no-reproducible"):
+        train_here(0, 1, config(backbone="resnet18"), tiny_digits, tmp_path, None)
