@@ -58,6 +58,11 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not self.class_ids:
             raise ValueError("vocabulary: no classes; give at least one class id")
+        lengths = [len(column) for column in (self.class_ids, self.names, self.train_positives, self.train_negatives)]
+        if len(set(lengths)) > 1:
+            raise ValueError(f"vocabulary: columns of different lengths {lengths}; give every class all of them")
+        if any("\n" in class_id for class_id in self.class_ids):
+            raise ValueError("vocabulary: a class id holds a line break")
         if len(set(self.class_ids)) != len(self.class_ids):
             twice = sorted({c for c in self.class_ids if self.class_ids.count(c) > 1})
             raise ValueError(f"vocabulary: class ids given twice: {twice[:5]}; keep one row each")

@@ -38,6 +38,8 @@ def scheduled_rate(
         warmup_epochs: plain epochs before the first rejection; 1 as published.
         continuous: raise the rate with every step; it meets the per-epoch schedule at each epoch's start.
     """
+    if warmup_epochs < 1:
+        raise ValueError(f"warmup_epochs={warmup_epochs}: at least 1, for epoch 0 is always plain assume-negative")
     if scheme not in REJECTING or epoch < warmup_epochs:
         return Fraction(0)
     progress = Fraction(epoch - warmup_epochs + 1) + (Fraction(step, steps) if continuous else 0)

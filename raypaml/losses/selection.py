@@ -52,7 +52,7 @@ def select(
     rank offers its `count` best, so at most `count` 8-byte keys per rank travel, never the matrix.
 
     Args:
-        logits: [B, K] finite float32 or float64 of this rank's rows.
+        logits: [B, K] finite, of this rank's rows; compared in float32.
         candidates: [B, K] bool, the unobserved entries.
         count: entries to select over all ranks; fewer if there are fewer candidates.
         first_row: this rank's first row within the global batch.
@@ -82,7 +82,7 @@ def _sort_keys(logits: Tensor, first_row: int) -> Tensor:
 def _smallest(keys: Tensor, count: int) -> Tensor:
     """The `count` smallest keys, padded where there are fewer."""
     best = keys.topk(min(count, len(keys)), largest=False, sorted=False).values
-    return torch.nn.functional.pad(best, (0, count - len(best)), value=_NEVER)
+    return torch.cat([best, best.new_full((count - len(best),), _NEVER)])
 
 
 def _gather(offered: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -26,8 +28,9 @@ def average_precision(class_index: ArrayLike, scores: ArrayLike, positive: Array
         [K] in 0..1; nan where a class has no observed entry, 0 where it has entries but no positive (convention
         `paper`).
     """
-    classes, scores, positive = np.asarray(class_index, np.int64), np.asarray(scores), np.asarray(positive, bool)
+    classes, scores, positive = np.asarray(class_index), np.asarray(scores), np.asarray(positive)
     _check(classes, scores, positive, num_classes)
+    classes, positive = classes.astype(np.int64), positive.astype(bool)
     counts = np.bincount(classes, minlength=num_classes)
     positives = np.bincount(classes[positive], minlength=num_classes)
     order = np.lexsort((scores, -classes))[::-1]  # by class ascending, then score descending
@@ -47,11 +50,13 @@ def average_precision(class_index: ArrayLike, scores: ArrayLike, positive: Array
     return np.where(counts > 0, total / np.maximum(positives, 1), np.nan)
 
 
-def _check(
-    classes: NDArray[np.int64], scores: NDArray[np.generic], positive: NDArray[np.bool_], num_classes: int
-) -> None:
+def _check(classes: NDArray[Any], scores: NDArray[Any], positive: NDArray[Any], num_classes: int) -> None:
     if not len(classes) == len(scores) == len(positive):
         raise ValueError(f"rows differ: {len(classes)} classes, {len(scores)} scores, {len(positive)} labels")
+    if not np.isin(positive, (0, 1)).all():
+        raise ValueError("positive: values other than 0 and 1; give observed entries only")
+    if not np.equal(classes, np.floor(classes)).all():
+        raise ValueError("class_index: not whole numbers; give the column of each entry")
     if len(classes) and not 0 <= classes.min() <= classes.max() < num_classes:
         raise ValueError(f"class_index from {classes.min()} to {classes.max()}: expected 0..{num_classes - 1}")
     if np.isnan(scores).any():

@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def check_alpha(alpha: float) -> None:
     """Raise ValueError unless alpha >= 1."""
-    if not alpha >= 1:
+    if not 1 <= alpha < float("inf"):
         raise ValueError(
             f"alpha={alpha}: BoostLU needs alpha >= 1 (1 switches it off); below 1, max(x, alpha x) would leave "
             "positive attributions alone and shrink the negative ones"
@@ -47,7 +47,7 @@ def pool_parts(cam: Tensor) -> tuple[Tensor, Tensor]:
         P [B, K] >= 0 and N [B, K] <= 0.
     """
     cam = cam if cam.dtype == torch.float64 else cam.float()
-    positive = cam.clamp(min=0)  # slope 1 at 0, so that P, not N, takes the gradient there, as in boostlu
+    positive = torch.where(cam >= 0, cam, 0.0)  # not clamp: at 0 P, not N, takes the gradient, as in boostlu
     return positive.mean((-2, -1)), (cam - positive).mean((-2, -1))
 
 

@@ -63,5 +63,7 @@ class Corrections:
     def read(cls, path: Path, index: Index) -> Corrections:
         """Read an overlay for the samples of this index; a key that it lacks is refused."""
         table = pq.read_table(path)
-        row_of = index.rows_of(table["key"])
-        return cls(index.num_classes, row_of * index.num_classes + table["class"].to_numpy())
+        rows, classes = index.rows_of(table["key"]), table["class"].to_numpy()
+        if len(classes) and not 0 <= classes.min() <= classes.max() < index.num_classes:
+            raise ValueError(f"{path}: classes {classes.min()} to {classes.max()}, expected 0..{index.num_classes - 1}")
+        return cls(index.num_classes, rows * index.num_classes + classes)
