@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
@@ -126,6 +128,20 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny_digits: Path, tmp_path:
 def test_weights_that_give_non_finite_logits_end_with_rank_step_and_keys(tiny_digits: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"rank 0, epoch 0, step \d+: .*'train-\d{6}'"):
         train_here(0, 1, config(lr=1e30, lr_schedule="constant"), tiny_digits, tmp_path, None)
+
+
+def test_hidden_truth_never_reaches_the_loss(tiny_digits: Path, tmp_path: Path, undisturbed: Path) -> None:
+    other = tmp_path / "data"
+    shutil.copytree(tiny_digits, other)
+    with pa.ipc.open_file(str(other / "train.arrow")) as file:
+        table = file.read_all()
+    lies = pa.array([[0]] * len(table), table["truth"].type)
+    table = table.set_column(table.schema.get_field_index("truth"), table.schema.field("truth"), lies)
+    with pa.OSFile(str(other / "train.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert train_here(0, 1, config(), other, tmp_path / "run", None)
+    assert history(tmp_path / "run")[-1]["rejected_missed"] != history(undisturbed)[-1]["rejected_missed"]
+    assert weights(tmp_path / "run") == weights(undisturbed)
 
 
 def test_reproducible_refuses_batch_norm(tiny_digits: Path, tmp_path: Path) -> None:

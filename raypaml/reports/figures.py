@@ -54,11 +54,10 @@ def rejections(history: History) -> str:
     if known:
         hits = [record["rejected_missed"] for record in history]
         axes[0].bar(epochs, hits, color=ORANGE, label="of them missed positives")
-        share = [
-            (n, h / n, h / max(r["missed"], 1)) for n, h, r in zip(epochs, hits, history, strict=True) if r["rejected"]
-        ]
-        axes[1].plot([s[0] for s in share], [100 * s[1] for s in share], color=ORANGE, marker=".", label="precision")
-        axes[1].plot([s[0] for s in share], [100 * s[2] for s in share], color=BLUE, marker=".", label="recall")
+        judged = [record for record in history if record["rejection_precision"] is not None]
+        for name, colour in (("precision", ORANGE), ("recall", BLUE)):
+            values = [100 * record[f"rejection_{name}"] for record in judged]
+            axes[1].plot([record["epoch"] + 1 for record in judged], values, color=colour, marker=".", label=name)
         axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
         axes[1].legend(frameon=False)
     axes[0].legend(frameon=False)

@@ -30,6 +30,7 @@ class Display:
         self._task = self._progress.add_task("starting", total=None, state="")
         self._last_line = time.monotonic()
         self._rate = 0.0
+        self._validation = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -50,6 +51,7 @@ class Display:
             self.say(event["event"])
         elif "record" in event:
             self.say(_epoch_line(event["record"], event["epochs"]))
+            self._validation = f"  validation mAP {100 * event['record']['validation_mean_ap']:.2f}"
             self._last_line = time.monotonic()
         else:
             self._step(event)
@@ -59,7 +61,7 @@ class Display:
         self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # forgets slowly
         state = (
             f"loss {event['loss']:.4f}  rejected {event['rejected']:,}  {self._rate:,.0f} images/s  "
-            f"{_clock(event['samples_left'] / self._rate)} left"
+            f"{_clock(event['samples_left'] / self._rate)} left{self._validation}"
         )
         title = f"epoch {event['epoch'] + 1}/{event['epochs']}"
         self._progress.update(self._task, description=title, total=event["steps"], completed=event["step"], state=state)
@@ -70,10 +72,9 @@ class Display:
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     line = f"epoch {record['epoch'] + 1}/{epochs}  loss {record['loss']:.4f}  rejected {record['rejected']:,}"
-    if record["rejected_missed"] is not None and record["rejected"]:
-        precision = record["rejected_missed"] / record["rejected"]
-        recall = record["rejected_missed"] / max(record["missed"], 1)
-        line += f" (precision {precision:.0%}, recall {recall:.0%} of missed positives)"
+    if record["rejection_precision"] is not None:
+        share = f"{record['rejection_precision']:.0%} of them missed positives"
+        line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
     return f"{line}  validation mAP {100 * record['validation_mean_ap']:.2f}  {_clock(record['seconds'])}"
 
 

@@ -126,14 +126,17 @@ def _finish_epoch(worker: Worker) -> None:
     mine = predict(worker.model, worker.data, "validation", worker.team, **_evaluation(worker))
     ap = mine.gather(worker.team).ap(config.model.alpha, len(worker.data.vocabulary))
     totals = dict(zip(TALLY, state.tally, strict=True))
+    rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))
     known = worker.data.splits["train"].has_truth
     record = {
         "epoch": state.epoch,
         "loss": totals["loss"] / totals["samples"],
         "samples": int(totals["samples"]),
-        "rejected": int(totals["rejected"]),
-        "rejected_missed": int(totals["rejected_missed"]) if known else None,
-        "missed": int(totals["missed"]) if known else None,
+        "rejected": rejected,
+        "rejected_missed": hits if known else None,
+        "missed": missed if known else None,
+        "rejection_precision": hits / rejected if known and rejected else None,
+        "rejection_recall": hits / missed if known and missed else None,
         "corrected": len(worker.corrections.entries),
         "validation_mean_ap": mean_ap(ap),
         "validation_groups": group_means(ap, worker.data.vocabulary.class_group),

@@ -63,6 +63,7 @@ def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: to
         model = model.to(memory_format=torch.channels_last)
     if config.optim.reproducible:
         check_reproducible(model)
+        torch.backends.cudnn.deterministic = True
     groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
     return Worker(
         config=config,

@@ -1,0 +1,101 @@
+"""What a person sees: the table, the progress lines, the figures."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from raypaml.labels import Vocabulary
+from raypaml.recipes import recipe
+from raypaml.reports.figures import curves, groups, rejections
+from raypaml.reports.progress import Display
+from raypaml.reports.result import result, table
+
+
+def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any]:
+    known = hits is not None
+    return {
+        "epoch": epoch,
+        "loss": 0.5 / (epoch + 1),
+        "rejected": rejected,
+        "rejected_missed": hits,
+        "missed": 40 if known else None,
+        "rejection_precision": hits / rejected if known and rejected else None,
+        "rejection_recall": hits / 40 if known else None,
+        "validation_mean_ap": 0.1 * (epoch + 1),
+        "seconds": 61.0 * (epoch + 1),
+    }
+
+
+HISTORY = [record(0), record(1, 20, 15), record(2, 40, 10)]
+
+
+@pytest.fixture
+def figures() -> dict[str, Any]:
+    """Ten classes: 8 has no observed label, 9 no positive; the others are ranked perfectly or upside down."""
+    ids = tuple(f"c{k}" for k in range(10))
+    counts = np.arange(10)
+    vocabulary = Vocabulary(class_ids=ids, names=ids, train_positives=counts, train_negatives=counts)
+    classes = np.repeat([0, 1, 2, 3, 4, 5, 6, 7, 9], 2)
+    positive = np.tile([True, False], 9) & (classes != 9)
+    up = np.where(classes % 2 == 0, 1.0, -1.0) * np.where(positive, 1, 0)
+    predictions = pa.table({"class": classes, "positive": positive, "P": up.clip(0), "N": up.clip(max=0)})
+    return result(predictions, vocabulary, recipe("digits"), HISTORY)
+
+
+def test_result_counts_what_it_scores_and_skips(figures: dict[str, Any]) -> None:
+    assert (figures["classes"], figures["classes_scored"], figures["classes_without_positives"]) == (10, 9, 1)
+    assert figures["mean_ap"] == pytest.approx((4 * 1.0 + 4 * 0.5 + 0.0) / 9)
+    assert figures["groups"] == pytest.approx({"G1": 0.75, "G2": 0.75, "G3": 0.75, "G4": 0.75, "G5": 0.0})
+    assert (figures["best_epoch"], figures["validation_mean_ap"]) == (2, pytest.approx(0.3))
+
+
+def test_table_is_markdown_and_says_its_convention(figures: dict[str, Any]) -> None:
+    head, rule, row, _, caption = table(figures).splitlines()
+    assert head.split() == ["|", "G1", "|", "G2", "|", "G3", "|", "G4", "|", "G5", "|", "All", "|"]
+    assert set(rule) == set("| -")
+    assert row.split() == ["|", "75.00", "|", "75.00", "|", "75.00", "|", "75.00", "|", "0.00", "|", "66.67", "|"]
+    assert "9 of 10 classes scored (1 without observed labels skipped, 1 without positives count 0" in caption
+    assert "convention 'paper'" in caption
+
+
+STEP = {
+    "epoch": 1,
+    "epochs": 3,
+    "step": 20,
+    "steps": 100,
+    "loss": 0.25,
+    "rejected": 1234,
+    "samples_left": 7200,
+    "images_per_second": 100.0,
+}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_shows_everything_once(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raypaml.reports.progress.PLAIN_SECONDS", -1.0)
+    said = io.StringIO()
+    with Display(Console(file=said, force_terminal=terminal, width=200)) as display:
+        display.update({"record": HISTORY[1], "epochs": 3})
+        display.update(STEP)
+        display.update({"event": "continues from epoch 1, step 2"})
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.getvalue())
+    for shown in ("epoch 2/3", "loss 0.2500", "rejected 1,234", "100 images/s", "1:12 left", "validation mAP 20.00"):
+        assert shown in text, shown
+    assert "rejected 20 (75% of them missed positives, 38% of all missed)" in text
+    assert "continues from epoch 1, step 2" in text
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_figures_are_svg_and_the_same_bytes_twice(known: bool, figures: dict[str, Any]) -> None:
+    history = HISTORY if known else [record(n, 10 * n, None) for n in range(3)]
+    for draw in (lambda: curves(history, 2), lambda: rejections(history), lambda: groups(figures)):
+        assert draw().startswith("<svg")
+        assert draw() == draw()
+    assert ("recall" in rejections(history)) == known
