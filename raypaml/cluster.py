@@ -44,11 +44,10 @@ def join(address: str = "", workers: int = 1) -> Iterator[None]:
         return
     # A temp dir of its own: with the default one, ray.init() could join a stranger's cluster. Short, for its sockets.
     temp = tempfile.mkdtemp(prefix="raypaml-ray-")
-    cpus = max(os.cpu_count() or 1, workers)
     try:
         ray.init(
             address="local",
-            num_cpus=cpus,
+            num_cpus=max(os.cpu_count() or 1, workers),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=temp,

@@ -99,14 +99,29 @@ def test_without_exact_gradients_two_workers_still_train_on_the_same_batches(tin
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("scheme", ["full", "an", "ignore", "ll_r", "ll_ct"])
-def test_every_scheme_trains(scheme: str, tiny_digits: Path, tmp_path: Path) -> None:
+GOLDEN = {
+    "full": [0.714352, 0.598764, 0.475436],
+    "an": [0.715084, 0.59202, 0.458492],
+    "ll_r": [0.715084, 0.579098, 0.438129],
+    "ll_ct": [0.715084, 0.593691, 0.472267],
+}
+"""Training losses of the first three epochs; a change of these is a change of the method, to be explained."""
+
+
+@pytest.mark.parametrize("scheme", GOLDEN)
+def test_every_scheme_trains_with_its_golden_losses(scheme: str, tiny_digits: Path, tmp_path: Path) -> None:
     assert train_here(0, 1, config(scheme=scheme), tiny_digits, tmp_path, None)
     records = history(tmp_path)
-    assert records[-1]["loss"] < records[0]["loss"]
-    rejected = [record["rejected"] for record in records]
+    assert [record["loss"] for record in records] == pytest.approx(GOLDEN[scheme], rel=1e-4)
     entries = 96 * 50
-    assert rejected == ([0, entries // 50, entries // 25] if scheme.startswith("ll_") else [0, 0, 0])
+    wanted = [0, entries // 50, entries // 25] if scheme.startswith("ll_") else [0, 0, 0]
+    assert [record["rejected"] for record in records] == wanted
+
+
+def test_ignore_learns_from_observed_entries_alone(tiny_digits: Path, tmp_path: Path) -> None:
+    assert train_here(0, 1, config(scheme="ignore"), tiny_digits, tmp_path, None)
+    losses = [record["loss"] for record in history(tmp_path)]
+    assert losses[2] < losses[1] < losses[0]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tiny_digits: Path, tmp_path: Path, undisturbed: Path) -> None:

@@ -8,6 +8,7 @@ runs, and lanes are added as integers, which is exact in any order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
@@ -31,8 +32,7 @@ def check_reproducible(model: nn.Module) -> None:
 
 def lane_slices(lane_sizes: Sequence[int]) -> list[slice]:
     """Where each non-empty lane lies in this rank's part of a batch."""
-    ends = torch.tensor(lane_sizes).cumsum(0).tolist()
-    return [slice(end - size, end) for end, size in zip(ends, lane_sizes, strict=True) if size]
+    return [slice(end - size, end) for end, size in zip(accumulate(lane_sizes), lane_sizes, strict=True) if size]
 
 
 def add_exactly(model: nn.Module, lane_logits: Sequence[Tensor], logit_gradient: Tensor, team: Team) -> None:
