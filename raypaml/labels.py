@@ -99,7 +99,7 @@ class Vocabulary:
     def read(cls, path: Path) -> Vocabulary:
         """Read `vocabulary.csv`; the groups are recomputed, so a hand-edited file cannot disagree with its counts."""
         if not path.is_file():
-            raise ValueError(f"{path}: no such vocabulary; shard the data with one of tools/shard_*.py")
+            raise ValueError(f"{path}: no such vocabulary; write it with tools/index_shards.py")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if reader.fieldnames is None or not set(_COLUMNS[:4]) <= set(reader.fieldnames):

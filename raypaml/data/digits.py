@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from raypaml.data.shards import Box, Sample, write_dataset
 
@@ -132,6 +131,8 @@ HIDINGS: dict[str, Callable[[Rng, tuple[int, ...], NDArray[np.float64]], tuple[l
 
 def scenes(split: str, hiding: str, seed: int, count: int) -> Iterator[Sample]:
     """The samples of one split; the scenes do not depend on the hiding."""
+    from sklearn.datasets import load_digits  # here, for it is slow to import and needed once
+
     images, digits = load_digits(return_X_y=True)
     order = np.random.default_rng([seed, 1]).permutation(len(digits))[HANDWRITING[split]]
     glyphs = (images.reshape(-1, 8, 8)[order] * (255 / 16)).astype(np.uint8)

@@ -154,8 +154,10 @@ def write_index(
         "has_truth": "1" if has_truth else "0",
     }
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata(meta))
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    unfinished = path.with_suffix(".unfinished")
+    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(table), 1))  # one batch: columns stay zero-copy
+    unfinished.replace(path)
 
 
 def open_index(path: Path) -> Index:

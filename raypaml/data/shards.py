@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 
 from raypaml.data.index import write_index
 from raypaml.labels import Vocabulary
@@ -62,6 +61,8 @@ class Sample:
 
 def write_split(out: Path, split: str, samples: Iterable[Sample], samples_per_shard: int) -> list[Path]:
     """Write `<split>-000000.tar`, ...; same samples, same bytes. Returns the shards."""
+    import webdataset  # here, for it imports torch, which nothing else in this room needs
+
     shards: list[Path] = []
     writer: webdataset.TarWriter | None = None
     for number, sample in enumerate(samples):
@@ -94,8 +95,24 @@ def write_dataset(
     if any(out.iterdir()):
         raise ValueError(f"{out}: not empty; write a data set into a new folder")
     shards = {split: write_split(out, split, samples, samples_per_shard) for split, samples in splits.items()}
+    return index_dataset(out, shards, class_ids, names)
+
+
+def index_dataset(
+    out: Path, shards: Mapping[str, Sequence[Path]], class_ids: Sequence[str] = (), names: Sequence[str] = ()
+) -> Vocabulary:
+    """Write vocabulary and indexes beside finished shards.
+
+    Args:
+        shards: the tars by split name, in order; they lie in `out`.
+        class_ids, names: the classes; default: every class id that a training sample names, sorted.
+    """
     scans = {split: [list(scan(path)) for path in paths] for split, paths in shards.items()}
     positives, negatives = _count_labels(scans["train"])
+    if not class_ids:
+        labels = (label for scanned in scans["train"] for _, label in scanned)
+        named = {c for label in labels for name in ("positive", "negative", "truth") for c in label.get(name, ())}
+        class_ids = names = sorted(named)
     vocabulary = Vocabulary(
         class_ids=tuple(class_ids),
         names=tuple(names),
