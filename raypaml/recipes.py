@@ -22,8 +22,8 @@ def digits() -> TrainConfig:
         recipe="digits",
         data=DataConfig(data="digits", global_batch_size=32, lanes=4),
         model=ModelConfig(backbone="small", alpha=5.0),
-        loss=LossConfig(scheme="ll_r", delta_rel=0.2, warmup_epochs=8),
-        optim=OptimConfig(epochs=25, lr=4e-3, head_lr_mult=10.0, lr_schedule="trapezoid", reproducible=True),
+        loss=LossConfig(scheme="ll_r", delta_rel=0.25, warmup_epochs=6),
+        optim=OptimConfig(epochs=18, lr=4e-3, head_lr_mult=10.0, lr_schedule="trapezoid", reproducible=True),
         run=RunConfig(workers=2),
     )
 

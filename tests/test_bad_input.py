@@ -112,4 +112,4 @@ def test_help_is_grouped_and_loads_neither_torch_nor_ray() -> None:
     for heading in ("Data:", "Model:", "Loss and rejection:", "Optimisation:", "Run:"):
         assert heading in done.stdout
     assert "--delta-rel X" in done.stdout
-    assert "[0.2]" in done.stdout  # the recipe's value
+    assert "[0.25]" in done.stdout  # the recipe's value
