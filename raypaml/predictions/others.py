@@ -112,7 +112,7 @@ def _checked(table: pa.Table, path: Path, scores: Scores) -> pa.Table:
 
 def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
     types = {"key": pa.string(), "class": pa.string(), "label": pa.int64(), "score": pa.float64()}
-    options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(COLUMNS), strings_can_be_null=False)
+    options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(COLUMNS), null_values=[""])
 
     def batches() -> Iterator[pa.Table]:
         try:
