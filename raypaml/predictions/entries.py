@@ -23,6 +23,8 @@ from raypaml.predictions.parts import PredictionSet
 
 ROWS_AT_ONCE = 1 << 17
 """Of a spill file, about; a class is never split, so one class with more rows than this comes whole."""
+FLUSH_ROWS = 1 << 18
+"""Rows that wait in memory to be sorted out."""
 
 LABELS = (POSITIVE, NEGATIVE, UNOBSERVED)
 
@@ -101,9 +103,10 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
         with _Spill(Path(folder), count, predictions) as spill:
             for part, rows in predictions.batches():
                 spill.add(part, rows)
+            spill.flush()
         if not spill.next_image:
             raise ValueError(f"{predictions.where}: no rows; nothing was predicted")
-        keys, canonical = _number_images(predictions, spill.keys, np.array(spill.parts))
+        keys, canonical = _number_images(predictions, spill.keys, np.concatenate(spill.parts))
         pa.default_memory_pool().release_unused()
         yield SpilledSet(predictions, keys, canonical, spill.tally, sorted(Path(folder).iterdir()))
 
@@ -115,10 +118,11 @@ class _Spill:
         self.folder, self.count, self.predictions = folder, count, predictions
         self.keys: list[pa.Array] = []
         """Of the images, in the order of their numbers; an image in two batches has two numbers."""
-        self.parts: list[int] = []
-        """[images] the part that each came from."""
+        self.parts: list[Ints] = []
+        """The part that each came from, in the same order."""
         self.next_image = 0
         self.tally = np.zeros((predictions.num_classes, len(LABELS)), np.int64)
+        self._waiting: list[pa.Table] = []
         self._writers: dict[int, pq.ParquetWriter] = {}
 
     def __enter__(self) -> Self:
@@ -134,13 +138,22 @@ class _Spill:
         images = rows["key"].combine_chunks().dictionary_encode()
         table = _compact(rows, self.next_image + images.indices.to_numpy())
         self.keys.append(images.dictionary)
-        self.parts += [part] * len(images.dictionary)
+        self.parts.append(np.full(len(images.dictionary), part))
         self.next_image += len(images.dictionary)
         classes, label = table["class"].to_numpy(), table["label"].to_numpy()
         for column, value in enumerate(LABELS):
             self.tally[:, column] += np.bincount(classes[label == value], minlength=len(self.tally))
-        for number, mine in _by_bucket(table, self.count):
-            self._writer(number, table.schema).write_table(mine)
+        self._waiting.append(table)
+        if sum(map(len, self._waiting)) >= FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits; not batch by batch, for many small row groups would cost more than their rows."""
+        if self._waiting:
+            table = pa.concat_tables(self._waiting)
+            self._waiting.clear()
+            for number, mine in _by_bucket(table, self.count):
+                self._writer(number, table.schema).write_table(mine)
 
     def _writer(self, number: int, schema: pa.Schema) -> pq.ParquetWriter:
         if number not in self._writers:
@@ -186,12 +199,15 @@ def _check(predictions: PredictionSet, rows: pa.Table) -> None:
 def _number_images(predictions: PredictionSet, keys: list[pa.Array], parts: Ints) -> tuple[pa.Array, NDArray[np.int32]]:
     """The sorted keys, and the place there of every image number given so far."""
     given = pa.concat_arrays(keys)
-    known = pc.unique(given)
-    known = known.take(pc.sort_indices(known))
-    canonical = pc.index_in(given, value_set=known).to_numpy()
-    pairs = np.unique(canonical.astype(np.int64) * (int(parts.max()) + 1) + parts)
-    if len(pairs) > len(known):
-        image = pairs // (int(parts.max()) + 1)
-        key = known[int(image[1:][image[1:] == image[:-1]][0])].as_py()
+    keys.clear()
+    order = pc.sort_indices(given).to_numpy()
+    given = given.take(pa.array(order))
+    new = np.ones(len(given), bool)
+    new[1:] = pc.not_equal(given[1:], given[:-1]).to_numpy(zero_copy_only=False)
+    split = np.flatnonzero(~new[1:] & (parts[order][1:] != parts[order][:-1]))
+    if len(split):
+        key = given[int(split[0])].as_py()
         raise ValueError(f"{predictions.where}: image {key!r} is in two parts; predict every image once")
-    return known, canonical
+    canonical = np.empty(len(given), np.int32)
+    canonical[order] = np.cumsum(new) - 1
+    return given.filter(pa.array(new)), canonical

@@ -60,8 +60,8 @@ def caption(result: dict[str, Any]) -> str:
         f"mAP in percent on the {result['split']} split, observed labels only; G1 rarest to G5 most frequent classes; "
         f"{result['classes_scored']} of {result['classes']} classes scored ({skipped} without observed labels skipped, "
         f"{result['classes_without_positives']} without positives count 0: convention '{result['convention']}'); "
-        f"{result['images']:,} images, {result['positives']:,} positives, {result['negatives']:,} negatives, "
-        f"vocabulary {result['vocabulary'][:12]}."
+        f"{result['images']:,} images with a label, {result['positives']:,} positives, {result['negatives']:,} "
+        f"negatives, vocabulary {result['vocabulary'][:12]}."
     )
 
 
