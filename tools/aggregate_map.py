@@ -15,7 +15,7 @@ from typing import Any
 from raypaml.flags import Parser, run_command
 from raypaml.labels import Vocabulary
 from raypaml.predictions.others import Coding, open_others
-from raypaml.predictions.parts import PredictionSet, open_set, read_vocabulary
+from raypaml.predictions.parts import PredictionSet, check_vocabulary, open_set, read_vocabulary
 from raypaml.reports.aggregate import comparison, difference, figures, for_json, report, write_class_csv
 from raypaml.reports.evaluation import Evaluation, Questions, evaluate
 
@@ -69,6 +69,7 @@ def questions(asked: Any) -> Questions:
     thresholds = None
     if asked.thresholds_from:
         predictions, vocabulary = opened(asked.thresholds_from, asked)
+        check_vocabulary(predictions, opened(asked.predictions[0], asked)[1], asked.predictions[0])
         thresholds = evaluate(predictions, vocabulary, Questions(alpha=ends[0] if len(ends) == 1 else None)).best
     return Questions(
         alpha=ends[0] if len(ends) == 1 else None,

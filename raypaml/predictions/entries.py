@@ -23,7 +23,7 @@ from raypaml.predictions.parts import PredictionSet
 
 ROWS_AT_ONCE = 1 << 17
 """Of a spill file, about; a class is never split, so one class with more rows than this comes whole."""
-FLUSH_ROWS = 1 << 18
+FLUSH_ROWS = 1 << 17
 """Rows that wait in memory to be sorted out."""
 
 LABELS = (POSITIVE, NEGATIVE, UNOBSERVED)
