@@ -1,4 +1,4 @@
-"""Ray at arm's length: start or join a cluster, and a channel between its workers and the driver."""
+"""Ray at arm's length: start or join a cluster, tasks over it, and a channel between its workers and the driver."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +67,34 @@ def gpus() -> int:
 def cpus() -> int:
     """CPUs of the joined cluster."""
     return int(ray.cluster_resources().get("CPU", 0))
+
+
+def map_tasks(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, at_once: int, gpu: bool
+) -> Iterator[Any]:
+    """Call a function once per tuple of arguments, on the cluster; results as they come, in any order.
+
+    Args:
+        function: importable by the workers; a call that dies with its process is made again.
+        calls: the arguments.
+        at_once: tasks that run beside each other, one CPU each.
+        gpu: give each a GPU too.
+
+    Raises:
+        ValueError: what a call raised; RuntimeError where it raised something else.
+    """
+    task = ray.remote(function).options(num_cpus=1, num_gpus=int(gpu))
+    left = list(calls)
+    running: list[Any] = []
+    while left or running:
+        while left and len(running) < at_once:
+            running.append(task.remote(*left.pop(0)))
+        done, running = ray.wait(running)
+        try:
+            yield ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            kind = ValueError if isinstance(error.cause, ValueError) else RuntimeError
+            raise kind(str(error.cause)) from None
 
 
 class _Mailbox:

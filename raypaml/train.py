@@ -215,15 +215,17 @@ def _train_on_worker(settings: dict[str, Any]) -> bool:
 
 def conclude(job: Job) -> dict[str, Any]:
     """Write `result.json` and `report.html` from what the run left; returns the result."""
+    from raypaml.predictions.parts import check_vocabulary, open_set
+    from raypaml.reports.evaluation import evaluate
     from raypaml.reports.html import write_report
     from raypaml.reports.result import result
-    from raypaml.training.evaluation import read_parts
     from raypaml.training.models import tested_model
     from raypaml.training.run_folder import read_history, write_json
 
-    predictions = read_parts(job.folder / "predictions" / "test", job.data.vocabulary)
+    predictions = open_set(job.folder / "predictions" / "test")
+    check_vocabulary(predictions, job.data.vocabulary, str(job.data.path))
     history = read_history(job.folder)
-    figures = result(predictions, job.data.vocabulary, job.config, history)
+    figures = result(evaluate(predictions, job.data.vocabulary), job.config, history)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
     write_report(job.folder, job.config, job.data, model, figures, history)
     write_json(job.folder / "result.json", figures)

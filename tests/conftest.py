@@ -75,3 +75,29 @@ def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, r
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
         raise
+
+
+@pytest.fixture(scope="session")
+def evaluated_digits(_private_cache: None) -> Path:
+    """As `tiny_digits`, with a test split of two prediction parts; do not write into it."""
+    return digits_folder(num_scenes=TINY | {"test": 600})
+
+
+@pytest.fixture(scope="session")
+def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run trained for two epochs by training.loop, without Ray, and the table that its command prints."""
+    from raypaml.recipes import recipe
+    from raypaml.reports.result import table
+    from raypaml.train import conclude, prepare
+    from raypaml.training.loop import train
+    from raypaml.training.run_folder import claim
+
+    values = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "name": "run", "workers": 1}
+    values |= {"data": str(evaluated_digits), "storage": str(tmp_path_factory.mktemp("trained"))}
+    job = prepare(recipe("digits").override(values), lambda _: None)
+    claim(job.folder, job.config, job.data)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(job.config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
+    torch.set_num_threads(before)
+    return job.folder, table(conclude(job))

@@ -22,11 +22,13 @@ MAY_IMPORT = {
     "model": {"model"},
     "losses": {"labels", "losses"},
     "metrics": {"labels", "metrics"},
-    "training": {"labels", "config", "data", "model", "losses", "metrics", "training"},
-    "reports": {"labels", "config", "data", "model", "metrics", "reports"},
+    "predictions": {"labels", "predictions"},
+    "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
+    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "reports"},
     "cluster.py": set(),
 }
-NO_TORCH = {"labels.py", "config.py", "recipes.py", "flags.py", "metrics"}
+NO_TORCH = {"labels.py", "config.py", "recipes.py", "flags.py", "metrics", "predictions"}
+METRICS_NEED = {"numpy", "raypaml", "__future__", "collections", "concurrent", "dataclasses", "functools", "typing"}
 
 
 def room(path: Path) -> str:
@@ -65,6 +67,12 @@ def test_torch_stays_where_tensors_are(path: Path) -> None:
     uses_torch = any(module.split(".")[0] == "torch" for module in imports(path))
     is_data = room(path) == "data" and path.name != "batches.py"
     assert not (uses_torch and (room(path) in NO_TORCH or is_data))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "raypaml" / "metrics").glob("*.py")), ids=name)
+def test_metrics_are_numpy_alone(path: Path) -> None:
+    """Streaming and spilling, with pyarrow, are in raypaml/predictions."""
+    assert {module.split(".")[0] for module in imports(path)} <= METRICS_NEED
 
 
 @pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "tools").glob("*.py"))], ids=name)

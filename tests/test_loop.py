@@ -45,6 +45,10 @@ def weights(run: Path) -> str:
     return hashlib.sha256((valid[-1] / "model.safetensors").read_bytes()).hexdigest()
 
 
+def predictions(run: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run / "predictions" / "test").iterdir()}
+
+
 def history(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -66,6 +70,7 @@ def test_any_number_of_workers_computes_the_same_weights_to_the_bit(
         assert many["loss"] == pytest.approx(one["loss"], rel=1e-6)
         for name in ("rejected", "rejected_missed", "missed", "samples", "validation_mean_ap"):
             assert many[name] == one[name], name
+    assert predictions(tmp_path) == predictions(undisturbed)
 
 
 def test_stopped_and_continued_on_other_numbers_of_workers_equals_undisturbed(

@@ -1,11 +1,9 @@
-"""Predictions: each observed entry once, whatever the number of workers; a part that is missing is missed."""
+"""Predictions: each observed entry once, whatever the number of workers."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +12,16 @@ import torch
 from raypaml.data.batches import Reader
 from raypaml.data.folder import DataFolder, open_folder
 from raypaml.data.plan import Plan
-from raypaml.labels import POSITIVE, UNOBSERVED, Vocabulary
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.metrics.average_precision import average_precision
 from raypaml.model.backbones import small
 from raypaml.model.cam import CamClassifier
 from raypaml.training.distributed import Team
-from raypaml.training.evaluation import Predictions, predict, read_parts, write_part
+from raypaml.training.evaluation import Predictions, predict
 from tests.conftest import run_distributed
 
 CPU = torch.device("cpu")
-COLUMNS = ("row", "class_index", "positive", "P", "N")
+COLUMNS = ("row", "class_index", "label", "P", "N")
 
 
 def _team(rank: int = 0, world_size: int = 1) -> Team:
@@ -45,20 +43,13 @@ def _some(seed: int, entries: int = 60, classes: int = 4) -> Predictions:
     rng = np.random.default_rng(seed)
     parts = rng.random((2, entries)).astype(np.float32)
     positive = rng.random(entries) < 0.4
-    return Predictions(rng.integers(0, 40, entries), rng.integers(0, classes, entries), positive, parts[0], -parts[1])
+    label = np.where(positive, POSITIVE, NEGATIVE).astype(np.int8)
+    return Predictions(rng.integers(0, 40, entries), rng.integers(0, classes, entries), label, parts[0], -parts[1])
 
 
 @pytest.fixture(scope="module")
 def data(tiny_digits: Path) -> DataFolder:
     return open_folder(tiny_digits)
-
-
-@pytest.fixture
-def parts(data: DataFolder, tmp_path: Path) -> Path:
-    """The predictions of two ranks for the test split."""
-    for rank in range(2):
-        write_part(tmp_path / "parts", _some(rank), data, "test", _team(rank, 2))
-    return tmp_path / "parts"
 
 
 # --- Predicting ---------------------------------------------------------------------------------------------------
@@ -104,8 +95,8 @@ def test_exactly_the_observed_entries_are_predicted(data: DataFolder, split: str
     rows, classes = np.nonzero(labels != UNOBSERVED)
     assert found.row.tolist() == rows.tolist()
     assert found.class_index.tolist() == classes.tolist()
-    assert found.positive.tolist() == (labels[rows, classes] == POSITIVE).tolist()
-    assert [getattr(found, name).dtype for name in COLUMNS] == [np.int64, np.int64, np.bool_, np.float32, np.float32]
+    assert found.label.tolist() == labels[rows, classes].tolist()
+    assert [getattr(found, name).dtype for name in COLUMNS] == [np.int64, np.int64, np.int8, np.float32, np.float32]
 
 
 def test_the_parts_give_the_models_own_logits(data: DataFolder) -> None:
@@ -141,7 +132,7 @@ def test_predicting_leaves_the_model_in_training(data: DataFolder) -> None:
 def test_ap_is_that_of_the_boosted_logits(alpha: float) -> None:
     found = _some(0)
     logits = np.float32(alpha) * found.P + found.N
-    expected = average_precision(found.class_index, logits, found.positive, 6)
+    expected = average_precision(found.class_index, logits, found.label == POSITIVE, 6)
     np.testing.assert_array_equal(found.ap(alpha, 6), expected)
     assert np.isnan(expected).tolist() == [False] * 4 + [True] * 2
 
@@ -153,85 +144,3 @@ def test_alpha_changes_the_ranking() -> None:
 def test_alone_gather_gives_the_same_entries() -> None:
     found = _some(0)
     assert all((getattr(found.gather(_team()), name) == getattr(found, name)).all() for name in COLUMNS)
-
-
-# --- Parts on disk ------------------------------------------------------------------------------------------------
-
-
-def test_parts_come_back_whole_in_rank_order(parts: Path, data: DataFolder) -> None:
-    names = [path.name for path in sorted(parts.iterdir())]
-    assert names == ["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"]
-    table = read_parts(parts, data.vocabulary)
-    assert table.schema.names == ["key", "class", "positive", "P", "N"]
-    both = [_some(0), _some(1)]
-    columns: dict[str, Any] = {
-        "key": [key for part in both for key in data.splits["test"].keys(part.row)],
-        "class": np.concatenate([part.class_index for part in both]).tolist(),
-        "positive": np.concatenate([part.positive for part in both]).tolist(),
-        "P": np.concatenate([part.P for part in both]).tolist(),
-        "N": np.concatenate([part.N for part in both]).tolist(),
-    }
-    assert table.to_pydict() == columns
-
-
-def test_a_part_without_entries_is_a_part(data: DataFolder, tmp_path: Path) -> None:
-    for rank in range(2):
-        write_part(tmp_path, _some(rank, entries=rank), data, "test", _team(rank, 2))
-    assert len(read_parts(tmp_path, data.vocabulary)) == 1
-
-
-def test_a_part_is_written_over_and_one_left_unfinished_is_passed_over(parts: Path, data: DataFolder) -> None:
-    (parts / "part-00001-of-00002.unfinished").write_bytes(b"half")
-    write_part(parts, _some(7, entries=5), data, "test", _team(0, 2))
-    assert len(read_parts(parts, data.vocabulary)) == 5 + 60
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_missing_part_is_refused(parts: Path, data: DataFolder, rank: int) -> None:
-    (parts / f"part-{rank:05d}-of-00002.parquet").unlink()
-    with pytest.raises(ValueError, match=rf"{parts}: 1 files are not the 2 parts of one set; run the evaluation again"):
-        read_parts(parts, data.vocabulary)
-
-
-def test_parts_of_another_number_of_workers_are_refused(parts: Path, data: DataFolder) -> None:
-    write_part(parts, _some(2), data, "test", _team(0, 3))
-    with pytest.raises(ValueError, match=r"3 files are not the 2 parts of one set; run the evaluation again"):
-        read_parts(parts, data.vocabulary)
-
-
-def test_one_part_twice_in_place_of_another_is_refused(parts: Path, data: DataFolder) -> None:
-    shutil.copy(parts / "part-00000-of-00002.parquet", parts / "part-00001-of-00002.parquet")
-    with pytest.raises(ValueError, match=rf"{parts}: .*run the evaluation again"):
-        read_parts(parts, data.vocabulary)
-
-
-def test_parts_of_two_splits_are_refused(parts: Path, data: DataFolder) -> None:
-    write_part(parts, _some(1), data, "validation", _team(1, 2))
-    with pytest.raises(ValueError, match=rf"{parts}: .*run the evaluation again"):
-        read_parts(parts, data.vocabulary)
-
-
-def test_a_part_cut_short_is_refused(parts: Path, data: DataFolder) -> None:
-    path = parts / "part-00001-of-00002.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"[Pp]arquet"):
-        read_parts(parts, data.vocabulary)
-
-
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_folder_without_parts_is_refused(tmp_path: Path, data: DataFolder, exists: bool) -> None:
-    folder = tmp_path if exists else tmp_path / "nowhere"
-    with pytest.raises(ValueError, match=rf"{folder}: no predictions; run the evaluation again"):
-        read_parts(folder, data.vocabulary)
-
-
-def test_predictions_of_another_vocabulary_are_refused(parts: Path, data: DataFolder) -> None:
-    classes = data.vocabulary
-    other = Vocabulary(
-        class_ids=classes.class_ids[::-1],
-        names=classes.names,
-        train_positives=classes.train_positives,
-        train_negatives=classes.train_negatives,
-    )
-    with pytest.raises(ValueError, match=rf"{parts}: predictions of another vocabulary than the data set's"):
-        read_parts(parts, other)

@@ -6,9 +6,11 @@ import io
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#b9c0c8"
 STYLE: dict[Any, Any] = {
@@ -73,6 +75,31 @@ def groups(result: dict[str, Any]) -> str:
     bars = axis.bar(names, values, color=[BLUE] * 5 + [ORANGE])
     axis.bar_label(bars, fmt="%.1f", padding=2)
     axis.set(title="test mAP by class group, %", ylim=(0, 105))
+    return _svg(figure)
+
+
+@mpl.rc_context(STYLE)
+def ap_by_annotations(
+    annotations: NDArray[np.int64], class_group: NDArray[np.int64], runs: dict[str, NDArray[np.float64]]
+) -> str:
+    """AP of every class against its training annotations, a panel a run; each group's mean as a line over its classes.
+
+    Args:
+        annotations: [K] training labels of each class.
+        class_group: [K] 1..5.
+        runs: [K] AP by the run's name, nan where not scored.
+    """
+    figure, axes = _panels(len(runs))
+    for axis, (name, ap) in zip(axes, runs.items(), strict=True):
+        x = np.maximum(annotations, 0.5)  # a class without annotations at the left of a logarithmic axis
+        axis.scatter(x, 100 * ap, s=5, color=BLUE, alpha=0.5, linewidths=0)
+        for group in np.unique(class_group):
+            mine = (class_group == group) & ~np.isnan(ap)
+            if mine.any():
+                mean, centre = 100 * ap[mine].mean(), np.exp(np.log(x[mine]).mean())
+                axis.plot([x[mine].min(), x[mine].max()], [mean, mean], color=ORANGE, lw=2)
+                axis.annotate(f"G{group} {mean:.1f}", (centre, mean), ha="center", va="bottom", color=ORANGE)
+        axis.set(title=f"{name}: AP, %", xlabel="training annotations of the class", xscale="log", ylim=(-3, 103))
     return _svg(figure)
 
 

@@ -1,42 +1,40 @@
-"""The figures of a finished run, from its predictions: `result.json` and the table G1..G5 and All."""
+"""The figures of a prediction set and of a finished run: `result.json` and the table G1..G5 and All."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from raypaml.config import TrainConfig
-from raypaml.labels import GROUP_NAMES, Vocabulary
-from raypaml.metrics.average_precision import average_precision, group_means, mean_ap
-
-Floats = NDArray[np.float64]
+from raypaml.labels import GROUP_NAMES
+from raypaml.reports.evaluation import Evaluation
 
 
-def ap_of(predictions: pa.Table, alpha: float, num_classes: int) -> Floats:
-    """[K] AP of stored predictions (columns class, positive, P, N) with this alpha."""
-    logits = np.float32(alpha) * predictions["P"].to_numpy() + predictions["N"].to_numpy()
-    return average_precision(predictions["class"].to_numpy(), logits, predictions["positive"].to_numpy(), num_classes)
-
-
-def result(
-    predictions: pa.Table, vocabulary: Vocabulary, config: TrainConfig, history: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """The content of `result.json`; mAP in 0..1."""
-    ap = ap_of(predictions, config.model.alpha, len(vocabulary))
-    best = max(history, key=lambda record: record["validation_mean_ap"])
-    positives = np.bincount(
-        predictions["class"].to_numpy()[predictions["positive"].to_numpy()], minlength=len(vocabulary)
-    )
+def summary(found: Evaluation) -> dict[str, Any]:
+    """Mean AP (0..1) under the convention `paper`, and what it counts."""
+    means = found.means("paper")
+    assert means is not None
+    scored = found.positives + found.negatives > 0
     return {
-        "mean_ap": mean_ap(ap),
-        "groups": group_means(ap, vocabulary.class_group),
-        "classes": len(vocabulary),
-        "classes_scored": int((~np.isnan(ap)).sum()),
-        "classes_without_positives": int(((positives == 0) & ~np.isnan(ap)).sum()),
+        "mean_ap": means.pop("All"),
+        "groups": means,
+        "classes": len(found.vocabulary),
+        "classes_scored": int(scored.sum()),
+        "classes_without_positives": int((scored & (found.positives == 0)).sum()),
         "convention": "paper",
+        "split": found.predictions.split,
+        "images": len(found.keys),
+        "positives": int(found.positives.sum()),
+        "negatives": int(found.negatives.sum()),
+        "vocabulary": found.vocabulary.digest,
+    }
+
+
+def result(found: Evaluation, config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `result.json`."""
+    best = max(history, key=lambda record: record["validation_mean_ap"])
+    return summary(found) | {
         "scheme": config.loss.scheme,
         "alpha": config.model.alpha,
         "delta_rel": config.loss.delta_rel,
@@ -46,25 +44,41 @@ def result(
         "best_epoch": best["epoch"],
         "validation_mean_ap": best["validation_mean_ap"],
         "training_seconds": history[-1]["seconds"],
-        "vocabulary": vocabulary.digest,
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The five-group table as Markdown, in percent, with its convention and what it counts."""
-    names = [*GROUP_NAMES, "All"]
-    cells = [f"{100 * value:.2f}" for value in (*result["groups"].values(), result["mean_ap"])]
-    widths = [max(len(name), len(cell)) for name, cell in zip(names, cells, strict=True)]
-    rows = [names, ["-" * width for width in widths], cells]
-    lines = ["| " + " | ".join(f"{c:>{w}}" for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([*lines, "", caption(result)])
+    values = [*result["groups"].values(), result["mean_ap"]]
+    return f"{markdown([*GROUP_NAMES, 'All'], [[percent(value) for value in values]])}\n\n{caption(result)}"
 
 
 def caption(result: dict[str, Any]) -> str:
     """What the table's numbers are."""
     skipped = result["classes"] - result["classes_scored"]
     return (
-        f"mAP in percent on the test split, observed labels only; G1 rarest to G5 most frequent classes; "
+        f"mAP in percent on the {result['split']} split, observed labels only; G1 rarest to G5 most frequent classes; "
         f"{result['classes_scored']} of {result['classes']} classes scored ({skipped} without observed labels skipped, "
-        f"{result['classes_without_positives']} without positives count 0: convention '{result['convention']}')."
+        f"{result['classes_without_positives']} without positives count 0: convention '{result['convention']}'); "
+        f"{result['images']:,} images with a label, {result['positives']:,} positives, {result['negatives']:,} "
+        f"negatives, vocabulary {result['vocabulary'][:12]}."
     )
+
+
+def percent(value: float) -> str:
+    """0.8123 -> 81.23; a dash where there is no value."""
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def markdown(names: list[str], rows: list[list[str]], left: int = 0) -> str:
+    """A Markdown table; the first `left` columns are aligned left, the others right."""
+    widths = [max(len(cell) for cell in column) for column in zip(names, *rows, strict=True)]
+    rule = [("-" * width if n < left else "-" * (width - 1) + ":") for n, width in enumerate(widths)]
+    lines = [
+        [
+            cell.ljust(width) if n < left else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in (names, rule, *rows)
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,112 +1,221 @@
-"""Predict the observed entries of a split, in parts, one a worker; nothing dense, nothing lost."""
+"""Predict the entries of a split, in parts that do not depend on the number of workers; nothing dense, nothing lost."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader, read
-from raypaml.data.folder import DataFolder
-from raypaml.data.plan import Plan
-from raypaml.labels import POSITIVE, UNOBSERVED, Vocabulary
+from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.plan import Part as PlanPart
+from raypaml.data.plan import Plan, default_lanes
+from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.metrics.average_precision import average_precision
 from raypaml.model.cam import CamClassifier
+from raypaml.predictions.parts import Part, is_finished, read_part, write_part
 from raypaml.training.distributed import Team
 from raypaml.training.gradients import lane_slices
+
+EVALUATION_BATCHES = 4
+"""Evaluation takes this many training batches at once: it keeps no activations."""
+PART_BATCHES = 4
+"""Evaluation batches of one part: what an interruption can cost a worker."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """R observed entries: the sample, the class, whether positive, and the score's parts P and N."""
+    """R entries: the sample, the class, its label, and the score's parts P and N."""
 
     row: NDArray[np.int64]
     class_index: NDArray[np.int64]
-    positive: NDArray[np.bool_]
+    label: NDArray[np.int8]
     P: NDArray[np.float32]
     N: NDArray[np.float32]
 
     def ap(self, alpha: float, num_classes: int) -> Floats:
-        """[K] average precision with this alpha, convention `paper`."""
+        """[K] average precision of observed entries with this alpha, convention `paper`."""
         logits = np.float32(alpha) * self.P + self.N
-        return average_precision(self.class_index, logits, self.positive, num_classes)
+        return average_precision(self.class_index, logits, self.label == POSITIVE, num_classes)
 
     def gather(self, team: Team) -> Predictions:
         """The entries of all ranks, on every rank."""
-        columns = (self.row, self.class_index, self.positive.view(np.uint8), self.P, self.N)
-        row, class_index, positive, p, n = (team.gather(column) for column in columns)
-        return Predictions(row, class_index, positive.view(np.bool_), p, n)  # type: ignore[arg-type]
+        columns = (self.row, self.class_index, self.label, self.P, self.N)
+        return Predictions(*(team.gather(column) for column in columns))  # type: ignore[arg-type]
 
 
 def predict(
     model: CamClassifier, data: DataFolder, split: str, team: Team, *, lanes: int, batch_size: int, loader_workers: int
 ) -> Predictions:
-    """Predict this rank's part of a split; every sample belongs to exactly one rank."""
-    index = data.splits[split]
-    plan = Plan(num_samples=len(index), global_batch_size=batch_size, lanes=lanes, shuffle=False)
-    reader = Reader(data.path, index, plan.epoch(0, team.rank, team.world_size))
+    """Predict this rank's share of a split; every sample belongs to exactly one rank."""
+    plan = Plan(num_samples=len(data.splits[split]), global_batch_size=batch_size, lanes=lanes, shuffle=False)
+    steps = plan.epoch(0, team.rank, team.world_size)
+    return predict_steps(model, data, split, steps, team.device, loader_workers=loader_workers)
+
+
+def predict_steps(
+    model: CamClassifier,
+    data: DataFolder,
+    split: str,
+    steps: Sequence[PlanPart],
+    device: torch.device,
+    *,
+    loader_workers: int,
+    unobserved: bool = False,
+) -> Predictions:
+    """Predict the samples of some steps of a plan: their observed entries, or all."""
+    reader = Reader(data.path, data.splits[split], steps)
     columns = [_empty()]
     model.eval()
     with torch.inference_mode():
-        for batch in read(reader, loader_workers=loader_workers, pin_memory=team.device.type == "cuda"):
+        for batch in read(reader, loader_workers=loader_workers, pin_memory=device.type == "cuda"):
             if not len(batch.rows):
                 continue
             # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'
-            parts = [model.pooled(batch.images[lane].to(team.device)) for lane in lane_slices(batch.lane_sizes)]
+            parts = [model.pooled(batch.images[lane].to(device)) for lane in lane_slices(batch.lane_sizes)]
             p, n = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
             labels = batch.labels.numpy()
-            position, classes = np.nonzero(labels != UNOBSERVED)
-            cell = (position, classes)
-            columns.append((batch.rows[position], classes, labels[cell] == POSITIVE, p[cell], n[cell]))
+            cell = position, classes = np.nonzero((labels != UNOBSERVED) | unobserved)
+            columns.append((batch.rows[position], classes, labels[cell], p[cell], n[cell]))
     model.train()
     return Predictions(*(np.concatenate(column) for column in zip(*columns, strict=True)))
 
 
 def _empty() -> tuple[NDArray[np.generic], ...]:
-    return tuple(np.empty(0, kind) for kind in (np.int64, np.int64, np.bool_, np.float32, np.float32))
+    return tuple(np.empty(0, kind) for kind in (np.int64, np.int64, np.int8, np.float32, np.float32))
 
 
-def write_part(folder: Path, predictions: Predictions, data: DataFolder, split: str, team: Team) -> None:
-    """Write one rank's `part-00000-of-00002.parquet`; the metadata says what set it belongs to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    meta = {"vocabulary": data.vocabulary.digest, "split": split, "parts": team.world_size, "part": team.rank}
-    table = pa.table(
-        {
-            "key": pa.array(data.splits[split].keys(predictions.row), pa.string()),
-            "class": pa.array(predictions.class_index, pa.int32()),
-            "positive": predictions.positive,
-            "P": predictions.P,
-            "N": predictions.N,
-        }
+# --- Parts ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One checkpoint on one split, cut into parts. Small, and the same in every process that works on it."""
+
+    checkpoint: Path
+    config: TrainConfig
+    data: Path
+    folder: Path
+    """Where the parts go."""
+    parts: tuple[Part, ...]
+
+    def unfinished(self) -> list[Part]:
+        """The parts that are not there yet, whole, from this checkpoint and this data."""
+        return [part for part in self.parts if not is_finished(self.folder, part)]
+
+    def steps(self, part: Part) -> list[PlanPart]:
+        """What a part reads: the lanes of the run that was trained, whoever predicts it."""
+        plan = _plan(self.config, part.samples)
+        first = part.part * PART_BATCHES
+        return plan.epoch(0, 0, 1)[first : first + PART_BATCHES]
+
+
+def plan_evaluation(
+    checkpoint: Path, config: TrainConfig, data: DataFolder, split: str, folder: Path, *, unobserved: bool = False
+) -> Evaluation:
+    """Cut the evaluation of a split into parts; their bounds depend on the configuration and the split alone."""
+    index = data.splits[split]
+    steps = _plan(config, len(index)).epoch(0, 0, 1)
+    chunks = [steps[first : first + PART_BATCHES] for first in range(0, len(steps), PART_BATCHES)]
+    sizes = [sum(len(step.rows) for step in chunk) for chunk in chunks]
+    first = Part(
+        split=split,
+        vocabulary=data.vocabulary.digest,
+        num_classes=len(data.vocabulary),
+        alpha=config.model.alpha,
+        model=_digest(checkpoint / "model.safetensors"),
+        data=_digest(index.where),
+        unobserved=unobserved,
+        samples=len(index),
+        parts=len(chunks),
+        part=0,
+        part_samples=sizes[0],
     )
-    path = folder / f"part-{team.rank:05d}-of-{team.world_size:05d}.parquet"
-    unfinished = path.with_suffix(".unfinished")
-    pq.write_table(table.replace_schema_metadata({"raypaml": json.dumps(meta)}), unfinished)
-    unfinished.replace(path)
+    parts = (dataclasses.replace(first, part=number, part_samples=size) for number, size in enumerate(sizes))
+    return Evaluation(checkpoint, config, data.path.absolute(), folder.absolute(), tuple(parts))
 
 
-def read_parts(folder: Path, vocabulary: Vocabulary) -> pa.Table:
-    """All entries of one prediction set; ValueError if a part is missing or belongs to another vocabulary."""
-    paths = sorted(folder.glob("part-*.parquet"))
-    if not paths:
-        raise ValueError(f"{folder}: no predictions; run the evaluation again")
-    tables = [pq.read_table(path) for path in paths]
-    metas = [json.loads((table.schema.metadata or {}).get(b"raypaml", b"{}")) for table in tables]
-    wanted = metas[0].get("parts", 0)
-    if sorted((meta.get("parts"), meta.get("part")) for meta in metas) != [(wanted, part) for part in range(wanted)]:
-        raise ValueError(
-            f"{folder}: {len(paths)} files are not the {wanted} parts of one set; run the evaluation again"
-        )
-    if len({meta["split"] for meta in metas}) > 1:
-        raise ValueError(f"{folder}: parts of several splits; run the evaluation again")
-    if {meta["vocabulary"] for meta in metas} != {vocabulary.digest}:
-        raise ValueError(f"{folder}: predictions of another vocabulary than the data set's")
-    return pa.concat_tables(table.replace_schema_metadata(None) for table in tables)
+def _plan(config: TrainConfig, samples: int) -> Plan:
+    size = config.data.global_batch_size
+    lanes = config.data.lanes or default_lanes(size)
+    return Plan(num_samples=samples, global_batch_size=size * EVALUATION_BATCHES, lanes=lanes, shuffle=False)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clear_folder(evaluation: Evaluation, data: DataFolder, *, replace: bool) -> None:
+    """Make the folder ready: the vocabulary in it, and no part of another set.
+
+    Raises:
+        ValueError: there are parts of another set, and `replace` is False.
+    """
+    evaluation.folder.mkdir(parents=True, exist_ok=True)
+    for path in evaluation.folder.glob("part-*.unfinished"):
+        path.unlink()
+    for path in evaluation.folder.glob("part-*.parquet"):
+        if not _belongs(path, evaluation.parts[0]):
+            if not replace:
+                raise ValueError(f"{path}: predictions of another checkpoint, data or split; give another --out")
+            path.unlink()
+    data.vocabulary.write(evaluation.folder / "vocabulary.csv")
+
+
+def _belongs(path: Path, part: Part) -> bool:
+    """Whether a file is of the same set, or so damaged that it will be written again."""
+    try:
+        return read_part(path).of_set == part.of_set
+    except ValueError:
+        return dataclasses.replace(part, part=0).name[10:] == path.name[10:]
+
+
+def predict_part(
+    evaluation: Evaluation, part: Part, model: CamClassifier, data: DataFolder, device: torch.device
+) -> None:
+    """Predict and write one part."""
+    found = predict_steps(
+        model,
+        data,
+        part.split,
+        evaluation.steps(part),
+        device,
+        loader_workers=evaluation.config.data.loader_workers,
+        unobserved=part.unobserved,
+    )
+    columns = {
+        "key": pa.array(data.splits[part.split].keys(found.row), pa.string()),
+        "class": found.class_index,
+        "positive": pa.array(found.label == POSITIVE, mask=found.label == UNOBSERVED),
+        "P": found.P,
+        "N": found.N,
+    }
+    write_part(evaluation.folder, part, pa.table(columns))
+
+
+def predict_part_alone(evaluation: Evaluation, part: Part, device: str) -> int:
+    """Predict and write one part in a process that has nothing yet; returns its number."""
+    torch.set_num_threads(1)  # their number may move a float's last bit
+    model, data = _opened(evaluation.checkpoint, evaluation.config, evaluation.data, device)
+    predict_part(evaluation, part, model, data, torch.device(device))
+    return part.part
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(checkpoint: Path, config: TrainConfig, data: Path, device: str) -> tuple[CamClassifier, DataFolder]:
+    from raypaml.training.models import checkpoint_model
+
+    folder = open_folder(data)
+    return checkpoint_model(checkpoint, config.model, len(folder.vocabulary)).to(device), folder

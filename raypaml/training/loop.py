@@ -12,14 +12,13 @@ from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader, read
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.training import checkpoint
-from raypaml.training.evaluation import predict, write_part
+from raypaml.training.evaluation import EVALUATION_BATCHES, clear_folder, plan_evaluation, predict, predict_part
+from raypaml.training.models import tested_checkpoint
 from raypaml.training.step import train_step
 from raypaml.training.worker import TALLY, Report, Worker, prepare
 
 REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
-EVALUATION_BATCHES = 4
-"""Evaluation takes this many training batches at once: it keeps no activations."""
 
 
 def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> bool:
@@ -171,14 +170,16 @@ def _save(worker: Worker) -> None:
 
 
 def _test(worker: Worker) -> None:
-    """Predict the test split with the best checkpoint."""
-    valid, _ = checkpoint.valid_checkpoints(worker.run_folder / "checkpoints")
-    checkpoint.load_model(checkpoint.best_checkpoint(valid), worker.model)
-    predictions = predict(worker.model, worker.data, "test", worker.team, **_evaluation(worker))
+    """Predict the test split with the best checkpoint, every rank some of the parts; those that are there are kept."""
+    best = tested_checkpoint(worker.run_folder)
+    checkpoint.load_model(best, worker.model)
     folder = worker.run_folder / "predictions" / "test"
-    if worker.team.rank == 0:  # parts of another number of workers, from an interrupted test
-        for stale in folder.glob("part-*"):
-            stale.unlink()
+    evaluation = plan_evaluation(best, worker.config, worker.data, "test", folder)
+    if worker.team.rank == 0:  # what an earlier test with another checkpoint left
+        clear_folder(evaluation, worker.data, replace=True)
     worker.team.barrier()
-    write_part(folder, predictions, worker.data, "test", worker.team)
+    unfinished = evaluation.unfinished()
+    worker.team.barrier()  # all have looked before anyone writes
+    for part in unfinished[worker.team.rank :: worker.team.world_size]:
+        predict_part(evaluation, part, worker.model, worker.data, worker.team.device)
     worker.team.barrier()

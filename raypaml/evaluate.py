@@ -1,0 +1,151 @@
+"""`python -m raypaml.evaluate`: predict a split with a checkpoint, in parts, by one process or many Ray workers.
+
+The parts do not depend on the number of workers. Each is written whole as it is done, so that the same command goes on
+where an interrupted one stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypaml.flags import Parser, run_command
+
+if TYPE_CHECKING:
+    from raypaml.predictions.parts import Part
+    from raypaml.training.evaluation import Evaluation
+
+PROG = "python -m raypaml.evaluate"
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The flags."""
+    parser = Parser(prog=PROG, description="Predict a split with a trained model, for tools/aggregate_map.py.")
+    parser.add_argument(
+        "checkpoint", metavar="RUN_OR_CHECKPOINT", help="folder of a run (its best checkpoint) or of one"
+    )
+    parser.add_argument("--data", default="", help="folder of shards, index and vocabulary [the run's]")
+    parser.add_argument("--split", default="test", help="[test]")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="1: this process alone, without Ray [1]")
+    parser.add_argument("--address", default="", help="Ray cluster to join (also RAY_ADDRESS) [a private one]")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
+    parser.add_argument("--out", default="", metavar="DIR", help="folder of the predictions [in the run's folder]")
+    parser.add_argument(
+        "--unobserved", action="store_true", help="write the unobserved entries too: images x classes rows"
+    )
+    return parser.parse(argv)
+
+
+def plan(asked: Any) -> Evaluation:
+    """Check everything that can be checked before anything is predicted."""
+    from raypaml.data.folder import open_folder, resolve_data
+    from raypaml.training.evaluation import clear_folder, plan_evaluation
+    from raypaml.training.run_folder import stored_config
+
+    if asked.workers < 1:
+        raise ValueError(f"workers={asked.workers}: must be at least 1")
+    run, checkpoint = _find(Path(asked.checkpoint))
+    config = stored_config(run)
+    if config is None:
+        raise ValueError(f"{asked.checkpoint}: neither the folder of a run nor one of its checkpoints")
+    data = open_folder(resolve_data(asked.data or config.data.data, _say))
+    if asked.split not in data.splits:
+        raise ValueError(f"split={asked.split!r}: the data set has {', '.join(data.splits)}")
+    _check_vocabulary(run, data.vocabulary.digest, data.path)
+    out = Path(asked.out) if asked.out else run / "predictions" / _name(asked, checkpoint)
+    evaluation = plan_evaluation(checkpoint, config, data, asked.split, out, unobserved=asked.unobserved)
+    clear_folder(evaluation, data, replace=False)
+    return evaluation
+
+
+def _find(given: Path) -> tuple[Path, Path]:
+    """The run's folder and the checkpoint."""
+    from raypaml.training.checkpoint import is_valid
+    from raypaml.training.models import tested_checkpoint
+
+    if (given / "config.json").is_file():
+        return given, tested_checkpoint(given)
+    if (given / "model.safetensors").is_file() and not is_valid(given):
+        raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use one that is whole")
+    return given.absolute().parent.parent, given
+
+
+def _check_vocabulary(run: Path, digest: str, data: Path) -> None:
+    trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
+    if trained != digest:
+        raise ValueError(
+            f"{data}: another vocabulary (digest {digest[:12]}) than {run} was trained with ({trained[:12]})"
+        )
+
+
+def _name(asked: Any, checkpoint: Path) -> str:
+    own = Path(asked.checkpoint) == checkpoint
+    return str(asked.split) + (f"-{checkpoint.name}" if own else "") + ("-unobserved" if asked.unobserved else "")
+
+
+def predict(evaluation: Evaluation, asked: Any) -> None:
+    """Predict the parts that are missing."""
+    from raypaml.training.evaluation import predict_part_alone
+
+    left, total = evaluation.unfinished(), len(evaluation.parts)
+    done = total - len(left)
+    if done:
+        _say(f"{done} of {total} parts are there already")
+    if not left:
+        return
+    with _runner(asked) as (run, device):
+        for _ in run(predict_part_alone, [(evaluation, part, device) for part in left]):
+            done += 1
+            _say(f"{done}/{total} parts")
+
+
+@contextmanager
+def _runner(asked: Any) -> Iterator[tuple[Any, str]]:
+    """A map over parts, and the device each of them uses."""
+    if asked.workers == 1 and not asked.address:
+        import torch
+
+        cuda = torch.cuda.is_available() if asked.device == "auto" else asked.device == "cuda"
+        if cuda and not torch.cuda.is_available():
+            raise ValueError("device=cuda: this machine has no GPU that torch can use; use --device cpu")
+        yield (lambda function, calls: (function(*call) for call in calls)), "cuda" if cuda else "cpu"
+        return
+    from raypaml import cluster
+
+    with cluster.join(asked.address, asked.workers):
+        if cluster.cpus() < asked.workers:
+            raise ValueError(f"workers={asked.workers}: the cluster has {cluster.cpus()} CPUs; use fewer or add nodes")
+        gpu = asked.device != "cpu" and cluster.gpus() >= asked.workers
+        if asked.device == "cuda" and not gpu:
+            raise ValueError(f"device=cuda: {asked.workers} workers need a GPU each, the cluster has {cluster.gpus()}")
+
+        def run(function: Any, calls: list[tuple[Evaluation, Part, str]]) -> Iterator[Any]:
+            return cluster.map_tasks(function, calls, at_once=asked.workers, gpu=gpu)
+
+        yield run, "cuda" if gpu else "cpu"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict, and say where."""
+    asked = parse(sys.argv[1:] if argv is None else argv)
+    evaluation = plan(asked)
+    try:
+        predict(evaluation, asked)
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on with the parts that are missing")
+        raise
+    print(evaluation.folder)
+    _say(f"next: python tools/aggregate_map.py {evaluation.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)

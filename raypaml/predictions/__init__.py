@@ -1,0 +1,1 @@
+"""Predictions as data: observed entries in Parquet parts, ours and others', read in bounded memory."""
