@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from raypaml.labels import Vocabulary
+from raypaml.predictions.parts import PredictionSet
 from raypaml.recipes import recipe
+from raypaml.reports.evaluation import evaluate
 from raypaml.reports.figures import curves, groups, rejections
 from raypaml.reports.progress import Display
 from raypaml.reports.result import result, table
@@ -45,8 +47,25 @@ def figures() -> dict[str, Any]:
     classes = np.repeat([0, 1, 2, 3, 4, 5, 6, 7, 9], 2)
     positive = np.tile([True, False], 9) & (classes != 9)
     up = np.where(classes % 2 == 0, 1.0, -1.0) * np.where(positive, 1, 0)
-    predictions = pa.table({"class": classes, "positive": positive, "P": up.clip(0), "N": up.clip(max=0)})
-    return result(predictions, vocabulary, recipe("digits"), HISTORY)
+    columns = {
+        "key": ["a", "b"] * 9,
+        "class": pa.array(classes, pa.int32()),
+        "positive": positive,
+        "P": pa.array(up.clip(0), pa.float32()),
+        "N": pa.array(up.clip(max=0), pa.float32()),
+    }
+    predictions = PredictionSet(
+        where="here",
+        split="test",
+        vocabulary=vocabulary.digest,
+        num_classes=10,
+        samples=2,
+        alpha=5.0,
+        probabilities=False,
+        rows=18,
+        batches=lambda: iter([(0, pa.table(columns))]),
+    )
+    return result(evaluate(predictions, vocabulary), recipe("digits"), HISTORY)
 
 
 def test_result_counts_what_it_scores_and_skips(figures: dict[str, Any]) -> None:
@@ -59,7 +78,7 @@ def test_result_counts_what_it_scores_and_skips(figures: dict[str, Any]) -> None
 def test_table_is_markdown_and_says_its_convention(figures: dict[str, Any]) -> None:
     head, rule, row, _, caption = table(figures).splitlines()
     assert head.split() == ["|", "G1", "|", "G2", "|", "G3", "|", "G4", "|", "G5", "|", "All", "|"]
-    assert set(rule) == set("| -")
+    assert set(rule) == set("| -:")
     assert row.split() == ["|", "75.00", "|", "75.00", "|", "75.00", "|", "75.00", "|", "0.00", "|", "66.67", "|"]
     assert "9 of 10 classes scored (1 without observed labels skipped, 1 without positives count 0" in caption
     assert "convention 'paper'" in caption
