@@ -79,6 +79,25 @@ def test_the_json_is_the_same_from_any_number_of_threads(
     assert as_json(monkeypatch, tmp_path, folder, *EVERYTHING) == one
 
 
+def test_spilling_changes_no_figure(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = as_json(monkeypatch, tmp_path, folder, *EVERYTHING)["runs"][0]
+    monkeypatch.setattr(entries_module, "ROWS_AT_ONCE", 20)
+    monkeypatch.setattr(entries_module, "FLUSH_ROWS", 50)
+    spilled = as_json(monkeypatch, tmp_path, folder, *EVERYTHING)["runs"][0]
+    assert spilled["groups"] == together["groups"]
+    for name in ("paper", "positives", "two-sided", "micro"):
+        one, other = (run["conventions"][name] for run in (together, spilled))
+        assert other["mean_ap"] == one["mean_ap"]
+        for group, ends in one.get("interval_95", {}).items():
+            assert other["interval_95"][group] == pytest.approx(ends, abs=1e-12)
+    for name in ("calibration_error", "decisions", "alpha_curve", "precision_at_recall"):
+        assert flat(spilled[name]) == pytest.approx(flat(together[name]), abs=1e-12)
+
+
+def flat(value: Any) -> list[float]:
+    return [number for inner in value.values() for number in flat(inner)] if isinstance(value, dict) else [value]
+
+
 def by_class() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """AP, positives and negatives by scikit-learn."""
     table = rows()
@@ -255,3 +274,14 @@ def test_others_scores_need_their_vocabulary(
 ) -> None:
     (tmp_path / "x.csv").write_text("key,class,label,score\n")
     refuse(monkeypatch, capfd, "say which classes these are, with --vocabulary FILE", tmp_path / "x.csv")
+    vocabulary().write(tmp_path / "v.csv")
+    refuse(
+        monkeypatch,
+        capfd,
+        "y.csv: no such file",
+        tmp_path / "y.csv",
+        "--vocabulary",
+        tmp_path / "v.csv",
+        "--scores",
+        "logits",
+    )

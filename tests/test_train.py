@@ -78,6 +78,13 @@ def test_leaves_result_metrics_predictions_config_and_prints_the_table(undisturb
     assert config["versions"]["torch"]
 
 
+def test_aggregate_map_prints_the_same_table(undisturbed: tuple[Path, str]) -> None:
+    folder, printed = undisturbed
+    tool = Path(__file__).parent.parent / "tools" / "aggregate_map.py"
+    table = printed.split("\n\nReport:")[0]
+    assert run(sys.executable, str(tool), str(folder)).stdout.startswith(table + "\n")
+
+
 def test_report_is_one_file_with_pictures_and_needs_no_network(undisturbed: tuple[Path, str]) -> None:
     page = (undisturbed[0] / "report.html").read_text()
     assert page.count("data:image/png;base64,") > 10

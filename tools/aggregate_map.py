@@ -45,7 +45,7 @@ def opened(where: str, asked: Any) -> tuple[PredictionSet, Vocabulary]:
     """One prediction set and its vocabulary."""
     path, given = Path(where), Path(asked.vocabulary) if asked.vocabulary else None
     folder = path / "predictions" / "test" if (path / "predictions").is_dir() else path
-    if path.is_dir() or not path.exists():
+    if path.is_dir() or not path.suffix:
         predictions = open_set(folder)
         return predictions, read_vocabulary(folder, predictions, given)
     if given is None:

@@ -27,7 +27,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypaml.flags import Parser, run_command
-from raypaml.labels import Vocabulary
+from raypaml.labels import UNOBSERVED, Vocabulary
 from raypaml.metrics.average_precision import average_precision, mean_ap
 from raypaml.predictions.parts import Part, open_set, read_vocabulary, write_part
 from raypaml.reports.evaluation import Questions, evaluate
@@ -142,10 +142,10 @@ def sklearn_rows(folder: Path) -> Callable[[], float]:
     return run
 
 
-def _dense(folder: Path, kind: type, unobserved: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _dense(folder: Path, score_kind: type, label_kind: type) -> tuple[NDArray[Any], NDArray[Any]]:
     image, classes, positive, logits = read_rows(folder)
     shape = (int(image.max()) + 1, CLASSES)
-    scores, labels = np.zeros(shape, kind), np.full(shape, unobserved, kind)
+    scores, labels = np.zeros(shape, score_kind), np.full(shape, UNOBSERVED, label_kind)
     scores[image, classes], labels[image, classes] = logits, positive
     return scores, labels
 
@@ -154,12 +154,12 @@ def published(folder: Path) -> Callable[[], float]:
     """Dense float64 matrices in one process, scikit-learn class by class on masked columns."""
     from sklearn.metrics import average_precision_score
 
-    scores, labels = _dense(folder, np.float64, -1)
+    scores, labels = _dense(folder, np.float64, np.float64)
 
     def run() -> float:
         found = []
         for k in range(CLASSES):
-            seen = labels[:, k] != -1
+            seen = labels[:, k] != UNOBSERVED
             if seen.any():
                 found.append(average_precision_score(labels[seen, k], scores[seen, k]))
         return float(np.mean(found))
@@ -172,13 +172,16 @@ def torchmetrics(folder: Path) -> Callable[[], float]:
     import torch
     from torchmetrics.functional.classification import multilabel_average_precision
 
-    scores, labels = _dense(folder, np.float32, -1)
-    kept = np.flatnonzero((labels != -1).any(0))
-    values, targets = torch.from_numpy(scores[:, kept]), torch.from_numpy(labels[:, kept].astype(np.int32))
+    scores, labels = _dense(folder, np.float32, np.int16)
+    kept = np.flatnonzero((labels != UNOBSERVED).any(0))
+    values, targets = torch.from_numpy(scores[:, kept]), torch.from_numpy(labels[:, kept])
     del scores, labels
-    return lambda: float(
-        multilabel_average_precision(values, targets, len(kept), average=None, ignore_index=-1).nan_to_num().mean()
-    )
+
+    def run() -> float:
+        found = multilabel_average_precision(values, targets, len(kept), average=None, ignore_index=UNOBSERVED)
+        return float(found.nan_to_num().mean())
+
+    return run
 
 
 CONTESTANTS: dict[str, Callable[[Path], Callable[[], float]]] = {

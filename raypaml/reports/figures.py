@@ -98,8 +98,8 @@ def ap_by_annotations(
             if mine.any():
                 mean, centre = 100 * ap[mine].mean(), np.exp(np.log(x[mine]).mean())
                 axis.plot([x[mine].min(), x[mine].max()], [mean, mean], color=ORANGE, lw=2)
-                axis.annotate(f"G{group} {mean:.1f}", (centre, mean), ha="center", va="bottom", color=ORANGE)
-        axis.set(title=f"{name}: AP, %", xlabel="training annotations of the class", xscale="log", ylim=(-3, 103))
+                axis.annotate(f"G{group}\n{mean:.1f}", (centre, 103), ha="center", va="bottom", color=ORANGE, size=7)
+        axis.set(title=f"{name}: AP, %", xlabel="training annotations of the class", xscale="log", ylim=(-3, 120))
     return _svg(figure)
 
 

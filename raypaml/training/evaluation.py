@@ -169,7 +169,9 @@ def clear_folder(evaluation: Evaluation, data: DataFolder, *, replace: bool) -> 
     for path in evaluation.folder.glob("part-*.parquet"):
         if not _belongs(path, evaluation.parts[0]):
             if not replace:
-                raise ValueError(f"{path}: predictions of another checkpoint, data or split; give another --out")
+                raise ValueError(
+                    f"{path}: predictions of another checkpoint, data or split; give another --out or remove them"
+                )
             path.unlink()
     data.vocabulary.write(evaluation.folder / "vocabulary.csv")
 
