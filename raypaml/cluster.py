@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ def join(address: str = "", workers: int = 1) -> Iterator[None]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address and address != "local":
         try:
+            _knock(address)  # Ray would try for minutes
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"address={address}: no Ray cluster answers there ({reason})") from None
         try:
@@ -57,6 +59,13 @@ def join(address: str = "", workers: int = 1) -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(temp, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens at host:port; other forms of address are Ray's to judge."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def gpus() -> int:

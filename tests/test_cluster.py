@@ -18,6 +18,8 @@ from raypaml.training.checkpoint import valid_checkpoints
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 RAY = Path(sys.executable).with_name("ray")
 PORT = 26379
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-alone"}
+"""Said to every process, so that a token in the user's home does not decide who may join."""
 TRAIN = [sys.executable, "-m", "raypaml.train"]
 
 
@@ -34,7 +36,8 @@ def node(temp: str, *arguments: str) -> subprocess.Popen[bytes]:
         flags.append(f"--temp-dir={temp}")
     else:
         flags.remove("--include-dashboard=false")
-    return subprocess.Popen([str(RAY), "start", *arguments, *flags], stdout=subprocess.DEVNULL, start_new_session=True)
+    command = [str(RAY), "start", *arguments, *flags]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=os.environ | TOKEN)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +68,12 @@ def wait_for_cpus(address: str, count: int) -> None:
         "    time.sleep(1)\n"
         "sys.exit('no cluster')"
     )
-    subprocess.run([sys.executable, "-c", code, address, str(count)], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code, address, str(count)], check=True, timeout=200, env=os.environ | TOKEN)
 
 
 def test_two_nodes_train_the_weights_of_one_process(cluster: str, tiny_digits: Path, tmp_path: Path) -> None:
     common = ["--data", str(tiny_digits), "--epochs", "2", "--warmup-epochs", "1", "--storage", str(tmp_path)]
-    environment = os.environ | {"RAY_ADDRESS": cluster}
+    environment = os.environ | TOKEN | {"RAY_ADDRESS": cluster}
     subprocess.run([*TRAIN, *common, "--workers", "2", "--name", "two"], check=True, env=environment, timeout=300)
     subprocess.run([*TRAIN, *common, "--workers", "1", "--name", "one"], check=True, timeout=300)
     one, two = (valid_checkpoints(tmp_path / name / "checkpoints")[0][-1] for name in ("one", "two"))
@@ -89,7 +92,9 @@ def test_an_address_where_nothing_answers_is_one_line(tiny_digits: Path, tmp_pat
 def test_more_workers_than_the_cluster_has_cpus_is_said(cluster: str, tiny_digits: Path, tmp_path: Path) -> None:
     assert (recipe("digits").data.lanes or 0) >= 3
     flags = ["--data", str(tiny_digits), "--storage", str(tmp_path / "runs"), "--address", cluster, "--workers", "3"]
-    done = subprocess.run([*TRAIN, *flags], capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        [*TRAIN, *flags], capture_output=True, text=True, timeout=200, check=False, env=os.environ | TOKEN
+    )
     assert done.returncode == 2
     assert "workers=3: the cluster has 2 CPUs" in done.stderr
     assert not (tmp_path / "runs").exists()
