@@ -193,7 +193,7 @@ def _as_user_error(failures: dict[int, Exception]) -> Exception:
     """What the first failing rank said, without Ray's wrapping."""
     rank, error = min(failures.items())
     cause = getattr(error, "cause", None) or error
-    kind = ValueError if isinstance(cause, ValueError) else RuntimeError
+    kind = ValueError if isinstance(cause, ValueError | FloatingPointError) else RuntimeError
     return kind(f"rank {rank}: {cause}")
 
 

@@ -1,6 +1,6 @@
 """Train the same recipe with several schemes and seeds, and print the table of README, "What it does to digits".
 
-    python tools/compare_schemes.py                     # about 25 minutes on two cores
+    python tools/compare_schemes.py                     # 47 minutes on two cores, beside other work
     python tools/compare_schemes.py --rows an:1,ll_r:5 --seeds 0 --epochs 5
 
 Two runs at a time, one process and one thread each; the weights are those of `python -m raypaml.train` on any number
