@@ -102,6 +102,12 @@ class Index:
         """The rows of one shard's samples."""
         return np.arange(*np.searchsorted(self.shard, (shard, shard + 1)))
 
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        ends = np.searchsorted(self.shard, np.arange(len(self.shards)), "right")
+        return tuple(np.diff(ends, prepend=0).tolist())
+
     def classes(self, column: str, row: int) -> list[int]:
         """The classes listed for one sample in the column `positives`, `negatives` or `truth`."""
         ragged = {"positives": self.positives, "negatives": self.negatives, "truth": self._truth}[column]
