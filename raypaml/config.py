@@ -21,6 +21,8 @@ class DataConfig:
     """Images per step over all workers; rejection looks at this batch."""
     lanes: int = 0
     """Pieces of a global batch, at most one worker each; 0: the largest divisor of the batch size up to 64."""
+    shuffle_window: int = 0
+    """Shards that each lane mixes at once; 0: a permutation of all samples, for data on a local disk."""
     loader_workers: int = 0
     """Decoding processes per worker; 0 decodes in the worker itself."""
     flip: bool = False
@@ -159,7 +161,7 @@ def _check_ranges(config: TrainConfig) -> None:
             if get_origin(kind) is Literal and values[name] not in get_args(kind):
                 raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(get_args(kind))}")
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
-    at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0}
+    at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypaml.labels import Vocabulary
 from raypaml.preparation.finish import collect, write_ledger, write_split_index
@@ -22,7 +23,7 @@ from raypaml.preparation.images import ImageForm, codec_versions
 from raypaml.preparation.openimages import Classes, SplitLabels
 from raypaml.preparation.probe import IMAGES, Probe, probe
 from raypaml.preparation.record import check_folder, claimed, remove_work, table_digest, write_record
-from raypaml.preparation.shard_tasks import Job, is_finished, write_archive_shards, write_store_shard
+from raypaml.preparation.shard_tasks import Job, is_finished, is_read, write_archive_shards, write_store_shard
 from raypaml.preparation.sources import Archives, Store, find_images
 from raypaml.reports.data_card import split_card, write_card
 from raypaml.reports.sharding import Progress, clock
@@ -107,13 +108,14 @@ def _prepare_split(
 ) -> None:
     labels, vocabulary, requests = _requests(asked, split, say)
     source = find_images(asked.images, split, asked.concurrency)
-    plan = {"labels": table_digest(requests), "from": type(source).__name__.lower()}
-    plan["shard_samples"] = _shard_samples(asked, split, source, requests, record)
+    shard_samples = _shard_samples(asked, split, source, requests, record)
+    layout = "archives" if isinstance(source, Archives) else "files"
+    plan = {"labels": table_digest(requests), "from": layout, "shard_samples": shard_samples}
     _check_plan(asked.out, split, record, plan)
     record["splits"][split] = plan
     write_record(asked.out, record)
 
-    job = Job(work / split, asked.classes.class_ids, asked.form, asked.seed, plan["shard_samples"])
+    job = Job(work / split, asked.classes.class_ids, asked.form, asked.seed, shard_samples)
     job.work.mkdir(exist_ok=True)
     with Progress(split, job, len(requests), say):
         _write_shards(asked, job, split, requests, source)
@@ -197,10 +199,8 @@ def _check_plan(out: Path, split: str, record: dict[str, Any], plan: dict[str, A
 
 
 def _write_shards(asked: Preparation, job: Job, split: str, requests: pa.Table, source: Store | Archives) -> None:
-    if isinstance(source, Archives):
-        task, calls = write_archive_shards, _archive_calls(job, split, requests, source)
-    else:
-        task, calls = write_store_shard, _store_calls(job, requests, source)
+    task: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
+    calls = _calls(job, split, requests, source)
     if asked.workers == 1 and not asked.address:
         for call in calls:
             task(*call)
@@ -212,19 +212,18 @@ def _write_shards(asked: Preparation, job: Job, split: str, requests: pa.Table, 
             pass
 
 
-def _store_calls(job: Job, requests: pa.Table, store: Store) -> Iterator[tuple[Any, ...]]:
-    for number, first in enumerate(range(0, len(requests), job.shard_samples)):
-        name = f"{number:06d}"
-        if not is_finished(job, name):
-            yield job, name, requests.slice(first, job.shard_samples).combine_chunks(), store
-
-
-def _archive_calls(job: Job, split: str, requests: pa.Table, archives: Archives) -> Iterator[tuple[Any, ...]]:
-    keys = np.array(requests["key"].to_pylist(), dtype=str)
-    for unit, (file, prefix) in enumerate(archives.prefixes(split)):
-        if not (job.work / f"{unit:02d}.done").is_file():
-            rows = np.flatnonzero(np.char.startswith(keys, prefix))
-            yield job, f"{unit:02d}", requests.take(pa.array(rows)).combine_chunks(), file
+def _calls(job: Job, split: str, requests: pa.Table, source: Store | Archives) -> Iterator[tuple[Any, ...]]:
+    """The tasks that are left: a shard each, or an archive each."""
+    if isinstance(source, Store):
+        for number, first in enumerate(range(0, len(requests), job.shard_samples)):
+            if not is_finished(job, f"{number:06d}"):
+                rows = requests.slice(first, job.shard_samples).combine_chunks()
+                yield job, f"{number:06d}", rows, source
+        return
+    for number, (file, prefix) in enumerate(source.prefixes(split)):
+        unit = f"{number:02d}"
+        if not is_read(job, unit):
+            yield job, unit, requests.filter(pc.starts_with(requests["key"], prefix)).combine_chunks(), file
 
 
 def describe(asked: Preparation, splits: list[str], say: Callable[[str], None]) -> None:
@@ -240,8 +239,8 @@ def describe(asked: Preparation, splits: list[str], say: Callable[[str], None]) 
         size = share * len(requests) * seen.bytes_written
         total += size
         say(
-            f"{split}: of the first {seen.asked} images {seen.written} can be written, {seen.bytes_read / 1e3:.0f} kB read and "
-            f"{seen.bytes_written / 1e3:.0f} kB written each; so about {share * len(requests):,.0f} images, "
+            f"{split}: of the first {seen.asked} images {seen.written} can be written, {seen.bytes_read / 1e3:.0f} kB "
+            f"read and {seen.bytes_written / 1e3:.0f} kB written each; so about {share * len(requests):,.0f} images, "
             f"{size / 1e9:.2f} GB, {clock(len(requests) * seen.seconds / asked.workers)} with {asked.workers} workers"
         )
     where = next(folder for folder in (asked.out, *asked.out.absolute().parents) if folder.is_dir())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import pickle
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,21 +12,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raypaml.data.mixing import cache_bytes, mixing
 from raypaml.data.plan import MAX_LANES, Part, Plan, check_world_size, default_lanes
 
 quick = settings(deadline=None, max_examples=60, derandomize=True)
 
 
 @st.composite
-def plans(draw: Any, max_samples: int = 300) -> Plan:
+def plans(draw: Any) -> Plan:
     size = draw(st.integers(1, 160))
     lanes = draw(st.sampled_from([n for n in range(1, MAX_LANES + 1) if size % n == 0]))
+    shards = draw(st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(any))
     return Plan(
-        num_samples=draw(st.integers(1, max_samples)),
+        num_samples=sum(shards),
         global_batch_size=size,
         lanes=lanes,
         seed=draw(st.integers(0, 2**31)),
         shuffle=draw(st.booleans()),
+        window=draw(st.integers(0, 4)),
+        shard_sizes=tuple(shards),
     )
 
 
@@ -44,6 +49,14 @@ def _by_step(plan: Plan, epoch: int, world_size: int) -> list[list[Part]]:
 
 def _joined(parts: list[Part]) -> tuple[list[int], list[bool]]:
     return [int(r) for part in parts for r in part.rows], [bool(f) for part in parts for f in part.flip]
+
+
+def flips(plan: Plan, epoch: int) -> np.ndarray[Any, Any]:
+    """[N] the coin of each sample, read from one worker's parts."""
+    coins = np.zeros(plan.num_samples, bool)
+    for part in plan.epoch(epoch, 0, 1):
+        coins[part.rows] = part.flip
+    return coins
 
 
 @quick
@@ -97,7 +110,7 @@ def test_the_lanes_of_a_batch_do_not_depend_on_the_workers(case: tuple[Plan, int
 @given(plans_and_worlds())
 def test_flips_travel_with_the_sample_not_with_the_rank(case: tuple[Plan, int, int]) -> None:
     plan, epoch, world_size = case
-    coin = plan.flips(epoch)
+    coin = flips(plan, epoch)
     for parts in _by_step(plan, epoch, world_size):
         for part in parts:
             assert part.flip.tolist() == coin[part.rows].tolist()
@@ -127,17 +140,21 @@ def test_ranks_own_neighbouring_lanes_and_none_is_left_without(case: tuple[Plan,
 @quick
 @given(plans(), st.integers(0, 20))
 def test_the_order_is_a_function_of_seed_and_epoch_alone(plan: Plan, epoch: int) -> None:
-    again = Plan(**asdict(plan) | {"global_batch_size": 1, "lanes": 1})
-    assert plan.order(epoch).tolist() == again.order(epoch).tolist()
-    assert plan.flips(epoch).tolist() == again.flips(epoch).tolist()
+    again = replace(plan, global_batch_size=1, lanes=1, window=0)
+    permuted = replace(plan, window=0)
+    assert permuted.order(epoch).tolist() == again.order(epoch).tolist()
+    assert flips(plan, epoch).tolist() == flips(again, epoch).tolist()
+    assert plan.order(epoch).tolist() == replace(plan).order(epoch).tolist()
 
 
-def test_epochs_and_seeds_differ_in_order_and_flips() -> None:
-    plans = [Plan(num_samples=200, global_batch_size=8, lanes=8, seed=seed) for seed in (0, 1)]
+@pytest.mark.parametrize("window", [0, 2])
+def test_epochs_and_seeds_differ_in_order_and_flips(window: int) -> None:
+    base = Plan(num_samples=200, shard_sizes=(50, 70, 30, 50), global_batch_size=8, lanes=8, window=window)
+    plans = [replace(base, seed=seed) for seed in (0, 1)]
     orders = {tuple(plan.order(epoch).tolist()) for plan in plans for epoch in range(5)}
-    flips = {tuple(plan.flips(epoch).tolist()) for plan in plans for epoch in range(5)}
-    assert len(orders) == len(flips) == 10
-    share = np.mean([plan.flips(epoch).mean() for plan in plans for epoch in range(20)])
+    coins = {tuple(flips(plan, epoch).tolist()) for plan in plans for epoch in range(5)}
+    assert len(orders) == len(coins) == 10
+    share = np.mean([flips(plan, epoch).mean() for plan in plans for epoch in range(20)])
     assert 0.45 < share < 0.55
 
 
@@ -185,3 +202,112 @@ def test_more_workers_than_lanes_are_refused_with_the_remedy(world_size: int) ->
 def test_lanes_that_do_not_divide_the_batch_are_refused(lanes: int) -> None:
     with pytest.raises(ValueError, match=rf"lanes={lanes}: must divide global_batch_size=32"):
         Plan(num_samples=10, global_batch_size=32, lanes=lanes)
+
+
+# --- Any part of it alone -----------------------------------------------------------------------------------------
+
+
+@quick
+@given(plans_and_worlds(), st.data())
+def test_a_part_is_the_same_asked_for_alone_first_or_last_and_in_another_process(
+    case: tuple[Plan, int, int], data: Any
+) -> None:
+    """Resuming at any step, and loader workers that take every n-th step, see what one reader from the start sees."""
+    plan, epoch, world_size = case
+    rank = data.draw(st.integers(0, world_size - 1))
+    step, workers = data.draw(st.integers(0, plan.steps - 1)), data.draw(st.integers(1, 8))
+    from_the_start = list(plan.epoch(epoch, rank, world_size))
+    alone = plan.epoch(epoch, rank, world_size)[step]
+    elsewhere = pickle.loads(pickle.dumps(plan.epoch(epoch, rank, world_size)))[step::workers]
+    for one, other in zip([alone, *elsewhere], [from_the_start[step], *from_the_start[step::workers]], strict=True):
+        assert (one.rows.tolist(), one.flip.tolist()) == (other.rows.tolist(), other.flip.tolist())
+        assert (one.first_row, one.global_rows, one.lane_sizes) == (
+            other.first_row,
+            other.global_rows,
+            other.lane_sizes,
+        )
+
+
+def test_steps_outside_the_epoch_are_no_parts() -> None:
+    parts = Plan(num_samples=9, global_batch_size=4, lanes=4).epoch(0, 0, 1)
+    assert parts[-1].rows.tolist() == parts[2].rows.tolist()
+    for step in (3, -4):
+        with pytest.raises(IndexError):
+            parts[step]
+
+
+# --- Windows --------------------------------------------------------------------------------------------------------
+
+
+def windowed(window: int, *, shards: int = 40, epoch_seed: int = 0) -> Plan:
+    sizes = np.random.default_rng(1).integers(20, 200, shards)
+    return Plan(
+        num_samples=int(sizes.sum()),
+        shard_sizes=tuple(sizes.tolist()),
+        global_batch_size=32,
+        lanes=8,
+        window=window,
+        seed=epoch_seed,
+    )
+
+
+@quick
+@given(plans_and_worlds())
+def test_every_shard_is_read_within_the_steps_announced_for_it(case: tuple[Plan, int, int]) -> None:
+    plan, epoch, world_size = case
+    shard_of = np.repeat(np.arange(len(plan.shard_sizes)), plan.shard_sizes)
+    for rank in range(world_size):
+        parts = plan.epoch(epoch, rank, world_size)
+        spans = parts.spans()
+        steps = {span.shard: range(span.first_step, span.last_step + 1) for span in spans}
+        assert len(steps) == len(spans)
+        assert [span.first_step for span in spans] == sorted(span.first_step for span in spans)
+        for step, part in enumerate(parts):
+            assert all(step in steps[shard] for shard in shard_of[part.rows].tolist())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 5, 8])
+def test_the_lanes_of_a_window_plan_hold_contiguous_runs_of_the_shards(world_size: int) -> None:
+    """All workers together read little more than every shard once: only lanes' ends are read twice."""
+    plan = windowed(4)
+    read = [span.shard for rank in range(world_size) for span in plan.epoch(2, rank, world_size).spans()]
+    assert set(read) == set(range(40))
+    assert len(read) <= 40 + world_size - 1
+
+
+def test_wider_windows_mix_better_and_a_permutation_best() -> None:
+    shares = [mixing(windowed(window)).share for window in (1, 2, 4)]
+    assert shares == sorted(shares, reverse=True)
+    permuted = mixing(windowed(0))
+    assert shares[-1] > permuted.share
+    assert permuted.share == pytest.approx(permuted.permuted, rel=0.1)
+    assert abs(permuted.excess) < 0.005
+    in_order = replace(windowed(0), shuffle=False, global_batch_size=8)
+    assert mixing(in_order).excess > 0.8
+
+
+def test_mixing_by_brute_force() -> None:
+    plan = windowed(2, shards=10)
+    shard_of = np.repeat(np.arange(10), plan.shard_sizes)
+    pairs = [
+        (shard_of[a], shard_of[b])
+        for part in plan.epoch(0, 0, 1)[:-1]
+        for n, a in enumerate(part.rows)
+        for b in part.rows[n + 1 :]
+    ]
+    assert mixing(plan).share == pytest.approx(np.mean([a == b for a, b in pairs]))
+
+
+def test_the_cache_needed_grows_with_the_window_and_shrinks_with_the_workers() -> None:
+    def needed(window: int, world_size: int) -> int:
+        plan = windowed(window, shards=200)
+        return max(cache_bytes(plan.epoch(0, r, world_size).spans(), [7] * 200) for r in range(world_size))
+
+    assert needed(1, 1) < needed(2, 1) < needed(4, 1) < needed(0, 1) == 7 * 200
+    assert needed(2, 4) < needed(2, 2) < needed(2, 1)
+    assert cache_bytes([], []) == 0
+
+
+def test_a_negative_window_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shuffle_window=-1: must be at least 0"):
+        Plan(num_samples=3, global_batch_size=1, lanes=1, window=-1)

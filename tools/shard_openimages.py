@@ -15,14 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from raypaml.preparation.repair import repair, verify
-
 from raypaml.data.shards import SPLITS
 from raypaml.flags import Parser, run_command
 from raypaml.preparation.images import QUALITY, ImageForm
 from raypaml.preparation.label_join import ConflictRule
 from raypaml.preparation.openimages import OFFICIAL_TOTALS, read_classes, read_split
 from raypaml.prepare import Preparation, describe, prepare, say_on_stderr
+from raypaml.verify import repair, verify
 
 PROG = "python tools/shard_openimages.py"
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -53,8 +52,8 @@ def parser() -> Parser:
         "--conflicts",
         choices=get_args(ConflictRule),
         default="source",
-        help="a label verified both ways: the better source decides (and where it too is divided the label is dropped), "
-        "negative, positive, or drop [source]",
+        help="a label verified both ways: the better source decides (where it too is divided, the label is dropped), "
+        "or negative, positive, drop [source]",
     )
     flags.add_argument(
         "--machine-labels",
@@ -100,7 +99,7 @@ def asked_for(flags: Any) -> Preparation:
         settings={"conflicts": flags.conflicts, "machine_labels": flags.machine_labels},
         classes=classes,
         read_split=partial(labels_of, flags, classes),
-        official=OFFICIAL_TOTALS if not flags.classes else OFFICIAL_TOTALS,
+        official=OFFICIAL_TOTALS,
         form=ImageForm.parse(flags.resize, flags.quality),
         seed=flags.seed,
         shard_samples=flags.shard_samples,
@@ -123,6 +122,8 @@ def main() -> int:
     flags = parser().parse()
     splits = [flags.split] if flags.split else list(SPLITS)
     if flags.repair or flags.verify:
+        if flags.repair and not flags.images:
+            raise ValueError("--repair: give --images, to fetch the images of broken shards again")
         faults = verify(flags.out, splits, flags.workers, flags.address, say_on_stderr)
         if faults and flags.repair:
             faults = repair(flags.out, flags.images, faults, flags.concurrency, say_on_stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zlib
 from collections import OrderedDict
@@ -13,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from raypaml.data.images import decode
 from raypaml.data.index import Index
 from raypaml.data.plan import Part
 
@@ -118,9 +117,9 @@ class Reader(Dataset[Batch]):
     def _decode(self, row: int) -> NDArray[np.uint8]:
         content = self._read(row)
         try:
-            return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"{self._name(row)} cannot be decoded: {error}") from None
+            return decode(content)
+        except ValueError as error:
+            raise ValueError(f"{self._name(row)} {error}") from None
 
     def _read(self, row: int) -> bytes:
         shard = self.folder / self.index.shards[int(self.index.shard[row])]

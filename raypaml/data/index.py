@@ -98,6 +98,21 @@ class Index:
         found: NDArray[np.int64] = rows.to_numpy().astype(np.int64)
         return found
 
+    def rows_of_shard(self, shard: int) -> NDArray[np.int64]:
+        """The rows of one shard's samples."""
+        return np.arange(*np.searchsorted(self.shard, (shard, shard + 1)))
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        ends = np.searchsorted(self.shard, np.arange(len(self.shards)), "right")
+        return tuple(np.diff(ends, prepend=0).tolist())
+
+    def classes(self, column: str, row: int) -> list[int]:
+        """The classes listed for one sample in the column `positives`, `negatives` or `truth`."""
+        ragged = {"positives": self.positives, "negatives": self.negatives, "truth": self._truth}[column]
+        return [int(found) for found in ragged.values[ragged.offsets[row] : ragged.offsets[row + 1]]]
+
     def boxes(self, row: int) -> list[dict[str, float]]:
         """The known boxes of one sample: class column and pixel corners x0 y0 x1 y1."""
         return list(self._boxes[row].as_py() or ())

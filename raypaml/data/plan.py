@@ -1,4 +1,4 @@
-"""Who reads which sample when: pure functions of (seed, epoch, samples, batch size, lanes, world size).
+"""Who reads which sample when: pure functions of (seed, epoch, samples, shards, batch size, lanes, world size).
 
 An epoch is a fixed sequence of global batches. Each batch is cut into `lanes`, a number that does not depend on the
 workers; a rank owns a run of neighbouring lanes. So the global batches, their order and the order of samples within
@@ -7,14 +7,17 @@ them are the same for every number of workers, and the cursor (epoch, step) is a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_LANES = 64
+from raypaml.data.windows import Rows, Windows
 
-Rows = NDArray[np.int64]
+MAX_LANES = 64
 
 
 def default_lanes(global_batch_size: int) -> int:
@@ -39,6 +42,15 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Span:
+    """The steps between which a rank reads one shard."""
+
+    shard: int
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """The canonical order of one split.
 
@@ -51,10 +63,17 @@ class Plan:
     lanes: int
     seed: int = 0
     shuffle: bool = True
+    window: int = 0
+    """Shards that a lane mixes at once (`data.windows`); 0: an epoch is a permutation of all samples."""
+    shard_sizes: tuple[int, ...] = field(default=(), repr=False)
+    """Samples of each shard, in index order."""
 
     def __post_init__(self) -> None:
         if self.global_batch_size % self.lanes:
             raise ValueError(f"lanes={self.lanes}: must divide global_batch_size={self.global_batch_size}")
+        if self.window < 0:
+            raise ValueError(f"shuffle_window={self.window}: must be at least 0")
+        assert sum(self.shard_sizes) == self.num_samples or not (self.window or self.shard_sizes), "samples by shard"
 
     @property
     def steps(self) -> int:
@@ -65,39 +84,103 @@ class Plan:
         """[N] all samples in the order of the epoch."""
         if not self.shuffle:
             return np.arange(self.num_samples)
-        return self._rng(epoch, 0).permutation(self.num_samples)
-
-    def flips(self, epoch: int) -> NDArray[np.bool_]:
-        """[N] a coin per sample."""
-        return self._rng(epoch, 1).integers(0, 2, self.num_samples).astype(bool)
-
-    def _rng(self, epoch: int, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, epoch, stream])
+        if self.window:
+            return np.concatenate([np.empty(0, np.int64), *(part.rows for part in self.epoch(epoch, 0, 1))])
+        return np.random.default_rng([self.seed, epoch, 0]).permutation(self.num_samples)
 
     def bounds(self, rank: int, world_size: int) -> tuple[int, int]:
         """The lanes [first, end) that a rank owns; ranks differ by at most one lane."""
         check_world_size(world_size, self.lanes)
         return rank * self.lanes // world_size, (rank + 1) * self.lanes // world_size
 
-    def epoch(self, epoch: int, rank: int, world_size: int) -> list[Part]:
+    def epoch(self, epoch: int, rank: int, world_size: int) -> Epoch:
         """Every step's part of one rank."""
-        first_lane, end_lane = self.bounds(rank, world_size)
-        order, flips = self.order(epoch), self.flips(epoch)
-        parts = []
-        for start in range(0, self.num_samples, self.global_batch_size):
-            batch = order[start : start + self.global_batch_size]
-            ends = np.arange(first_lane, end_lane + 1) * len(batch) // self.lanes
-            rows = batch[ends[0] : ends[-1]]
-            parts.append(
-                Part(
-                    rows=rows,
-                    first_row=int(ends[0]),
-                    global_rows=len(batch),
-                    lane_sizes=tuple(np.diff(ends).tolist()),
-                    flip=flips[rows],
-                )
-            )
-        return parts
+        return Epoch(self, epoch, *self.bounds(rank, world_size))
+
+
+class Epoch(Sequence[Part]):
+    """The parts of lanes [first, end) of every step of an epoch; each is made when it is asked for.
+
+    Small when pickled: another process computes the order again.
+    """
+
+    def __init__(self, plan: Plan, epoch: int, first_lane: int, end_lane: int):
+        self.plan, self.epoch, self.first_lane, self.end_lane = plan, epoch, first_lane, end_lane
+
+    def __reduce__(self) -> tuple[type[Epoch], tuple[Plan, int, int, int]]:
+        return Epoch, (self.plan, self.epoch, self.first_lane, self.end_lane)
+
+    def __len__(self) -> int:
+        return self.plan.steps
+
+    @overload
+    def __getitem__(self, step: int) -> Part: ...
+    @overload
+    def __getitem__(self, step: slice) -> list[Part]: ...
+    def __getitem__(self, step: int | slice) -> Part | list[Part]:
+        if isinstance(step, slice):
+            return [self[number] for number in range(*step.indices(len(self)))]
+        step = range(len(self))[step]
+        size, lanes = self.plan.global_batch_size, self.plan.lanes
+        global_rows = min(size, self.plan.num_samples - step * size)
+        ends = np.arange(self.first_lane, self.end_lane + 1) * global_rows // lanes
+        rows = self._rows(step, ends)
+        return Part(
+            rows=rows,
+            first_row=int(ends[0]),
+            global_rows=global_rows,
+            lane_sizes=tuple(np.diff(ends).tolist()),
+            flip=self._coins[rows >> 3] >> (rows & 7).astype(np.uint8) & 1 == 1,
+        )
+
+    def _rows(self, step: int, ends: Rows) -> Rows:
+        """The samples of a step, whose lanes lie between these ends of the global batch."""
+        first = step * self.plan.global_batch_size
+        if not self.plan.shuffle:
+            return np.arange(first + ends[0], first + ends[-1])
+        if not self.plan.window:
+            return self._permutation[first + ends[0] : first + ends[-1]].astype(np.int64)
+        begin = step * (self.plan.global_batch_size // self.plan.lanes)
+        lanes = zip(range(self.first_lane, self.end_lane), np.diff(ends).tolist(), strict=True)
+        return np.concatenate([self._windows.take(lane, begin, begin + size) for lane, size in lanes])
+
+    @cached_property
+    def _permutation(self) -> NDArray[np.int32]:
+        return self.plan.order(self.epoch).astype(np.int32)
+
+    @cached_property
+    def _windows(self) -> Windows:
+        return Windows(np.array(self.plan.shard_sizes), self.plan.lanes, self.plan.window, (self.plan.seed, self.epoch))
+
+    @cached_property
+    def _coins(self) -> NDArray[np.uint8]:
+        """A coin per sample, eight to a byte."""
+        bits = np.random.default_rng([self.plan.seed, self.epoch, 1]).bytes(self.plan.num_samples // 8 + 1)
+        return np.frombuffer(bits, np.uint8)
+
+    def spans(self) -> list[Span]:
+        """When these lanes need which shard, in the order of need; what a cache is filled and emptied by."""
+        per_lane = self.plan.global_batch_size // self.plan.lanes
+        if not self.plan.shuffle:
+            ends = np.cumsum(self.plan.shard_sizes)
+            visits = zip(range(len(ends)), ends - self.plan.shard_sizes, ends, strict=True)
+            return _spans(visits, self.plan.global_batch_size)
+        if not self.plan.window:
+            return _spans(((s, 0, self.plan.num_samples) for s in range(len(self.plan.shard_sizes))), len(self) or 1)
+        lanes = range(self.first_lane, self.end_lane)
+        return _spans((visit for lane in lanes for visit in self._windows.visits(lane)), per_lane)
+
+
+def _spans(visits: Iterable[tuple[int, int, int]], samples_per_step: int) -> list[Span]:
+    """Join visits (shard, first sample, end sample) of the same shard."""
+    steps: dict[int, tuple[int, int]] = {}
+    for shard, begin, end in visits:
+        if begin < end:
+            first, last = begin // samples_per_step, (end - 1) // samples_per_step
+            before = steps.get(shard, (first, last))
+            steps[shard] = min(first, before[0]), max(last, before[1])
+    spans = [Span(shard=shard, first_step=int(first), last_step=int(last)) for shard, (first, last) in steps.items()]
+    return sorted(spans, key=lambda span: (span.first_step, span.last_step, span.shard))
 
 
 def check_world_size(world_size: int, lanes: int) -> None:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,16 +24,12 @@ import numpy as np
 import pyarrow as pa
 
 from raypaml.data.index import SCHEMA, write_index
+from raypaml.data.tars import Scanned, scan
 from raypaml.labels import Vocabulary
 
 SPLITS = ("train", "validation", "test")
-KEY = re.compile(r"[0-9A-Za-z_-]+")
-END_BYTES = 512
-"""Zeros that end a tar, beyond the first block of them that its reader takes."""
 
 Box = tuple[str, float, float, float, float]
-Scanned = tuple[dict[str, Any], dict[str, Any]]
-"""The place of a sample's image, and its labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +149,7 @@ def index_split(
     labels: list[dict[str, Any]] = []
     for number, (path, scanned) in enumerate(zip(shards, scans, strict=True)):
         for row, label in scanned:
-            rows.append(row | {"shard": number} | _columns(label, vocabulary, f"{path}: sample {row['key']}"))
+            rows.append(row | {"shard": number} | label_columns(label, vocabulary, f"{path}: sample {row['key']}"))
             labels.append(label)
     repeated = [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]
     if repeated:
@@ -169,66 +164,8 @@ def index_split(
     )
 
 
-def scan(path: Path) -> Iterator[Scanned]:
-    """Read one tar: per sample its place (key, offset, size, crc32 of the image) and its JSON labels.
-
-    Raises:
-        ValueError: naming file and member or byte, for anything but whole pairs KEY.jpg, KEY.json of plain files.
-    """
-    image: dict[str, Any] | None = None
-    for key, suffix, offset, content in _members(path):
-        if suffix == "jpg" and image is None:
-            image = {"key": key, "offset": offset, "size": len(content), "crc32": zlib.crc32(content)}
-        elif suffix == "json" and image is not None and image["key"] == key:
-            yield image, _parse(content, f"{path}: {key}.json")
-            image = None
-        else:
-            after = f" after {image['key']}.jpg" if image else ""
-            raise ValueError(f"{path}: found {key}.{suffix}{after}; expected pairs KEY.jpg, KEY.json")
-    if image is not None:
-        raise ValueError(f"{path}: {image['key']}.jpg has no {image['key']}.json; write the shard again")
-
-
-def _members(path: Path) -> Iterator[tuple[str, str, int, bytes]]:
-    """Key, suffix, offset and content of every member of a tar that is whole."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                if not member.isfile() or not KEY.fullmatch(key):
-                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key {KEY.pattern}")
-                content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
-                yield key, suffix, member.offset_data, content
-            _check_end(path, tar.offset)
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{path}: damaged or truncated ({error}); write the shard again") from None
-
-
-def _check_end(path: Path, offset: int) -> None:
-    # tarfile takes a damaged header, or a missing end, for the end of the archive (cpython #120740)
-    with path.open("rb") as file:
-        file.seek(offset)
-        rest = file.read()
-    if len(rest) < END_BYTES or any(rest):
-        raise ValueError(f"{path}: damaged or truncated at byte {offset}; write the shard again")
-
-
-def _parse(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        labels = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error})") from None
-    lists = (
-        (labels.get(name, []) for name in ("positive", "negative", "truth", "boxes"))
-        if isinstance(labels, dict)
-        else ()
-    )
-    if not {"positive", "negative"} <= set(labels or ()) or not all(isinstance(found, list) for found in lists):
-        raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
-    return dict(labels)
-
-
-def _columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> dict[str, Any]:
+def label_columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> dict[str, Any]:
+    """One sample's JSON labels as columns of the index; ValueError, beginning with `where`, if they contradict."""
     both = set(label["positive"]) & set(label["negative"])
     if both:
         raise ValueError(f"{where}: classes {sorted(both)[:5]} labelled both positive and negative")

@@ -65,7 +65,7 @@ class Job:
 
 def write_store_shard(job: Job, name: str, requests: pa.Table, store: Store) -> None:
     """Write the shard of these images (key, positives, negatives; in this order) from single files."""
-    _write(job, name, requests, store.fetch(requests["key"].to_pylist(), job.convert))
+    write_fetched_shard(job, name, requests, store.fetch(requests["key"].to_pylist(), job.convert))
 
 
 def write_archive_shards(job: Job, unit: str, requests: pa.Table, archive: Location) -> None:
@@ -82,8 +82,15 @@ def write_archive_shards(job: Job, unit: str, requests: pa.Table, archive: Locat
         name, rows, images = block
         if images is not None:
             order = np.random.default_rng([job.seed, int(unit), number]).permutation(len(rows))
-            _write(job, name, requests.take(pa.array(np.array(rows)[order])), (images[place] for place in order))
+            write_fetched_shard(
+                job, name, requests.take(pa.array(np.array(rows)[order])), (images[place] for place in order)
+            )
     write_whole(job.work / f"{unit}.done", b"")
+
+
+def is_read(job: Job, unit: str) -> bool:
+    """Whether this archive needs no more work."""
+    return (job.work / f"{unit}.done").is_file()
 
 
 def _each_once(
@@ -116,7 +123,8 @@ def _next_block(
     return (name, rows, images) if rows else None
 
 
-def _write(job: Job, name: str, requests: pa.Table, images: Iterable[Fetched]) -> None:
+def write_fetched_shard(job: Job, name: str, requests: pa.Table, images: Iterable[Fetched]) -> None:
+    """Write the shard of these images, already fetched, in this order."""
     fates: list[Fetched] = []
 
     def samples() -> Iterator[Sample]:

@@ -7,7 +7,7 @@ import io
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -122,6 +122,18 @@ def members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes]]]:
         raise ValueError(f"{archive}: damaged or truncated archive ({error}); download it again") from None
     except OSError as error:
         raise ValueError(f"{archive}: cannot be read: {brief(error)}") from None
+
+
+def fetch_from_archives(source: Archives, keys: Sequence[str], convert: Callable[[bytes], bytes]) -> Iterator[Fetched]:
+    """A few images by key, in the order of the keys; reads the archives until all are found."""
+    found: dict[str, Fetched] = {}
+    for file in source.files:
+        for key, content in members(file):
+            if key in keys and key not in found:
+                found[key] = converted(key, content(), convert)
+            if len(found) == len(keys):
+                break
+    return (found.get(key, Fetched(key, fate="not_found")) for key in keys)
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

@@ -82,7 +82,7 @@ def write_card(out: Path, split: str, card: dict[str, Any], parameters: dict[str
     before = json.loads(path.read_text())["splits"] if path.is_file() else {}
     splits = {name: card if name == split else before[name] for name in SPLITS if name == split or name in before}
     whole = {
-        "digest": _digest(out, splits),
+        "digest": whole_digest(out, splits),
         "parameters": parameters,
         "vocabulary": {
             "classes": len(vocabulary),
@@ -100,11 +100,13 @@ def write_card(out: Path, split: str, card: dict[str, Any], parameters: dict[str
     return str(whole["digest"])
 
 
-def _digest(out: Path, splits: dict[str, Any]) -> str:
+def whole_digest(out: Path, splits: dict[str, Any]) -> str:
+    """SHA-256 over vocabulary, indexes and the digests of all shards, from the files as they are."""
     digest = hashlib.sha256((out / "vocabulary.csv").read_bytes())
     for name, card in splits.items():
         digest.update("\n".join([name, *card["shard_digests"]]).encode())
-        digest.update((out / f"{name}.arrow").read_bytes())
+        with (out / f"{name}.arrow").open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -65,9 +65,10 @@ class Progress:
         new = self._counts - self._before
         rate = new["done"] / seconds
         left = clock((self._requested - self._counts["done"]) / rate) if rate else "unknown"
+        counts = self._counts
         return (
-            f"{self._split}: {self._counts['done']:,} of {self._requested:,} images, {self._counts['written']:,} found, "
-            f"{self._counts['missing']:,} missing, {rate:,.0f} images/s, {new['read'] / seconds / 1e6:.1f} MB/s read, "
+            f"{self._split}: {counts['done']:,} of {self._requested:,} images, {counts['written']:,} found, "
+            f"{counts['missing']:,} missing, {rate:,.0f} images/s, {new['read'] / seconds / 1e6:.1f} MB/s read, "
             f"{new['wrote'] / seconds / 1e6:.1f} MB/s written, {left} left"
         )
 

@@ -56,6 +56,8 @@ def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: to
         global_batch_size=size,
         lanes=config.data.lanes or default_lanes(size),
         seed=config.run.seed,
+        window=config.data.shuffle_window,
+        shard_sizes=index.shard_sizes,
     )
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, len(data.vocabulary)).to(device)
