@@ -27,6 +27,7 @@ from raypaml.preparation.shard_tasks import Job, is_finished, is_read, write_arc
 from raypaml.preparation.sources import Archives, Store, find_images
 from raypaml.reports.data_card import split_card, write_card
 from raypaml.reports.sharding import Progress, clock
+from raypaml.tasks import Mapper, mapper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +81,26 @@ def prepare(asked: Preparation, splits: list[str], say: Callable[[str], None]) -
     record = check_folder(asked.out, asked.parameters())
     with claimed(asked.out) as work:
         write_record(asked.out, record)
+        left = [split for split in splits if not _is_finished(record, split)]
         for split in splits:
-            if record["splits"].get(split, {}).get("finished"):
+            if split not in left:
                 say(f"{split}: finished before; nothing to do (--verify reads it again)")
-            else:
-                _prepare_split(asked, split, work, record, say)
-            remove_work(work, split)
-    if all(record["splits"].get(split, {}).get("finished") for split in record["splits"]):
-        shutil.rmtree(work, ignore_errors=True)
+                remove_work(work, split)
+        if left:
+            with mapper(asked.workers, asked.address) as run:
+                for split in left:
+                    _prepare_split(asked, split, work, record, run, say)
+                    remove_work(work, split)
+        if all(_is_finished(record, split) for split in record["splits"]):
+            shutil.rmtree(work)
+
+
+def _is_finished(record: dict[str, Any], split: str) -> bool:
+    return bool(record["splits"].get(split, {}).get("finished"))
 
 
 def _check(asked: Preparation) -> None:
     for name, least in {
-        "workers": 1,
         "concurrency": 1,
         "shard_samples": 1,
         "limit": 0,
@@ -104,7 +112,7 @@ def _check(asked: Preparation) -> None:
 
 
 def _prepare_split(
-    asked: Preparation, split: str, work: Path, record: dict[str, Any], say: Callable[[str], None]
+    asked: Preparation, split: str, work: Path, record: dict[str, Any], run: Mapper, say: Callable[[str], None]
 ) -> None:
     labels, vocabulary, requests = _requests(asked, split, say)
     source = find_images(asked.images, split, asked.concurrency)
@@ -117,8 +125,10 @@ def _prepare_split(
 
     job = Job(work / split, asked.classes.class_ids, asked.form, asked.seed, shard_samples)
     job.work.mkdir(exist_ok=True)
+    write: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
     with Progress(split, job, len(requests), say):
-        _write_shards(asked, job, split, requests, source)
+        for _ in run(write, _calls(job, split, requests, source)):
+            pass
 
     others = {"no_label_in_vocabulary": labels.outside, "no_label": labels.unlabelled}
     finished = collect(job, asked.out, split, requests["key"], others)
@@ -196,20 +206,6 @@ def _check_plan(out: Path, split: str, record: dict[str, Any], plan: dict[str, A
         raise ValueError(
             f"out={out}: split {split!r} was begun with {', '.join(changed)}; give the same files, or another --out"
         )
-
-
-def _write_shards(asked: Preparation, job: Job, split: str, requests: pa.Table, source: Store | Archives) -> None:
-    task: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
-    calls = _calls(job, split, requests, source)
-    if asked.workers == 1 and not asked.address:
-        for call in calls:
-            task(*call)
-        return
-    from raypaml import cluster
-
-    with cluster.join(asked.address, asked.workers):
-        for _ in cluster.map_tasks(task, calls, at_once=asked.workers, gpu=False):
-            pass
 
 
 def _calls(job: Job, split: str, requests: pa.Table, source: Store | Archives) -> Iterator[tuple[Any, ...]]:

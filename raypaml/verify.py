@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from raypaml.preparation.record import claimed, read_record
 from raypaml.preparation.shard_tasks import LABELS, Job, read_receipt, write_fetched_shard, write_store_shard
 from raypaml.preparation.sources import Archives, fetch_from_archives, find_images
 from raypaml.reports.data_card import CARD, whole_digest
+from raypaml.tasks import mapper
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def verify(out: Path, splits: Sequence[str], workers: int, address: str, say: Ca
         raise ValueError(f"out={out}: {', '.join(unfinished)} not finished; run the preparation to its end first")
     _check_digest(out)
     calls = _calls(out, splits, record)
-    broken = [found for found in _map(check_shard, calls, workers, address) if found.faults]
+    with mapper(workers, address) as run:
+        broken = [found for found in run(check_shard, calls) if found.faults]
     broken.sort(key=lambda found: (splits.index(found.split), found.shard))
     for found in broken:
         for fault in found.faults:
@@ -70,18 +73,6 @@ def _calls(out: Path, splits: Sequence[str], record: dict[str, Any]) -> list[tup
         index = open_index(out / f"{split}.arrow")
         calls += [(out, split, index, number, digest) for number, digest in enumerate(digests)]
     return calls
-
-
-def _map(
-    function: Callable[..., Broken], calls: Sequence[tuple[Any, ...]], workers: int, address: str
-) -> Iterator[Broken]:
-    if workers == 1 and not address:
-        yield from (function(*call) for call in calls)
-        return
-    from raypaml import cluster
-
-    with cluster.join(address, workers):
-        yield from cluster.map_tasks(function, calls, at_once=workers, gpu=False)
 
 
 def check_shard(out: Path, split: str, index: Index, shard: int, digest: str) -> Broken:
@@ -116,6 +107,7 @@ def repair(
             say(fault or f"{out}: {found.split} shard {found.shard} written again")
             if fault:
                 left.append(Broken(found.split, found.shard, [fault]))
+        shutil.rmtree(work)
     return left
 
 
