@@ -65,7 +65,7 @@ def _label_differences(
         cells_of_kind = cells[(state_a == one) & (state_b == two)]
         if len(cells_of_kind):
             keys = a.keys(rows_a[cells_of_kind[:EXAMPLES] // len(union)])
-            named = [f"{key} {union[c % len(union)]}" for key, c in zip(keys, cells_of_kind, strict=False)]
+            named = [f"{key} {union[cell % len(union)]}" for key, cell in zip(keys, cells_of_kind, strict=False)]
             found[f"labels {STATES[one]} in A, {STATES[two]} in B"] = {"count": len(cells_of_kind), "examples": named}
     return found
 
@@ -77,9 +77,9 @@ def _entries(index: Index, rows: Codes, number: Codes, num_classes: int) -> tupl
         position, column = ragged.cells(rows)
         cells.append(position * num_classes + number[column])
         values.append(np.full(len(position), value))
-    every, value = np.concatenate(cells), np.concatenate(values)
+    every = np.concatenate(cells)
     order = np.argsort(every)
-    return every[order], value[order]
+    return every[order], np.concatenate(values)[order]
 
 
 def _states(cells: Codes, known: Codes, values: Codes) -> Codes:
