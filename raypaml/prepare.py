@@ -6,6 +6,7 @@ any moment and given again, the same command ends with the same bytes.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -139,10 +140,8 @@ def _prepare_split(
     write_ledger(asked.out, split, finished.ledger)
     card = split_card(requests, finished, vocabulary, labels.findings.to_dict(), asked.official.get(split, {}))
     digest = write_card(asked.out, split, card, asked.parameters(), vocabulary)
-    record["splits"][split] = plan | {
-        "finished": True,
-        "shards": dict(zip(finished.shards, finished.digests, strict=True)),
-    }
+    os.sync()
+    record["splits"][split] = plan | {"finished": True}
     write_record(asked.out, record)
     fates = {name: count for name, count in card["images"].items() if not name.startswith("no_label")}
     say(f"{split}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in fates.items()))
