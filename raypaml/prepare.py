@@ -18,13 +18,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypaml.data.shards import SPLITS
 from raypaml.labels import Vocabulary
 from raypaml.preparation.finish import collect, write_ledger, write_split_index
 from raypaml.preparation.images import ImageForm, codec_versions
 from raypaml.preparation.openimages import Classes, SplitLabels
 from raypaml.preparation.probe import IMAGES, Probe, probe
 from raypaml.preparation.record import check_folder, claimed, remove_work, table_digest, write_record
-from raypaml.preparation.shard_tasks import Job, is_finished, is_read, write_archive_shards, write_store_shard
+from raypaml.preparation.shard_tasks import (
+    Job,
+    is_finished,
+    is_read,
+    write_archive_shards,
+    write_store_shard,
+    write_whole,
+)
 from raypaml.preparation.sources import Archives, Store, find_images
 from raypaml.reports.data_card import split_card, write_card
 from raypaml.reports.sharding import Progress, clock
@@ -101,13 +109,7 @@ def _is_finished(record: dict[str, Any], split: str) -> bool:
 
 
 def _check(asked: Preparation) -> None:
-    for name, least in {
-        "concurrency": 1,
-        "shard_samples": 1,
-        "limit": 0,
-        "seed": 0,
-        "shard_bytes": 0,
-    }.items():
+    for name, least in {"concurrency": 1, "shard_samples": 1, "limit": 0, "seed": 0, "shard_bytes": 0}.items():
         if getattr(asked, name) < least:
             raise ValueError(f"{name}={getattr(asked, name)}: must be at least {least}")
 
@@ -117,20 +119,50 @@ def _prepare_split(
 ) -> None:
     labels, vocabulary, requests = _requests(asked, split, say)
     source = find_images(asked.images, split, asked.concurrency)
-    shard_samples = _shard_samples(asked, split, source, requests, record)
-    layout = "archives" if isinstance(source, Archives) else "files"
-    plan = {"labels": table_digest(requests), "from": layout, "shard_samples": shard_samples}
-    _check_plan(asked.out, split, record, plan)
-    record["splits"][split] = plan
+    job = _begin(asked, split, source, requests, work, record)
+    complete = job.work / "complete"
+    if not complete.is_file():
+        write: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
+        with Progress(split, job, len(requests), say):
+            for _ in run(write, _calls(job, split, requests, source)):
+                pass
+        write_whole(complete, b"")  # from here on shards leave for their final names
+    _finish(asked, split, job, labels, vocabulary, requests, say)
+    os.sync()  # one for all shards, before the record says that they are there
+    record["splits"][split]["finished"] = True
     write_record(asked.out, record)
 
-    job = Job(work / split, asked.classes.class_ids, asked.form, asked.seed, shard_samples)
-    job.work.mkdir(exist_ok=True)
-    write: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
-    with Progress(split, job, len(requests), say):
-        for _ in run(write, _calls(job, split, requests, source)):
-            pass
 
+def _begin(
+    asked: Preparation, split: str, source: Store | Archives, requests: pa.Table, work: Path, record: dict[str, Any]
+) -> Job:
+    """Settle how the split is cut into shards, or check that it is still cut so."""
+    layout = "archives" if isinstance(source, Archives) else "files"
+    plan = {"labels": table_digest(requests), "from": layout}
+    before = record["splits"].get(split)
+    plan["shard_samples"] = before["shard_samples"] if before else _shard_samples(asked, split, source, requests)
+    changed = [f"{name}={before[name]} (now: {plan[name]})" for name in plan if before and before[name] != plan[name]]
+    if changed:
+        raise ValueError(
+            f"out={asked.out}: split {split!r} was begun with {', '.join(changed)}; give the same files, or another --out"
+        )
+    record["splits"][split] = plan
+    write_record(asked.out, record)
+    job = Job(work / split, asked.classes.class_ids, asked.form, asked.seed, plan["shard_samples"])
+    job.work.mkdir(exist_ok=True)
+    return job
+
+
+def _finish(
+    asked: Preparation,
+    split: str,
+    job: Job,
+    labels: SplitLabels,
+    vocabulary: Vocabulary,
+    requests: pa.Table,
+    say: Callable[[str], None],
+) -> None:
+    """Give every shard its final name, and write vocabulary, index, ledger and card."""
     others = {"no_label_in_vocabulary": labels.outside, "no_label": labels.unlabelled}
     finished = collect(job, asked.out, split, requests["key"], others)
     if not len(finished.index):
@@ -140,9 +172,6 @@ def _prepare_split(
     write_ledger(asked.out, split, finished.ledger)
     card = split_card(requests, finished, vocabulary, labels.findings.to_dict(), asked.official.get(split, {}))
     digest = write_card(asked.out, split, card, asked.parameters(), vocabulary)
-    os.sync()
-    record["splits"][split] = plan | {"finished": True}
-    write_record(asked.out, record)
     fates = {name: count for name, count in card["images"].items() if not name.startswith("no_label")}
     say(f"{split}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in fates.items()))
     say(f"{split}: {len(finished.shards):,} shards; digest of the data set so far {digest[:16]}")
@@ -155,7 +184,7 @@ def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tup
     if not len(labels.table):
         raise ValueError(f"split {split!r}: no image has a label among the {len(asked.classes.class_ids):,} classes")
     vocabulary = _vocabulary(asked, split, labels, say)
-    order = np.random.default_rng([asked.seed, len(split)]).permutation(len(labels.table))
+    order = np.random.default_rng([asked.seed, SPLITS.index(split)]).permutation(len(labels.table))
     requests = labels.table.take(pa.array(order[: asked.limit or None])).combine_chunks()
     say(f"{split}: {len(labels.table):,} labelled images, {len(requests):,} of them asked for")
     return labels, vocabulary, requests
@@ -178,13 +207,8 @@ def _vocabulary(asked: Preparation, split: str, labels: SplitLabels, say: Callab
     )
 
 
-def _shard_samples(
-    asked: Preparation, split: str, source: Store | Archives, requests: pa.Table, record: dict[str, Any]
-) -> int:
-    """Images asked for per shard; looks at the first images, unless that was done before."""
-    before = record["splits"].get(split)
-    if before:
-        return int(before["shard_samples"])
+def _shard_samples(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> int:
+    """Images asked for per shard; looks at the first images, also to see that they are there."""
     seen = _probe(asked, split, source, requests)
     if not asked.shard_bytes:
         return asked.shard_samples
@@ -196,15 +220,6 @@ def _shard_samples(
 def _probe(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> Probe:
     many = len(requests) if isinstance(source, Archives) else IMAGES
     return probe(source, split, requests["key"].slice(0, many).to_pylist(), asked.form)
-
-
-def _check_plan(out: Path, split: str, record: dict[str, Any], plan: dict[str, Any]) -> None:
-    before = record["splits"].get(split, plan)
-    changed = [f"{name}={before[name]} (now: {plan[name]})" for name in plan if before[name] != plan[name]]
-    if changed:
-        raise ValueError(
-            f"out={out}: split {split!r} was begun with {', '.join(changed)}; give the same files, or another --out"
-        )
 
 
 def _calls(job: Job, split: str, requests: pa.Table, source: Store | Archives) -> Iterator[tuple[Any, ...]]:
