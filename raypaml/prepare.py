@@ -117,7 +117,8 @@ def _check(asked: Preparation) -> None:
 def _prepare_split(
     asked: Preparation, split: str, work: Path, record: dict[str, Any], run: Mapper, say: Callable[[str], None]
 ) -> None:
-    labels, vocabulary, requests = _requests(asked, split, say)
+    labels, requests = _requests(asked, split, say)
+    vocabulary = _vocabulary(asked, split, labels, say)
     source = find_images(asked.images, split, asked.concurrency)
     job = _begin(asked, split, source, requests, work, record)
     complete = job.work / "complete"
@@ -138,13 +139,13 @@ def _begin(
 ) -> Job:
     """Settle how the split is cut into shards, or check that it is still cut so."""
     layout = "archives" if isinstance(source, Archives) else "files"
-    plan = {"labels": table_digest(requests), "from": layout}
+    plan: dict[str, Any] = {"labels": table_digest(requests), "from": layout}
     before = record["splits"].get(split)
     plan["shard_samples"] = before["shard_samples"] if before else _shard_samples(asked, split, source, requests)
     changed = [f"{name}={before[name]} (now: {plan[name]})" for name in plan if before and before[name] != plan[name]]
     if changed:
         raise ValueError(
-            f"out={asked.out}: split {split!r} was begun with {', '.join(changed)}; give the same files, or another --out"
+            f"out={asked.out}: {split} was begun with {', '.join(changed)}; give the same files, or another --out"
         )
     record["splits"][split] = plan
     write_record(asked.out, record)
@@ -177,17 +178,16 @@ def _finish(
     say(f"{split}: {len(finished.shards):,} shards; digest of the data set so far {digest[:16]}")
 
 
-def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tuple[SplitLabels, Vocabulary, pa.Table]:
-    """The split's labels, the vocabulary, and the labelled images in the order of the shards."""
+def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tuple[SplitLabels, pa.Table]:
+    """The split's labels, and its labelled images in the order of the shards."""
     say(f"{split}: reading labels")
     labels = asked.read_split(split)
     if not len(labels.table):
         raise ValueError(f"split {split!r}: no image has a label among the {len(asked.classes.class_ids):,} classes")
-    vocabulary = _vocabulary(asked, split, labels, say)
     order = np.random.default_rng([asked.seed, SPLITS.index(split)]).permutation(len(labels.table))
     requests = labels.table.take(pa.array(order[: asked.limit or None])).combine_chunks()
     say(f"{split}: {len(labels.table):,} labelled images, {len(requests):,} of them asked for")
-    return labels, vocabulary, requests
+    return labels, requests
 
 
 def _vocabulary(asked: Preparation, split: str, labels: SplitLabels, say: Callable[[str], None]) -> Vocabulary:
@@ -242,7 +242,7 @@ def describe(asked: Preparation, splits: list[str], say: Callable[[str], None]) 
     check_folder(asked.out, asked.parameters())
     total = 0.0
     for split in splits:
-        _, _, requests = _requests(asked, split, say)
+        _, requests = _requests(asked, split, say)
         source = find_images(asked.images, split, asked.concurrency)
         seen = _probe(asked, split, source, requests)
         share = seen.written / seen.asked
