@@ -36,6 +36,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+Cells = tuple[NDArray[np.int64], NDArray[np.int8]]
+"""[E] cells of a label matrix, flattened (row x K + class), and their labels."""
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -117,20 +120,35 @@ class Index:
         """The known boxes of one sample: class column and pixel corners x0 y0 x1 y1."""
         return list(self._boxes[row].as_py() or ())
 
+    def label_cells(self, rows: NDArray[np.int64]) -> Cells:
+        """The observed cells of the label matrix [B, K] of these rows, flattened, and their labels."""
+        positives, negatives = self._flat(self.positives, rows), self._flat(self.negatives, rows)
+        labels = np.repeat(np.array([POSITIVE, NEGATIVE], np.int8), (len(positives), len(negatives)))
+        return np.concatenate([positives, negatives]), labels
+
+    def truth_cells(self, rows: NDArray[np.int64]) -> Cells:
+        """The positive cells of the full labels [B, K] of these rows; refused where they are not known."""
+        if not self.has_truth:
+            raise ValueError(f"{self.where}: the full labels of this data set are not known; choose another scheme")
+        positives = self._flat(self._truth, rows)
+        return positives, np.full(len(positives), POSITIVE, np.int8)
+
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
         """[B, K] observed labels of these rows."""
-        labels = np.full((len(rows), self.num_classes), UNOBSERVED, np.int8)
-        labels[self.negatives.cells(rows)] = NEGATIVE
-        labels[self.positives.cells(rows)] = POSITIVE
-        return labels
+        return self._dense(rows, self.label_cells(rows), UNOBSERVED)
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
         """[B, K] full labels, for analysis and for the scheme `full`; refused where they are not known."""
-        if not self.has_truth:
-            raise ValueError(f"{self.where}: the full labels of this data set are not known; choose another scheme")
-        truth = np.full((len(rows), self.num_classes), NEGATIVE, np.int8)
-        truth[self._truth.cells(rows)] = POSITIVE
-        return truth
+        return self._dense(rows, self.truth_cells(rows), NEGATIVE)
+
+    def _flat(self, ragged: Ragged, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        position, classes = ragged.cells(rows)
+        return position * self.num_classes + classes
+
+    def _dense(self, rows: NDArray[np.int64], cells: Cells, rest: int) -> NDArray[np.int8]:
+        labels = np.full(len(rows) * self.num_classes, rest, np.int8)
+        labels[cells[0]] = cells[1]
+        return labels.reshape(len(rows), self.num_classes)
 
     def check(self) -> None:
         """Raise ValueError where a sample names a class outside the vocabulary, or one class with both labels."""
