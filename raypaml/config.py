@@ -23,6 +23,8 @@ class DataConfig:
     """Pieces of a global batch, at most one worker each; 0: the largest divisor of the batch size up to 64."""
     shuffle_window: int = 0
     """Shards that each lane mixes at once; 0: a permutation of all samples, for data on a local disk."""
+    skip_budget: float = 0.0
+    """Share of a split's samples that may be broken: these are skipped, counted and named; 0: the first is an error."""
     loader_workers: int = 0
     """Decoding processes per worker; 0 decodes in the worker itself."""
     flip: bool = False
@@ -95,7 +97,10 @@ class RunConfig:
     """Save also every so many steps; 0: after each epoch only."""
 
 
-EXECUTION_FIELDS = ("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device")
+EXECUTION_FIELDS = (
+    *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
+    *("skip_budget",),
+)
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
 
@@ -169,6 +174,8 @@ def _check_ranges(config: TrainConfig) -> None:
     for name in ("lr", "head_lr_mult"):
         if not (math.isfinite(values[name]) and values[name] > 0):
             raise ValueError(f"{name}={values[name]}: must be above 0")
+    if not 0 <= values["skip_budget"] < 1:
+        raise ValueError(f"skip_budget={values['skip_budget']}: a share of the samples, at least 0 and below 1")
     if values["lanes"] and values["global_batch_size"] % values["lanes"]:
         raise ValueError(f"lanes={values['lanes']}: must divide global_batch_size={values['global_batch_size']}")
 
