@@ -55,13 +55,13 @@ def plan(asked: Any) -> Evaluation:
     config = stored_config(run)
     if config is None:
         raise ValueError(f"{asked.checkpoint}: neither the folder of a run nor one of its checkpoints")
-    data = open_folder(resolve_data(asked.data or config.data.data, _say))
-    if asked.split not in data.splits:
-        raise ValueError(f"split={asked.split!r}: the data set has {', '.join(data.splits)}")
-    _check_vocabulary(run, data.vocabulary.digest, data.path)
-    out = Path(asked.out) if asked.out else run / "predictions" / _name(asked, checkpoint)
     config = config if asked.skip_budget is None else config.override({"skip_budget": asked.skip_budget})
     config.check()
+    data = open_folder(resolve_data(asked.data or config.data.data, _say), **config.data.opening)
+    if asked.split not in data.splits:
+        raise ValueError(f"split={asked.split!r}: the data set has {', '.join(data.splits)}")
+    _check_vocabulary(run, data.vocabulary.digest, data.address)
+    out = Path(asked.out) if asked.out else run / "predictions" / _name(asked, checkpoint)
     evaluation = plan_evaluation(checkpoint, config, data, asked.split, out, unobserved=asked.unobserved)
     clear_folder(evaluation, data, replace=False)
     return evaluation
@@ -79,7 +79,7 @@ def _find(given: Path) -> tuple[Path, Path]:
     return given.absolute().parent.parent, given
 
 
-def _check_vocabulary(run: Path, digest: str, data: Path) -> None:
+def _check_vocabulary(run: Path, digest: str, data: str) -> None:
     trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
     if trained != digest:
         raise ValueError(

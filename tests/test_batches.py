@@ -290,7 +290,7 @@ def test_broken_samples_are_left_out_and_named(tmp_path: Path) -> None:
         2: "does not match its CRC-32",
         3: "is of another size",
         4: "cannot be decoded",
-        6: "cannot be read",
+        6: "is not there",
     }
     assert (batch.rows.tolist(), batch.keys) == ([1, 5], ["s1", "s5"])
     assert batch.lane_sizes == (0, 1, 0, 0, 0, 1, 0)

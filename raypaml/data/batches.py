@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +19,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from raypaml.data.cache import CachedShards, FetchAhead
 from raypaml.data.files import LocalShards, Shards
 from raypaml.data.images import Pixels, decode
 from raypaml.data.index import Index
-from raypaml.data.plan import Part
+from raypaml.data.mixing import cache_bytes
+from raypaml.data.plan import Epoch, Part
 from raypaml.labels import NEGATIVE, UNOBSERVED
 
-Reason = Literal[
-    "cannot be read", "is cut short", "does not match its CRC-32", "cannot be decoded", "is of another size"
-]
+Reason = Literal["is not there", "is cut short", "does not match its CRC-32", "cannot be decoded", "is of another size"]
 
 
 class BrokenSampleError(ValueError):
     """A sample that cannot be used; whether one is depends on its bytes alone."""
 
-    def __init__(self, message: str, reason: Reason = "cannot be read"):
+    def __init__(self, message: str, reason: Reason = "is not there"):
         super().__init__(message)
         self.reason = reason
 
@@ -174,21 +177,29 @@ class Reader(Dataset[Batch]):
             raise BrokenSampleError(f"{self.name(row)} {error}", "cannot be decoded") from None
 
     def _read(self, row: int) -> bytes:
+        try:
+            return self._checked(row)
+        except BrokenSampleError:
+            if not self.shards.renew(self.index.shards[int(self.index.shard[row])]):
+                raise
+            return self._checked(row)
+
+    def _checked(self, row: int) -> bytes:
         index, shard = self.index, int(self.index.shard[row])
         offset, size = int(index.offset[row]), int(index.size[row])
         try:
             content = self.shards.read(index.shards[shard], index.shard_bytes[shard], offset, size)
-        except OSError as error:
-            raise BrokenSampleError(
-                f"{self.name(row)} cannot be read: {error.strerror or error}", "cannot be read"
-            ) from None
+        except FileNotFoundError:
+            raise BrokenSampleError(f"{self.name(row)} is not there: no such shard", "is not there") from None
+        except OSError as error:  # a disk or a store that fails today may not tomorrow: never skipped
+            raise ValueError(f"{self.name(row)} cannot be read: {error.strerror or error}") from None
         again = "copy or write the shard again"
         if len(content) < size:
-            raise BrokenSampleError(
-                f"{self.name(row)} is cut short, {len(content):,} of {size:,} bytes; {again}", "is cut short"
-            )
+            said = f"{self.name(row)} is cut short, {len(content):,} of {size:,} bytes; {again}"
+            raise BrokenSampleError(said, "is cut short")
         if zlib.crc32(content) != index.crc32[row]:
-            raise BrokenSampleError(f"{self.name(row)} does not match its CRC-32; {again}", "does not match its CRC-32")
+            said = f"{self.name(row)} does not match its CRC-32; {again}"
+            raise BrokenSampleError(said, "does not match its CRC-32")
         return content
 
     def name(self, row: int) -> str:
@@ -216,15 +227,46 @@ class _Answers(Dataset[Batch | ValueError]):
 
 
 def read(reader: Reader, *, start_step: int = 0, loader_workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches from `start_step` on, in order, decoded by `loader_workers` processes (0: in this one)."""
+    """The batches from `start_step` on, in order, decoded by `loader_workers` processes (0: in this one).
+
+    Shards of a store are fetched ahead meanwhile, by threads of this process. Loader processes are then started afresh
+    instead of forked, for a store's client does not survive a fork.
+    """
+    remote = isinstance(reader.shards, CachedShards)
+    multiprocessing.set_forkserver_preload(["raypaml.data.batches"])
     loader = DataLoader(
         _Answers(reader),
         batch_size=None,
         sampler=range(start_step, len(reader)),
         num_workers=loader_workers,
         pin_memory=pin_memory,
+        multiprocessing_context="forkserver" if remote and loader_workers else None,
     )
-    for answer in loader:
-        if isinstance(answer, ValueError):
-            raise answer
-        yield answer
+    with _ahead(reader, start_step) as at:
+        for step, answer in enumerate(loader, start_step):
+            at(step)
+            if isinstance(answer, ValueError):
+                raise answer
+            yield answer
+
+
+@contextmanager
+def _ahead(reader: Reader, start_step: int) -> Iterator[Callable[[int], None]]:
+    """Fetch the shards of an epoch ahead, where they lie in a store; told the step that is done."""
+    shards, parts, index = reader.shards, reader.parts, reader.index
+    if not (isinstance(shards, CachedShards) and isinstance(parts, Epoch)):
+        yield lambda _: None
+        return
+    spans = [span for span in parts.spans() if span.last_step >= start_step]
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = here * cache_bytes(spans, index.shard_bytes)
+    if needed > shards.capacity:
+        raise ValueError(
+            f"cache_gb={shards.capacity / 1e9:g}: the {here} workers of this node read {needed / 1e9:.3g} GB of shards "
+            "at a time; raise --cache-gb, lower --shuffle-window (0 needs them all), or use more nodes"
+        )
+    ahead = FetchAhead(shards, index.shards, index.shard_bytes, spans)
+    try:
+        yield ahead.at
+    finally:
+        ahead.close()

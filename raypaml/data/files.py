@@ -20,6 +20,9 @@ class Shards(Protocol):
     def where(self, name: str) -> str:
         """The shard's path or address, for messages."""
 
+    def renew(self, name: str) -> bool:
+        """Give up a local copy, whose bytes are wrong; whether there was one, so that reading again may help."""
+
 
 class LocalShards:
     """Shards in a folder that this machine sees; read in place."""
@@ -35,6 +38,10 @@ class LocalShards:
     def where(self, name: str) -> str:
         """As in `Shards`."""
         return str(self.folder / name)
+
+    def renew(self, name: str) -> bool:  # noqa: ARG002
+        """As in `Shards`."""
+        return False
 
     def _open(self, name: str) -> int:
         """A descriptor for reading; the one used longest ago is closed where there are too many."""

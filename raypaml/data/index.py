@@ -74,6 +74,8 @@ class Index:
         self.vocabulary_digest = meta["vocabulary"]
         self.num_classes = int(meta["num_classes"])
         self.has_truth = meta["has_truth"] == "1"
+        if any(Path(name).name != name for name in self.shards):
+            raise ValueError(f"{where}: names shards outside its folder; write it again")
         self._keys = table["key"]
         self._boxes = table["boxes"]
         self.shard = table["shard"].to_numpy()

@@ -87,7 +87,7 @@ def predict_steps(
     skip_broken: bool = False,
 ) -> Predictions:
     """Predict the samples of some steps of a plan: their observed entries, or all."""
-    reader = Reader(data.path, data.splits[split], steps, skip_broken=skip_broken)
+    reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
     columns, skipped = [_empty()], list[Skip]()
     model.eval()
     with torch.inference_mode():
@@ -119,7 +119,8 @@ class Evaluation:
 
     checkpoint: Path
     config: TrainConfig
-    data: Path
+    data: str
+    """Path or address of the data set."""
     folder: Path
     """Where the parts go."""
     parts: tuple[Part, ...]
@@ -157,7 +158,7 @@ def plan_evaluation(
         part_samples=sizes[0],
     )
     parts = (dataclasses.replace(first, part=number, part_samples=size) for number, size in enumerate(sizes))
-    return Evaluation(checkpoint, config, data.path.absolute(), folder.absolute(), tuple(parts))
+    return Evaluation(checkpoint, config, data.address, folder.absolute(), tuple(parts))
 
 
 def _plan(config: TrainConfig, samples: int) -> Plan:
@@ -242,8 +243,8 @@ def predict_part_alone(evaluation: Evaluation, part: Part, device: str) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(checkpoint: Path, config: TrainConfig, data: Path, device: str) -> tuple[CamClassifier, DataFolder]:
+def _opened(checkpoint: Path, config: TrainConfig, data: str, device: str) -> tuple[CamClassifier, DataFolder]:
     from raypaml.training.models import checkpoint_model
 
-    folder = open_folder(data)
+    folder = open_folder(data, **config.data.opening)
     return checkpoint_model(checkpoint, config.model, len(folder.vocabulary)).to(device), folder

@@ -30,12 +30,12 @@ REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
 
 
-def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> bool:
+def train(config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report) -> bool:
     """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
 
     Args:
         config: checked.
-        data_folder: shards, index and vocabulary.
+        data_folder: path or address of shards, index and vocabulary.
         run_folder: `<storage>/<run>`, seen by all workers.
         device: of this worker. Its process group, if any, is torch.distributed's default one.
         report: called on every rank with progress; an answer of True on any rank stops all of them.
@@ -78,7 +78,7 @@ def _train_epoch(worker: Worker) -> bool:
     config, state = worker.config, worker.state
     parts = worker.plan.epoch(state.epoch, worker.team.rank, worker.team.world_size)
     reader = Reader(
-        worker.data.path,
+        worker.data.shards,
         worker.data.splits["train"],
         parts,
         full_labels=config.loss.scheme == "full",

@@ -48,10 +48,12 @@ class Worker:
     """Broken samples of this rank since the last agreement."""
 
 
-def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> Worker:
+def prepare(
+    config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report
+) -> Worker:
     """Build a new worker: data, plan, model from the seed, optimizer."""
     team = Team.here(device)
-    data = open_folder(data_folder)
+    data = open_folder(data_folder, **config.data.opening)
     index = data.splits["train"]
     size = config.data.global_batch_size
     plan = Plan(
