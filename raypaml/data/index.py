@@ -40,12 +40,16 @@ SCHEMA = pa.schema(
 
 
 def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """A column as it lies in the file; nothing is copied, so that all processes share its pages.
-
-    NumPy takes it by DLPack: `to_numpy` would load pandas, 30 MB and more in every process.
-    """
     assert column.num_chunks <= 1, "an index is one record batch"
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _shared(array: pa.Array) -> Any:
+    """Numbers where they lie in the mapped file, pages that all processes share.
+
+    By DLPack, for pyarrow's `to_numpy` would load pandas, 30 MB and more in every process.
+    """
+    return np.from_dlpack(array)
 
 
 Cells = tuple[NDArray[np.int64], NDArray[np.int8]]
@@ -63,7 +67,7 @@ class Ragged:
     def of(cls, column: pa.ChunkedArray) -> Ragged:
         """View an Arrow list column without copying it."""
         array = _only_chunk(column)
-        return cls(np.from_dlpack(array.offsets), np.from_dlpack(array.values))
+        return cls(_shared(array.offsets), _shared(array.values))
 
     def cells(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The (position in `rows`, class) of every entry listed for these samples."""
@@ -91,7 +95,7 @@ class Index:
         self._keys = table["key"]
         self._boxes = table["boxes"]
         self.shard, self.offset, self.size, self.crc32 = (
-            np.from_dlpack(_only_chunk(table[name])) for name in ("shard", "offset", "size", "crc32")
+            _shared(_only_chunk(table[name])) for name in ("shard", "offset", "size", "crc32")
         )
         self.positives, self.negatives, self._truth = (Ragged.of(table[n]) for n in ("positives", "negatives", "truth"))
 
