@@ -7,8 +7,9 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 # Ray reads these when it is imported or started.
@@ -79,13 +80,13 @@ def cpus() -> int:
 
 
 def map_tasks(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, at_once: int, gpu: bool
+    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, at_once: int, gpu: bool
 ) -> Iterator[Any]:
     """Call a function once per tuple of arguments, on the cluster; results as they come, in any order.
 
     Args:
         function: importable by the workers; a call that dies with its process is made again.
-        calls: the arguments.
+        calls: the arguments, taken one after the other as tasks end.
         at_once: tasks that run beside each other, one CPU each.
         gpu: give each a GPU too.
 
@@ -93,12 +94,11 @@ def map_tasks(
         ValueError: what a call raised; RuntimeError where it raised something else.
     """
     task = ray.remote(function).options(num_cpus=1, num_gpus=int(gpu))
-    left = list(calls)
-    running: list[Any] = []
-    while left or running:
-        while left and len(running) < at_once:
-            running.append(task.remote(*left.pop(0)))
+    left = iter(calls)
+    running = [task.remote(*call) for call in islice(left, at_once)]
+    while running:
         done, running = ray.wait(running)
+        running += [task.remote(*call) for call in islice(left, 1)]
         try:
             yield ray.get(done[0])
         except ray.exceptions.RayTaskError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +84,12 @@ class Vocabulary:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the ordered class ids: two sets of columns mean the same only if these agree."""
-        return hashlib.sha256("\n".join(self.class_ids).encode()).hexdigest()
+        return self.digest_of(self.class_ids)
+
+    @staticmethod
+    def digest_of(class_ids: Sequence[str]) -> str:
+        """The digest of a vocabulary of these ordered class ids."""
+        return hashlib.sha256("\n".join(class_ids).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
         """Write `vocabulary.csv`."""

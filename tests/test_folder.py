@@ -36,7 +36,8 @@ def _row(key: str, positives: Any = (), negatives: Any = (), truth: Any = None, 
 
 
 def _index(path: Path, *rows: dict[str, Any], has_truth: bool = False) -> Index:
-    write_index(path, rows, shards=["t.tar"], shard_bytes=[1024], vocabulary=ABC, has_truth=has_truth)
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    write_index(path, table, shards=["t.tar"], shard_bytes=[1024], vocabulary=ABC, has_truth=has_truth)
     return open_index(path)
 
 
@@ -251,9 +252,8 @@ def test_places_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, int
 
 
 def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
-    write_index(
-        tmp_path / "i.arrow", [_row("x")], shards=["../t.tar"], shard_bytes=[1024], vocabulary=ABC, has_truth=False
-    )
+    table = pa.Table.from_pylist([_row("x")], schema=SCHEMA)
+    write_index(tmp_path / "i.arrow", table, shards=["../t.tar"], shard_bytes=[1024], vocabulary=ABC, has_truth=False)
     with pytest.raises(ValueError, match=r"i\.arrow: names shards outside its folder; write it again"):
         open_index(tmp_path / "i.arrow")
 

@@ -92,7 +92,7 @@ class Index:
         self.has_truth = meta["has_truth"] == "1"
         if any(Path(name).name != name for name in self.shards):
             raise ValueError(f"{where}: names shards outside its folder; write it again")
-        self._keys = table["key"]
+        self.key_column: pa.ChunkedArray = table["key"]
         self._boxes = table["boxes"]
         self.shard, self.offset, self.size, self.crc32 = (
             _shared(_only_chunk(table[name])) for name in ("shard", "offset", "size", "crc32")
@@ -107,11 +107,11 @@ class Index:
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
         """The sample keys of these rows."""
-        return list(self._keys.take(pa.array(rows)).to_pylist())
+        return list(self.key_column.take(pa.array(rows)).to_pylist())
 
     def rows_of(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
         """The rows of these sample keys; ValueError if one is not in this index."""
-        rows = pc.index_in(keys, value_set=self._keys)
+        rows = pc.index_in(keys, value_set=self.key_column)
         if rows.null_count:
             lost = keys.filter(pc.is_null(rows)).to_pylist()
             raise ValueError(f"{self.where}: {len(lost)} of {len(keys)} keys are not in this index, such as {lost[:3]}")
@@ -199,14 +199,14 @@ class Index:
 
 def write_index(
     path: Path,
-    rows: Sequence[dict[str, Any]],
+    rows: pa.Table,
     *,
     shards: Sequence[str],
     shard_bytes: Sequence[int],
     vocabulary: Vocabulary,
     has_truth: bool,
 ) -> None:
-    """Write one split's index; `rows` follow SCHEMA, in shard order."""
+    """Write one split's index, whole or not at all; `rows` follow SCHEMA, in shard order."""
     meta = {
         "format": str(FORMAT),
         "shards": json.dumps(list(shards)),
@@ -215,8 +215,8 @@ def write_index(
         "num_classes": str(len(vocabulary)),
         "has_truth": "1" if has_truth else "0",
     }
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA.with_metadata(meta))
-    unfinished = path.with_suffix(".unfinished")
+    table = rows.combine_chunks().replace_schema_metadata(meta)
+    unfinished = path.with_name(f".{path.name}.unfinished")
     with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(table), 1))  # one batch: columns stay zero-copy
     unfinished.replace(path)

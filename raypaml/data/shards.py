@@ -10,15 +10,20 @@ scanning the finished tar, so that every data set, ours or not, goes through the
 from __future__ import annotations
 
 import json
+import os
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from raypaml.data.index import write_index
+from raypaml.data.index import SCHEMA, write_index
 from raypaml.data.tars import Scanned, scan
 from raypaml.labels import Vocabulary
 
@@ -52,22 +57,38 @@ class Sample:
         return {"__key__": self.key, "jpg": self.image, "json": json.dumps(labels).encode()}
 
 
-def write_split(out: Path, split: str, samples: Iterable[Sample], samples_per_shard: int) -> list[Path]:
-    """Write `<split>-000000.tar`, ...; same samples, same bytes. Returns the shards."""
+def write_shard(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+    """Write one tar, whole or not at all; same samples, same bytes.
+
+    Returns:
+        The place of every sample's image: key, offset, size, crc32.
+    """
     import webdataset  # here, for it imports torch, which nothing else in this room needs
 
+    places: list[dict[str, Any]] = []
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            writer = webdataset.TarWriter(file, encoder=False, mtime=0)
+            for sample in samples:
+                place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
+                places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
+                writer.write(sample.members())  # the JPEG first, after a header of one block
+            writer.close()
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    return places
+
+
+def write_split(out: Path, split: str, samples: Iterable[Sample], samples_per_shard: int) -> list[Path]:
+    """Write `<split>-000000.tar`, ...; same samples, same bytes. Returns the shards."""
     shards: list[Path] = []
-    writer: webdataset.TarWriter | None = None
-    for number, sample in enumerate(samples):
-        if number % samples_per_shard == 0:
-            if writer is not None:
-                writer.close()
-            shards.append(out / f"{split}-{len(shards):06d}.tar")
-            writer = webdataset.TarWriter(str(shards[-1]), encoder=False, mtime=0)
-        assert writer is not None
-        writer.write(sample.members())
-    if writer is not None:
-        writer.close()
+    left = iter(samples)
+    while block := list(islice(left, samples_per_shard)):
+        shards.append(out / f"{split}-{len(shards):06d}.tar")
+        write_shard(shards[-1], block)
     return shards
 
 
@@ -133,7 +154,7 @@ def index_split(
         raise ValueError(f"{out}: {len(repeated)} keys occur twice in split {split}, such as {repeated[:3]}")
     write_index(
         out / f"{split}.arrow",
-        rows,
+        pa.Table.from_pylist(rows, schema=SCHEMA),
         shards=[path.name for path in shards],
         shard_bytes=[path.stat().st_size for path in shards],
         vocabulary=vocabulary,

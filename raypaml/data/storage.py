@@ -1,4 +1,4 @@
-"""Files anywhere: a path or an address (`s3://`, `gs://`, `file://`) opened through `pyarrow.fs`, and retries of our own.
+"""Files anywhere: a path or an address (`s3://`, `gs://`) opened through `pyarrow.fs`, and retries of our own.
 
 A filesystem is built inside each process, for its settings do not survive pickling (arrow #47348). Nothing is run: an
 address such as `pipe:` is refused.

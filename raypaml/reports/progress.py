@@ -10,6 +10,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from raypaml.reports.sharding import clock
+
 PLAIN_SECONDS = 15.0
 """Between two plain progress lines within an epoch."""
 
@@ -61,7 +63,7 @@ class Display:
         self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # forgets slowly
         state = (
             f"loss {event['loss']:.4f}  rejected {event['rejected']:,}  {self._rate:,.0f} images/s  "
-            f"{_clock(event['samples_left'] / self._rate)} left{self._validation}"
+            f"{clock(event['samples_left'] / self._rate)} left{self._validation}"
         )
         title = f"epoch {event['epoch'] + 1}/{event['epochs']}"
         self._progress.update(self._task, description=title, total=event["steps"], completed=event["step"], state=state)
@@ -75,10 +77,4 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
-    return f"{line}  validation mAP {100 * record['validation_mean_ap']:.2f}  {_clock(record['seconds'])}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{line}  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}"

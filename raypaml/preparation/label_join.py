@@ -1,0 +1,139 @@
+"""Join label rows, given in any order and with any faults, to one sparse record per image, in bounded memory.
+
+A row costs eight bytes: image (32 bits), class (24), source (7) and value (1) in one integer. Sorting these integers
+is the join; runs of equal (image, class) are what the label doctor looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypaml.preparation.findings import EXAMPLES, Findings
+
+ConflictRule = Literal["source", "negative", "positive", "drop"]
+"""What becomes of an (image, class) verified both ways: the better source decides, and where its rows too contradict
+each other the label is dropped; or one value always wins; or the label is always dropped."""
+
+MAX_CLASSES = 1 << 24
+_IMAGE, _CLASS, _SOURCE = 32, 8, 1
+
+Packed = NDArray[np.uint64]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One label per (image, class), sorted by both."""
+
+    image: NDArray[np.int64]
+    """Number of the image in the list that the rows were packed with."""
+    class_index: NDArray[np.int32]
+    positive: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+def pack(image: Rows, class_index: Rows, source: Rows, positive: NDArray[np.bool_]) -> Packed:
+    """Rows as integers that sort by image, class, source (0 the best), value."""
+    packed = image.astype(np.uint64) << np.uint64(_IMAGE)
+    packed |= class_index.astype(np.uint64) << np.uint64(_CLASS)
+    packed |= source.astype(np.uint64) << np.uint64(_SOURCE)
+    packed |= positive.astype(np.uint64)
+    return packed
+
+
+def join_labels(
+    packed: Packed, rule: ConflictRule, findings: Findings, name: Callable[[int, int], str] = "{}:{}".format
+) -> Labels:
+    """One label per (image, class) out of packed rows, which are sorted in place.
+
+    Args:
+        packed: from `pack`; changed.
+        rule: what becomes of an (image, class) with both values.
+        findings: takes the counts of duplicates and conflicts.
+        name: how examples name an (image, class).
+    """
+    if rule not in get_args(ConflictRule):
+        raise ValueError(f"conflicts={rule!r}: must be one of {', '.join(get_args(ConflictRule))}")
+    packed.sort()
+    cell = packed >> np.uint64(_CLASS)
+    first = np.flatnonzero(np.r_[True, cell[1:] != cell[:-1]][: len(cell)])
+    lengths = np.diff(np.r_[first, len(packed)])
+    positive = (packed[first] & np.uint64(1)).astype(bool)
+    kept = np.ones(len(first), bool)
+    several = np.flatnonzero(lengths > 1)
+    positive[several], kept[several], both = _judge(packed, first[several], lengths[several], rule)
+    findings.add("duplicate labels", lengths[several].sum() - len(several) - both.sum())
+    named = [
+        name(int(c >> np.uint64(24)), int(c & np.uint64(MAX_CLASSES - 1)))
+        for c in cell[first[several[both]]][:EXAMPLES]
+    ]
+    findings.add("conflicting labels", both.sum(), named)
+    findings.add("conflicting labels dropped", (~kept).sum())
+    cell = cell[first[kept]]
+    return Labels(
+        image=(cell >> np.uint64(_IMAGE - _CLASS)).astype(np.int64),
+        class_index=(cell & np.uint64(MAX_CLASSES - 1)).astype(np.int32),
+        positive=positive[kept],
+    )
+
+
+def _judge(
+    packed: Packed, first: Rows, lengths: Rows, rule: ConflictRule
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of (image, class) with several rows each: the value, whether it is kept, whether both values occur."""
+    if not len(first):
+        none = np.zeros(0, bool)
+        return none, none, none
+    group = np.repeat(np.arange(len(first)), lengths)
+    starts = np.cumsum(lengths) - lengths
+    rows = packed[np.repeat(first - starts, lengths) + np.arange(len(group))]
+    value = (rows & np.uint64(1)).astype(bool)
+    source = (rows >> np.uint64(_SOURCE)) & np.uint64(127)
+    best = source == source[starts][group]  # rows are sorted, so a group begins with its best source
+    any_positive, any_negative = (np.logical_or.reduceat(found, starts) for found in (value, ~value))
+    best_positive, best_negative = (np.logical_or.reduceat(found & best, starts) for found in (value, ~value))
+    both = any_positive & any_negative
+    if rule == "source":
+        return best_positive, ~(best_positive & best_negative), both
+    kept = ~both if rule == "drop" else np.ones(len(first), bool)
+    return (any_positive & ~both if rule == "negative" else any_positive), kept, both
+
+
+def without(added: Labels, known: Labels) -> Labels:
+    """The labels of `added` whose (image, class) has none in `known`."""
+    keys, taken = (label.image * MAX_CLASSES + label.class_index for label in (added, known))
+    place = np.minimum(np.searchsorted(taken, keys), max(len(taken) - 1, 0))
+    new = taken[place] != keys if len(taken) else np.ones(len(keys), bool)
+    return Labels(added.image[new], added.class_index[new], added.positive[new])
+
+
+def merged(one: Labels, other: Labels) -> Labels:
+    """Two disjoint sets of labels as one, sorted."""
+    image = np.concatenate([one.image, other.image])
+    class_index = np.concatenate([one.class_index, other.class_index])
+    order = np.argsort(image * MAX_CLASSES + class_index, kind="stable")
+    return Labels(image[order], class_index[order], np.concatenate([one.positive, other.positive])[order])
+
+
+def records(labels: Labels, keys: Callable[[Rows], pa.Array]) -> pa.Table:
+    """One row per labelled image, in the order of the images: key, positives, negatives (lists of class columns).
+
+    Args:
+        labels: of one split.
+        keys: numbers of images -> their keys.
+    """
+    images, counts = np.unique(labels.image, return_counts=True)
+    of = np.repeat(np.arange(len(images)), counts)
+    lists = []
+    for wanted in (labels.positive, ~labels.positive):
+        offsets = np.r_[0, np.cumsum(np.bincount(of[wanted], minlength=len(images)))].astype(np.int32)
+        lists.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(labels.class_index[wanted])))
+    return pa.table({"key": keys(images), "positives": lists[0], "negatives": lists[1]})

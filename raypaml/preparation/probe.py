@@ -1,0 +1,66 @@
+"""A first look at the images: are they where they are said to be, how large do they become, how long does it take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from raypaml.preparation.images import ImageForm, to_jpeg
+from raypaml.preparation.sources import Archives, Fetched, Store, converted, members
+
+IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the first images were like."""
+
+    asked: int
+    written: int
+    bytes_read: float
+    """Mean, of those found."""
+    bytes_written: float
+    """Mean, of those written."""
+    seconds: float
+    """Each, on one worker."""
+
+
+def probe(source: Store | Archives, split: str, keys: Sequence[str], form: ImageForm) -> Probe:
+    """Fetch and convert a few of the images, the first in the order of the shards.
+
+    Raises:
+        ValueError: none of them is there, or none may be read.
+    """
+    began = time.monotonic()
+    if isinstance(source, Archives):
+        wanted = set(keys)
+        found = islice((item for item in members(source.files[0]) if item[0] in wanted), IMAGES)
+        images = [converted(key, content(), lambda content: to_jpeg(content, form)) for key, content in found]
+        where = str(source.files[0])
+    else:
+        images = list(source.fetch(keys[:IMAGES], lambda content: to_jpeg(content, form)))
+        where = f"{source.root}/{keys[0]}.jpg" if keys else str(source.root)
+    seconds = (time.monotonic() - began) / max(len(images), 1)
+    _check(images, split, where)
+    written = [len(image.content) for image in images if image.fate == "written"]
+    read = [image.size for image in images if image.size]
+    return Probe(
+        asked=len(images),
+        written=len(written),
+        bytes_read=sum(read) / max(len(read), 1),
+        bytes_written=sum(written) / max(len(written), 1),
+        seconds=seconds,
+    )
+
+
+def _check(images: Sequence[Fetched], split: str, where: str) -> None:
+    fates = {image.fate for image in images}
+    if fates == {"denied"}:
+        raise ValueError(f"{where}: no permission to read it, nor the next {len(images) - 1}: {images[0].detail}")
+    if fates == {"not_found"} or not images:
+        raise ValueError(
+            f"{where}: none of the first {len(images)} labelled images of split {split!r} is there; "
+            "give --images the folder or address that holds KEY.jpg, SPLIT/KEY.jpg or SPLIT*.tar.gz"
+        )

@@ -1,0 +1,169 @@
+"""The files of an Open Images release, extracted or still in their tar.gz archives, read as streams of columns."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+from pyarrow import csv
+
+BLOCK_BYTES = 16 * 2**20
+"""Of CSV read at a time."""
+
+FILES: dict[str, tuple[str, str, str]] = {
+    "images": ("{split}/images.csv", "*{split}-images*.csv", "images*.tar.gz"),
+    "human": (
+        "{split}/annotations-human.csv",
+        "*{split}-annotations-human-imagelabels*.csv",
+        "annotations_human_2*.tar.gz",
+    ),
+    "machine": (
+        "{split}/annotations-machine.csv",
+        "*{split}-annotations-machine-imagelabels*.csv",
+        "annotations_machine*.tar.gz",
+    ),
+    "trainable": ("classes-trainable.txt", "*classes-trainable.txt", "classes*.tar.gz"),
+    "descriptions": ("class-descriptions.csv", "*class-descriptions.csv", "classes*.tar.gz"),
+}
+"""Of each kind: its name in V3 (and V2), its name in V4 to V7, and the archive that V3 ships it in."""
+
+
+@dataclass(frozen=True)
+class ReleaseFile:
+    """One file of a release: a path, or a member of an archive."""
+
+    path: Path
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
+        """Read it from the start; ValueError where the archive is truncated or cannot be read."""
+        try:
+            if not self.member:
+                with self.path.open("rb") as file:
+                    yield file
+                return
+            with tarfile.open(self.path, "r|gz") as tar:
+                member = next((member for member in tar if _within(member.name) == self.member), None)
+                if member is None:
+                    raise ValueError(f"{self.path}: {self.member} is gone from this archive")
+                yield tar.extractfile(member)  # type: ignore[misc]  # found among files only
+        except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{self}: damaged or truncated archive ({error}); download it again") from None
+        except OSError as error:
+            raise ValueError(f"{self}: cannot be read: {error.strerror or error}") from None
+
+    def lines(self) -> list[str]:
+        """The lines of a small text file, without line ends or byte order mark."""
+        with self.open() as file:
+            return io.TextIOWrapper(file, "utf-8-sig").read().split("\n")  # names may hold other line separators
+
+    def columns(
+        self, columns: Mapping[str, pa.DataType], *, optional: Sequence[str] = (), newlines: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream these columns of a CSV with a header.
+
+        Args:
+            columns: name -> type.
+            optional: further string columns, where the file has them.
+            newlines: quoted values may hold line breaks.
+
+        Raises:
+            ValueError: naming file, and line where one row is at fault: other columns, a row of another length.
+        """
+        header = self._header()
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise ValueError(f"{self}:1: no column {', '.join(missing)}; the header is {','.join(header)[:200]!r}")
+        types = dict(columns) | {name: pa.dictionary(pa.int32(), pa.string()) for name in optional if name in header}
+        try:
+            with self.open() as file:
+                yield from _reader(file, types, newlines=newlines)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{self}: {self._line_at_fault(types, newlines) or error}") from None
+
+    def _header(self) -> list[str]:
+        with self.open() as file:
+            line = file.readline(65536).decode("utf-8-sig", "replace").strip()
+        if not line:
+            raise ValueError(f"{self}:1: empty; download it again")
+        return line.split(",")
+
+    def _line_at_fault(self, types: Mapping[str, pa.DataType], newlines: bool) -> str:
+        """The first row that does not parse, found by reading once more on one thread, which counts rows."""
+        found: list[str] = []
+
+        def keep(row: csv.InvalidRow) -> str:
+            found.append(
+                f"line {row.number}: {row.actual_columns} columns instead of {row.expected_columns}: {row.text[:80]!r}"
+            )
+            return "error"
+
+        try:
+            with self.open() as file:
+                for _ in _reader(file, types, newlines=newlines, use_threads=False, on_invalid=keep):
+                    pass
+        except pa.ArrowInvalid:
+            pass
+        return found[0] if found else ""
+
+
+def _reader(
+    file: IO[bytes],
+    types: Mapping[str, pa.DataType],
+    *,
+    newlines: bool,
+    use_threads: bool = True,
+    on_invalid: Callable[[csv.InvalidRow], str] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    return iter(
+        csv.open_csv(
+            pa.PythonFile(file, "r"),
+            read_options=csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=use_threads),
+            parse_options=csv.ParseOptions(newlines_in_values=newlines, invalid_row_handler=on_invalid),
+            convert_options=csv.ConvertOptions(include_columns=list(types), column_types=types),
+        )
+    )
+
+
+def find_file(folder: Path, kind: str, split: str = "") -> ReleaseFile:
+    """The file of this kind (see FILES) in `folder`; ValueError where there is none, or more than one."""
+    official, later, archive = (pattern.format(split=split) for pattern in FILES[kind])
+    for base in (folder, folder / "2017_11"):
+        if (base / official).is_file():
+            return ReleaseFile(base / official)
+    named = sorted(path for base in (folder, folder / split) for path in base.glob(later) if path.is_file())
+    if len(set(named)) > 1:
+        raise ValueError(
+            f"{folder}: {' and '.join(path.name for path in named[:3])} could each be the {kind} file; keep one"
+        )
+    if named:
+        return ReleaseFile(named[0])
+    for path in sorted(folder.glob(archive)):
+        if official in _members(path):
+            return ReleaseFile(path, official)
+    raise ValueError(f"{folder}: no {official}, nor {later}, nor an archive {archive} that holds it; see README")
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        with tarfile.open(path, "r|gz") as tar:
+            return [_within(member.name) for member in tar if member.isfile()]
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
+        raise ValueError(f"{path}: damaged or truncated archive ({error}); download it again") from None
+
+
+def _within(name: str) -> str:
+    """A member's name without the release's own folder."""
+    return name.removeprefix("./").partition("/")[2] if name.removeprefix("./").startswith("20") else name

@@ -1,0 +1,190 @@
+"""One task writes one shard (of an archive: one after the other) and its receipt, the last thing to appear.
+
+A shard with its receipt is finished and never written again. Both depend on nothing but the job and the images, so the
+bytes are the same from any number of workers and after any interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypaml.data.index import SCHEMA
+from raypaml.data.shards import Sample, write_shard
+from raypaml.data.storage import Location, brief
+from raypaml.preparation.images import ImageForm, to_jpeg
+from raypaml.preparation.sources import Fetched, Store, converted, in_order, members
+
+CONVERTERS = 4
+"""Threads that convert what one archive gives."""
+PLACE = ("offset", "size", "crc32")
+LABELS = ("positives", "negatives")
+RECEIPT = pa.schema(
+    [
+        ("key", pa.string()),
+        ("fate", pa.string()),
+        ("detail", pa.string()),
+        *(SCHEMA.field(name) for name in (*PLACE, *LABELS)),
+    ]
+)
+"""A row per image that was asked for; no place where it was not written."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the shards of one split have in common; picklable."""
+
+    work: Path
+    """Folder for shards and receipts until the split is finished; seen by all workers."""
+    class_ids: tuple[str, ...]
+    form: ImageForm
+    seed: int
+    shard_samples: int
+    """Images asked for per shard."""
+
+    def receipt(self, name: str) -> Path:
+        """Where the receipt of this shard is, or will be."""
+        return self.work / f"{name}.arrow"
+
+    def shard(self, name: str) -> Path:
+        """Where this shard is, or will be."""
+        return self.work / f"{name}.tar"
+
+    def convert(self, content: bytes) -> bytes:
+        """An image in the form of this data set."""
+        return to_jpeg(content, self.form)
+
+
+def write_store_shard(job: Job, name: str, requests: pa.Table, store: Store) -> None:
+    """Write the shard of these images (key, positives, negatives; in this order) from single files."""
+    write_fetched_shard(job, name, requests, store.fetch(requests["key"].to_pylist(), job.convert))
+
+
+def write_archive_shards(job: Job, unit: str, requests: pa.Table, archive: Location) -> None:
+    """Write the shards `UNIT-000000`, ... of the wanted images of one archive, as it streams by.
+
+    Each takes the next `shard_samples` images that arrive and shuffles them. A second image of the same key is ignored.
+    What never arrives has no receipt. `UNIT.done`, written last, says that the archive was read to its end.
+    """
+    row_of = {key: row for row, key in enumerate(requests["key"].to_pylist())}
+    wanted = _each_once(members(archive), row_of)
+    number = 0
+    while block := _next_block(job, f"{unit}-{number:06d}", wanted):
+        number += 1
+        name, rows, images = block
+        if images is not None:
+            order = np.random.default_rng([job.seed, int(unit), number]).permutation(len(rows))
+            write_fetched_shard(
+                job, name, requests.take(pa.array(np.array(rows)[order])), (images[place] for place in order)
+            )
+    write_whole(job.work / f"{unit}.done", b"")
+
+
+def is_read(job: Job, unit: str) -> bool:
+    """Whether this archive needs no more work."""
+    return (job.work / f"{unit}.done").is_file()
+
+
+def _each_once(
+    found: Iterable[tuple[str, Callable[[], bytes]]], row_of: dict[str, int]
+) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
+    for key, content in found:
+        row = row_of.pop(key, None)
+        if row is not None:
+            yield key, row, content
+
+
+def _next_block(
+    job: Job, name: str, wanted: Iterator[tuple[str, int, Callable[[], bytes]]]
+) -> tuple[str, list[int], list[Fetched] | None] | None:
+    """The rows of the next shard and, unless it is finished, its images; None at the end of the archive."""
+    finished, rows = is_finished(job, name), []
+
+    def arriving() -> Iterator[tuple[str, bytes]]:
+        for key, row, content in wanted:
+            rows.append(row)
+            yield key, b"" if finished else content()
+            if len(rows) == job.shard_samples:
+                return
+
+    if finished:
+        for _ in arriving():
+            pass
+        return (name, rows, None) if rows else None
+    images = list(in_order(lambda item: converted(*item, job.convert), arriving(), CONVERTERS))
+    return (name, rows, images) if rows else None
+
+
+def write_fetched_shard(job: Job, name: str, requests: pa.Table, images: Iterable[Fetched]) -> None:
+    """Write the shard of these images, already fetched, in this order."""
+    fates: list[Fetched] = []
+
+    def samples() -> Iterator[Sample]:
+        positives, negatives = (requests[column].to_pylist() for column in LABELS)
+        for image, positive, negative in zip(images, positives, negatives, strict=True):
+            fates.append(Fetched(image.key, fate=image.fate, detail=image.detail, size=image.size))
+            if image.fate == "written":
+                yield Sample(
+                    key=image.key,
+                    image=image.content,
+                    positive=tuple(job.class_ids[column] for column in positive),
+                    negative=tuple(job.class_ids[column] for column in negative),
+                )
+
+    try:
+        places = write_shard(job.shard(name), samples())
+        write_receipt(job, name, requests, fates, places)
+    except OSError as error:
+        raise ValueError(
+            f"{job.shard(name)}: cannot be written: {brief(error)}; finished shards stay: make room, then run the same "
+            "command again"
+        ) from None
+
+
+def write_receipt(job: Job, name: str, requests: pa.Table, fates: list[Fetched], places: list[dict[str, Any]]) -> None:
+    """Write what became of every image of a finished shard."""
+    place_of = {place["key"]: place for place in places}
+    nowhere = dict.fromkeys(PLACE)
+    rows = [place_of.get(image.key, nowhere) for image in fates]
+    columns = [pa.array([row[name] for row in rows], SCHEMA.field(name).type) for name in PLACE]
+    lists = [requests[name].cast(SCHEMA.field(name).type).combine_chunks() for name in LABELS]
+    texts = [[image.key for image in fates], [image.fate for image in fates], [image.detail or None for image in fates]]
+    meta = {"bytes": job.shard(name).stat().st_size, "bytes_read": sum(image.size for image in fates)}
+    schema = RECEIPT.with_metadata({"shard": json.dumps(meta)})
+    table = pa.table([*(pa.array(text, pa.string()) for text in texts), *columns, *lists], schema=schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_whole(job.receipt(name), sink.getvalue().to_pybytes())
+
+
+def read_receipt(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a finished shard, and its bytes and bytes_read."""
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    return table, json.loads(table.schema.metadata[b"shard"])
+
+
+def is_finished(job: Job, name: str) -> bool:
+    """Whether this shard needs no more work: it is there, and as long as its receipt says.
+
+    Nothing is flushed to disk shard by shard, so after a power cut a receipt can be there without its shard.
+    """
+    try:
+        _, meta = read_receipt(job.receipt(name))
+        return bool(job.shard(name).stat().st_size == meta["bytes"])
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is seen whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)

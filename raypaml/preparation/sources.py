@@ -1,0 +1,183 @@
+"""Where images come from: files of a folder or an object store, fetched many at once, or archives read as streams."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, TypeVar
+
+from raypaml.data.storage import Location, brief, read_file, with_retries
+
+Item = TypeVar("Item")
+Fate = Literal["written", "not_found", "denied", "undecodable"]
+"""What became of an image that was asked for."""
+
+PATIENCE = 600.0
+"""Seconds that a store may be out of order before the work stops; what is finished stays."""
+DIGITS = "0123456789abcdef"
+STREAM_BYTES = 8 * 2**20
+END_BYTES = 512
+"""Zeros that end a tar, beyond the first block of them that its reader takes."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An image that was asked for: its bytes, or why there are none."""
+
+    key: str
+    content: bytes = b""
+    fate: Fate = "written"
+    detail: str = ""
+    size: int = 0
+    """Bytes read for it."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Images as single files `KEY.jpg` in a folder or under an address."""
+
+    root: Location
+    concurrency: int = 32
+    """Images asked for at once, by each worker."""
+
+    def fetch(self, keys: Iterable[str], convert: Callable[[bytes], bytes]) -> Iterator[Fetched]:
+        """The images in the order of their keys, read and converted by threads, a bounded number ahead.
+
+        Raises:
+            ValueError: the store was out of order for longer than PATIENCE.
+        """
+        return in_order(lambda key: self._fetch(key, convert), keys, self.concurrency)
+
+    def _fetch(self, key: str, convert: Callable[[bytes], bytes]) -> Fetched:
+        file = self.root / f"{key}.jpg"
+        try:
+            content = with_retries(lambda: read_file(file), f"{file}", patience=PATIENCE)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return Fetched(key, fate="not_found")
+        except PermissionError as error:
+            return Fetched(key, fate="denied", detail=brief(error))
+        except OSError as error:
+            raise ValueError(f"{brief(error)}; finished shards stay, run the same command again") from None
+        return converted(key, content, convert)
+
+
+def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads: int) -> Iterator[Fetched]:
+    """Map by threads, a bounded number ahead, the results in order."""
+    pending: deque[Future[Fetched]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                if len(pending) >= 2 * threads:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def converted(key: str, content: bytes, convert: Callable[[bytes], bytes]) -> Fetched:
+    """An image that was read, converted if it can be."""
+    try:
+        return Fetched(key, convert(content), size=len(content))
+    except ValueError as error:
+        return Fetched(key, fate="undecodable", detail=str(error), size=len(content))
+
+
+@dataclass(frozen=True)
+class Archives:
+    """Images in `{split}.tar.gz`, or `{split}_{0..f}.tar.gz` by the first digits of their keys."""
+
+    files: tuple[Location, ...]
+
+    def prefixes(self, split: str) -> Iterator[tuple[Location, str]]:
+        """Each archive, and what the keys of its images begin with."""
+        for file in self.files:
+            stem = PurePosixPath(file.address.partition("?")[0]).name.partition(".")[0]
+            yield file, stem.removeprefix(split).removeprefix("_")
+
+
+def members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Key and content of every file in an archive, as it streams by; content that is not asked for is skipped.
+
+    Raises:
+        ValueError: naming the archive, where it is truncated, damaged, or cannot be read.
+    """
+    try:
+        raw = io.BufferedReader(_Remote(archive), STREAM_BYTES)
+        with gzip.GzipFile(fileobj=raw) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if member.isfile():
+                    key = PurePosixPath(member.name).name.partition(".")[0]
+                    yield key, lambda member=member: tar.extractfile(member).read()  # type: ignore[misc,union-attr]
+            _check_end(tar)
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{archive}: damaged or truncated archive ({error}); download it again") from None
+    except OSError as error:
+        raise ValueError(f"{archive}: cannot be read: {brief(error)}") from None
+
+
+def fetch_from_archives(source: Archives, keys: Sequence[str], convert: Callable[[bytes], bytes]) -> Iterator[Fetched]:
+    """A few images by key, in the order of the keys; reads the archives until all are found."""
+    found: dict[str, Fetched] = {}
+    for file in source.files:
+        for key, content in members(file):
+            if key in keys and key not in found:
+                found[key] = converted(key, content(), convert)
+            if len(found) == len(keys):
+                break
+    return (found.get(key, Fetched(key, fate="not_found")) for key in keys)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    # tarfile takes a damaged header, or a missing end, for the end of the archive (cpython #120740)
+    length, zeros = 0, True
+    while block := tar.fileobj.read(STREAM_BYTES):
+        length, zeros = length + len(block), zeros and not any(block)
+    if length < END_BYTES or not zeros:
+        raise tarfile.ReadError(f"no proper end at byte {tar.offset}")
+
+
+class _Remote(io.RawIOBase):
+    """A file anywhere as a raw stream; each read is tried again where it fails."""
+
+    def __init__(self, location: Location):
+        filesystem, path = location.open()
+        self._name, self._place = str(location), 0
+        self._file = with_retries(lambda: filesystem.open_input_file(path), self._name)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        read = with_retries(lambda: self._file.read_at(len(buffer), self._place), self._name, patience=PATIENCE)
+        buffer[: len(read)] = read
+        self._place += len(read)
+        return len(read)
+
+
+def find_images(images: str, split: str, concurrency: int = 32) -> Store | Archives:
+    """The images of a split at `images`: `{split}.tar.gz` or `{split}_*.tar.gz`, `{split}/KEY.jpg`, or `KEY.jpg`.
+
+    Raises:
+        ValueError: no such folder, or one that cannot be read.
+    """
+    if concurrency < 1:
+        raise ValueError(f"concurrency={concurrency}: must be at least 1")
+    root = Location(images)
+    if root.kind() != "folder":
+        what = "a file, not a folder" if root.kind() == "file" else "no such folder"
+        raise ValueError(f"images={images}: {what}; give the folder of the images, or of {split}*.tar.gz")
+    archives = [root / name for name in (f"{split}.tar.gz", *(f"{split}_{digit}.tar.gz" for digit in DIGITS))]
+    there = tuple(archive for archive in archives if archive.kind() == "file")
+    if there:
+        return Archives(there)
+    inner = root / split
+    return Store(inner if inner.kind() == "folder" else root, concurrency)

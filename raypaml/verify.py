@@ -1,0 +1,135 @@
+"""Read a prepared data set again and name every fault; write broken shards again from the images, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypaml.data.index import Index, open_index
+from raypaml.data.verify import verify_shard
+from raypaml.labels import Vocabulary
+from raypaml.preparation.images import ImageForm, codec_versions
+from raypaml.preparation.record import claimed, read_record
+from raypaml.preparation.shard_tasks import LABELS, Job, read_receipt, write_fetched_shard, write_store_shard
+from raypaml.preparation.sources import Archives, fetch_from_archives, find_images
+from raypaml.reports.data_card import CARD, whole_digest
+from raypaml.tasks import mapper
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A shard with faults."""
+
+    split: str
+    shard: int
+    faults: list[str]
+
+
+def verify(out: Path, splits: Sequence[str], workers: int, address: str, say: Callable[[str], None]) -> list[Broken]:
+    """Read every shard of these splits, as training would and as any tar reader would, and compare digests.
+
+    Says each fault; then how many shards were read.
+
+    Raises:
+        ValueError: not a prepared data set, or its index or vocabulary is not the one it was finished with.
+    """
+    record = read_record(out)
+    if record is None:
+        raise ValueError(f"out={out}: no prepared data set here; tools/verify_shards.py checks shards made elsewhere")
+    unfinished = [split for split in splits if not record["splits"].get(split, {}).get("finished")]
+    if unfinished:
+        raise ValueError(f"out={out}: {', '.join(unfinished)} not finished; run the preparation to its end first")
+    _check_digest(out)
+    calls = _calls(out, splits)
+    with mapper(workers, address) as run:
+        broken = [found for found in run(check_shard, calls) if found.faults]
+    broken.sort(key=lambda found: (splits.index(found.split), found.shard))
+    for found in broken:
+        for fault in found.faults:
+            say(fault)
+    say(f"{len(calls):,} shards read, {len(broken):,} with faults")
+    return broken
+
+
+def _check_digest(out: Path) -> None:
+    card = json.loads((out / CARD).read_text())
+    if whole_digest(out, card["splits"]) != card["digest"]:
+        raise ValueError(
+            f"{out}: an index or vocabulary.csv is not the one that {CARD} knows; put it back or prepare anew"
+        )
+
+
+def _calls(out: Path, splits: Sequence[str]) -> list[tuple[Any, ...]]:
+    indexes = {split: open_index(out / f"{split}.arrow") for split in splits}
+    return [(out, split, index, shard) for split, index in indexes.items() for shard in range(len(index.shards))]
+
+
+def check_shard(out: Path, split: str, index: Index, shard: int) -> Broken:
+    """The faults of one shard."""
+    return Broken(split, shard, verify_shard(out, index, shard, decode=False))
+
+
+def repair(
+    out: Path, images: str, broken: Sequence[Broken], concurrency: int, say: Callable[[str], None]
+) -> list[Broken]:
+    """Write these shards again from the images; returns those that could not be.
+
+    A shard is replaced only by one with the very images that the index knows; where the source now has others, it
+    stays as it is, and that is said.
+    """
+    record = read_record(out)
+    assert record is not None, "verified before"
+    parameters = record["parameters"]
+    if parameters["codec"] != codec_versions():
+        raise ValueError(f"{out}: written with {parameters['codec']}, this is {codec_versions()}; install that version")
+    form = ImageForm(parameters["resize"], parameters.get("size", ImageForm.size), parameters["quality"])
+    left: list[Broken] = []
+    with claimed(out) as work:
+        for found in broken:
+            fault = _repair_shard(out, work, images, found, form, concurrency)
+            say(fault or f"{out}: {found.split} shard {found.shard} written again")
+            if fault:
+                left.append(Broken(found.split, found.shard, [fault]))
+        shutil.rmtree(work)
+    return left
+
+
+def _repair_shard(out: Path, work: Path, images: str, found: Broken, form: ImageForm, concurrency: int) -> str:
+    """Write one shard again; what stands in the way, or nothing."""
+    index, vocabulary = open_index(out / f"{found.split}.arrow"), Vocabulary.read(out / "vocabulary.csv")
+    rows = index.rows_of_shard(found.shard)
+    requests = pa.table(
+        {
+            "key": pa.array(index.keys(rows)),
+            **{name: pa.array([index.classes(name, row) for row in rows], pa.list_(pa.int32())) for name in LABELS},
+        }
+    )
+    job = Job(work, vocabulary.class_ids, form, seed=0, shard_samples=max(len(rows), 1))
+    source = find_images(images, found.split, concurrency)
+    if isinstance(source, Archives):
+        write_fetched_shard(job, "repair", requests, fetch_from_archives(source, index.keys(rows), job.convert))
+    else:
+        write_store_shard(job, "repair", requests, source)
+    name, (receipt, meta) = index.shards[found.shard], read_receipt(job.receipt("repair"))
+    if meta["bytes"] == index.shard_bytes[found.shard] and _same_images(receipt, index, rows):
+        job.shard("repair").replace(out / name)
+        return ""
+    lost = [row["key"] for row in receipt.select(["key", "fate"]).to_pylist() if row["fate"] != "written"]
+    found_now = zip(index.keys(rows), index.crc32[rows].tolist(), receipt["crc32"].to_pylist(), strict=True)
+    changed = [key for key, before, now in found_now if now is not None and now != before]
+    return (
+        f"{out / name}: cannot be written again as it was: at {images} {len(lost)} of its images are missing "
+        f"{lost[:3]} and {len(changed)} differ {changed[:3]}"
+    )
+
+
+def _same_images(receipt: pa.Table, index: Index, rows: NDArray[np.int64]) -> bool:
+    return all(receipt[name].to_pylist() == getattr(index, name)[rows].tolist() for name in ("offset", "size", "crc32"))
