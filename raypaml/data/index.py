@@ -90,6 +90,7 @@ class Index:
         self.vocabulary_digest = meta["vocabulary"]
         self.num_classes = int(meta["num_classes"])
         self.has_truth = meta["has_truth"] == "1"
+        self.label_form = meta.get("label_form", "json")
         if any(Path(name).name != name for name in self.shards):
             raise ValueError(f"{where}: names shards outside its folder; write it again")
         self.key_column: pa.ChunkedArray = table["key"]
@@ -205,8 +206,12 @@ def write_index(
     shard_bytes: Sequence[int],
     vocabulary: Vocabulary,
     has_truth: bool,
+    label_form: str = "",
 ) -> None:
-    """Write one split's index, whole or not at all; `rows` follow SCHEMA, in shard order."""
+    """Write one split's index, whole or not at all; `rows` follow SCHEMA, in shard order.
+
+    `label_form` says how labels are written in tars of others (`data.label_forms`).
+    """
     meta = {
         "format": str(FORMAT),
         "shards": json.dumps(list(shards)),
@@ -215,6 +220,8 @@ def write_index(
         "num_classes": str(len(vocabulary)),
         "has_truth": "1" if has_truth else "0",
     }
+    if label_form:
+        meta["label_form"] = label_form
     table = rows.combine_chunks().replace_schema_metadata(meta)
     unfinished = path.with_name(f".{path.name}.unfinished")
     with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
