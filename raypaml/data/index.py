@@ -180,7 +180,8 @@ class Index:
                 raise ValueError(
                     f"{self.where}: class columns outside 0..{self.num_classes - 1}; write the index again"
                 )
-        both = [cell for start in range(0, len(self), CHECK_ROWS) for cell in self._contradictions(start)]
+        seen = np.zeros(CHECK_ROWS * self.num_classes, bool)
+        both = [row for start in range(0, len(self), CHECK_ROWS) for row in self._contradictions(start, seen)]
         if both:
             keys = self.keys(np.array(both[:5]))
             raise ValueError(f"{self.where}: {len(both)} entries both positive and negative, such as in {keys}")
@@ -189,13 +190,14 @@ class Index:
         chunks = (slice(start, start + CHECK_ROWS) for start in range(0, len(self), CHECK_ROWS))
         return all(bool((self.offset[c] + self.size[c] <= ends[self.shard[c]]).all()) for c in chunks)
 
-    def _contradictions(self, start: int) -> list[int]:
-        """The row of every entry listed as both, among CHECK_ROWS rows."""
+    def _contradictions(self, start: int, seen: NDArray[np.bool_]) -> list[int]:
+        """The row of every entry listed as both, among CHECK_ROWS rows; `seen` is all False before and after."""
         rows = np.arange(start, min(start + CHECK_ROWS, len(self)))
-        seen = np.zeros(len(rows) * self.num_classes, bool)
-        seen[self._flat(self.positives, rows)] = True
-        negatives = self._flat(self.negatives, rows)
-        return [int(row) for row in rows[negatives[seen[negatives]] // self.num_classes]]
+        positives, negatives = self._flat(self.positives, rows), self._flat(self.negatives, rows)
+        seen[positives] = True
+        both = negatives[seen[negatives]]
+        seen[positives] = False
+        return [int(row) for row in rows[both // self.num_classes]]
 
 
 def write_index(
