@@ -21,10 +21,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import simplejpeg
 import torch
 import webdataset
+from bench_images import prepare
 from PIL import Image
 from simulated_store import Store
 from torch.utils.data import DataLoader, Dataset
@@ -33,72 +33,15 @@ from torchvision import transforms
 from raypaml.data.batches import Reader, read
 from raypaml.data.folder import DataFolder, open_folder
 from raypaml.data.plan import Plan
-from raypaml.data.shards import Sample, write_dataset
 from raypaml.flags import Parser, run_command
 from raypaml.reports.result import markdown
 
 PROG = "python tools/bench_loader.py"
-BATCH, CLASSES, PER_SHARD = 32, 5000, 500
+BATCH = 32
+WARM_UP = 3
+"""Batches before the clock starts."""
 NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LATENCY = 0.05
-
-
-# --- The images -----------------------------------------------------------------------------------------------------
-
-
-def generated(number: int) -> Image.Image:
-    """Noise on many scales, mostly large ones, as in a photograph."""
-    rng = np.random.default_rng(number)
-    pixels = rng.normal(0, 1.5, (1024, 1024, 3))
-    for cells, weight in ((4, 0.46), (16, 0.31), (64, 0.15), (256, 0.08)):
-        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        pixels += 1.6 * weight * np.asarray(noise.resize((1024, 1024), Image.Resampling.BICUBIC), np.float32)
-    return Image.fromarray((pixels - 80).clip(0, 255).astype(np.uint8))
-
-
-def photographs(folder: Path | None, count: int) -> Iterator[Image.Image]:
-    """So many square images of 1024 px."""
-    if folder is None:
-        yield from map(generated, range(count))
-        return
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not paths:
-        raise ValueError(f"{folder}: no JPEGs")
-    for path in islice(paths, count):
-        with Image.open(path) as image:
-            yield image.convert("RGB").resize((1024, 1024), Image.Resampling.BICUBIC)
-
-
-def jpeg(image: Image.Image, quality: int) -> bytes:
-    """Encoded, 4:2:0."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def prepare(work: Path, images: Path | None, count: int, samples: int) -> None:
-    """Write originals and shards; samples beyond the images repeat them."""
-    (work / "originals").mkdir()
-    (work / "shards").mkdir()
-    small: list[bytes] = []
-    for number, image in enumerate(photographs(images, count)):
-        (work / "originals" / f"{number:06d}.jpg").write_bytes(jpeg(image, 88))
-        small.append(jpeg(image.resize((448, 448), Image.Resampling.LANCZOS), 90))
-    rng = np.random.default_rng(0)
-    ids = [f"/m/{k:05d}" for k in range(CLASSES)]
-
-    def sample(split: str, number: int) -> Sample:
-        positive, negative = np.split(rng.permutation(CLASSES)[:8], [3])
-        return Sample(
-            key=f"{split}-{number}",
-            image=small[number % len(small)],
-            positive=tuple(ids[k] for k in positive),
-            negative=tuple(ids[k] for k in negative),
-        )
-
-    sizes = {"train": samples, "validation": 1, "test": 1}
-    splits = {split: (sample(split, n) for n in range(size)) for split, size in sizes.items()}
-    write_dataset(work / "shards", splits, ids, ids, PER_SHARD)
 
 
 # --- The contestants: each gives batches ------------------------------------------------------------------------------
@@ -114,7 +57,7 @@ def reader(data: DataFolder) -> Reader:
 
 
 def ours(work: Path) -> Iterator[Any]:
-    """uint8 images [B, 3, H, W] and labels [B, 5000]."""
+    """Shards of 448 px: read, checked, decoded; uint8 images [B, 3, H, W] and labels [B, 5000]."""
     for batch in read(reader(open_folder(work / "shards"))):
         yield batch.images, batch.labels
 
@@ -154,7 +97,7 @@ def with_webdataset(work: Path) -> Iterator[Any]:
 
 
 class Originals(Dataset[Any]):
-    """Loose files of 1024 px, as published: PIL, Resize, ToTensor, Normalize."""
+    """Loose files, over and over."""
 
     def __init__(self, folder: Path):
         self.paths = sorted(folder.iterdir())
@@ -169,14 +112,14 @@ class Originals(Dataset[Any]):
 
 
 def published(work: Path) -> Iterator[Any]:
-    """`Originals` in a DataLoader."""
+    """The published way: PIL on loose originals of 1024 px, Resize, ToTensor, Normalize."""
     yield from DataLoader(Originals(work / "originals"), batch_size=BATCH)
 
 
 CONTESTANTS: dict[str, tuple[Callable[[Path], Iterator[Any]], int]] = {
-    "ours": (ours, 20),
-    "bare": (bare, 20),
-    "bare-pil": (bare_pil, 20),
+    "ours": (ours, 40),
+    "bare": (bare, 40),
+    "bare-pil": (bare_pil, 30),
     "webdataset": (with_webdataset, 8),
     "originals": (published, 3),
 }
@@ -187,8 +130,9 @@ CONTESTANTS: dict[str, tuple[Callable[[Path], Iterator[Any]], int]] = {
 
 
 def rate_per_core(batches: Iterator[Any], count: int) -> float:
-    """Images per second of this process's CPU time, after the first batch."""
-    next(batches)
+    """Images per second of this process's CPU time, after the first batches."""
+    for _ in range(WARM_UP):
+        next(batches)
     began = time.process_time()
     assert sum(1 for _ in islice(batches, count)) == count
     return count * BATCH / (time.process_time() - began)
