@@ -108,7 +108,7 @@ def private_mb() -> float:
 
 def start(path: Path, window: int, at: float, results: Any) -> None:
     """What a new process needs to its first part."""
-    before, began = private_mb(), time.perf_counter()
+    before, began, cpu = private_mb(), time.perf_counter(), time.process_time()
     index = open_index(path)
     opened = time.perf_counter()
     index.check()
@@ -119,7 +119,8 @@ def start(path: Path, window: int, at: float, results: Any) -> None:
     part = plan.epoch(5, 3, 64)[int(at * plan.steps)]
     index.label_cells(part.rows)
     done = time.perf_counter()
-    results.put((opened - began, checked - opened, done - checked, private_mb() - before, private_mb()))
+    spent = time.process_time() - cpu
+    results.put((opened - began, checked - opened, done - checked, spent, private_mb() - before, private_mb()))
 
 
 def starts(sizes: Ints, windows: list[int]) -> None:
@@ -133,11 +134,18 @@ def starts(sizes: Ints, windows: list[int]) -> None:
             for at in (0.0, 0.9):
                 process = context.Process(target=start, args=(path, window, at, results))
                 process.start()
-                opened, checked, planned, added, total = results.get()
+                opened, checked, planned, spent, added, total = results.get()
                 process.join()
-                cells = (f"{opened:.2f}", f"{checked:.2f}", f"{planned:.2f}", f"{added:.0f}", f"{total:.0f}")
+                cells = (
+                    f"{opened:.2f}",
+                    f"{checked:.2f}",
+                    f"{planned:.2f}",
+                    f"{spent:.2f}",
+                    f"{added:.0f}",
+                    f"{total:.0f}",
+                )
                 rows.append([str(window or "permutation"), f"{at:.0%}", *cells])
-    head = ["window", "epoch at", "open, s", "check, s", "plan and first part, s", "MB added", "MB in all"]
+    head = ["window", "epoch at", "open, s", "check, s", "plan and first part, s", "CPU, s", "MB added", "MB in all"]
     print(markdown(head, rows, left=1))
 
 
