@@ -40,7 +40,7 @@ def openimages_v3() -> TrainConfig:
     """
     return TrainConfig(
         recipe="openimages_v3",
-        data=DataConfig(data="openimages_v3", global_batch_size=256, loader_workers=8, flip=True),
+        data=DataConfig(data="openimages_v3", global_batch_size=256, shuffle_window=4, loader_workers=8, flip=True),
         model=ModelConfig(backbone="resnet101", weights="imagenet", alpha=5.0),
         loss=LossConfig(scheme="ll_r", delta_rel=0.01, warmup_epochs=1),
         optim=OptimConfig(epochs=20, lr=2e-5, head_lr_mult=10.0),

@@ -1,0 +1,186 @@
+"""What a plan would do at full size, without reading an image: balance, mixing, traffic, caches, start-up.
+
+    python tools/simulate_loader.py [--samples 3660000] [--shards 2000] [--ranks 64] [--loader-workers 8]
+
+Shards differ in size by up to a half of the mean. For every --window: the share of batch-mates from the same shard, the
+samples of ranks and loader processes, the bytes a node reads beside its share of the data, and the cache it needs. Then
+a new process opens an index of that many samples and makes its first part, at the start of an epoch and at 90 % of it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypaml.data.index import SCHEMA, open_index, write_index
+from raypaml.data.mixing import cache_bytes, mixing
+from raypaml.data.plan import Epoch, Plan
+from raypaml.flags import Parser, run_command
+from raypaml.labels import Vocabulary
+from raypaml.reports.result import markdown
+
+PROG = "python tools/simulate_loader.py"
+IMAGE_BYTES, HEADERS, CLASSES, LABELS = 50_000, 1536, 5000, 8
+Ints = NDArray[np.int64]
+
+
+def shard_sizes(samples: int, shards: int) -> Ints:
+    """Samples of each shard, uneven."""
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, shards)
+    ends = np.round(np.cumsum(weights) / weights.sum() * samples).astype(np.int64)
+    return np.diff(ends, prepend=0)
+
+
+def simulate(plan: Plan, ranks: int, ranks_per_node: int, loader_workers: int) -> list[str]:
+    """One epoch, as a row of the table."""
+    sizes = np.array([[len(part.rows) for part in plan.epoch(0, rank, ranks)] for rank in range(ranks)])
+    by_rank = sizes.sum(1)
+    by_loader = np.array(
+        [[sizes[rank, n::loader_workers].sum() for n in range(loader_workers)] for rank in range(ranks)]
+    )
+    shard_bytes = [size * (IMAGE_BYTES + HEADERS) for size in plan.shard_sizes]
+    read, cache = [], []
+    for first in range(0, ranks, ranks_per_node):
+        lanes = plan.bounds(first, ranks)[0], plan.bounds(min(first + ranks_per_node, ranks) - 1, ranks)[1]
+        spans = Epoch(plan, 0, *lanes).spans()
+        read.append(sum(shard_bytes[span.shard] for span in spans))
+        cache.append(cache_bytes(spans, shard_bytes))
+    found = mixing(plan)
+    least = sum(shard_bytes) / len(read)
+    return [
+        str(plan.window or "permutation"),
+        f"{found.share:.3%}",
+        f"{found.excess:.3%}",
+        f"{by_rank.min():,} to {by_rank.max():,}",
+        f"{by_loader.min():,} to {by_loader.max():,}",
+        f"{max(read) / 1e9:.1f} GB, {max(read) / least:.3f}",
+        f"{max(cache) / 1e9:.1f} GB",
+    ]
+
+
+def write_big_index(path: Path, sizes: Ints) -> None:
+    """An index of many samples, three labels in eight positive."""
+    rng, total = np.random.default_rng(0), int(sizes.sum())
+    ids = tuple(f"/m/{k:05d}" for k in range(CLASSES))
+    counts = np.zeros(CLASSES, np.int64)
+    places = np.concatenate([np.arange(size) * (IMAGE_BYTES + HEADERS) + 512 for size in sizes])
+
+    def labels(each: int, first: int) -> pa.Array:
+        values = first + rng.integers(0, CLASSES // 2, total * each, np.int32)
+        return pa.ListArray.from_arrays(pa.array(np.arange(total + 1, dtype=np.int32) * each), pa.array(values))
+
+    table = pa.table(
+        {
+            "key": pa.array([f"{number:016x}" for number in range(total)]),
+            "shard": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            "offset": places,
+            "size": np.full(total, IMAGE_BYTES, np.int32),
+            "crc32": rng.integers(0, 2**32, total, np.uint32),
+            "positives": labels(3, 0),
+            "negatives": labels(LABELS - 3, CLASSES // 2),
+            "truth": pa.nulls(total, SCHEMA.field("truth").type),
+            "boxes": pa.nulls(total, SCHEMA.field("boxes").type),
+        },
+        schema=SCHEMA,
+    )
+    write_index(
+        path,
+        table,
+        shards=[f"train-{number:06d}.tar" for number in range(len(sizes))],
+        shard_bytes=[int(size) * (IMAGE_BYTES + HEADERS) + 10240 for size in sizes],
+        vocabulary=Vocabulary(class_ids=ids, names=ids, train_positives=counts, train_negatives=counts),
+        has_truth=False,
+    )
+
+
+def private_mb() -> float:
+    """Memory that only this process has, in MB; pages of mapped files are not among it."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1000
+
+
+def start(path: Path, window: int, at: float, results: Any) -> None:
+    """What a new process needs to its first part."""
+    before, began, cpu = private_mb(), time.perf_counter(), time.process_time()
+    index = open_index(path)
+    opened = time.perf_counter()
+    index.check()
+    checked = time.perf_counter()
+    plan = Plan(
+        num_samples=len(index), global_batch_size=2048, lanes=64, window=window, shard_sizes=index.shard_sizes, seed=1
+    )
+    part = plan.epoch(5, 3, 64)[int(at * plan.steps)]
+    index.label_cells(part.rows)
+    done = time.perf_counter()
+    spent = time.process_time() - cpu
+    results.put((opened - began, checked - opened, done - checked, spent, private_mb() - before, private_mb()))
+
+
+def starts(sizes: Ints, windows: list[int]) -> None:
+    """Start-up of new processes, fresh and at 90 % of an epoch."""
+    context = multiprocessing.get_context("spawn")
+    results, rows = context.SimpleQueue(), []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.arrow"
+        write_big_index(path, sizes)
+        for window in windows:
+            for at in (0.0, 0.9):
+                process = context.Process(target=start, args=(path, window, at, results))
+                process.start()
+                opened, checked, planned, spent, added, total = results.get()
+                process.join()
+                cells = (
+                    f"{opened:.2f}",
+                    f"{checked:.2f}",
+                    f"{planned:.2f}",
+                    f"{spent:.2f}",
+                    f"{added:.0f}",
+                    f"{total:.0f}",
+                )
+                rows.append([str(window or "permutation"), f"{at:.0%}", *cells])
+    head = ["window", "epoch at", "open, s", "check, s", "plan and first part, s", "CPU, s", "MB added", "MB in all"]
+    print(markdown(head, rows, left=1))
+
+
+def main() -> None:
+    parser = Parser(prog=PROG, description="What a plan would do at full size, without reading an image.")
+    parser.add_argument("--samples", type=int, default=3_660_000)
+    parser.add_argument("--shards", type=int, default=2000)
+    parser.add_argument("--ranks", type=int, default=64)
+    parser.add_argument("--ranks-per-node", type=int, default=8)
+    parser.add_argument("--loader-workers", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=2048, help="global batch [2048]")
+    parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--windows", default="1,2,4,8,0", help="0: a permutation [1,2,4,8,0]")
+    asked = parser.parse()
+    sizes = shard_sizes(asked.samples, asked.shards)
+    windows = [int(window) for window in asked.windows.split(",")]
+    rows = [
+        simulate(
+            Plan(
+                num_samples=asked.samples,
+                global_batch_size=asked.batch,
+                lanes=asked.lanes,
+                window=window,
+                shard_sizes=tuple(sizes.tolist()),
+            ),
+            asked.ranks,
+            asked.ranks_per_node,
+            asked.loader_workers,
+        )
+        for window in windows
+    ]
+    head = ["window, shards", "mates of a shard", "excess", "samples a rank", "a loader process"]
+    print(markdown([*head, "a node reads, : least", "cache a node"], rows, left=1), "\n", flush=True)
+    starts(sizes, [window for window in windows if window in (0, 4)])
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)
