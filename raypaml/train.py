@@ -70,7 +70,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     """Check everything that can be checked before any worker starts."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.data.plan import check_world_size, default_lanes
-    from raypaml.model.backbones import build_backbone, check_backbone
+    from raypaml.model.backbones import check_backbone
+    from raypaml.training.models import build_model
     from raypaml.training.run_folder import check_same_run, new_name
 
     config.check()
@@ -80,7 +81,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     if config.model.weights:
-        build_backbone(config.model.backbone, config.model.weights)
+        build_model(config.model, len(data.vocabulary))
     if not config.run.name:
         config = config.override({"name": new_name(config)})
     folder = (Path(config.run.storage) / config.run.name).absolute()
@@ -194,7 +195,8 @@ def _as_user_error(failures: dict[int, Exception]) -> Exception:
     rank, error = min(failures.items())
     cause = getattr(error, "cause", None) or error
     kind = ValueError if isinstance(cause, ValueError | FloatingPointError) else RuntimeError
-    return kind(f"rank {rank}: {cause}")
+    said = str(cause)
+    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
 
 
 def _train_on_worker(settings: dict[str, Any]) -> bool:

@@ -5,9 +5,12 @@ Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
+from raypaml.model.backbones import read_weights
 from raypaml.model.pooling import pooled_map
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -93,3 +96,29 @@ class CamClassifier(nn.Module):
         """Logits [B, K], float32, of uint8 images [B, 3, H, W]."""
         positive, negative = self.pooled(images)
         return self.alpha * positive + negative
+
+
+def load_classifier(model: CamClassifier, path: Path) -> None:
+    """Load a linear classifier over pooled features (GAP + FC) into the CAM head, weight for weight.
+
+    At alpha 1 the logits are then that classifier's, for the mean of a map of linear functions is linear in the mean.
+
+    Args:
+        model: its head takes the weights.
+        path: a weight file as `read_weights` takes, with `fc.weight` [K, D] and `fc.bias` [K].
+
+    Raises:
+        ValueError: the file has no such tensors, or of another shape.
+    """
+    found = read_weights(path)
+    for name, parameter in model.head.named_parameters():
+        wanted = list(parameter.shape[:2])
+        value = found.get(f"fc.{name}")
+        if value is None:
+            raise ValueError(f"head_weights: {path} has no fc.{name}; leave --head-weights out, or name it so")
+        if list(value.shape) != wanted:
+            raise ValueError(
+                f"head_weights: fc.{name} of {path} is {list(value.shape)}, this head needs {wanted}: the vocabulary "
+                "and the backbone must be those it was trained with; leave --head-weights out"
+            )
+        parameter.data.copy_(value.view_as(parameter))
