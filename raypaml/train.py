@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import threading
@@ -38,7 +39,8 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     asked = vars(_parser(TrainConfig()).parse([a for a in argv if a not in ("-h", "--help")]))
     base = _base(asked["recipe"], Path(asked.get("storage", "runs")) / asked["name"] if asked.get("name") else None)
     values = vars(_parser(base).parse(argv))  # once more, so that --help shows this recipe's values
-    values.pop("recipe")
+    for name in ("recipe", "plan"):
+        values.pop(name, None)
     return base.override(values)
 
 
@@ -46,6 +48,8 @@ def _parser(base: TrainConfig) -> Parser:
     about = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
     parser = Parser(prog=PROG, description=about, epilog="Values in [brackets] are the recipe's.")
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
+    about_plan = "print parameters, map sizes, memory and the images per second needed; start nothing"
+    parser.add_argument("--plan", action="store_true", default=argparse.SUPPRESS, help=about_plan)
     for _, group in base.groups():
         add_flags(parser, group)
     return parser
@@ -87,6 +91,18 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     folder = (Path(config.run.storage) / config.run.name).absolute()
     check_same_run(folder, config, data)
     return Job(config, data, folder)
+
+
+def plan(config: TrainConfig) -> str:
+    """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
+    from raypaml.data.folder import open_folder, resolve_data
+    from raypaml.data.plan import check_world_size, default_lanes
+    from raypaml.training.estimate import describe, estimate
+
+    config.check()
+    check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
+    data = open_folder(resolve_data(config.data.data, print))
+    return describe(config, estimate(config, data))
 
 
 def fit(job: Job, display: Display) -> bool:
@@ -238,7 +254,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, test, report."""
     from raypaml.reports.progress import Display
 
-    config = parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    config = parse(argv)
+    if "--plan" in argv:
+        print(plan(config))
+        return 0
     with Display() as display:
         job = prepare(config, display.say)
         if not (job.folder / "result.json").is_file():
