@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
+from raypaml.losses.large_loss import large_loss
 from raypaml.recipes import recipe
 from raypaml.training import step
 from raypaml.training.checkpoint import load_model, valid_checkpoints
@@ -72,6 +74,41 @@ def assert_same_step(found: list[Learned], expected: Learned) -> None:
         for name, gradient in expected[0].items():
             scale = gradient.abs().max().item()
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+# --- Many workers against one -----------------------------------------------------------------------------------------
+
+
+def train_watched(rank: int, world_size: int, settings: TrainConfig, data: Path, run: Path) -> list[tuple[Any, ...]]:
+    """Loss, rejected set and gradient by the logits of every step of a whole run."""
+    seen: list[tuple[Any, ...]] = []
+
+    def watched(logits: Tensor, *args: Any, **where: Any) -> tuple[Tensor, Tensor]:
+        loss, rejected = large_loss(logits, *args, **where)
+        (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        seen.append((loss.item(), rejected.numpy().copy(), gradient.numpy().copy()))
+        return loss, rejected
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "large_loss", watched)
+        train_here(settings, data, run)
+    return seen
+
+
+@pytest.mark.parametrize("scheme", ["ll_r", "ll_cp"])
+def test_four_workers_reject_and_learn_as_one_over_a_whole_run(scheme: str, tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(scheme=scheme, epochs=6, schedule="samples")
+    alone = train_watched(0, 1, settings, tiny_digits, tmp_path / "one")
+    together = run_distributed(train_watched, 4, settings, tiny_digits, tmp_path / "four")
+    assert len(alone) == 6 * 3
+    for number, (loss, rejected, gradient) in enumerate(alone):
+        losses, parts, gradients = zip(*(ranks[number] for ranks in together), strict=True)
+        np.testing.assert_array_equal(np.concatenate(parts), rejected, err_msg=str(number))
+        assert sum(losses) == pytest.approx(loss, rel=1e-6)
+        np.testing.assert_allclose(np.concatenate(gradients), gradient, rtol=1e-6, err_msg=str(number))
+    counts = [int(rejected.sum()) for _, rejected, _ in alone]
+    assert counts[:3] == [0, 0, 0]
+    assert counts[-1] == (32 if scheme == "ll_cp" else 181)  # 2 %, and 2 % x (5 + 2 / 3), of 32 x 50 entries
 
 
 # --- Accumulation ---------------------------------------------------------------------------------------------------

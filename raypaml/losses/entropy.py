@@ -14,10 +14,15 @@ SWEEP_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Entries swept together: on a CPU as many as stay in its cache, on a GPU about all of them."""
 
 
-def sum_of_losses(
-    logits: Tensor, labels: Tensor, *, left_out: Tensor | None = None, flipped: Tensor | None = None
+def mean_loss(
+    logits: Tensor,
+    labels: Tensor,
+    divisor: int | Tensor,
+    *,
+    left_out: Tensor | None = None,
+    flipped: Tensor | None = None,
 ) -> Tensor:
-    """The sum over entries of -logsigmoid(logit) where the target is 1, and of -logsigmoid(-logit) where it is 0.
+    """Sum over entries of -logsigmoid(logit) where the target is 1, -logsigmoid(-logit) where it is 0; over `divisor`.
 
     Targets are 1 for positive labels, else 0, and are never built as a matrix, nor are the losses: what is kept for the
     backward pass is the gradient itself. Safe for any finite logit; no second order.
@@ -25,20 +30,28 @@ def sum_of_losses(
     Args:
         logits: [B, K] of any float type; computed in float32 (float64 stays), and added up in float64.
         labels: int8 [B, K].
+        divisor: what the sum is divided by.
         left_out: bool [B, K] entries without loss and without gradient, or None.
         flipped: bool [B, K] entries of target 1 whatever their label, or None.
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
     """
-    return _SumOfLosses.apply(logits, labels, left_out, flipped)  # type: ignore[no-any-return]
+    return _MeanLoss.apply(logits, labels, divisor, left_out, flipped)  # type: ignore[no-any-return]
 
 
-class _SumOfLosses(torch.autograd.Function):
+class _MeanLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, left_out: Tensor | None, flipped: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        divisor: int | Tensor,
+        left_out: Tensor | None,
+        flipped: Tensor | None,
+    ) -> Tensor:
         kind = torch.promote_types(logits.dtype, torch.float32)
-        slope = torch.empty_like(logits, dtype=kind)  # of the likelihood by the logits
+        gradient, minus = torch.empty_like(logits, dtype=kind), -divisor
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         rows = max(1, SWEEP_ENTRIES.get(logits.device.type, SWEEP_ENTRIES["cuda"]) // max(1, logits.shape[1]))
         for start in range(0, len(logits), rows):
@@ -50,16 +63,18 @@ class _SumOfLosses(torch.autograd.Function):
             # these two give a value the same last bit wherever it stands; softplus and sigmoid do not at vectors' ends
             likelihood, kept = torch.ops.aten.log_sigmoid_forward(margin)
             total -= likelihood.sum()
-            torch.ops.aten.log_sigmoid_backward(sign, margin, kept, grad_input=slope[part])
-        ctx.save_for_backward(slope)
+            torch.ops.aten.log_sigmoid_backward(sign.div_(minus), margin, kept, grad_input=gradient[part])
+        ctx.save_for_backward(gradient)
         ctx.kind = logits.dtype
-        return total.to(kind)
+        return (total / divisor).to(kind)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor, None, None, None]:
-        (slope,) = ctx.saved_tensors
-        return (slope * -by_total).to(ctx.kind), None, None, None
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        if by_loss.device.type != "cpu" or by_loss != 1:  # reading it is free on the CPU alone
+            gradient = gradient * by_loss
+        return gradient.to(ctx.kind), None, None, None, None
 
 
 def _signs(labels: Tensor, flipped: Tensor | None) -> Tensor:

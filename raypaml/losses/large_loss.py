@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, SchemeName
-from raypaml.losses.entropy import sum_of_losses
+from raypaml.losses.entropy import mean_loss
 from raypaml.losses.selection import rejection_count, rejection_rate, select
 
 SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
@@ -97,14 +97,13 @@ def large_loss(
     rejected = select(logits, labels, count, first_row=first_row, group=group if scope == "global" else None)
     if scheme == "ignore":
         unobserved = labels == UNOBSERVED
-        return sum_of_losses(logits, labels, left_out=unobserved) / _total((~unobserved).sum(), group), rejected
+        return mean_loss(logits, labels, _total((~unobserved).sum(), group), left_out=unobserved), rejected
+    entries = rows * logits.shape[1]
     if count == 0:
-        total = sum_of_losses(logits, labels)
-    elif scheme == "ll_r":
-        total = sum_of_losses(logits, labels, left_out=rejected)
-    else:
-        total = sum_of_losses(logits, labels, flipped=rejected)
-    return total / (rows * logits.shape[1]), rejected
+        return mean_loss(logits, labels, entries), rejected
+    if scheme == "ll_r":
+        return mean_loss(logits, labels, entries, left_out=rejected), rejected
+    return mean_loss(logits, labels, entries, flipped=rejected), rejected
 
 
 def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -143,5 +142,5 @@ def check_finite(logits: Tensor) -> None:
 
 def finite_rows(logits: Tensor) -> Tensor:
     """[B] whether all logits of a row are finite; waits for nothing."""
-    low, high = logits.detach().aminmax(dim=1)
-    return low.isfinite() & high.isfinite()
+    logits = logits.detach()
+    return (logits.amax(1) < torch.inf) & (logits.amin(1) > -torch.inf)  # NaN is neither

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TILE_VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}
+TILE_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Map values of a tile, at most, unless one image has more: in reach of a CPU's caches, enough to fill a GPU."""
 
 
@@ -108,7 +108,7 @@ class _PooledMap(torch.autograd.Function):
             _add_product(by_weight, by_cam.t(), _cells(features[tile], ctx.kind))
             by_bias += by_cam.sum(0, dtype=by_bias.dtype)
             by_cells[tile] = (by_cam @ matrix).view(-1, num_cells, features.shape[1])
-        by_features = by_cells.view(len(features), *features.shape[2:], -1).permute(0, 3, 1, 2)
+        by_features = by_cells.view(len(features), *features.shape[2:], features.shape[1]).permute(0, 3, 1, 2)
         return by_features, by_weight.view_as(weight), by_bias, None
 
 
