@@ -16,6 +16,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.losses.large_loss import large_loss
 from raypaml.recipes import recipe
+from raypaml.train import _as_user_error
 from raypaml.training import step
 from raypaml.training.checkpoint import load_model, valid_checkpoints
 from raypaml.training.loop import train
@@ -269,6 +270,38 @@ def test_samples_whose_logits_are_not_finite_are_named(tiny_digits: Path) -> Non
         train_step(worker, batch)
     keys = [batch.keys[row] for row in (2, 10, 18, 26)]  # one in each of four lanes
     assert str(failure.value) == f"rank 0, epoch 0, step 0: logits are not finite for 4 samples, such as {keys}"
+
+
+def test_the_driver_says_the_rank_once() -> None:
+    failures = {1: FloatingPointError("rank 1, epoch 0, step 3: logits are not finite"), 2: ValueError("other")}
+    assert str(_as_user_error(failures)) == "rank 1, epoch 0, step 3: logits are not finite"
+    assert str(_as_user_error({2: ValueError("other")})) == "rank 2: other"
+
+
+# --- SyncBatchNorm ----------------------------------------------------------------------------------------------------
+
+
+def test_batch_norm_is_synchronised_where_there_is_one(tiny_digits: Path) -> None:
+    values = {"backbone": "resnet18", "reproducible": False, "sync_batchnorm": True}
+    worker = worker_for(config(**values), tiny_digits)
+    norms = [module for module in worker.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 20
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    train_step(worker, reader_of(worker, 0)[0])
+    with pytest.raises(ValueError, match="sync_batchnorm: this backbone has no BatchNorm; use --no-sync-batchnorm"):
+        worker_for(config(sync_batchnorm=True), tiny_digits)
+
+
+def refused(rank: int, world_size: int, settings: TrainConfig, data: Path) -> str:
+    with pytest.raises(ValueError, match="sync_batchnorm") as refusal:
+        worker_for(settings, data)
+    return str(refusal.value)
+
+
+def test_batch_norm_of_several_workers_needs_gpus(tiny_digits: Path) -> None:
+    settings = config(backbone="resnet18", reproducible=False, sync_batchnorm=True)
+    said = "sync_batchnorm: torch synchronises BatchNorm on GPUs only; use one worker or GPUs"
+    assert run_distributed(refused, 2, settings, tiny_digits) == [said, said]
 
 
 def test_a_doubt_is_settled_once(tiny_digits: Path) -> None:
