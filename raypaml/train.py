@@ -101,7 +101,7 @@ def plan(config: TrainConfig) -> str:
 
     config.check()
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
-    data = open_folder(resolve_data(config.data.data, print))
+    data = open_folder(resolve_data(config.data.data, lambda text: print(text, file=sys.stderr)))
     return describe(config, estimate(config, data))
 
 
