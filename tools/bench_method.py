@@ -229,10 +229,12 @@ def main() -> None:
     flags.add_argument("--only", default=usual, help=f"[{usual}]")
     flags.add_argument("--repeats", type=int, default=7, help="turns, of which the median counts [7]")
     flags.add_argument("--head-images", type=int, default=32, help="images of the head's batch [32]")
+    flags.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on a CPU [all]")
     flags.add_argument("--one", help="used by the benchmark itself")
     asked = flags.parse()
     if asked.one:
         return run_one(*json.loads(asked.one))
+    torch.set_num_threads(asked.threads)
     sections: dict[str, Callable[[], str]] = {
         "loss": lambda: compare("loss", device, ROWS, 3 * asked.repeats),
         "head": lambda: compare("head", device, asked.head_images, asked.repeats),

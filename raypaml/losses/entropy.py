@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from raypaml.labels import NEGATIVE
 
-SWEEP_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
+SWEEP_ENTRIES = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Entries swept together: on a CPU as many as stay in its cache, on a GPU about all of them."""
 
 
@@ -51,7 +51,7 @@ class _MeanLoss(torch.autograd.Function):
         flipped: Tensor | None,
     ) -> Tensor:
         kind = torch.promote_types(logits.dtype, torch.float32)
-        gradient, minus = torch.empty_like(logits, dtype=kind), -divisor
+        gradient = torch.empty_like(logits, dtype=kind)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         rows = max(1, SWEEP_ENTRIES.get(logits.device.type, SWEEP_ENTRIES["cuda"]) // max(1, logits.shape[1]))
         for start in range(0, len(logits), rows):
@@ -63,7 +63,8 @@ class _MeanLoss(torch.autograd.Function):
             # these two give a value the same last bit wherever it stands; softplus and sigmoid do not at vectors' ends
             likelihood, kept = torch.ops.aten.log_sigmoid_forward(margin)
             total -= likelihood.sum()
-            torch.ops.aten.log_sigmoid_backward(sign.div_(minus), margin, kept, grad_input=gradient[part])
+            by_likelihood = sign.div_(-divisor)  # of the loss, by a log likelihood whose argument is logit x sign
+            torch.ops.aten.log_sigmoid_backward(by_likelihood, margin, kept, grad_input=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.kind = logits.dtype
         return (total / divisor).to(kind)
@@ -72,7 +73,7 @@ class _MeanLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        if by_loss.device.type != "cpu" or by_loss != 1:  # reading it is free on the CPU alone
+        if by_loss.device.type != "cpu" or by_loss != 1:  # on a GPU, looking would be waiting
             gradient = gradient * by_loss
         return gradient.to(ctx.kind), None, None, None, None
 
