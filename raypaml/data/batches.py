@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
+import sys
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from raypaml.data.cache import CachedShards, FetchAhead
+from raypaml.data.cache import CachedShards, fetching_ahead
 from raypaml.data.files import LocalShards, Shards
 from raypaml.data.images import Pixels, decode
 from raypaml.data.index import Index
-from raypaml.data.mixing import cache_bytes
 from raypaml.data.plan import Epoch, Part
 from raypaml.labels import NEGATIVE, UNOBSERVED
 
@@ -265,30 +264,33 @@ def read(reader: Reader, *, start_step: int = 0, loader_workers: int = 0, pin_me
         multiprocessing_context="forkserver" if remote and loader_workers else None,
     )
     with _ahead(reader, start_step) as at:
-        for step, answer in enumerate(loader, start_step):
+        with _without_main():
+            answers = iter(loader)
+        for step, answer in enumerate(answers, start_step):
             at(step)
             if isinstance(answer, ValueError):
                 raise answer
             yield answer
+        at(len(reader))
 
 
 @contextmanager
-def _ahead(reader: Reader, start_step: int) -> Iterator[Callable[[int], None]]:
-    """Fetch the shards of an epoch ahead, where they lie in a store; told the step that is done."""
+def _without_main() -> Iterator[None]:
+    """Processes started afresh import the program's main module (of a Ray worker: Ray), which ours have no need of."""
+    main = sys.modules["__main__"].__dict__
+    saved: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = main["__file__"] = None
+    try:
+        yield
+    finally:
+        del main["__file__"]
+        main.update(saved)
+
+
+def _ahead(reader: Reader, start_step: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Shards of an epoch are fetched ahead where they lie in a store; takes the number of steps done."""
     shards, parts, index = reader.shards, reader.parts, reader.index
     if not (isinstance(shards, CachedShards) and isinstance(parts, Epoch)):
-        yield lambda _: None
-        return
+        return nullcontext(lambda _: None)
     spans = [span for span in parts.spans() if span.last_step >= start_step]
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = here * cache_bytes(spans, index.shard_bytes)
-    if needed > shards.capacity:
-        raise ValueError(
-            f"cache_gb={shards.capacity / 1e9:g}: the {here} workers of this node read {needed / 1e9:.3g} GB of shards "
-            "at a time; raise --cache-gb, lower --shuffle-window (0 needs them all), or use more nodes"
-        )
-    ahead = FetchAhead(shards, index.shards, index.shard_bytes, spans)
-    try:
-        yield ahead.at
-    finally:
-        ahead.close()
+    return fetching_ahead(shards, index.shards, index.shard_bytes, spans)

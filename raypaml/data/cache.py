@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from raypaml.data.mixing import cache_bytes
 from raypaml.data.plan import Span
 from raypaml.data.storage import Location, with_retries
 
@@ -215,3 +216,22 @@ class FetchAhead:
                 ):
                     with self._turn:
                         self._turn.wait(1.0)
+
+
+@contextmanager
+def fetching_ahead(
+    shards: CachedShards, names: Sequence[str], shard_bytes: Sequence[int], spans: Sequence[Span]
+) -> Iterator[Callable[[int], None]]:
+    """`FetchAhead` for a while; gives its `at`. ValueError if the cache cannot hold what is needed at once."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by Ray Train and torchrun
+    needed = here * cache_bytes(spans, shard_bytes)
+    if needed > shards.capacity:
+        raise ValueError(
+            f"cache_gb={shards.capacity / 1e9:g}: the {here} workers of this node read {needed / 1e9:.3g} GB of shards "
+            "at a time; raise --cache-gb, lower --shuffle-window (0 needs them all), or use more nodes"
+        )
+    ahead = FetchAhead(shards, names, shard_bytes, spans)
+    try:
+        yield ahead.at
+    finally:
+        ahead.close()
