@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,9 @@ def read_classes(metadata: Path, chosen: Path | None = None) -> Classes:
         raise ValueError(f"{file}: {len(unknown)} classes are not in {descriptions}, such as {unknown[:3]}{hint}")
     if not class_ids:
         raise ValueError(f"{file}: no class ids, one per line, such as /m/01g317")
+    twice = [c for c, count in Counter(class_ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"{file}: class ids given twice: {twice[:5]}; keep one line each")
     names = tuple(name_of.get(c, c) for c in class_ids)
     return Classes(tuple(class_ids), names, frozenset(name_of) | frozenset(class_ids))
 
