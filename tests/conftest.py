@@ -108,3 +108,11 @@ def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     """A small Open Images release with every oddity planted; do not write into it."""
     return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def prepared(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That release, sharded at 64 x 64 px; do not write into it."""
+    from tests.shard_tool import shard
+
+    return shard(release, tmp_path_factory.mktemp("prepared") / "data")
