@@ -6,6 +6,7 @@ any moment and given again, the same command ends with the same bytes.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -17,16 +18,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypaml.data.shards import SPLITS
 from raypaml.labels import Vocabulary
 from raypaml.preparation.finish import collect, write_ledger, write_split_index
 from raypaml.preparation.images import ImageForm, codec_versions
 from raypaml.preparation.openimages import Classes, SplitLabels
 from raypaml.preparation.probe import IMAGES, Probe, probe
 from raypaml.preparation.record import check_folder, claimed, remove_work, table_digest, write_record
-from raypaml.preparation.shard_tasks import Job, is_finished, is_read, write_archive_shards, write_store_shard
+from raypaml.preparation.shard_tasks import (
+    Job,
+    is_finished,
+    is_read,
+    write_archive_shards,
+    write_store_shard,
+    write_whole,
+)
 from raypaml.preparation.sources import Archives, Store, find_images
 from raypaml.reports.data_card import split_card, write_card
 from raypaml.reports.sharding import Progress, clock
+from raypaml.tasks import Mapper, mapper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,46 +90,80 @@ def prepare(asked: Preparation, splits: list[str], say: Callable[[str], None]) -
     record = check_folder(asked.out, asked.parameters())
     with claimed(asked.out) as work:
         write_record(asked.out, record)
+        left = [split for split in splits if not _is_finished(record, split)]
         for split in splits:
-            if record["splits"].get(split, {}).get("finished"):
+            if split not in left:
                 say(f"{split}: finished before; nothing to do (--verify reads it again)")
-            else:
-                _prepare_split(asked, split, work, record, say)
-            remove_work(work, split)
-    if all(record["splits"].get(split, {}).get("finished") for split in record["splits"]):
-        shutil.rmtree(work, ignore_errors=True)
+                remove_work(work, split)
+        if left:
+            with mapper(asked.workers, asked.address) as run:
+                for split in left:
+                    _prepare_split(asked, split, work, record, run, say)
+                    remove_work(work, split)
+        if all(_is_finished(record, split) for split in record["splits"]):
+            shutil.rmtree(work)
+
+
+def _is_finished(record: dict[str, Any], split: str) -> bool:
+    return bool(record["splits"].get(split, {}).get("finished"))
 
 
 def _check(asked: Preparation) -> None:
-    for name, least in {
-        "workers": 1,
-        "concurrency": 1,
-        "shard_samples": 1,
-        "limit": 0,
-        "seed": 0,
-        "shard_bytes": 0,
-    }.items():
+    for name, least in {"concurrency": 1, "shard_samples": 1, "limit": 0, "seed": 0, "shard_bytes": 0}.items():
         if getattr(asked, name) < least:
             raise ValueError(f"{name}={getattr(asked, name)}: must be at least {least}")
 
 
 def _prepare_split(
-    asked: Preparation, split: str, work: Path, record: dict[str, Any], say: Callable[[str], None]
+    asked: Preparation, split: str, work: Path, record: dict[str, Any], run: Mapper, say: Callable[[str], None]
 ) -> None:
-    labels, vocabulary, requests = _requests(asked, split, say)
+    labels, requests = _requests(asked, split, say)
+    vocabulary = _vocabulary(asked, split, labels, say)
     source = find_images(asked.images, split, asked.concurrency)
-    shard_samples = _shard_samples(asked, split, source, requests, record)
-    layout = "archives" if isinstance(source, Archives) else "files"
-    plan = {"labels": table_digest(requests), "from": layout, "shard_samples": shard_samples}
-    _check_plan(asked.out, split, record, plan)
-    record["splits"][split] = plan
+    job = _begin(asked, split, source, requests, work, record)
+    complete = job.work / "complete"
+    if not complete.is_file():
+        write: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
+        with Progress(split, job, len(requests), say):
+            for _ in run(write, _calls(job, split, requests, source)):
+                pass
+        write_whole(complete, b"")  # from here on shards leave for their final names
+    _finish(asked, split, job, labels, vocabulary, requests, say)
+    os.sync()  # one for all shards, before the record says that they are there
+    record["splits"][split]["finished"] = True
     write_record(asked.out, record)
 
-    job = Job(work / split, asked.classes.class_ids, asked.form, asked.seed, shard_samples)
-    job.work.mkdir(exist_ok=True)
-    with Progress(split, job, len(requests), say):
-        _write_shards(asked, job, split, requests, source)
 
+def _begin(
+    asked: Preparation, split: str, source: Store | Archives, requests: pa.Table, work: Path, record: dict[str, Any]
+) -> Job:
+    """Settle how the split is cut into shards, or check that it is still cut so."""
+    layout = "archives" if isinstance(source, Archives) else "files"
+    plan: dict[str, Any] = {"labels": table_digest(requests), "from": layout}
+    before = record["splits"].get(split)
+    plan["shard_samples"] = before["shard_samples"] if before else _shard_samples(asked, split, source, requests)
+    changed = [f"{name}={before[name]} (now: {plan[name]})" for name in plan if before and before[name] != plan[name]]
+    if changed:
+        raise ValueError(
+            f"out={asked.out}: {split} was begun with {', '.join(changed)}; give the same files, or another --out"
+        )
+    record["splits"][split] = plan
+    write_record(asked.out, record)
+    job = Job(work / split, asked.classes.class_ids, asked.form, asked.seed, plan["shard_samples"])
+    job.work.mkdir(exist_ok=True)
+    return job
+
+
+def _finish(
+    asked: Preparation,
+    split: str,
+    job: Job,
+    labels: SplitLabels,
+    vocabulary: Vocabulary,
+    requests: pa.Table,
+    say: Callable[[str], None],
+) -> None:
+    """Give every shard its final name, and write vocabulary, index, ledger and card."""
     others = {"no_label_in_vocabulary": labels.outside, "no_label": labels.unlabelled}
     finished = collect(job, asked.out, split, requests["key"], others)
     if not len(finished.index):
@@ -129,27 +173,21 @@ def _prepare_split(
     write_ledger(asked.out, split, finished.ledger)
     card = split_card(requests, finished, vocabulary, labels.findings.to_dict(), asked.official.get(split, {}))
     digest = write_card(asked.out, split, card, asked.parameters(), vocabulary)
-    record["splits"][split] = plan | {
-        "finished": True,
-        "shards": dict(zip(finished.shards, finished.digests, strict=True)),
-    }
-    write_record(asked.out, record)
     fates = {name: count for name, count in card["images"].items() if not name.startswith("no_label")}
     say(f"{split}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in fates.items()))
     say(f"{split}: {len(finished.shards):,} shards; digest of the data set so far {digest[:16]}")
 
 
-def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tuple[SplitLabels, Vocabulary, pa.Table]:
-    """The split's labels, the vocabulary, and the labelled images in the order of the shards."""
+def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tuple[SplitLabels, pa.Table]:
+    """The split's labels, and its labelled images in the order of the shards."""
     say(f"{split}: reading labels")
     labels = asked.read_split(split)
     if not len(labels.table):
         raise ValueError(f"split {split!r}: no image has a label among the {len(asked.classes.class_ids):,} classes")
-    vocabulary = _vocabulary(asked, split, labels, say)
-    order = np.random.default_rng([asked.seed, len(split)]).permutation(len(labels.table))
+    order = np.random.default_rng([asked.seed, SPLITS.index(split)]).permutation(len(labels.table))
     requests = labels.table.take(pa.array(order[: asked.limit or None])).combine_chunks()
     say(f"{split}: {len(labels.table):,} labelled images, {len(requests):,} of them asked for")
-    return labels, vocabulary, requests
+    return labels, requests
 
 
 def _vocabulary(asked: Preparation, split: str, labels: SplitLabels, say: Callable[[str], None]) -> Vocabulary:
@@ -169,13 +207,8 @@ def _vocabulary(asked: Preparation, split: str, labels: SplitLabels, say: Callab
     )
 
 
-def _shard_samples(
-    asked: Preparation, split: str, source: Store | Archives, requests: pa.Table, record: dict[str, Any]
-) -> int:
-    """Images asked for per shard; looks at the first images, unless that was done before."""
-    before = record["splits"].get(split)
-    if before:
-        return int(before["shard_samples"])
+def _shard_samples(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> int:
+    """Images asked for per shard; looks at the first images, also to see that they are there."""
     seen = _probe(asked, split, source, requests)
     if not asked.shard_bytes:
         return asked.shard_samples
@@ -187,29 +220,6 @@ def _shard_samples(
 def _probe(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> Probe:
     many = len(requests) if isinstance(source, Archives) else IMAGES
     return probe(source, split, requests["key"].slice(0, many).to_pylist(), asked.form)
-
-
-def _check_plan(out: Path, split: str, record: dict[str, Any], plan: dict[str, Any]) -> None:
-    before = record["splits"].get(split, plan)
-    changed = [f"{name}={before[name]} (now: {plan[name]})" for name in plan if before[name] != plan[name]]
-    if changed:
-        raise ValueError(
-            f"out={out}: split {split!r} was begun with {', '.join(changed)}; give the same files, or another --out"
-        )
-
-
-def _write_shards(asked: Preparation, job: Job, split: str, requests: pa.Table, source: Store | Archives) -> None:
-    task: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
-    calls = _calls(job, split, requests, source)
-    if asked.workers == 1 and not asked.address:
-        for call in calls:
-            task(*call)
-        return
-    from raypaml import cluster
-
-    with cluster.join(asked.address, asked.workers):
-        for _ in cluster.map_tasks(task, calls, at_once=asked.workers, gpu=False):
-            pass
 
 
 def _calls(job: Job, split: str, requests: pa.Table, source: Store | Archives) -> Iterator[tuple[Any, ...]]:
@@ -232,7 +242,7 @@ def describe(asked: Preparation, splits: list[str], say: Callable[[str], None]) 
     check_folder(asked.out, asked.parameters())
     total = 0.0
     for split in splits:
-        _, _, requests = _requests(asked, split, say)
+        _, requests = _requests(asked, split, say)
         source = find_images(asked.images, split, asked.concurrency)
         seen = _probe(asked, split, source, requests)
         share = seen.written / seen.asked

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor, nn
 
-from raypaml.data.index import Index, open_index, write_index
+from raypaml.data.index import SCHEMA, Index, open_index, write_index
 from raypaml.labels import Vocabulary
 from raypaml.training import checkpoint
 from raypaml.training.checkpoint import (
@@ -41,7 +42,8 @@ def _index(path: Path, *class_ids: str) -> Index:
     vocabulary = Vocabulary(class_ids=class_ids, names=class_ids, train_positives=zeros, train_negatives=zeros)
     place = {"shard": 0, "offset": 512, "size": 1, "crc32": 0}
     rows = [place | {"key": f"s{n}", "positives": [], "negatives": [], "truth": None, "boxes": []} for n in range(50)]
-    write_index(path, rows, shards=["t.tar"], shard_bytes=[0], vocabulary=vocabulary, has_truth=False)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    write_index(path, table, shards=["t.tar"], shard_bytes=[0], vocabulary=vocabulary, has_truth=False)
     return open_index(path)
 
 

@@ -36,7 +36,8 @@ def _row(key: str, positives: Any = (), negatives: Any = (), truth: Any = None, 
 
 
 def _index(path: Path, *rows: dict[str, Any], has_truth: bool = False) -> Index:
-    write_index(path, rows, shards=["t.tar"], shard_bytes=[0], vocabulary=ABC, has_truth=has_truth)
+    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    write_index(path, table, shards=["t.tar"], shard_bytes=[0], vocabulary=ABC, has_truth=has_truth)
     return open_index(path)
 
 

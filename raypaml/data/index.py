@@ -169,7 +169,7 @@ def write_index(
         "has_truth": "1" if has_truth else "0",
     }
     table = rows.combine_chunks().replace_schema_metadata(meta)
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_name(f".{path.name}.unfinished")
     with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(len(table), 1))  # one batch: columns stay zero-copy
     unfinished.replace(path)

@@ -75,8 +75,6 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
                 places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
                 writer.write(sample.members())  # the JPEG first, after a header of one block
             writer.close()
-            file.flush()
-            os.fsync(file.fileno())
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

@@ -35,8 +35,6 @@ class Finished:
     """A split's shards under their final names, and what became of its images."""
 
     shards: list[str]
-    digests: list[str]
-    """SHA-256 of each shard."""
     index: pa.Table
     """Rows of data.index.SCHEMA."""
     ledger: list[pa.Table]
@@ -50,16 +48,15 @@ def collect(job: Job, out: Path, split: str, requested: pa.ChunkedArray, others:
         requested: keys of all images that were asked for; one without a receipt was not found.
         others: fate -> keys of images that were not asked for.
     """
-    found = Finished([], [], SCHEMA.empty_table(), [])
+    found = Finished([], SCHEMA.empty_table(), [])
     places = [found.index]
     for path in sorted(job.work.glob("*.arrow")):
-        receipt, meta = read_receipt(path)
+        receipt, _ = read_receipt(path)
         is_written = pc.equal(receipt["fate"], "written")
         number = len(found.shards)
         found.ledger.append(_ledger(split, receipt, pc.if_else(is_written, pa.scalar(number, pa.int32()), None)))
         if pc.any(is_written).as_py():
             found.shards.append(f"{split}-{number:06d}.tar")
-            found.digests.append(meta["sha256"])
             _rename(job.shard(path.stem), out / found.shards[-1])
             places.append(_index_rows(receipt.filter(is_written), number))
     asked = pa.chunked_array([chunk for part in found.ledger for chunk in part["key"].chunks], pa.string())

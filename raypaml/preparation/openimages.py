@@ -113,7 +113,7 @@ def read_split(
     findings = Findings()
     images = _read_images(find_file(metadata, "images", split), split, findings)
     reader = _LabelReader(images, classes, findings)
-    packed = reader.read(find_file(metadata, "human", split))
+    packed = reader.human(find_file(metadata, "human", split))
     labels = join_labels(packed, conflicts, findings, lambda i, c: f"{_hex(images[i])} {classes.class_ids[c]}")
     del packed
     verified = {
@@ -134,8 +134,7 @@ def read_split(
 
 
 def _with_machine(labels: Labels, reader: _LabelReader, file: ReleaseFile, threshold: float) -> Labels:
-    packed = reader.read(file, threshold)
-    machine = join_labels(packed, "positive", Findings())
+    machine = join_labels(reader.machine(file, threshold), "positive", Findings())
     added = without(machine, labels)
     reader.findings.add("machine labels added", len(added))
     reader.findings.add("machine labels already verified", len(machine) - len(added))
@@ -154,6 +153,8 @@ def _read_images(file: ReleaseFile, split: str, findings: Findings) -> Ids:
     every = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
     every.sort()
     images = every[np.r_[True, every[1:] != every[:-1]]] if len(every) else every
+    if not len(images):
+        raise ValueError(f"{file}: no image with an id of 16 hexadecimal digits in it")
     findings.add("images listed twice", len(every) - len(images))
     findings.add("images listed", len(images))
     return images
@@ -165,44 +166,67 @@ class _LabelReader:
     def __init__(self, images: Ids, classes: Classes, findings: Findings):
         self.images, self.findings = images, findings
         self.labelled = np.zeros(len(images), bool)
+        """Images with a verified label of any class."""
         self._column = dict.fromkeys(classes.known, OTHER_CLASS) | {c: k for k, c in enumerate(classes.class_ids)}
 
-    def read(self, file: ReleaseFile, threshold: float | None = None) -> Packed:
-        """The label rows within the vocabulary, packed; of machine labels those of at least `threshold`."""
-        batches = file.columns(_LABEL_COLUMNS, optional=["Source"])
-        parts = [self._pack(batch, threshold) for batch in batches]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+    def human(self, file: ReleaseFile) -> Packed:
+        """The verified labels within the vocabulary, packed."""
+        return _concatenate([self._human(batch) for batch in file.columns(_LABEL_COLUMNS, optional=["Source"])])
 
-    def _pack(self, batch: pa.RecordBatch, threshold: float | None) -> Packed:
-        kind = "" if threshold is None else "machine "
-        find = self.findings
-        find.add(f"{kind}label rows", len(batch))
-        ids, shaped = _parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", find)
-        labels, confidences, *sources = (_decode(column, shaped) for column in batch.columns[1:])
-        value = confidences.map(_value if threshold is None else lambda text: _at_least(text, threshold))
-        if threshold is None:
-            find.add("positives", (value == 1).sum())
-            find.add("negatives", (value == 0).sum())
-            find.add("confidences other than 0 or 1", (value < 0).sum(), confidences.where(value < 0))
-        else:
-            find.add("machine labels below the threshold", (value < 0).sum())
-        class_index = labels.map(lambda name: self._column.get(name, NOT_A_CLASS))
+    def machine(self, file: ReleaseFile, threshold: float) -> Packed:
+        """The machine labels within the vocabulary of at least this confidence, packed as positives."""
+        return _concatenate([self._machine(batch, threshold) for batch in file.columns(_LABEL_COLUMNS)])
+
+    def _human(self, batch: pa.RecordBatch) -> Packed:
+        rows, find = self._locate(batch, ""), self.findings
+        value, source = rows.confidence.map(_value), rows.source.map(_source_rank)
+        find.add("positives", (value == 1).sum())
+        find.add("negatives", (value == 0).sum())
+        find.add("confidences other than 0 or 1", (value < 0).sum(), rows.confidence.where(value < 0))
+        find.add(
+            "label rows of another source", (source == OTHER_SOURCE).sum(), rows.source.where(source == OTHER_SOURCE)
+        )
+        self.labelled[rows.image[rows.listed]] = True
+        good = rows.usable & (value >= 0)
+        return pack(rows.image[good], rows.class_index[good], source[good], value[good] == 1)
+
+    def _machine(self, batch: pa.RecordBatch, threshold: float) -> Packed:
+        rows = self._locate(batch, "machine ")
+        sure = rows.confidence.map(lambda text: _number(text) >= threshold).astype(bool)
+        self.findings.add("machine labels below the threshold", (~sure).sum())
+        good = rows.usable & sure
+        none = np.zeros(good.sum(), np.int64)
+        return pack(rows.image[good], rows.class_index[good], none, np.ones(len(none), bool))
+
+    def _locate(self, batch: pa.RecordBatch, kind: str) -> _Located:
+        """Image and class of each row with an id; those that are not known are counted."""
+        ids, shaped = _parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", self.findings)
+        names, confidence, *source = (_decode(column, shaped) for column in batch.columns[1:])
+        class_index = names.map(lambda name: self._column.get(name, NOT_A_CLASS))
+        image = np.minimum(np.searchsorted(self.images, ids), len(self.images) - 1)
+        listed = self.images[image] == ids
         unknown = class_index == NOT_A_CLASS
-        find.add(f"{kind}labels of unknown classes", unknown.sum(), labels.where(unknown))
-        image = np.minimum(np.searchsorted(self.images, ids), max(len(self.images) - 1, 0))
-        listed = self.images[image] == ids if len(self.images) else np.zeros(len(ids), bool)
-        find.add(f"{kind}labels of images not listed", (~listed).sum(), map(_hex, ids[~listed][:EXAMPLES]))
-        if threshold is None:
-            self.labelled[image[listed]] = True
-        usable = listed & (value >= 0) & (class_index >= 0)
-        source = sources[0].map(_source_rank) if sources else np.zeros(len(ids), np.int64)
-        if threshold is None:
-            find.add(
-                "label rows of another source",
-                (source == OTHER_SOURCE).sum(),
-                sources[0].where(source == OTHER_SOURCE) if sources else (),
-            )
-        return pack(image[usable], class_index[usable], source[usable], value[usable] == 1)
+        self.findings.add(f"{kind}label rows", len(batch))
+        self.findings.add(f"{kind}labels of unknown classes", unknown.sum(), names.where(unknown))
+        self.findings.add(f"{kind}labels of images not listed", (~listed).sum(), map(_hex, ids[~listed][:EXAMPLES]))
+        return _Located(image, class_index, listed, confidence, source[0] if source else _same(SOURCES[0], len(ids)))
+
+
+@dataclass(frozen=True)
+class _Located:
+    """Label rows, each with its place in the image list and in the vocabulary."""
+
+    image: NDArray[np.int64]
+    class_index: NDArray[np.int64]
+    listed: NDArray[np.bool_]
+    """Whether `image` is that row's image at all."""
+    confidence: _Coded
+    source: _Coded
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Rows of a listed image and a class in the vocabulary."""
+        return self.listed & (self.class_index >= 0)
 
 
 @dataclass(frozen=True)
@@ -226,19 +250,24 @@ def _decode(column: pa.DictionaryArray, rows: NDArray[np.bool_]) -> _Coded:
     return _Coded(codes if rows.all() else codes[rows], column.dictionary.to_pylist())
 
 
+def _same(value: str, count: int) -> _Coded:
+    return _Coded(np.zeros(count, np.int32), [value])
+
+
+def _concatenate(parts: list[Packed]) -> Packed:
+    return np.concatenate([*parts, np.zeros(0, np.uint64)])
+
+
+def _number(confidence: str) -> float:
+    try:
+        return float(confidence)
+    except ValueError:
+        return math.nan
+
+
 def _value(confidence: str) -> int:
-    try:
-        return {0.0: 0, 1.0: 1}.get(float(confidence), -1)
-    except ValueError:
-        return -1
-
-
-def _at_least(confidence: str, threshold: float) -> int:
-    try:
-        number = float(confidence)
-    except ValueError:
-        number = math.nan
-    return 1 if number >= threshold else -1
+    """1, 0, or -1 for what is neither."""
+    return {0.0: 0, 1.0: 1}.get(_number(confidence), -1)
 
 
 def _source_rank(source: str) -> int:

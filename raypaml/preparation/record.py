@@ -91,6 +91,8 @@ def claimed(out: Path) -> Iterator[Path]:
         raise ValueError(f"out={out}: cannot be written: {error.strerror}; give a folder of your own") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for unfinished in out.glob(".*.unfinished"):  # of an earlier run that was killed
+            unfinished.unlink()
         yield work
     except BlockingIOError:
         raise ValueError(f"out={out}: another process is preparing into it; wait for it or end it") from None
