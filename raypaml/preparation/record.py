@@ -42,8 +42,8 @@ def read_record(out: Path) -> dict[str, Any] | None:
 
 
 def write_record(out: Path, record: dict[str, Any]) -> None:
-    """Write the record whole."""
-    write_json(out / RECORD, record)
+    """Write the record whole; the same whatever the order in which splits were prepared."""
+    write_json(out / RECORD, record | {"splits": dict(sorted(record["splits"].items()))})
 
 
 def write_json(path: Path, content: Any) -> None:
