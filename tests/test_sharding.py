@@ -136,6 +136,7 @@ def test_the_index_holds_the_labels(split: str, prepared: Path, release: Release
     assert labels_of(prepared, split) == written(release.splits[split])
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset's own
 @pytest.mark.parametrize("split", SPLITS)
 def test_webdataset_itself_reads_the_shards(split: str, prepared: Path, release: Release) -> None:
     shards = [str(path) for path in sorted(prepared.glob(f"{split}-*.tar"))]
