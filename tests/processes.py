@@ -17,7 +17,9 @@ from raypaml.flags import run_command
 from tools import shard_openimages
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["webdataset", "pyarrow.parquet", "tests.processes"])
+IMPORTED = ["webdataset", "pandas", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "pyarrow.parquet", "tests.processes"]
+"""Pandas, where it is installed, because Arrow loads it."""
+CONTEXT.set_forkserver_preload(IMPORTED)
 
 
 def start(argv: list[str], said: Path, before: Callable[..., None] | None = None, *args: Any) -> ForkServerProcess:

@@ -41,7 +41,7 @@ def probe(source: Store | Archives, split: str, keys: Sequence[str], form: Image
         where = str(source.files[0])
     else:
         images = list(source.fetch(keys[:IMAGES], lambda content: to_jpeg(content, form)))
-        where = f"{source.root}/{keys[0]}.jpg" if keys else str(source.root)
+        where = str(source.root / f"{keys[0]}.jpg" if keys else source.root)
     seconds = (time.monotonic() - began) / max(len(images), 1)
     _check(images, split, where)
     written = [len(image.content) for image in images if image.fate == "written"]
