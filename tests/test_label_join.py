@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypaml.preparation.findings import EXAMPLES, Findings
+from raypaml.preparation.image_ids import hex_keys
 from raypaml.preparation.label_join import (
     MAX_CLASSES,
     ConflictRule,
@@ -22,7 +23,6 @@ from raypaml.preparation.label_join import (
     records,
     without,
 )
-from raypaml.preparation.openimages import hex_keys
 
 Row = tuple[int, int, int, bool]
 """Image, class, source, positive."""
