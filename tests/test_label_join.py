@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import get_args
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypaml.preparation.findings import EXAMPLES, Findings
-from raypaml.preparation.image_ids import hex_keys
+from raypaml.preparation.image_ids import hex_keys, parse_ids
 from raypaml.preparation.label_join import (
     MAX_CLASSES,
     ConflictRule,
@@ -139,3 +140,14 @@ def test_records_hold_every_label_of_every_image_once(cells: Cells) -> None:
 @settings(deadline=None)
 def test_ids_are_written_as_sixteen_digits(ids: list[int]) -> None:
     assert hex_keys(np.array(ids, np.uint64)).to_pylist() == [format(value, "016x") for value in ids]
+
+
+@given(st.lists(st.text(max_size=18) | st.text("0123456789abcdefAFg", min_size=15, max_size=17), max_size=20))
+@settings(deadline=None)
+def test_only_ids_of_sixteen_digits_are_read(texts: list[str]) -> None:
+    findings = Findings()
+    ids, shaped = parse_ids(pa.array(texts, pa.string()), "bad", findings)
+    good = [re.fullmatch("[0-9a-f]{16}", text) is not None for text in texts]
+    assert shaped.tolist() == good
+    assert hex_keys(ids).to_pylist() == [text for text, is_good in zip(texts, good, strict=True) if is_good]
+    assert findings.counts["bad"] == len(texts) - sum(good)
