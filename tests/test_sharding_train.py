@@ -43,7 +43,7 @@ def test_openimages_trains_on_what_was_sharded(sample: Path, tmp_path: Path) -> 
     assert result["groups"].keys() == set(GROUP_NAMES)
     assert 0 < result["mean_ap"] < 1
     lines = (job.folder / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [0]
+    assert 0 < json.loads(lines[-1])["validation_mean_ap"] < 1
 
 
 def test_classes_without_labels_are_in_the_vocabulary_all_the_same(sample: Path) -> None:
