@@ -92,14 +92,16 @@ class Vocabulary:
         return hashlib.sha256("\n".join(class_ids).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write `vocabulary.csv`."""
+        """Write `vocabulary.csv`, whole or not at all."""
+        unfinished = path.with_name(f".{path.name}.unfinished")
         rows = zip(
             self.class_ids, self.names, self.train_positives, self.train_negatives, self.class_group, strict=True
         )
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(_COLUMNS)
             writer.writerows(rows)
+        unfinished.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:

@@ -38,6 +38,9 @@ from raypaml.reports.data_card import split_card, write_card
 from raypaml.reports.sharding import Progress, clock
 from raypaml.tasks import Mapper, mapper
 
+TAR_BYTES = 2048
+"""Of a sample beside its image: two headers, its labels, padding."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
@@ -214,7 +217,7 @@ def _shard_samples(asked: Preparation, split: str, source: Store | Archives, req
         return asked.shard_samples
     if not seen.written:
         raise ValueError(f"shard_bytes={asked.shard_bytes}: none of the first {seen.asked} images could be read")
-    return max(1, round(asked.shard_bytes * seen.asked / (seen.bytes_written * seen.written)))
+    return max(1, round(asked.shard_bytes * seen.asked / ((seen.bytes_written + TAR_BYTES) * seen.written)))
 
 
 def _probe(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> Probe:

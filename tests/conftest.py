@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raypaml.data.digits import digits_folder
+from tests.openimages_release import Release, make_release
 
 TINY = {"train": 96, "validation": 40, "test": 40}
 
@@ -101,3 +102,17 @@ def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
     train(job.config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
     torch.set_num_threads(before)
     return job.folder, table(conclude(job))
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A small Open Images release with every oddity planted; do not write into it."""
+    return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="session")
+def prepared(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That release, sharded at 64 x 64 px; do not write into it."""
+    from tests.shard_tool import shard
+
+    return shard(release, tmp_path_factory.mktemp("prepared") / "data")

@@ -23,11 +23,13 @@ MAY_IMPORT = {
     "losses": {"labels", "losses"},
     "metrics": {"labels", "metrics"},
     "predictions": {"labels", "predictions"},
+    "preparation": {"labels", "data", "preparation"},
     "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
-    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "reports"},
+    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "preparation", "reports"},
     "cluster.py": set(),
+    "tasks.py": {"cluster"},
 }
-NO_TORCH = {"labels.py", "config.py", "recipes.py", "flags.py", "metrics", "predictions"}
+NO_TORCH = {"labels.py", "config.py", "recipes.py", "flags.py", "metrics", "predictions", "preparation", "tasks.py"}
 METRICS_NEED = {"numpy", "raypaml", "__future__", "collections", "concurrent", "dataclasses", "functools", "typing"}
 
 

@@ -80,13 +80,11 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
     places: list[dict[str, Any]] = []
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with unfinished.open("wb") as file:
-            writer = webdataset.TarWriter(file, encoder=False, mtime=0)
+        with unfinished.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
             for sample in samples:
                 place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
                 places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
                 writer.write(sample.members())  # the JPEG first, after a header of one block
-            writer.close()
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

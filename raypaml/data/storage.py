@@ -91,10 +91,15 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
 
 
 def read_file(location: Location) -> bytes:
-    """The whole file; FileNotFoundError if there is none."""
+    """The whole file; FileNotFoundError if there is none, IsADirectoryError if it is a folder."""
     filesystem, path = location.open()
-    with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    try:
+        with filesystem.open_input_file(path) as file:
+            return bytes(file.read(file.size()))  # of known size: one request less than up to the end
+    except OSError as error:
+        if str(error).endswith("is a directory"):  # pyarrow gives no errno
+            raise IsADirectoryError(str(error)) from None
+        raise
 
 
 def with_retries(call: Callable[[], Answer], what: str, *, patience: float = 60.0) -> Answer:

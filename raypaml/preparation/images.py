@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 SIZE = 448
 QUALITY = 90
@@ -47,10 +47,11 @@ class ImageForm:
     @classmethod
     def parse(cls, resize: str, quality: int = QUALITY) -> ImageForm:
         """From `448`, `short`, `short:256` or `none`."""
-        name, _, size = resize.partition(":")
-        if name.isdigit() and not size:
+        name, colon, size = resize.partition(":")
+        if name.isdecimal() and not colon:
             name, size = "squash", name
-        if name not in ("squash", "short", "none") or (size and not (size.isdigit() and 1 <= int(size) <= 8192)):
+        sized = size.isdecimal() and 1 <= int(size) <= 8192 and (name == "short" or not colon)
+        if name not in ("squash", "short", "none") or ((size or colon) and not sized):
             raise ValueError(f"resize={resize!r}: give pixels up to 8192 (448: squash), short, short:PIXELS or none")
         if not 1 <= quality <= 95:
             raise ValueError(f"quality={quality}: of JPEG, 1..95")
@@ -88,6 +89,8 @@ def to_jpeg(content: bytes, form: ImageForm) -> bytes:
             encoded = io.BytesIO()
             picture.save(encoded, "JPEG", quality=form.quality, subsampling="4:2:0")
             return encoded.getvalue()
+    except UnidentifiedImageError:  # its text holds an address, another one each time
+        raise ValueError("not an image of a known format") from None
     except _UNREADABLE as error:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
@@ -101,5 +104,6 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
 def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey
         image = image.convert("I").point(lambda value: value / 256).convert("L")
+    image.info.pop("transparency", None)  # of palettes: dropped as any other alpha
     upright = ImageOps.exif_transpose(image)
     return upright if upright.mode == "RGB" else upright.convert("RGB")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from raypaml.labels import IntArray
 from raypaml.preparation.findings import EXAMPLES, Findings
+from raypaml.preparation.image_ids import Ids, hex_id, hex_keys, parse_ids
 from raypaml.preparation.label_join import ConflictRule, Labels, Packed, join_labels, merged, pack, records, without
 from raypaml.preparation.release import ReleaseFile, find_file
 
@@ -34,11 +36,8 @@ SOURCES = ("verification", "crowdsource-verification")
 OTHER_SOURCE = len(SOURCES)
 NOT_A_CLASS, OTHER_CLASS = -2, -1
 
-Ids = NDArray[np.uint64]
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _LABEL_COLUMNS = {"ImageID": pa.string(), "LabelName": _NAMES, "Confidence": _NAMES}
-_DIGIT = np.full(256, 255, np.uint8)
-_DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,9 @@ def read_classes(metadata: Path, chosen: Path | None = None) -> Classes:
         raise ValueError(f"{file}: {len(unknown)} classes are not in {descriptions}, such as {unknown[:3]}{hint}")
     if not class_ids:
         raise ValueError(f"{file}: no class ids, one per line, such as /m/01g317")
+    twice = [c for c, count in Counter(class_ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"{file}: class ids given twice: {twice[:5]}; keep one line each")
     names = tuple(name_of.get(c, c) for c in class_ids)
     return Classes(tuple(class_ids), names, frozenset(name_of) | frozenset(class_ids))
 
@@ -110,7 +112,7 @@ def read_split(
     images = _read_images(find_file(metadata, "images", split), split, findings)
     reader = _LabelReader(images, classes, findings)
     packed = reader.human(find_file(metadata, "human", split))
-    labels = join_labels(packed, conflicts, findings, lambda i, c: f"{_hex(images[i])} {classes.class_ids[c]}")
+    labels = join_labels(packed, conflicts, findings, lambda i, c: f"{hex_id(images[i])} {classes.class_ids[c]}")
     del packed
     verified = {
         "positives": np.bincount(labels.class_index[labels.positive], minlength=len(classes.class_ids)),
@@ -141,7 +143,7 @@ def _read_images(file: ReleaseFile, split: str, findings: Findings) -> Ids:
     """The listed image ids, sorted, each once."""
     parts = []
     for batch in file.columns({"ImageID": pa.string()}, optional=["Subset"], newlines=True):
-        ids, _ = _parse_ids(batch.column(0), "image ids of another shape", findings)
+        ids, _ = parse_ids(batch.column(0), "image ids of another shape", findings)
         parts.append(ids)
         if batch.num_columns > 1:
             other = pc.not_equal(batch.column(1).cast(pa.string()), split)
@@ -196,7 +198,7 @@ class _LabelReader:
 
     def _locate(self, batch: pa.RecordBatch, kind: str) -> _Located:
         """Image and class of each row with an id; those that are not known are counted."""
-        ids, shaped = _parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", self.findings)
+        ids, shaped = parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", self.findings)
         names, confidence, *source = (_decode(column, shaped) for column in batch.columns[1:])
         class_index = names.map(lambda name: self._column.get(name, NOT_A_CLASS))
         image = np.minimum(np.searchsorted(self.images, ids), len(self.images) - 1)
@@ -204,7 +206,7 @@ class _LabelReader:
         unknown = class_index == NOT_A_CLASS
         self.findings.add(f"{kind}label rows", len(batch))
         self.findings.add(f"{kind}labels of unknown classes", unknown.sum(), names.where(unknown))
-        self.findings.add(f"{kind}labels of images not listed", (~listed).sum(), map(_hex, ids[~listed][:EXAMPLES]))
+        self.findings.add(f"{kind}labels of images not listed", (~listed).sum(), map(hex_id, ids[~listed][:EXAMPLES]))
         return _Located(image, class_index, listed, confidence, source[0] if source else _same(SOURCES[0], len(ids)))
 
 
@@ -268,30 +270,3 @@ def _value(confidence: str) -> int:
 
 def _source_rank(source: str) -> int:
     return SOURCES.index(source) if source in SOURCES else OTHER_SOURCE
-
-
-def _parse_ids(column: pa.StringArray, finding: str, findings: Findings) -> tuple[Ids, NDArray[np.bool_]]:
-    """The ids as integers, and which rows hold one; the others are counted as `finding`."""
-    shaped = pc.fill_null(pc.equal(pc.binary_length(column), 16), False).to_numpy(zero_copy_only=False)
-    full = column if shaped.all() else column.filter(pa.array(shaped))
-    _, offsets, data = full.buffers()
-    begin = np.frombuffer(offsets, np.int32)[full.offset] if len(full) else 0
-    text = np.frombuffer(data, np.uint8, 16 * len(full), begin) if len(full) else np.zeros(0, np.uint8)
-    digits = _DIGIT[text].reshape(-1, 16)
-    right = (digits < 16).all(1)
-    packed = (digits[:, ::2] << 4 | digits[:, 1::2]) if right.all() else (digits[:, ::2] << 4 | digits[:, 1::2])[right]
-    shaped[np.flatnonzero(shaped)[~right]] = False
-    findings.add(finding, (~shaped).sum(), column.filter(pa.array(~shaped)).slice(0, EXAMPLES).to_pylist())
-    return np.ascontiguousarray(packed).view(">u8").ravel().astype(np.uint64), shaped
-
-
-def hex_keys(ids: Ids) -> pa.StringArray:
-    """Ids as 16 hexadecimal digits each."""
-    packed = ids.astype(">u8").view(np.uint8)
-    digits = np.frombuffer(b"0123456789abcdef", np.uint8)[np.stack([packed >> 4, packed & 15], 1).ravel()]
-    offsets = np.arange(len(ids) + 1, dtype=np.int32) * 16
-    return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(digits))
-
-
-def _hex(image: int) -> str:
-    return f"{int(image):016x}"

@@ -41,7 +41,7 @@ def probe(source: Store | Archives, split: str, keys: Sequence[str], form: Image
         where = str(source.files[0])
     else:
         images = list(source.fetch(keys[:IMAGES], lambda content: to_jpeg(content, form)))
-        where = f"{source.root}/{keys[0]}.jpg" if keys else str(source.root)
+        where = str(source.root / f"{keys[0]}.jpg" if keys else source.root)
     seconds = (time.monotonic() - began) / max(len(images), 1)
     _check(images, split, where)
     written = [len(image.content) for image in images if image.fate == "written"]
@@ -56,10 +56,13 @@ def probe(source: Store | Archives, split: str, keys: Sequence[str], form: Image
 
 
 def _check(images: Sequence[Fetched], split: str, where: str) -> None:
-    fates = {image.fate for image in images}
-    if fates == {"denied"}:
-        raise ValueError(f"{where}: no permission to read it, nor the next {len(images) - 1}: {images[0].detail}")
-    if fates == {"not_found"} or not images:
+    denied = [image for image in images if image.fate == "denied"]
+    if denied and {image.fate for image in images} <= {"denied", "not_found"}:
+        raise ValueError(
+            f"{where}: of the first {len(images)} labelled images of split {split!r} {len(denied)} may not be read, "
+            f"such as {denied[0].key} ({denied[0].detail}), and no other is there"
+        )
+    if all(image.fate == "not_found" for image in images):
         raise ValueError(
             f"{where}: none of the first {len(images)} labelled images of split {split!r} is there; "
             "give --images the folder or address that holds KEY.jpg, SPLIT/KEY.jpg or SPLIT*.tar.gz"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -14,9 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from raypaml.data.storage import brief
 from raypaml.preparation.shard_tasks import write_whole
 
 RECORD = "preparation.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WORK = ".preparation"
 """Folder within the data set that holds shards and receipts of splits not finished yet."""
 
@@ -42,8 +45,8 @@ def read_record(out: Path) -> dict[str, Any] | None:
 
 
 def write_record(out: Path, record: dict[str, Any]) -> None:
-    """Write the record whole."""
-    write_json(out / RECORD, record)
+    """Write the record whole; the same whatever the order in which splits were prepared."""
+    write_json(out / RECORD, record | {"splits": dict(sorted(record["splits"].items()))})
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -96,6 +99,13 @@ def claimed(out: Path) -> Iterator[Path]:
         yield work
     except BlockingIOError:
         raise ValueError(f"out={out}: another process is preparing into it; wait for it or end it") from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ValueError(
+            f"out={out}: cannot be written: {brief(error)}; finished shards stay: make room, then run the same command "
+            "again"
+        ) from None
     finally:
         os.close(lock)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,7 +66,12 @@ class ReleaseFile:
     def lines(self) -> list[str]:
         """The lines of a small text file, without line ends or byte order mark."""
         with self.open() as file:
-            return io.TextIOWrapper(file, "utf-8-sig").read().split("\n")  # names may hold other line separators
+            content = file.read()
+        try:
+            return content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")  # names may hold other separators
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            raise ValueError(f"{self}: line {line}: not UTF-8 ({error.reason}); download it again") from None
 
     def columns(
         self, columns: Mapping[str, pa.DataType], *, optional: Sequence[str] = (), newlines: bool = False
@@ -91,7 +95,7 @@ class ReleaseFile:
             with self.open() as file:
                 yield from _reader(file, types, newlines=newlines)
         except pa.ArrowInvalid as error:
-            raise ValueError(f"{self}: {self._line_at_fault(types, newlines) or error}") from None
+            raise ValueError(f"{self}: {self._row_at_fault(types, newlines) or error}") from None
 
     def _header(self) -> list[str]:
         with self.open() as file:
@@ -100,13 +104,15 @@ class ReleaseFile:
             raise ValueError(f"{self}:1: empty; download it again")
         return line.split(",")
 
-    def _line_at_fault(self, types: Mapping[str, pa.DataType], newlines: bool) -> str:
+    def _row_at_fault(self, types: Mapping[str, pa.DataType], newlines: bool) -> str:
         """The first row that does not parse, found by reading once more on one thread, which counts rows."""
         found: list[str] = []
+        name = "row" if newlines else "line"
 
         def keep(row: csv.InvalidRow) -> str:
             found.append(
-                f"line {row.number}: {row.actual_columns} columns instead of {row.expected_columns}: {row.text[:80]!r}"
+                f"{name} {row.number}: {row.actual_columns} columns instead of {row.expected_columns}: "
+                f"{row.text[:80]!r}"
             )
             return "error"
 
@@ -116,7 +122,18 @@ class ReleaseFile:
                     pass
         except pa.ArrowInvalid:
             pass
-        return found[0] if found else ""
+        if found:
+            return found[0]
+        return "" if newlines else self._line_not_utf8()
+
+    def _line_not_utf8(self) -> str:
+        with self.open() as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    return f"line {number}: not UTF-8 ({error.reason}): {line[:80]!r}"
+        return ""
 
 
 def _reader(

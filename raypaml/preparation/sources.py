@@ -9,7 +9,9 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
@@ -110,14 +112,24 @@ def members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes]]]:
     Raises:
         ValueError: naming the archive, where it is truncated, damaged, or cannot be read.
     """
-    try:
+    with _named(archive):
         raw = io.BufferedReader(_Remote(archive), STREAM_BYTES)
         with gzip.GzipFile(fileobj=raw) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 if member.isfile():
-                    key = PurePosixPath(member.name).name.partition(".")[0]
-                    yield key, lambda member=member: tar.extractfile(member).read()  # type: ignore[misc,union-attr]
+                    yield PurePosixPath(member.name).name.partition(".")[0], partial(_content, archive, tar, member)
             _check_end(tar)
+
+
+def _content(archive: Location, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with _named(archive):  # called by who iterates, so outside of what guards the iteration
+        return tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
+
+
+@contextmanager
+def _named(archive: Location) -> Iterator[None]:
+    try:
+        yield
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{archive}: damaged or truncated archive ({error}); download it again") from None
     except OSError as error:
