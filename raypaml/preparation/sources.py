@@ -23,6 +23,8 @@ Fate = Literal["written", "not_found", "denied", "undecodable"]
 
 PATIENCE = 600.0
 """Seconds that a store may be out of order before the work stops; what is finished stays."""
+AHEAD = 8
+"""Results, by thread, that may wait for one before them, which is tried again."""
 DIGITS = "0123456789abcdef"
 STREAM_BYTES = 8 * 2**20
 END_BYTES = 512
@@ -76,7 +78,7 @@ def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
-                if len(pending) >= 2 * threads:
+                if len(pending) >= AHEAD * threads:
                     yield pending.popleft().result()
                 pending.append(pool.submit(function, item))
             while pending:
