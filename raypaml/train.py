@@ -35,7 +35,7 @@ class Job:
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """The configuration asked for: recipe, file, or the stored one of a run that is continued, and the flags over it."""
+    """The configuration asked for: recipe, file, or stored one of a run that is continued; flags over it."""
     asked = vars(parser(TrainConfig()).parse([a for a in argv if a not in ("-h", "--help")]))
     base = base_config(asked)
     values = vars(parser(base).parse(argv))  # once more, so that --help shows this recipe's values

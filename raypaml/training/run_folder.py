@@ -35,7 +35,7 @@ def stored_config(folder: Path) -> TrainConfig | None:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The configuration in a JSON file that holds one under `config`, such as a run's record or a search's best.json."""
+    """The configuration under `config` in a JSON file, such as a run's record or a search's best.json."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
