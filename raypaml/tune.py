@@ -97,7 +97,7 @@ def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) 
     if marks and (shared := start_from(warmups, job.folder, job.config.loss.warmup_epochs)):
         write_json(job.folder / "shared.json", {"epochs": shared})
     found = outcome(search, trial)
-    for record in found.history:  # what is known already, for ASHA to judge it by
+    for record in found.history:  # for ASHA to judge it by
         tune.report(progress(search, record))
     if not found.result:
         more = {"search": search, "warmups": warmups, "marks": marks}
@@ -173,7 +173,6 @@ def execute(search: Search, queue: Queue, proposals: Proposals | None, display: 
 
 
 def _searcher(queue: Queue, proposals: Proposals | None) -> Any:
-    """Tune's searcher: starts what the queue says."""
     from ray.tune.search import Searcher
 
     class Conductor(Searcher):  # type: ignore[misc]
@@ -185,8 +184,7 @@ def _searcher(queue: Queue, proposals: Proposals | None) -> Any:
                 return Searcher.FINISHED if queue.is_finished else None
             return trial.settings | {"marks": sorted(queue.marks(trial))}
 
-        def on_trial_complete(self, *_: Any, **__: Any) -> None:
-            """The watcher sees to it."""
+        def on_trial_complete(self, *_: Any, **__: Any) -> None: ...  # the watcher sees to it
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).touch()  # Tune wants a file; a restart reads the run folders

@@ -53,7 +53,7 @@ class Space:
         return self.rounded(self.low + u * (self.high - self.low))
 
     def quantile(self, value: Any) -> float:
-        """The inverse of `at`, within 0..1; a value outside counts as the nearest end, an unknown choice as the middle."""
+        """The inverse of `at`, 0..1; a value outside counts as the nearest end, an unknown choice as the middle."""
         if self.values:
             return (self.values.index(value) + 0.5) / len(self.values) if value in self.values else 0.5
         value = min(max(value, self.low), self.high)
