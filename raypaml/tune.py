@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,6 @@ REDUCTION = 3
 # Ray reads these when it is imported or started.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our run folders say it all
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0: nothing on stdout
-# a trial is four processes, most of them waiting: no reason for a warning
-os.environ.setdefault("RAY_maximum_startup_concurrency", str(4 + 2 * (os.cpu_count() or 1)))
 
 
 # --- What is asked --------------------------------------------------------------------------------------------------
@@ -284,8 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         search = plan_search(asked, config, data)
         queue, proposals = open_queue(search, asked, display.say)
         display.begin(search, [outcome(search, trial) for trial in queue.trials])
-        if queue.waiting or proposals or asked.seeds > 1:
-            with cluster.join(config.run.address, config.run.workers):
+        if (proposals and proposals.has_more) or queue.has_more():
+            with redirect_stdout(sys.stderr), cluster.join(config.run.address, config.run.workers):
                 signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which Tune takes
                 execute(search, queue, proposals, display)
             if not queue.is_finished:

@@ -172,9 +172,9 @@ def outcome(search: Search, trial: Trial) -> Outcome:
     note = _note(folder / "shared.json")
     found.shared = min(int(note.get("epochs", 0)), len(found.history))
     if (folder / "error.json").is_file():
-        found.state, found.error = "failed", str(_note(folder / "error.json")["error"])
+        found.state, found.error = "failed", str(_note(folder / "error.json")["error"]).strip().split("\n")[0]
     if (folder / "stopped.json").is_file():
-        found.state = "stopped"
+        found.state, found.error = "stopped", ""  # Ray Train, cut off, calls it an error
     if (folder / "result.json").is_file():
         found.state, found.result, found.error = "finished", _note(folder / "result.json"), ""
         found.curve = {float(alpha): ap for alpha, ap in _note(folder / "alpha_curve.json").items()}

@@ -15,8 +15,8 @@ from raypaml.search.warmup import acts_after_warmup
 
 CANDIDATES = 8
 """Of which each random point is chosen."""
-TRIES = 200
-"""Draws for a new trial before the spaces count as exhausted."""
+TRIES = 100
+"""Draws without a new trial after which the spaces count as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,15 @@ def random_trials(base: TrainConfig, spaces: Sequence[Space], count: int, *, sha
     group: dict[str, Value] = {}
     starts = {space.field: space.start for space in spaces if space.start is not None}
     trials = list(dict.fromkeys([first, Trial(tuple((own | starts).items()), first.seed)]))[:count]
-    for number in range(len(trials), TRIES * count):
-        if len(trials) >= count:
-            break
+    number = last_new = len(trials)
+    while len(trials) < count and number - last_new < TRIES:
         if early and number % group_size == 0:
             group = next(groups)
         trial = Trial(tuple((own | group | (next(draws) if late else {})).items()), base.run.seed)
+        number += 1
         if trial not in trials:
             trials.append(trial)
+            last_new = number
     return trials
 
 

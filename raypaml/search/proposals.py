@@ -40,9 +40,14 @@ class Proposals:
             if trial not in queue.waiting:
                 self._remember(trial)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether more trials are wanted."""
+        return len(self._queue.trials) < self._count
+
     def propose(self) -> None:
         """Add a new trial to the queue, as long as some are wanted and the spaces hold more."""
-        for _ in range(TRIES if len(self._queue.trials) < self._count else 0):
+        for _ in range(TRIES if self.has_more else 0):
             asked = self._study.ask(self._space)
             trial = proposed(self._search.base, self._search.spaces, asked.params)
             if trial not in self._queue.trials:

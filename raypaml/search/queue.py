@@ -27,14 +27,18 @@ class Queue:
 
     def next(self) -> Trial | None:
         """Start the next trial; None where the rest must wait for what runs, or nothing is left."""
-        if not self.waiting and not self.running and self._seeds > 1:
-            self._add_finalists()
-        for trial in self.waiting:
+        for trial in self.waiting if self.has_more() else ():
             if not self._must_wait(trial):
                 self.waiting.remove(trial)
                 self.running[trial] = self._leaves(trial)
                 return trial
         return None
+
+    def has_more(self) -> bool:
+        """Whether a trial waits; when all have ended, the finalists' other seeds follow."""
+        if not self.waiting and not self.running and self._seeds > 1:
+            self._add_finalists()
+        return bool(self.waiting)
 
     def add(self, trial: Trial) -> None:
         """One more, proposed by a searcher; a trial that is known already is not run twice at once."""
