@@ -24,19 +24,16 @@ if TYPE_CHECKING:
     from raypaml.search.queue import Queue
 
 PROG = "python -m raypaml.tune"
-ABOUT = (
-    "Search alpha, delta_rel and other fields of a recipe; every trial is a run of raypaml.train. The same command "
-    "goes on where an interrupted one stopped. The recipe's flags set what the search starts from."
-)
+ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
 METRIC = "validation_mean_ap"
-ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)
-"""Of the alpha curve at evaluation."""
+ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)  # of the curve at evaluation
 REDUCTION = 3
 """ASHA: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)."""
 
 # Ray reads these when it is imported or started.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our run folders say it all
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0: nothing on stdout
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths mean what they mean to raypaml.train
 
 
 # --- What is asked --------------------------------------------------------------------------------------------------
@@ -280,6 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked.suggest:
             print(suggest(data.splits["train"], data.splits["validation"], config).text)
             return 0
+        if str(data.path) == config.data.data:  # a folder, not a name: trials may start elsewhere
+            config = config.override({"data": str(data.path.absolute())})
         search = plan_search(asked, config, data)
         queue, proposals = open_queue(search, asked, display.say)
         display.begin(search, [outcome(search, trial) for trial in queue.trials])

@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "metrics": {"labels", "metrics"},
     "predictions": {"labels", "predictions"},
     "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
-    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "reports"},
+    "search": {"labels", "config", "recipes", "flags", "data", "training", "search"},
+    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "search", "reports"},
     "cluster.py": set(),
 }
 NO_TORCH = {"labels.py", "config.py", "recipes.py", "flags.py", "metrics", "predictions"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy import stats
 
 from raypaml import train as command
@@ -22,6 +24,7 @@ from raypaml.predictions.parts import open_set
 from raypaml.recipes import recipe
 from raypaml.reports.evaluation import Questions, alpha_curve, evaluate
 from raypaml.reports.search_page import write_page
+from raypaml.reports.search_progress import SearchDisplay
 from raypaml.reports.search_result import conclude, cost, seed_interval, table
 from raypaml.search.folder import Search, extend, note, open_search, outcome
 from raypaml.search.importance import importance
@@ -325,3 +328,31 @@ def test_tpe_proposes_what_it_has_not_seen_and_goes_on_after_a_restart(tiny_digi
     found = [float(dict(trial.values)["delta_rel"]) for trial in queue.trials]
     assert len(set(queue.trials)) == 20
     assert np.mean(found[10:]) < np.mean(found[:4])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display_is_a_table_on_a_terminal_and_plain_lines_elsewhere(
+    terminal: bool, searched: tuple[Search, list[Trial]]
+) -> None:
+    search, trials = searched
+    text = io.StringIO()
+    outcomes = [outcome(search, trial) for trial in trials]
+    with SearchDisplay(
+        Console(file=text, force_terminal=terminal, width=160, highlight=False, color_system=None)
+    ) as display:
+        display.begin(search, outcomes)
+        display.start(trials[4])
+        progress = {"epoch": 1, "validation_mean_ap": 0.5, "rejected": 1234, "rejection_precision": 0.25}
+        display.update(trials[4], progress)
+        for found in outcomes[1:4]:
+            display.end(found)
+    said = text.getvalue()
+    assert "5 trials planned, 3 of them ended already" in said
+    assert ("of them missed" in said) == terminal
+    if terminal:
+        row = next(line for line in said.splitlines()[::-1] if trials[4].name in line)
+        assert row.split()[-6:] == ["running", "1/5", "50.00", "50.00", "1,234", "25%"]
+    else:
+        assert f"{trials[4].name}: epoch 1/5  validation mAP 50.00  rejected 1,234" in said
+        assert f"{trials[2].name}: stopped after epoch 5: behind the others" in said
+        assert f"{trials[3].name}: failed: rank 0: logits are not finite" in said

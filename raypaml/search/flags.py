@@ -32,17 +32,17 @@ def add_search_flags(parser: Parser) -> None:
         "--searcher", choices=("random", "grid", "tpe"), default="random", help="tpe needs Optuna [random]"
     )
     group.add_argument(
-        "--trials", type=int, default=8, metavar="N", help="of random and tpe, the recipe's own among them [8]"
+        "--trials", type=int, default=6, metavar="N", help="of random and tpe, the recipe's own among them [6]"
     )
     group.add_argument("--add", type=int, default=0, metavar="N", help="extend a finished search by so many trials")
     group.add_argument("--points", type=int, default=4, metavar="N", help="of a range in a grid [4]")
     group.add_argument(
         "--share",
         type=int,
-        default=4,
+        default=3,
         metavar="N",
         help="random trials per warm-up: fields that act before the first rejection, such as alpha, change only every "
-        "N trials; 1: no sharing at all [4]",
+        "N trials; 1: no sharing at all [3]",
     )
     group.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="train the best and the recipe's own with N seeds [1]"

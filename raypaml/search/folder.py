@@ -35,7 +35,7 @@ class Search:
     base: TrainConfig
     spaces: tuple[Space, ...]
     searcher: Literal["random", "grid", "tpe"] = "random"
-    share: int = 4
+    share: int = 3
     points: int = 4
     early: bool = True
     """Stop trials that fall behind."""
