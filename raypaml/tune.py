@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -94,7 +95,7 @@ def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) 
         write_json(job.folder / "shared.json", {"epochs": shared})
     found = outcome(search, trial)
     for record in found.history:  # for ASHA to judge it by
-        tune.report(progress(search, record))
+        tune.report(search.progress(record))
     if not found.result:
         more = {"search": search, "warmups": warmups, "marks": marks}
         train.run_workers(job, _train_on_worker, more, use_gpu=use_gpu, callbacks=[TuneReportCallback()])
@@ -103,28 +104,25 @@ def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) 
         train.conclude(job)
 
 
-def progress(search: Search, record: dict[str, Any]) -> dict[str, Any]:
-    """What Tune is told after an epoch; `beyond` counts from the end of the search's longest warm-up."""
-    epoch = record["epoch"] + 1
-    names = (METRIC, "rejected", "rejection_precision")
-    return {"epoch": epoch, "beyond": epoch - search.longest_warmup} | {name: record[name] for name in names}
-
-
 def _train_on_worker(settings: dict[str, Any]) -> bool:
     import ray.train
     import ray.train.torch
 
     from raypaml.search.warmup import keep
     from raypaml.training import loop
+    from raypaml.training.run_folder import write_json
 
     first = ray.train.get_context().get_world_rank() == 0
+    if first:
+        where = {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
+        write_json(settings["folder"] / "where.json", where)
 
     def report(event: dict[str, Any]) -> bool:
         if "record" in event:
             epoch = event["record"]["epoch"] + 1
             if first and epoch in settings["marks"]:
                 keep(settings["folder"], settings["warmups"], epoch)
-            ray.train.report(progress(settings["search"], event["record"]))
+            ray.train.report(settings["search"].progress(event["record"]))
         return False
 
     config, data, folder = (settings[name] for name in ("config", "data", "folder"))
@@ -218,7 +216,7 @@ def _scheduler(search: Search, queue: Queue) -> Any:
             seen = SimpleNamespace(trial_id=trial.name, config=trial.settings)
             asha.on_trial_add(None, seen)
             for record in outcome(search, trial).history:
-                asha.on_trial_result(None, seen, progress(search, record))
+                asha.on_trial_result(None, seen, search.progress(record))
     return asha
 
 
@@ -244,7 +242,7 @@ def _watcher(search: Search, queue: Queue, scheduler: Any, proposals: Proposals 
         def on_trial_error(self, trial: Any, **_: Any) -> None:
             ours = Trial.of(trial.config)
             if not outcome(search, ours).error:  # not an exception in it: its process ended
-                said = str(trial.get_error()).strip().splitlines()[0]
+                said = str(trial.get_error()).strip().splitlines()[-1]
                 note(search, ours, "error", {"error": f"its process died ({said})"})
             self._ended(ours)
 

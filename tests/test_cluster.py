@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -101,24 +102,18 @@ def test_more_workers_than_the_cluster_has_cpus_is_said(cluster: str, tiny_digit
 
 
 def test_a_search_spreads_its_trials_over_the_nodes(cluster: str, tiny_digits: Path, tmp_path: Path) -> None:
-    short = ["--data", str(tiny_digits), "--epochs", "3", "--warmup-epochs", "1", "--storage", str(tmp_path)]
-    flags = [
-        "--search",
-        "delta_rel=1:4,alpha=2:5",
-        "--share",
-        "1",
-        "--trials",
-        "2",
-        "--name",
-        "s",
-        "--address",
-        cluster,
-    ]
-    command = [sys.executable, "-m", "raypaml.tune", *short, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=os.environ | TOKEN)
+    short = ["--data", str(tiny_digits), "--epochs", "12", "--warmup-epochs", "1", "--storage", str(tmp_path)]
+    flags = ["--search", "delta_rel=1:4", "--share", "1", "--trials", "4", "--no-early-stop", "--name", "s"]
+    done = subprocess.run(
+        [sys.executable, "-m", "raypaml.tune", *short, *flags, "--address", cluster],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        env=os.environ | TOKEN,
+    )
     assert done.returncode == 0, done.stderr
     assert "2 at once, each with 1 CPUs" in done.stderr
-    # each node has one CPU, and each trial's worker takes one: both nodes worked, for neither waited for the other
-    ended = next(n for n, line in enumerate(done.stderr.splitlines()) if ": finished" in line)
-    begun = [line for line in done.stderr.splitlines()[:ended] if ": epoch 1/3" in line]
-    assert len(begun) == 2
+    assert done.stdout.count("finished") == 4
+    found = [json.loads(path.read_text())["node"] for path in (tmp_path / "s" / "trials").glob("*/where.json")]
+    assert (len(found), len(set(found))) == (4, 2)

@@ -41,7 +41,7 @@ def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) 
 
 
 def _label(space: Space) -> str:
-    return f"{space.name} ({space.unit})" if space.unit else space.name
+    return f"{space.name}\n({space.unit})" if space.unit else space.name
 
 
 def _scale(axis: Axes, space: Space, which: str) -> None:

@@ -69,6 +69,12 @@ class Search:
         digest = hashlib.sha256(json.dumps(self.question, sort_keys=True).encode()).hexdigest()[:6]
         return f"search-{self.base.recipe}-{'-'.join(self.fields)}-{digest}"
 
+    def progress(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What is told of an epoch; `beyond` counts from the end of the longest warm-up, where ASHA begins."""
+        epoch = record["epoch"] + 1
+        names = ("validation_mean_ap", "rejected", "rejection_precision")
+        return {"epoch": epoch, "beyond": epoch - self.longest_warmup} | {name: record[name] for name in names}
+
     def config(self, trial: Trial) -> TrainConfig:
         """The run of a trial, in the search's folder."""
         return trial.config(self.base).override({"storage": str(self.folder / "trials")})
