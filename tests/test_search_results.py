@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from raypaml.reports.evaluation import Questions, evaluate
 from raypaml.reports.search_page import write_page
 from raypaml.reports.search_progress import SearchDisplay
 from raypaml.reports.search_result import conclude, seed_interval, table
+from raypaml.search.flags import open_queue
 from raypaml.search.folder import Search, extend, note, open_search, outcome
 from raypaml.search.importance import importance
 from raypaml.search.plan import Trial, random_trials
@@ -68,6 +70,28 @@ def test_a_folder_is_of_one_question(searched: tuple[Search, list[Trial]], tmp_p
     (tmp_path / "s" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty and not of a search"):
         open_search(stranger, 3)
+
+
+def test_a_finished_search_is_extended_and_an_unfinished_one_goes_on_first(tiny_digits: Path, tmp_path: Path) -> None:
+    search = make(tiny_digits, tmp_path, "alpha=1:10,delta_rel=1:4")
+    said: list[str] = []
+
+    def asked(**flags: int) -> list[Trial]:
+        defaults = {"trials": 3, "add": 0, "seeds": 1}
+        return open_queue(search, SimpleNamespace(**defaults | flags), said.append)[0].trials
+
+    first = asked()
+    assert asked(add=2) == first
+    assert said == ["--add 2: this search is not finished yet; it goes on, then give --add again"]
+    for number, trial in enumerate(first):
+        note(search, trial, "stopped" if number else "error", {"error": "x"})
+    assert asked(add=2)[:3] == first
+    assert len(asked(add=2)) == 5  # the two are not run yet: it goes on with them
+    assert len(asked()) == 5
+    assert len(asked(trials=6)) == 6
+    grid = dataclasses.replace(search, searcher="grid", base=search.base.override({"name": "g"}))
+    with pytest.raises(ValueError, match="add=2: a grid has a fixed number of trials; give --points"):
+        open_queue(grid, SimpleNamespace(trials=3, add=2, seeds=1), said.append)
 
 
 def test_repeats_of_the_finalists_follow_when_all_else_has_ended(searched: tuple[Search, list[Trial]]) -> None:

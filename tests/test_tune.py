@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from raypaml import train as command
 from raypaml.recipes import recipe
+from raypaml.search.folder import Search
+from raypaml.search.plan import Trial, random_trials
+from raypaml.search.queue import Queue
+from raypaml.search.spaces import parse_search
 from raypaml.training.loop import train
 from raypaml.training.run_folder import claim
+from raypaml.tune import _scheduler
 
 SHORT = {"epochs": 4, "warmup_epochs": 2, "delta_rel": 2.0}
 GRID = "delta_rel=2|4,lr=0.004|1e30"  # the second learning rate leads to logits that are not finite
@@ -49,6 +56,47 @@ def wait_for(condition: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def asha_stops(search: Search, queue: Queue, trial: Trial, scores: list[float]) -> int:
+    """The epoch after which the scheduler stops a trial of these validation scores; 0: never."""
+    scheduler = _scheduler(search, queue)
+    running = SimpleNamespace(trial_id="x", config=trial.settings)
+    scheduler.on_trial_add(None, running)
+    for epoch, score in enumerate(scores, start=1):
+        record = {"epoch": epoch - 1, "validation_mean_ap": score, "rejected": 0, "rejection_precision": None}
+        if scheduler.on_trial_result(None, running, search.progress(record)) == scheduler.STOP:
+            assert scheduler.stopped == {"x"}
+            return epoch
+    return 0
+
+
+@pytest.mark.parametrize("spaces", ["delta_rel=0.1:0.5", "warmup_epochs=1:6"])
+def test_asha_judges_only_after_the_longest_warm_up_and_spares_the_starting_point(
+    spaces: str, tiny_digits: Path, tmp_path: Path
+) -> None:
+    base = recipe("digits").override({"name": "s", "storage": str(tmp_path), "workers": 1, "data": str(tiny_digits)})
+    search = Search(base=base, spaces=tuple(parse_search(spaces, base, {}, None)))
+    trials = random_trials(base, search.spaces, 6, share=3, seed=0)
+    for trial in trials[1:5]:  # what an earlier session left
+        folder = search.run_folder(trial)
+        folder.mkdir(parents=True)
+        good = {"validation_mean_ap": 0.5, "rejected": 0, "rejection_precision": None, "seconds": 1.0}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(good | {"epoch": n}) + "\n" for n in range(18)))
+        (folder / "result.json").write_text("{}")
+    queue = Queue(search, trials)
+    assert queue.waiting == [trials[0], trials[5]]
+    assert asha_stops(search, queue, trials[5], [0.1] * 18) == 9  # 6 of warm-up and a quarter of what follows
+    assert asha_stops(search, queue, trials[5], [0.1] * 8 + [0.6] * 5 + [0.1] * 5) == 15
+    assert asha_stops(search, queue, trials[5], [0.6] * 17 + [0.1]) == 0  # at its last epoch nobody is stopped
+    assert asha_stops(search, queue, trials[0], [0.1] * 18) == 0
+    assert asha_stops(search, queue, dataclasses.replace(trials[5], seed=1, repeats=True), [0.1] * 18) == 0
+
+
+def test_without_room_for_a_decision_nobody_is_stopped(tmp_path: Path) -> None:
+    base = recipe("digits").override({"name": "s", "storage": str(tmp_path), "epochs": 7})
+    search = Search(base=base, spaces=tuple(parse_search("delta_rel=0.1:0.5", base, {}, None)))
+    assert type(_scheduler(search, Queue(search, []))).__name__ == "FIFOScheduler"
 
 
 @pytest.mark.ray
