@@ -100,7 +100,8 @@ def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) 
         more = {"search": search, "warmups": warmups, "marks": marks}
         train.run_workers(job, _train_on_worker, more, use_gpu=use_gpu, callbacks=[TuneReportCallback()])
         predictions = open_set(job.folder / "predictions" / "validation")
-        write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, ALPHAS))
+        alphas = sorted({*ALPHAS, job.config.model.alpha})
+        write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, alphas))
         train.conclude(job)
 
 
