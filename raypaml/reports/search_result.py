@@ -60,10 +60,11 @@ def judge(search: Search, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -
             f"Nothing tried is better than the starting point {own.trial.name} by validation mAP "
             f"({percent(own.score)}); its test mAP is {percent(own.result['mean_ap'])}."
         )
-        return Verdict(best=best, own=own, text=text)
+        seeds = _by_seed(outcomes, own, order[1]) if len(order) > 1 else ()
+        return Verdict(best=best, own=own, text="\n".join([text, *_said_by_seed(order[1:2], seeds)]))
     difference, interval = _compare(search, own, best, vocabulary)
     seeds = _by_seed(outcomes, own, best)
-    text = "\n".join([_said(own, best, difference, interval), *_said_by_seed(seeds)])
+    text = "\n".join([_said(own, best, difference, interval), *_said_by_seed([best], seeds)])
     return Verdict(best=best, own=own, difference=difference, interval=interval, by_seed=seeds, text=text)
 
 
@@ -94,14 +95,14 @@ def _said(own: Outcome, best: Outcome, difference: float, interval: tuple[float,
     )
 
 
-def _said_by_seed(differences: tuple[float, ...]) -> list[str]:
+def _said_by_seed(rivals: Sequence[Outcome], differences: tuple[float, ...]) -> list[str]:
     if len(differences) < 2:
         return []
     mean, low, high = seed_interval(differences)
     shown = ", ".join(f"{100 * value:+.2f}" for value in differences)
     return [
-        f"Over {len(differences)} seeds: {100 * mean:+.2f} points (by seed {shown}), 95 % {100 * low:+.2f} to "
-        f"{100 * high:+.2f} (paired, Student's t)."
+        f"Over {len(differences)} seeds {rivals[0].trial.name} differs from the starting point by {100 * mean:+.2f} "
+        f"points (by seed {shown}), 95 % {100 * low:+.2f} to {100 * high:+.2f} (test mAP, paired, Student's t)."
     ]
 
 

@@ -45,7 +45,7 @@ def add_search_flags(parser: Parser) -> None:
         "N trials; 1: no sharing at all [3]",
     )
     group.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="train the best and the recipe's own with N seeds [1]"
+        "--seeds", type=int, default=1, metavar="N", help="train the best trial and the recipe's own with N seeds [1]"
     )
     group.add_argument(
         "--no-early-stop", dest="early", action="store_false", help="train every trial to the end (default: ASHA)"

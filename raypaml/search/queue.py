@@ -64,10 +64,10 @@ class Queue:
         return {epochs for other, epochs in map(self._about, self.trials) if other == key and epochs <= last}
 
     def _add_finalists(self) -> None:
-        """The best trial and the configuration the search started from, with other seeds."""
-        best = ranked([outcome(self.search, trial) for trial in self.trials])
+        """The configuration the search started from and the best of the others, with other seeds."""
         own = own_trial(self.search.base, self.search.spaces)
-        finalists = dict.fromkeys([own, *(found.trial for found in best[:1])]) if best else {}
+        best = ranked([outcome(self.search, trial) for trial in self.trials if trial != own])
+        finalists = [own, best[0].trial] if best else []
         for number in range(1, self._seeds):
             for trial in finalists:
                 repeat = dataclasses.replace(trial, seed=trial.seed + number, repeats=True)
