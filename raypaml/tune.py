@@ -28,8 +28,7 @@ PROG = "python -m raypaml.tune"
 ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
 METRIC = "validation_mean_ap"
 ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)  # of the curve at evaluation
-REDUCTION = 3
-"""ASHA: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)."""
+REDUCTION = 3  # ASHA: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)
 
 # Ray reads these when it is imported or started.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our run folders say it all
@@ -276,7 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked.suggest:
             print(suggest(data.splits["train"], data.splits["validation"], config).text)
             return 0
-        if str(data.path) == config.data.data:  # a folder, not a name: trials may start elsewhere
+        # trials may start in another folder of another machine
+        config = config.override({"storage": str(Path(config.run.storage).absolute())})
+        if data.path == Path(config.data.data):  # a folder, not a name
             config = config.override({"data": str(data.path.absolute())})
         search = plan_search(asked, config, data)
         queue, proposals = open_queue(search, asked, display.say)
