@@ -93,7 +93,7 @@ def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) 
     if marks and (shared := start_from(warmups, job.folder, job.config.loss.warmup_epochs)):
         write_json(job.folder / "shared.json", {"epochs": shared})
     found = outcome(search, trial)
-    for record in found.history:  # for ASHA to judge it by
+    for record in found.history[search.longest_warmup :]:  # for ASHA to judge it by
         tune.report(search.progress(record))
     if not found.result:
         more = {"search": search, "warmups": warmups, "marks": marks}
