@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypaml.config import TrainConfig
@@ -92,6 +92,7 @@ def test_a_file_of_spaces_may_say_nothing_else(tmp_path: Path) -> None:
         read_spaces([path], BASE)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 0.999), st.sampled_from(["alpha=1:10", "delta_rel=log:0.005:0.5", "scheme=an|ll_r|ll_cp"]))
 def test_every_value_lies_within_and_goes_back_to_its_quantile(u: float, text: str) -> None:
     (space,) = spaces(text)
@@ -103,6 +104,7 @@ def test_every_value_lies_within_and_goes_back_to_its_quantile(u: float, text: s
 # --- Plan -----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 20), st.integers(1, 6), st.integers(0, 5))
 def test_a_longer_plan_begins_with_the_shorter_one(count: int, more: int, share: int, seed: int) -> None:
     chosen = spaces("alpha,delta_rel")
