@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from raypaml.config import TrainConfig
+from raypaml.config import RunConfig, TrainConfig
 from raypaml.flags import Parser, add_flags, run_command
 from raypaml.recipes import RECIPES, recipe
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raypaml.reports.progress import Display
 
 PROG = "python -m raypaml.train"
+ABOUT = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
 POLL_SECONDS = 0.3
 
 
@@ -35,39 +36,49 @@ class Job:
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """The configuration asked for: recipe, or the stored one of a run that is continued, and the flags over it."""
-    asked = vars(_parser(TrainConfig()).parse([a for a in argv if a not in ("-h", "--help")]))
-    base = _base(asked["recipe"], Path(asked.get("storage", "runs")) / asked["name"] if asked.get("name") else None)
-    values = vars(_parser(base).parse(argv))  # once more, so that --help shows this recipe's values
-    for name in ("recipe", "plan"):
-        values.pop(name, None)
-    return base.override(values)
+    """The configuration asked for: recipe, file, or stored one of a run that is continued; flags over it."""
+    asked = vars(_own_parser(TrainConfig()).parse([a for a in argv if a not in ("-h", "--help")]))
+    base = base_config(asked)
+    values = vars(_own_parser(base).parse(argv))  # once more, so that --help shows this recipe's values
+    return base.override({name: value for name, value in values.items() if name not in ("recipe", "config", "plan")})
 
 
-def _parser(base: TrainConfig) -> Parser:
-    about = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
-    parser = Parser(prog=PROG, description=about, epilog="Values in [brackets] are the recipe's.")
-    parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
-    about_plan = "print parameters, map sizes, memory and the images per second needed; start nothing"
-    parser.add_argument("--plan", action="store_true", default=argparse.SUPPRESS, help=about_plan)
+def parser(base: TrainConfig, prog: str = PROG, about: str = ABOUT) -> Parser:
+    """Recipe, `--config` and a flag for every field; [values] are those of `base`."""
+    found = Parser(prog=prog, description=about, epilog="Values in [brackets] are the recipe's.")
+    found.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
+    found.add_argument(
+        "--config", metavar="FILE", help="best.json of a search or config.json of a run, instead of a recipe; flags win"
+    )
     for _, group in base.groups():
-        add_flags(parser, group)
-    return parser
+        add_flags(found, group)
+    return found
 
 
-def _base(name: str | None, folder: Path | None) -> TrainConfig:
-    if folder is None or not folder.is_dir():
-        return recipe(name or "digits")
-    from raypaml.training.run_folder import stored_config
+def _own_parser(base: TrainConfig) -> Parser:
+    found = parser(base)
+    about_plan = "print parameters, map sizes, memory and the images per second needed; start nothing"
+    found.add_argument("--plan", action="store_true", default=argparse.SUPPRESS, help=about_plan)
+    return found
 
-    stored = stored_config(folder)
-    if stored is None:
-        return recipe(name or "digits")
-    if name not in (None, stored.recipe):
-        raise ValueError(
-            f"{folder}: the run was started with recipe {stored.recipe}, asked: {name}; use another --name"
-        )
-    return stored
+
+def base_config(asked: dict[str, Any]) -> TrainConfig:
+    """What the flags are laid over: the file given, or the stored configuration of the run named, or the recipe."""
+    from raypaml.training.run_folder import read_config, stored_config
+
+    base = None
+    if asked["config"]:
+        where = Path(asked["config"])
+        base = read_config(where).override({"name": "", "storage": RunConfig.storage, "address": ""})
+    elif asked.get("name"):
+        where = Path(asked.get("storage", RunConfig.storage)) / asked["name"]
+        base = stored_config(where)
+    if base is None:
+        return recipe(asked["recipe"] or "digits")
+    if asked["recipe"] not in (None, base.recipe):
+        remedy = "leave the recipe out" if asked["config"] else "use another --name"
+        raise ValueError(f"{where}: the run was started with recipe {base.recipe}, asked: {asked['recipe']}; {remedy}")
+    return base
 
 
 def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
@@ -113,7 +124,7 @@ def fit(job: Job, display: Display) -> bool:
     run = job.config.run
     display.say(f"run {run.name}: {run.workers} workers, in {job.folder}")
     with cluster.join(run.address, run.workers):
-        use_gpu = _use_gpu(job, display)
+        use_gpu = gpu_wanted(run, display.say)
         claim(job.folder, job.config, job.data)
         channel = cluster.Channel()
         outcome: dict[str, Any] = {}
@@ -160,10 +171,10 @@ class _Signals:
             self._forwarded = True
 
 
-def _use_gpu(job: Job, display: Display) -> bool:
+def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
+    """Whether every worker gets a GPU; ValueError where the joined cluster lacks what was asked for."""
     from raypaml import cluster
 
-    run = job.config.run
     if cluster.cpus() < run.workers:
         raise ValueError(
             f"workers={run.workers}: the cluster has {cluster.cpus()} CPUs; use fewer workers or add nodes"
@@ -174,36 +185,49 @@ def _use_gpu(job: Job, display: Display) -> bool:
             f"device=cuda: {run.workers} workers need a GPU each, the cluster has {found}; use fewer workers"
         )
     if run.device == "auto" and 0 < found < run.workers:
-        display.say(f"{found} GPUs for {run.workers} workers: training on the CPU; --workers {found} would use them")
+        say(f"{found} GPUs for {run.workers} workers: training on the CPU; --workers {found} would use them")
     return run.device != "cpu" and found >= run.workers
 
 
 def _fit_in_thread(job: Job, channel: Channel, use_gpu: bool, outcome: dict[str, Any]) -> None:
     """Ray's fit in a thread of its own, so that this process's main thread shows progress and takes signals."""
+    try:
+        outcome["finished"] = run_workers(job, _train_on_worker, {"channel": channel}, use_gpu=use_gpu)
+    except BaseException as error:
+        outcome["error"] = error
+
+
+def run_workers(
+    job: Job,
+    work: Callable[[dict[str, Any]], bool],
+    more: dict[str, Any],
+    *,
+    use_gpu: bool,
+    callbacks: Sequence[Any] = (),
+) -> bool:
+    """Run `work` on every worker with the job's settings and `more`; returns what rank 0 returned.
+
+    Raises:
+        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
+    """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+    settings = {"config": job.config, "data": job.data.address, "folder": job.folder} | more
     trainer = TorchTrainer(
-        _train_on_worker,
-        train_loop_config={
-            "config": job.config,
-            "data": job.data.address,
-            "folder": job.folder,
-            "channel": channel,
-        },
+        work,
+        train_loop_config=settings,
         scaling_config=ScalingConfig(num_workers=job.config.run.workers, use_gpu=use_gpu),
         # Ray keeps no checkpoint for us: the loop writes and finds its own, alone as in a cluster.
-        run_config=RunConfig(name="ray", storage_path=str(job.folder)),
+        run_config=RunConfig(name="ray", storage_path=str(job.folder), callbacks=list(callbacks)),
     )
     try:
-        outcome["finished"] = bool(trainer.fit().return_value)
+        return bool(trainer.fit().return_value)
     except WorkerGroupError as error:
-        outcome["error"] = _as_user_error(error.worker_failures)
+        raise _as_user_error(error.worker_failures) from None
     except ControllerError as error:
-        outcome["error"] = RuntimeError(f"Ray Train failed: {error}")
-    except BaseException as error:
-        outcome["error"] = error
+        raise RuntimeError(f"Ray Train failed: {error}") from None
 
 
 def _as_user_error(failures: dict[int, Exception]) -> Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -98,3 +99,22 @@ def test_more_workers_than_the_cluster_has_cpus_is_said(cluster: str, tiny_digit
     assert done.returncode == 2
     assert "workers=3: the cluster has 2 CPUs" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_spreads_its_trials_over_the_nodes(cluster: str, tiny_digits: Path, tmp_path: Path) -> None:
+    short = ["--data", str(tiny_digits), "--epochs", "12", "--warmup-epochs", "1", "--storage", "here"]
+    flags = ["--search", "delta_rel=1:4", "--share", "1", "--trials", "4", "--no-early-stop", "--name", "s"]
+    done = subprocess.run(
+        [sys.executable, "-m", "raypaml.tune", *short, *flags, "--address", cluster],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        cwd=tmp_path,  # not where the nodes were started
+        env=os.environ | TOKEN,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 at once, each with 1 CPUs" in done.stderr
+    assert done.stdout.count("finished") == 4
+    found = [json.loads(path.read_text())["node"] for path in (tmp_path / "here" / "s" / "trials").glob("*/where.json")]
+    assert (len(found), len(set(found))) == (4, 2)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from raypaml import flags
 from raypaml.config import EXECUTION_FIELDS, TrainConfig, rejecting_epochs
 from raypaml.recipes import RECIPES, recipe
+from raypaml.train import parse
 
 GROUPS = dict(TrainConfig().groups())
 
@@ -283,3 +285,31 @@ def test_a_command_ends_with_a_code_and_at_most_one_line(
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         flags.run_command(lambda: 1 // 0, "raypaml.train")
+
+
+# --- --config -------------------------------------------------------------------------------------------------------
+
+
+def stored(path: Path, **values: Any) -> str:
+    config = recipe("digits").override({"name": "found", "storage": "elsewhere", "alpha": 3.0} | values)
+    path.write_text(json.dumps({"found": {"trial": "alpha=3"}, "config": config.to_dict()}))
+    return str(path)
+
+
+def test_a_configuration_file_stands_in_for_the_recipe_and_flags_win(tmp_path: Path) -> None:
+    path = stored(tmp_path / "best.json", delta_rel=0.7)
+    found = parse(["--config", path, "--alpha", "4"])
+    assert (found.model.alpha, found.loss.delta_rel) == (4.0, 0.7)
+    assert (found.run.name, found.run.storage) == ("", "runs")
+    assert parse(["digits", "--config", path, "--name", "mine"]).run.name == "mine"
+
+
+def test_a_configuration_file_of_another_recipe_or_none_is_refused(tmp_path: Path) -> None:
+    path = stored(tmp_path / "best.json")
+    with pytest.raises(ValueError, match=r"started with recipe digits, asked: openimages_v3; leave the recipe out"):
+        parse(["openimages_v3", "--config", path])
+    with pytest.raises(ValueError, match=r"none\.json: no such file"):
+        parse(["--config", str(tmp_path / "none.json")])
+    (tmp_path / "bad.json").write_text('{"config": {"recipe": "digits"}}')
+    with pytest.raises(ValueError, match=r"bad\.json: not the record of a run"):
+        parse(["--config", str(tmp_path / "bad.json")])

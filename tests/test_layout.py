@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "predictions": {"labels", "predictions"},
     "preparation": {"labels", "data", "preparation"},
     "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
-    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "preparation", "reports"},
+    "search": {"labels", "config", "recipes", "flags", "data", "training", "search"},
+    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "preparation", "search", "reports"},
     "cluster.py": set(),
     "tasks.py": {"cluster"},
 }

@@ -167,3 +167,17 @@ def test_hidden_truth_never_reaches_the_loss(tiny_digits: Path, tmp_path: Path, 
 def test_reproducible_refuses_batch_norm(tiny_digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--no-reproducible"):
         train_here(0, 1, config(backbone="resnet18"), tiny_digits, tmp_path, None)
+
+
+def test_asked_at_the_end_of_an_epoch_it_stops_right_there(
+    tiny_digits: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    def stop_after_two(event: dict[str, Any]) -> bool:
+        return "record" in event and event["record"]["epoch"] == 1
+
+    torch.set_num_threads(1)
+    assert not train(config(), tiny_digits, tmp_path, torch.device("cpu"), stop_after_two)
+    assert [path.name for path in valid_checkpoints(tmp_path / "checkpoints")[0]][-1] == "0002-000000"
+    assert not (tmp_path / "predictions").exists()
+    assert train_here(0, 1, config(), tiny_digits, tmp_path, None)
+    assert weights(tmp_path) == weights(undisturbed)

@@ -256,3 +256,9 @@ class _Micro:
 def counted_as(found: Evaluation) -> list[Convention]:
     """The conventions that these predictions give."""
     return [convention for convention in CONVENTIONS if found.means(convention) is not None]
+
+
+def alpha_curve(predictions: PredictionSet, vocabulary: Vocabulary, alphas: Sequence[float]) -> dict[str, float]:
+    """Mean AP (0..1, convention `paper`) by alpha; the set holds P and N, so that nothing is predicted again."""
+    found = evaluate(predictions, vocabulary, Questions(alphas=tuple(alphas)))
+    return {f"{alpha:g}": mean_ap(ap) for alpha, ap in found.curve.items()}

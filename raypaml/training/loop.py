@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
 
 
-def train(config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report) -> bool:
+def train(
+    config: TrainConfig,
+    data_folder: Path | str,
+    run_folder: Path,
+    device: torch.device,
+    report: Report,
+    splits: Sequence[str] = ("test",),
+) -> bool:
     """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
 
     Args:
@@ -38,7 +46,9 @@ def train(config: TrainConfig, data_folder: Path | str, run_folder: Path, device
         data_folder: path or address of shards, index and vocabulary.
         run_folder: `<storage>/<run>`, seen by all workers.
         device: of this worker. Its process group, if any, is torch.distributed's default one.
-        report: called on every rank with progress; an answer of True on any rank stops all of them.
+        report: called on every rank with progress; an answer of True on any rank stops all of them, to the record of
+            an epoch at its very end.
+        splits: what to predict with the best checkpoint.
 
     Returns:
         Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
@@ -53,10 +63,14 @@ def train(config: TrainConfig, data_folder: Path | str, run_folder: Path, device
     while worker.state.epoch < config.optim.epochs:
         if not _train_epoch(worker):
             return False
-        _finish_epoch(worker)
+        stop = _finish_epoch(worker)
+        if stop and worker.state.epoch < config.optim.epochs:
+            return False
 
     # --- Test -------------------------------------------------------------------------------------------------
-    _test(worker)
+    checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
+    for split in splits:
+        _predict(worker, split)
     return True
 
 
@@ -131,6 +145,10 @@ def _agree(worker: Worker, seconds: float) -> bool:
             "images_per_second": summed[1] / seconds,
         }
     )
+    return _anyone(worker, asked)
+
+
+def _anyone(worker: Worker, asked: bool) -> bool:
     return bool(worker.team.sum(torch.tensor([float(asked)])).item())
 
 
@@ -145,8 +163,8 @@ def _agree_on_skips(worker: Worker) -> None:
         check_budget(named(now, index), "train", len(index), budget)
 
 
-def _finish_epoch(worker: Worker) -> None:
-    """Validate, record, save."""
+def _finish_epoch(worker: Worker) -> bool:
+    """Validate, record, save; whether anyone was asked to stop."""
     state, config = worker.state, worker.config
     worker.corrections.exchange(worker.team)
     mine = predict(worker.evaluated, worker.data, "validation", worker.team, **_evaluation(worker))
@@ -178,7 +196,7 @@ def _finish_epoch(worker: Worker) -> None:
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
     _save(worker)
-    worker.report({"record": record, "epochs": config.optim.epochs})
+    return _anyone(worker, worker.report({"record": record, "epochs": config.optim.epochs}))
 
 
 def _evaluation(worker: Worker) -> dict[str, Any]:
@@ -205,13 +223,12 @@ def _save(worker: Worker) -> None:
     worker.team.barrier()
 
 
-def _test(worker: Worker) -> None:
-    """Predict the test split with the best checkpoint, every rank some of the parts; those that are there are kept."""
+def _predict(worker: Worker, split: str) -> None:
+    """Predict a split with the best checkpoint, every rank some of the parts; those that are there are kept."""
     best = tested_checkpoint(worker.run_folder)
-    checkpoint.load_model(best, worker.model)
-    folder = worker.run_folder / "predictions" / "test"
-    evaluation = plan_evaluation(best, worker.config, worker.data, "test", folder)
-    if worker.team.rank == 0:  # what an earlier test with another checkpoint left
+    folder = worker.run_folder / "predictions" / split
+    evaluation = plan_evaluation(best, worker.config, worker.data, split, folder)
+    if worker.team.rank == 0:  # what an earlier prediction with another checkpoint left
         clear_folder(evaluation, worker.data, replace=True)
     worker.team.barrier()
     unfinished = evaluation.unfinished()

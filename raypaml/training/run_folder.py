@@ -29,9 +29,19 @@ def stored_config(folder: Path) -> TrainConfig | None:
     if not path.is_file():
         return None
     try:
+        return read_config(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; give the run another --name") from None
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration under `config` in a JSON file, such as a run's record or a search's best.json."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
         return TrainConfig.from_dict(json.loads(path.read_text())["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the record of a run ({error}); give the run another --name") from None
+        raise ValueError(f"{path}: not the record of a run ({error})") from None
 
 
 def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:

@@ -1,0 +1,99 @@
+"""Which trial runs next: the first of the plan that need not wait for a warm-up that another is training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from raypaml.search.folder import Search, outcome, ranked
+from raypaml.search.plan import Trial, own_trial
+from raypaml.search.warmup import warmup_key
+
+DONE = ("finished", "stopped")
+
+
+class Queue:
+    """The trials of a search that are left to run, then the finalists' other seeds. Failed ones are tried again."""
+
+    def __init__(self, search: Search, trials: Sequence[Trial], seeds: int = 1):
+        self.search = search
+        self.trials = list(trials)
+        """Of the plan, then the repeats."""
+        self.waiting = [trial for trial in self.trials if outcome(search, trial).state not in DONE]
+        self.running: dict[Trial, set[int]] = {}
+        """And the epochs after which each leaves a warm-up for others."""
+        self._seeds = seeds
+        self._known: dict[Trial, tuple[str, int]] = {}
+
+    def next(self) -> Trial | None:
+        """Start the next trial; None where the rest must wait for what runs, or nothing is left."""
+        for trial in self.waiting if self.has_more() else ():
+            if not self._must_wait(trial):
+                self.waiting.remove(trial)
+                self.running[trial] = self._leaves(trial)
+                return trial
+        return None
+
+    def has_more(self) -> bool:
+        """Whether a trial waits; when all have ended, the finalists' other seeds follow."""
+        if not self.waiting and not self.running and self._seeds > 1:
+            self._add_finalists()
+        return bool(self.waiting)
+
+    def add(self, trial: Trial) -> None:
+        """One more, proposed by a searcher; a trial that is known already is not run twice at once."""
+        if trial not in self.trials:
+            self.trials.append(trial)
+        if trial not in self.running and trial not in self.waiting:
+            self.waiting.append(trial)
+
+    def done(self, trial: Trial) -> None:
+        """The trial has ended, one way or the other."""
+        self.running.pop(trial, None)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether, after `next` had nothing to start, nothing runs that could change that."""
+        return not self.waiting and not self.running
+
+    def marks(self, trial: Trial) -> set[int]:
+        """Epochs after which the trials of the same warm-up, itself included, leave it."""
+        if self.search.share <= 1:
+            return set()
+        key, last = self._about(trial)
+        return {epochs for other, epochs in map(self._about, self.trials) if other == key and epochs <= last}
+
+    def _add_finalists(self) -> None:
+        """The configuration the search started from and the best of the others, with other seeds."""
+        own = own_trial(self.search.base, self.search.spaces)
+        best = ranked([outcome(self.search, trial) for trial in self.trials if trial != own])
+        finalists = [own, best[0].trial] if best else []
+        for number in range(1, self._seeds):
+            for trial in finalists:
+                repeat = dataclasses.replace(trial, seed=trial.seed + number, repeats=True)
+                self.trials.append(repeat)
+                if outcome(self.search, repeat).state not in DONE:
+                    self.waiting.append(repeat)
+        self._seeds = 1
+
+    def _must_wait(self, trial: Trial) -> bool:
+        """Whether one that runs, or a longer warm-up that waits, will leave what this one can start from."""
+        if self.search.share <= 1 or outcome(self.search, trial).history:
+            return False
+        key, epochs = self._about(trial)
+        if (self.search.warmups(trial) / f"after-{epochs}").is_dir():
+            return False
+        if any(self._about(other)[0] == key and epochs in left for other, left in self.running.items()):
+            return True
+        return any(other == key and longer > epochs for other, longer in map(self._about, self.waiting))
+
+    def _leaves(self, trial: Trial) -> set[int]:
+        done = len(outcome(self.search, trial).history)
+        return {epoch for epoch in self.marks(trial) if epoch > done}
+
+    def _about(self, trial: Trial) -> tuple[str, int]:
+        """What its warm-up is, and how long."""
+        if trial not in self._known:
+            config = self.search.config(trial)
+            self._known[trial] = warmup_key(config), config.loss.warmup_epochs
+        return self._known[trial]

@@ -1,0 +1,69 @@
+"""The warm-up that trials share: until the first rejection, runs that differ only in how they reject are one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raypaml.config import EXECUTION_FIELDS, TrainConfig
+
+if TYPE_CHECKING:
+    from raypaml.search.spaces import Space
+
+AFTER_WARMUP = ("delta_rel", "schedule", "rejection_scope", "warmup_epochs")
+"""Fields that decide nothing before the first rejection, besides the schemes of ASSUME_NEGATIVE. All others may."""
+ASSUME_NEGATIVE = ("an", "ll_r", "ll_ct", "ll_cp")
+"""Schemes that are plain assume-negative as long as nothing is rejected."""
+
+
+def warmup_key(config: TrainConfig) -> str:
+    """The same for two configurations exactly if they train the same weights until the first of them rejects."""
+    values: dict[str, Any] = {k: v for k, v in config.flat().items() if k not in (*AFTER_WARMUP, *EXECUTION_FIELDS)}
+    if values["scheme"] in ASSUME_NEGATIVE:
+        values["scheme"] = ASSUME_NEGATIVE[0]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def acts_after_warmup(space: Space, base: TrainConfig) -> bool:
+    """Whether trials that differ in this field only can share their warm-up."""
+    if space.field == "scheme":
+        return {*space.values, base.loss.scheme} <= set(ASSUME_NEGATIVE)
+    return space.field in AFTER_WARMUP
+
+
+def keep(run_folder: Path, warmups: Path, epoch: int) -> None:
+    """Copy the checkpoints and metrics of a run that stands at the end of its first `epoch` epochs, once and whole."""
+    kept = warmups / f"after-{epoch}"
+    if kept.is_dir():
+        return
+    unfinished = warmups / f".unfinished-{epoch}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(run_folder / "checkpoints", unfinished / "checkpoints", ignore=shutil.ignore_patterns(".*"))
+    shutil.copy2(run_folder / "metrics.jsonl", unfinished)
+    unfinished.replace(kept)
+
+
+def start_from(warmups: Path, run_folder: Path, warmup_epochs: int) -> int:
+    """Let a new run go on from the longest kept warm-up that is not longer than its own.
+
+    Args:
+        warmups: of the run's `warmup_key`.
+        run_folder: of the run; one that holds checkpoints already is left as it is.
+        warmup_epochs: of the run.
+
+    Returns:
+        Epochs it need not train.
+    """
+    kept = [int(path.name.removeprefix("after-")) for path in warmups.glob("after-*")]
+    epoch = max((epoch for epoch in kept if epoch <= warmup_epochs), default=0)
+    if not epoch or (run_folder / "checkpoints").is_dir():
+        return 0
+    unfinished = run_folder / ".warmup"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(warmups / f"after-{epoch}" / "checkpoints", unfinished)
+    shutil.copy2(warmups / f"after-{epoch}" / "metrics.jsonl", run_folder)
+    unfinished.replace(run_folder / "checkpoints")
+    return epoch

@@ -1,0 +1,231 @@
+"""What a search leaves, how it goes on, and what is said at its end; the trials are trained here, without Ray."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from scipy import stats
+
+from raypaml import train as command
+from raypaml.data.folder import open_folder
+from raypaml.predictions.parts import open_set
+from raypaml.reports.evaluation import Questions, evaluate
+from raypaml.reports.search_page import write_page
+from raypaml.reports.search_progress import SearchDisplay
+from raypaml.reports.search_result import conclude, seed_interval, table
+from raypaml.search.flags import open_queue
+from raypaml.search.folder import Outcome, Search, extend, note, open_search, outcome
+from raypaml.search.importance import importance
+from raypaml.search.plan import Trial, random_trials
+from raypaml.search.proposals import Proposals
+from raypaml.search.queue import Queue
+from tests.test_search_runs import ALPHAS, EPOCHS, make, run
+
+
+@pytest.fixture(scope="module")
+def searched(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Search, list[Trial]]:
+    """Five trials: two finished, one of them the starting point, one stopped, one failed, one still planned."""
+    search = make(evaluated_digits, tmp_path_factory.mktemp("searched"), "alpha=1:10,delta_rel=1:4")
+    trials = random_trials(search.base, search.spaces, 5, share=4, seed=0)
+    open_search(search, 5)
+    torch.set_num_threads(1)
+    for trial in trials[:2]:
+        run(search, trial, {2})
+    shutil.copytree(search.run_folder(trials[0]), search.run_folder(trials[2]))
+    (search.run_folder(trials[2]) / "result.json").unlink()
+    note(search, trials[2], "stopped", {"epochs": EPOCHS})
+    note(search, trials[3], "error", {"error": "rank 0: logits are not finite"})
+    return search, trials
+
+
+def test_a_search_goes_on_with_what_is_left(searched: tuple[Search, list[Trial]]) -> None:
+    search, trials = searched
+    assert [outcome(search, trial).state for trial in trials] == [
+        "finished", "finished", "stopped", "failed", "planned",
+    ]  # fmt: skip
+    assert Queue(search, trials).waiting == trials[3:]
+
+
+def test_a_folder_is_of_one_question(searched: tuple[Search, list[Trial]], tmp_path: Path) -> None:
+    search, _ = searched
+    assert open_search(search, 3) == 5
+    extend(search, 7)
+    assert open_search(search, 3) == 7
+    other = dataclasses.replace(search, base=search.base.override({"lr": 1e-3}))
+    with pytest.raises(ValueError, match=r"started with lr=0.004 \(asked: 0.001\); give this search another --name"):
+        open_search(other, 3)
+    assert other.default_name != search.default_name
+    stranger = dataclasses.replace(search, base=search.base.override({"storage": str(tmp_path)}))
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and not of a search"):
+        open_search(stranger, 3)
+
+
+def test_a_finished_search_is_extended_and_an_unfinished_one_goes_on_first(tiny_digits: Path, tmp_path: Path) -> None:
+    search = make(tiny_digits, tmp_path, "alpha=1:10,delta_rel=1:4")
+    said: list[str] = []
+
+    def asked(**flags: int) -> list[Trial]:
+        defaults = {"trials": 3, "add": 0, "seeds": 1}
+        return open_queue(search, SimpleNamespace(**defaults | flags), said.append)[0].trials
+
+    first = asked()
+    assert asked(add=2) == first
+    assert said == ["--add 2: this search is not finished yet; it goes on, then give --add again"]
+    for number, trial in enumerate(first):
+        note(search, trial, "stopped" if number else "error", {"error": "x"})
+    assert asked(add=2)[:3] == first
+    assert len(asked(add=2)) == 5  # the two are not run yet: it goes on with them
+    assert len(asked()) == 5
+    assert len(asked(trials=6)) == 6
+    grid = dataclasses.replace(search, searcher="grid", base=search.base.override({"name": "g"}))
+    with pytest.raises(ValueError, match="add=2: a grid has a fixed number of trials; give --points"):
+        open_queue(grid, SimpleNamespace(trials=3, add=2, seeds=1), said.append)
+
+
+def test_repeats_of_the_finalists_follow_when_all_else_has_ended(searched: tuple[Search, list[Trial]]) -> None:
+    search, trials = searched
+    queue = Queue(search, trials[:3], seeds=3)
+    found = [trial.name for trial in iter(queue.next, None)]
+    wanted = {f"{trial.name},seed={seed}" for seed in (1, 2) for trial in trials[:2]}
+    assert len(found) == 2  # the starting point and the best of the others share a warm-up, each seed its own
+    assert {*found, *(trial.name for trial in queue.waiting)} == wanted
+
+
+def test_what_a_search_leaves(searched: tuple[Search, list[Trial]]) -> None:
+    search, trials = searched
+    data = open_folder(Path(search.base.data.data))
+    outcomes = [outcome(search, trial) for trial in trials]
+    verdict = conclude(search, outcomes, data.vocabulary)
+    write_page(search, outcomes, verdict)
+    rows = list(csv.DictReader((search.folder / "trials.csv").read_text().splitlines()))
+    assert [row["state"] for row in rows] == ["finished", "finished", "stopped", "failed", "planned"]
+    assert float(rows[1]["test_mean_ap"]) == outcomes[1].result["mean_ap"]
+    assert rows[3]["error"] == "rank 0: logits are not finite"
+    page = (search.folder / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "src=" not in page
+    assert "rank 0: logits are not finite" in page
+    assert "failed: " + trials[3].name in table(search, outcomes)
+    best = max(outcomes[:2], key=lambda found: found.score)
+    config = command.parse(["--config", str(search.folder / "best.json"), "--lr", "0.5"])
+    assert config.model.alpha == dict(best.trial.values)["alpha"]
+    assert (config.optim.lr, config.run.name, config.run.workers, config.run.storage) == (0.5, "", 2, "runs")
+
+
+def test_the_alpha_curve_needs_no_training(searched: tuple[Search, list[Trial]]) -> None:
+    search, trials = searched
+    found = outcome(search, trials[0])
+    predictions = open_set(search.run_folder(trials[0]) / "predictions" / "validation")
+    vocabulary = open_folder(Path(search.base.data.data)).vocabulary
+    for alpha in ALPHAS:
+        mean = evaluate(predictions, vocabulary, Questions(alpha=alpha)).means("paper")
+        assert mean is not None
+        assert found.curve[alpha] == mean["All"]
+    assert found.curve[5.0] == pytest.approx(found.score, abs=1e-12)
+
+
+def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[Search, list[Trial]]) -> None:
+    search, trials = searched
+    outcomes = [outcome(search, trial) for trial in trials[:2]]
+    vocabulary = open_folder(Path(search.base.data.data)).vocabulary
+    outcomes[1].history[-1]["validation_mean_ap"] = 0.99
+    verdict = conclude(search, outcomes, vocabulary)
+    assert verdict.best is outcomes[1]
+    assert verdict.difference == pytest.approx(outcomes[1].result["mean_ap"] - outcomes[0].result["mean_ap"])
+    assert verdict.interval is not None
+    assert verdict.interval[0] < verdict.difference < verdict.interval[1]
+    assert ("it is not established" in verdict.text) == (verdict.interval[0] <= 0)
+    outcomes[0].history[-1]["validation_mean_ap"] = 1.0
+    repeats = [dataclasses.replace(found.trial, seed=1, repeats=True) for found in outcomes]
+    tested = zip(repeats, (0.5, 0.6), strict=True)
+    outcomes += [Outcome(trial=trial, state="finished", result={"mean_ap": ap}) for trial, ap in tested]
+    said = conclude(search, outcomes, vocabulary).text
+    assert "Nothing tried is better than the starting point" in said
+    assert f"Over 2 seeds {trials[1].name} differs from the starting point by" in said
+    assert "+10.00)" in said
+
+
+def test_the_interval_over_seeds_is_the_paired_t_interval() -> None:
+    a, b = np.array([0.8, 0.81, 0.79]), np.array([0.78, 0.80, 0.785])
+    oracle = stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert seed_interval((a - b).tolist())[1:] == pytest.approx((oracle.low, oracle.high))
+
+
+def test_importance_finds_the_field_that_matters(tiny_digits: Path, tmp_path: Path) -> None:
+    search = make(tiny_digits, tmp_path, "alpha=1:10,delta_rel=1:4")
+    outcomes = [outcome(search, trial) for trial in random_trials(search.base, search.spaces, 24, share=4, seed=0)]
+    for found in outcomes:
+        found.state = "finished"
+        found.history = [{"epoch": 0, "validation_mean_ap": dict(found.trial.values)["delta_rel"]}]
+    shares = importance(outcomes, search.spaces)
+    assert shares["delta_rel"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert importance(outcomes[:5], search.spaces) == {}
+
+
+def test_tpe_proposes_what_it_has_not_seen_and_goes_on_after_a_restart(tiny_digits: Path, tmp_path: Path) -> None:
+    search = make(tiny_digits, tmp_path, "delta_rel=1:4,schedule=epoch|samples")
+    open_search(search, 12)
+    queue = Queue(search, random_trials(search.base, search.spaces, 1, share=4, seed=0))
+
+    def finish(trial: Trial) -> None:
+        """As a run that is better the smaller delta_rel is."""
+        folder = search.run_folder(trial)
+        folder.mkdir(parents=True)
+        record = {"epoch": 0, "seconds": 1, "validation_mean_ap": 1 / float(dict(trial.values)["delta_rel"])}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        (folder / "result.json").write_text("{}")
+
+    for count in (8, 20):  # the second as after a restart
+        proposals = Proposals(search, queue, count)
+        for _ in range(count):
+            proposals.propose()
+            trial = queue.next()
+            if trial is not None:
+                finish(trial)
+                queue.done(trial)
+                proposals.learn(trial)
+        queue = Queue(search, queue.trials)
+    found = [float(dict(trial.values)["delta_rel"]) for trial in queue.trials]
+    assert len(set(queue.trials)) == 20
+    assert np.mean(found[10:]) < np.mean(found[:4])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_display_is_a_table_on_a_terminal_and_plain_lines_elsewhere(
+    terminal: bool, searched: tuple[Search, list[Trial]]
+) -> None:
+    search, trials = searched
+    text = io.StringIO()
+    outcomes = [outcome(search, trial) for trial in trials]
+    with SearchDisplay(
+        Console(file=text, force_terminal=terminal, width=160, highlight=False, color_system=None)
+    ) as display:
+        display.begin(search, outcomes)
+        display.start(trials[4])
+        progress = {"epoch": 1, "validation_mean_ap": 0.5, "rejected": 1234, "rejection_precision": 0.25}
+        display.update(trials[4], progress)
+        for found in outcomes[1:4]:
+            display.end(found)
+    said = text.getvalue()
+    assert "5 trials planned, 3 of them ended already" in said
+    assert ("of them missed" in said) == terminal
+    if terminal:
+        row = next(line for line in said.splitlines()[::-1] if trials[4].name in line)
+        assert row.split()[-6:] == ["running", "1/5", "50.00", "50.00", "1,234", "25%"]
+    else:
+        assert f"{trials[4].name}: epoch 1/5  validation mAP 50.00  rejected 1,234" in said
+        assert f"{trials[2].name}: stopped after epoch 5: behind the others" in said
+        assert f"{trials[3].name}: failed: rank 0: logits are not finite" in said

@@ -1,0 +1,156 @@
+"""`python -m raypaml.tune` as a user runs it: real Ray, trials beside each other, a kill in the middle."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from raypaml import train as command
+from raypaml.recipes import recipe
+from raypaml.search.folder import Search
+from raypaml.search.plan import Trial, random_trials
+from raypaml.search.queue import Queue
+from raypaml.search.spaces import parse_search
+from raypaml.training.loop import train
+from raypaml.training.run_folder import claim
+from raypaml.tune import _scheduler
+
+SHORT = {"epochs": 4, "warmup_epochs": 2, "delta_rel": 2.0}
+GRID = "delta_rel=2|4,lr=0.004|1e30"  # the second learning rate leads to logits that are not finite
+
+
+def tune(data: Path, storage: Path, *flags: str) -> list[str]:
+    short = [text for name, value in SHORT.items() for text in ("--" + name.replace("_", "-"), str(value))]
+    where = ["--data", str(data), "--storage", str(storage), "--name", "s"]
+    return [sys.executable, "-m", "raypaml.tune", *where, *short, *flags]
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+
+
+def alone(data: Path, storage: Path, delta_rel: float) -> tuple[float, float]:
+    """Validation and test mAP of a trial trained here, without Ray and without sharing."""
+    torch.set_num_threads(1)
+    values = SHORT | {"delta_rel": delta_rel, "workers": 1, "data": str(data), "storage": str(storage), "name": "a"}
+    job = command.prepare(recipe("digits").override(values | {"name": f"{delta_rel}"}), lambda _: None)
+    claim(job.folder, job.config, job.data)
+    train(job.config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
+    result = command.conclude(job)
+    return result["validation_mean_ap"], result["mean_ap"]
+
+
+def wait_for(condition: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 400
+    while not condition.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def asha_stops(search: Search, queue: Queue, trial: Trial, scores: list[float]) -> int:
+    """The epoch after which the scheduler stops a trial of these validation scores; 0: never."""
+    scheduler = _scheduler(search, queue)
+    running = SimpleNamespace(trial_id="x", config=trial.settings)
+    scheduler.on_trial_add(None, running)
+    for epoch, score in enumerate(scores, start=1):
+        record = {"epoch": epoch - 1, "validation_mean_ap": score, "rejected": 0, "rejection_precision": None}
+        if scheduler.on_trial_result(None, running, search.progress(record)) == scheduler.STOP:
+            assert scheduler.stopped == {"x"}
+            return epoch
+    return 0
+
+
+@pytest.mark.parametrize("spaces", ["delta_rel=0.1:0.5", "warmup_epochs=1:6"])
+def test_asha_judges_only_after_the_longest_warm_up_and_spares_the_starting_point(
+    spaces: str, tiny_digits: Path, tmp_path: Path
+) -> None:
+    base = recipe("digits").override({"name": "s", "storage": str(tmp_path), "workers": 1, "data": str(tiny_digits)})
+    search = Search(base=base, spaces=tuple(parse_search(spaces, base, {}, None)))
+    trials = random_trials(base, search.spaces, 6, share=3, seed=0)
+    for trial in trials[1:5]:  # what an earlier session left
+        folder = search.run_folder(trial)
+        folder.mkdir(parents=True)
+        good = {"validation_mean_ap": 0.5, "rejected": 0, "rejection_precision": None, "seconds": 1.0}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(good | {"epoch": n}) + "\n" for n in range(18)))
+        (folder / "result.json").write_text("{}")
+    queue = Queue(search, trials)
+    assert queue.waiting == [trials[0], trials[5]]
+    assert asha_stops(search, queue, trials[5], [0.1] * 18) == 9  # 6 of warm-up and a quarter of what follows
+    assert asha_stops(search, queue, trials[5], [0.1] * 8 + [0.6] * 5 + [0.1] * 5) == 15
+    assert asha_stops(search, queue, trials[5], [0.6] * 17 + [0.1]) == 0  # at its last epoch nobody is stopped
+    assert asha_stops(search, queue, trials[0], [0.1] * 18) == 0
+    assert asha_stops(search, queue, dataclasses.replace(trials[5], seed=1, repeats=True), [0.1] * 18) == 0
+
+
+def test_without_room_for_a_decision_nobody_is_stopped(tmp_path: Path) -> None:
+    base = recipe("digits").override({"name": "s", "storage": str(tmp_path), "epochs": 7})
+    search = Search(base=base, spaces=tuple(parse_search("delta_rel=0.1:0.5", base, {}, None)))
+    assert type(_scheduler(search, Queue(search, []))).__name__ == "FIFOScheduler"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_killed_and_given_again_it_leaves_the_table_of_an_undisturbed_search(tiny_digits: Path, tmp_path: Path) -> None:
+    asked = tune(tiny_digits, tmp_path, "--search", GRID, "--searcher", "grid", "--no-early-stop")
+    trials = tmp_path / "s" / "trials"
+    first = trials / "delta_rel=2,lr=0.004" / "result.json"
+    process = subprocess.Popen(asked, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(first, process)
+    process.kill()
+    _, said = process.communicate()
+    assert "2 at once, each with 1 CPUs" in said
+    both = [line for line in said.splitlines() if line.endswith((": starts", "finished")) or "failed" in line]
+    assert [line.endswith(": starts") for line in both[:2]] == [True, True]
+    before = first.stat().st_mtime_ns
+
+    again = subprocess.run(asked, capture_output=True, text=True, timeout=800, check=False)
+    assert again.returncode == 0, again.stderr
+    assert first.stat().st_mtime_ns == before
+    assert "Traceback" not in again.stderr
+    found = rows(tmp_path / "s")
+    assert [(row["trial"], row["state"]) for row in found] == [
+        ("delta_rel=2,lr=0.004", "finished"),
+        ("delta_rel=2,lr=1e+30", "failed"),
+        ("delta_rel=4,lr=0.004", "finished"),
+        ("delta_rel=4,lr=1e+30", "failed"),
+    ]
+    for row in found[::2]:
+        scores = float(row["validation_mean_ap"]), float(row["test_mean_ap"])
+        assert scores == alone(tiny_digits, tmp_path / "alone", float(row["delta_rel"]))
+    assert re.search(r"rank 0: rank 0, epoch \d+, step \d+: logits are not finite", found[1]["error"])
+    assert found[1]["error"] in again.stdout
+    assert int(found[2]["epochs_shared"]) == 2
+    best = json.loads((tmp_path / "s" / "best.json").read_text())
+    assert best["found"]["trial"] in ("delta_rel=2,lr=0.004", "delta_rel=4,lr=0.004")
+    assert (tmp_path / "s" / "report.html").is_file()
+
+
+def test_errors_before_the_start_are_one_line(tiny_digits: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        tune(tiny_digits, tmp_path, "--search", "alhpa"), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "did you mean alpha?" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_suggest_says_what_it_found_and_starts_nothing(tiny_digits: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        tune(tiny_digits, tmp_path, "--suggest"), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"missed positives: \d\.\d+% of the unobserved training entries", done.stdout)
+    assert "after 2 rejecting epochs" in done.stdout
+    assert not (tmp_path / "s").exists()
