@@ -16,17 +16,28 @@ class DataConfig:
     """Data."""
 
     data: str = "digits"
-    """Folder of shards, index and vocabulary, or the embedded digits[:single_positive|verified[:SEED]]."""
+    """Folder of shards, index and vocabulary (path, s3:// or gs://), or digits[:single_positive|verified[:SEED]]."""
     global_batch_size: int = 32
     """Images per step over all workers; rejection looks at this batch."""
     lanes: int = 0
     """Pieces of a global batch, at most one worker each; 0: the largest divisor of the batch size up to 64."""
     shuffle_window: int = 0
     """Shards that each lane mixes at once; 0: a permutation of all samples, for data on a local disk."""
+    cache: str = ""
+    """Folder of each node for shards that come from s3:// or gs://; default in XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 50.0
+    """Shards kept in it, in 10^9 bytes."""
+    skip_budget: float = 0.0
+    """Share of a split's samples that may be broken: these are skipped, counted and named; 0: the first is an error."""
     loader_workers: int = 0
     """Decoding processes per worker; 0 decodes in the worker itself."""
     flip: bool = False
     """Mirror half of the training images."""
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How `data.folder.open_folder` opens the data."""
+        return {"cache": self.cache, "cache_gb": self.cache_gb, "lenient": self.skip_budget > 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +106,10 @@ class RunConfig:
     """Save also every so many steps; 0: after each epoch only."""
 
 
-EXECUTION_FIELDS = ("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device")
+EXECUTION_FIELDS = (
+    *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
+    *("skip_budget", "cache", "cache_gb"),
+)
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
 
@@ -166,9 +180,11 @@ def _check_ranges(config: TrainConfig) -> None:
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""
             raise ValueError(f"{name}={values[name]}: must be at least {least}{why}")
-    for name in ("lr", "head_lr_mult"):
+    for name in ("lr", "head_lr_mult", "cache_gb"):
         if not (math.isfinite(values[name]) and values[name] > 0):
             raise ValueError(f"{name}={values[name]}: must be above 0")
+    if not 0 <= values["skip_budget"] < 1:
+        raise ValueError(f"skip_budget={values['skip_budget']}: a share of the samples, at least 0 and below 1")
     if values["lanes"] and values["global_batch_size"] % values["lanes"]:
         raise ValueError(f"lanes={values['lanes']}: must divide global_batch_size={values['global_batch_size']}")
 

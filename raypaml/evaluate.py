@@ -37,6 +37,9 @@ def parse(argv: Sequence[str]) -> Any:
     parser.add_argument(
         "--unobserved", action="store_true", help="write the unobserved entries too: images x classes rows"
     )
+    parser.add_argument(
+        "--skip-budget", type=float, metavar="SHARE", help="share of the split's samples that may be broken [the run's]"
+    )
     return parser.parse(argv)
 
 
@@ -52,10 +55,12 @@ def plan(asked: Any) -> Evaluation:
     config = stored_config(run)
     if config is None:
         raise ValueError(f"{asked.checkpoint}: neither the folder of a run nor one of its checkpoints")
-    data = open_folder(resolve_data(asked.data or config.data.data, _say))
+    config = config if asked.skip_budget is None else config.override({"skip_budget": asked.skip_budget})
+    config.check()
+    data = open_folder(resolve_data(asked.data or config.data.data, _say), **config.data.opening)
     if asked.split not in data.splits:
         raise ValueError(f"split={asked.split!r}: the data set has {', '.join(data.splits)}")
-    _check_vocabulary(run, data.vocabulary.digest, data.path)
+    _check_vocabulary(run, data.vocabulary.digest, data.address)
     out = Path(asked.out) if asked.out else run / "predictions" / _name(asked, checkpoint)
     evaluation = plan_evaluation(checkpoint, config, data, asked.split, out, unobserved=asked.unobserved)
     clear_folder(evaluation, data, replace=False)
@@ -74,7 +79,7 @@ def _find(given: Path) -> tuple[Path, Path]:
     return given.absolute().parent.parent, given
 
 
-def _check_vocabulary(run: Path, digest: str, data: Path) -> None:
+def _check_vocabulary(run: Path, digest: str, data: str) -> None:
     trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
     if trained != digest:
         raise ValueError(
@@ -135,6 +140,8 @@ def _say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, and say where."""
+    from raypaml.training.evaluation import check_skipped
+
     asked = parse(sys.argv[1:] if argv is None else argv)
     evaluation = plan(asked)
     try:
@@ -142,7 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on with the parts that are missing")
         raise
+    skipped = check_skipped(evaluation)
     print(evaluation.folder)
+    if skipped:
+        _say(f"{skipped:,} broken images skipped; their names are in the parts")
     _say(f"next: python tools/aggregate_map.py {evaluation.folder}")
     return 0
 

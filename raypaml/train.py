@@ -76,7 +76,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     config.check()
     check_backbone(config.model.backbone)
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
-    data = open_folder(resolve_data(config.data.data, say))
+    data = open_folder(resolve_data(config.data.data, say), **config.data.opening)
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     if config.model.weights:
@@ -171,7 +171,7 @@ def _fit_in_thread(job: Job, channel: Channel, use_gpu: bool, outcome: dict[str,
         _train_on_worker,
         train_loop_config={
             "config": job.config,
-            "data": job.data.path.absolute(),
+            "data": job.data.address,
             "folder": job.folder,
             "channel": channel,
         },

@@ -17,6 +17,7 @@ from PIL import Image
 
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.folder import open_folder
+from raypaml.data.images import decode
 from raypaml.data.index import open_index
 from raypaml.data.plan import Plan
 from raypaml.data.shards import Sample, write_dataset
@@ -228,7 +229,9 @@ def test_a_shard_cut_short_after_opening_is_noticed(tmp_path: Path) -> None:
     reader = _one_by_one(folder)
     with (folder / "train-000000.tar").open("r+b") as file:
         file.truncate(int(reader.index.offset[2]) + 5)
-    with pytest.raises(ValueError, match=r"image 's2' at byte \d+ does not match its CRC-32"):
+    with pytest.raises(
+        ValueError, match=r"image 's2' at byte \d+ is cut short, 5 of \d+ bytes; copy or write the shard again"
+    ):
         reader[2]
 
 
@@ -247,5 +250,62 @@ def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> No
 
 def test_damage_is_named_through_loader_workers_too(tmp_path: Path) -> None:
     reader = _one_by_one(_written(tmp_path, _jpeg(), b"damaged"))
-    with pytest.raises(ValueError, match=r"image 's1' at byte \d+ cannot be decoded"):
+    with pytest.raises(ValueError, match=r"^\S+train-000000\.tar: image 's1' at byte \d+ cannot be decoded: [^\n]*$"):
         list(read(reader, loader_workers=1))
+
+
+# --- Decoding -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}], ids=str)
+def test_pixels_are_those_of_pil_to_the_bit(mode: str, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, len(mode)), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise.squeeze(), mode=mode).save(buffer, "JPEG", **options)
+    expected = np.asarray(Image.open(buffer).convert("RGB"))
+    place = np.zeros_like(expected)
+    assert (decode(buffer.getvalue()) == expected).all()
+    assert (decode(buffer.getvalue(), place) == expected).all()
+    assert mode == "CMYK" or (place == expected).all()  # no copy in between
+    assert decode(buffer.getvalue(), place[:5]).shape == expected.shape
+
+
+# --- Skipping -----------------------------------------------------------------------------------------------------
+
+
+def test_broken_samples_are_left_out_and_named(tmp_path: Path) -> None:
+    sound = _jpeg()
+    folder = _written(tmp_path, b"no image", sound, sound, _jpeg(9, 9), sound[:-5], sound, sound, samples_per_shard=6)
+    index = open_index(folder / "train.arrow")
+    shard = bytearray((folder / "train-000000.tar").read_bytes())
+    shard[index.offset[2] + 60] ^= 1
+    (folder / "train-000000.tar").write_bytes(shard)
+    (folder / "train-000001.tar").unlink()
+    parts = Plan(num_samples=7, global_batch_size=7, lanes=7, shuffle=False).epoch(0, 0, 1)
+    (batch,) = read(Reader(folder, index, parts, skip_broken=True))
+    reasons = dict(batch.skipped)
+    assert reasons == {
+        0: "cannot be decoded",
+        2: "does not match its CRC-32",
+        3: "is of another size",
+        4: "cannot be decoded",
+        6: "is not there",
+    }
+    assert (batch.rows.tolist(), batch.keys) == ([1, 5], ["s1", "s5"])
+    assert batch.lane_sizes == (0, 1, 0, 0, 0, 1, 0)
+    assert (batch.images.shape, batch.labels.shape, batch.flip.shape) == ((2, 3, 8, 8), (2, 2), (2,))
+    assert (batch.first_row, batch.global_rows) == (0, 7)
+
+
+def test_a_split_without_one_sound_image_is_an_error(tmp_path: Path) -> None:
+    folder = _written(tmp_path, b"a", b"b")
+    with pytest.raises(ValueError, match=r"train\.arrow: none of the 2 images can be read"):
+        Reader(folder, open_index(folder / "train.arrow"), [], skip_broken=True)
+
+
+def test_pinned_batches_pin_their_images(tiny_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)
+    batch = _reader(tiny_digits)[0]
+    assert batch.pin_memory().images is not batch.images
+    assert torch.equal(batch.pin_memory().images, batch.images)

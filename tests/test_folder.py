@@ -37,14 +37,14 @@ def _row(key: str, positives: Any = (), negatives: Any = (), truth: Any = None, 
 
 def _index(path: Path, *rows: dict[str, Any], has_truth: bool = False) -> Index:
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-    write_index(path, table, shards=["t.tar"], shard_bytes=[0], vocabulary=ABC, has_truth=has_truth)
+    write_index(path, table, shards=["t.tar"], shard_bytes=[1024], vocabulary=ABC, has_truth=has_truth)
     return open_index(path)
 
 
 def _folder_of(path: Path, *rows: dict[str, Any], has_truth: bool = False) -> Path:
-    """A folder of one empty shard, whose index holds these rows for every split."""
+    """A folder of one shard of zeros, whose index holds these rows for every split."""
     ABC.write(path / "vocabulary.csv")
-    (path / "t.tar").touch()
+    (path / "t.tar").write_bytes(bytes(1024))
     for split in SPLITS:
         _index(path / f"{split}.arrow", *rows, has_truth=has_truth)
     return path
@@ -234,3 +234,34 @@ def test_digits_know_their_boxes_and_truth(tiny_digits: Path) -> None:
     for row in range(5):
         truth = np.flatnonzero(index.truth(np.array([row]))[0] == POSITIVE)
         assert sorted(box["class"] for box in index.boxes(row)) == truth.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"offset": 1024}, "images outside their shards"),
+        ({"offset": -1}, "images outside their shards"),
+        ({"size": 513}, "images outside their shards"),
+        ({"shard": 1}, "samples are not in the order of its 1 shards"),
+        ({"shard": -1}, "samples are not in the order of its 1 shards"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"train\.arrow: {said}; write it again"):
+        open_folder(_folder_of(tmp_path, _row("fine"), _row("bad") | change))
+
+
+def test_shards_outside_the_folder_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([_row("x")], schema=SCHEMA)
+    write_index(tmp_path / "i.arrow", table, shards=["../t.tar"], shard_bytes=[1024], vocabulary=ABC, has_truth=False)
+    with pytest.raises(ValueError, match=r"i\.arrow: names shards outside its folder; write it again"):
+        open_index(tmp_path / "i.arrow")
+
+
+def test_an_index_of_several_record_batches_is_refused(folder: Path) -> None:
+    """Its columns would have to be copied into every process."""
+    table = pa.ipc.open_file(str(folder / "train.arrow")).read_all()
+    with pa.OSFile(str(folder / "train.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
+    with pytest.raises(ValueError, match=r"train\.arrow: an index of 2 record batches, not one; write it again"):
+        open_index(folder / "train.arrow")

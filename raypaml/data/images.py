@@ -1,20 +1,38 @@
-"""From the bytes of a JPEG to pixels."""
+"""From the bytes of a JPEG to pixels, without a copy in between."""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+Pixels = NDArray[np.uint8]
 
-def decode(content: bytes) -> NDArray[np.uint8]:
+_FAST = ("YCbCr", "Gray")
+"""Coding of the colours that simplejpeg turns into RGB exactly as PIL does; the rest (CMYK) it does not."""
+
+
+def decode(content: bytes, into: Pixels | None = None) -> Pixels:
     """[H, W, 3] RGB, as it is stored: no resize; grey and other modes are converted.
+
+    Sound JPEGs go through simplejpeg, which is a third faster than PIL, equal to the bit with these settings, and
+    decodes into the place where the batch lies. Whatever it complains of, PIL judges.
+
+    Args:
+        into: where to put pixels if they fit; only what is returned is sure to hold them.
 
     Raises:
         ValueError: not an image, or a broken one.
     """
+    try:
+        if simplejpeg.decode_jpeg_header(content)[2] in _FAST:
+            fast: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, buffer=into)
+            return fast
+    except ValueError:
+        pass  # truncated, broken, no JPEG, or too large for `into`
     try:
         with Image.open(io.BytesIO(content)) as image:
             return np.asarray(image.convert("RGB"))

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 
 FORMAT = 1
+CHECK_ROWS = 2048
+"""Rows whose labels are checked at once."""
 
 _CLASSES = pa.list_(pa.int32())
 _BOXES = pa.list_(pa.struct([("class", pa.int32()), *((side, pa.float32()) for side in ("x0", "y0", "x1", "y1"))]))
@@ -37,6 +39,23 @@ SCHEMA = pa.schema(
 )
 
 
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    assert column.num_chunks <= 1, "an index is one record batch"
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _shared(array: pa.Array) -> Any:
+    """Numbers where they lie in the mapped file, pages that all processes share.
+
+    By DLPack, for pyarrow's `to_numpy` would load pandas, 30 MB and more in every process.
+    """
+    return np.from_dlpack(array)
+
+
+Cells = tuple[NDArray[np.int64], NDArray[np.int8]]
+"""[E] cells of a label matrix, flattened (row x K + class), and their labels."""
+
+
 @dataclass(frozen=True)
 class Ragged:
     """Lists of class columns for N samples: `values[offsets[i]:offsets[i + 1]]` belongs to sample i."""
@@ -47,8 +66,8 @@ class Ragged:
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> Ragged:
         """View an Arrow list column without copying it."""
-        array = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-        return cls(array.offsets.to_numpy(), array.values.to_numpy())
+        array = _only_chunk(column)
+        return cls(_shared(array.offsets), _shared(array.values))
 
     def cells(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The (position in `rows`, class) of every entry listed for these samples."""
@@ -71,12 +90,14 @@ class Index:
         self.vocabulary_digest = meta["vocabulary"]
         self.num_classes = int(meta["num_classes"])
         self.has_truth = meta["has_truth"] == "1"
+        self.label_form = meta.get("label_form", "json")
+        if any(Path(name).name != name for name in self.shards):
+            raise ValueError(f"{where}: names shards outside its folder; write it again")
         self.key_column: pa.ChunkedArray = table["key"]
         self._boxes = table["boxes"]
-        self.shard = table["shard"].to_numpy()
-        self.offset = table["offset"].to_numpy()
-        self.size = table["size"].to_numpy()
-        self.crc32 = table["crc32"].to_numpy()
+        self.shard, self.offset, self.size, self.crc32 = (
+            _shared(_only_chunk(table[name])) for name in ("shard", "offset", "size", "crc32")
+        )
         self.positives, self.negatives, self._truth = (Ragged.of(table[n]) for n in ("positives", "negatives", "truth"))
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
@@ -117,37 +138,64 @@ class Index:
         """The known boxes of one sample: class column and pixel corners x0 y0 x1 y1."""
         return list(self._boxes[row].as_py() or ())
 
+    def label_cells(self, rows: NDArray[np.int64]) -> Cells:
+        """The observed cells of the label matrix [B, K] of these rows, flattened, and their labels."""
+        positives, negatives = self._flat(self.positives, rows), self._flat(self.negatives, rows)
+        labels = np.repeat(np.array([POSITIVE, NEGATIVE], np.int8), (len(positives), len(negatives)))
+        return np.concatenate([positives, negatives]), labels
+
+    def truth_cells(self, rows: NDArray[np.int64]) -> Cells:
+        """The positive cells of the full labels [B, K] of these rows; refused where they are not known."""
+        if not self.has_truth:
+            raise ValueError(f"{self.where}: the full labels of this data set are not known; choose another scheme")
+        positives = self._flat(self._truth, rows)
+        return positives, np.full(len(positives), POSITIVE, np.int8)
+
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
         """[B, K] observed labels of these rows."""
-        labels = np.full((len(rows), self.num_classes), UNOBSERVED, np.int8)
-        labels[self.negatives.cells(rows)] = NEGATIVE
-        labels[self.positives.cells(rows)] = POSITIVE
-        return labels
+        return self._dense(rows, self.label_cells(rows), UNOBSERVED)
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
         """[B, K] full labels, for analysis and for the scheme `full`; refused where they are not known."""
-        if not self.has_truth:
-            raise ValueError(f"{self.where}: the full labels of this data set are not known; choose another scheme")
-        truth = np.full((len(rows), self.num_classes), NEGATIVE, np.int8)
-        truth[self._truth.cells(rows)] = POSITIVE
-        return truth
+        return self._dense(rows, self.truth_cells(rows), NEGATIVE)
+
+    def _flat(self, ragged: Ragged, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        position, classes = ragged.cells(rows)
+        return position * self.num_classes + classes
+
+    def _dense(self, rows: NDArray[np.int64], cells: Cells, rest: int) -> NDArray[np.int8]:
+        labels = np.full(len(rows) * self.num_classes, rest, np.int8)
+        labels[cells[0]] = cells[1]
+        return labels.reshape(len(rows), self.num_classes)
 
     def check(self) -> None:
-        """Raise ValueError where a sample names a class outside the vocabulary, or one class with both labels."""
-        rows = np.arange(len(self))
+        """Raise ValueError where samples lie outside their shards, or have labels that cannot be."""
+        ends = np.array([0, *self.shard_bytes], np.int64)[1:]
+        if len(self) and (self.shard[0] < 0 or self.shard[-1] >= len(ends) or (np.diff(self.shard) < 0).any()):
+            raise ValueError(f"{self.where}: samples are not in the order of its {len(ends)} shards; write it again")
+        if len(self) and (self.offset.min() < 0 or self.size.min() < 0 or not self._inside(ends)):
+            raise ValueError(f"{self.where}: images outside their shards; write it again")
         for ragged in (self.positives, self.negatives, self._truth):
             if len(ragged.values) and not 0 <= ragged.values.min() <= ragged.values.max() < self.num_classes:
                 raise ValueError(
                     f"{self.where}: class columns outside 0..{self.num_classes - 1}; write the index again"
                 )
-        positive, negative = (
-            position * self.num_classes + classes
-            for position, classes in (ragged.cells(rows) for ragged in (self.positives, self.negatives))
-        )
-        both = np.intersect1d(positive, negative)
-        if len(both):
-            keys = self.keys(both[:5] // self.num_classes)
+        both = [cell for start in range(0, len(self), CHECK_ROWS) for cell in self._contradictions(start)]
+        if both:
+            keys = self.keys(np.array(both[:5]))
             raise ValueError(f"{self.where}: {len(both)} entries both positive and negative, such as in {keys}")
+
+    def _inside(self, ends: NDArray[np.int64]) -> bool:
+        chunks = (slice(start, start + CHECK_ROWS) for start in range(0, len(self), CHECK_ROWS))
+        return all(bool((self.offset[c] + self.size[c] <= ends[self.shard[c]]).all()) for c in chunks)
+
+    def _contradictions(self, start: int) -> list[int]:
+        """The row of every entry listed as both, among CHECK_ROWS rows."""
+        rows = np.arange(start, min(start + CHECK_ROWS, len(self)))
+        seen = np.zeros(len(rows) * self.num_classes, bool)
+        seen[self._flat(self.positives, rows)] = True
+        negatives = self._flat(self.negatives, rows)
+        return [int(row) for row in rows[negatives[seen[negatives]] // self.num_classes]]
 
 
 def write_index(
@@ -158,8 +206,12 @@ def write_index(
     shard_bytes: Sequence[int],
     vocabulary: Vocabulary,
     has_truth: bool,
+    label_form: str = "",
 ) -> None:
-    """Write one split's index, whole or not at all; `rows` follow SCHEMA, in shard order."""
+    """Write one split's index, whole or not at all; `rows` follow SCHEMA, in shard order.
+
+    `label_form` says how labels are written in tars of others (`data.label_forms`).
+    """
     meta = {
         "format": str(FORMAT),
         "shards": json.dumps(list(shards)),
@@ -168,6 +220,8 @@ def write_index(
         "num_classes": str(len(vocabulary)),
         "has_truth": "1" if has_truth else "0",
     }
+    if label_form:
+        meta["label_form"] = label_form
     table = rows.combine_chunks().replace_schema_metadata(meta)
     unfinished = path.with_name(f".{path.name}.unfinished")
     with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -178,7 +232,10 @@ def write_index(
 def open_index(path: Path) -> Index:
     """Memory-map one split's index."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        file = pa.ipc.open_file(pa.memory_map(str(path)))
+        if file.num_record_batches > 1:
+            raise ValueError(f"{path}: an index of {file.num_record_batches} record batches, not one; write it again")
+        table = file.read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a readable index ({error}); write it again") from None
     return Index(table, path)

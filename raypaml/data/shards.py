@@ -14,7 +14,7 @@ import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,12 +22,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypaml.data.index import SCHEMA, write_index
+from raypaml.data.label_forms import OWN, LabelForm
 from raypaml.data.tars import Scanned, scan
 from raypaml.labels import Vocabulary
 
 SPLITS = ("train", "validation", "test")
+
+_PACKED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int32()),
+        ("crc32", pa.uint32()),
+        ("labels", pa.string()),
+    ]
+)
 
 Box = tuple[str, float, float, float, float]
 
@@ -113,20 +125,24 @@ def write_dataset(
 
 
 def index_dataset(
-    out: Path, shards: Mapping[str, Sequence[Path]], class_ids: Sequence[str] = (), names: Sequence[str] = ()
+    out: Path,
+    shards: Mapping[str, Sequence[Path]],
+    class_ids: Sequence[str] = (),
+    names: Sequence[str] = (),
+    labels: str = OWN,
 ) -> Vocabulary:
     """Write vocabulary and indexes beside finished shards.
 
     Args:
         shards: the tars by split name, in order; they lie in `out`.
         class_ids, names: the classes; default: every class id that a training sample names, sorted.
+        labels: how they are written (`data.label_forms`).
     """
-    scans = {split: [list(scan(path)) for path in paths] for split, paths in shards.items()}
-    positives, negatives = _count_labels(scans["train"])
+    form = LabelForm(labels, tuple(class_ids))
+    scans = {split: [_pack(scan(path, form)) for path in paths] for split, paths in shards.items()}
+    positives, negatives, others = _count_labels(label for packed in scans["train"] for _, label in _unpack(packed))
     if not class_ids:
-        labels = (label for scanned in scans["train"] for _, label in scanned)
-        named = {c for label in labels for name in ("positive", "negative", "truth") for c in label.get(name, ())}
-        class_ids = names = sorted(named)
+        class_ids = names = sorted(positives.keys() | negatives.keys() | others)
     vocabulary = Vocabulary(
         class_ids=tuple(class_ids),
         names=tuple(names),
@@ -135,30 +151,50 @@ def index_dataset(
     )
     vocabulary.write(out / "vocabulary.csv")
     for split, paths in shards.items():
-        index_split(out, split, paths, scans[split], vocabulary)
+        index_split(out, split, paths, map(_unpack, scans[split]), vocabulary, labels)
     return vocabulary
 
 
+def _pack(scanned: Iterable[Scanned]) -> pa.Table:
+    """One shard's samples, a hundred bytes each and not the thousands of Python's objects."""
+    return pa.Table.from_pylist([place | {"labels": json.dumps(label)} for place, label in scanned], schema=_PACKED)
+
+
+def _unpack(packed: pa.Table) -> Iterator[Scanned]:
+    for row in packed.to_pylist():
+        label = json.loads(row.pop("labels"))
+        yield row, label
+
+
 def index_split(
-    out: Path, split: str, shards: Sequence[Path], scans: Iterable[Iterable[Scanned]], vocabulary: Vocabulary
+    out: Path,
+    split: str,
+    shards: Sequence[Path],
+    scans: Iterable[Iterable[Scanned]],
+    vocabulary: Vocabulary,
+    labels: str = OWN,
 ) -> None:
     """Write `<split>.arrow` from what `scan` found in each of its tars."""
-    rows: list[dict[str, Any]] = []
-    labels: list[dict[str, Any]] = []
+    tables, has_truth = [SCHEMA.empty_table()], True
     for number, (path, scanned) in enumerate(zip(shards, scans, strict=True)):
+        rows: list[dict[str, Any]] = []
         for row, label in scanned:
             rows.append(row | {"shard": number} | label_columns(label, vocabulary, f"{path}: sample {row['key']}"))
-            labels.append(label)
-    repeated = [key for key, count in Counter(row["key"] for row in rows).items() if count > 1]
+            has_truth = has_truth and "truth" in label
+        tables.append(pa.Table.from_pylist(rows, schema=SCHEMA))
+    table = pa.concat_tables(tables)
+    counts = pc.value_counts(table["key"])
+    repeated = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
     if repeated:
         raise ValueError(f"{out}: {len(repeated)} keys occur twice in split {split}, such as {repeated[:3]}")
     write_index(
         out / f"{split}.arrow",
-        pa.Table.from_pylist(rows, schema=SCHEMA),
+        table,
         shards=[path.name for path in shards],
         shard_bytes=[path.stat().st_size for path in shards],
         vocabulary=vocabulary,
-        has_truth=bool(labels) and all("truth" in label for label in labels),
+        has_truth=has_truth and len(table) > 0,
+        label_form="" if labels == OWN else labels,
     )
 
 
@@ -180,10 +216,11 @@ def label_columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> 
         raise ValueError(f"{where}: class {error} is not among the {len(vocabulary)} of the vocabulary") from None
 
 
-def _count_labels(scans: Iterable[Iterable[Scanned]]) -> tuple[Counter[str], Counter[str]]:
-    positives, negatives = Counter[str](), Counter[str]()
-    for scanned in scans:
-        for _, label in scanned:
-            positives.update(label["positive"])
-            negatives.update(label["negative"])
-    return positives, negatives
+def _count_labels(labels: Iterable[dict[str, Any]]) -> tuple[Counter[str], Counter[str], set[str]]:
+    """How often each class is positive and negative, and the classes of the full labels."""
+    positives, negatives, others = Counter[str](), Counter[str](), set[str]()
+    for label in labels:
+        positives.update(label["positive"])
+        negatives.update(label["negative"])
+        others.update(label.get("truth", ()))
+    return positives, negatives, others

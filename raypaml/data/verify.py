@@ -15,8 +15,9 @@ import numpy as np
 
 from raypaml.data.images import decode as decode_image
 from raypaml.data.index import Index
+from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import label_columns
-from raypaml.data.tars import members, parse_labels
+from raypaml.data.tars import IMAGES, members
 from raypaml.labels import Vocabulary
 
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -25,10 +26,10 @@ LABEL_COLUMNS = ("positives", "negatives", "truth")
 
 def verify_split(folder: Path, index: Index, *, decode: bool = True) -> list[str]:
     """The faults of all shards, one after the other; over processes, map `verify_shard` instead."""
-    return [fault for shard in range(len(index.shards)) for fault in verify_shard(folder, index, shard, decode=decode)]
+    return [fault for shard in range(len(index.shards)) for fault in verify_shard(folder, index, shard, decode)]
 
 
-def verify_shard(folder: Path, index: Index, shard: int, *, decode: bool = True) -> list[str]:
+def verify_shard(folder: Path, index: Index, shard: int, decode: bool = True) -> list[str]:
     """What is wrong with one shard; empty if nothing is.
 
     Args:
@@ -91,18 +92,19 @@ def _tar_faults(path: Path, index: Index, shard: int, vocabulary: Vocabulary) ->
     rows = index.rows_of_shard(shard)
     places = dict(zip(index.keys(rows), rows.tolist(), strict=True))
     images: set[str] = set()
+    form = LabelForm(index.label_form, vocabulary.class_ids)
     try:
-        for key, suffix, offset, content in members(path):
+        for key, suffix, offset, content in members(path, directories=not form.is_own):
             where = f"{path}: {key}.{suffix} at byte {offset}"
             if key not in places:
                 yield f"{where}: the index has no such key in this shard"
-            elif suffix == "jpg":
+            elif suffix.lower() in IMAGES:
                 row = places[key]
                 if key in images or (offset, len(content)) != (index.offset[row], index.size[row]):
                     yield f"{where}, {len(content)} bytes: the index says byte {index.offset[row]}, {index.size[row]}"
                 images.add(key)
-            elif suffix == "json":
-                yield from _label_faults(where, content, index, places[key], vocabulary)
+            elif suffix == form.suffix:
+                yield from _label_faults(where, form, content, index, places[key], vocabulary)
     except ValueError as error:
         yield str(error)
         return  # what follows the break is only known through the index
@@ -110,10 +112,12 @@ def _tar_faults(path: Path, index: Index, shard: int, vocabulary: Vocabulary) ->
         yield f"{path}: image {key!r} at byte {index.offset[places[key]]}: the tar has no member {key}.jpg"
 
 
-def _label_faults(where: str, content: bytes, index: Index, row: int, vocabulary: Vocabulary) -> Iterator[str]:
-    """The labels of a JSON of our own form against those of the index."""
+def _label_faults(
+    where: str, form: LabelForm, content: bytes, index: Index, row: int, vocabulary: Vocabulary
+) -> Iterator[str]:
+    """The labels of a sample against those of the index."""
     try:
-        columns: dict[str, Any] = label_columns(parse_labels(content, where), vocabulary, where)
+        columns: dict[str, Any] = label_columns(form.read(content, where), vocabulary, where)
     except ValueError as error:
         yield str(error)
         return

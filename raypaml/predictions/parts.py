@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,15 @@ class PredictionSet:
     """How many, at least about."""
     batches: Callable[[], Iterator[tuple[int, pa.Table]]]
     """(part, rows) again and again, columns as SCHEMA; P and N may be float64."""
+    skipped: tuple[dict[str, Any], ...] = ()
+    """Broken images among `samples`, which have no rows: shard, key, offset, reason."""
 
 
-def write_part(folder: Path, part: Part, table: pa.Table) -> None:
-    """Write one part, whole or not at all."""
+def write_part(folder: Path, part: Part, table: pa.Table, skipped: Sequence[dict[str, Any]] = ()) -> None:
+    """Write one part, whole or not at all, with the names of the broken samples that were skipped in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = table.cast(SCHEMA).replace_schema_metadata({"raypaml": json.dumps(dataclasses.asdict(part))})
+    metadata = {"raypaml": json.dumps(dataclasses.asdict(part)), "skipped": json.dumps(skipped)}
+    table = table.cast(SCHEMA).replace_schema_metadata(metadata)
     unfinished = (folder / part.name).with_suffix(".unfinished")
     pq.write_table(table, unfinished, row_group_size=BATCH_ROWS, write_page_checksum=True)
     unfinished.replace(folder / part.name)
@@ -118,6 +121,11 @@ def read_part(path: Path) -> Part:
         raise ValueError(f"{path}: Parquet, but not a part of a prediction set of this version; {AGAIN}") from None
 
 
+def read_skipped(path: Path) -> list[dict[str, Any]]:
+    """The broken samples of a whole part."""
+    return list(json.loads((pq.read_schema(path).metadata or {}).get(b"skipped", b"[]")))
+
+
 def open_set(folder: Path) -> PredictionSet:
     """The set in a folder.
 
@@ -140,6 +148,7 @@ def open_set(folder: Path) -> PredictionSet:
         probabilities=False,
         rows=sum(pq.read_metadata(path).num_rows for path in paths),
         batches=lambda: ((number, rows) for number, path in enumerate(paths) for rows in _rows(path)),
+        skipped=tuple(line for path in paths for line in read_skipped(path)),
     )
 
 

@@ -52,7 +52,7 @@ def gallery(model: CamClassifier, data: DataFolder, split: str = "test") -> list
     index = data.splits[split]
     rows = np.unique(np.linspace(0, len(index) - 1, SCENES).astype(np.int64))
     plan = Plan(num_samples=len(index), global_batch_size=1, lanes=1, shuffle=False)
-    reader = Reader(data.path, index, plan.epoch(0, 0, 1))
+    reader = Reader(data.shards, index, plan.epoch(0, 0, 1))
     model.eval()
     return [_row(model, data, reader, split, int(row)) for row in rows]
 

@@ -25,6 +25,7 @@ def summary(found: Evaluation) -> dict[str, Any]:
         "convention": "paper",
         "split": found.predictions.split,
         "images": len(found.keys),
+        "skipped": len(found.predictions.skipped),
         "positives": int(found.positives.sum()),
         "negatives": int(found.negatives.sum()),
         "vocabulary": found.vocabulary.digest,
@@ -55,12 +56,13 @@ def table(result: dict[str, Any]) -> str:
 
 def caption(result: dict[str, Any]) -> str:
     """What the table's numbers are."""
+    broken = f"{result['skipped']:,} broken images skipped; " if result["skipped"] else ""
     skipped = result["classes"] - result["classes_scored"]
     return (
         f"mAP in percent on the {result['split']} split, observed labels only; G1 rarest to G5 most frequent classes; "
         f"{result['classes_scored']} of {result['classes']} classes scored ({skipped} without observed labels skipped, "
         f"{result['classes_without_positives']} without positives count 0: convention '{result['convention']}'); "
-        f"{result['images']:,} images with a label, {result['positives']:,} positives, {result['negatives']:,} "
+        f"{broken}{result['images']:,} images with a label, {result['positives']:,} positives, {result['negatives']:,} "
         f"negatives, vocabulary {result['vocabulary'][:12]}."
     )
 

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raypaml.data.batches import Reason
 from raypaml.data.index import Index
 from raypaml.training.corrections import Corrections
 
@@ -35,6 +36,8 @@ class State:
     """Of the next batch within the epoch."""
     tally: list[float] = field(default_factory=list)
     """Sums over this epoch's steps so far, all ranks together."""
+    skipped: list[tuple[int, int, Reason]] = field(default_factory=list)
+    """(epoch, sample, reason) of every broken sample skipped so far, all ranks together."""
     seconds: float = 0.0
     """Spent training so far."""
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -22,9 +22,10 @@ from raypaml.data.plan import Plan, default_lanes
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.metrics.average_precision import average_precision
 from raypaml.model.cam import CamClassifier
-from raypaml.predictions.parts import Part, is_finished, read_part, write_part
+from raypaml.predictions.parts import Part, is_finished, read_part, read_skipped, write_part
 from raypaml.training.distributed import Team
 from raypaml.training.gradients import lane_slices
+from raypaml.training.skips import Skip, check_budget, named
 
 EVALUATION_BATCHES = 4
 """Evaluation takes this many training batches at once: it keeps no activations."""
@@ -43,6 +44,8 @@ class Predictions:
     label: NDArray[np.int8]
     P: NDArray[np.float32]
     N: NDArray[np.float32]
+    skipped: tuple[Skip, ...] = ()
+    """Broken samples of this rank, which have no entry."""
 
     def ap(self, alpha: float, num_classes: int) -> Floats:
         """[K] average precision of observed entries with this alpha, convention `paper`."""
@@ -50,18 +53,26 @@ class Predictions:
         return average_precision(self.class_index, logits, self.label == POSITIVE, num_classes)
 
     def gather(self, team: Team) -> Predictions:
-        """The entries of all ranks, on every rank."""
+        """The entries of all ranks, on every rank; what they skipped is gathered by `skips.gather`."""
         columns = (self.row, self.class_index, self.label, self.P, self.N)
         return Predictions(*(team.gather(column) for column in columns))  # type: ignore[arg-type]
 
 
 def predict(
-    model: CamClassifier, data: DataFolder, split: str, team: Team, *, lanes: int, batch_size: int, loader_workers: int
+    model: CamClassifier,
+    data: DataFolder,
+    split: str,
+    team: Team,
+    *,
+    lanes: int,
+    batch_size: int,
+    loader_workers: int,
+    skip_broken: bool = False,
 ) -> Predictions:
     """Predict this rank's share of a split; every sample belongs to exactly one rank."""
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=batch_size, lanes=lanes, shuffle=False)
     steps = plan.epoch(0, team.rank, team.world_size)
-    return predict_steps(model, data, split, steps, team.device, loader_workers=loader_workers)
+    return predict_steps(model, data, split, steps, team.device, loader_workers=loader_workers, skip_broken=skip_broken)
 
 
 def predict_steps(
@@ -73,13 +84,15 @@ def predict_steps(
     *,
     loader_workers: int,
     unobserved: bool = False,
+    skip_broken: bool = False,
 ) -> Predictions:
     """Predict the samples of some steps of a plan: their observed entries, or all."""
-    reader = Reader(data.path, data.splits[split], steps)
-    columns = [_empty()]
+    reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
+    columns, skipped = [_empty()], list[Skip]()
     model.eval()
     with torch.inference_mode():
         for batch in read(reader, loader_workers=loader_workers, pin_memory=device.type == "cuda"):
+            skipped += batch.skipped
             if not len(batch.rows):
                 continue
             # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'
@@ -89,7 +102,8 @@ def predict_steps(
             cell = position, classes = np.nonzero((labels != UNOBSERVED) | unobserved)
             columns.append((batch.rows[position], classes, labels[cell], p[cell], n[cell]))
     model.train()
-    return Predictions(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    row, class_index, label, p, n = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Predictions(row, class_index, label, p, n, tuple(skipped))
 
 
 def _empty() -> tuple[NDArray[np.generic], ...]:
@@ -105,7 +119,8 @@ class Evaluation:
 
     checkpoint: Path
     config: TrainConfig
-    data: Path
+    data: str
+    """Path or address of the data set."""
     folder: Path
     """Where the parts go."""
     parts: tuple[Part, ...]
@@ -143,7 +158,7 @@ def plan_evaluation(
         part_samples=sizes[0],
     )
     parts = (dataclasses.replace(first, part=number, part_samples=size) for number, size in enumerate(sizes))
-    return Evaluation(checkpoint, config, data.path.absolute(), folder.absolute(), tuple(parts))
+    return Evaluation(checkpoint, config, data.address, folder.absolute(), tuple(parts))
 
 
 def _plan(config: TrainConfig, samples: int) -> Plan:
@@ -196,15 +211,27 @@ def predict_part(
         device,
         loader_workers=evaluation.config.data.loader_workers,
         unobserved=part.unobserved,
+        skip_broken=evaluation.config.data.skip_budget > 0,
     )
+    index = data.splits[part.split]
+    skipped = named(found.skipped, index)
+    check_budget(skipped, part.split, part.samples, evaluation.config.data.skip_budget)
     columns = {
-        "key": pa.array(data.splits[part.split].keys(found.row), pa.string()),
+        "key": pa.array(index.keys(found.row), pa.string()),
         "class": found.class_index,
         "positive": pa.array(found.label == POSITIVE, mask=found.label == UNOBSERVED),
         "P": found.P,
         "N": found.N,
     }
-    write_part(evaluation.folder, part, pa.table(columns))
+    write_part(evaluation.folder, part, pa.table(columns), skipped)
+
+
+def check_skipped(evaluation: Evaluation) -> int:
+    """How many broken samples all parts together skipped; ValueError if more than the budget allows."""
+    skipped = [line for part in evaluation.parts for line in read_skipped(evaluation.folder / part.name)]
+    one = evaluation.parts[0]
+    check_budget(skipped, one.split, one.samples, evaluation.config.data.skip_budget)
+    return len(skipped)
 
 
 def predict_part_alone(evaluation: Evaluation, part: Part, device: str) -> int:
@@ -216,8 +243,8 @@ def predict_part_alone(evaluation: Evaluation, part: Part, device: str) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(checkpoint: Path, config: TrainConfig, data: Path, device: str) -> tuple[CamClassifier, DataFolder]:
+def _opened(checkpoint: Path, config: TrainConfig, data: str, device: str) -> tuple[CamClassifier, DataFolder]:
     from raypaml.training.models import checkpoint_model
 
-    folder = open_folder(data)
+    folder = open_folder(data, **config.data.opening)
     return checkpoint_model(checkpoint, config.model, len(folder.vocabulary)).to(device), folder

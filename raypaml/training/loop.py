@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,16 @@ from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader, read
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.training import checkpoint
-from raypaml.training.evaluation import EVALUATION_BATCHES, clear_folder, plan_evaluation, predict, predict_part
+from raypaml.training.evaluation import (
+    EVALUATION_BATCHES,
+    check_skipped,
+    clear_folder,
+    plan_evaluation,
+    predict,
+    predict_part,
+)
 from raypaml.training.models import tested_checkpoint
+from raypaml.training.skips import check_budget, gather, named, seen_together, write_skipped
 from raypaml.training.step import train_step
 from raypaml.training.worker import TALLY, Report, Worker, prepare
 
@@ -21,12 +30,12 @@ REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
 
 
-def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> bool:
+def train(config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report) -> bool:
     """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
 
     Args:
         config: checked.
-        data_folder: shards, index and vocabulary.
+        data_folder: path or address of shards, index and vocabulary.
         run_folder: `<storage>/<run>`, seen by all workers.
         device: of this worker. Its process group, if any, is torch.distributed's default one.
         report: called on every rank with progress; an answer of True on any rank stops all of them.
@@ -69,17 +78,22 @@ def _train_epoch(worker: Worker) -> bool:
     config, state = worker.config, worker.state
     parts = worker.plan.epoch(state.epoch, worker.team.rank, worker.team.world_size)
     reader = Reader(
-        worker.data.path,
+        worker.data.shards,
         worker.data.splits["train"],
         parts,
         full_labels=config.loss.scheme == "full",
         with_truth=True,
+        skip_broken=config.data.skip_budget > 0,
     )
     pin = worker.team.device.type == "cuda"
     batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
     began = time.monotonic()
     for batch in batches:
-        train_step(worker, batch)
+        if config.data.skip_budget:
+            worker.skipped += batch.skipped
+            batch = seen_together(batch, worker.team)
+        if batch.global_rows:
+            train_step(worker, batch)
         state.step += 1
         last = state.step == worker.plan.steps
         save_now = config.run.checkpoint_steps and state.step % config.run.checkpoint_steps == 0
@@ -100,6 +114,7 @@ def _agree(worker: Worker, seconds: float) -> bool:
     state.seconds += seconds
     summed = worker.team.sum(worker.tally).tolist()
     worker.tally.zero_()
+    _agree_on_skips(worker)
     state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
     totals = dict(zip(TALLY, state.tally, strict=True))
     asked = worker.report(
@@ -108,7 +123,7 @@ def _agree(worker: Worker, seconds: float) -> bool:
             "step": state.step,
             "steps": worker.plan.steps,
             "epochs": worker.config.optim.epochs,
-            "loss": summed[0] / summed[1],
+            "loss": summed[0] / max(summed[1], 1),
             "rejected": int(totals["rejected"]),
             "samples_left": worker.plan.num_samples * (worker.config.optim.epochs - state.epoch)
             - int(totals["samples"]),
@@ -118,41 +133,59 @@ def _agree(worker: Worker, seconds: float) -> bool:
     return bool(worker.team.sum(torch.tensor([float(asked)])).item())
 
 
+def _agree_on_skips(worker: Worker) -> None:
+    """Make what any rank skipped known to all; ValueError above the budget."""
+    budget, index, state = worker.config.data.skip_budget, worker.data.splits["train"], worker.state
+    if budget:
+        fresh = gather(worker.team, worker.skipped)
+        worker.skipped.clear()
+        state.skipped += [(state.epoch, row, reason) for row, reason in fresh]
+        now = [(row, reason) for epoch, row, reason in state.skipped if epoch == state.epoch]
+        check_budget(named(now, index), "train", len(index), budget)
+
+
 def _finish_epoch(worker: Worker) -> None:
     """Validate, record, save."""
     state, config = worker.state, worker.config
     worker.corrections.exchange(worker.team)
     mine = predict(worker.model, worker.data, "validation", worker.team, **_evaluation(worker))
+    skipped = gather(worker.team, mine.skipped)
+    index = worker.data.splits["validation"]
+    check_budget(named(skipped, index), "validation", len(index), config.data.skip_budget)
     ap = mine.gather(worker.team).ap(config.model.alpha, len(worker.data.vocabulary))
     totals = dict(zip(TALLY, state.tally, strict=True))
     rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))
     known = worker.data.splits["train"].has_truth
-    record = {
+    record: dict[str, Any] = {
         "epoch": state.epoch,
         "loss": totals["loss"] / totals["samples"],
+        "expected": worker.plan.num_samples,
         "samples": int(totals["samples"]),
+        "skipped": sum(epoch == state.epoch for epoch, _, _ in state.skipped),
         "rejected": rejected,
         "rejected_missed": hits if known else None,
         "missed": missed if known else None,
         "rejection_precision": hits / rejected if known and rejected else None,
         "rejection_recall": hits / missed if known and missed else None,
         "corrected": len(worker.corrections.entries),
+        "validation_skipped": len(skipped),
         "validation_mean_ap": mean_ap(ap),
         "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
         "seconds": round(state.seconds, 3),
     }
-    assert record["samples"] == worker.plan.num_samples, "every sample exactly once per epoch"
+    assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
     _save(worker)
     worker.report({"record": record, "epochs": config.optim.epochs})
 
 
-def _evaluation(worker: Worker) -> dict[str, int]:
+def _evaluation(worker: Worker) -> dict[str, Any]:
     return {
         "lanes": worker.plan.lanes,
         "batch_size": worker.plan.global_batch_size * EVALUATION_BATCHES,
         "loader_workers": worker.config.data.loader_workers,
+        "skip_broken": worker.config.data.skip_budget > 0,
     }
 
 
@@ -166,6 +199,8 @@ def _save(worker: Worker) -> None:
         lines = worker.run_folder / ".metrics.unfinished"
         lines.write_text("".join(json.dumps(record) + "\n" for record in worker.state.history))
         lines.replace(worker.run_folder / "metrics.jsonl")
+        if worker.state.skipped:
+            write_skipped(worker.run_folder / "skipped.jsonl", worker.state.skipped, index)
     worker.team.barrier()
 
 
@@ -183,3 +218,4 @@ def _test(worker: Worker) -> None:
     for part in unfinished[worker.team.rank :: worker.team.world_size]:
         predict_part(evaluation, part, worker.model, worker.data, worker.team.device)
     worker.team.barrier()
+    check_skipped(evaluation)

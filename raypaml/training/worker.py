@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from raypaml.training.corrections import Corrections
 from raypaml.training.distributed import Team
 from raypaml.training.gradients import check_reproducible
 from raypaml.training.models import build_model
+from raypaml.training.skips import Skip
 
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
 
@@ -43,12 +44,16 @@ class Worker:
     report: Report
     tally: Tensor
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
+    skipped: list[Skip] = field(default_factory=list)
+    """Broken samples of this rank since the last agreement."""
 
 
-def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> Worker:
+def prepare(
+    config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report
+) -> Worker:
     """Build a new worker: data, plan, model from the seed, optimizer."""
     team = Team.here(device)
-    data = open_folder(data_folder)
+    data = open_folder(data_folder, **config.data.opening)
     index = data.splits["train"]
     size = config.data.global_batch_size
     plan = Plan(

@@ -1,0 +1,111 @@
+"""How the labels of a tar are written: raypaml's own JSON, or a small mapping for the tars of others.
+
+    json                               {"positive": [class ids], "negative": [...]}, and truth and boxes where known
+    json:positive=FIELD,negative=FIELD any JSON object; FIELD may lead inside (`annotations.verified`); also truth=FIELD
+    cls                                KEY.cls: the classes that are positive, separated by blanks
+    txt                                KEY.txt: the same, one a line
+
+A class is its id, or, where it is a number that is no id, its place in the class list, from 0. Beside its image and
+its labels a sample may have other members; they are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+ROLES = ("positive", "negative", "truth")
+OWN = "json"
+
+
+@dataclass(frozen=True)
+class LabelForm:
+    """One way of writing labels."""
+
+    name: str
+    """As it is given; what an index remembers."""
+    class_ids: tuple[str, ...] = ()
+    """The class list, if it is known before."""
+
+    def __post_init__(self) -> None:
+        kind, mark, _ = self.name.partition(":")
+        known = set(self.fields) <= set(ROLES) and "positive" in self.fields and all(self.fields.values())
+        if not (self.name in (OWN, "cls", "txt") or (kind == "json" and mark and known)):
+            raise ValueError(f"labels={self.name!r}: expected json, json:positive=FIELD[,negative=FIELD], cls or txt")
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.class_ids)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is raypaml's own."""
+        return self.name == OWN
+
+    @property
+    def suffix(self) -> str:
+        """Of the member that holds the labels."""
+        return self.name.partition(":")[0]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Field of the JSON by role."""
+        pairs = (pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair)
+        return {role: field for role, _, field in pairs}
+
+    def read(self, content: bytes, where: str) -> dict[str, Any]:
+        """The labels of one sample, as raypaml's own JSON says them; ValueError, beginning with `where`."""
+        if self.is_own:
+            return own_labels(content, where)
+        if self.suffix == "json":
+            found = _object(content, where)
+            roles = {role: _field(found, field, where) for role, field in self.fields.items()}
+        else:
+            try:
+                text = content.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not text ({error})") from None
+            lines = (line.strip() for line in text.splitlines())
+            roles = {"positive": text.split() if self.suffix == "cls" else [line for line in lines if line]}
+        return {"negative": []} | {role: [self._class_id(v, where) for v in values] for role, values in roles.items()}
+
+    def _class_id(self, value: Any, where: str) -> str:
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ValueError(f"{where}: {value!r} is no class; expected ids or numbers")
+        text = str(value)
+        if not self.class_ids or text in self._known:
+            return text
+        if text.isdecimal() and int(text) < len(self.class_ids):
+            return self.class_ids[int(text)]
+        raise ValueError(f"{where}: class {text!r} is not among the {len(self.class_ids)} of the class list")
+
+
+def own_labels(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON of raypaml's own form; ValueError, beginning with `where`, if it is not."""
+    labels = _object(content, where)
+    lists = (labels.get(name, []) for name in (*ROLES, "boxes"))
+    if not {"positive", "negative"} <= set(labels) or not all(isinstance(found, list) for found in lists):
+        raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
+    return labels
+
+
+def _object(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
+    return found
+
+
+def _field(found: Any, field: str, where: str) -> Sequence[Any]:
+    """What a field holds, as a list."""
+    for name in field.split("."):
+        if not isinstance(found, dict) or name not in found:
+            raise ValueError(f"{where}: no field {field!r}")
+        found = found[name]
+    return found if isinstance(found, list) else [found]

@@ -1,0 +1,240 @@
+"""Tars of others: labels through a small mapping, refusals by name, and verification."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.label_forms import LabelForm
+from raypaml.data.shards import index_dataset
+from raypaml.data.tars import scan
+from raypaml.data.verify import verify_split
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
+
+TOOLS = Path(__file__).parent.parent / "tools"
+Members = Sequence[tuple[str, bytes]]
+
+
+def _jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+JPEG = _jpeg()
+
+
+def _tar(path: Path, members: Members) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def _indexed(folder: Path, members: Members, labels: str, class_ids: Sequence[str] = ()) -> DataFolder:
+    shards = {split: [_tar(folder / f"{split}.tar", members)] for split in ("train", "validation", "test")}
+    index_dataset(folder, shards, class_ids, class_ids, labels)
+    return open_folder(folder)
+
+
+def _labels(data: DataFolder) -> dict[str, list[int]]:
+    index = data.splits["train"]
+    rows = np.arange(len(index))
+    return dict(zip(index.keys(rows), index.labels(rows).tolist(), strict=True))
+
+
+def _tool(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(TOOLS / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# --- Labels -------------------------------------------------------------------------------------------------------
+
+
+def test_json_fields_of_any_name_and_depth(tmp_path: Path) -> None:
+    sample = {"caption": "x", "notes": {"seen": ["cat", "dog"], "gone": "eel"}}
+    other = {"caption": "y", "notes": {"seen": "eel", "gone": []}}
+    members = [("a.json", json.dumps(sample).encode()), ("a.jpg", JPEG), ("a.txt", b"a caption"), ("b.jpeg", JPEG)]
+    members += [("b.json", json.dumps(other).encode())]
+    data = _indexed(tmp_path, members, "json:positive=notes.seen,negative=notes.gone")
+    assert data.vocabulary.class_ids == ("cat", "dog", "eel")
+    assert _labels(data) == {"a": [POSITIVE, POSITIVE, NEGATIVE], "b": [UNOBSERVED, UNOBSERVED, POSITIVE]}
+    assert data.splits["train"].label_form == "json:positive=notes.seen,negative=notes.gone"
+    assert verify_split(tmp_path, data.splits["train"]) == []
+
+
+def test_truth_may_be_a_field_too(tmp_path: Path) -> None:
+    members = [("a.jpg", JPEG), ("a.json", b'{"p": ["x"], "all": ["x", "y"]}')]
+    data = _indexed(tmp_path, members, "json:positive=p,truth=all")
+    assert data.splits["train"].truth(np.array([0])).tolist() == [[POSITIVE, POSITIVE]]
+
+
+def test_cls_is_a_place_in_the_class_list(tmp_path: Path) -> None:
+    members = [("a.jpg", JPEG), ("a.cls", b"2"), ("b.jpg", JPEG), ("b.cls", b"0 1\n")]
+    data = _indexed(tmp_path, members, "cls", ("cat", "dog", "eel"))
+    assert _labels(data) == {"a": [UNOBSERVED, UNOBSERVED, POSITIVE], "b": [POSITIVE, POSITIVE, UNOBSERVED]}
+    assert verify_split(tmp_path, data.splits["train"]) == []
+
+
+def test_cls_without_a_class_list_names_its_classes_itself(tmp_path: Path) -> None:
+    data = _indexed(tmp_path, [("a.jpg", JPEG), ("a.cls", b"7"), ("b.jpg", JPEG), ("b.cls", b"12")], "cls")
+    assert data.vocabulary.class_ids == ("12", "7")
+    assert verify_split(tmp_path, data.splits["train"]) == []
+
+
+def test_txt_is_a_class_a_line(tmp_path: Path) -> None:
+    data = _indexed(tmp_path, [("a.jpg", JPEG), ("a.txt", b"brown bear\n\n cat \n")], "txt")
+    assert data.vocabulary.class_ids == ("brown bear", "cat")
+
+
+def test_directories_become_part_of_the_key(tmp_path: Path) -> None:
+    members = [("./n01/a.jpg", JPEG), ("./n01/a.cls", b"0"), ("n02/x/a.jpg", JPEG), ("n02/x/a.cls", b"0")]
+    assert list(_labels(_indexed(tmp_path, members, "cls"))) == ["n01__a", "n02__x__a"]
+
+
+BAD_LABELS = {
+    "json:positive=p": (b'{"q": 1}', r"t\.tar: a\.json at byte \d+: no field 'p'"),
+    "json:positive=p.q": (b'{"p": [1]}', r"no field 'p\.q'"),
+    "json:negative=n,positive=p": (b'{"p": [true], "n": []}', r"True is no class; expected ids or numbers"),
+    "json:positive=n": (b"[1]", r"expected an object"),
+    "json:positive=x": (b"{", r"not JSON"),
+    "cls": (b"9", r"class '9' is not among the 2 of the class list"),
+    "txt": (b"\xff", r"not text"),
+}
+
+
+@pytest.mark.parametrize("form", BAD_LABELS)
+def test_labels_that_do_not_fit_are_refused_with_file_key_and_byte(tmp_path: Path, form: str) -> None:
+    content, said = BAD_LABELS[form]
+    suffix = form.partition(":")[0]
+    shard = _tar(tmp_path / "t.tar", [("a.jpg", JPEG), (f"a.{suffix}", content)])
+    with pytest.raises(ValueError, match=said):
+        list(scan(shard, LabelForm(form, ("cat", "dog"))))
+
+
+@pytest.mark.parametrize(
+    "form", ["json:", "json:negative=a", "json:positive=", "json:positive=a,b=c", "npy", "", "cls:a"]
+)
+def test_unknown_forms_are_refused(form: str) -> None:
+    with pytest.raises(ValueError, match=r"expected json, json:positive=FIELD\[,negative=FIELD\], cls or txt"):
+        LabelForm(form)
+
+
+# --- Refusals -----------------------------------------------------------------------------------------------------
+
+OBJECTS = io.BytesIO()
+np.save(OBJECTS, np.array([{}], object), allow_pickle=True)
+NUMBERS = io.BytesIO()
+np.save(NUMBERS, np.arange(3))
+
+
+@pytest.mark.parametrize("name", ["a.pyd", "a.pickle", "a.pkl", "a.weights.pth", "a.pt", "a.PYD", "a.npy"])
+def test_pickled_members_are_refused(tmp_path: Path, name: str) -> None:
+    content = OBJECTS.getvalue() if name == "a.npy" else pickle.dumps(print)
+    shard = _tar(tmp_path / "t.tar", [("a.jpg", JPEG), ("a.cls", b"0"), (name, content)])
+    with pytest.raises(ValueError, match=rf"t\.tar: member '{name}' is pickled, which could run anything; remove it"):
+        list(scan(shard, LabelForm("cls")))
+
+
+def test_arrays_of_numbers_are_not(tmp_path: Path) -> None:
+    shard = _tar(tmp_path / "t.tar", [("a.jpg", JPEG), ("a.cls", b"0"), ("a.npy", NUMBERS.getvalue())])
+    assert [row["key"] for row, _ in scan(shard, LabelForm("cls"))] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["../a", "x/../a", "/etc/a", "two words", "\u00fc", ""])
+def test_names_outside_the_grammar_are_refused(tmp_path: Path, name: str) -> None:
+    shard = _tar(tmp_path / "t.tar", [(f"{name}.jpg", JPEG), (f"{name}.cls", b"0")])
+    with pytest.raises(ValueError, match=r"t\.tar: member .* is not a file named by a key"):
+        list(scan(shard, LabelForm("cls")))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.GNUTYPE_SPARSE])
+def test_members_that_are_not_files_are_refused(tmp_path: Path, kind: bytes) -> None:
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(ValueError, match=r"t\.tar: member 'a\.jpg' is not a file"):
+        list(scan(path, LabelForm("cls")))
+
+
+UNPAIRED = {
+    "no labels": [("a.jpg", JPEG), ("b.jpg", JPEG), ("b.cls", b"0")],
+    "no image": [("a.cls", b"0")],
+    "two images": [("a.jpg", JPEG), ("a.jpeg", JPEG), ("a.cls", b"0")],
+    "apart": [("a.jpg", JPEG), ("b.jpg", JPEG), ("a.cls", b"0"), ("b.cls", b"0")],
+}
+
+
+@pytest.mark.parametrize("case", UNPAIRED)
+def test_samples_that_are_not_whole_are_refused(tmp_path: Path, case: str) -> None:
+    with pytest.raises(ValueError, match=r"t\.tar: found a\..*; expected one a\.jpg and one a\.cls"):
+        list(scan(_tar(tmp_path / "t.tar", UNPAIRED[case]), LabelForm("cls")))
+
+
+# --- The tools ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A folder as others write it: their own names, classes by number."""
+    for number in range(3):
+        samples = [(f"{number}{n}", n % 2) for n in range(4)]
+        members = [m for key, label in samples for m in ((f"{key}.jpg", JPEG), (f"{key}.cls", str(label).encode()))]
+        _tar(tmp_path / f"part{number}.tar", members)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    return tmp_path
+
+
+def _index(folder: Path) -> subprocess.CompletedProcess[str]:
+    globs = ("--train", "part[01].tar", "--validation", "part2.tar", "--test", "part2.tar")
+    return _tool("index_shards.py", folder, "--labels", "cls", "--classes", folder / "classes.txt", *globs)
+
+
+def test_a_foreign_folder_is_indexed_verified_and_damage_found(foreign: Path) -> None:
+    done = _index(foreign)
+    assert done.returncode == 0, done.stderr
+    assert "train: 8 samples in 2 shards" in done.stdout
+    assert open_folder(foreign).vocabulary.class_ids == ("cat", "dog")
+    verified = _tool("verify_shards.py", foreign)
+    assert (verified.returncode, verified.stdout) == (0, "")
+    assert "4 shards, 16 samples: no fault" in verified.stderr
+    content = bytearray((foreign / "part1.tar").read_bytes())
+    content[600] ^= 1
+    (foreign / "part1.tar").write_bytes(content)
+    broken = _tool("verify_shards.py", foreign, "--split", "train")
+    assert broken.returncode == 1
+    assert broken.stdout == f"{foreign}/part1.tar: image '10' at byte 512: does not match its CRC-32\n"
+    assert "2 shards, 8 samples: 1 faults" in broken.stderr
+
+
+def test_a_changed_label_is_found(foreign: Path) -> None:
+    assert _index(foreign).returncode == 0
+    content = (foreign / "part0.tar").read_bytes()
+    start = content.index(b"01.cls") + 512
+    (foreign / "part0.tar").write_bytes(content[:start] + b"0" + content[start + 1 :])
+    (fault,) = _tool("verify_shards.py", foreign, "--split", "train").stdout.splitlines()
+    where = f"{foreign}/part0.tar: 01.cls at byte {start}"
+    assert fault == f"{where}: positives differ from the index in 2 classes, such as ['cat', 'dog']"
+
+
+@pytest.mark.parametrize("address", ["pipe:cat shards.tar", "s3://bucket/shards"])
+def test_addresses_are_refused_in_one_line(address: str) -> None:
+    done = _tool("index_shards.py", address)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert address in done.stderr
