@@ -28,7 +28,7 @@ History = list[dict[str, Any]]
 @mpl.rc_context(STYLE)
 def curves(history: History, best_epoch: int) -> str:
     """Training loss and validation mAP by epoch."""
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = panels(2)
     epochs = [record["epoch"] + 1 for record in history]
     left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
     for axis in (left, right):
@@ -39,14 +39,14 @@ def curves(history: History, best_epoch: int) -> str:
     right.plot([best_epoch + 1], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint")
     right.set(title="validation mAP, %", xlabel="epoch", ylim=(0, None))
     right.legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 @mpl.rc_context(STYLE)
 def rejections(history: History) -> str:
     """Entries rejected per epoch and, where the truth is known, how many were missed positives."""
     known = history[0]["missed"] is not None
-    figure, axes = _panels(2 if known else 1)
+    figure, axes = panels(2 if known else 1)
     epochs = [record["epoch"] + 1 for record in history]
     rejected = [record["rejected"] for record in history]
     for axis in axes:
@@ -63,19 +63,19 @@ def rejections(history: History) -> str:
         axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
         axes[1].legend(frameon=False)
     axes[0].legend(frameon=False)
-    return _svg(figure)
+    return svg(figure)
 
 
 @mpl.rc_context(STYLE)
 def groups(result: dict[str, Any]) -> str:
     """Bars of the five class groups and all classes."""
-    figure, (axis,) = _panels(1)
+    figure, (axis,) = panels(1)
     names = [*result["groups"], "All"]
     values = [100 * value for value in (*result["groups"].values(), result["mean_ap"])]
     bars = axis.bar(names, values, color=[BLUE] * 5 + [ORANGE])
     axis.bar_label(bars, fmt="%.1f", padding=2)
     axis.set(title="test mAP by class group, %", ylim=(0, 105))
-    return _svg(figure)
+    return svg(figure)
 
 
 @mpl.rc_context(STYLE)
@@ -89,7 +89,7 @@ def ap_by_annotations(
         class_group: [K] 1..5.
         runs: [K] AP by the run's name, nan where not scored.
     """
-    figure, axes = _panels(len(runs))
+    figure, axes = panels(len(runs))
     for axis, (name, ap) in zip(axes, runs.items(), strict=True):
         x = np.maximum(annotations, 0.5)  # a class without annotations at the left of a logarithmic axis
         axis.scatter(x, 100 * ap, s=5, color=BLUE, alpha=0.5, linewidths=0)
@@ -100,15 +100,17 @@ def ap_by_annotations(
                 axis.plot([x[mine].min(), x[mine].max()], [mean, mean], color=ORANGE, lw=2)
                 axis.annotate(f"G{group}\n{mean:.1f}", (centre, 103), ha="center", va="bottom", color=ORANGE, size=7)
         axis.set(title=f"{name}: AP, %", xlabel="training annotations of the class", xscale="log", ylim=(-3, 120))
-    return _svg(figure)
+    return svg(figure)
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with so many panels side by side."""
     figure = Figure(figsize=(4.6 * count, 2.9), layout="constrained")
     return figure, [figure.add_subplot(1, count, n + 1) for n in range(count)]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element; the same figure gives the same text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()
