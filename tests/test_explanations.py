@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from scipy import stats
+from scipy import ndimage, stats
 
-from raypaml.metrics.boxes import max_box_iou
+from raypaml.metrics.boxes import largest_parts, max_box_iou
 from raypaml.metrics.explanations import (
     average_ranks,
     box_iou,
@@ -129,7 +129,20 @@ def test_iou_by_counting_pixels() -> None:
             mask[int(y0) : int(y1), int(x0) : int(x1)] = True
             masks.append(mask)
         expected = [(masks[0] & mask).sum() / (masks[0] | mask).sum() for mask in masks[1:]]
-        np.testing.assert_allclose(box_iou(one, np.stack(others)), expected)
+        np.testing.assert_allclose(box_iou(one[None], np.stack(others)), [expected])
+
+
+@settings(deadline=None)
+@given(npst.arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 7), st.integers(1, 7))))
+def test_largest_parts_mask_by_mask(masks: np.ndarray) -> None:
+    masks[:, 0, 0] |= ~masks.any((1, 2))
+    expected = []
+    for mask in masks:
+        parts, count = ndimage.label(mask)
+        largest = max(range(1, count + 1), key=lambda part: (parts == part).sum())
+        rows, columns = np.nonzero(parts == largest)
+        expected.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert largest_parts(masks).tolist() == expected
 
 
 def test_the_largest_part_gives_the_box() -> None:

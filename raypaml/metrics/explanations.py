@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 EXTREME_SHARE = 0.05
 """Of the cells, at either end, that the papers average to blunt outliers."""
-CHUNK_CELLS = 1 << 21
+CHUNK_CELLS = 1 << 18
 """Cells ranked together, so that memory stays small."""
 
 Floats = NDArray[np.floating[Any]]
@@ -24,16 +24,23 @@ def average_ranks(values: Floats) -> Result:
     """[n, m] rank of each cell within its map, from 1; equal values share the mean of their ranks."""
     order = np.argsort(values, axis=1)
     ascending = np.take_along_axis(values, order, axis=1)
-    place = np.arange(values.shape[1])
+    place = np.arange(1.0, values.shape[1] + 1)
     starts = np.ones(values.shape, bool)
     starts[:, 1:] = ascending[:, 1:] != ascending[:, :-1]
-    first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
-    ends = np.ones(values.shape, bool)
-    ends[:, :-1] = starts[:, 1:]
-    last = np.minimum.accumulate(np.where(ends, place, values.shape[1])[:, ::-1], axis=1)[:, ::-1]
+    shared = np.broadcast_to(place, values.shape) if starts.all() else _shared(starts, place)
     ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=1)
+    np.put_along_axis(ranks, order, shared, axis=1)
     return ranks
+
+
+def _shared(starts: NDArray[np.bool_], place: Result) -> Result:
+    """[n, m] the mean place within each run of equal values, of which `starts` marks the first."""
+    first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
+    ends = np.ones(starts.shape, bool)
+    ends[:, :-1] = starts[:, 1:]
+    last = np.minimum.accumulate(np.where(ends, place, np.inf)[:, ::-1], axis=1)[:, ::-1]
+    mean: Result = (first + last) / 2
+    return mean
 
 
 def spearman(a: Floats, b: Floats) -> Result:
@@ -133,11 +140,12 @@ def energy_inside(maps: Floats, boxes: list[Floats], grid: tuple[int, int], imag
     return share
 
 
-def box_iou(box: Floats, boxes: Floats) -> Result:
-    """[b] intersection over union of a box with others, corners x0 y0 x1 y1."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    shared = np.clip(sides, 0, None).prod(1)
-    areas = [(corners[..., 2:] - corners[..., :2]).prod(-1) for corners in (box, boxes)]
+def box_iou(some: Floats, boxes: Floats) -> Result:
+    """[a, b] intersection over union of boxes [a, 4] with others [b, 4], corners x0 y0 x1 y1."""
+    some, boxes = some[:, None], boxes[None]
+    sides = np.minimum(some[..., 2:], boxes[..., 2:]) - np.maximum(some[..., :2], boxes[..., :2])
+    shared = np.clip(sides, 0, None).prod(-1)
+    areas = [(corners[..., 2:] - corners[..., :2]).prod(-1) for corners in (some, boxes)]
     union = areas[0] + areas[1] - shared
-    iou: Result = np.divide(shared, union, out=np.zeros(len(boxes)), where=union > 0)
+    iou: Result = np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
     return iou
