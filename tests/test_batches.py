@@ -309,3 +309,25 @@ def test_pinned_batches_pin_their_images(tiny_digits: Path, monkeypatch: pytest.
     batch = _reader(tiny_digits)[0]
     assert batch.pin_memory().images is not batch.images
     assert torch.equal(batch.pin_memory().images, batch.images)
+
+
+# --- Memory -------------------------------------------------------------------------------------------------------
+
+
+def test_batches_that_are_held_are_never_overwritten(tiny_digits: Path) -> None:
+    reader = _reader(tiny_digits)
+    fresh = [_reader(tiny_digits)[step].images for step in range(4)]
+    held = [reader[step].images for step in range(4)]
+    assert all(torch.equal(a, b) for a, b in zip(held, fresh, strict=True))
+    view = reader[0].images[5:6]
+    for step in (1, 2, 3, 1, 2, 3):
+        reader[step]
+    assert torch.equal(view, fresh[0][5:6])
+
+
+def test_memory_of_batches_that_are_gone_is_used_again(tiny_digits: Path) -> None:
+    reader = _reader(tiny_digits)
+    places = {reader[step].images.data_ptr() for step in (0, 1, 2, 3, 0, 1)}
+    assert len(places) == 1
+    held = [reader[step] for step in (0, 1, 2, 3)]
+    assert len({batch.images.data_ptr() for batch in held}) == 4
