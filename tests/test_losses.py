@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
+from raypaml.losses import selection
 from raypaml.losses.large_loss import REJECTING, SCHEMES, large_loss, scheduled_rate
 from raypaml.losses.selection import rejection_count, rejection_rate, select
 from tests.conftest import run_distributed
@@ -58,58 +59,126 @@ def selections(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return logits, candidates, draw(st.integers(0, size + 3))
 
 
-@given(selections())
+@given(selections(), st.sampled_from([2, 16384]))
 @settings(deadline=None, max_examples=300)
-def test_select_is_the_sorted_head_of_the_candidates(case: tuple[Tensor, Tensor, int]) -> None:
+def test_select_is_the_sorted_head_of_the_candidates(case: tuple[Tensor, Tensor, int], stretch: int) -> None:
     logits, candidates, count = case
-    assert torch.equal(select(logits, candidates, count, first_row=11), brute_select(logits, candidates, count))
+    labels = torch.where(candidates, UNOBSERVED, NEGATIVE).to(torch.int8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "FIRST_STRETCH", stretch)
+        found = select(logits, labels, count, first_row=11)
+        patch.setattr(selection, "_best_streamed", selection._best_at_once)  # as on a GPU
+        assert torch.equal(select(logits, labels, count, first_row=11), found)
+    assert torch.equal(found, brute_select(logits, candidates, count))
 
 
-SPLIT = ((0, 3), (3, 3), (3, 8), (8, 10))  # rows of each of four ranks; the second has none
+def test_select_streams_over_many_stretches() -> None:
+    logits = torch.randn(300, 500).round(decimals=1)  # many ties
+    labels = torch.randint(UNOBSERVED, 1, (300, 500)).to(torch.int8)
+    for order in (
+        logits,
+        logits.flatten().sort().values.view(300, 500),
+        -logits.flatten().sort().values.view(300, 500),
+    ):
+        keys = selection._best_at_once(order.flatten(), labels.flatten(), 777, 5)
+        streamed = selection._best_streamed(order.flatten(), labels.flatten(), 777, 5)
+        assert torch.equal(keys.sort().values, streamed.sort().values)
+
+
 CASES = tuple(product(range(50), PARTIAL))  # seed of a random batch, scheme
+ROWS = 10
 
 
 def draw_batch(seed: int) -> tuple[Tensor, Tensor, float]:
     rng = torch.Generator().manual_seed(seed)
-    logits = 2 * torch.randn(10, 6, generator=rng)
+    logits = 2 * torch.randn(ROWS, 6, generator=rng)
     if seed % 2:
         logits = logits.round()  # many ties, over all ranks
-    labels = torch.randint(-3, 2, (10, 6), generator=rng).clamp(min=UNOBSERVED).to(torch.int8)
-    return logits, labels, (0.0, 0.05, 0.3, 1.0)[seed // 2 % 4]
+    if seed % 10 == 9:
+        logits = torch.full((ROWS, 6), 1.5)
+    labels = torch.randint(-3, 2, (ROWS, 6), generator=rng).clamp(min=UNOBSERVED).to(torch.int8)
+    return (
+        logits.to((torch.float32, torch.float64, torch.bfloat16)[seed % 3]),
+        labels,
+        (0.0, 0.05, 0.3, 1.0)[seed // 2 % 4],
+    )
+
+
+def draw_split(seed: int, world_size: int) -> list[int]:
+    """Where each rank's rows begin, and the end: uneven, often empty."""
+    cuts = np.random.default_rng(seed).integers(0, ROWS + 1, world_size - 1)
+    return [0, *sorted(cuts.tolist()), ROWS]
 
 
 def loss_rejected_gradient(seed: int, scheme: str, low: int, high: int, **where: object) -> tuple[object, ...]:
     logits, labels, rate = draw_batch(seed)
     logits = logits[low:high].requires_grad_()
-    loss, rejected = large_loss(logits, labels[low:high], scheme, rate, global_rows=10, first_row=low, **where)
+    loss, rejected = large_loss(logits, labels[low:high], scheme, rate, global_rows=ROWS, first_row=low, **where)
     loss.backward()
-    return loss.item(), rejected.numpy(), logits.grad.numpy()
+    return loss.item(), rejected.numpy(), logits.grad.double().numpy()
+
+
+def brute(seed: int, scheme: str) -> tuple[object, ...]:
+    """Loss, rejected and gradient of the whole batch in float64, entry by entry."""
+    logits, labels, rate = draw_batch(seed)
+    values = logits.double().requires_grad_()
+    count = math.floor(rate * values.numel() + 0.5) if scheme in REJECTING else 0
+    rejected = brute_select(logits.detach().float(), labels == UNOBSERVED, count)
+    positive = (labels == POSITIVE) | (rejected & (scheme != "ll_r"))
+    used = {"ll_r": ~rejected, "ignore": labels != UNOBSERVED}.get(scheme, torch.ones_like(rejected))
+    losses = torch.where(positive, (-values).exp().log1p(), values.exp().log1p())
+    loss = losses[used].sum() / (int(used.sum()) if scheme == "ignore" else values.numel())
+    loss.backward()
+    return loss.item(), rejected.numpy(), values.grad.numpy()
 
 
 CRAFTED = torch.tensor([[9.0, 8.0, 7.0, 6.0], [1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]])  # one row a rank
 
 
-def on_a_rank(rank: int, world_size: int) -> tuple[dict[tuple[int, str], object], dict[str, object]]:
-    (low, high), group = SPLIT[rank], dist.group.WORLD
-    found = {case: loss_rejected_gradient(*case, low, high, group=group) for case in CASES}
-    scopes = {}
-    for scope in ("global", "rank"):
-        part = {"global_rows": 4, "first_row": rank, "group": group, "scope": scope}
-        scopes[scope] = large_loss(CRAFTED[rank : rank + 1], all_unobserved(1, 4), "ll_r", 1 / 8, **part)[1].numpy()
-    return found, scopes
+def on_a_rank(rank: int, world_size: int) -> tuple[dict[tuple[int, int, str], object], dict[str, object]]:
+    groups = {members: dist.new_group(list(range(members))) for members in range(1, world_size + 1)}
+    found = {}
+    for members, case in product(range(rank + 1, world_size + 1), CASES):
+        low, high = draw_split(case[0], members)[rank : rank + 2]
+        found[members, *case] = loss_rejected_gradient(*case, low, high, group=groups[members])
+    return found, on_one_of_four(rank, groups[4]) if rank < 4 else {}
 
 
-def test_four_processes_select_lose_and_learn_as_one() -> None:
-    ranks = run_distributed(on_a_rank, len(SPLIT))
+def on_one_of_four(rank: int, group: dist.ProcessGroup) -> dict[str, object]:
+    """What each scope rejects of CRAFTED, and the bytes that this rank sends for it."""
+    found, sent, gather = {}, [0], dist.all_gather
+
+    def counted(parts: list[Tensor], mine: Tensor, **where: object) -> object:
+        sent[0] += mine.nbytes
+        return gather(parts, mine, **where)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_gather", counted)
+        for scope in ("global", "rank"):
+            part = {"global_rows": 4, "first_row": rank, "group": group, "scope": scope}
+            rejected = large_loss(CRAFTED[rank : rank + 1], all_unobserved(1, 4), "ll_r", 1 / 8, **part)[1]
+            found[scope], sent[0] = (rejected.numpy(), sent[0]), 0
+    return found
+
+
+def test_one_to_five_processes_select_lose_and_learn_as_one() -> None:
+    ranks = run_distributed(on_a_rank, 5)
     for case in CASES:
-        losses, rejected, gradients = zip(*(found[case] for found, _ in ranks), strict=True)
-        loss, alone, gradient = loss_rejected_gradient(*case, 0, 10)
-        np.testing.assert_array_equal(np.concatenate(rejected), alone, err_msg=str(case))
-        assert sum(losses) == pytest.approx(loss, rel=1e-6), case
-        np.testing.assert_allclose(np.concatenate(gradients), gradient, rtol=1e-6, atol=0, err_msg=str(case))
-    by_scope = {scope: np.concatenate([scopes[scope] for _, scopes in ranks]) for scope in ("global", "rank")}
+        loss, alone, gradient = loss_rejected_gradient(*case, 0, ROWS)
+        exact_loss, exact_rejected, exact_gradient = brute(*case)
+        low = draw_batch(case[0])[0].dtype == torch.bfloat16
+        assert loss == pytest.approx(exact_loss, rel=1e-6), case
+        np.testing.assert_array_equal(alone, exact_rejected, err_msg=str(case))
+        np.testing.assert_allclose(gradient, exact_gradient, rtol=1e-2 if low else 2e-6, atol=1e-9, err_msg=str(case))
+        for members in range(1, 6):
+            losses, rejected, gradients = zip(*(found[members, *case] for found, _ in ranks[:members]), strict=True)
+            np.testing.assert_array_equal(np.concatenate(rejected), alone, err_msg=str(case))
+            assert sum(losses) == pytest.approx(loss, rel=1e-6), case
+            np.testing.assert_allclose(np.concatenate(gradients), gradient, rtol=1e-6, atol=0, err_msg=str(case))
+    by_scope = {scope: np.concatenate([scopes[scope][0] for _, scopes in ranks[:4]]) for scope in ("global", "rank")}
     assert np.argwhere(by_scope["global"]).tolist() == [[0, 0], [0, 1]]
     assert np.argwhere(by_scope["rank"]).tolist() == [[0, 0], [1, 0], [2, 0], [3, 0]]
+    assert [(scopes["global"][1], scopes["rank"][1]) for _, scopes in ranks[:4]] == [(2 * 8, 0)] * 4  # k = 2 keys
 
 
 # --- Schedule -------------------------------------------------------------------------------------------------------
