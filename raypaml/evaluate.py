@@ -6,7 +6,6 @@ where an interrupted one stopped.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +46,8 @@ def plan(asked: Any) -> Evaluation:
     """Check everything that can be checked before anything is predicted."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.training.evaluation import clear_folder, plan_evaluation
-    from raypaml.training.run_folder import stored_config
+    from raypaml.training.models import find_checkpoint
+    from raypaml.training.run_folder import check_vocabulary, stored_config
 
     if asked.workers < 1:
         raise ValueError(f"workers={asked.workers}: must be at least 1")
@@ -65,27 +65,6 @@ def plan(asked: Any) -> Evaluation:
     evaluation = plan_evaluation(checkpoint, config, data, asked.split, out, unobserved=asked.unobserved)
     clear_folder(evaluation, data, replace=False)
     return evaluation
-
-
-def find_checkpoint(given: Path) -> tuple[Path, Path]:
-    """The run's folder and the checkpoint."""
-    from raypaml.training.checkpoint import is_valid
-    from raypaml.training.models import tested_checkpoint
-
-    if (given / "config.json").is_file():
-        return given, tested_checkpoint(given)
-    if (given / "model.safetensors").is_file() and not is_valid(given):
-        raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use one that is whole")
-    return given.absolute().parent.parent, given
-
-
-def check_vocabulary(run: Path, digest: str, data: str) -> None:
-    """Raise ValueError where a run was trained with other classes."""
-    trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
-    if trained != digest:
-        raise ValueError(
-            f"{data}: another vocabulary (digest {digest[:12]}) than {run} was trained with ({trained[:12]})"
-        )
 
 
 def _name(asked: Any, checkpoint: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raypaml.evaluate import check_vocabulary, find_checkpoint, runner
+from raypaml.evaluate import runner
 from raypaml.flags import Parser, run_command
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Subject:
     @classmethod
     def find(cls, given: str) -> Subject:
         """The best checkpoint of a run, or the checkpoint given."""
+        from raypaml.training.models import find_checkpoint
         from raypaml.training.run_folder import stored_config
 
         run, checkpoint = find_checkpoint(Path(given))
@@ -160,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Collect, write figures and page, and say where."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.reports.explain_page import write_page, write_pairs
+    from raypaml.training.models import find_checkpoint
+    from raypaml.training.run_folder import check_vocabulary
 
     asked = parse(sys.argv[1:] if argv is None else argv)
     this, other = Subject.find(asked.run), Subject.find(asked.against) if asked.against else None
@@ -183,6 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _default_out(this: Subject, other: Subject | None, split: str) -> Path:
+    from raypaml.training.models import find_checkpoint
+
     run, _ = find_checkpoint(this.checkpoint)
     return run / "explanations" / (f"{split}-against-{other.name}" if other else split)
 

@@ -72,9 +72,12 @@ def _base(name: str | None, folder: Path | None) -> TrainConfig:
 
 def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     """Check everything that can be checked before any worker starts."""
+    import torch
+
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import check_backbone
+    from raypaml.training.drift import make_probe
     from raypaml.training.models import build_model
     from raypaml.training.run_folder import check_same_run, new_name
 
@@ -84,6 +87,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     data = open_folder(resolve_data(config.data.data, say), **config.data.opening)
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
+    make_probe(config, data, torch.device("cpu"))
     if config.model.weights:
         build_model(config.model, len(data.vocabulary))
     if not config.run.name:
@@ -101,7 +105,7 @@ def plan(config: TrainConfig) -> str:
 
     config.check()
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
-    data = open_folder(resolve_data(config.data.data, print))
+    data = open_folder(resolve_data(config.data.data, print), **config.data.opening)
     return describe(config, estimate(config, data))
 
 

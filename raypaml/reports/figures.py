@@ -67,6 +67,23 @@ def rejections(history: History) -> str:
 
 
 @mpl.rc_context(STYLE)
+def drift(history: History) -> str:
+    """Maps against the reference's, by epoch: rank correlation, and top attributions over the reference's."""
+    figure, axes = panels(2)
+    seen = [record for record in history if "drift" in record]
+    for axis, name, title in (
+        (axes[0], "rank_correlation", "rank correlation with the reference's maps"),
+        (axes[1], "scale_ratio", "top attributions over the reference's"),
+    ):
+        values = [np.nan if record["drift"][name] is None else record["drift"][name] for record in seen]
+        axis.plot([record["epoch"] + 1 for record in seen], values, color=BLUE, marker=".")
+        axis.axhline(1, color=GREY, lw=0.8)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return svg(figure)
+
+
+@mpl.rc_context(STYLE)
 def groups(result: dict[str, Any]) -> str:
     """Bars of the five class groups and all classes."""
     figure, (axis,) = panels(1)
