@@ -117,11 +117,15 @@ class RunConfig:
     """Of initial weights and sample order."""
     checkpoint_steps: int = 0
     """Save also every so many steps; 0: after each epoch only."""
+    reference: str = ""
+    """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
+    probe_images: int = 200
+    """Validation images, evenly spaced, of that comparison."""
 
 
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
-    *("skip_budget", "cache", "cache_gb"),
+    *("skip_budget", "cache", "cache_gb", "reference", "probe_images"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
@@ -191,6 +195,7 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
     at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0}
+    at_least |= {"probe_images": 1}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""

@@ -6,7 +6,6 @@ where an interrupted one stopped.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,11 +46,12 @@ def plan(asked: Any) -> Evaluation:
     """Check everything that can be checked before anything is predicted."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.training.evaluation import clear_folder, plan_evaluation
-    from raypaml.training.run_folder import stored_config
+    from raypaml.training.models import find_checkpoint
+    from raypaml.training.run_folder import check_vocabulary, stored_config
 
     if asked.workers < 1:
         raise ValueError(f"workers={asked.workers}: must be at least 1")
-    run, checkpoint = _find(Path(asked.checkpoint))
+    run, checkpoint = find_checkpoint(Path(asked.checkpoint))
     config = stored_config(run)
     if config is None:
         raise ValueError(f"{asked.checkpoint}: neither the folder of a run nor one of its checkpoints")
@@ -60,31 +60,11 @@ def plan(asked: Any) -> Evaluation:
     data = open_folder(resolve_data(asked.data or config.data.data, _say), **config.data.opening)
     if asked.split not in data.splits:
         raise ValueError(f"split={asked.split!r}: the data set has {', '.join(data.splits)}")
-    _check_vocabulary(run, data.vocabulary.digest, data.address)
+    check_vocabulary(run, data.vocabulary.digest, data.address)
     out = Path(asked.out) if asked.out else run / "predictions" / _name(asked, checkpoint)
     evaluation = plan_evaluation(checkpoint, config, data, asked.split, out, unobserved=asked.unobserved)
     clear_folder(evaluation, data, replace=False)
     return evaluation
-
-
-def _find(given: Path) -> tuple[Path, Path]:
-    """The run's folder and the checkpoint."""
-    from raypaml.training.checkpoint import is_valid
-    from raypaml.training.models import tested_checkpoint
-
-    if (given / "config.json").is_file():
-        return given, tested_checkpoint(given)
-    if (given / "model.safetensors").is_file() and not is_valid(given):
-        raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use one that is whole")
-    return given.absolute().parent.parent, given
-
-
-def _check_vocabulary(run: Path, digest: str, data: str) -> None:
-    trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
-    if trained != digest:
-        raise ValueError(
-            f"{data}: another vocabulary (digest {digest[:12]}) than {run} was trained with ({trained[:12]})"
-        )
 
 
 def _name(asked: Any, checkpoint: Path) -> str:
@@ -102,14 +82,14 @@ def predict(evaluation: Evaluation, asked: Any) -> None:
         _say(f"{done} of {total} parts are there already")
     if not left:
         return
-    with _runner(asked) as (run, device):
+    with runner(asked) as (run, device):
         for _ in run(predict_part_alone, [(evaluation, part, device) for part in left]):
             done += 1
             _say(f"{done}/{total} parts")
 
 
 @contextmanager
-def _runner(asked: Any) -> Iterator[tuple[Any, str]]:
+def runner(asked: Any) -> Iterator[tuple[Any, str]]:
     """A map over parts, and the device each of them uses."""
     if asked.workers == 1 and not asked.address:
         import torch

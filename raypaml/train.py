@@ -47,9 +47,8 @@ def parser(base: TrainConfig, prog: str = PROG, about: str = ABOUT) -> Parser:
     """Recipe, `--config` and a flag for every field; [values] are those of `base`."""
     found = Parser(prog=prog, description=about, epilog="Values in [brackets] are the recipe's.")
     found.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
-    found.add_argument(
-        "--config", metavar="FILE", help="best.json of a search or config.json of a run, instead of a recipe; flags win"
-    )
+    about_config = "best.json of a search or config.json of a run, instead of a recipe; flags win"
+    found.add_argument("--config", metavar="FILE", help=about_config)
     for _, group in base.groups():
         add_flags(found, group)
     return found
@@ -86,6 +85,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import check_backbone
+    from raypaml.training.drift import make_probe
     from raypaml.training.models import build_model
     from raypaml.training.run_folder import check_same_run, new_name
 
@@ -95,6 +95,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     data = open_folder(resolve_data(config.data.data, say), **config.data.opening)
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
+    make_probe(config, data, "cpu")
     if config.model.weights:
         build_model(config.model, len(data.vocabulary))
     if not config.run.name:
@@ -112,7 +113,7 @@ def plan(config: TrainConfig) -> str:
 
     config.check()
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
-    data = open_folder(resolve_data(config.data.data, lambda text: print(text, file=sys.stderr)))
+    data = open_folder(resolve_data(config.data.data, lambda text: print(text, file=sys.stderr)), **config.data.opening)
     return describe(config, estimate(config, data))
 
 

@@ -67,6 +67,23 @@ def rejections(history: History) -> str:
 
 
 @mpl.rc_context(STYLE)
+def drift(history: History) -> str:
+    """Maps against the reference's, by epoch: rank correlation, and top attributions over the reference's."""
+    figure, axes = panels(2)
+    seen = [record for record in history if "drift" in record]
+    for axis, name, title in (
+        (axes[0], "rank_correlation", "rank correlation with the reference's maps"),
+        (axes[1], "scale_ratio", "top attributions over the reference's"),
+    ):
+        values = [np.nan if record["drift"][name] is None else record["drift"][name] for record in seen]
+        axis.plot([record["epoch"] + 1 for record in seen], values, color=BLUE, marker=".")
+        axis.axhline(1, color=GREY, lw=0.8)
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return svg(figure)
+
+
+@mpl.rc_context(STYLE)
 def groups(result: dict[str, Any]) -> str:
     """Bars of the five class groups and all classes."""
     figure, (axis,) = panels(1)
@@ -104,13 +121,13 @@ def ap_by_annotations(
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels beside each other."""
+    """A figure with so many panels side by side."""
     figure = Figure(figsize=(4.6 * count, 2.9), layout="constrained")
     return figure, [figure.add_subplot(1, count, n + 1) for n in range(count)]
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element."""
+    """The figure as an SVG element; the same figure gives the same text."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()

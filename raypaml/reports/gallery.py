@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,23 +52,73 @@ def gallery(model: CamClassifier, data: DataFolder, split: str = "test") -> list
     """Ten images, evenly spaced over the split, with the boosted map of each class that is positive there."""
     index = data.splits[split]
     rows = np.unique(np.linspace(0, len(index) - 1, SCENES).astype(np.int64))
-    plan = Plan(num_samples=len(index), global_batch_size=1, lanes=1, shuffle=False)
-    reader = Reader(data.shards, index, plan.epoch(0, 0, 1))
+    reader = _reader(data, split)
     model.eval()
     return [_row(model, data, reader, split, int(row)) for row in rows]
+
+
+def side_by_side(
+    models: dict[str, CamClassifier],
+    data: DataFolder,
+    split: str,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    boosted: bool = True,
+) -> list[Row]:
+    """The maps that several models make of the same image and class, on one colour scale per image.
+
+    Args:
+        models: by the name to show.
+        pairs: (sample number, class column).
+        boosted: after BoostLU; otherwise the raw map.
+    """
+    reader = _reader(data, split)
+    for model in models.values():
+        model.eval()
+    return [_compared(models, data, reader, split, row, k, boosted=boosted) for row, k in pairs]
+
+
+def _compared(
+    models: dict[str, CamClassifier], data: DataFolder, reader: Reader, split: str, row: int, k: int, *, boosted: bool
+) -> Row:
+    pixels = reader.image(row)
+    seen = {name: _look(model, pixels) for name, model in models.items()}
+    maps = {name: cam[k].clip(0) * (models[name].alpha if boosted else 1) for name, (cam, _) in seen.items()}
+    peak = max(float(values.max()) for values in maps.values())
+    box = next((_corners(box) for box in data.splits[split].boxes(row) if box["class"] == k), None)
+    key = data.splits[split].keys(np.array([row]))[0]
+    tiles = [Tile(_data_uri(_enlarged(pixels)), f"{data.vocabulary.names[k]} · {key}")]
+    for name, values in maps.items():
+        picture = _overlay(pixels, values / max(peak, 1e-9), box)
+        tiles.append(Tile(_data_uri(picture), f"{name} {seen[name][1][k]:.2f}"))
+    return Row(key, tiles, peak)
+
+
+def _reader(data: DataFolder, split: str) -> Reader:
+    plan = Plan(num_samples=len(data.splits[split]), global_batch_size=1, lanes=1, shuffle=False)
+    return Reader(data.shards, data.splits[split], plan.epoch(0, 0, 1))
+
+
+def _look(model: CamClassifier, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+    """The raw map [K, h, w] of one image, and its scores [K]."""
+    with torch.inference_mode():
+        cam = model.cam(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
+        above, below = pool_parts(cam)
+    return cam[0].float().numpy(), torch.sigmoid(model.alpha * above + below)[0].numpy()
+
+
+def _corners(box: dict[str, float]) -> tuple[float, float, float, float]:
+    return box["x0"], box["y0"], box["x1"], box["y1"]
 
 
 def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row: int) -> Row:
     index = data.splits[split]
     pixels = reader.image(row)
-    with torch.inference_mode():
-        cam = model.cam(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
-        positive, negative = pool_parts(cam)
-    scores = torch.sigmoid(model.alpha * positive + negative)[0].numpy()
+    cam, scores = _look(model, pixels)
     classes = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)[:MOST_CLASSES]
-    maps: dict[int, Floats] = {int(k): model.alpha * cam[0, k].clamp(min=0).numpy() for k in classes}
+    maps: dict[int, Floats] = {int(k): model.alpha * cam[k].clip(0) for k in classes}
     peak = max((float(values.max()) for values in maps.values()), default=0.0)
-    boxes = {int(box["class"]): (box["x0"], box["y0"], box["x1"], box["y1"]) for box in index.boxes(row)}
+    boxes = {int(box["class"]): _corners(box) for box in index.boxes(row)}
     key = index.keys(np.array([row]))[0]
     tiles = [Tile(_data_uri(_enlarged(pixels)), key)]
     for k, values in maps.items():

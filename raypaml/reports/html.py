@@ -11,7 +11,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.folder import DataFolder
 from raypaml.labels import GROUP_NAMES
 from raypaml.model.cam import CamClassifier
-from raypaml.reports.figures import History, curves, groups, rejections
+from raypaml.reports.figures import History, curves, drift, groups, rejections
 from raypaml.reports.gallery import gallery
 from raypaml.reports.result import caption
 
@@ -39,6 +39,7 @@ def write_report(
         curves=curves(history, result["best_epoch"]),
         groups=groups(result),
         rejections=rejections(history) if any(record["rejected"] for record in history) else "",
+        drift=drift(history) if any("drift" in record for record in history) else "",
         history=history,
         gallery=gallery(model, data),
     )

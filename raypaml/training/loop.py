@@ -192,6 +192,8 @@ def _finish_epoch(worker: Worker) -> bool:
         "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
         "seconds": round(state.seconds, 3),
     }
+    if worker.probe is not None:
+        record["drift"] = worker.probe.measure(worker.evaluated)
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []

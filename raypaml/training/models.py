@@ -9,7 +9,7 @@ import torch
 from raypaml.config import ModelConfig
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier, load_classifier
-from raypaml.training.checkpoint import best_checkpoint, load_model, valid_checkpoints
+from raypaml.training.checkpoint import best_checkpoint, is_valid, load_model, valid_checkpoints
 
 
 def build_model(config: ModelConfig, num_classes: int) -> CamClassifier:
@@ -26,6 +26,19 @@ def tested_checkpoint(run_folder: Path) -> Path:
     if not valid:
         raise ValueError(f"{run_folder}: no valid checkpoint; train the run again")
     return best_checkpoint(valid)
+
+
+def find_checkpoint(given: Path) -> tuple[Path, Path]:
+    """The run's folder and the checkpoint, from either: of a run the best one.
+
+    Raises:
+        ValueError: a damaged checkpoint, or a run without one that is whole.
+    """
+    if (given / "config.json").is_file():
+        return given, tested_checkpoint(given)
+    if (given / "model.safetensors").is_file() and not is_valid(given):
+        raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use one that is whole")
+    return given.absolute().parent.parent, given
 
 
 def checkpoint_model(checkpoint: Path, config: ModelConfig, num_classes: int) -> CamClassifier:

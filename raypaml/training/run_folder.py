@@ -44,6 +44,15 @@ def read_config(path: Path) -> TrainConfig:
         raise ValueError(f"{path}: not the record of a run ({error})") from None
 
 
+def check_vocabulary(run: Path, digest: str, data: str) -> None:
+    """Raise ValueError where a run was trained with other classes than those of the data."""
+    trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
+    if trained != digest:
+        raise ValueError(
+            f"{data}: another vocabulary (digest {digest[:12]}) than {run} was trained with ({trained[:12]})"
+        )
+
+
 def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:
     """Raise ValueError where the folder belongs to a run with other settings or another vocabulary."""
     before = stored_config(folder)

@@ -18,6 +18,7 @@ from raypaml.model.cam import CamClassifier
 from raypaml.training.checkpoint import State
 from raypaml.training.corrections import Corrections
 from raypaml.training.distributed import Team
+from raypaml.training.drift import Probe, make_probe
 from raypaml.training.finite import Doubt
 from raypaml.training.gradients import check_reproducible
 from raypaml.training.models import build_model
@@ -51,6 +52,8 @@ class Worker:
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
     skipped: list[Skip] = field(default_factory=list)
     """Broken samples of this rank since the last agreement."""
+    probe: Probe | None = None
+    """On rank 0, if the run has a reference."""
     doubt: Doubt | None = None
     """Of the last step's logits."""
 
@@ -107,6 +110,7 @@ def prepare(
         corrections=Corrections(len(data.vocabulary)),
         report=report,
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
+        probe=make_probe(config, data, device) if team.rank == 0 else None,
     )
 
 

@@ -1,0 +1,85 @@
+"""How far a model's maps are from a reference's, epoch by epoch, on a fixed probe of validation images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raypaml.config import TrainConfig
+from raypaml.data.folder import DataFolder
+from raypaml.data.plan import Part
+from raypaml.metrics.explanations import scale_ratio
+from raypaml.model.cam import CamClassifier
+from raypaml.training.explaining import explain_steps
+from raypaml.training.models import checkpoint_model, find_checkpoint
+from raypaml.training.run_folder import check_vocabulary, stored_config
+
+SPLIT = "validation"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The reference, and the images to compare on."""
+
+    reference: CamClassifier
+    data: DataFolder
+    steps: list[Part]
+    device: torch.device
+
+    def measure(self, model: CamClassifier) -> dict[str, float | None]:
+        """The figures of one epoch: medians over positive labels of the probe; null where there is none.
+
+        `rank_correlation` near 1: the same places; `scale_ratio` below 1: smaller top attributions than the reference.
+        """
+        began = time.monotonic()
+        pairs = explain_steps(model, self.reference, self.data, SPLIT, self.steps, self.device)
+        model.train()
+        positive = pairs.positive
+        return {
+            "rank_correlation": _median(pairs.rank_correlation[positive]),
+            "scale_ratio": _finite(scale_ratio(pairs.top[positive], pairs.top_other[positive])),
+            "top": _median(pairs.top[positive]),
+            "top_reference": _median(pairs.top_other[positive]),
+            "pointing_game": _finite(float(np.nanmean(pairs.pointing))) if np.isfinite(pairs.pointing).any() else None,
+            "seconds": round(time.monotonic() - began, 3),
+        }
+
+
+def make_probe(config: TrainConfig, data: DataFolder, device: torch.device | str) -> Probe | None:
+    """The probe that a run asks for, if it does.
+
+    Raises:
+        ValueError: the reference is no run or checkpoint, or was trained with other classes.
+    """
+    if not config.run.reference:
+        return None
+    run, checkpoint = find_checkpoint(Path(config.run.reference))
+    trained = stored_config(run)
+    if trained is None:
+        raise ValueError(f"reference={config.run.reference}: neither the folder of a run nor one of its checkpoints")
+    check_vocabulary(run, data.vocabulary.digest, data.address)
+    reference = checkpoint_model(checkpoint, trained.model, len(data.vocabulary)).to(device)
+    total = len(data.splits[SPLIT])
+    rows = np.unique(np.linspace(0, total - 1, min(config.run.probe_images, total)).astype(np.int64))
+    size = config.data.global_batch_size
+    steps = [_part(rows[start : start + size]) for start in range(0, len(rows), size)]
+    return Probe(reference, data, steps, torch.device(device))
+
+
+def _part(rows: NDArray[np.int64]) -> Part:
+    n = len(rows)
+    return Part(rows=rows, first_row=0, global_rows=n, lane_sizes=(n,), flip=np.zeros(n, bool))
+
+
+def _median(values: NDArray[np.float64]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

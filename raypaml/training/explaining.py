@@ -1,0 +1,186 @@
+"""Compare the maps of a model with those of another, image by image: only the figures of each pair are kept.
+
+A pair is an image and a class that was observed in it. Attributions are the raw map's, before BoostLU, so that models
+of any alpha compare. (BoostLU, CVPR 2023, section 3.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.folder import DataFolder
+from raypaml.data.plan import Part
+from raypaml.labels import POSITIVE, UNOBSERVED
+from raypaml.metrics.boxes import max_box_iou
+from raypaml.metrics.explanations import (
+    centred_gaussian,
+    chance_level,
+    energy_inside,
+    extremes,
+    pointing_game,
+    spearman,
+)
+from raypaml.model.cam import CamClassifier, pool_parts
+
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Figures of n (image, class) pairs; nan where one does not apply."""
+
+    row: NDArray[np.int64]
+    """Sample number."""
+    class_index: NDArray[np.int64]
+    positive: NDArray[np.bool_]
+    score: NDArray[np.float64]
+    """This model's, 0 to 1."""
+    top: NDArray[np.float64]
+    """Mean of the largest 5 % of attributions."""
+    bottom: NDArray[np.float64]
+    """Mean of the smallest 5 %."""
+    top_other: NDArray[np.float64]
+    """... of the model compared with."""
+    bottom_other: NDArray[np.float64]
+    rank_correlation: NDArray[np.float64]
+    """Of the two models' maps (Spearman); of positives only."""
+    rank_correlation_control: NDArray[np.float64]
+    """Of a centred Gaussian and the map compared with; of positives only."""
+    pointing: NDArray[np.float64]
+    """1 where the largest attribution lies in a known box of the class, else 0."""
+    chance: NDArray[np.float64]
+    """What a cell chosen at random would give."""
+    energy: NDArray[np.float64]
+    """Share of positive attribution inside the boxes."""
+    box_iou: NDArray[np.float64]
+    """Best overlap, at any threshold, of the box around the map's largest part with a known one."""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def take(self, order: NDArray[np.int64]) -> Pairs:
+        """These pairs in another order."""
+        return Pairs(*(getattr(self, f.name)[order] for f in fields(self)))
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[Pairs]) -> Pairs:
+        """All pairs of several parts."""
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    @classmethod
+    def empty(cls) -> Pairs:
+        """No pairs."""
+        kinds = {"row": np.int64, "class_index": np.int64, "positive": np.bool_}
+        return cls(*(np.empty(0, kinds.get(f.name, np.float64)) for f in fields(cls)))
+
+
+def explain_steps(
+    model: CamClassifier,
+    other: CamClassifier | None,
+    data: DataFolder,
+    split: str,
+    steps: Sequence[Part],
+    device: torch.device,
+    *,
+    loader_workers: int = 0,
+) -> Pairs:
+    """The figures of every observed (image, class) of some steps of a plan, streaming.
+
+    Args:
+        model: whose maps are looked at.
+        other: the one compared with, usually trained on full labels; its grid is resized to the first's.
+        data, split, steps: which images.
+    """
+    reader = Reader(data.shards, data.splits[split], steps)
+    for each in (model, other):
+        if each is not None:
+            each.eval()
+    with torch.inference_mode():
+        batches = read(reader, loader_workers=loader_workers)
+        parts = [_explain_batch(model, other, data, split, batch, device) for batch in batches if len(batch.rows)]
+    return Pairs.concatenated([Pairs.empty(), *parts])
+
+
+def _explain_batch(
+    model: CamClassifier, other: CamClassifier | None, data: DataFolder, split: str, batch: Batch, device: torch.device
+) -> Pairs:
+    images = batch.images.to(device)
+    cam = model.cam(images).float()
+    above, below = pool_parts(cam)
+    scores = torch.sigmoid(model.alpha * above + below).double().cpu().numpy()
+    labels = batch.labels.numpy()
+    position, class_index = np.nonzero(labels != UNOBSERVED)
+    maps, grid = _maps(cam, position, class_index), (cam.shape[2], cam.shape[3])
+    top, bottom = extremes(maps)
+    nothing = np.full(len(maps), np.nan)
+    positive = labels[position, class_index] == POSITIVE
+    compared = _compare(other, images, grid, maps, position, class_index, positive) if other else [nothing] * 4
+    places = _locate(data, split, batch, maps, grid, position, class_index, positive)
+    score = scores[position, class_index]
+    return Pairs(batch.rows[position], class_index, positive, score, top, bottom, *compared, *places)
+
+
+def _maps(cam: Tensor, position: NDArray[np.int64], class_index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[n, h x w] the maps of these pairs."""
+    chosen = cam[torch.from_numpy(position), torch.from_numpy(class_index)]
+    maps: NDArray[np.float32] = chosen.flatten(1).cpu().numpy()
+    return maps
+
+
+def _compare(
+    other: CamClassifier,
+    images: Tensor,
+    grid: Grid,
+    maps: NDArray[np.float32],
+    position: NDArray[np.int64],
+    class_index: NDArray[np.int64],
+    positive: NDArray[np.bool_],
+) -> list[NDArray[np.float64]]:
+    cam = other.cam(images).float()
+    if cam.shape[-2:] != grid:
+        cam = F.interpolate(cam, grid, mode="bilinear", antialias=True)
+    compared = _maps(cam, position, class_index)
+    correlation, control = np.full((2, len(maps)), np.nan)
+    correlation[positive] = spearman(maps[positive], compared[positive])
+    bell = np.broadcast_to(centred_gaussian(*grid), compared[positive].shape)
+    control[positive] = spearman(bell, compared[positive])
+    return [*extremes(compared), correlation, control]
+
+
+def _locate(
+    data: DataFolder,
+    split: str,
+    batch: Batch,
+    maps: NDArray[np.float32],
+    grid: Grid,
+    position: NDArray[np.int64],
+    class_index: NDArray[np.int64],
+    positive: NDArray[np.bool_],
+) -> list[NDArray[np.float64]]:
+    """Pointing game, its chance level, energy and box overlap, where boxes of the class are known."""
+    boxes_of = [_boxes_by_class(data.splits[split].boxes(int(row))) for row in batch.rows]
+    boxes = [boxes_of[i].get(int(k), np.empty((0, 4))) for i, k in zip(position, class_index, strict=True)]
+    known = np.flatnonzero([len(found) > 0 for found in boxes] & positive)
+    image = (batch.images.shape[2], batch.images.shape[3])
+    found, figures = [boxes[n] for n in known], np.full((4, len(maps)), np.nan)
+    if len(known):
+        figures[0, known] = pointing_game(maps[known], found, grid, image)
+        figures[1, known] = chance_level(found, grid, image)
+        figures[2, known] = energy_inside(maps[known], found, grid, image)
+        figures[3, known] = max_box_iou(maps[known], found, grid, image).max(1)
+    return list(figures)
+
+
+def _boxes_by_class(boxes: Sequence[dict[str, float]]) -> dict[int, NDArray[np.float64]]:
+    found: dict[int, list[list[float]]] = {}
+    for box in boxes:
+        found.setdefault(int(box["class"]), []).append([box["x0"], box["y0"], box["x1"], box["y1"]])
+    return {k: np.array(corners) for k, corners in found.items()}
