@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from raypaml.config import TrainConfig
     from raypaml.data.folder import DataFolder
+    from raypaml.metrics.pairs import Pairs
     from raypaml.model.cam import CamClassifier
-    from raypaml.training.explaining import Pairs
 
 PROG = "python -m raypaml.explain"
 PART_SAMPLES = 512
@@ -104,7 +104,7 @@ def explain_part(
 
 def collect(this: Subject, other: Subject | None, data: DataFolder, asked: Any) -> Pairs:
     """The figures of all pairs, by one process or many; the same in any case."""
-    from raypaml.training.explaining import Pairs
+    from raypaml.metrics.pairs import Pairs
 
     total = min(len(data.splits[asked.split]), asked.limit or len(data.splits[asked.split]))
     size = this.config.data.global_batch_size

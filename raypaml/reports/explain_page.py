@@ -13,10 +13,10 @@ import pyarrow as pa
 from pyarrow import csv
 
 from raypaml.data.folder import DataFolder
+from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.explanations import attributions, by_group, correlations, summary
 from raypaml.reports.gallery import side_by_side
-from raypaml.training.explaining import Pairs
 
 
 def write_page(

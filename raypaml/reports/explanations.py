@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from raypaml.labels import GROUP_NAMES
 from raypaml.metrics.explanations import scale_ratio
+from raypaml.metrics.pairs import Pairs
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
-from raypaml.training.explaining import Pairs
 
 QUARTILES = (25, 50, 75)
 
