@@ -18,7 +18,8 @@ from raypaml.data.verify import verify_shard
 from raypaml.labels import Vocabulary
 from raypaml.preparation.images import ImageForm, codec_versions
 from raypaml.preparation.record import claimed, read_record
-from raypaml.preparation.shard_tasks import LABELS, Job, read_receipt, write_fetched_shard, write_store_shard
+from raypaml.preparation.shard_tasks import Job, read_receipt, write_fetched_shard, write_store_shard
+from raypaml.preparation.source import LABELS, as_requests
 from raypaml.preparation.sources import Archives, fetch_from_archives, find_images
 from raypaml.reports.data_card import CARD, whole_digest
 from raypaml.tasks import mapper
@@ -106,12 +107,8 @@ def _repair_shard(out: Path, work: Path, images: str, found: Broken, form: Image
     """Write one shard again; what stands in the way, or nothing."""
     index, vocabulary = open_index(out / f"{found.split}.arrow"), Vocabulary.read(out / "vocabulary.csv")
     rows = index.rows_of_shard(found.shard)
-    requests = pa.table(
-        {
-            "key": pa.array(index.keys(rows)),
-            **{name: pa.array([index.classes(name, row) for row in rows], pa.list_(pa.int32())) for name in LABELS},
-        }
-    )
+    lists = {name: pa.array([index.classes(name, row) for row in rows], pa.list_(pa.int32())) for name in LABELS}
+    requests = as_requests(pa.table({"key": pa.array(index.keys(rows)), **lists}))
     job = Job(work, vocabulary.class_ids, form, seed=0, shard_samples=max(len(rows), 1))
     source = find_images(images, found.split, concurrency)
     if isinstance(source, Archives):

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from raypaml.data.index import SCHEMA, write_index
 from raypaml.data.shards import SPLITS
 from raypaml.labels import IntArray, Vocabulary
-from raypaml.preparation.shard_tasks import LABELS, PLACE, Job, read_receipt
+from raypaml.preparation.shard_tasks import PLACE, Job, read_receipt
+from raypaml.preparation.source import KNOWN, LABELS
 
 LEDGER = "ledger.parquet"
 LEDGER_SCHEMA = pa.schema(
@@ -73,9 +74,9 @@ def _rename(work: Path, final: Path) -> None:
 
 
 def _index_rows(written: pa.Table, number: int) -> pa.Table:
-    columns = {name: written[name] for name in ("key", *PLACE, *LABELS)}
+    columns = {name: written[name] for name in ("key", *PLACE, *LABELS, *KNOWN)}
     columns["shard"] = pa.array(np.full(len(written), number), pa.int32())
-    return pa.table([columns.get(field.name, pa.nulls(len(written), field.type)) for field in SCHEMA], schema=SCHEMA)
+    return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
 def _ledger(split: str, rows: pa.Table, shard: Any = None) -> pa.Table:
@@ -94,7 +95,7 @@ def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Voc
         shards=finished.shards,
         shard_bytes=[(out / name).stat().st_size for name in finished.shards],
         vocabulary=vocabulary,
-        has_truth=False,
+        has_truth=not finished.index["truth"].null_count,
     )
 
 

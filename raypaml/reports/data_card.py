@@ -17,7 +17,7 @@ from raypaml.data.shards import SPLITS
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.finish import Finished, count_fates, label_counts
 from raypaml.preparation.record import write_json
-from raypaml.preparation.shard_tasks import LABELS
+from raypaml.preparation.source import LABELS
 
 CARD = "data_card.json"
 SHOWN = 10
