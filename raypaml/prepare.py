@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,8 +254,3 @@ def describe(asked: Preparation, splits: list[str], say: Callable[[str], None]) 
         )
     where = next(folder for folder in (asked.out, *asked.out.absolute().parents) if folder.is_dir())
     say(f"in all about {total / 1e9:.2f} GB; {shutil.disk_usage(where).free / 1e9:.2f} GB are free at {asked.out}")
-
-
-def say_on_stderr(text: str) -> None:
-    """One line of progress."""
-    print(text, file=sys.stderr, flush=True)

@@ -23,12 +23,13 @@ LEDGER_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
         ("key", pa.string()),
+        ("file", pa.string()),
         ("fate", pa.string()),
         ("shard", pa.int32()),
         ("detail", pa.string()),
     ]
 )
-"""A row per image of the source: what became of it, and the shard that holds it."""
+"""A row per image of the source: its file (null: KEY.jpg), what became of it, and the shard that holds it."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,9 @@ def _index_rows(written: pa.Table, number: int) -> pa.Table:
 
 def _ledger(split: str, rows: pa.Table, shard: Any = None) -> pa.Table:
     n = len(rows)
-    none = pa.nulls(n, pa.string())
-    detail = rows["detail"] if "detail" in rows.column_names else none
-    shard = pa.nulls(n, pa.int32()) if shard is None else shard
-    return pa.table([pa.repeat(split, n), rows["key"], rows["fate"], shard, detail], schema=LEDGER_SCHEMA)
+    columns = {"split": pa.repeat(split, n), "shard": shard} | {name: rows[name] for name in rows.column_names}
+    given = {name: column for name, column in columns.items() if column is not None}
+    return pa.table([given.get(field.name, pa.nulls(n, field.type)) for field in LEDGER_SCHEMA], schema=LEDGER_SCHEMA)
 
 
 def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Vocabulary) -> None:

@@ -30,6 +30,7 @@ SIDES = ("x0", "y0", "x1", "y1")
 RECEIPT = pa.schema(
     [
         ("key", pa.string()),
+        ("file", pa.string()),
         ("fate", pa.string()),
         ("detail", pa.string()),
         *(SCHEMA.field(name) for name in (*PLACE, *LABELS, *KNOWN)),
@@ -163,9 +164,9 @@ def _sample(job: Job, image: Fetched, row: dict[str, Any]) -> Sample:
 
 
 def scaled(boxes: Iterable[dict[str, Any]], scale: tuple[float, float]) -> list[dict[str, Any]]:
-    """Boxes of a source image in pixels of what became of it."""
+    """Boxes of a source image in pixels of what became of it, to hundredths: JSON and index then say the same."""
     factors = dict(zip(SIDES, scale * 2, strict=True))
-    return [{"class": box["class"]} | {side: box[side] * factors[side] for side in SIDES} for box in boxes]
+    return [{"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in SIDES} for box in boxes]
 
 
 def write_receipt(job: Job, name: str, requests: pa.Table, fates: list[Fetched], places: list[dict[str, Any]]) -> None:
@@ -180,10 +181,10 @@ def write_receipt(job: Job, name: str, requests: pa.Table, fates: list[Fetched],
         for found, image in zip(requests["boxes"].to_pylist(), fates, strict=True)
     ]
     lists.append(pa.array(boxes, SCHEMA.field("boxes").type))
-    texts = [[image.key for image in fates], [image.fate for image in fates], [image.detail or None for image in fates]]
+    texts = [requests["key"], requests["file"], [image.fate for image in fates], [i.detail or None for i in fates]]
     meta = {"bytes": job.shard(name).stat().st_size, "bytes_read": sum(image.size for image in fates)}
     schema = RECEIPT.with_metadata({"shard": json.dumps(meta)})
-    table = pa.table([*(pa.array(text, pa.string()) for text in texts), *columns, *lists], schema=schema)
+    table = pa.table([*texts, *columns, *lists], schema=schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -132,16 +132,17 @@ def members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes]]]:
         raise ValueError(f"{archive}: cannot be read: {brief(error)}") from None
 
 
-def fetch_from_archives(source: Archives, keys: Sequence[str], convert: Convert) -> Iterator[Fetched]:
-    """A few images by key, in the order of the keys; reads the archives until all are found."""
+def fetch_from_archives(source: Archives, images: Sequence[Asked], convert: Convert) -> Iterator[Fetched]:
+    """A few images by key, in the order asked for; reads the archives until all are found."""
     found: dict[str, Fetched] = {}
+    wanted = {key for key, _ in images}
     for file in source.files:
         for key, content in members(file):
-            if key in keys and key not in found:
+            if key in wanted and key not in found:
                 found[key] = converted(key, content(), convert)
-            if len(found) == len(keys):
+            if len(found) == len(wanted):
                 break
-    return (found.get(key, Fetched(key, fate="not_found")) for key in keys)
+    return (found.get(key, Fetched(key, fate="not_found")) for key, _ in images)
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
