@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +21,18 @@ from raypaml.data.shards import SPLITS
 from raypaml.labels import Vocabulary
 from raypaml.preparation.finish import collect, write_ledger, write_split_index
 from raypaml.preparation.images import ImageForm, codec_versions
-from raypaml.preparation.openimages import Classes, SplitLabels
 from raypaml.preparation.probe import IMAGES, Probe, probe
 from raypaml.preparation.record import check_folder, claimed, remove_work, table_digest, write_record
 from raypaml.preparation.shard_tasks import (
     Job,
+    asked_for,
     is_finished,
     is_read,
     write_archive_shards,
     write_store_shard,
     write_whole,
 )
+from raypaml.preparation.source import Classes, SplitLabels
 from raypaml.preparation.sources import Archives, Store, find_images
 from raypaml.reports.data_card import split_card, write_card
 from raypaml.reports.sharding import Progress, clock
@@ -167,8 +167,7 @@ def _finish(
     say: Callable[[str], None],
 ) -> None:
     """Give every shard its final name, and write vocabulary, index, ledger and card."""
-    others = {"no_label_in_vocabulary": labels.outside, "no_label": labels.unlabelled}
-    finished = collect(job, asked.out, split, requests["key"], others)
+    finished = collect(job, asked.out, split, requests["key"], labels.others)
     if not len(finished.index):
         raise ValueError(f"images={asked.images}: not one of {len(requests):,} images of split {split!r} was written")
     vocabulary.write(asked.out / "vocabulary.csv")
@@ -222,7 +221,7 @@ def _shard_samples(asked: Preparation, split: str, source: Store | Archives, req
 
 def _probe(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> Probe:
     many = len(requests) if isinstance(source, Archives) else IMAGES
-    return probe(source, split, requests["key"].slice(0, many).to_pylist(), asked.form)
+    return probe(source, split, asked_for(requests.slice(0, many)), asked.form)
 
 
 def _calls(job: Job, split: str, requests: pa.Table, source: Store | Archives) -> Iterator[tuple[Any, ...]]:
@@ -258,8 +257,3 @@ def describe(asked: Preparation, splits: list[str], say: Callable[[str], None]) 
         )
     where = next(folder for folder in (asked.out, *asked.out.absolute().parents) if folder.is_dir())
     say(f"in all about {total / 1e9:.2f} GB; {shutil.disk_usage(where).free / 1e9:.2f} GB are free at {asked.out}")
-
-
-def say_on_stderr(text: str) -> None:
-    """One line of progress."""
-    print(text, file=sys.stderr, flush=True)

@@ -6,19 +6,24 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.data.index import Index, open_index
 from raypaml.data.verify import verify_shard
 from raypaml.labels import Vocabulary
-from raypaml.preparation.images import ImageForm, codec_versions
+from raypaml.preparation.finish import LEDGER
+from raypaml.preparation.images import Converted, ImageForm, codec_versions, convert
 from raypaml.preparation.record import claimed, read_record
-from raypaml.preparation.shard_tasks import LABELS, Job, read_receipt, write_fetched_shard, write_store_shard
+from raypaml.preparation.shard_tasks import Job, asked_for, read_receipt, write_fetched_shard
+from raypaml.preparation.source import LABELS, REQUEST, as_requests
 from raypaml.preparation.sources import Archives, fetch_from_archives, find_images
 from raypaml.reports.data_card import CARD, whole_digest
 from raypaml.tasks import mapper
@@ -106,18 +111,12 @@ def _repair_shard(out: Path, work: Path, images: str, found: Broken, form: Image
     """Write one shard again; what stands in the way, or nothing."""
     index, vocabulary = open_index(out / f"{found.split}.arrow"), Vocabulary.read(out / "vocabulary.csv")
     rows = index.rows_of_shard(found.shard)
-    requests = pa.table(
-        {
-            "key": pa.array(index.keys(rows)),
-            **{name: pa.array([index.classes(name, row) for row in rows], pa.list_(pa.int32())) for name in LABELS},
-        }
-    )
+    requests = _requests(out, found.split, index, rows)
     job = Job(work, vocabulary.class_ids, form, seed=0, shard_samples=max(len(rows), 1))
     source = find_images(images, found.split, concurrency)
-    if isinstance(source, Archives):
-        write_fetched_shard(job, "repair", requests, fetch_from_archives(source, index.keys(rows), job.convert))
-    else:
-        write_store_shard(job, "repair", requests, source)
+    fetch = partial(fetch_from_archives, source) if isinstance(source, Archives) else source.fetch
+    unscaled = partial(_convert, form)
+    write_fetched_shard(job, "repair", requests, fetch(asked_for(requests), unscaled))
     name, (receipt, meta) = index.shards[found.shard], read_receipt(job.receipt("repair"))
     if meta["bytes"] == index.shard_bytes[found.shard] and _same_images(receipt, index, rows):
         job.shard("repair").replace(out / name)
@@ -129,6 +128,22 @@ def _repair_shard(out: Path, work: Path, images: str, found: Broken, form: Image
         f"{out / name}: cannot be written again as it was: at {images} {len(lost)} of its images are missing "
         f"{lost[:3]} and {len(changed)} differ {changed[:3]}"
     )
+
+
+def _convert(form: ImageForm, content: bytes) -> Converted:
+    return Converted(convert(content, form).content)  # the index's boxes are those of the converted image
+
+
+def _requests(out: Path, split: str, index: Index, rows: NDArray[np.int64]) -> pa.Table:
+    """What the shard was asked for: labels, truth and boxes from the index, files from the ledger."""
+    keys = pa.array(index.keys(rows))
+    mine = [("split", "==", split), ("key", "in", keys.to_pylist())]
+    ledger = pq.read_table(out / LEDGER, columns=["key", "file"], filters=mine)
+    names = (*LABELS, "truth") if index.has_truth else LABELS
+    columns = {name: pa.array([index.classes(name, row) for row in rows], pa.list_(pa.int32())) for name in names}
+    columns["file"] = ledger["file"].take(pc.index_in(keys, value_set=ledger["key"]))
+    columns["boxes"] = pa.array([index.boxes(int(row)) or None for row in rows], REQUEST.field("boxes").type)
+    return as_requests(pa.table({"key": keys, **columns}))
 
 
 def _same_images(receipt: pa.Table, index: Index, rows: NDArray[np.int64]) -> bool:

@@ -15,19 +15,21 @@ import pyarrow.parquet as pq
 from raypaml.data.index import SCHEMA, write_index
 from raypaml.data.shards import SPLITS
 from raypaml.labels import IntArray, Vocabulary
-from raypaml.preparation.shard_tasks import LABELS, PLACE, Job, read_receipt
+from raypaml.preparation.shard_tasks import PLACE, Job, read_receipt
+from raypaml.preparation.source import KNOWN, LABELS
 
 LEDGER = "ledger.parquet"
 LEDGER_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
         ("key", pa.string()),
+        ("file", pa.string()),
         ("fate", pa.string()),
         ("shard", pa.int32()),
         ("detail", pa.string()),
     ]
 )
-"""A row per image of the source: what became of it, and the shard that holds it."""
+"""A row per image of the source: its file (null: KEY.jpg), what became of it, and the shard that holds it."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,16 @@ def _rename(work: Path, final: Path) -> None:
 
 
 def _index_rows(written: pa.Table, number: int) -> pa.Table:
-    columns = {name: written[name] for name in ("key", *PLACE, *LABELS)}
+    columns = {name: written[name] for name in ("key", *PLACE, *LABELS, *KNOWN)}
     columns["shard"] = pa.array(np.full(len(written), number), pa.int32())
-    return pa.table([columns.get(field.name, pa.nulls(len(written), field.type)) for field in SCHEMA], schema=SCHEMA)
+    return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
 def _ledger(split: str, rows: pa.Table, shard: Any = None) -> pa.Table:
     n = len(rows)
-    none = pa.nulls(n, pa.string())
-    detail = rows["detail"] if "detail" in rows.column_names else none
-    shard = pa.nulls(n, pa.int32()) if shard is None else shard
-    return pa.table([pa.repeat(split, n), rows["key"], rows["fate"], shard, detail], schema=LEDGER_SCHEMA)
+    columns = {"split": pa.repeat(split, n), "shard": shard} | {name: rows[name] for name in rows.column_names}
+    given = {name: column for name, column in columns.items() if column is not None}
+    return pa.table([given.get(field.name, pa.nulls(n, field.type)) for field in LEDGER_SCHEMA], schema=LEDGER_SCHEMA)
 
 
 def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Vocabulary) -> None:
@@ -94,7 +95,7 @@ def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Voc
         shards=finished.shards,
         shard_bytes=[(out / name).stat().st_size for name in finished.shards],
         vocabulary=vocabulary,
-        has_truth=False,
+        has_truth=not finished.index["truth"].null_count,
     )
 
 

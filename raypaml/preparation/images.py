@@ -23,9 +23,8 @@ _UNREADABLE = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
-"""What Pillow raises of files that are damaged, not pictures, or larger than 89 million pixels (a bomb, perhaps)."""
+"""What Pillow raises of files that are damaged, not pictures, or larger than 179 million pixels (a bomb, perhaps)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,17 @@ def codec_versions() -> str:
     return f"pillow {features.version('pil')}, libjpeg-turbo {features.version('libjpeg_turbo')}"
 
 
-def to_jpeg(content: bytes, form: ImageForm) -> bytes:
+@dataclass(frozen=True)
+class Converted:
+    """An image in the form of a data set."""
+
+    content: bytes
+    """JPEG."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Its pixels per pixel of the upright source image, in x and y."""
+
+
+def convert(content: bytes, form: ImageForm) -> Converted:
     """The picture in `content`, of any format that Pillow reads, as a JPEG of this form.
 
     Raises:
@@ -81,18 +90,23 @@ def to_jpeg(content: bytes, form: ImageForm) -> bytes:
     try:
         with Image.open(io.BytesIO(content)) as image:
             if _is_plain(image, content) and form.target(*image.size) == image.size:
-                return content
+                return Converted(content)
             picture = _upright_rgb(image)
-            size = form.target(*picture.size)
-            if size != picture.size:
+            before, size = picture.size, form.target(*picture.size)
+            if size != before:
                 picture = picture.resize(size, Image.Resampling.BILINEAR)
             encoded = io.BytesIO()
             picture.save(encoded, "JPEG", quality=form.quality, subsampling="4:2:0")
-            return encoded.getvalue()
+            return Converted(encoded.getvalue(), (size[0] / before[0], size[1] / before[1]))
     except UnidentifiedImageError:  # its text holds an address, another one each time
         raise ValueError("not an image of a known format") from None
     except _UNREADABLE as error:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def to_jpeg(content: bytes, form: ImageForm) -> bytes:
+    """The bytes of `convert`."""
+    return convert(content, form).content
 
 
 def _is_plain(image: Image.Image, content: bytes) -> bool:

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from raypaml.labels import IntArray
 from raypaml.preparation.findings import EXAMPLES, Findings
 from raypaml.preparation.image_ids import Ids, hex_id, hex_keys, parse_ids
 from raypaml.preparation.label_join import ConflictRule, Labels, Packed, join_labels, merged, pack, records, without
 from raypaml.preparation.release import ReleaseFile, find_file
+from raypaml.preparation.source import Classes, SplitLabels, as_requests
 
 OFFICIAL_TOTALS = {
     "train": {"images": 9_011_219, "positives": 9_741_876, "negatives": 11_126_879},
@@ -38,30 +38,6 @@ NOT_A_CLASS, OTHER_CLASS = -2, -1
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _LABEL_COLUMNS = {"ImageID": pa.string(), "LabelName": _NAMES, "Confidence": _NAMES}
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes asked for, and all that the release knows."""
-
-    class_ids: tuple[str, ...]
-    names: tuple[str, ...]
-    known: frozenset[str]
-
-
-@dataclass(frozen=True)
-class SplitLabels:
-    """What is known of one split."""
-
-    table: pa.Table
-    """key, positives, negatives of every image with a label in the vocabulary, by key."""
-    outside: pa.Array
-    """Keys of listed images whose labels are all outside the vocabulary."""
-    unlabelled: pa.Array
-    """Keys of listed images without any label."""
-    verified: dict[str, IntArray]
-    """[K] positives and negatives of the table, without machine labels."""
-    findings: Findings
 
 
 def read_classes(metadata: Path, chosen: Path | None = None) -> Classes:
@@ -123,11 +99,13 @@ def read_split(
     in_vocabulary = np.zeros(len(images), bool)
     in_vocabulary[labels.image] = True
     return SplitLabels(
-        table=records(labels, lambda rows: hex_keys(images[rows])),
-        outside=hex_keys(images[reader.labelled & ~in_vocabulary]),
-        unlabelled=hex_keys(images[~reader.labelled & ~in_vocabulary]),
+        table=as_requests(records(labels, lambda rows: hex_keys(images[rows]))),
         verified=verified,
         findings=findings,
+        others={
+            "no_label_in_vocabulary": hex_keys(images[reader.labelled & ~in_vocabulary]),
+            "no_label": hex_keys(images[~reader.labelled & ~in_vocabulary]),
+        },
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from raypaml.preparation.images import ImageForm, to_jpeg
-from raypaml.preparation.sources import Archives, Fetched, Store, converted, members
+from raypaml.preparation.images import ImageForm, convert
+from raypaml.preparation.sources import Archives, Asked, Fetched, Store, converted, members
 
 IMAGES = 64
 
@@ -27,7 +27,7 @@ class Probe:
     """Each, on one worker."""
 
 
-def probe(source: Store | Archives, split: str, keys: Sequence[str], form: ImageForm) -> Probe:
+def probe(source: Store | Archives, split: str, asked: Sequence[Asked], form: ImageForm) -> Probe:
     """Fetch and convert a few of the images, the first in the order of the shards.
 
     Raises:
@@ -35,13 +35,13 @@ def probe(source: Store | Archives, split: str, keys: Sequence[str], form: Image
     """
     began = time.monotonic()
     if isinstance(source, Archives):
-        wanted = set(keys)
+        wanted = {key for key, _ in asked}
         found = islice((item for item in members(source.files[0]) if item[0] in wanted), IMAGES)
-        images = [converted(key, content(), lambda content: to_jpeg(content, form)) for key, content in found]
+        images = [converted(key, content(), lambda content: convert(content, form)) for key, content in found]
         where = str(source.files[0])
     else:
-        images = list(source.fetch(keys[:IMAGES], lambda content: to_jpeg(content, form)))
-        where = str(source.root / f"{keys[0]}.jpg" if keys else source.root)
+        images = list(source.fetch(asked[:IMAGES], lambda content: convert(content, form)))
+        where = str(source.root / asked[0][1])
     seconds = (time.monotonic() - began) / max(len(images), 1)
     _check(images, split, where)
     written = [len(image.content) for image in images if image.fate == "written"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,21 @@ import pyarrow as pa
 from raypaml.data.index import SCHEMA
 from raypaml.data.shards import Sample, write_shard
 from raypaml.data.storage import Location, brief
-from raypaml.preparation.images import ImageForm, to_jpeg
-from raypaml.preparation.sources import Fetched, Store, converted, in_order, members
+from raypaml.preparation.images import Converted, ImageForm, convert
+from raypaml.preparation.source import KNOWN, LABELS
+from raypaml.preparation.sources import Asked, Fetched, Store, converted, in_order, members
 
 CONVERTERS = 4
 """Threads that convert what one archive gives."""
 PLACE = ("offset", "size", "crc32")
-LABELS = ("positives", "negatives")
+SIDES = ("x0", "y0", "x1", "y1")
 RECEIPT = pa.schema(
     [
         ("key", pa.string()),
+        ("file", pa.string()),
         ("fate", pa.string()),
         ("detail", pa.string()),
-        *(SCHEMA.field(name) for name in (*PLACE, *LABELS)),
+        *(SCHEMA.field(name) for name in (*PLACE, *LABELS, *KNOWN)),
     ]
 )
 """A row per image that was asked for; no place where it was not written."""
@@ -57,14 +59,20 @@ class Job:
         """Where this shard is, or will be."""
         return self.work / f"{name}.tar"
 
-    def convert(self, content: bytes) -> bytes:
+    def convert(self, content: bytes) -> Converted:
         """An image in the form of this data set."""
-        return to_jpeg(content, self.form)
+        return convert(content, self.form)
 
 
 def write_store_shard(job: Job, name: str, requests: pa.Table, store: Store) -> None:
-    """Write the shard of these images (key, positives, negatives; in this order) from single files."""
-    write_fetched_shard(job, name, requests, store.fetch(requests["key"].to_pylist(), job.convert))
+    """Write the shard of these images (rows of source.REQUEST, in this order) from single files."""
+    write_fetched_shard(job, name, requests, store.fetch(asked_for(requests), job.convert))
+
+
+def asked_for(requests: pa.Table) -> list[Asked]:
+    """Key and file of each request."""
+    keys, files = (requests[column].to_pylist() for column in ("key", "file"))
+    return [(key, file or f"{key}.jpg") for key, file in zip(keys, files, strict=True)]
 
 
 def write_archive_shards(job: Job, unit: str, requests: pa.Table, archive: Location) -> None:
@@ -127,16 +135,10 @@ def write_fetched_shard(job: Job, name: str, requests: pa.Table, images: Iterabl
     fates: list[Fetched] = []
 
     def samples() -> Iterator[Sample]:
-        positives, negatives = (requests[column].to_pylist() for column in LABELS)
-        for image, positive, negative in zip(images, positives, negatives, strict=True):
-            fates.append(Fetched(image.key, fate=image.fate, detail=image.detail, size=image.size))
+        for image, row in zip(images, requests.to_pylist(), strict=True):
+            fates.append(replace(image, content=b""))
             if image.fate == "written":
-                yield Sample(
-                    key=image.key,
-                    image=image.content,
-                    positive=tuple(job.class_ids[column] for column in positive),
-                    negative=tuple(job.class_ids[column] for column in negative),
-                )
+                yield _sample(job, image, row)
 
     try:
         places = write_shard(job.shard(name), samples())
@@ -148,17 +150,41 @@ def write_fetched_shard(job: Job, name: str, requests: pa.Table, images: Iterabl
         ) from None
 
 
+def _sample(job: Job, image: Fetched, row: dict[str, Any]) -> Sample:
+    names = job.class_ids
+    boxes = scaled(row["boxes"] or (), image.scale)
+    return Sample(
+        key=image.key,
+        image=image.content,
+        positive=tuple(names[column] for column in row["positives"]),
+        negative=tuple(names[column] for column in row["negatives"]),
+        truth=None if row["truth"] is None else tuple(names[column] for column in row["truth"]),
+        boxes=tuple((names[box["class"]], *(box[side] for side in SIDES)) for box in boxes),
+    )
+
+
+def scaled(boxes: Iterable[dict[str, Any]], scale: tuple[float, float]) -> list[dict[str, Any]]:
+    """Boxes of a source image in pixels of what became of it, to hundredths: JSON and index then say the same."""
+    factors = dict(zip(SIDES, scale * 2, strict=True))
+    return [{"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in SIDES} for box in boxes]
+
+
 def write_receipt(job: Job, name: str, requests: pa.Table, fates: list[Fetched], places: list[dict[str, Any]]) -> None:
     """Write what became of every image of a finished shard."""
     place_of = {place["key"]: place for place in places}
     nowhere = dict.fromkeys(PLACE)
     rows = [place_of.get(image.key, nowhere) for image in fates]
     columns = [pa.array([row[name] for row in rows], SCHEMA.field(name).type) for name in PLACE]
-    lists = [requests[name].cast(SCHEMA.field(name).type).combine_chunks() for name in LABELS]
-    texts = [[image.key for image in fates], [image.fate for image in fates], [image.detail or None for image in fates]]
+    lists = [requests[name].combine_chunks() for name in (*LABELS, "truth")]
+    boxes = [
+        None if found is None else scaled(found, image.scale)
+        for found, image in zip(requests["boxes"].to_pylist(), fates, strict=True)
+    ]
+    lists.append(pa.array(boxes, SCHEMA.field("boxes").type))
+    texts = [requests["key"], requests["file"], [image.fate for image in fates], [i.detail or None for i in fates]]
     meta = {"bytes": job.shard(name).stat().st_size, "bytes_read": sum(image.size for image in fates)}
     schema = RECEIPT.with_metadata({"shard": json.dumps(meta)})
-    table = pa.table([*(pa.array(text, pa.string()) for text in texts), *columns, *lists], schema=schema)
+    table = pa.table([*texts, *columns, *lists], schema=schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -16,10 +16,15 @@ from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
 from raypaml.data.storage import Location, brief, read_file, with_retries
+from raypaml.preparation.images import Converted
 
 Item = TypeVar("Item")
 Fate = Literal["written", "not_found", "denied", "undecodable"]
 """What became of an image that was asked for."""
+
+Asked = tuple[str, str]
+"""The key of an image, and its file below the folder of images."""
+Convert = Callable[[bytes], Converted]
 
 PATIENCE = 600.0
 """Seconds that a store may be out of order before the work stops; what is finished stays."""
@@ -41,26 +46,28 @@ class Fetched:
     detail: str = ""
     size: int = 0
     """Bytes read for it."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Its pixels per pixel of the source image, in x and y."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Images as single files `KEY.jpg` in a folder or under an address."""
+    """Images as single files in a folder or under an address."""
 
     root: Location
     concurrency: int = 32
     """Images asked for at once, by each worker."""
 
-    def fetch(self, keys: Iterable[str], convert: Callable[[bytes], bytes]) -> Iterator[Fetched]:
-        """The images in the order of their keys, read and converted by threads, a bounded number ahead.
+    def fetch(self, images: Iterable[Asked], convert: Convert) -> Iterator[Fetched]:
+        """The images in the order asked for, read and converted by threads, a bounded number ahead.
 
         Raises:
             ValueError: the store was out of order for longer than PATIENCE.
         """
-        return in_order(lambda key: self._fetch(key, convert), keys, self.concurrency)
+        return in_order(lambda image: self._fetch(*image, convert), images, self.concurrency)
 
-    def _fetch(self, key: str, convert: Callable[[bytes], bytes]) -> Fetched:
-        file = self.root / f"{key}.jpg"
+    def _fetch(self, key: str, name: str, convert: Convert) -> Fetched:
+        file = self.root / name
         try:
             content = with_retries(lambda: read_file(file), f"{file}", patience=PATIENCE)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -87,12 +94,13 @@ def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def converted(key: str, content: bytes, convert: Callable[[bytes], bytes]) -> Fetched:
+def converted(key: str, content: bytes, convert: Convert) -> Fetched:
     """An image that was read, converted if it can be."""
     try:
-        return Fetched(key, convert(content), size=len(content))
+        image = convert(content)
     except ValueError as error:
         return Fetched(key, fate="undecodable", detail=str(error), size=len(content))
+    return Fetched(key, image.content, size=len(content), scale=image.scale)
 
 
 @dataclass(frozen=True)
@@ -138,16 +146,17 @@ def _named(archive: Location) -> Iterator[None]:
         raise ValueError(f"{archive}: cannot be read: {brief(error)}") from None
 
 
-def fetch_from_archives(source: Archives, keys: Sequence[str], convert: Callable[[bytes], bytes]) -> Iterator[Fetched]:
-    """A few images by key, in the order of the keys; reads the archives until all are found."""
+def fetch_from_archives(source: Archives, images: Sequence[Asked], convert: Convert) -> Iterator[Fetched]:
+    """A few images by key, in the order asked for; reads the archives until all are found."""
     found: dict[str, Fetched] = {}
+    wanted = {key for key, _ in images}
     for file in source.files:
         for key, content in members(file):
-            if key in keys and key not in found:
+            if key in wanted and key not in found:
                 found[key] = converted(key, content(), convert)
-            if len(found) == len(keys):
+            if len(found) == len(wanted):
                 break
-    return (found.get(key, Fetched(key, fate="not_found")) for key in keys)
+    return (found.get(key, Fetched(key, fate="not_found")) for key, _ in images)
 
 
 def _check_end(tar: tarfile.TarFile) -> None:

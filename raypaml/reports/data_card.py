@@ -17,7 +17,7 @@ from raypaml.data.shards import SPLITS
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.finish import Finished, count_fates, label_counts
 from raypaml.preparation.record import write_json
-from raypaml.preparation.shard_tasks import LABELS
+from raypaml.preparation.source import LABELS
 
 CARD = "data_card.json"
 SHOWN = 10
@@ -136,13 +136,8 @@ def _split_lines(name: str, card: dict[str, Any], vocabulary: Vocabulary) -> Ite
     yield ""
     yield f"## {name}"
     yield ""
-    yield "| in the source's files | found | official | difference |"
-    yield "| --- | ---: | ---: | ---: |"
-    for what, finding in (("images", "images listed"), ("positives", "positives"), ("negatives", "negatives")):
-        if what in official:
-            found = doctor.get(finding, {"count": 0})["count"]
-            yield f"| {what} | {found:,} | {official[what]:,} | {found - official[what]:+,} |"
-    yield ""
+    if official:
+        yield from _official_table(doctor, official)
     yield "| images | count |"
     yield "| --- | ---: |"
     yield from (f"| {fate.replace('_', ' ')} | {count:,} |" for fate, count in card["images"].items())
@@ -157,6 +152,15 @@ def _split_lines(name: str, card: dict[str, Any], vocabulary: Vocabulary) -> Ite
             names = [vocabulary.names[vocabulary.index_of[class_id]] for class_id in class_ids[:SHOWN]]
             more = f", and {len(class_ids) - SHOWN:,} more in {CARD}" if len(class_ids) > SHOWN else ""
             yield f"- classes with {lack} here: {len(class_ids):,} ({', '.join(names)}{more})"
+
+
+def _official_table(doctor: dict[str, Any], official: dict[str, int]) -> Iterator[str]:
+    yield "| in the source's files | found | official | difference |"
+    yield "| --- | ---: | ---: | ---: |"
+    for what, finding in (("images", "images listed"), ("positives", "positives"), ("negatives", "negatives")):
+        found = doctor.get(finding, {"count": 0})["count"]
+        yield f"| {what} | {found:,} | {official[what]:,} | {found - official[what]:+,} |"
+    yield ""
 
 
 def _group_table(card: dict[str, Any]) -> Iterator[str]:

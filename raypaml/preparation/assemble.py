@@ -1,0 +1,129 @@
+"""From a source to the labels of a data set: splits cut, labels hidden, keys made, everything counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypaml.data.shards import SPLITS
+from raypaml.preparation.findings import Findings
+from raypaml.preparation.formats.common import Source, SourceSplit
+from raypaml.preparation.hiding import Columns, Hiding, hide, validation_split
+from raypaml.preparation.source import REQUEST, SplitLabels, as_requests
+
+_NOT_IN_KEYS = re.compile(r"[^0-9A-Za-z_-]+")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a source without all three splits is cut."""
+
+    validation: float = 0.2
+    """Share of train; published."""
+    test: float = 0.2
+    """Share of everything, where there is no test split."""
+    seed: int = 1200
+    """Published."""
+
+
+def assemble(source: Source, hiding: Hiding, cut: Cut) -> dict[str, SplitLabels]:
+    """The three splits, labels of train hidden, those of validation and test as they are.
+
+    As published, the labels of the whole of train are hidden first, and validation is cut from it afterwards, with
+    its full labels. (E. Cole et al., CVPR 2021; method: facts of the papers' code.)
+
+    Raises:
+        ValueError: hidden labels are asked of a source whose labels are not complete; a split would be empty.
+    """
+    splits = dict(source.splits)
+    if "train" not in splits:
+        raise ValueError(f"no training images; the source has {', '.join(splits) or 'nothing'}")
+    if "test" not in splits:
+        train, test = validation_split(len(splits["train"].files), cut.test, cut.seed)
+        splits |= {"train": _rows(splits["train"], train), "test": _rows(splits["train"], test)}
+    num_classes = len(source.classes.class_ids)
+    observed = _hidden(splits["train"], num_classes, hiding)
+    if "validation" not in splits:
+        train, validation = validation_split(len(splits["train"].files), cut.validation, cut.seed)
+        splits["validation"] = _rows(splits["train"], validation)
+        splits["train"] = _rows(splits["train"], train)
+        observed = tuple([side[row] for row in train] for side in observed)  # type: ignore[assignment]
+    keys = _keys([file for split in SPLITS for file in splits[split].files])
+    shown = {split: observed if split == "train" else _observed(splits[split], num_classes) for split in SPLITS}
+    return {split: _labels(splits[split], shown[split], keys, num_classes) for split in SPLITS}
+
+
+def _rows(split: SourceSplit, rows: NDArray[np.int64]) -> SourceSplit:
+    return replace(
+        split,
+        files=[split.files[row] for row in rows],
+        positives=[split.positives[row] for row in rows],
+        negatives=None if split.negatives is None else [split.negatives[row] for row in rows],
+        boxes=None if split.boxes is None else [split.boxes[row] for row in rows],
+    )
+
+
+def _hidden(split: SourceSplit, num_classes: int, hiding: Hiding) -> tuple[list[Columns], list[Columns]]:
+    if hiding.kind == "none":
+        return _observed(split, num_classes)
+    if split.negatives is not None:
+        raise ValueError(f"hide={hiding.kind}: the labels of this source are not complete, so none can be hidden")
+    return hide(split.positives, num_classes, hiding)
+
+
+def _observed(split: SourceSplit, num_classes: int) -> tuple[list[Columns], list[Columns]]:
+    if split.negatives is not None:
+        return split.positives, split.negatives
+    every = np.arange(num_classes)
+    return split.positives, [np.setdiff1d(every, positive, assume_unique=True) for positive in split.positives]
+
+
+def _keys(files: Sequence[str]) -> dict[str, str]:
+    """A key for each file: its stem, or its whole path where two stems are the same."""
+    stems = [_NOT_IN_KEYS.sub("_", PurePosixPath(file).stem) for file in files]
+    if len(set(stems)) < len(stems):
+        stems = [_NOT_IN_KEYS.sub("_", str(PurePosixPath(file).with_suffix(""))) for file in files]
+    key_of = dict(zip(files, stems, strict=True))
+    if len(key_of) < len(files):
+        raise ValueError(f"{len(files) - len(key_of)} images are listed in two splits; keep one")
+    if len(set(stems)) < len(stems):
+        twice = next(file for file, stem in key_of.items() if stems.count(stem) > 1)
+        raise ValueError(f"{twice}: another image has the same name but for signs outside 0-9A-Za-z_-; rename one")
+    return key_of
+
+
+def _labels(
+    split: SourceSplit, observed: tuple[list[Columns], list[Columns]], keys: dict[str, str], num_classes: int
+) -> SplitLabels:
+    columns = {
+        "key": pa.array([keys[file] for file in split.files], pa.string()),
+        "file": pa.array(split.files, pa.string()),
+        "positives": _lists(observed[0]),
+        "negatives": _lists(observed[1]),
+    }
+    if split.negatives is None:
+        columns["truth"] = _lists(split.positives)
+    if split.boxes is not None:
+        columns["boxes"] = pa.array(split.boxes, REQUEST.field("boxes").type)
+    verified = {
+        name: _count(side, num_classes) for name, side in zip(("positives", "negatives"), observed, strict=True)
+    }
+    table = as_requests(pa.table(columns))
+    labelled = np.array([len(a) + len(b) > 0 for a, b in zip(*observed, strict=True)], bool)
+    findings = Findings(split.findings.counts.copy(), dict(split.findings.examples))
+    others = {"no_label": table["key"].filter(pa.array(~labelled)).combine_chunks()}
+    return SplitLabels(table.filter(pa.array(labelled)), verified, findings, others)
+
+
+def _lists(lists: Sequence[Columns]) -> pa.Array:
+    return pa.array([columns.tolist() for columns in lists], pa.list_(pa.int32()))
+
+
+def _count(lists: Sequence[Columns], num_classes: int) -> NDArray[np.int64]:
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]), minlength=num_classes).astype(np.int64)

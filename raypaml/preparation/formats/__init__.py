@@ -1,0 +1,1 @@
+"""Readers of the usual forms of labelled images; each gives a `Source`."""

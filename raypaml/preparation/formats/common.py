@@ -1,0 +1,64 @@
+"""What a reader of a format gives: classes, and per split the files with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypaml.preparation.findings import Findings
+from raypaml.preparation.source import Classes
+
+Columns = NDArray[np.int64]
+Box = dict[str, Any]
+"""class (a column), x0, y0, x1, y1 in pixels of the upright image."""
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """The images of one split, in the order that seeded draws go through them."""
+
+    files: list[str]
+    """Below the folder of images."""
+    positives: list[Columns]
+    """Class columns, ascending."""
+    negatives: list[Columns] | None = None
+    """None: every class that is not positive is negative, the labels are complete."""
+    boxes: list[list[Box]] | None = None
+    findings: Findings = field(default_factory=Findings)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled set of images as it was found."""
+
+    classes: Classes
+    splits: dict[str, SourceSplit]
+    """`train` and `test`, and `validation` where the source has one."""
+    images: Path
+    """Where its images usually lie."""
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file that is not too large to hold; ValueError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; see --help for what this format needs") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def from_matrix(labels: NDArray[Any]) -> list[Columns]:
+    """Positive columns of each row of a matrix in {0, 1}."""
+    rows, columns = np.nonzero(labels)
+    return np.split(columns.astype(np.int64), np.cumsum(np.bincount(rows, minlength=len(labels)))[:-1])
+
+
+def classes_of(class_ids: Sequence[str], names: Sequence[str] | None = None) -> Classes:
+    """Classes that are their own names, unless given."""
+    return Classes(tuple(class_ids), tuple(names or class_ids))

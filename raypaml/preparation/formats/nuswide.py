@@ -1,0 +1,78 @@
+"""NUS-WIDE, from its official lists or from the re-crawled arrays of E. Cole et al."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypaml.preparation.findings import Findings
+from raypaml.preparation.formats.common import Source, SourceSplit, classes_of, from_matrix, text_lines
+
+
+def read_nuswide(folder: Path) -> Source:
+    """Read `ImageList/`, `Groundtruth/TrainTestLabels/` and `Concepts81.txt`, or `formatted_{train,val}_*.npy`.
+
+    Official: Train is the training split and Test the test split; images without a concept are left out and counted.
+    Re-crawled: val is the test split, all rows are kept. The two are different sets: do not compare across them.
+
+    Raises:
+        ValueError: naming file and line.
+    """
+    if (folder / "formatted_train_images.npy").is_file():
+        return _read_arrays(folder)
+    concepts = [line.strip() for line in text_lines(_below(folder, "Concepts81.txt")) if line.strip()]
+    splits = {split: _read_lists(folder, name, concepts) for split, name in (("train", "Train"), ("test", "Test"))}
+    return Source(classes_of(concepts), splits, folder / "Flickr")
+
+
+def _below(folder: Path, name: str) -> Path:
+    """A file of the official archives, wherever these were extracted."""
+    found = sorted(folder.rglob(name))
+    if not found:
+        raise ValueError(f"{folder}: no {name}, nor formatted_train_images.npy; give the folder of NUS-WIDE's files")
+    return found[0]
+
+
+def _read_lists(folder: Path, name: str, concepts: list[str]) -> SourceSplit:
+    listed = _below(folder, f"{name}Imagelist.txt")
+    files = [line.strip().replace("\\", "/") for line in text_lines(listed) if line.strip()]
+    labels = np.zeros((len(files), len(concepts)), np.int8)
+    for column, concept in enumerate(concepts):
+        path = _below(folder, f"Labels_{concept}_{name}.txt")
+        values = [line.strip() for line in text_lines(path) if line.strip()]
+        wrong = next((number for number, value in enumerate(values, start=1) if value not in ("0", "1")), 0)
+        if wrong or len(values) != len(files):
+            what = f"line {wrong}: {values[wrong - 1]!r}" if wrong else f"{len(values)} lines for {len(files)} images"
+            raise ValueError(f"{path}: {what}; expected 0 or 1 for every image of {listed.name}")
+        labels[:, column] = np.array(values, np.int8)
+    findings = Findings()
+    labelled = np.flatnonzero(labels.any(1))
+    findings.add("images listed", len(files))
+    findings.add("images without a concept, left out", len(files) - len(labelled))
+    return SourceSplit([files[row] for row in labelled], from_matrix(labels[labelled]), findings=findings)
+
+
+def _read_arrays(folder: Path) -> Source:
+    splits = {}
+    for split, name in (("train", "train"), ("test", "val")):
+        files, labels = (_load(folder / f"formatted_{name}_{part}.npy") for part in ("images", "labels"))
+        if labels.ndim != 2 or len(files) != len(labels) or not np.isin(labels, (0, 1)).all():
+            raise ValueError(f"{folder}: {name} has {len(files)} images and labels {labels.shape}; expected 0 and 1")
+        findings = Findings()
+        findings.add("images listed", len(files))
+        splits[split] = SourceSplit([str(file).lstrip("/") for file in files], from_matrix(labels), findings=findings)
+    num_classes = labels.shape[1]
+    listed = folder / "Concepts81.txt"
+    concepts = [line.strip() for line in text_lines(listed) if line.strip()] if listed.is_file() else []
+    names = concepts if len(concepts) == num_classes else [f"concept_{k:02d}" for k in range(num_classes)]
+    return Source(classes_of(names), splits, folder / "Flickr")
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not an array that can be read without running it ({error})") from None

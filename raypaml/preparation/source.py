@@ -1,0 +1,49 @@
+"""What every source gives, whatever its files look like: classes, and the labelled images of a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from raypaml.data.index import SCHEMA
+from raypaml.labels import IntArray
+from raypaml.preparation.findings import Findings
+
+LABELS = ("positives", "negatives")
+KNOWN = ("truth", "boxes")
+"""Columns that few sources fill."""
+REQUEST = pa.schema([SCHEMA.field("key"), ("file", pa.string()), *(SCHEMA.field(name) for name in (*LABELS, *KNOWN))])
+"""An image that a data set asks for: its key, its file below the folder of images (null: KEY.jpg), class columns of its
+labels, and where known all positives and boxes in pixels of the upright source image."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes asked for, and all that the source knows."""
+
+    class_ids: tuple[str, ...]
+    names: tuple[str, ...]
+    known: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class SplitLabels:
+    """What is known of one split."""
+
+    table: pa.Table
+    """Rows of REQUEST: every image with something to learn from it, each key once."""
+    verified: dict[str, IntArray]
+    """[K] positives and negatives of the table, as far as people gave them."""
+    findings: Findings
+    others: dict[str, pa.Array] = field(default_factory=dict)
+    """Fate -> keys of images that are not asked for."""
+
+
+def as_requests(table: pa.Table) -> pa.Table:
+    """A table with some columns of REQUEST as one with all; a column that is missing is null."""
+    columns = [
+        table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
+        for column in REQUEST
+    ]
+    return pa.table(columns, schema=REQUEST)

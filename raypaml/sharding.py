@@ -1,0 +1,94 @@
+"""What all sharding tools share: their flags, and preparing, describing, verifying or repairing as these say."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raypaml.data.shards import SPLITS
+from raypaml.flags import Parser
+from raypaml.preparation.images import QUALITY, ImageForm
+from raypaml.preparation.source import Classes, SplitLabels
+from raypaml.prepare import Preparation, describe, prepare
+from raypaml.verify import repair, verify
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_flags(parser: Parser) -> None:
+    """The flags of every sharding tool."""
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", required=True, help="the data set; with a cluster, seen by all nodes")
+    add("--split", choices=SPLITS, help="[all three]")
+    add("--resize", default="448", metavar="448|short|none", help="squash to 448 x 448; short[:PIXELS]; none [448]")
+    add("--quality", type=int, default=QUALITY, metavar="N", help=f"of JPEG, where encoded [{QUALITY}]")
+    add("--shard-samples", type=int, default=2000, metavar="N", help="images asked for per shard [2000]")
+    add("--shard-bytes", default="", metavar="N[MB|GB]", help="size of a shard, about, instead")
+    add("--limit", type=int, default=0, metavar="N", help="a sample of N images of each split [0: all]")
+    add("--seed", type=int, default=0, help="of the order of the images [0]")
+    add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes [one per core]")
+    add("--address", default="", help="Ray cluster to join (also RAY_ADDRESS) [a private one]")
+    add("--concurrency", type=int, default=32, metavar="N", help="images fetched at once by each worker [32]")
+    add("--dry-run", action="store_true", help="say what would be done and how large it would be")
+    add("--verify", action="store_true", help="read every shard again and compare it with the index")
+    add("--repair", action="store_true", help="... and write those that are broken again, from --images")
+
+
+def number_of_bytes(text: str) -> int:
+    """From `256MB`."""
+    found = re.fullmatch(r"(\d+) *([KMG]B)?", text or "0", re.IGNORECASE)
+    if not found:
+        raise ValueError(f"shard_bytes={text!r}: give a size such as 256MB")
+    return int(found[1]) * UNITS[(found[2] or "").upper()]
+
+
+def preparation(
+    flags: Any,
+    *,
+    source: str,
+    settings: dict[str, Any],
+    classes: Classes,
+    read_split: Callable[[str], SplitLabels],
+    images: str,
+    official: dict[str, dict[str, int]],
+) -> Preparation:
+    """What the shared flags ask for, of this source."""
+    return Preparation(
+        out=flags.out,
+        images=images,
+        source=source,
+        settings=settings,
+        classes=classes,
+        read_split=read_split,
+        official=official,
+        form=ImageForm.parse(flags.resize, flags.quality),
+        seed=flags.seed,
+        shard_samples=flags.shard_samples,
+        shard_bytes=number_of_bytes(flags.shard_bytes),
+        limit=flags.limit,
+        workers=flags.workers,
+        address=flags.address,
+        concurrency=flags.concurrency,
+    )
+
+
+def run(flags: Any, asked: Callable[[], Preparation]) -> int:
+    """Prepare, describe, verify or repair; the exit code, 1 where faults are left."""
+    splits = [flags.split] if flags.split else list(SPLITS)
+    if not (flags.verify or flags.repair):
+        (describe if flags.dry_run else prepare)(asked(), splits, _say)
+        return 0
+    if flags.repair and not flags.images:
+        raise ValueError("--repair: give --images, to fetch the images of broken shards again")
+    faults = verify(flags.out, splits, flags.workers, flags.address, _say)
+    if faults and flags.repair:
+        faults = repair(flags.out, flags.images, faults, flags.concurrency, _say)
+    return 1 if faults else 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
