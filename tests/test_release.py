@@ -13,7 +13,8 @@ import pytest
 
 from raypaml.preparation import release as release_module
 from raypaml.preparation.label_join import ConflictRule
-from raypaml.preparation.openimages import SplitLabels, read_classes, read_split
+from raypaml.preparation.openimages import read_classes, read_split
+from raypaml.preparation.source import SplitLabels
 from tests.openimages_release import ODD, THRESHOLD, TRAINABLE, Planted, Release
 
 SPLITS = ("train", "validation", "test")
@@ -41,8 +42,8 @@ def as_labels(found: SplitLabels) -> dict[str, dict[str, bool]]:
 def check(found: SplitLabels, planted: Planted) -> None:
     """Labels, fates and counts are those that were planted, all of them and no other."""
     assert as_labels(found) == planted.labels
-    assert set(found.outside.to_pylist()) == planted.outside
-    assert set(found.unlabelled.to_pylist()) == planted.unlabelled
+    assert set(found.others["no_label_in_vocabulary"].to_pylist()) == planted.outside
+    assert set(found.others["no_label"].to_pylist()) == planted.unlabelled
     expected = {name: count for name, count in planted.doctor.items() if not name.startswith("machine")}
     assert {name: count for name, count in found.findings.counts.items() if count} == expected
 
@@ -170,8 +171,8 @@ def test_machine_labels_only_add(release: Release) -> None:
         expected.setdefault(key, {}).update(dict.fromkeys(classes, True))
     assert as_labels(found) == expected
     assert {name: count for name, count in found.findings.counts.items() if count} == planted.doctor
-    assert set(found.outside.to_pylist()) == planted.outside - planted.machine.keys()
-    assert set(found.unlabelled.to_pylist()) == planted.unlabelled - planted.machine.keys()
+    assert set(found.others["no_label_in_vocabulary"].to_pylist()) == planted.outside - planted.machine.keys()
+    assert set(found.others["no_label"].to_pylist()) == planted.unlabelled - planted.machine.keys()
     verified = read(release.metadata, "train").verified
     assert all((found.verified[name] == verified[name]).all() for name in verified)
 
