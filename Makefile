@@ -12,7 +12,8 @@ demo: $(VENV)/ready
 	$(BIN)/python -m raypaml.train digits --epochs 12  # of the recipe's 18, to stay under three minutes
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not cluster and not gpu"
+	$(BIN)/python -m pytest -m "ray and not cluster and not gpu"  # by themselves: Ray's workers yield to all others
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not ray and not cluster and not gpu"
 
 test-cluster: $(VENV)/ready
 	$(BIN)/python -m pytest -m cluster
