@@ -33,6 +33,7 @@ from raypaml.preparation.image_ids import hex_keys
 from raypaml.preparation.images import QUALITY, SIZE, ImageForm
 from raypaml.preparation.openimages import read_classes, read_split
 from raypaml.preparation.shard_tasks import Job, read_receipt, write_store_shard
+from raypaml.preparation.source import as_requests
 from raypaml.preparation.sources import Store
 from raypaml.reports.result import markdown
 from raypaml.tasks import Mapper, mapper
@@ -158,7 +159,7 @@ def sharding(work: Path, keys: list[str], store: Store, form: ImageForm, run: Ma
     job = Job(work, ("/m/0",), form, seed=0, shard_samples=-(-len(keys) // shards))
     labels = pa.array([[0]] * len(keys), pa.list_(pa.int32()))
     nothing = pa.array([[]] * len(keys), pa.list_(pa.int32()))
-    requests = pa.table({"key": keys, "positives": labels, "negatives": nothing})
+    requests = as_requests(pa.table({"key": keys, "positives": labels, "negatives": nothing}))
     calls = [
         (job, f"{number:06d}", requests.slice(start, job.shard_samples).combine_chunks(), store)
         for number, start in enumerate(range(0, len(keys), job.shard_samples))

@@ -59,14 +59,17 @@ class Store:
     """Images asked for at once, by each worker."""
 
     def fetch(self, images: Iterable[Asked], convert: Convert) -> Iterator[Fetched]:
-        """The images in the order asked for, read and converted by threads, a bounded number ahead.
+        """The images in the order asked for: read by threads, a bounded number ahead, and converted here, one by one.
+
+        A worker is one core: threads that convert beside each other on it only take each other's caches and memory.
 
         Raises:
             ValueError: the store was out of order for longer than PATIENCE.
         """
-        return in_order(lambda image: self._fetch(*image, convert), images, self.concurrency)
+        for image in in_order(lambda asked: self._fetch(*asked), images, self.concurrency):
+            yield converted(image.key, image.content, convert) if image.fate == "written" else image
 
-    def _fetch(self, key: str, name: str, convert: Convert) -> Fetched:
+    def _fetch(self, key: str, name: str) -> Fetched:
         file = self.root / name
         try:
             content = with_retries(lambda: read_file(file), f"{file}", patience=PATIENCE)
@@ -76,7 +79,7 @@ class Store:
             return Fetched(key, fate="denied", detail=brief(error))
         except OSError as error:
             raise ValueError(f"{brief(error)}; finished shards stay, run the same command again") from None
-        return converted(key, content, convert)
+        return Fetched(key, content)
 
 
 def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads: int) -> Iterator[Fetched]:
