@@ -76,7 +76,7 @@ def clean(release: Release, folder: Path, tmp_path: Path) -> dict[str, str]:
 def test_a_store_that_fails_now_and_then_gives_the_same_bytes(
     place: str, store: Store, release: Release, clean: dict[str, str], tmp_path: Path
 ) -> None:
-    before = store.ask("_counts")["503"] if place != "images" else 0
+    before = store.ask("_counts").get("503", 0)
     out = shard(release, tmp_path / "out", *VALIDATION, images=store.address(place))
     assert hashes(out) == clean
     planted = release.splits["validation"]
