@@ -28,6 +28,8 @@ Convert = Callable[[bytes], Converted]
 
 PATIENCE = 600.0
 """Seconds that a store may be out of order before the work stops; what is finished stays."""
+LOCAL_READERS = 4
+"""Threads that read from a disk: more of them only cost the core that converts."""
 AHEAD = 8
 """Results, by thread, that may wait for one before them, which is tried again."""
 DIGITS = "0123456789abcdef"
@@ -66,7 +68,8 @@ class Store:
         Raises:
             ValueError: the store was out of order for longer than PATIENCE.
         """
-        for image in in_order(lambda asked: self._fetch(*asked), images, self.concurrency):
+        threads = min(self.concurrency, LOCAL_READERS) if self.root.is_local else self.concurrency
+        for image in in_order(lambda asked: self._fetch(*asked), images, threads):
             yield converted(image.key, image.content, convert) if image.fate == "written" else image
 
     def _fetch(self, key: str, name: str) -> Fetched:
