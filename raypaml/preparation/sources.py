@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
@@ -156,12 +157,11 @@ def fetch_from_archives(source: Archives, images: Sequence[Asked], convert: Conv
     """A few images by key, in the order asked for; reads the archives until all are found."""
     found: dict[str, Fetched] = {}
     wanted = {key for key, _ in images}
-    for file in source.files:
-        for key, content in members(file):
-            if key in wanted and key not in found:
-                found[key] = converted(key, content(), convert)
-            if len(found) == len(wanted):
-                break
+    for key, content in chain.from_iterable(map(members, source.files)):
+        if key in wanted and key not in found:
+            found[key] = converted(key, content(), convert)
+        if len(found) == len(wanted):
+            break
     return (found.get(key, Fetched(key, fate="not_found")) for key, _ in images)
 
 
