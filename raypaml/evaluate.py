@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypaml.flags import Parser, run_command
+from raypaml.tasks import Mapper, device_mapper
 
 if TYPE_CHECKING:
-    from raypaml.predictions.parts import Part
     from raypaml.training.evaluation import Evaluation
 
 PROG = "python -m raypaml.evaluate"
@@ -89,29 +89,20 @@ def predict(evaluation: Evaluation, asked: Any) -> None:
 
 
 @contextmanager
-def runner(asked: Any) -> Iterator[tuple[Any, str]]:
+def runner(asked: Any) -> Iterator[tuple[Mapper, str]]:
     """A map over parts, and the device each of them uses."""
-    if asked.workers == 1 and not asked.address:
-        import torch
+    with device_mapper(asked.workers, asked.address, asked.device) as (run, gpu):
+        alone = asked.workers == 1 and not asked.address
+        yield run, "cuda" if gpu or (alone and _own_gpu(asked.device)) else "cpu"
 
-        cuda = torch.cuda.is_available() if asked.device == "auto" else asked.device == "cuda"
-        if cuda and not torch.cuda.is_available():
-            raise ValueError("device=cuda: this machine has no GPU that torch can use; use --device cpu")
-        yield (lambda function, calls: (function(*call) for call in calls)), "cuda" if cuda else "cpu"
-        return
-    from raypaml import cluster
 
-    with cluster.join(asked.address, asked.workers):
-        if cluster.cpus() < asked.workers:
-            raise ValueError(f"workers={asked.workers}: the cluster has {cluster.cpus()} CPUs; use fewer or add nodes")
-        gpu = asked.device != "cpu" and cluster.gpus() >= asked.workers
-        if asked.device == "cuda" and not gpu:
-            raise ValueError(f"device=cuda: {asked.workers} workers need a GPU each, the cluster has {cluster.gpus()}")
+def _own_gpu(device: str) -> bool:
+    import torch
 
-        def run(function: Any, calls: list[tuple[Evaluation, Part, str]]) -> Iterator[Any]:
-            return cluster.map_tasks(function, calls, at_once=asked.workers, gpu=gpu)
-
-        yield run, "cuda" if gpu else "cpu"
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ValueError("device=cuda: this machine has no GPU that torch can use; use --device cpu")
+    return there and device != "cpu"
 
 
 def _say(text: str) -> None:

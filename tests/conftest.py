@@ -14,7 +14,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from raypaml.config import TrainConfig
 from raypaml.data.digits import digits_folder
+from raypaml.data.index import Index
+from raypaml.data.verify import verify_shard
+from raypaml.train import Job
 from tests.openimages_release import Release, make_release
 
 TINY = {"train": 96, "validation": 40, "test": 40}
@@ -89,19 +93,32 @@ def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A run trained for two epochs by training.loop, without Ray, and the table that its command prints."""
     from raypaml.recipes import recipe
     from raypaml.reports.result import table
-    from raypaml.train import conclude, prepare
-    from raypaml.training.loop import train
-    from raypaml.training.run_folder import claim
+    from raypaml.train import conclude
 
     values = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "name": "run", "workers": 1}
     values |= {"data": str(evaluated_digits), "storage": str(tmp_path_factory.mktemp("trained"))}
-    job = prepare(recipe("digits").override(values), lambda _: None)
+    job = train_here(recipe("digits").override(values))
+    return job.folder, table(conclude(job))
+
+
+def train_here(config: TrainConfig) -> Job:
+    """A whole run by training.loop in this process, on one thread, without Ray; not yet concluded."""
+    from raypaml.train import prepare
+    from raypaml.training.loop import train
+    from raypaml.training.run_folder import claim
+
+    job = prepare(config, lambda _: None)
     claim(job.folder, job.config, job.data)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(job.config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
+    train(job.config, job.data.address, job.folder, torch.device("cpu"), lambda _: False)
     torch.set_num_threads(before)
-    return job.folder, table(conclude(job))
+    return job
+
+
+def verify_split(folder: Path, index: Index) -> list[str]:
+    """The faults of all shards, one after the other."""
+    return [fault for shard in range(len(index.shards)) for fault in verify_shard(folder, index, shard)]
 
 
 @pytest.fixture(scope="session")

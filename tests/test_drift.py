@@ -18,8 +18,8 @@ from raypaml.train import prepare
 from raypaml.training import models as run_models
 from raypaml.training.drift import make_probe
 from raypaml.training.explaining import explain_steps
-from raypaml.training.loop import train
 from raypaml.training.run_folder import read_history
+from tests.conftest import train_here
 
 
 def config_of(data: Path, storage: Path, **values: object) -> TrainConfig:
@@ -27,17 +27,10 @@ def config_of(data: Path, storage: Path, **values: object) -> TrainConfig:
     return recipe("digits").override({**common, **values})
 
 
-def trained_run(config: TrainConfig, data: Path) -> Path:
-    folder = Path(config.run.storage) / config.run.name
-    folder.mkdir(parents=True)
-    assert train(config, data, folder, torch.device("cpu"), lambda _: False)
-    return folder
-
-
 def test_a_run_is_watched_and_not_changed(trained: tuple[Path, str], tiny_digits: Path, tmp_path: Path) -> None:
-    plain = trained_run(config_of(tiny_digits, tmp_path, name="plain"), tiny_digits)
+    plain = train_here(config_of(tiny_digits, tmp_path, name="plain")).folder
     config = config_of(tiny_digits, tmp_path, name="watched", reference=str(trained[0]), probe_images=13)
-    watched = trained_run(config, tiny_digits)
+    watched = train_here(config).folder
     weights = [load_file(run_models.tested_checkpoint(run) / "model.safetensors") for run in (plain, watched)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     history = read_history(watched)

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from raypaml.preparation.images import ImageForm, codec_versions, to_jpeg
+from raypaml.preparation.images import ImageForm, codec_versions, convert
 from tests.odd_images import BROKEN, ODD_FORMS, RESIZED, encoded, picture
 
 SQUASH = ImageForm("squash", RESIZED)
 NONE = ImageForm("none")
 READABLE = [name for name in ODD_FORMS if name != "right size"]
+
+
+def to_jpeg(content: bytes, form: ImageForm) -> bytes:
+    return convert(content, form).content
 
 
 def made(name: str) -> bytes:

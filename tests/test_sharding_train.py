@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from raypaml.labels import GROUP_NAMES
 from raypaml.recipes import recipe
-from raypaml.train import conclude, prepare
-from raypaml.training.loop import train
-from raypaml.training.run_folder import claim
+from raypaml.train import conclude
+from tests.conftest import train_here
 from tests.openimages_release import NO_LABEL, NO_POSITIVE, TRAINABLE, Release
 from tests.shard_tool import shard
 
@@ -32,12 +30,7 @@ def test_openimages_trains_on_what_was_sharded(sample: Path, tmp_path: Path) -> 
         "delta_rel": 1.0,
     }
     values |= {"loader_workers": 0, "data": str(sample), "storage": str(tmp_path), "name": "run", "device": "cpu"}
-    job = prepare(recipe("openimages_v3").override(values), lambda _: None)
-    claim(job.folder, job.config, job.data)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(job.config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
-    torch.set_num_threads(before)
+    job = train_here(recipe("openimages_v3").override(values))
     result = conclude(job)
     assert result["classes_scored"] < len(TRAINABLE)  # of NO_LABEL nothing is known
     assert result["groups"].keys() == set(GROUP_NAMES)

@@ -220,7 +220,9 @@ def test_keys_outside_the_alphabet_are_refused(tmp_path: Path, key: str) -> None
         list(scan(_tar(tmp_path / "t.tar", _pair(key))))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE]
+)
 def test_members_that_are_not_files_are_refused(tmp_path: Path, kind: bytes) -> None:
     path = tmp_path / "t.tar"
     with tarfile.open(path, "w") as tar:

@@ -24,11 +24,6 @@ CORNERS = ("x0", "y0", "x1", "y1")
 LABEL_COLUMNS = ("positives", "negatives", "truth")
 
 
-def verify_split(folder: Path, index: Index, *, decode: bool = True) -> list[str]:
-    """The faults of all shards, one after the other; over processes, map `verify_shard` instead."""
-    return [fault for shard in range(len(index.shards)) for fault in verify_shard(folder, index, shard, decode)]
-
-
 def verify_shard(folder: Path, index: Index, shard: int, decode: bool = True) -> list[str]:
     """What is wrong with one shard; empty if nothing is.
 

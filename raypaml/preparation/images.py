@@ -104,11 +104,6 @@ def convert(content: bytes, form: ImageForm) -> Converted:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
-def to_jpeg(content: bytes, form: ImageForm) -> bytes:
-    """The bytes of `convert`."""
-    return convert(content, form).content
-
-
 def _is_plain(image: Image.Image, content: bytes) -> bool:
     """A whole upright RGB JPEG, as far as can be told without decoding it."""
     whole = image.format == "JPEG" and image.mode == "RGB" and END_OF_IMAGE in content[-END_BYTES:]

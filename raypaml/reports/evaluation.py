@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raypaml.labels import GROUP_NAMES, POSITIVE, Vocabulary
 from raypaml.metrics.average_precision import Ranking, group_means, mean_ap, micro_average_precision, rank_entries
 from raypaml.metrics.bootstrap import bootstrap_ap
-from raypaml.metrics.conventions import CONVENTIONS, Convention, under
+from raypaml.metrics.conventions import Convention, under
 from raypaml.metrics.thresholds import (
     BINS,
     Decisions,
@@ -251,11 +251,6 @@ class _Micro:
             self._scores[positive].sort()
             found[name] = micro_average_precision(self._scores[positive], self._scores[negative])
         return found
-
-
-def counted_as(found: Evaluation) -> list[Convention]:
-    """The conventions that these predictions give."""
-    return [convention for convention in CONVENTIONS if found.means(convention) is not None]
 
 
 def alpha_curve(predictions: PredictionSet, vocabulary: Vocabulary, alphas: Sequence[float]) -> dict[str, float]:
