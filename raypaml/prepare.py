@@ -22,7 +22,15 @@ from raypaml.labels import Vocabulary
 from raypaml.preparation.finish import collect, write_ledger, write_split_index
 from raypaml.preparation.images import ImageForm, codec_versions
 from raypaml.preparation.probe import IMAGES, Probe, probe
-from raypaml.preparation.record import check_folder, claimed, remove_work, table_digest, write_record
+from raypaml.preparation.record import (
+    check_folder,
+    claimed,
+    is_split_finished,
+    remove_if_finished,
+    remove_work,
+    table_digest,
+    write_record,
+)
 from raypaml.preparation.shard_tasks import (
     Job,
     asked_for,
@@ -93,7 +101,7 @@ def prepare(asked: Preparation, splits: list[str], say: Callable[[str], None]) -
     record = check_folder(asked.out, asked.parameters())
     with claimed(asked.out) as work:
         write_record(asked.out, record)
-        left = [split for split in splits if not _is_finished(record, split)]
+        left = [split for split in splits if not is_split_finished(record, split)]
         for split in splits:
             if split not in left:
                 say(f"{split}: finished before; nothing to do (--verify reads it again)")
@@ -103,12 +111,7 @@ def prepare(asked: Preparation, splits: list[str], say: Callable[[str], None]) -
                 for split in left:
                     _prepare_split(asked, split, work, record, run, say)
                     remove_work(work, split)
-        if all(_is_finished(record, split) for split in record["splits"]):
-            shutil.rmtree(work)
-
-
-def _is_finished(record: dict[str, Any], split: str) -> bool:
-    return bool(record["splits"].get(split, {}).get("finished"))
+        remove_if_finished(work, record)
 
 
 def _check(asked: Preparation) -> None:

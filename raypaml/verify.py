@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from raypaml.data.verify import verify_shard
 from raypaml.labels import Vocabulary
 from raypaml.preparation.finish import LEDGER
 from raypaml.preparation.images import Converted, ImageForm, codec_versions, convert
-from raypaml.preparation.record import claimed, read_record
+from raypaml.preparation.record import claimed, is_split_finished, read_record, remove_if_finished
 from raypaml.preparation.shard_tasks import Job, asked_for, read_receipt, write_fetched_shard
 from raypaml.preparation.source import LABELS, REQUEST, as_requests
 from raypaml.preparation.sources import Archives, fetch_from_archives, find_images
@@ -49,7 +48,7 @@ def verify(out: Path, splits: Sequence[str], workers: int, address: str, say: Ca
     record = read_record(out)
     if record is None:
         raise ValueError(f"out={out}: no prepared data set here; tools/verify_shards.py checks shards made elsewhere")
-    unfinished = [split for split in splits if not record["splits"].get(split, {}).get("finished")]
+    unfinished = [split for split in splits if not is_split_finished(record, split)]
     if unfinished:
         raise ValueError(f"out={out}: {', '.join(unfinished)} not finished; run the preparation to its end first")
     _check_digest(out)
@@ -103,7 +102,9 @@ def repair(
             say(fault or f"{out}: {found.split} shard {found.shard} written again")
             if fault:
                 left.append(Broken(found.split, found.shard, [fault]))
-        shutil.rmtree(work)
+        for path in work.glob("repair.*"):
+            path.unlink()
+        remove_if_finished(work, record)
     return left
 
 

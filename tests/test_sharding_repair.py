@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -145,3 +146,16 @@ def test_another_encoder_is_said(out: Path, release: Release, monkeypatch: pytes
     monkeypatch.setattr("raypaml.verify.codec_versions", lambda: "pillow 99")
     with pytest.raises(ValueError, match=r"written with pillow \S+, .*, this is pillow 99; install that version"):
         run_tool([*flags(release, out), "--repair"])
+
+
+def test_the_unfinished_work_of_another_split_stays(out: Path, release: Release) -> None:
+    record = json.loads((out / "preparation.json").read_text())
+    del record["splits"]["validation"]["finished"]
+    (out / "preparation.json").write_text(json.dumps(record))
+    begun = out / ".preparation" / "validation" / "000000.tar"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    overwrite(out / SHARD, place(open_index(out / "train.arrow"))[0], b"\0\1\2\3")
+    assert run_tool([*flags(release, out), "--split", "train", "--repair"]) == 0
+    assert begun.is_file()
+    assert not list((out / ".preparation").glob("repair*"))

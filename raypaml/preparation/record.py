@@ -110,6 +110,17 @@ def claimed(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def is_split_finished(record: dict[str, Any], split: str) -> bool:
+    """Whether a split of this record was prepared to its end."""
+    return bool(record["splits"].get(split, {}).get("finished"))
+
+
+def remove_if_finished(work: Path, record: dict[str, Any]) -> None:
+    """Remove the work folder, unless it holds shards of a split that is not finished."""
+    if all(is_split_finished(record, split) for split in record["splits"]):
+        shutil.rmtree(work)
+
+
 def remove_work(work: Path, split: str) -> None:
     """Remove a finished split's work folder: renamed first, so that no half of it is taken for unfinished work."""
     folder, done = work / split, work / f".done-{split}"
