@@ -10,13 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 # Ray reads these when it is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # a cold disk can need minutes to import torch
+os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "180")  # of 600: a lone worker that was stopped
 
 import ray
 
@@ -70,13 +71,19 @@ def _knock(address: str) -> None:
 
 
 def gpus() -> int:
-    """GPUs of the joined cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    """GPUs that the joined cluster has, or will have when its autoscaler adds all that it may."""
+    return _most("GPU")
 
 
 def cpus() -> int:
-    """CPUs of the joined cluster."""
-    return int(ray.cluster_resources().get("CPU", 0))
+    """CPUs that the joined cluster has, or may have."""
+    return _most("CPU")
+
+
+def _most(resource: str) -> int:
+    # Ray Train's and Ray Data's own way to know; there is no public one
+    may = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return int(max(ray.cluster_resources().get(resource, 0), may.get(resource, 0)))
 
 
 def map_tasks(
@@ -106,38 +113,56 @@ def map_tasks(
             raise kind(str(error.cause)) from None
 
 
+class Watch(Protocol):
+    """What a mailbox asks about beats: see `training.watchdog`, which this module need not know."""
+
+    def hear(self, beat: Any) -> bool:
+        """Whether the process that beats is to end."""
+
+    def hung(self) -> list[str]:
+        """A line for each worker to blame."""
+
+
 class _Mailbox:
     """Lives in the cluster: keeps what workers say until the driver takes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
         self._events: list[dict[str, Any]] = []
         self._stop = False
+        self._watch = watch
 
     def put(self, event: dict[str, Any]) -> bool:
         self._events.append(event)
         return self._stop
 
+    def beat(self, beat: Any) -> bool:
+        return self._watch.hear(beat)
+
     def take(self) -> list[dict[str, Any]]:
         events, self._events = self._events, []
-        return events
+        return events + [{"event": line} for line in self._watch.hung()]
 
     def stop(self) -> None:
         self._stop = True
 
 
 class Channel:
-    """Events from the workers to the driver; the wish to stop from the driver to the workers."""
+    """Events and beats from the workers to the driver; the wish to stop from the driver to the workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch) -> None:
         # on the driver's node: should another node be lost, its progress is not
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(watch)
 
     def put(self, event: dict[str, Any]) -> bool:
         """Send an event; whether the driver wants the workers to stop."""
         return bool(ray.get(self._mailbox.put.remote(event)))
+
+    def beat(self, beat: Any) -> bool:
+        """Send a beat; whether this process is to end at once."""
+        return bool(ray.get(self._mailbox.beat.remote(beat)))
 
     def take(self) -> list[dict[str, Any]]:
         """All events since the last call."""

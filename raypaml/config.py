@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -108,7 +109,13 @@ class RunConfig:
     storage: str = "runs"
     """Folder that holds the runs; with several machines one that all of them see."""
     workers: int = 1
-    """Training processes, one GPU each where there are GPUs."""
+    """Training processes, one GPU each where there are GPUs; 2:8 is --min-workers 2 --workers 8."""
+    min_workers: int = 0
+    """Start, and go on after a loss, with this many or more, and grow again up to workers; 0: always all workers."""
+    max_failures: int = 8
+    """Times that workers may be lost and started again from the last checkpoint, preempted nodes not counted."""
+    hang_seconds: float = 300.0
+    """Workers of whom none gets any further for so long are ended and started again, and the one to blame is named."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: one GPU per worker where the cluster has that many, else the CPU."""
     address: str = ""
@@ -116,7 +123,10 @@ class RunConfig:
     seed: int = 0
     """Of initial weights and sample order."""
     checkpoint_steps: int = 0
-    """Save also every so many steps; 0: after each epoch only."""
+    """Save also every so many steps; 0: after each epoch only, when stopped, and before a preemption."""
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """Logits or gradients that are not finite: stop; leave that step's samples out, of skip_budget; or go back to the
+    last checkpoint, once (a second time at the same step stops)."""
     reference: str = ""
     """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
     probe_images: int = 200
@@ -126,6 +136,7 @@ class RunConfig:
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
     *("skip_budget", "cache", "cache_gb", "reference", "probe_images"),
+    *("min_workers", "max_failures", "hang_seconds", "nonfinite"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
@@ -179,6 +190,7 @@ class TrainConfig:
         _check_ranges(self)
         _check_schedule(self)
         _check_step(self)
+        _check_run(self)
 
 
 def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
@@ -195,12 +207,12 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
     at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0}
-    at_least |= {"probe_images": 1}
+    at_least |= {"probe_images": 1, "min_workers": 0, "max_failures": 0}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""
             raise ValueError(f"{name}={values[name]}: must be at least {least}{why}")
-    for name in ("lr", "head_lr_mult", "cache_gb"):
+    for name in ("lr", "head_lr_mult", "cache_gb", "hang_seconds"):
         if not (math.isfinite(values[name]) and values[name] > 0):
             raise ValueError(f"{name}={values[name]}: must be above 0")
     if not 0 <= values["skip_budget"] < 1:
@@ -230,3 +242,23 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError(f"head_weights: weights={model.weights!r} has no classifier of your classes; give a file")
     if model.sync_batchnorm and optim.micro_batch_size:
         raise ValueError("sync_batchnorm: statistics would be those of micro batches; use --micro-batch-size 0")
+
+
+SECRETS = re.compile(
+    r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|hf_\w{20,}|://[^/@]+:[^/@]+@|(secret|token|password)[\w-]*=", re.I
+)
+"""What credentials look like: keys of AWS and Hugging Face, user:password@ in an address, secret_key=... behind it."""
+
+
+def _check_run(config: TrainConfig) -> None:
+    run = config.run
+    if run.min_workers > run.workers:
+        raise ValueError(f"min_workers={run.min_workers}: must be at most workers={run.workers}")
+    if run.nonfinite == "skip" and not config.data.skip_budget:
+        raise ValueError("nonfinite=skip: the samples of skipped steps count against skip_budget, which is 0; raise it")
+    for name, value in config.flat().items():
+        if isinstance(value, str) and SECRETS.search(value):
+            raise ValueError(
+                f"{name}: holds what looks like a credential, and settings are written into records and reports; give "
+                "it by the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ...) or the machine's role instead"
+            )

@@ -1,29 +1,24 @@
-"""`python -m raypaml.train`: Ray Train around `training.loop`, on a laptop or a cluster."""
+"""`python -m raypaml.train`: a training run from its command line to its report, on a laptop or a cluster."""
 
 from __future__ import annotations
 
 import argparse
-import signal
+import re
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from raypaml.config import RunConfig, TrainConfig
 from raypaml.flags import Parser, add_flags, run_command
 from raypaml.recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
-    from raypaml.cluster import Channel
     from raypaml.data.folder import DataFolder
-    from raypaml.reports.progress import Display
 
 PROG = "python -m raypaml.train"
 ABOUT = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
-POLL_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -37,10 +32,16 @@ class Job:
 
 def parse(argv: Sequence[str]) -> TrainConfig:
     """The configuration asked for: recipe, file, or stored one of a run that is continued; flags over it."""
+    argv = spelled_out(argv)
     asked = vars(_own_parser(TrainConfig()).parse([a for a in argv if a not in ("-h", "--help")]))
     base = base_config(asked)
     values = vars(_own_parser(base).parse(argv))  # once more, so that --help shows this recipe's values
     return base.override({name: value for name, value in values.items() if name not in ("recipe", "config", "plan")})
+
+
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """`--workers 2:8` written out: `--min-workers 2 --workers 8`."""
+    return re.sub(r"--workers[= \0](\d+):(\d+)", "--min-workers\0\\1\0--workers\0\\2", "\0".join(argv)).split("\0")
 
 
 def parser(base: TrainConfig, prog: str = PROG, about: str = ABOUT) -> Parser:
@@ -117,145 +118,6 @@ def plan(config: TrainConfig) -> str:
     return describe(config, estimate(config, data))
 
 
-def fit(job: Job, display: Display) -> bool:
-    """Run Ray Train; whether training finished, rather than being asked to stop."""
-    from raypaml import cluster
-    from raypaml.training.run_folder import claim
-
-    run = job.config.run
-    display.say(f"run {run.name}: {run.workers} workers, in {job.folder}")
-    with cluster.join(run.address, run.workers):
-        use_gpu = gpu_wanted(run, display.say)
-        claim(job.folder, job.config, job.data)
-        channel = cluster.Channel()
-        outcome: dict[str, Any] = {}
-        thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome), daemon=True)
-        thread.start()
-        with _Signals() as signals:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                signals.forward(channel, display)
-                for event in channel.take():
-                    display.update(event)
-    if "error" in outcome:
-        raise outcome["error"]
-    if not outcome["finished"]:
-        display.say(f"stopped; continue with: {PROG} --name {run.name} --storage {run.storage}")
-        raise SystemExit(128 + (signals.received or signal.SIGINT))
-    return True
-
-
-class _Signals:
-    """Ctrl-C or SIGTERM once: save and stop; twice: stop at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._forwarded = False
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received:
-            raise SystemExit(128 + number)
-        self.received = number
-
-    def forward(self, channel: Channel, display: Display) -> None:
-        if self.received and not self._forwarded:
-            display.say("stopping after this step, with a checkpoint; once more to stop at once")
-            channel.stop()
-            self._forwarded = True
-
-
-def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
-    """Whether every worker gets a GPU; ValueError where the joined cluster lacks what was asked for."""
-    from raypaml import cluster
-
-    if cluster.cpus() < run.workers:
-        raise ValueError(
-            f"workers={run.workers}: the cluster has {cluster.cpus()} CPUs; use fewer workers or add nodes"
-        )
-    found = cluster.gpus()
-    if run.device == "cuda" and found < run.workers:
-        raise ValueError(
-            f"device=cuda: {run.workers} workers need a GPU each, the cluster has {found}; use fewer workers"
-        )
-    if run.device == "auto" and 0 < found < run.workers:
-        say(f"{found} GPUs for {run.workers} workers: training on the CPU; --workers {found} would use them")
-    return run.device != "cpu" and found >= run.workers
-
-
-def _fit_in_thread(job: Job, channel: Channel, use_gpu: bool, outcome: dict[str, Any]) -> None:
-    """Ray's fit in a thread of its own, so that this process's main thread shows progress and takes signals."""
-    try:
-        outcome["finished"] = run_workers(job, _train_on_worker, {"channel": channel}, use_gpu=use_gpu)
-    except BaseException as error:
-        outcome["error"] = error
-
-
-def run_workers(
-    job: Job,
-    work: Callable[[dict[str, Any]], bool],
-    more: dict[str, Any],
-    *,
-    use_gpu: bool,
-    callbacks: Sequence[Any] = (),
-) -> bool:
-    """Run `work` on every worker with the job's settings and `more`; returns what rank 0 returned.
-
-    Raises:
-        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
-    """
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-    settings = {"config": job.config, "data": job.data.address, "folder": job.folder} | more
-    trainer = TorchTrainer(
-        work,
-        train_loop_config=settings,
-        scaling_config=ScalingConfig(num_workers=job.config.run.workers, use_gpu=use_gpu),
-        # Ray keeps no checkpoint for us: the loop writes and finds its own, alone as in a cluster.
-        run_config=RunConfig(name="ray", storage_path=str(job.folder), callbacks=list(callbacks)),
-    )
-    try:
-        return bool(trainer.fit().return_value)
-    except WorkerGroupError as error:
-        raise _as_user_error(error.worker_failures) from None
-    except ControllerError as error:
-        raise RuntimeError(f"Ray Train failed: {error}") from None
-
-
-def _as_user_error(failures: dict[int, Exception]) -> Exception:
-    """What the first failing rank said, without Ray's wrapping."""
-    rank, error = min(failures.items())
-    cause = getattr(error, "cause", None) or error
-    kind = ValueError if isinstance(cause, ValueError | FloatingPointError) else RuntimeError
-    said = str(cause)
-    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
-
-
-def _train_on_worker(settings: dict[str, Any]) -> bool:
-    import ray.train
-    import ray.train.torch
-
-    from raypaml.training.loop import train
-
-    channel = settings["channel"]
-    first = ray.train.get_context().get_world_rank() == 0
-
-    def report(event: dict[str, Any]) -> bool:
-        return bool(channel.put(event)) if first else False
-
-    device = ray.train.torch.get_device()
-    return train(settings["config"], settings["data"], settings["folder"], device, report)
-
-
 def conclude(job: Job) -> dict[str, Any]:
     """Write `result.json` and `report.html` from what the run left; returns the result."""
     from raypaml.predictions.parts import check_vocabulary, open_set
@@ -277,6 +139,7 @@ def conclude(job: Job) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, test, report."""
+    from raypaml.fit import fit
     from raypaml.reports.progress import Display
 
     argv = sys.argv[1:] if argv is None else argv
@@ -287,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Display() as display:
         job = prepare(config, display.say)
         if not (job.folder / "result.json").is_file():
-            fit(job, display)
+            fit(job, PROG, display)
     from raypaml.reports.result import table
 
     figures = conclude(job)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from raypaml import train
+from raypaml import fit, train
 from raypaml.config import TrainConfig
 from raypaml.flags import Parser, run_command
 from raypaml.search.plan import Trial
@@ -97,7 +97,7 @@ def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) 
         tune.report(search.progress(record))
     if not found.result:
         more = {"search": search, "warmups": warmups, "marks": marks}
-        train.run_workers(job, _train_on_worker, more, use_gpu=use_gpu, callbacks=[TuneReportCallback()])
+        fit.run_workers(job, _train_on_worker, more, use_gpu=use_gpu, callbacks=[TuneReportCallback()])
         predictions = open_set(job.folder / "predictions" / "validation")
         alphas = sorted({*ALPHAS, job.config.model.alpha})
         write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, alphas))
@@ -140,7 +140,7 @@ def execute(search: Search, queue: Queue, proposals: Proposals | None, display: 
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is reported by us, in one line
     run = search.base.run
-    use_gpu = train.gpu_wanted(run, display.say)
+    use_gpu = fit.gpu_wanted(run, display.say)
     at_once = (cluster.gpus() if use_gpu else cluster.cpus()) // run.workers
     display.say(f"{at_once} at once, each with {run.workers} {'GPUs' if use_gpu else 'CPUs'}")
     scheduler = _scheduler(search, queue)

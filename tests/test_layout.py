@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "raypaml").rglob("*.py"))
 OURS = {path.relative_to(ROOT / "raypaml").parts[0].removesuffix(".py") for path in MODULES}
 
-RAY = {"cluster.py", "train.py", "tune.py"}
+RAY = {"cluster.py", "fit.py", "tune.py"}
 MAY_IMPORT = {
     "labels.py": set(),
     "config.py": {"labels"},

@@ -27,7 +27,14 @@ from raypaml.data.index import Index
 from raypaml.data.plan import Epoch, Part
 from raypaml.labels import NEGATIVE, UNOBSERVED
 
-Reason = Literal["is not there", "is cut short", "does not match its CRC-32", "cannot be decoded", "is of another size"]
+Reason = Literal[
+    "is not there",
+    "is cut short",
+    "does not match its CRC-32",
+    "cannot be decoded",
+    "is of another size",
+    "was in a step that was not finite",
+]
 
 
 MAX_BUFFERS = 3

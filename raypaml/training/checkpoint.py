@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,9 +64,34 @@ def save(
     index: Index,
     average: nn.Module | None = None,
 ) -> Path:
-    """Write a checkpoint under its final name, atomically, and return its folder."""
+    """Write a checkpoint under its final name, atomically, and return its folder; ValueError where there is no room."""
     final = folder / f"{state.epoch:04d}-{state.step:06d}"
     unfinished = folder / f".unfinished-{final.name}"
+    try:
+        _write(unfinished, state, model, optimizer, corrections, index, average)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)  # what is there may fill the disk
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        raise ValueError(
+            f"{final}: cannot be written ({error}); {free / 1e6:,.0f} MB are free there. The last checkpoint is whole: "
+            "make room and give the command again, with this --name"
+        ) from None
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.replace(final)
+    _to_disk(folder)
+    return final
+
+
+def _write(
+    unfinished: Path,
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    corrections: Corrections,
+    index: Index,
+    average: nn.Module | None,
+) -> None:
+    """All files of a checkpoint, on the disk; the marker last."""
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     _save_weights(model if average is None else average, unfinished / "model.safetensors")
@@ -79,10 +105,6 @@ def save(
     (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
     for path in unfinished.iterdir():
         _to_disk(path)
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.replace(final)
-    _to_disk(folder)
-    return final
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +68,14 @@ def predict(
     batch_size: int,
     loader_workers: int,
     skip_broken: bool = False,
+    moved: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Predict this rank's share of a split; every sample belongs to exactly one rank."""
+    """Predict this rank's share of a split; every sample belongs to exactly one rank. `moved` is called per batch."""
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=batch_size, lanes=lanes, shuffle=False)
     steps = plan.epoch(0, team.rank, team.world_size)
-    return predict_steps(model, data, split, steps, team.device, loader_workers=loader_workers, skip_broken=skip_broken)
+    return predict_steps(
+        model, data, split, steps, team.device, loader_workers=loader_workers, skip_broken=skip_broken, moved=moved
+    )
 
 
 def predict_steps(
@@ -85,6 +88,7 @@ def predict_steps(
     loader_workers: int,
     unobserved: bool = False,
     skip_broken: bool = False,
+    moved: Callable[[], None] = lambda: None,
 ) -> Predictions:
     """Predict the samples of some steps of a plan: their observed entries, or all."""
     reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
@@ -92,6 +96,7 @@ def predict_steps(
     model.eval()
     with torch.inference_mode():
         for batch in read(reader, loader_workers=loader_workers, pin_memory=device.type == "cuda"):
+            moved()
             skipped += batch.skipped
             if not len(batch.rows):
                 continue

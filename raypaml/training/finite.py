@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypaml.losses.large_loss import finite_rows
+from raypaml.training.distributed import Team
+
+
+class DivergedError(FloatingPointError):
+    """A step that is not finite on some rank; raised on every rank, before anything was updated."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,26 @@ class Doubt:
 
     def settle(self) -> None:
         """Raise FloatingPointError, naming rank, step and samples, unless all are finite."""
+        if bad := self._bad():
+            raise FloatingPointError(self._said(bad))
+
+    def settle_together(self, team: Team) -> None:
+        """Raise DivergedError on every rank, unless all are finite on all ranks; a collective, and a wait."""
+        bad = self._bad()
+        if team.sum(torch.tensor([len(bad)])).item():
+            raise DivergedError(self._said(bad) if bad else f"{self.where}: logits of another rank are not finite")
+
+    def _bad(self) -> list[str]:
         if self.answered is not None:
             self.answered.synchronize()
-        bad = [self.keys[row] for row in (~self.finite).nonzero().flatten().tolist()]
-        if bad:
-            raise FloatingPointError(f"{self.where}: logits are not finite for {len(bad)} samples, such as {bad[:8]}")
+        return [self.keys[row] for row in (~self.finite).nonzero().flatten().tolist()]
+
+    def _said(self, bad: list[str]) -> str:
+        return f"{self.where}: logits are not finite for {len(bad)} samples, such as {bad[:8]}"
+
+
+def check_gradients(model: nn.Module, where: str) -> None:
+    """Raise DivergedError unless all gradients, which are the same on every rank, are finite."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+        raise DivergedError(f"{where}: gradients are not finite")

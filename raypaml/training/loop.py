@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from raypaml.config import TrainConfig
-from raypaml.data.batches import Reader, read
+from raypaml.data.batches import Batch, Reader, Reason, read
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.training import checkpoint
 from raypaml.training.evaluation import (
@@ -22,13 +22,16 @@ from raypaml.training.evaluation import (
     predict,
     predict_part,
 )
+from raypaml.training.finite import DivergedError
 from raypaml.training.models import tested_checkpoint
 from raypaml.training.skips import check_budget, gather, named, seen_together, write_skipped
 from raypaml.training.step import settle, train_step
-from raypaml.training.worker import TALLY, Report, Worker, prepare
+from raypaml.training.watchdog import Beats, beating
+from raypaml.training.worker import READING, TALLY, Report, Wish, Worker, prepare
 
-REPORT_STEPS = 20
-"""Steps between two agreements on progress, so that reporting costs no collective per step."""
+REPORT_SECONDS = 1.0
+"""Between two agreements on progress, about: reporting costs no collective per step, a wish is heard soon."""
+NOT_FINITE: Reason = "was in a step that was not finite"
 
 
 def train(
@@ -38,6 +41,7 @@ def train(
     device: torch.device,
     report: Report,
     splits: Sequence[str] = ("test",),
+    beats: Beats | None = None,
 ) -> bool:
     """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
 
@@ -46,31 +50,37 @@ def train(
         data_folder: path or address of shards, index and vocabulary.
         run_folder: `<storage>/<run>`, seen by all workers.
         device: of this worker. Its process group, if any, is torch.distributed's default one.
-        report: called on every rank with progress; an answer of True on any rank stops all of them, to the record of
-            an epoch at its very end.
+        report: called on every rank with progress; what it answers on any rank holds for all of them: to stop, to the
+            record of an epoch at its very end, or to save.
         splits: what to predict with the best checkpoint.
+        beats: called from another thread every few seconds, see `training.watchdog`.
 
     Returns:
         Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
     """
     # --- Data, model, optimizer -------------------------------------------------------------------------------
     worker = prepare(config, data_folder, run_folder, device, report)
+    with beating(lambda: worker, beats):
+        # --- Restore ------------------------------------------------------------------------------------------
+        _restore(worker)
 
-    # --- Restore ----------------------------------------------------------------------------------------------
-    _restore(worker)
+        # --- Epochs -------------------------------------------------------------------------------------------
+        while worker.state.epoch < config.optim.epochs:
+            try:
+                finished = _train_epoch(worker)
+            except DivergedError as error:
+                worker = _roll_back(worker, error)
+                continue
+            if not finished:
+                return False
+            stop = _finish_epoch(worker)
+            if stop and worker.state.epoch < config.optim.epochs:
+                return False
 
-    # --- Epochs -----------------------------------------------------------------------------------------------
-    while worker.state.epoch < config.optim.epochs:
-        if not _train_epoch(worker):
-            return False
-        stop = _finish_epoch(worker)
-        if stop and worker.state.epoch < config.optim.epochs:
-            return False
-
-    # --- Test -------------------------------------------------------------------------------------------------
-    checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
-    for split in splits:
-        _predict(worker, split)
+        # --- Test ---------------------------------------------------------------------------------------------
+        checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
+        for split in splits:
+            _predict(worker, split)
     return True
 
 
@@ -81,10 +91,24 @@ def _restore(worker: Worker) -> None:
     worker.team.barrier()  # nobody may save before all have looked
     if not valid:
         return
+    worker.now("loading a checkpoint")
     worker.state, worker.corrections = checkpoint.load(
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
-    worker.report({"event": f"continues from epoch {worker.state.epoch}, step {worker.state.step}"})
+    count = worker.team.world_size
+    worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
+
+
+def _roll_back(worker: Worker, error: DivergedError) -> Worker:
+    """A new worker at the last checkpoint; the error again where it is not the first at this step."""
+    if worker.place in worker.rolled_back:
+        raise FloatingPointError(f"{error}; again, after going back to the last checkpoint") from None
+    worker.report({"event": f"{error}; going back to the last checkpoint"})
+    team = worker.team
+    fresh = prepare(worker.config, worker.data.address, worker.run_folder, team.device, worker.report)
+    fresh.rolled_back = worker.rolled_back | {worker.place}
+    _restore(fresh)
+    return fresh
 
 
 def _train_epoch(worker: Worker) -> bool:
@@ -101,34 +125,54 @@ def _train_epoch(worker: Worker) -> bool:
     )
     pin = worker.team.device.type == "cuda"
     batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
-    began = time.monotonic()
+    began, since = time.monotonic(), 0
+    worker.now(READING)
     for batch in batches:
+        worker.now("computing")
         if config.data.skip_budget:
             worker.skipped += batch.skipped
             batch = seen_together(batch, worker.team)
         if batch.global_rows:
-            train_step(worker, batch)
+            _train_step(worker, batch)
         state.step += 1
+        since += 1
         last = state.step == worker.plan.steps
         save_now = config.run.checkpoint_steps and state.step % config.run.checkpoint_steps == 0
-        if state.step % REPORT_STEPS == 0 or last or save_now:
+        if since >= worker.report_steps or last or save_now:
             now = time.monotonic()
-            stop = _agree(worker, now - began)
-            began = now
-            if (save_now or stop) and not last:
+            wish = _agree(worker, now - began, since)
+            began, since = now, 0
+            if (save_now or wish) and not last:
                 _save(worker)
-            if stop and not last:
+            if wish == Wish.STOP and not last:
                 return False
+        worker.now(READING)
     return True
 
 
-def _agree(worker: Worker, seconds: float) -> bool:
-    """Add up what all ranks counted in these seconds, report it; whether anyone was asked to stop."""
-    state = worker.state
+def _train_step(worker: Worker, batch: Batch) -> None:
+    """A step; with nonfinite=skip, all of its samples are skipped where it is not finite on some rank."""
+    if worker.config.run.nonfinite != "skip":
+        train_step(worker, batch)
+        return
+    buffers = [buffer.clone() for buffer in worker.model.buffers()]  # what BatchNorm saw goes too
+    try:
+        train_step(worker, batch)
+    except DivergedError as error:
+        for buffer, before in zip(worker.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        worker.skipped += [(row, NOT_FINITE) for row in batch.rows.tolist()]
+        worker.report({"event": f"{error}; its {batch.global_rows} samples are skipped"})
+
+
+def _agree(worker: Worker, seconds: float, steps: int) -> Wish:
+    """Add up what all ranks counted in these steps and seconds, report it; what anyone was asked for."""
+    state, team = worker.state, worker.team
     settle(worker)  # before anything of this step is reported or saved
     state.seconds += seconds
-    summed = worker.team.sum(worker.tally).tolist()
+    *summed, together = team.sum(torch.cat([worker.tally, worker.tally.new_tensor([seconds])])).tolist()
     worker.tally.zero_()
+    worker.report_steps = max(1, int(REPORT_SECONDS * steps * team.world_size / together))
     _agree_on_skips(worker)
     state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
     totals = dict(zip(TALLY, state.tally, strict=True))
@@ -148,8 +192,10 @@ def _agree(worker: Worker, seconds: float) -> bool:
     return _anyone(worker, asked)
 
 
-def _anyone(worker: Worker, asked: bool) -> bool:
-    return bool(worker.team.sum(torch.tensor([float(asked)])).item())
+def _anyone(worker: Worker, asked: Wish | bool) -> Wish:
+    """What any rank was asked for; to stop, rather than to save."""
+    stop, save = worker.team.sum(torch.tensor([float(asked == wish) for wish in (Wish.STOP, Wish.SAVE)])).tolist()
+    return Wish.STOP if stop else Wish.SAVE if save else Wish.NOTHING
 
 
 def _agree_on_skips(worker: Worker) -> None:
@@ -166,6 +212,7 @@ def _agree_on_skips(worker: Worker) -> None:
 def _finish_epoch(worker: Worker) -> bool:
     """Validate, record, save; whether anyone was asked to stop."""
     state, config = worker.state, worker.config
+    worker.now("validating")
     worker.corrections.exchange(worker.team)
     mine = predict(worker.evaluated, worker.data, "validation", worker.team, **_evaluation(worker))
     skipped = gather(worker.team, mine.skipped)
@@ -198,7 +245,7 @@ def _finish_epoch(worker: Worker) -> bool:
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
     _save(worker)
-    return _anyone(worker, worker.report({"record": record, "epochs": config.optim.epochs}))
+    return _anyone(worker, worker.report({"record": record, "epochs": config.optim.epochs})) == Wish.STOP
 
 
 def _evaluation(worker: Worker) -> dict[str, Any]:
@@ -207,10 +254,12 @@ def _evaluation(worker: Worker) -> dict[str, Any]:
         "batch_size": worker.plan.global_batch_size * EVALUATION_BATCHES,
         "loader_workers": worker.config.data.loader_workers,
         "skip_broken": worker.config.data.skip_budget > 0,
+        "moved": lambda: worker.now("validating"),
     }
 
 
 def _save(worker: Worker) -> None:
+    worker.now("saving")
     worker.corrections.exchange(worker.team)
     if worker.team.rank == 0:
         folder = worker.run_folder / "checkpoints"
@@ -227,6 +276,7 @@ def _save(worker: Worker) -> None:
 
 def _predict(worker: Worker, split: str) -> None:
     """Predict a split with the best checkpoint, every rank some of the parts; those that are there are kept."""
+    worker.now(f"predicting {split}")
     best = tested_checkpoint(worker.run_folder)
     folder = worker.run_folder / "predictions" / split
     evaluation = plan_evaluation(best, worker.config, worker.data, split, folder)
@@ -236,6 +286,7 @@ def _predict(worker: Worker, split: str) -> None:
     unfinished = evaluation.unfinished()
     worker.team.barrier()  # all have looked before anyone writes
     for part in unfinished[worker.team.rank :: worker.team.world_size]:
+        worker.now(f"predicting part {part.part} of {split}")
         predict_part(evaluation, part, worker.model, worker.data, worker.team.device)
     worker.team.barrier()
     check_skipped(evaluation)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,24 @@ def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The epochs of a run, from metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def log_into(path: Path) -> Iterator[None]:
+    """What this process logs goes to the end of a file of the run, too, with the time and who says it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {platform.node()}:%(process)d %(message)s"))
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+        handler.close()
 
 
 def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:

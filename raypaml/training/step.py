@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raypaml.data.batches import Batch
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.losses.large_loss import check_labels, large_loss, scheduled_rate
-from raypaml.training.finite import Doubt
+from raypaml.training.finite import Doubt, check_gradients
 from raypaml.training.gradients import add_exactly, lane_slices
 from raypaml.training.models import update_average
 from raypaml.training.worker import Worker
@@ -27,7 +27,11 @@ WARMUP_STEPS = 100
 
 
 def train_step(worker: Worker, batch: Batch) -> None:
-    """Train on one global batch, of which `batch` is this rank's part."""
+    """Train on one global batch, of which `batch` is this rank's part.
+
+    Raises:
+        FloatingPointError: logits are not finite; with nonfinite=skip or rollback DivergedError, on every rank at once.
+    """
     config, team = worker.config, worker.team
     images, pieces = _images(worker, batch), _pieces(worker, batch)
     twice = config.optim.micro_batch_size > 0 and len(pieces) > 1
@@ -37,16 +41,20 @@ def train_step(worker: Worker, batch: Batch) -> None:
         outputs = [_forward(worker, images[piece]) for piece in pieces]
     logits = torch.cat([*outputs, _no_logits(worker)]).detach().requires_grad_()
     settle(worker)
-    worker.doubt = Doubt.about(logits, batch.keys, f"rank {team.rank}, {worker.place}")
-    if team.device.type == "cpu":
-        settle(worker)
+    where = f"rank {team.rank}, {worker.place}"
+    doubt = Doubt.about(logits, batch.keys, where)
+    careful = config.run.nonfinite != "stop"
+    if careful:
+        doubt.settle_together(team)
+    else:
+        worker.doubt = doubt
+        if team.device.type == "cpu":
+            settle(worker)
 
     # --- Rejection and loss -----------------------------------------------------------------------------------
     check_labels(batch.labels, config.loss.scheme)
     labels = worker.corrections.apply(batch.labels, batch.rows).to(team.device, non_blocking=True)
     loss, rejected = _loss(worker, batch, logits, labels)
-    if config.loss.scheme == "ll_cp":
-        worker.corrections.add(batch.rows, rejected)
 
     # --- Gradients and update ---------------------------------------------------------------------------------
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -63,6 +71,10 @@ def train_step(worker: Worker, batch: Batch) -> None:
             with _gradients_stay(worker) if number < len(pieces) - 1 else nullcontext():
                 # the wrapper averages over ranks
                 output(number).backward(gradient[piece] * team.world_size)  # type: ignore[no-untyped-call]
+    if careful:
+        check_gradients(worker.model, where)
+    if config.loss.scheme == "ll_cp":
+        worker.corrections.add(batch.rows, rejected)
     _update(worker)
     _count(worker, batch, labels, loss.detach(), rejected)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,24 @@ from raypaml.training.gradients import check_reproducible
 from raypaml.training.models import build_model
 from raypaml.training.skips import Skip
 
+READING = "reading"
+NAMED = 3
+"""Shards that a message names."""
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
 
-Report = Callable[[dict[str, Any]], bool]
-"""Takes progress; answers whether training should stop at the next opportunity."""
+
+class Wish(IntEnum):
+    """What is wished of the workers, at their next agreement."""
+
+    NOTHING = 0
+    STOP = 1
+    """With a checkpoint. (True says the same.)"""
+    SAVE = 2
+    """A checkpoint now, and go on: somebody's machine is about to be taken away."""
+
+
+Report = Callable[[dict[str, Any]], Wish | bool]
+"""Takes progress; answers what is wished."""
 
 
 @dataclass
@@ -56,6 +71,18 @@ class Worker:
     """On rank 0, if the run has a reference."""
     doubt: Doubt | None = None
     """Of the last step's logits."""
+    report_steps: int = 1
+    """Steps between two agreements; every rank's is the same."""
+    rolled_back: frozenset[str] = frozenset()
+    """Places that were not finite and from which this worker went back."""
+    doing: str = "starting"
+    moves: int = 0
+    """Times that `doing` was set: who of several stuck workers has the fewest is waited for."""
+
+    def now(self, doing: str) -> None:
+        """Note what this worker does from here on."""
+        self.doing = doing
+        self.moves += 1
 
     @property
     def evaluated(self) -> CamClassifier:
@@ -66,6 +93,16 @@ class Worker:
     def place(self) -> str:
         """Where training is, for messages."""
         return f"epoch {self.state.epoch}, step {self.state.step}"
+
+    def whereabouts(self, *, stuck: bool) -> str:
+        """Place and activity; if stuck in reading, of which shards. Safe to ask from another thread."""
+        state, text = self.state, f"{self.place}, {self.doing}"
+        if not (stuck and self.doing == READING and state.step < self.plan.steps):
+            return text
+        index = self.data.splits["train"]
+        part = self.plan.epoch(state.epoch, self.team.rank, self.team.world_size)[state.step]  # not the reader's own
+        shards = [index.shards[number] for number in sorted(set(index.shard[part.rows].tolist()))]
+        return f"{text} {', '.join(shards[:NAMED])}{' ...' if len(shards) > NAMED else ''}"
 
 
 def prepare(

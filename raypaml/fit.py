@@ -1,0 +1,233 @@
+"""A checked run on Ray Train: workers started, watched, and started again when some are lost; one line per event."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
+
+from raypaml.config import RunConfig
+
+if TYPE_CHECKING:
+    from raypaml.cluster import Channel
+    from raypaml.reports.progress import Display
+    from raypaml.train import Job
+
+POLL_SECONDS = 0.3
+RESIZE_SECONDS = 30.0
+"""Between two looks at whether an elastic run can grow; growing costs what was done since the last checkpoint."""
+CHANCE = (OSError, RuntimeError)
+"""Errors that another try may not meet: a lost connection, a device. All others are the same every time."""
+
+
+def fit(job: Job, prog: str, display: Display) -> None:
+    """Train to the end, or to the next opportunity after a signal.
+
+    Raises:
+        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
+        SystemExit: with 128 + the signal's number, once a checkpoint is saved.
+    """
+    from raypaml import cluster
+    from raypaml.training.run_folder import claim
+    from raypaml.training.watchdog import Watch
+
+    run = job.config.run
+    least = run.min_workers or run.workers
+    count = f"{least} to {run.workers}" if least < run.workers else run.workers
+    display.say(f"run {run.name}: {count} workers, in {job.folder}")
+    with cluster.join(run.address, least):
+        use_gpu = gpu_wanted(run, display.say)
+        claim(job.folder, job.config, job.data)
+        channel = cluster.Channel(Watch(run.hang_seconds))
+        outcome: dict[str, Any] = {}
+        thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome), daemon=True)
+        thread.start()
+        with _Signals() as signals:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                signals.forward(channel, display)
+                _show(channel, display)
+    if "error" in outcome:
+        raise outcome["error"]
+    if not outcome["finished"]:
+        display.say(f"stopped; continue with: {prog} --name {run.name} --storage {run.storage}")
+        raise SystemExit(128 + (signals.received or signal.SIGINT))
+
+
+def _show(channel: Channel, display: Display) -> None:
+    """Show what came; raise what no other try would change, without waiting for Ray to try."""
+    for event in channel.take():
+        if "failed" in event:
+            raise event["failed"]
+        display.update(event)
+
+
+class _Signals:
+    """Ctrl-C or SIGTERM once: save and stop; twice: stop at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._forwarded = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def forward(self, channel: Channel, display: Display) -> None:
+        if self.received and not self._forwarded:
+            display.say("stopping after this step, with a checkpoint; once more to stop at once")
+            channel.stop()
+            self._forwarded = True
+
+
+def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
+    """Whether every worker gets a GPU; ValueError where the joined cluster cannot give what was asked for.
+
+    A cluster that may add nodes is taken at its most; Ray Train then waits for them.
+    """
+    from raypaml import cluster
+
+    least = run.min_workers or run.workers
+    cpus, found = cluster.cpus(), cluster.gpus()
+    if cpus < least:
+        raise ValueError(f"workers={least}: the cluster has {cpus} CPUs; use fewer workers or add nodes")
+    if run.device == "cuda" and found < least:
+        raise ValueError(f"device=cuda: {least} workers need a GPU each, the cluster has {found}; use fewer workers")
+    if run.device == "auto" and 0 < found < least:
+        say(f"{found} GPUs for {least} workers: training on the CPU; --workers {found} would use them")
+    return run.device != "cpu" and found >= least
+
+
+def _fit_in_thread(job: Job, channel: Channel, use_gpu: bool, outcome: dict[str, Any]) -> None:
+    """Ray's fit in a thread of its own, so that this process's main thread shows progress and takes signals."""
+    try:
+        outcome["finished"] = run_workers(
+            job,
+            _train_on_worker,
+            {"channel": channel},
+            use_gpu=use_gpu,
+            callbacks=[_losses(channel)],
+            max_failures=job.config.run.max_failures,
+        )
+    except BaseException as error:
+        outcome["error"] = error
+
+
+def run_workers(
+    job: Job,
+    work: Callable[[dict[str, Any]], bool],
+    more: dict[str, Any],
+    *,
+    use_gpu: bool,
+    callbacks: Sequence[Any] = (),
+    max_failures: int = 0,
+) -> bool:
+    """Run `work` on every worker with the job's settings and `more`; returns what rank 0 returned.
+
+    Raises:
+        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+    run = job.config.run
+    elastic = 0 < run.min_workers < run.workers
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"config": job.config, "data": job.data.address, "folder": job.folder} | more,
+        scaling_config=ScalingConfig(
+            num_workers=(run.min_workers, run.workers) if elastic else run.workers,
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        # Ray keeps no checkpoint for us: the loop writes and finds its own, alone as in a cluster.
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(job.folder),
+            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    try:
+        return bool(trainer.fit().return_value)
+    except WorkerGroupError as error:
+        raise _as_user_error(error.worker_failures) from None
+    except (ControllerError, TrainingFailedError) as error:
+        raise RuntimeError(f"Ray Train failed: {error}") from None
+
+
+def _as_user_error(failures: dict[int, Exception]) -> Exception:
+    """What the first failing rank said, without Ray's wrapping."""
+    rank, error = min(failures.items())
+    return _said(rank, getattr(error, "cause", None) or error)
+
+
+def _said(rank: int, error: BaseException) -> Exception:
+    kind = ValueError if isinstance(error, ValueError | FloatingPointError) else RuntimeError
+    said = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
+    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
+
+
+def _losses(channel: Channel) -> Any:
+    """Ray Train's callback, called where the workers are started: says which were lost, and why."""
+    from ray.train import UserCallback
+
+    class Losses(UserCallback):  # type: ignore[misc]
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+            lost = ", ".join(f"rank {rank} ({_brief(error)})" for rank, error in sorted(worker_exceptions.items()))
+            channel.put({"event": f"lost: {lost}; all start again from the last checkpoint"})
+
+    return Losses()
+
+
+def _brief(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or repr(cause)).splitlines()[0][:160]
+
+
+def _train_on_worker(settings: dict[str, Any]) -> bool:
+    import ray.train
+    import ray.train.torch
+
+    from raypaml.training.loop import train
+    from raypaml.training.run_folder import log_into
+    from raypaml.training.worker import Wish
+
+    channel = settings["channel"]
+    rank = ray.train.get_context().get_world_rank()
+    seen: set[str] = set()
+
+    def report(event: dict[str, Any]) -> Wish | bool:
+        if "event" in event:
+            logging.info(event["event"])
+        if rank == 0 and channel.put(event):
+            return Wish.STOP
+        if "loss" not in event or not (notice := ray.train.get_preemption_info()):  # asked on all ranks alike
+            return Wish.NOTHING
+        fresh = set(notice.preempted_node_ids) - seen
+        seen.update(fresh)
+        return Wish.SAVE if fresh else Wish.NOTHING
+
+    with log_into(settings["folder"] / "logs" / f"worker-{rank}.log"):
+        logging.info("rank %d of %d starts", rank, ray.train.get_context().get_world_size())
+        try:
+            device = ray.train.torch.get_device()
+            return train(settings["config"], settings["data"], settings["folder"], device, report, beats=channel.beat)
+        except Exception as error:
+            logging.exception("rank %d failed", rank)
+            if not isinstance(error, CHANCE):
+                channel.put({"failed": _said(rank, error)})
+            raise

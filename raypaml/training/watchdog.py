@@ -1,0 +1,113 @@
+"""A watchdog of our own: workers say where they are, also while they are stuck; who has not moved for long is named.
+
+Ray ends a worker that does not answer after minutes, and without a word about where it was. Here each worker beats from
+a thread of its own; `Watch` hears all of them, and when none has moved for the limit it blames those that are silent
+(stopped, or their machine is lost), else those that are furthest behind: the others wait for them in a collective.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from raypaml.training.worker import Worker
+
+BEAT_SECONDS = 5.0
+HUNG = 70
+"""Exit code of a worker that was told to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beat:
+    """What a worker says of itself."""
+
+    rank: int
+    world_size: int
+    process: str
+    """Host and process id: another process of the same rank is another life of it."""
+    moves: int
+    place: str
+
+
+Beats = Callable[[Beat], bool]
+"""Takes a beat; answers whether this process is to end at once."""
+
+
+@contextmanager
+def beating(current: Callable[[], Worker], hear: Beats | None) -> Iterator[None]:
+    """Beat for the current worker from a thread, until the end of the block; end the process when told to."""
+    over = threading.Event()
+    if hear is None:
+        yield
+        return
+    thread = threading.Thread(target=_beat, args=(current, hear, over), name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> None:
+    process, before = f"{socket.gethostname()}:{os.getpid()}", -1
+    while True:
+        worker = current()
+        place = worker.whereabouts(stuck=worker.moves == before)
+        before, team = worker.moves, worker.team
+        beat = Beat(rank=team.rank, world_size=team.world_size, process=process, moves=before, place=place)
+        if hear(beat):
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)  # where it really stands, into its log
+            os._exit(HUNG)
+        if over.wait(min(BEAT_SECONDS, worker.config.run.hang_seconds / 5)):
+            return
+
+
+@dataclass
+class _Known:
+    beat: Beat
+    heard: float
+    moved: float
+
+
+@dataclass
+class Watch:
+    """Hears the beats of all workers of a run and says who hangs."""
+
+    limit: float
+    """Seconds without a move of anybody."""
+    known: dict[int, _Known] = field(default_factory=dict)
+    condemned: set[str] = field(default_factory=set)
+    """Processes that are to end."""
+
+    def hear(self, beat: Beat, now: float | None = None) -> bool:
+        """Note a beat; whether its process is to end."""
+        now = time.monotonic() if now is None else now
+        before = self.known.get(beat.rank)
+        same = before is not None and (before.beat.process, before.beat.moves) == (beat.process, beat.moves)
+        self.known = {rank: known for rank, known in self.known.items() if rank < beat.world_size}
+        self.known[beat.rank] = _Known(beat, now, before.moved if before and same else now)
+        return beat.process in self.condemned
+
+    def hung(self, now: float | None = None) -> list[str]:
+        """A line for each worker to blame, once, if none has moved for the limit; all are then to end."""
+        now = time.monotonic() if now is None else now
+        known = [known for _, known in sorted(self.known.items()) if known.beat.process not in self.condemned]
+        if not known or now - max(known.moved for known in known) < self.limit:
+            return []
+        self.condemned |= {known.beat.process for known in known}
+        silent = [known for known in known if now - known.heard > self.limit / 2]
+        behind = min(known.beat.moves for known in known)
+        blamed = silent or [known for known in known if known.beat.moves == behind]
+        return [_line(known, now, known in silent) for known in blamed]
+
+
+def _line(known: _Known, now: float, silent: bool) -> str:
+    said = f"nothing heard of it for {now - known.heard:.0f} s" if silent else f"no move for {now - known.moved:.0f} s"
+    return f"rank {known.beat.rank} ({known.beat.process}) hangs, {said}: {known.beat.place}"

@@ -1,0 +1,198 @@
+"""A run on gloo processes that meet faults: started again after each, on any number of workers, as Ray Train would."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from raypaml.config import TrainConfig
+from raypaml.training import checkpoint, loop, step
+from raypaml.training.checkpoint import valid_checkpoints
+from raypaml.training.step import train_step
+from raypaml.training.worker import Wish
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.chaos", "raypaml.reports.html"])
+
+IN_WORKER = ("killed", "killed saving", "stopped", "connection", "not finite", "disk full", "asked to stop")
+KINDS = (*IN_WORKER, "checkpoint cut", "checkpoint empty", "checkpoint altered", "orphan")
+PATIENCE = 20.0
+"""Seconds without an end that make a team hung, to be killed."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to whom, when."""
+
+    kind: str
+    victim: int
+    """Rank, modulo the number of workers."""
+    moment: int
+    """Step of the whole run before which it happens, or number of the write to disk."""
+    workers: int
+    """Of the team that meets it."""
+
+
+def draw(seed: int, count: int, steps: int) -> list[Fault]:
+    """Faults of a run, decided by the seed."""
+    dice = random.Random(seed)
+    return [
+        Fault(dice.choice(KINDS), dice.randrange(4), dice.randrange(steps), dice.choice((1, 2, 2, 3)))
+        for _ in range(count)
+    ]
+
+
+def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -> list[float]:
+    """Start a team for every fault and one for the rest; the seconds from each fault to the next team's first step."""
+    seconds = []
+    for life, fault in enumerate([*faults, Fault("none", 0, 0, 2)]):
+        codes = live(settings, data, run, life, fault)
+        began = time.monotonic()
+        if life == len(faults):
+            assert codes == [0] * fault.workers, codes
+        if fault.kind not in IN_WORKER:
+            damage(run, fault)
+        seconds.append(time.monotonic() - began)
+    return seconds
+
+
+def damage(run: Path, fault: Fault) -> None:
+    """Damage the newest checkpoint, or leave half of one behind."""
+    folder = run / "checkpoints"
+    valid, _ = valid_checkpoints(folder)
+    if fault.kind == "orphan":
+        (folder / ".unfinished-0009-000000").mkdir(parents=True, exist_ok=True)
+        return
+    if not valid:
+        return
+    path = sorted(path for path in valid[-1].iterdir())[fault.moment % 4]
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.write_bytes({"cut": content[:middle], "empty": b"", "altered": flipped}[fault.kind.split()[1]])
+
+
+def live(settings: TrainConfig, data: Path, run: Path, life: int, fault: Fault) -> list[int]:
+    """One team until its end; its exit codes. Once one is lost, or nothing ends for long, the others are killed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    team = [
+        CONTEXT.Process(target=_worker, args=(rank, port, settings, data, run, life, fault), daemon=True)
+        for rank in range(fault.workers)
+    ]
+    for process in team:
+        process.start()
+    deadline = time.monotonic() + PATIENCE * 6
+    while any(process.exitcode is None for process in team):
+        time.sleep(0.02)
+        lost = any(process.exitcode for process in team)
+        if lost or time.monotonic() > deadline or _is_stopped(team):
+            _kill(team)
+    return [process.exitcode or 0 for process in team]
+
+
+def _is_stopped(team: list[ForkServerProcess]) -> bool:
+    """Whether a process was stopped by a signal: the watchdog's work, see tests of it."""
+    for process in team:
+        try:
+            if " T " in Path(f"/proc/{process.pid}/stat").read_text().split(")")[1][:4]:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _kill(team: list[ForkServerProcess]) -> None:
+    for process in team:
+        process.kill()
+        process.join()
+
+
+# --- In the worker ----------------------------------------------------------------------------------------------------
+
+
+def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, life: int, fault: Fault) -> None:
+    torch.set_num_threads(1)
+    run.mkdir(exist_ok=True)
+    said = os.open(run / f"said-{life}-{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 2)
+    workers = fault.workers
+    if workers > 1:
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    at = _at_a_step(fault) if rank == fault.victim % workers else {}
+    ledger = run / f"ledger-{life}-{rank}-of-{workers}.jsonl"
+
+    def noting(worker: Any, batch: Any) -> None:
+        number = worker.state.epoch * worker.plan.steps + worker.state.step
+        if number >= fault.moment and at:
+            at.pop("step", lambda: None)()
+        train_step(worker, batch)
+        with ledger.open("a") as file:
+            file.write(json.dumps([number, batch.keys]) + "\n")
+
+    def report(event: dict[str, Any]) -> Wish:
+        done = "loss" in event and event["epoch"] * event["steps"] + event["step"] >= fault.moment
+        return Wish.STOP if done and fault.kind == "asked to stop" else Wish.NOTHING
+
+    loop.train_step = noting
+    loop.train(settings, data, run, torch.device("cpu"), report)
+    os._exit(0)
+
+
+def _at_a_step(fault: Fault) -> dict[str, Callable[[], None]]:
+    """What the victim does before its step; faults of writing are laid at once."""
+    calls = {
+        "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+        "connection": _raise(ConnectionResetError("the store closed the connection")),
+        "not finite": _not_finite_once,
+    }
+    if fault.kind == "killed saving":
+        _before_write("_to_disk", fault.moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    if fault.kind == "disk full":
+        _before_write("save_file", fault.moment, _raise(OSError(errno.ENOSPC, "No space left on device")))
+    return {"step": calls[fault.kind]} if fault.kind in calls else {}
+
+
+def _raise(error: Exception) -> Callable[[], None]:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+def _not_finite_once() -> None:
+    before = step._forward
+
+    def poisoned(worker: Any, images: Any) -> Any:
+        step._forward = before
+        return before(worker, images) * torch.nan
+
+    step._forward = poisoned
+
+
+def _before_write(name: str, number: int, call: Callable[[], None]) -> None:
+    before, left = getattr(checkpoint, name), [number]
+
+    def write(*args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            call()
+        return before(*args)
+
+    setattr(checkpoint, name, write)
