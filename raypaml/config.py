@@ -39,6 +39,10 @@ class ModelConfig:
     """Backbone weights: a safetensors or state-dict file, or 'imagenet' for torchvision's download."""
     alpha: float = 5.0
     """BoostLU's factor on positive attributions, >= 1; 1 switches it off. Published: 5."""
+    head_weights: bool = False
+    """The head too starts from the weights file, from its classifier fc.weight [K, D], fc.bias [K]. Published: off."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics of the global batch, not of each GPU's part. GPUs only. Published: off (one GPU)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,16 @@ class OptimConfig:
     reproducible: bool = False
     """Add gradients exactly, lane by lane: the same weights, to the bit, on any number of workers. No BatchNorm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast type; auto: bfloat16 where the GPU has it."""
+    """Autocast type; auto: bfloat16 where the GPU has it. Published: float32."""
+    micro_batch_size: int = 0
+    """Images a worker takes through the network at once (reproducible: whole lanes); its part is accumulated in two
+    passes, rejection still sees the global batch. 0: all at once (published)."""
+    clip_gradient: float = 0.0
+    """Largest Euclidean norm of the whole gradient; 0: no limit (published)."""
+    ema: float = 0.0
+    """Decay per step, < 1, of an average of the weights that is evaluated and kept instead; 0: none (published)."""
+    compile: bool = False
+    """Compile the network with torch.compile; takes minutes at first. Published: off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +160,7 @@ class TrainConfig:
         """Raise ValueError, naming the field to change, where values are out of range or do not go together."""
         _check_ranges(self)
         _check_schedule(self)
+        _check_step(self)
 
 
 def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
@@ -162,6 +176,7 @@ def _check_ranges(config: TrainConfig) -> None:
                 raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(get_args(kind))}")
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
+    at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""
@@ -182,3 +197,15 @@ def _check_schedule(config: TrainConfig) -> None:
             f"delta_rel={loss.delta_rel} %/epoch over {epochs} epochs ({loss.warmup_epochs} of warm-up) asks to reject "
             f"{loss.delta_rel * most:g} % of all entries in the last epoch; keep delta_rel * {most} <= 100"
         )
+
+
+def _check_step(config: TrainConfig) -> None:
+    optim, model = config.optim, config.model
+    if optim.ema >= 1:
+        raise ValueError(f"ema={optim.ema}: must be below 1, the share of the average that a step keeps, such as 0.999")
+    if optim.compile and optim.reproducible:
+        raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
+    if model.head_weights and model.weights in ("", "imagenet"):
+        raise ValueError(f"head_weights: weights={model.weights!r} has no classifier of your classes; give a file")
+    if model.sync_batchnorm and optim.micro_batch_size:
+        raise ValueError("sync_batchnorm: statistics would be those of micro batches; use --micro-batch-size 0")

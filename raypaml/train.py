@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import threading
@@ -38,7 +39,8 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     asked = vars(_parser(TrainConfig()).parse([a for a in argv if a not in ("-h", "--help")]))
     base = _base(asked["recipe"], Path(asked.get("storage", "runs")) / asked["name"] if asked.get("name") else None)
     values = vars(_parser(base).parse(argv))  # once more, so that --help shows this recipe's values
-    values.pop("recipe")
+    for name in ("recipe", "plan"):
+        values.pop(name, None)
     return base.override(values)
 
 
@@ -46,6 +48,8 @@ def _parser(base: TrainConfig) -> Parser:
     about = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
     parser = Parser(prog=PROG, description=about, epilog="Values in [brackets] are the recipe's.")
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
+    about_plan = "print parameters, map sizes, memory and the images per second needed; start nothing"
+    parser.add_argument("--plan", action="store_true", default=argparse.SUPPRESS, help=about_plan)
     for _, group in base.groups():
         add_flags(parser, group)
     return parser
@@ -70,7 +74,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     """Check everything that can be checked before any worker starts."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.data.plan import check_world_size, default_lanes
-    from raypaml.model.backbones import build_backbone, check_backbone
+    from raypaml.model.backbones import check_backbone
+    from raypaml.training.models import build_model
     from raypaml.training.run_folder import check_same_run, new_name
 
     config.check()
@@ -80,12 +85,24 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     if config.model.weights:
-        build_backbone(config.model.backbone, config.model.weights)
+        build_model(config.model, len(data.vocabulary))
     if not config.run.name:
         config = config.override({"name": new_name(config)})
     folder = (Path(config.run.storage) / config.run.name).absolute()
     check_same_run(folder, config, data)
     return Job(config, data, folder)
+
+
+def plan(config: TrainConfig) -> str:
+    """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
+    from raypaml.data.folder import open_folder, resolve_data
+    from raypaml.data.plan import check_world_size, default_lanes
+    from raypaml.training.estimate import describe, estimate
+
+    config.check()
+    check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
+    data = open_folder(resolve_data(config.data.data, print))
+    return describe(config, estimate(config, data))
 
 
 def fit(job: Job, display: Display) -> bool:
@@ -194,7 +211,8 @@ def _as_user_error(failures: dict[int, Exception]) -> Exception:
     rank, error = min(failures.items())
     cause = getattr(error, "cause", None) or error
     kind = ValueError if isinstance(cause, ValueError | FloatingPointError) else RuntimeError
-    return kind(f"rank {rank}: {cause}")
+    said = str(cause)
+    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
 
 
 def _train_on_worker(settings: dict[str, Any]) -> bool:
@@ -236,7 +254,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, test, report."""
     from raypaml.reports.progress import Display
 
-    config = parse(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    config = parse(argv)
+    if "--plan" in argv:
+        print(plan(config))
+        return 0
     with Display() as display:
         job = prepare(config, display.say)
         if not (job.folder / "result.json").is_file():

@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, SchemeName
+from raypaml.losses.entropy import sum_of_losses
 from raypaml.losses.selection import rejection_count, rejection_rate, select
 
 SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
@@ -56,6 +56,7 @@ def large_loss(
     first_row: int = 0,
     group: dist.ProcessGroup | None = None,
     scope: Literal["global", "rank"] = "global",
+    check_values: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy from partial labels, without the unobserved entries that look like missed positives.
 
@@ -74,6 +75,7 @@ def large_loss(
         group: the process group that shares the global batch.
         scope: "rank" rejects within this rank's part alone, as published code does under data parallelism: what is
             rejected then depends on the number of ranks.
+        check_values: False leaves `check_labels` and `check_finite` to the caller: on a GPU they wait for the device.
 
     Returns:
         loss: this rank's sum over entries divided by the count of the *global* batch (all entries; for `ignore` the
@@ -85,23 +87,24 @@ def large_loss(
             a rate outside 0..1.
         FloatingPointError: logits that are not finite; the message names the rows.
     """
-    _check(logits, labels, scheme, rejection_rate)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    _check_arguments(logits, labels, scheme, rejection_rate)
+    if check_values:
+        check_labels(labels, scheme)
+        check_finite(logits)
     rows = logits.shape[0] if global_rows is None else global_rows
-    unobserved = labels == UNOBSERVED
     considered = rows if scope == "global" else len(logits)
     count = rejection_count(rejection_rate, considered * logits.shape[1]) if scheme in REJECTING else 0
-    rejected = select(logits, unobserved, count, first_row=first_row, group=group if scope == "global" else None)
-    positive = labels == POSITIVE
-    if scheme in ("ll_ct", "ll_cp"):
-        positive = positive | rejected
-    losses = -F.logsigmoid(torch.where(positive, logits, -logits))
+    rejected = select(logits, labels, count, first_row=first_row, group=group if scope == "global" else None)
     if scheme == "ignore":
-        losses = losses.masked_fill(unobserved, 0)
-        return losses.sum() / _total((~unobserved).sum(), group), rejected
-    if scheme == "ll_r":
-        losses = losses.masked_fill(rejected, 0)
-    return losses.sum() / (rows * logits.shape[1]), rejected
+        unobserved = labels == UNOBSERVED
+        return sum_of_losses(logits, labels, left_out=unobserved) / _total((~unobserved).sum(), group), rejected
+    if count == 0:
+        total = sum_of_losses(logits, labels)
+    elif scheme == "ll_r":
+        total = sum_of_losses(logits, labels, left_out=rejected)
+    else:
+        total = sum_of_losses(logits, labels, flipped=rejected)
+    return total / (rows * logits.shape[1]), rejected
 
 
 def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -110,20 +113,35 @@ def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return count.clamp(min=1)
 
 
-def _check(logits: Tensor, labels: Tensor, scheme: str, rate: float | Fraction) -> None:
+def _check_arguments(logits: Tensor, labels: Tensor, scheme: str, rate: float | Fraction) -> None:
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r}: no such scheme; known: {', '.join(SCHEMES)}")
     if logits.shape != labels.shape or logits.dim() != 2:
         raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)}: give both as [B, K]")
     if not 0 <= rate <= 1:
         raise ValueError(f"rejection_rate={float(rate):g}: a share of all entries, 0..1")
-    if not logits.isfinite().all():
-        rows = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-        raise FloatingPointError(f"logits are not finite in rows {rows[:8]} of {len(logits)}")
-    if labels.numel() and not UNOBSERVED <= int(labels.min()) <= int(labels.max()) <= POSITIVE:
+
+
+def check_labels(labels: Tensor, scheme: str) -> None:
+    """Raise ValueError for labels outside the alphabet, or unobserved ones under `full`."""
+    low, high = map(int, torch.aminmax(labels)) if labels.numel() else (NEGATIVE, POSITIVE)
+    if not UNOBSERVED <= low <= high <= POSITIVE:
         raise ValueError(
-            f"labels from {int(labels.min())} to {int(labels.max())}: use {POSITIVE} positive, {NEGATIVE} negative, "
-            f"{UNOBSERVED} unobserved"
+            f"labels from {low} to {high}: use {POSITIVE} positive, {NEGATIVE} negative, {UNOBSERVED} unobserved"
         )
-    if scheme == "full" and (labels == UNOBSERVED).any():
+    if scheme == "full" and low == UNOBSERVED:
         raise ValueError("scheme='full' needs every entry observed; choose a partial-label scheme")
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise FloatingPointError, naming the rows, for logits that are not finite."""
+    finite = finite_rows(logits)
+    if not finite.all():
+        rows = (~finite).nonzero().flatten().tolist()
+        raise FloatingPointError(f"logits are not finite in rows {rows[:8]} of {len(logits)}")
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """[B] whether all logits of a row are finite; waits for nothing."""
+    low, high = logits.detach().aminmax(dim=1)
+    return low.isfinite() & high.isfinite()

@@ -5,11 +5,18 @@ from __future__ import annotations
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raypaml.labels import UNOBSERVED
+
+FIRST_STRETCH = 1 << 14
+"""Entries looked at first on a CPU, at least."""
 _NEVER = torch.iinfo(torch.int64).max
+_ENTRY = (1 << 32) - 1
+"""The bits of a sort key that say which entry it is; those above hold its logit."""
 
 
 def rejection_rate(progress_epochs: float | Fraction, delta_rel: float) -> Fraction:
@@ -43,18 +50,19 @@ def rejection_count(rate: float | Fraction, num_entries: int) -> int:
 
 
 def select(
-    logits: Tensor, candidates: Tensor, count: int, *, first_row: int = 0, group: dist.ProcessGroup | None = None
+    logits: Tensor, labels: Tensor, count: int, *, first_row: int = 0, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """Mark the `count` candidate entries of the largest logits in the global batch.
+    """Mark the `count` unobserved entries of the largest logits in the global batch.
 
     For an unobserved entry the assume-negative loss is softplus(logit), strictly increasing, so ranking by logit is
     ranking by loss, without the loss's underflow and its false ties. Real ties go to the smaller (row, class). Each
-    rank offers its `count` best, so at most `count` 8-byte keys per rank travel, never the matrix.
+    rank offers its best as `count` keys of 8 bytes; that is all that travels, never the matrix. On a GPU nothing here
+    waits for the device.
 
     Args:
         logits: [B, K] finite, of this rank's rows; compared in float32.
-        candidates: [B, K] bool, the unobserved entries.
-        count: entries to select over all ranks; fewer if there are fewer candidates.
+        labels: [B, K] int8.
+        count: entries to select over all ranks; fewer if fewer are unobserved.
         first_row: this rank's first row within the global batch.
         group: process group that shares the global batch; None for this process alone.
 
@@ -62,30 +70,59 @@ def select(
         [B, K] bool.
     """
     if count == 0:
-        return torch.zeros_like(candidates)
-    keys = torch.where(candidates, _sort_keys(logits, first_row), _NEVER)
-    offered = _smallest(keys.flatten(), count)
-    if group is not None:
-        offered = _smallest(_gather(offered, group), count)
-    return candidates & (keys <= offered.max())
-
-
-def _sort_keys(logits: Tensor, first_row: int) -> Tensor:
-    """[B, K] int64, all different: ascending means larger logit first, then smaller (row, class)."""
-    bits = (logits.detach().float() + 0.0).view(torch.int32)  # + 0.0: -0.0 and 0.0 tie
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # a float's bits, reordered so that integers compare alike
+        return torch.zeros_like(labels, dtype=torch.bool)
     first = first_row * logits.shape[1]
-    entry = torch.arange(first, first + logits.numel(), device=logits.device).view(logits.shape)
-    return (~ascending).long() << 32 | entry
+    best = _best_streamed if logits.device.type == "cpu" else _best_at_once
+    offered = best(logits.detach().flatten().float(), labels.flatten(), count, first)
+    last = _NEVER if group is None else _smallest(_gather(offered, count, group), count).max()
+    taken = (offered <= last) & (offered < _NEVER)
+    entries = torch.where(taken, (offered & _ENTRY) - first, logits.numel())
+    rejected = torch.zeros(logits.numel() + 1, dtype=torch.bool, device=logits.device)  # one more, for those not taken
+    return rejected.index_fill_(0, entries, True)[:-1].view_as(labels)
+
+
+def _best_at_once(logits: Tensor, labels: Tensor, count: int, first: int) -> Tensor:
+    """Sort keys of the `count` best unobserved entries, _NEVER where there are fewer; waits for nothing."""
+    keys = _sort_keys(logits, torch.arange(first, first + len(logits), device=logits.device))
+    return _smallest(torch.where(labels == UNOBSERVED, keys, _NEVER), count)
+
+
+def _best_streamed(logits: Tensor, labels: Tensor, count: int, first: int) -> Tensor:
+    """The same for a CPU, in one pass: of the entries that follow, one must exceed the worst of the best so far.
+
+    One that equals it does not: it has the larger (row, class). Each stretch is as long as all before it, so that few
+    are needed, and each brings about `count` entries where logits come in no order.
+    """
+    values, known = logits.numpy(), labels.numpy()  # NumPy finds the few in a third of torch's time
+    best, worst = np.empty(0, np.int64), -np.inf
+    start, end = 0, max(FIRST_STRETCH, 4 * count)
+    while start < len(values):
+        entries = np.flatnonzero(values[start:end] > worst) + start
+        entries = entries[known[entries] == UNOBSERVED]
+        fresh = _sort_keys(torch.from_numpy(values[entries]), torch.from_numpy(entries + first))
+        best = np.concatenate([best, fresh.numpy()])
+        if len(best) >= count:
+            best = np.partition(best, count - 1)[:count]
+            worst = values[(best[-1] & _ENTRY) - first]
+        start, end = end, 2 * end
+    return torch.from_numpy(best)
+
+
+def _sort_keys(logits: Tensor, entries: Tensor) -> Tensor:
+    """[n] int64, all different: ascending means larger logit first, then smaller entry = row x K + class."""
+    bits = (logits + 0.0).view(torch.int32)  # + 0.0: -0.0 and 0.0 tie
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # a float's bits, reordered so that integers compare alike
+    return (~ascending).long() << 32 | entries
 
 
 def _smallest(keys: Tensor, count: int) -> Tensor:
-    """The `count` smallest keys, padded where there are fewer."""
-    best = keys.topk(min(count, len(keys)), largest=False, sorted=False).values
-    return torch.cat([best, best.new_full((count - len(best),), _NEVER)])
+    """The `count` smallest keys, or all."""
+    return keys.topk(min(count, len(keys)), largest=False, sorted=False).values
 
 
-def _gather(offered: Tensor, group: dist.ProcessGroup) -> Tensor:
-    parts = [torch.empty_like(offered) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, offered, group=group)
+def _gather(offered: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:
+    """What all ranks offer, each padded to the same length."""
+    padded = torch.cat([offered, offered.new_full((count - len(offered),), _NEVER)])
+    parts = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, padded, group=group)
     return torch.cat(parts)

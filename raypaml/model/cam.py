@@ -5,8 +5,13 @@ Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
+from raypaml.model.backbones import read_weights
+from raypaml.model.pooling import pooled_map
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,7 +43,8 @@ def boostlu(cam: Tensor, alpha: float) -> Tensor:
 def pool_parts(cam: Tensor) -> tuple[Tensor, Tensor]:
     """P = mean(max(cam, 0)) and N = mean(min(cam, 0)) over the grid, in float32.
 
-    `alpha * P + N` is the spatial mean of the boosted map for every alpha, so no boosted map is built.
+    `alpha * P + N` is the spatial mean of the boosted map for every alpha, so no boosted map is built. This is the
+    reference; the classifier itself uses `pooling.pooled_map`, which does not need the map whole.
 
     Args:
         cam: [B, K, h, w].
@@ -74,16 +80,45 @@ class CamClassifier(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
+    def features(self, images: Tensor) -> Tensor:
+        """[B, D, h, w] of uint8 images [B, 3, H, W]."""
+        return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)  # type: ignore[no-any-return]
+
     def cam(self, images: Tensor) -> Tensor:
-        """The raw map [B, K, h, w] of uint8 images [B, 3, H, W]."""
-        pixels = (images.to(self.mean.dtype) - self.mean) / self.std
-        return self.head(self.backbone(pixels))  # type: ignore[no-any-return]
+        """The raw map [B, K, h, w] of uint8 images [B, 3, H, W], whole."""
+        return self.head(self.features(images))  # type: ignore[no-any-return]
 
     def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """P and N [B, K] of uint8 images; logits for any alpha are `alpha * P + N`."""
-        return pool_parts(self.cam(images))
+        """P and N [B, K] of uint8 images; logits for any alpha are `alpha * P + N`. No whole map is kept."""
+        return pooled_map(self.features(images), self.head.weight, self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K], float32, of uint8 images [B, 3, H, W]."""
         positive, negative = self.pooled(images)
         return self.alpha * positive + negative
+
+
+def load_classifier(model: CamClassifier, path: Path) -> None:
+    """Load a linear classifier over pooled features (GAP + FC) into the CAM head, weight for weight.
+
+    At alpha 1 the logits are then that classifier's, for the mean of a map of linear functions is linear in the mean.
+
+    Args:
+        model: its head takes the weights.
+        path: a weight file as `read_weights` takes, with `fc.weight` [K, D] and `fc.bias` [K].
+
+    Raises:
+        ValueError: the file has no such tensors, or of another shape.
+    """
+    found = read_weights(path)
+    for name, parameter in model.head.named_parameters():
+        wanted = list(parameter.shape[:2])
+        value = found.get(f"fc.{name}")
+        if value is None:
+            raise ValueError(f"head_weights: {path} has no fc.{name}; leave --head-weights out, or name it so")
+        if list(value.shape) != wanted:
+            raise ValueError(
+                f"head_weights: fc.{name} of {path} is {list(value.shape)}, this head needs {wanted}: the vocabulary "
+                "and the backbone must be those it was trained with; leave --head-weights out"
+            )
+        parameter.data.copy_(value.view_as(parameter))

@@ -2,6 +2,8 @@
 
 <run>/checkpoints/0003-000120/   epoch 3, step 120: the cursor of the next batch
     model.safetensors  optimizer.safetensors  state.json  [corrections.parquet]  COMMITTED (digests; written last)
+
+model.safetensors are the weights to evaluate. Where they are an average, trained.safetensors go on being trained.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from raypaml.data.index import Index
 from raypaml.training.corrections import Corrections
 
 MARKER = "COMMITTED"
+TRAINED = "trained.safetensors"
 _NAME = re.compile(r"\d{4,}-\d{6,}")
 
 
@@ -55,15 +58,16 @@ def save(
     optimizer: torch.optim.Optimizer,
     corrections: Corrections,
     index: Index,
+    average: nn.Module | None = None,
 ) -> Path:
     """Write a checkpoint under its final name, atomically, and return its folder."""
     final = folder / f"{state.epoch:04d}-{state.step:06d}"
     unfinished = folder / f".unfinished-{final.name}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()}, unfinished / "model.safetensors"
-    )
+    _save_weights(model if average is None else average, unfinished / "model.safetensors")
+    if average is not None:
+        _save_weights(model, unfinished / TRAINED)
     save_file(_optimizer_tensors(optimizer), unfinished / "optimizer.safetensors")
     if len(corrections.entries):
         corrections.write(unfinished / "corrections.parquet", index)
@@ -76,6 +80,10 @@ def save(
     unfinished.replace(final)
     _to_disk(folder)
     return final
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
 
 
 def is_valid(checkpoint: Path) -> bool:
@@ -115,13 +123,19 @@ def load_model(checkpoint: Path, model: nn.Module) -> None:
 
 
 def load(
-    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, index: Index
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    index: Index,
+    average: nn.Module | None = None,
 ) -> tuple[State, Corrections]:
-    """Restore model and optimizer in place; return state and corrections."""
+    """Restore model, optimizer and average in place; return state and corrections."""
     state = read_state(checkpoint)
     if state.vocabulary != index.vocabulary_digest:
         raise ValueError(f"{checkpoint}: trained with another vocabulary than {index.where}; give the run another name")
-    load_model(checkpoint, model)
+    load_model(checkpoint, model if average is None else average)
+    if average is not None:
+        model.load_state_dict(load_file(checkpoint / TRAINED))
     _load_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"))
     overlay = checkpoint / "corrections.parquet"
     return state, Corrections.read(overlay, index) if overlay.is_file() else Corrections(index.num_classes)

@@ -7,7 +7,7 @@ runs, and lanes are added as integers, which is exact in any order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -20,8 +20,13 @@ BITS = 52
 """Of a gradient relative to the largest of its tensor; 64 lanes of these fit into an int64, float32 has 24."""
 
 
-def check_reproducible(model: nn.Module) -> None:
-    """Raise ValueError for a model whose state depends on which images a worker sees."""
+def check_reproducible(model: nn.Module, micro_batch_size: int, lane: int) -> None:
+    """Raise ValueError for a model whose state depends on which images a worker sees, or lanes that would be cut."""
+    if 0 < micro_batch_size < lane:
+        raise ValueError(
+            f"micro_batch_size={micro_batch_size}: reproducible computes whole lanes, here of {lane} images; "
+            f"use at least {lane}, or more lanes"
+        )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
@@ -35,21 +40,19 @@ def lane_slices(lane_sizes: Sequence[int]) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(accumulate(lane_sizes), lane_sizes, strict=True) if size]
 
 
-def add_exactly(model: nn.Module, lane_logits: Sequence[Tensor], logit_gradient: Tensor, team: Team) -> None:
+def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], team: Team) -> None:
     """Set every parameter's gradient to the exactly rounded sum over all lanes of all ranks.
 
     Args:
         model: its parameters gave the logits.
-        lane_logits: per lane of this rank [b, K], their graphs kept; may be empty.
-        logit_gradient: [B, K] of the loss by the logits of all this rank's lanes.
+        lanes: of each lane of this rank the logits [b, K] and the loss's gradient by them; none in an empty part.
         team: the ranks to add over.
     """
     parameters = list(model.parameters())
     sizes = [parameter.numel() for parameter in parameters]
-    per_lane = zip(lane_logits, torch.split(logit_gradient, [len(logits) for logits in lane_logits]), strict=True)
-    lanes = [torch.autograd.grad(logits, parameters, gradient) for logits, gradient in per_lane if len(logits)]
+    found = [torch.autograd.grad(logits, parameters, gradient) for logits, gradient in lanes]
     largest = torch.zeros(len(parameters), dtype=torch.float64, device=team.device)
-    for lane in lanes:
+    for lane in found:
         largest = largest.maximum(torch.stack([gradient.abs().amax() for gradient in lane]).double())
     if team.group is not None:
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=team.group)
@@ -59,7 +62,7 @@ def add_exactly(model: nn.Module, lane_logits: Sequence[Tensor], logit_gradient:
     unit = torch.ldexp(torch.ones_like(largest), exponent - BITS)
     unit = unit.repeat_interleave(torch.tensor(sizes, device=team.device))
     total = torch.zeros(sum(sizes), dtype=torch.int64, device=team.device)
-    for lane in lanes:
+    for lane in found:
         total += (torch.cat([gradient.flatten() for gradient in lane]).double() / unit).round().long()
     total = team.sum(total)
     summed = torch.split(total.double() * unit, sizes)

@@ -14,7 +14,7 @@ from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.training import checkpoint
 from raypaml.training.evaluation import EVALUATION_BATCHES, clear_folder, plan_evaluation, predict, predict_part
 from raypaml.training.models import tested_checkpoint
-from raypaml.training.step import train_step
+from raypaml.training.step import settle, train_step
 from raypaml.training.worker import TALLY, Report, Worker, prepare
 
 REPORT_STEPS = 20
@@ -59,7 +59,7 @@ def _restore(worker: Worker) -> None:
     if not valid:
         return
     worker.state, worker.corrections = checkpoint.load(
-        valid[-1], worker.model, worker.optimizer, worker.data.splits["train"]
+        valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
     worker.report({"event": f"continues from epoch {worker.state.epoch}, step {worker.state.step}"})
 
@@ -97,6 +97,7 @@ def _train_epoch(worker: Worker) -> bool:
 def _agree(worker: Worker, seconds: float) -> bool:
     """Add up what all ranks counted in these seconds, report it; whether anyone was asked to stop."""
     state = worker.state
+    settle(worker)  # before anything of this step is reported or saved
     state.seconds += seconds
     summed = worker.team.sum(worker.tally).tolist()
     worker.tally.zero_()
@@ -122,7 +123,7 @@ def _finish_epoch(worker: Worker) -> None:
     """Validate, record, save."""
     state, config = worker.state, worker.config
     worker.corrections.exchange(worker.team)
-    mine = predict(worker.model, worker.data, "validation", worker.team, **_evaluation(worker))
+    mine = predict(worker.evaluated, worker.data, "validation", worker.team, **_evaluation(worker))
     ap = mine.gather(worker.team).ap(config.model.alpha, len(worker.data.vocabulary))
     totals = dict(zip(TALLY, state.tally, strict=True))
     rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))
@@ -161,7 +162,7 @@ def _save(worker: Worker) -> None:
     if worker.team.rank == 0:
         folder = worker.run_folder / "checkpoints"
         index = worker.data.splits["train"]
-        checkpoint.save(folder, worker.state, worker.model, worker.optimizer, worker.corrections, index)
+        checkpoint.save(folder, worker.state, worker.model, worker.optimizer, worker.corrections, index, worker.average)
         checkpoint.retain(folder)
         lines = worker.run_folder / ".metrics.unfinished"
         lines.write_text("".join(json.dumps(record) + "\n" for record in worker.state.history))

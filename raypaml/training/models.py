@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from raypaml.config import ModelConfig
 from raypaml.model.backbones import build_backbone
-from raypaml.model.cam import CamClassifier
+from raypaml.model.cam import CamClassifier, load_classifier
 from raypaml.training.checkpoint import best_checkpoint, load_model, valid_checkpoints
 
 
 def build_model(config: ModelConfig, num_classes: int) -> CamClassifier:
-    """A new model, its backbone with the configured weights."""
-    return CamClassifier(build_backbone(config.backbone, config.weights), num_classes, config.alpha)
+    """A new model, its backbone, and its head if asked, with the configured weights."""
+    model = CamClassifier(build_backbone(config.backbone, config.weights), num_classes, config.alpha)
+    if config.head_weights:
+        load_classifier(model, Path(config.weights))
+    return model
 
 
 def tested_checkpoint(run_folder: Path) -> Path:
@@ -33,3 +38,19 @@ def checkpoint_model(checkpoint: Path, config: ModelConfig, num_classes: int) ->
 def tested_model(run_folder: Path, config: ModelConfig, num_classes: int) -> CamClassifier:
     """The model of a run's best checkpoint, on the CPU."""
     return checkpoint_model(tested_checkpoint(run_folder), config, num_classes)
+
+
+@torch.no_grad()
+def update_average(average: CamClassifier, model: CamClassifier, decay: float, steps: int) -> None:
+    """Move an average of the weights one step towards the model's; statistics of BatchNorm are copied.
+
+    Args:
+        decay: the average's share, < 1; after few steps at most `(1 + steps) / (10 + steps)`, for the first weights
+            are arbitrary. (As TensorFlow's ExponentialMovingAverage with `num_updates`.)
+        steps: done before this one.
+    """
+    share = 1 - min(decay, (1 + steps) / (10 + steps))
+    for mine, weights in zip(average.parameters(), model.parameters(), strict=True):
+        mine.lerp_(weights, share)
+    for statistics, current in zip(average.buffers(), model.buffers(), strict=True):
+        statistics.copy_(current)

@@ -1,14 +1,25 @@
-"""One training step: forward, rejection, loss, gradients, update, count."""
+"""One training step: forward, rejection, loss, gradients, update, count.
+
+With micro batches (gradient accumulation) a step passes twice: first without gradients, for the logits of the whole
+part, so that rejection sees the same global batch as ever; then micro batch by micro batch with gradients, each from
+its rows of the loss's gradient by the logits. The sum is that of one large pass, at one more forward pass. Only
+BatchNorm makes a difference, as its statistics are a micro batch's, the same in both passes and counted once.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypaml.data.batches import Batch
 from raypaml.labels import POSITIVE, UNOBSERVED
-from raypaml.losses.large_loss import large_loss, scheduled_rate
+from raypaml.losses.large_loss import check_labels, large_loss, scheduled_rate
+from raypaml.training.finite import Doubt
 from raypaml.training.gradients import add_exactly, lane_slices
+from raypaml.training.models import update_average
 from raypaml.training.worker import Worker
 
 WARMUP_STEPS = 100
@@ -17,66 +28,100 @@ WARMUP_STEPS = 100
 
 def train_step(worker: Worker, batch: Batch) -> None:
     """Train on one global batch, of which `batch` is this rank's part."""
-    config, device, state = worker.config, worker.team.device, worker.state
-    loss_config = config.loss
-    labels = worker.corrections.apply(batch.labels, batch.rows).to(device, non_blocking=True)
-    rate = scheduled_rate(
-        loss_config.scheme,
-        loss_config.delta_rel,
-        epoch=state.epoch,
-        step=state.step,
-        steps=worker.plan.steps,
-        warmup_epochs=loss_config.warmup_epochs,
-        continuous=loss_config.schedule == "samples",
-    )
-    lane_logits = _forward(worker, batch)
-    logits = torch.cat(lane_logits)
-    try:
-        loss, rejected = large_loss(
-            logits,
-            labels,
-            loss_config.scheme,
-            rate,
-            global_rows=batch.global_rows,
-            first_row=batch.first_row,
-            group=worker.team.group,
-            scope=loss_config.rejection_scope,
-        )
-    except FloatingPointError:
-        bad = (~logits.isfinite()).any(1).nonzero().flatten().tolist()
-        keys = [batch.keys[row] for row in bad[:8]]
-        where = f"rank {worker.team.rank}, epoch {state.epoch}, step {state.step}"
-        raise FloatingPointError(f"{where}: logits are not finite for {len(bad)} samples, such as {keys}") from None
-    if loss_config.scheme == "ll_cp":
+    config, team = worker.config, worker.team
+    images, pieces = _images(worker, batch), _pieces(worker, batch)
+    twice = config.optim.micro_batch_size > 0 and len(pieces) > 1
+
+    # --- Forward ----------------------------------------------------------------------------------------------
+    with _without_gradients(worker.model) if twice else nullcontext():
+        outputs = [_forward(worker, images[piece]) for piece in pieces]
+    logits = torch.cat([*outputs, _no_logits(worker)]).detach().requires_grad_()
+    settle(worker)
+    worker.doubt = Doubt.about(logits, batch.keys, f"rank {team.rank}, {worker.place}")
+    if team.device.type == "cpu":
+        settle(worker)
+
+    # --- Rejection and loss -----------------------------------------------------------------------------------
+    check_labels(batch.labels, config.loss.scheme)
+    labels = worker.corrections.apply(batch.labels, batch.rows).to(team.device, non_blocking=True)
+    loss, rejected = _loss(worker, batch, logits, labels)
+    if config.loss.scheme == "ll_cp":
         worker.corrections.add(batch.rows, rejected)
-    _set_lr(worker)
+
+    # --- Gradients and update ---------------------------------------------------------------------------------
+    (gradient,) = torch.autograd.grad(loss, logits)
     worker.optimizer.zero_grad(set_to_none=True)
+
+    def output(number: int) -> Tensor:
+        return _forward(worker, images[pieces[number]]) if twice else outputs[number]
+
     if config.optim.reproducible:
-        (gradient,) = torch.autograd.grad(loss, logits)
-        add_exactly(worker.model, lane_logits, gradient, worker.team)
+        lanes = ((output(number), gradient[piece]) for number, piece in enumerate(pieces))
+        add_exactly(worker.model, lanes, team)
     else:
-        (loss * worker.team.world_size).backward()  # type: ignore[no-untyped-call]  # the wrapper averages over ranks
-    worker.optimizer.step()
+        for number, piece in enumerate(pieces):
+            with _gradients_stay(worker) if number < len(pieces) - 1 else nullcontext():
+                # the wrapper averages over ranks
+                output(number).backward(gradient[piece] * team.world_size)  # type: ignore[no-untyped-call]
+    _update(worker)
     _count(worker, batch, labels, loss.detach(), rejected)
 
 
-def _forward(worker: Worker, batch: Batch) -> list[Tensor]:
-    """Logits of this rank's part, as one batch or, if reproducible, one a lane."""
-    device = worker.team.device
-    images = batch.images.to(device, non_blocking=True)
+def settle(worker: Worker) -> None:
+    """Raise FloatingPointError if the logits of the last step turn out not to be finite."""
+    if worker.doubt is not None:
+        worker.doubt.settle()
+        worker.doubt = None
+
+
+def _images(worker: Worker, batch: Batch) -> Tensor:
+    images = batch.images.to(worker.team.device, non_blocking=True)
     if worker.config.data.flip:
-        images = torch.where(batch.flip.to(device)[:, None, None, None], images.flip(-1), images)
+        flip = batch.flip.to(worker.team.device)[:, None, None, None]
+        images = torch.where(flip, images.flip(-1), images)
+    return images
+
+
+def _pieces(worker: Worker, batch: Batch) -> list[slice]:
+    """What goes through the network at once: lanes if reproducible, else micro batches, else all of this part."""
+    if worker.config.optim.reproducible:
+        return lane_slices(batch.lane_sizes)
+    size = worker.config.optim.micro_batch_size or max(1, len(batch.rows))
+    return [slice(start, start + size) for start in range(0, max(1, len(batch.rows)), size)]
+
+
+def _forward(worker: Worker, images: Tensor) -> Tensor:
+    """Logits [b, K]. An empty part of a short last batch still takes part in what ranks do together, with zeros."""
+    device = worker.team.device
+    padded = images if len(images) else images.new_zeros((1, *images.shape[1:]))
     with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(worker.config.optim.precision, device)):
-        if worker.config.optim.reproducible:
-            lanes = lane_slices(batch.lane_sizes)
-            return [worker.model(images[lane]) for lane in lanes] or [_no_logits(worker)]
-        # an empty part of a short last batch still takes part in the gradients' average, with zeros
-        padded = images if len(images) else images.new_zeros((1, *images.shape[1:]))
-        return [worker.wrapped(padded)[: len(images)]]
+        logits: Tensor = worker.wrapped(padded)
+    return logits[: len(images)]
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """A first pass: no gradients, and running statistics stay as they are."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    with torch.no_grad():
+        yield
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+
+
+def _gradients_stay(worker: Worker) -> AbstractContextManager[None]:
+    """Not the last micro batch: gradients add up on this rank, to be added over ranks with the last."""
+    if worker.team.group is None:
+        return nullcontext()
+    stay: AbstractContextManager[None] = worker.wrapped.no_sync()  # type: ignore[operator]
+    return stay
 
 
 def _no_logits(worker: Worker) -> Tensor:
-    return worker.model.head.weight.new_zeros((0, worker.model.head.out_channels), requires_grad=True)
+    return worker.model.head.weight.new_zeros((0, worker.model.head.out_channels))
 
 
 def _bfloat16(precision: str, device: torch.device) -> bool:
@@ -85,16 +130,46 @@ def _bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16"
 
 
-def _set_lr(worker: Worker) -> None:
+def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    config, state = worker.config.loss, worker.state
+    rate = scheduled_rate(
+        config.scheme,
+        config.delta_rel,
+        epoch=state.epoch,
+        step=state.step,
+        steps=worker.plan.steps,
+        warmup_epochs=config.warmup_epochs,
+        continuous=config.schedule == "samples",
+    )
+    return large_loss(
+        logits,
+        labels,
+        config.scheme,
+        rate,
+        global_rows=batch.global_rows,
+        first_row=batch.first_row,
+        group=worker.team.group,
+        scope=config.rejection_scope,
+        check_values=False,
+    )
+
+
+def _update(worker: Worker) -> None:
+    """One step of the optimizer, and of the weights' average where there is one."""
     optim, state = worker.config.optim, worker.state
+    if optim.clip_gradient:
+        nn.utils.clip_grad_norm_(worker.model.parameters(), optim.clip_gradient)
+    done = state.epoch * worker.plan.steps + state.step
     scale = 1.0
     if optim.lr_schedule == "trapezoid":
-        done = state.epoch * worker.plan.steps + state.step
         left = 1 - done / (optim.epochs * worker.plan.steps)
         scale = min(1.0, (done + 1) / WARMUP_STEPS, 3 * left)
     backbone, head = worker.optimizer.param_groups
     backbone["lr"] = optim.lr * scale
     head["lr"] = optim.lr * optim.head_lr_mult * scale
+    worker.optimizer.step()
+    if worker.average is not None:
+        update_average(worker.average, worker.model, optim.ema, done)
 
 
 def _count(worker: Worker, batch: Batch, labels: Tensor, loss: Tensor, rejected: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from raypaml.model.cam import CamClassifier
 from raypaml.training.checkpoint import State
 from raypaml.training.corrections import Corrections
 from raypaml.training.distributed import Team
+from raypaml.training.finite import Doubt
 from raypaml.training.gradients import check_reproducible
 from raypaml.training.models import build_model
 
@@ -37,12 +39,27 @@ class Worker:
     plan: Plan
     model: CamClassifier
     wrapped: nn.Module
+    """The model as training calls it: compiled, its gradients averaged over ranks, or just as it is."""
+    average: CamClassifier | None
+    """The weights' average over steps, if there is one."""
     optimizer: torch.optim.Optimizer
     state: State
     corrections: Corrections
     report: Report
     tally: Tensor
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
+    doubt: Doubt | None = None
+    """Of the last step's logits."""
+
+    @property
+    def evaluated(self) -> CamClassifier:
+        """The model to evaluate and keep."""
+        return self.average or self.model
+
+    @property
+    def place(self) -> str:
+        """Where training is, for messages."""
+        return f"epoch {self.state.epoch}, step {self.state.step}"
 
 
 def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: torch.device, report: Report) -> Worker:
@@ -60,12 +77,16 @@ def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: to
         shard_sizes=index.shard_sizes,
     )
     torch.manual_seed(config.run.seed)
-    model = build_model(config.model, len(data.vocabulary)).to(device)
+    model = build_model(config.model, len(data.vocabulary))
+    if config.model.sync_batchnorm:
+        model = _synchronised(model, team)
+    model = model.to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
     if config.optim.reproducible:
-        check_reproducible(model)
+        check_reproducible(model, config.optim.micro_batch_size, plan.global_batch_size // plan.lanes)
         torch.backends.cudnn.deterministic = True
+    wrapped = model if config.optim.reproducible else team.wrap(model)
     groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
     return Worker(
         config=config,
@@ -74,10 +95,20 @@ def prepare(config: TrainConfig, data_folder: Path, run_folder: Path, device: to
         data=data,
         plan=plan,
         model=model,
-        wrapped=model if config.optim.reproducible else team.wrap(model),
-        optimizer=torch.optim.Adam(groups, lr=config.optim.lr),
+        wrapped=torch.compile(wrapped) if config.optim.compile else wrapped,  # type: ignore[arg-type]
+        average=copy.deepcopy(model).requires_grad_(False) if config.optim.ema else None,
+        optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
         report=report,
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
     )
+
+
+def _synchronised(model: CamClassifier, team: Team) -> CamClassifier:
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        raise ValueError("sync_batchnorm: this backbone has no BatchNorm; use --no-sync-batchnorm")
+    if team.group is not None and team.device.type != "cuda":
+        raise ValueError("sync_batchnorm: torch synchronises BatchNorm on GPUs only; use one worker or GPUs")
+    whole: CamClassifier = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return whole

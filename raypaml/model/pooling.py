@@ -1,0 +1,120 @@
+"""P and N of a class activation map that is never whole in memory: 1x1 convolution and pooling, tile by tile.
+
+With 5,000 classes the map is the largest thing of a training step: B x K x h x w values, of which the published head
+keeps several. What the gradient needs of it is one bit a value, for the slope of `alpha P + N` by an attribution takes
+two values only, one where it is at least 0 and one where it is below. So a tile of the map lives as long as its sums.
+
+Dimensions: B images, K classes, D channels, h w CAM grid; a cell is one of h x w, a tile is some whole images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE_VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Map values of a tile, at most, unless one image has more: in reach of a CPU's caches, enough to fill a GPU."""
+
+
+def pooled_map(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """P = mean(max(cam, 0)) and N = mean(min(cam, 0)) of `cam = conv1x1(features)`, added up in float32.
+
+    As `pool_parts(conv2d(features, weight, bias))`, but forward and backward keep one byte a map value and one tile of
+    the map. Autocast decides the map's type, float64 stays float64. At 0 the gradient goes to P, as in `boostlu`.
+
+    Args:
+        features: [B, D, h, w]; B may be 0. Channels-last features are read where they lie, others copied tile by tile.
+        weight: [K, D, 1, 1].
+        bias: [K], inside the map.
+
+    Returns:
+        P [B, K] >= 0 and N [B, K] <= 0.
+    """
+    kind = _working_type(features)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (features, weight, bias)):
+        return _PooledMap.apply(features, weight, bias, kind)  # type: ignore[no-any-return]
+    return _pool(features, weight, bias, kind, None)
+
+
+def tile_images(num_classes: int, num_cells: int, device_type: str) -> int:
+    """Images of a tile: a function of shapes alone, so that a lane gives the same bits wherever it is computed."""
+    return max(1, TILE_VALUES.get(device_type, TILE_VALUES["cuda"]) // (num_classes * num_cells))
+
+
+def _working_type(features: Tensor) -> torch.dtype:
+    device_type = features.device.type
+    if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
+        return torch.get_autocast_dtype(device_type)
+    return features.dtype
+
+
+def _sum_type(kind: torch.dtype) -> torch.dtype:
+    return torch.promote_types(kind, torch.float32)
+
+
+def _tiles(features: Tensor, num_classes: int) -> Iterator[slice]:
+    size = tile_images(num_classes, features.shape[2] * features.shape[3], features.device.type)
+    return (slice(start, start + size) for start in range(0, len(features), size))
+
+
+def _cells(features: Tensor, kind: torch.dtype) -> Tensor:
+    """Features [b, D, h, w] as rows [b h w, D]: each of the three products is then one of two large matrices."""
+    return features.to(kind).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _pool(
+    features: Tensor, weight: Tensor, bias: Tensor, kind: torch.dtype, signs: list[Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """P and N; `signs` takes, tile by tile, where the map [b, h w, K] is at least 0."""
+    num_cells = features.shape[2] * features.shape[3]
+    matrix, offset = weight.flatten(1).t().to(kind), bias.to(kind)
+    positive = features.new_empty((len(features), len(weight)), dtype=_sum_type(kind))
+    negative = torch.empty_like(positive)
+    for tile in _tiles(features, len(weight)):
+        cam = torch.addmm(offset, _cells(features[tile], kind), matrix).view(-1, num_cells, len(weight))
+        if signs is not None:
+            signs.append(cam >= 0)
+        positive[tile] = cam.clamp(min=0).sum(1, dtype=positive.dtype)
+        negative[tile] = cam.clamp_(max=0).sum(1, dtype=negative.dtype)
+    return positive / num_cells, negative / num_cells
+
+
+class _PooledMap(torch.autograd.Function):
+    """`_pool` with its gradient; keeps the features, and of the map its signs."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+        signs: list[Tensor] = []
+        parts = _pool(features, weight, bias, kind, signs)
+        ctx.save_for_backward(features, weight, *signs)
+        ctx.kind = kind
+        return parts
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_positive: Tensor, by_negative: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        features, weight, *signs = ctx.saved_tensors
+        matrix, num_cells = weight.flatten(1).to(ctx.kind), features.shape[2] * features.shape[3]
+        above, below = ((slope / num_cells).to(ctx.kind).unsqueeze(1) for slope in (by_positive, by_negative))
+        by_cells = features.new_empty((len(features), num_cells, features.shape[1]))  # channels last
+        by_weight = torch.zeros_like(matrix, dtype=by_positive.dtype)
+        by_bias = torch.zeros_like(by_weight[:, 0])
+        for tile, sign in zip(_tiles(features, len(matrix)), signs, strict=True):
+            by_cam = torch.where(sign, above[tile], below[tile]).flatten(0, 1)
+            _add_product(by_weight, by_cam.t(), _cells(features[tile], ctx.kind))
+            by_bias += by_cam.sum(0, dtype=by_bias.dtype)
+            by_cells[tile] = (by_cam @ matrix).view(-1, num_cells, features.shape[1])
+        by_features = by_cells.view(len(features), *features.shape[2:], -1).permute(0, 3, 1, 2)
+        return by_features, by_weight.view_as(weight), by_bias, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Total += left @ right, without another matrix of its size where the types allow it."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right

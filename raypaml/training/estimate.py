@@ -1,0 +1,218 @@
+"""What a run will need, before it starts: parameters, map sizes, memory of a worker, images per second.
+
+Counted, not measured: the backbone runs once on torch's meta device, which computes shapes and no values.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from raypaml.config import TrainConfig, rejecting_epochs
+from raypaml.data.batches import Reader
+from raypaml.data.folder import DataFolder
+from raypaml.data.plan import Plan, default_lanes
+from raypaml.losses.large_loss import REJECTING
+from raypaml.losses.selection import rejection_count, rejection_rate
+from raypaml.model.backbones import build_backbone
+from raypaml.model.cam import CamClassifier
+from raypaml.model.pooling import tile_images
+
+FLOAT32 = 4
+PASSES = 3
+"""Forward, and the gradients by features and by weights: each about the operations of the first."""
+RATES = {"cuda": (50, 100, 200, 400), "cpu": (0.05, 0.1, 0.2, 0.4)}
+"""TFLOP/s that a worker might sustain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One image's way through the network."""
+
+    backbone_parameters: int
+    head_parameters: int
+    num_channels: int
+    grid: tuple[int, int]
+    kept: int
+    """Bytes that the backbone keeps for its backward pass."""
+    largest: int
+    """Bytes of the largest tensor among them."""
+    flops: int
+    """Of a forward pass, head included; a multiplication and an addition are two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What one run needs; bytes are those of one worker."""
+
+    shape: Shape
+    images: int
+    """Training images."""
+    steps: int
+    """Per epoch."""
+    part: int
+    """Images of a worker's part of a global batch, at most."""
+    at_once: int
+    """Images whose activations are held together."""
+    num_classes: int
+    image_bytes: float
+    """Of an encoded image, on average."""
+    most_rejected: int
+    """Entries of a global batch, in the last epoch."""
+    device: str
+    """cpu or cuda; `auto` is what this machine has."""
+    kind: torch.dtype
+    """Of activations."""
+    memory: dict[str, int]
+    """Bytes by what they are for."""
+    flops: int
+    """Per image trained."""
+
+
+def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
+    """Estimate a checked configuration on its data."""
+    index, num_classes = data.splits["train"], len(data.vocabulary)
+    size, workers = config.data.global_batch_size, config.run.workers
+    plan = Plan(num_samples=len(index), global_batch_size=size, lanes=config.data.lanes or default_lanes(size))
+    part = max(len(plan.epoch(0, rank, workers)[0].rows) for rank in range(workers))
+    at_once = min(part, config.optim.micro_batch_size or part)
+    device = _device(config)
+    half = config.optim.precision == "bfloat16" or (config.optim.precision == "auto" and device == "cuda")
+    kind = torch.bfloat16 if half else torch.float32
+    height, width, _ = Reader(data.path, index, plan.epoch(0, 0, workers)[:1]).image(0).shape
+    shape = measure(config.model.backbone, num_classes, height, width, kind)
+    cells = math.prod(shape.grid)
+    return Estimate(
+        shape=shape,
+        images=len(index),
+        steps=plan.steps,
+        part=part,
+        at_once=at_once,
+        num_classes=num_classes,
+        image_bytes=float(index.size.mean()),
+        most_rejected=_most_rejected(config, min(size, len(index)) * num_classes),
+        device=device,
+        kind=kind,
+        memory=_weights(config, shape, plan.lanes, kind)
+        | _batch(shape, part, at_once, num_classes, 3 * height * width, tile_images(num_classes, cells, device), kind),
+        flops=(PASSES + (at_once < part)) * shape.flops,
+    )
+
+
+def _device(config: TrainConfig) -> str:
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    return here if config.run.device == "auto" else config.run.device
+
+
+def _most_rejected(config: TrainConfig, entries: int) -> int:
+    epochs = rejecting_epochs(config.optim.epochs, config.loss.warmup_epochs)
+    if config.loss.scheme not in REJECTING or not epochs:
+        return 0
+    return rejection_count(
+        rejection_rate(1 if config.loss.scheme == "ll_cp" else epochs, config.loss.delta_rel), entries
+    )
+
+
+def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> Shape:
+    """The network's sizes for one image, by a forward pass of two images without values."""
+    with torch.device("meta"):
+        model = CamClassifier(build_backbone(backbone), num_classes).to(kind)
+        images = torch.empty((2, 3, height, width), dtype=torch.uint8)
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = model.features(images)
+    grid = (features.shape[2], features.shape[3])
+    sizes = [tensor.untyped_storage().nbytes() // len(images) for tensor in kept.values()]
+    return Shape(
+        backbone_parameters=_count(model.backbone),
+        head_parameters=_count(model.head),
+        num_channels=features.shape[1],
+        grid=grid,
+        kept=sum(sizes),
+        largest=max(sizes),
+        flops=counter.get_total_flops() // len(images) + 2 * math.prod(grid) * model.head.weight.numel(),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _weights(config: TrainConfig, shape: Shape, lanes: int, kind: torch.dtype) -> dict[str, int]:
+    """Bytes that do not depend on the batch, by what they are for."""
+    parameters = shape.backbone_parameters + shape.head_parameters
+    copies = {"weights, gradients and Adam's two": 4, "weights' average": int(config.optim.ema > 0)}
+    if config.optim.reproducible:
+        copies["gradients of every lane, and their exact sum"] = -(-lanes // config.run.workers) + 8
+    elif config.run.workers > 1:
+        copies["gradients between workers"] = 1
+    found = {name: number * parameters * FLOAT32 for name, number in copies.items()}
+    return found | {"weights in half precision": parameters * kind.itemsize if kind.itemsize < FLOAT32 else 0}
+
+
+def _batch(
+    shape: Shape, part: int, at_once: int, num_classes: int, pixels: int, tile: int, kind: torch.dtype
+) -> dict[str, int]:
+    """Bytes that depend on the batch, by what they are for."""
+    image_map = num_classes * math.prod(shape.grid)
+    return {
+        "what the backbone keeps": at_once * shape.kept,
+        "gradients passing through it": 2 * at_once * shape.largest,
+        "signs of the map": at_once * image_map,
+        "one tile of the map": min(tile, at_once) * image_map * (2 * kind.itemsize + 1),
+        "logits, their gradient, labels": part * num_classes * (3 * FLOAT32 + 3),
+        "images": part * pixels + 2 * at_once * pixels * FLOAT32,
+    }
+
+
+def describe(config: TrainConfig, found: Estimate) -> str:
+    """The estimate as text for people."""
+    shape, workers = found.shape, config.run.workers
+    map_values = found.at_once * found.num_classes * math.prod(shape.grid)
+    whole, signs, keys = (_size(n) for n in (map_values * found.kind.itemsize, map_values, 8 * found.most_rejected))
+    where = "worker" if found.device == "cpu" else "GPU, without what CUDA itself takes"
+    lines = [
+        f"run         {config.recipe}, {config.loss.scheme}, {config.model.backbone}, {found.num_classes:,} classes; "
+        f"{workers} workers, {found.device}" + (" as on this machine" if config.run.device == "auto" else ""),
+        f"parameters  {shape.backbone_parameters + shape.head_parameters:,}: "
+        f"backbone {shape.backbone_parameters:,}, head {shape.head_parameters:,}",
+        f"images      {found.images:,} an epoch, {found.steps:,} steps of {config.data.global_batch_size}; "
+        f"{found.part} a step and worker, {found.at_once} at once",
+        f"map         {found.at_once} x {found.num_classes} x {shape.grid[0]} x {shape.grid[1]}: {whole} in "
+        f"{str(found.kind).removeprefix('torch.')} if it were whole, kept are {signs} of signs",
+        f"rejection   at most {found.most_rejected:,} entries a step, {keys} from each worker",
+        f"memory      {_size(sum(found.memory.values()))} a {where}:",
+        *(f"            {_size(size):>10}  {name}" for name, size in found.memory.items() if size),
+        f"work        {found.flops / 1e9:,.3g} GFLOP an image, {found.flops * found.images / 1e15:,.3g} PFLOP an epoch",
+        "            a worker sustains  images/s, all  a worker    from shards   an epoch",
+    ]
+    return "\n".join(lines + [_rate_line(config, found, rate) for rate in RATES[found.device]])
+
+
+def _rate_line(config: TrainConfig, found: Estimate, rate: float) -> str:
+    """What loading must reach if a worker sustains `rate` TFLOP/s."""
+    each = rate * 1e12 / found.flops
+    together = each * config.run.workers
+    hours = found.images / together / 3600
+    read = f"{_size(together * found.image_bytes)}/s"
+    return f"            {rate:>9,g} TFLOP/s  {together:>13,.0f}  {each:>8,.0f}  {read:>13}  {hours:>7,.2f} h"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"
