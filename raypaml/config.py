@@ -34,13 +34,15 @@ class ModelConfig:
     """Model."""
 
     backbone: str = "small"
-    """small (for digits), resnet18, resnet34, resnet50 or resnet101."""
+    """small (for digits), any classification model of torchvision with a feature map, or timm:NAME. Published:
+    resnet50; OpenImages: resnet101."""
     weights: str = ""
-    """Backbone weights: a safetensors or state-dict file, or 'imagenet' for torchvision's download."""
+    """Backbone weights: a safetensors or state-dict file, names with any prefix, or 'imagenet' for a download."""
     alpha: float = 5.0
     """BoostLU's factor on positive attributions, >= 1; 1 switches it off. Published: 5."""
     head_weights: bool = False
-    """The head too starts from the weights file, from its classifier fc.weight [K, D], fc.bias [K]. Published: off."""
+    """The head too starts from the weights file, from the linear classifier that reads its pooled map, such as
+    fc.weight [K, D] and fc.bias [K] of a ResNet. Published: off."""
     sync_batchnorm: bool = False
     """BatchNorm statistics of the global batch, not of each GPU's part. GPUs only. Published: off (one GPU)."""
 

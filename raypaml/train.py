@@ -72,10 +72,11 @@ def _base(name: str | None, folder: Path | None) -> TrainConfig:
 
 def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     """Check everything that can be checked before any worker starts."""
+    from raypaml.data.batches import Reader
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import check_backbone
-    from raypaml.training.models import build_model
+    from raypaml.training.models import build_model, check_images
     from raypaml.training.run_folder import check_same_run, new_name
 
     config.check()
@@ -84,8 +85,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     data = open_folder(resolve_data(config.data.data, say))
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
-    if config.model.weights:
-        build_model(config.model, len(data.vocabulary))
+    height, width, _ = Reader(data.path, data.splits["train"], ()).image(0).shape
+    check_images(build_model(config.model, len(data.vocabulary), say), height, width)
     if not config.run.name:
         config = config.override({"name": new_name(config)})
     folder = (Path(config.run.storage) / config.run.name).absolute()

@@ -119,9 +119,8 @@ def _most_rejected(config: TrainConfig, entries: int) -> int:
 
 def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> Shape:
     """The network's sizes for one image, by a forward pass of two images without values."""
-    with torch.device("meta"):
-        model = CamClassifier(build_backbone(backbone), num_classes).to(kind)
-        images = torch.empty((2, 3, height, width), dtype=torch.uint8)
+    model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
+    images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
