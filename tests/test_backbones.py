@@ -183,7 +183,7 @@ def averaged_gradient(rank: int, world_size: int) -> Any:
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)[2 * rank : 2 * rank + 2]
     wrapped(images).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-    return model.backbone.net.conv1[0].weight.grad.numpy()
+    return model.backbone.net.get_submodule("conv1.0").weight.grad.numpy()
 
 
 def test_gradients_average_over_ranks() -> None:

@@ -75,15 +75,24 @@ class Reader(Dataset[Batch]):
         parts: one rank's part of every step, from the plan.
         full_labels: give the full labels as labels (scheme `full`).
         with_truth: give the full labels beside the observed ones, where they are known.
+        with_images: read the images; without, a batch has images of 0 x 0 pixels.
     """
 
     def __init__(
-        self, folder: Path, index: Index, parts: Sequence[Part], *, full_labels: bool = False, with_truth: bool = False
+        self,
+        folder: Path,
+        index: Index,
+        parts: Sequence[Part],
+        *,
+        full_labels: bool = False,
+        with_truth: bool = False,
+        with_images: bool = True,
     ):
         self.folder, self.index, self.parts = folder, index, parts
         self.full_labels, self.with_truth = full_labels, with_truth and index.has_truth
         self._files = OpenFiles()
-        self._shape = self._decode(0).shape  # all images of a split have one size
+        self.with_images = with_images
+        self._shape = self._decode(0).shape if with_images else (0, 0, 3)  # all images of a split have one size
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -92,7 +101,7 @@ class Reader(Dataset[Batch]):
         part = self.parts[step]
         rows = part.rows
         images = np.empty((len(rows), *self._shape), np.uint8)
-        for position, row in enumerate(rows):
+        for position, row in enumerate(rows if self.with_images else ()):
             images[position] = self.image(int(row))
         labels = self.index.truth(rows) if self.full_labels else self.index.labels(rows)
         return Batch(

@@ -6,6 +6,7 @@ Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,8 @@ class CamClassifier(nn.Module):
         super().__init__()
         check_alpha(alpha)
         self.alpha = alpha
+        self.frozen = False
+        """Whether the backbone neither learns nor counts."""
         self.backbone = backbone
         self.head = nn.Conv2d(int(backbone.num_channels), num_classes, kernel_size=1)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
@@ -79,6 +82,19 @@ class CamClassifier(nn.Module):
         for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             values = torch.tensor(getattr(backbone, name, usual)).view(3, 1, 1)
             self.register_buffer(name, 255 * values, persistent=False)
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the backbone as it is, its BatchNorm in evaluation; or let it learn again."""
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation; a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """[B, D, h, w] of uint8 images [B, 3, H, W]."""
@@ -90,11 +106,28 @@ class CamClassifier(nn.Module):
 
     def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """P and N [B, K] of uint8 images; logits for any alpha are `alpha * P + N`. No whole map is kept."""
-        return pooled_map(self.features(images), self.head.weight, self.head.bias)  # type: ignore[arg-type]
+        return self.pooled_features(self.features(images))
+
+    def pooled_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """P and N [B, K] of features [B, D, h, w]."""
+        return pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K], float32, of uint8 images [B, 3, H, W]."""
         positive, negative = self.pooled(images)
+        return self.alpha * positive + negative
+
+
+class FeatureClassifier(nn.Module):
+    """The head of a classifier alone: features [B, D, h, w] -> logits [B, K]; the weights are the classifier's own."""
+
+    def __init__(self, model: CamClassifier):
+        super().__init__()
+        self.alpha, self.head = model.alpha, model.head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, K], float32."""
+        positive, negative = pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
         return self.alpha * positive + negative
 
 

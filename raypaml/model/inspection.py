@@ -140,7 +140,7 @@ def _shape(node: fx.Node) -> Shape:
 
 def _stride(shapes: dict[int, Shape]) -> int:
     """From two sizes, for a border may cost a place; from one where the network takes no other."""
-    (large, (_, grid, _)), (size, (_, smaller, _)) = next(iter(shapes.items())), list(shapes.items())[-1]
+    (large, (_, grid, _)), (size, (_, smaller, _)) = (*shapes.items(), *shapes.items())[:2]
     return round((large - size) / (grid - smaller) if grid > smaller else large / grid)
 
 

@@ -24,6 +24,7 @@ from raypaml.metrics.average_precision import average_precision
 from raypaml.model.cam import CamClassifier
 from raypaml.predictions.parts import Part, is_finished, read_part, write_part
 from raypaml.training.distributed import Team
+from raypaml.training.features import Features
 from raypaml.training.gradients import lane_slices
 
 EVALUATION_BATCHES = 4
@@ -56,12 +57,20 @@ class Predictions:
 
 
 def predict(
-    model: CamClassifier, data: DataFolder, split: str, team: Team, *, lanes: int, batch_size: int, loader_workers: int
+    model: CamClassifier,
+    data: DataFolder,
+    split: str,
+    team: Team,
+    *,
+    lanes: int,
+    batch_size: int,
+    loader_workers: int,
+    features: Features | None = None,
 ) -> Predictions:
-    """Predict this rank's share of a split; every sample belongs to exactly one rank."""
+    """Predict this rank's share of a split, from kept features if there are any; each sample belongs to one rank."""
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=batch_size, lanes=lanes, shuffle=False)
     steps = plan.epoch(0, team.rank, team.world_size)
-    return predict_steps(model, data, split, steps, team.device, loader_workers=loader_workers)
+    return predict_steps(model, data, split, steps, team.device, loader_workers=loader_workers, features=features)
 
 
 def predict_steps(
@@ -73,9 +82,10 @@ def predict_steps(
     *,
     loader_workers: int,
     unobserved: bool = False,
+    features: Features | None = None,
 ) -> Predictions:
     """Predict the samples of some steps of a plan: their observed entries, or all."""
-    reader = Reader(data.path, data.splits[split], steps)
+    reader = Reader(data.path, data.splits[split], steps, with_images=features is None)
     columns = [_empty()]
     model.eval()
     with torch.inference_mode():
@@ -83,7 +93,11 @@ def predict_steps(
             if not len(batch.rows):
                 continue
             # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'
-            parts = [model.pooled(batch.images[lane].to(device)) for lane in lane_slices(batch.lane_sizes)]
+            lanes = lane_slices(batch.lane_sizes)
+            if features is None:
+                parts = [model.pooled(batch.images[lane].to(device)) for lane in lanes]
+            else:
+                parts = [model.pooled_features(features.take(batch.rows[lane]).to(device)) for lane in lanes]
             p, n = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
             labels = batch.labels.numpy()
             cell = position, classes = np.nonzero((labels != UNOBSERVED) | unobserved)

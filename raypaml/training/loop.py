@@ -15,7 +15,7 @@ from raypaml.training import checkpoint
 from raypaml.training.evaluation import EVALUATION_BATCHES, clear_folder, plan_evaluation, predict, predict_part
 from raypaml.training.models import tested_checkpoint
 from raypaml.training.step import settle, train_step
-from raypaml.training.worker import TALLY, Report, Worker, prepare
+from raypaml.training.worker import TALLY, Report, Worker, drop_features, enter_epoch, prepare
 
 REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
@@ -42,9 +42,11 @@ def train(config: TrainConfig, data_folder: Path, run_folder: Path, device: torc
 
     # --- Epochs -----------------------------------------------------------------------------------------------
     while worker.state.epoch < config.optim.epochs:
+        enter_epoch(worker)
         if not _train_epoch(worker):
             return False
         _finish_epoch(worker)
+    drop_features(worker)
 
     # --- Test -------------------------------------------------------------------------------------------------
     _test(worker)
@@ -74,6 +76,7 @@ def _train_epoch(worker: Worker) -> bool:
         parts,
         full_labels=config.loss.scheme == "full",
         with_truth=True,
+        with_images=not worker.features,
     )
     pin = worker.team.device.type == "cuda"
     batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
@@ -123,7 +126,8 @@ def _finish_epoch(worker: Worker) -> None:
     """Validate, record, save."""
     state, config = worker.state, worker.config
     worker.corrections.exchange(worker.team)
-    mine = predict(worker.evaluated, worker.data, "validation", worker.team, **_evaluation(worker))
+    features = worker.features.get("validation")
+    mine = predict(worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker))
     ap = mine.gather(worker.team).ap(config.model.alpha, len(worker.data.vocabulary))
     totals = dict(zip(TALLY, state.tally, strict=True))
     rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))

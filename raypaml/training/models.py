@@ -55,6 +55,14 @@ def tested_model(run_folder: Path, config: ModelConfig, num_classes: int) -> Cam
     return checkpoint_model(tested_checkpoint(run_folder), config, num_classes)
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a configuration computes: bfloat16 if it says so, or where the GPU has it."""
+    half = precision == "bfloat16"
+    if precision == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
 @torch.no_grad()
 def update_average(average: CamClassifier, model: CamClassifier, decay: float, steps: int) -> None:
     """Move an average of the weights one step towards the model's; statistics of BatchNorm are copied.
