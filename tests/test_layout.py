@@ -24,10 +24,11 @@ MAY_IMPORT = {
     "metrics": {"labels", "metrics"},
     "predictions": {"labels", "predictions"},
     "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
-    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "reports"},
+    "preparation": {"labels", "data", "preparation"},
+    "reports": {"labels", "config", "data", "model", "metrics", "predictions", "preparation", "reports"},
     "cluster.py": set(),
 }
-NO_TORCH = {"labels.py", "config.py", "recipes.py", "flags.py", "metrics", "predictions"}
+NO_TORCH = {"labels.py", "config.py", "recipes.py", "flags.py", "metrics", "predictions", "preparation"}
 METRICS_NEED = {"numpy", "raypaml", "__future__", "collections", "concurrent", "dataclasses", "functools", "typing"}
 
 

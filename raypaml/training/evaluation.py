@@ -89,7 +89,8 @@ def predict_steps(
     columns = [_empty()]
     model.eval()
     with torch.inference_mode():
-        for batch in read(reader, loader_workers=loader_workers, pin_memory=device.type == "cuda"):
+        processes = loader_workers if features is None else 0
+        for batch in read(reader, loader_workers=processes, pin_memory=device.type == "cuda"):
             if not len(batch.rows):
                 continue
             # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'

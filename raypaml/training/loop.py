@@ -79,7 +79,8 @@ def _train_epoch(worker: Worker) -> bool:
         with_images=not worker.features,
     )
     pin = worker.team.device.type == "cuda"
-    batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
+    processes = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
+    batches = read(reader, start_step=state.step, loader_workers=processes, pin_memory=pin)
     began = time.monotonic()
     for batch in batches:
         train_step(worker, batch)
