@@ -87,6 +87,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     height, width, _ = Reader(data.path, data.splits["train"], ()).image(0).shape
     check_images(build_model(config.model, len(data.vocabulary), say), height, width)
+    if config.optim.feature_cache not in ("run", "off"):  # the same folder for every worker, wherever it stands
+        config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
     if not config.run.name:
         config = config.override({"name": new_name(config)})
     folder = (Path(config.run.storage) / config.run.name).absolute()

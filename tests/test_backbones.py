@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raypaml.model.backbones import build_backbone, build_whole, linear_classifier
 from raypaml.model.cam import CamClassifier
+from raypaml.training.models import check_images
 from tests.conftest import run_distributed
 
 MAPS = {
@@ -134,6 +135,15 @@ def test_small_has_group_norm_and_no_running_state() -> None:
     assert (backbone.num_channels, backbone.stride) == (128, 8)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
     assert backbone(torch.zeros(1, 3, 64, 64)).shape == (1, 128, 8, 8)
+
+
+def test_data_of_a_size_that_a_model_does_not_take_is_refused() -> None:
+    model = CamClassifier(build_backbone("timm:swin_tiny_patch4_window7_224"), 2)
+    with pytest.raises(
+        ValueError, match=r"it does not take the data's images of 64 x 64 pixels \(.*--resize"
+    ):
+        check_images(model, 64, 64)
+    check_images(CamClassifier(build_backbone("timm:swin_tiny_patch4_window7_224"), 2), 224, 224)
 
 
 # --- What can be done with them -------------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ def _room(folder: Path, split: str, need: int) -> str:
     if need > 0.95 * free:
         raise ValueError(
             f"feature_cache: features of {split} need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free at {folder}; "
-            "give --feature-cache a folder on a larger disk, or off, or prepare smaller images (--resize)"
+            "give --feature-cache a folder on a larger disk, or off, with another --name; or prepare smaller images "
+            "(--resize)"
         )
     return f"{need / 1e9:.2f} GB"
 
