@@ -139,9 +139,7 @@ def test_small_has_group_norm_and_no_running_state() -> None:
 
 def test_data_of_a_size_that_a_model_does_not_take_is_refused() -> None:
     model = CamClassifier(build_backbone("timm:swin_tiny_patch4_window7_224"), 2)
-    with pytest.raises(
-        ValueError, match=r"it does not take the data's images of 64 x 64 pixels \(.*--resize"
-    ):
+    with pytest.raises(ValueError, match=r"it does not take the data's images of 64 x 64 pixels \(.*--resize"):
         check_images(model, 64, 64)
     check_images(CamClassifier(build_backbone("timm:swin_tiny_patch4_window7_224"), 2), 224, 224)
 

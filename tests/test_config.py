@@ -273,3 +273,21 @@ def test_a_command_ends_with_a_code_and_at_most_one_line(
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         flags.run_command(lambda: 1 // 0, "raypaml.train")
+
+
+@pytest.mark.parametrize("name", ["voc2012_single", "coco2014_single", "nuswide_single", "cub_single"])
+def test_the_papers_recipes_hold_the_published_settings(name: str) -> None:
+    config = recipe(name)
+    config.check()
+    values = config.flat()
+    assert config.recipe == values["data"] == name
+    published = {"backbone": "resnet50", "weights": "imagenet", "alpha": 5, "scheme": "ll_r", "delta_rel": 0.5}
+    published |= {
+        "lr": 1e-5,
+        "head_lr_mult": 10,
+        "global_batch_size": 16,
+        "epochs": 10,
+        "flip": True,
+        "warmup_epochs": 1,
+    }
+    assert {key: values[key] for key in published} == published

@@ -126,6 +126,15 @@ def test_plan_prints_and_starts_nothing(
     assert not runs.exists()
 
 
+def test_plan_says_how_large_kept_features_are(tiny_digits: Path) -> None:
+    data = open_folder(tiny_digits)
+    settings = config(tiny_digits, freeze_backbone=1)
+    text = describe(settings, estimate(settings, data))
+    assert f"features    {96 * 128 * 8 * 8 * 2 / 2**20:.0f} MiB of training images on disk" in text
+    mirrored = settings.override({"flip": True})
+    assert "features  " not in describe(mirrored, estimate(mirrored, data))
+
+
 def test_plan_counts_what_loading_must_reach(tiny_digits: Path) -> None:
     settings = config(tiny_digits)
     found = estimate(settings, open_folder(tiny_digits))

@@ -21,6 +21,7 @@ from raypaml.losses.selection import rejection_count, rejection_rate
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.model.pooling import tile_images
+from raypaml.training.features import keeps_features
 
 FLOAT32 = 4
 PASSES = 3
@@ -191,6 +192,7 @@ def describe(config: TrainConfig, found: Estimate) -> str:
         f"{found.part} a step and worker, {found.at_once} at once",
         f"map         {found.at_once} x {found.num_classes} x {shape.grid[0]} x {shape.grid[1]}: {whole} in "
         f"{str(found.kind).removeprefix('torch.')} if it were whole, kept are {signs} of signs",
+        *_kept_features(config, found),
         f"rejection   at most {found.most_rejected:,} entries a step, {keys} from each worker",
         f"memory      {_size(sum(found.memory.values()))} a {where}:",
         *(f"            {_size(size):>10}  {name}" for name, size in found.memory.items() if size),
@@ -198,6 +200,13 @@ def describe(config: TrainConfig, found: Estimate) -> str:
         "            a worker sustains  images/s, all  a worker    from shards   an epoch",
     ]
     return "\n".join(lines + [_rate_line(config, found, rate) for rate in RATES[found.device]])
+
+
+def _kept_features(config: TrainConfig, found: Estimate) -> list[str]:
+    if not (config.optim.freeze_backbone and keeps_features(config)):
+        return []
+    size = 2 * found.images * found.shape.num_channels * math.prod(found.shape.grid)
+    return [f"features    {_size(size)} of training images on disk while the backbone is frozen, beside validation's"]
 
 
 def _rate_line(config: TrainConfig, found: Estimate, rate: float) -> str:
