@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from raypaml.config import RunConfig
+from raypaml.data.storage import Location
 
 if TYPE_CHECKING:
     from raypaml.cluster import Channel
@@ -156,7 +157,7 @@ def run_workers(
         # Ray keeps no checkpoint for us: the loop writes and finds its own, alone as in a cluster.
         run_config=RunConfig(
             name="ray",
-            storage_path=str(job.folder),
+            storage_path=_of_ray(job),
             callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=max_failures),
         ),
@@ -167,6 +168,12 @@ def run_workers(
         raise _as_user_error(error.worker_failures) from None
     except (ControllerError, TrainingFailedError) as error:
         raise RuntimeError(f"Ray Train failed: {error}") from None
+
+
+def _of_ray(job: Job) -> str:
+    """Where all nodes see Ray's own small files: the run folder, or the store."""
+    where = Location(job.config.run.storage)
+    return str(job.folder if where.is_local else where / job.config.run.name)
 
 
 def _as_user_error(failures: dict[int, Exception]) -> Exception:

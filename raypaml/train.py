@@ -64,14 +64,14 @@ def _own_parser(base: TrainConfig) -> Parser:
 
 def base_config(asked: dict[str, Any]) -> TrainConfig:
     """What the flags are laid over: the file given, or the stored configuration of the run named, or the recipe."""
-    from raypaml.training.run_folder import read_config, stored_config
+    from raypaml.training.run_folder import open_run, read_config, stored_config
 
     base = None
     if asked["config"]:
         where = Path(asked["config"])
         base = read_config(where).override({"name": "", "storage": RunConfig.storage, "address": ""})
     elif asked.get("name"):
-        where = Path(asked.get("storage", RunConfig.storage)) / asked["name"]
+        where = open_run(asked.get("storage", RunConfig.storage), asked["name"])
         base = stored_config(where)
     if base is None:
         return recipe(asked["recipe"] or "digits")
@@ -87,8 +87,8 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import check_backbone
     from raypaml.training.drift import make_probe
-    from raypaml.training.models import build_model
-    from raypaml.training.run_folder import check_same_run, new_name
+    from raypaml.training.models import check_model
+    from raypaml.training.run_folder import check_same_run, new_name, open_run
 
     config.check()
     check_backbone(config.model.backbone)
@@ -97,11 +97,11 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     make_probe(config, data, "cpu")
-    if config.model.weights:
-        build_model(config.model, len(data.vocabulary))
-    if not config.run.name:
-        config = config.override({"name": new_name(config)})
-    folder = (Path(config.run.storage) / config.run.name).absolute()
+    check_model(config, data, say)
+    if config.optim.feature_cache not in ("run", "off"):  # the same folder for every worker, wherever it stands
+        config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
+    config = config.override({"name": config.run.name or new_name(config)})
+    folder = open_run(config.run.storage, config.run.name)
     check_same_run(folder, config, data)
     return Job(config, data, folder)
 
@@ -124,9 +124,14 @@ def conclude(job: Job) -> dict[str, Any]:
     from raypaml.reports.evaluation import evaluate
     from raypaml.reports.html import write_report
     from raypaml.reports.result import result
+    from raypaml.training.mirror import Mirror
     from raypaml.training.models import tested_model
     from raypaml.training.run_folder import read_history, write_json
 
+    mirror = Mirror.of(job.config.run.storage, job.folder)
+    if mirror:
+        mirror.pull_checkpoints()
+        mirror.pull("metrics.jsonl", "skipped.jsonl", "predictions")
     predictions = open_set(job.folder / "predictions" / "test")
     check_vocabulary(predictions, job.data.vocabulary, str(job.data.path))
     history = read_history(job.folder)
@@ -134,6 +139,8 @@ def conclude(job: Job) -> dict[str, Any]:
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
     write_report(job.folder, job.config, job.data, model, figures, history)
     write_json(job.folder / "result.json", figures)
+    if mirror:
+        mirror.push("report.html", "result.json")
     return figures
 
 

@@ -22,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from raypaml.data.batches import Reason
 from raypaml.data.index import Index
 from raypaml.training.corrections import Corrections
+from raypaml.training.skips import Reason
 
 MARKER = "COMMITTED"
 TRAINED = "trained.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from raypaml.config import TrainConfig
-from raypaml.data.batches import Batch, Reader, Reason, read
+from raypaml.data.batches import Batch, Reader, read
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.training import checkpoint
 from raypaml.training.evaluation import (
@@ -23,11 +22,12 @@ from raypaml.training.evaluation import (
     predict_part,
 )
 from raypaml.training.finite import DivergedError
+from raypaml.training.keeping import restore, roll_back, save
 from raypaml.training.models import tested_checkpoint
-from raypaml.training.skips import check_budget, gather, named, seen_together, write_skipped
+from raypaml.training.skips import Reason, check_budget, gather, named, seen_together
 from raypaml.training.step import settle, train_step
 from raypaml.training.watchdog import Beats, beating
-from raypaml.training.worker import READING, TALLY, Report, Wish, Worker, prepare
+from raypaml.training.worker import READING, TALLY, Report, Wish, Worker, drop_features, enter_epoch, prepare
 
 REPORT_SECONDS = 1.0
 """Between two agreements on progress, about: reporting costs no collective per step, a wish is heard soon."""
@@ -62,14 +62,15 @@ def train(
     worker = prepare(config, data_folder, run_folder, device, report)
     with beating(lambda: worker, beats):
         # --- Restore ------------------------------------------------------------------------------------------
-        _restore(worker)
+        restore(worker)
 
         # --- Epochs -------------------------------------------------------------------------------------------
         while worker.state.epoch < config.optim.epochs:
+            enter_epoch(worker)
             try:
                 finished = _train_epoch(worker)
             except DivergedError as error:
-                worker = _roll_back(worker, error)
+                worker = roll_back(worker, error)
                 continue
             if not finished:
                 return False
@@ -77,38 +78,13 @@ def train(
             if stop and worker.state.epoch < config.optim.epochs:
                 return False
 
+        drop_features(worker)
+
         # --- Test ---------------------------------------------------------------------------------------------
         checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
         for split in splits:
             _predict(worker, split)
     return True
-
-
-def _restore(worker: Worker) -> None:
-    valid, damaged = checkpoint.valid_checkpoints(worker.run_folder / "checkpoints")
-    if damaged:
-        worker.report({"event": f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"})
-    worker.team.barrier()  # nobody may save before all have looked
-    if not valid:
-        return
-    worker.now("loading a checkpoint")
-    worker.state, worker.corrections = checkpoint.load(
-        valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
-    )
-    count = worker.team.world_size
-    worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
-
-
-def _roll_back(worker: Worker, error: DivergedError) -> Worker:
-    """A new worker at the last checkpoint; the error again where it is not the first at this step."""
-    if worker.place in worker.rolled_back:
-        raise FloatingPointError(f"{error}; again, after going back to the last checkpoint") from None
-    worker.report({"event": f"{error}; going back to the last checkpoint"})
-    team = worker.team
-    fresh = prepare(worker.config, worker.data.address, worker.run_folder, team.device, worker.report)
-    fresh.rolled_back = worker.rolled_back | {worker.place}
-    _restore(fresh)
-    return fresh
 
 
 def _train_epoch(worker: Worker) -> bool:
@@ -122,9 +98,11 @@ def _train_epoch(worker: Worker) -> bool:
         full_labels=config.loss.scheme == "full",
         with_truth=True,
         skip_broken=config.data.skip_budget > 0,
+        with_images=not worker.features,
     )
     pin = worker.team.device.type == "cuda"
-    batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
+    processes = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
+    batches = read(reader, start_step=state.step, loader_workers=processes, pin_memory=pin)
     began, since = time.monotonic(), 0
     worker.now(READING)
     for batch in batches:
@@ -143,7 +121,7 @@ def _train_epoch(worker: Worker) -> bool:
             wish = _agree(worker, now - began, since)
             began, since = now, 0
             if (save_now or wish) and not last:
-                _save(worker)
+                save(worker)
             if wish == Wish.STOP and not last:
                 return False
         worker.now(READING)
@@ -214,7 +192,8 @@ def _finish_epoch(worker: Worker) -> bool:
     state, config = worker.state, worker.config
     worker.now("validating")
     worker.corrections.exchange(worker.team)
-    mine = predict(worker.evaluated, worker.data, "validation", worker.team, **_evaluation(worker))
+    features = worker.features.get("validation")
+    mine = predict(worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker))
     skipped = gather(worker.team, mine.skipped)
     index = worker.data.splits["validation"]
     check_budget(named(skipped, index), "validation", len(index), config.data.skip_budget)
@@ -244,7 +223,7 @@ def _finish_epoch(worker: Worker) -> bool:
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
-    _save(worker)
+    save(worker)
     return _anyone(worker, worker.report({"record": record, "epochs": config.optim.epochs})) == Wish.STOP
 
 
@@ -258,26 +237,10 @@ def _evaluation(worker: Worker) -> dict[str, Any]:
     }
 
 
-def _save(worker: Worker) -> None:
-    worker.now("saving")
-    worker.corrections.exchange(worker.team)
-    if worker.team.rank == 0:
-        folder = worker.run_folder / "checkpoints"
-        index = worker.data.splits["train"]
-        checkpoint.save(folder, worker.state, worker.model, worker.optimizer, worker.corrections, index, worker.average)
-        checkpoint.retain(folder)
-        lines = worker.run_folder / ".metrics.unfinished"
-        lines.write_text("".join(json.dumps(record) + "\n" for record in worker.state.history))
-        lines.replace(worker.run_folder / "metrics.jsonl")
-        if worker.state.skipped:
-            write_skipped(worker.run_folder / "skipped.jsonl", worker.state.skipped, index)
-    worker.team.barrier()
-
-
 def _predict(worker: Worker, split: str) -> None:
     """Predict a split with the best checkpoint, every rank some of the parts; those that are there are kept."""
     worker.now(f"predicting {split}")
-    best = tested_checkpoint(worker.run_folder)
+    best, store = tested_checkpoint(worker.run_folder), worker.store
     folder = worker.run_folder / "predictions" / split
     evaluation = plan_evaluation(best, worker.config, worker.data, split, folder)
     if worker.team.rank == 0:  # what an earlier prediction with another checkpoint left
@@ -288,5 +251,9 @@ def _predict(worker: Worker, split: str) -> None:
     for part in unfinished[worker.team.rank :: worker.team.world_size]:
         worker.now(f"predicting part {part.part} of {split}")
         predict_part(evaluation, part, worker.model, worker.data, worker.team.device)
+    if store:
+        store.push(f"predictions/{split}")
     worker.team.barrier()
+    if store:
+        store.pull(f"predictions/{split}")
     check_skipped(evaluation)

@@ -16,6 +16,7 @@ from typing import Any
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.data.folder import DataFolder
+from raypaml.training.mirror import Mirror, local_folder
 
 PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
 
@@ -24,6 +25,14 @@ def new_name(config: TrainConfig) -> str:
     """Recipe, scheme, date and time, and four random letters, for two runs of one second."""
     now = datetime.datetime.now().astimezone()
     return f"{config.recipe}-{config.loss.scheme}-{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def open_run(storage: str, name: str) -> Path:
+    """The folder of a run on this machine, with the records that a store has of it."""
+    folder = local_folder(storage, name)
+    if mirror := Mirror.of(storage, folder):
+        mirror.pull("config.json", "result.json")
+    return folder
 
 
 def stored_config(folder: Path) -> TrainConfig | None:
@@ -75,6 +84,8 @@ def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").is_file():
         write_json(folder / "config.json", _record(config, data))
+    if mirror := Mirror.of(config.run.storage, folder):
+        mirror.push("config.json")
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -6,15 +6,17 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from raypaml.data.batches import Batch, Reason
+from raypaml.data.batches import Batch
+from raypaml.data.batches import Reason as Broken
 from raypaml.data.index import Index
 from raypaml.training.distributed import Team
 
+Reason = Literal[Broken, "was in a step that was not finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 NAMED = 5
 """Samples that an error names."""

@@ -1,0 +1,184 @@
+"""A run in an object store: moto's S3 on loopback, refusals and kills included; the bytes of a run on a disk."""
+
+from __future__ import annotations
+
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from raypaml.data.storage import Location
+from raypaml.training import keeping, mirror
+from raypaml.training.checkpoint import MARKER, valid_checkpoints
+from raypaml.training.loop import train
+from raypaml.training.mirror import Mirror, local_folder
+from raypaml.training.run_folder import open_run
+from tests.conftest import run_distributed
+from tests.test_loop import config, undisturbed, weights  # noqa: F401
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an empty bucket."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/runs", method="PUT")).close()
+    yield f"s3://anonymous@runs/all?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture
+def store(bucket: str, tmp_path: Path, request: pytest.FixtureRequest) -> Mirror:
+    found = Mirror.of(bucket, tmp_path / "here" / request.node.name.replace("[", "-").rstrip("]"))
+    assert found
+    return found
+
+
+def there(store: Mirror) -> list[str]:
+    return sorted(store._there([""]))
+
+
+def checkpoint(folder: Path, name: str, content: str = "x") -> Path:
+    path = folder / "checkpoints" / name
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_text(content)
+    (path / MARKER).write_text(f"digest of {content}")
+    return path
+
+
+def test_a_folder_has_no_mirror(tmp_path: Path) -> None:
+    assert Mirror.of(str(tmp_path), tmp_path / "a") is None
+    assert local_folder(str(tmp_path), "a") == tmp_path / "a"
+
+
+def test_checkpoints_come_and_go_and_another_of_the_same_name_replaces_it(store: Mirror, tmp_path: Path) -> None:
+    first = checkpoint(store.local, "0001-000000")
+    (store.local / "checkpoints" / ".unfinished-0002-000000").mkdir()
+    store.push_checkpoints()
+    shutil.rmtree(first)
+    checkpoint(store.local, "0002-000000", "new")
+    store.push_checkpoints()
+    assert there(store) == ["checkpoints/0002-000000/COMMITTED", "checkpoints/0002-000000/model.safetensors"]
+    other = Mirror(tmp_path / "other", store.store)
+    checkpoint(other.local, "0002-000000", "old")
+    checkpoint(other.local, "0003-000000", "not agreed upon")
+    other.pull_checkpoints()
+    assert [path.name for path in (other.local / "checkpoints").iterdir()] == ["0002-000000"]
+    assert (other.local / "checkpoints" / "0002-000000" / "model.safetensors").read_text() == "new"
+
+
+class Kill(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_kill_at_any_request_leaves_whole_checkpoints_only(
+    number: int, store: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint(store.local, "0001-000000", "old")
+    store.push_checkpoints()
+    shutil.rmtree(store.local / "checkpoints")
+    checkpoint(store.local, "0001-000000", "trained again")
+    checkpoint(store.local, "0002-000000", "new")
+    left = [number]
+
+    def dying(call: Any, *args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Kill
+        return call(*args)
+
+    with monkeypatch.context() as patch:
+        for name in ("_write", "_delete"):
+            call = getattr(Mirror, name)
+            patch.setattr(Mirror, name, lambda *args, _call=call: dying(_call, *args))
+        try:
+            store.push_checkpoints()
+        except Kill:
+            assert number < 4
+        else:
+            assert number >= 4
+    other = Mirror(tmp_path / "other", store.store)
+    other.pull_checkpoints()
+    for path in (other.local / "checkpoints").glob("*"):
+        digest = (path / MARKER).read_text().removeprefix("digest of ")
+        content = (path / "model.safetensors").read_text()
+        assert content == digest or (digest == "old" and content == "trained again")  # which digests refuse
+    store.push_checkpoints()  # the next process goes on
+    assert len(there(store)) == 4
+
+
+def test_a_run_in_a_store_is_stopped_and_goes_on_elsewhere(
+    bucket: str,
+    tiny_digits: Path,
+    tmp_path: Path,
+    undisturbed: Path,  # noqa: F811
+) -> None:
+    settings = config(storage=bucket, name="r", checkpoint_steps=1)
+    one, two = tmp_path / "node 1" / "r", tmp_path / "node 2" / "r"
+
+    def stop(event: dict[str, Any]) -> bool:
+        return "loss" in event and event["epoch"] == 1
+
+    assert not train(settings, tiny_digits, one, CPU, stop)
+    shutil.rmtree(one)  # the machine is gone
+    assert train(settings, tiny_digits, two, CPU, lambda _: False)
+    assert weights(two) == weights(undisturbed)
+    assert any(path.startswith("predictions/test/part") for path in there(Mirror(two, Location(bucket) / "r")))
+
+
+def test_two_nodes_without_a_common_disk(
+    bucket: str,
+    tiny_digits: Path,
+    tmp_path: Path,
+    undisturbed: Path,  # noqa: F811
+) -> None:
+    assert run_distributed(_on_its_own_disk, 2, bucket, tiny_digits, tmp_path, True) == [False, False]
+    shutil.rmtree(tmp_path / "0")
+    assert run_distributed(_on_its_own_disk, 2, bucket, tiny_digits, tmp_path, False) == [True, True]
+    assert weights(tmp_path / "0" / "two") == weights(undisturbed)
+
+
+def _on_its_own_disk(rank: int, _: int, bucket: str, data: Path, folder: Path, stop: bool) -> bool:
+    torch.set_num_threads(1)
+    settings = config(storage=bucket, name="two")
+    return train(settings, data, folder / str(rank) / "two", CPU, lambda event: stop and event.get("epoch") == 1)
+
+
+def test_a_store_out_of_order_does_not_stop_the_run_and_gets_all_later(
+    bucket: str, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    write, refused = Mirror._write, [3]
+
+    def refusing(self: Mirror, path: str, content: bytes) -> None:
+        if "checkpoints" in path and refused[0]:
+            refused[0] -= 1
+            raise OSError("SlowDown: HTTP status 503")
+        write(self, path, content)
+
+    monkeypatch.setattr(Mirror, "_write", refusing)
+    settings = config(storage=bucket, name="s", checkpoint_steps=1)
+    report = lambda event: said.append(event.get("event", ""))  # noqa: E731
+    assert train(settings, tiny_digits, tmp_path / "s", CPU, report)  # type: ignore[arg-type]
+    assert sum("not in the store yet, training goes on: SlowDown" in line for line in said) == 3
+    newest = valid_checkpoints(tmp_path / "s" / "checkpoints")[0][-1]
+    assert f"checkpoints/{newest.name}/{MARKER}" in there(Mirror(tmp_path / "s", Location(bucket) / "s"))
+
+
+def test_a_store_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror, "PATIENCE", 0.2)
+    with pytest.raises(OSError, match=r"config.json: given up after \d+ attempts"):
+        open_run("s3://anonymous@runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", "r")
+
+
+assert keeping
