@@ -62,6 +62,16 @@ def save(worker: Worker) -> None:
     worker.team.barrier()
 
 
+def share(worker: Worker) -> None:
+    """The checkpoints of rank 0 on every node; what the store did not take yet, it must take now."""
+    if worker.store and worker.team.rank == 0:
+        worker.store.push_checkpoints()
+    worker.team.barrier()
+    if worker.store and worker.team.rank > 0:
+        worker.store.pull_checkpoints()
+    worker.team.barrier()
+
+
 def _push(worker: Worker, store: Mirror) -> None:
     """To the store. One that is out of order does not stop the run: the next checkpoint takes along what is missing."""
     try:

@@ -22,7 +22,7 @@ from raypaml.training.evaluation import (
     predict_part,
 )
 from raypaml.training.finite import DivergedError
-from raypaml.training.keeping import restore, roll_back, save
+from raypaml.training.keeping import restore, roll_back, save, share
 from raypaml.training.models import tested_checkpoint
 from raypaml.training.skips import Reason, check_budget, gather, named, seen_together
 from raypaml.training.step import settle, train_step
@@ -81,6 +81,7 @@ def train(
         drop_features(worker)
 
         # --- Test ---------------------------------------------------------------------------------------------
+        share(worker)
         checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
         for split in splits:
             _predict(worker, split)

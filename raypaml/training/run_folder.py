@@ -31,7 +31,10 @@ def open_run(storage: str, name: str) -> Path:
     """The folder of a run on this machine, with the records that a store has of it."""
     folder = local_folder(storage, name)
     if mirror := Mirror.of(storage, folder):
-        mirror.pull("config.json", "result.json")
+        try:
+            mirror.pull("config.json", "result.json")
+        except OSError as error:
+            raise ValueError(f"storage={storage}: {error}") from None
     return folder
 
 
