@@ -86,6 +86,22 @@ def _most(resource: str) -> int:
     return int(max(ray.cluster_resources().get(resource, 0), may.get(resource, 0)))
 
 
+def on_every_node(function: Callable[..., Any], *args: Any) -> list[Any]:
+    """Call a function once on every live node, the driver's own first; it takes no CPU."""
+    mine = ray.get_runtime_context().get_node_id()
+    nodes = sorted((node["NodeID"] for node in ray.nodes() if node["Alive"]), key=lambda node: (node != mine, node))
+    there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    task = ray.remote(function)
+    return list(
+        ray.get([task.options(num_cpus=0, scheduling_strategy=there(node, soft=False)).remote(*args) for node in nodes])
+    )
+
+
+def addresses() -> list[str]:
+    """Of every live node."""
+    return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+
+
 def map_tasks(
     function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, at_once: int, gpu: bool
 ) -> Iterator[Any]:

@@ -64,7 +64,7 @@ def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -
         began = time.monotonic()
         if life == len(faults):
             assert codes == [0] * fault.workers, codes
-        if fault.kind not in IN_WORKER:
+        if fault.kind in KINDS and fault.kind not in IN_WORKER:
             damage(run, fault)
         seconds.append(time.monotonic() - began)
     return seconds

@@ -133,3 +133,11 @@ def prepared(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path
     from tests.shard_tool import shard
 
     return shard(release, tmp_path_factory.mktemp("prepared") / "data")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of faults, where any was put to the test."""
+    from tests.fault_table import ROWS, table
+
+    if ROWS:
+        terminalreporter.write_line(f"\n{table()}\n")

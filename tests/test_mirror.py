@@ -48,7 +48,7 @@ def store(bucket: str, tmp_path: Path, request: pytest.FixtureRequest) -> Mirror
 
 
 def there(store: Mirror) -> list[str]:
-    return sorted(store._there([""]))
+    return sorted(store.there([""]))
 
 
 def checkpoint(folder: Path, name: str, content: str = "x") -> Path:
@@ -102,7 +102,7 @@ def test_a_kill_at_any_request_leaves_whole_checkpoints_only(
         return call(*args)
 
     with monkeypatch.context() as patch:
-        for name in ("_write", "_delete"):
+        for name in ("write", "delete"):
             call = getattr(Mirror, name)
             patch.setattr(Mirror, name, lambda *args, _call=call: dying(_call, *args))
         try:
@@ -162,7 +162,7 @@ def test_a_store_out_of_order_does_not_stop_the_run_and_gets_all_later(
     bucket: str, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    write, refused = Mirror._write, [3]
+    write, refused = Mirror.write, [3]
 
     def refusing(self: Mirror, path: str, content: bytes) -> None:
         if "checkpoints" in path and refused[0]:
@@ -170,7 +170,7 @@ def test_a_store_out_of_order_does_not_stop_the_run_and_gets_all_later(
             raise OSError("SlowDown: HTTP status 503")
         write(self, path, content)
 
-    monkeypatch.setattr(Mirror, "_write", refusing)
+    monkeypatch.setattr(Mirror, "write", refusing)
     settings = config(storage=bucket, name="s", checkpoint_steps=1)
     report = lambda event: said.append(event.get("event", ""))  # noqa: E731
     assert train(settings, tiny_digits, tmp_path / "s", CPU, report)  # type: ignore[arg-type]

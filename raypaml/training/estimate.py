@@ -60,6 +60,8 @@ class Estimate:
     at_once: int
     """Images whose activations are held together."""
     num_classes: int
+    pixels: int
+    """Bytes of a decoded image."""
     image_bytes: float
     """Of an encoded image, on average."""
     most_rejected: int
@@ -94,6 +96,7 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
         part=part,
         at_once=at_once,
         num_classes=num_classes,
+        pixels=3 * height * width,
         image_bytes=float(index.size.mean()),
         most_rejected=_most_rejected(config, min(size, len(index)) * num_classes),
         device=device,

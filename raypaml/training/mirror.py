@@ -47,28 +47,28 @@ class Mirror:
     def push(self, *names: str) -> None:
         """Copy files and folders to the store; OSError where it was out of order for a minute."""
         for path, file in self._here(names).items():
-            self._write(path, file.read_bytes())
+            self.write(path, file.read_bytes())
 
     def pull(self, *names: str) -> None:
         """Copy files and folders from the store, those that are not here in that size."""
-        for path, size in self._there(names).items():
+        for path, size in self.there(names).items():
             file = self.local / path
             if not file.is_file() or file.stat().st_size != size:
                 self._fetch(path, file)
 
     def push_checkpoints(self) -> None:
         """Copy what is new to the store, markers last, and remove there what is not here, markers first."""
-        here, there = self._here(["checkpoints"]), self._there(["checkpoints"])
+        here, there = self._here(["checkpoints"]), self.there(["checkpoints"])
         for marker in (path for path in here if path.endswith(MARKER)):
-            if marker not in there or self._read(marker) != here[marker].read_bytes():
+            if marker not in there or self.read(marker) != here[marker].read_bytes():
                 for path in sorted((path for path in here if folder(path) == folder(marker)), key=_marker_last):
-                    self._write(path, here[path].read_bytes())
+                    self.write(path, here[path].read_bytes())
         for path in sorted(set(there) - set(here), key=_marker_last, reverse=True):
-            self._delete(path)
+            self.delete(path)
 
     def pull_checkpoints(self) -> None:
         """Copy those that are whole in the store, and remove here what is not, or is another, there."""
-        there = self._there(["checkpoints"])
+        there = self.there(["checkpoints"])
         whole = [folder(path) for path in there if path.endswith(MARKER)]
         for old in (self.local / "checkpoints").glob("[0-9]*"):
             name = f"checkpoints/{old.name}"
@@ -80,7 +80,7 @@ class Mirror:
 
     def _differs(self, checkpoint: str) -> bool:
         marker = self.local / checkpoint / MARKER
-        return not marker.is_file() or self._read(f"{checkpoint}/{MARKER}") != marker.read_bytes()
+        return not marker.is_file() or self.read(f"{checkpoint}/{MARKER}") != marker.read_bytes()
 
     def _fetch_checkpoint(self, checkpoint: str, paths: list[str]) -> None:
         """Whole, under its name; another process of this node may be doing the same."""
@@ -104,7 +104,7 @@ class Mirror:
                     found[str(path.relative_to(self.local))] = path
         return found
 
-    def _there(self, names: Iterable[str]) -> dict[str, int]:
+    def there(self, names: Iterable[str]) -> dict[str, int]:
         """Bytes by path below the run."""
         filesystem, root = self.store.open()
         prefix = f"{root.rstrip('/')}/"
@@ -120,13 +120,15 @@ class Mirror:
             found += with_retries(partial(look, name), f"{self.store / name}", patience=PATIENCE)
         return {info.path.removeprefix(prefix): info.size for info in found if info.type == fs.FileType.File}
 
-    def _read(self, path: str) -> bytes | None:
+    def read(self, path: str) -> bytes | None:
+        """A file of the store, None if there is none; as all requests, repeated for a minute, then OSError."""
         try:
             return with_retries(lambda: read_file(self.store / path), f"{self.store / path}", patience=PATIENCE)
         except FileNotFoundError:
             return None
 
-    def _write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes) -> None:
+        """A file to the store."""
         filesystem, _ = self.store.open()
         target = (self.store / path).open()[1]
 
@@ -137,7 +139,7 @@ class Mirror:
         with_retries(write, f"{self.store / path}", patience=PATIENCE)
 
     def _fetch(self, path: str, file: Path) -> None:
-        content = self._read(path)
+        content = self.read(path)
         if content is None:
             return  # removed meanwhile
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +147,8 @@ class Mirror:
         unfinished.write_bytes(content)
         unfinished.replace(file)
 
-    def _delete(self, path: str) -> None:
+    def delete(self, path: str) -> None:
+        """A file from the store."""
         filesystem, _ = self.store.open()
         target = (self.store / path).open()[1]
         with_retries(lambda: filesystem.delete_file(target), f"{self.store / path}", patience=PATIENCE)

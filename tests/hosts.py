@@ -1,0 +1,162 @@
+"""Several hosts on one machine: each with an address, process tree, /tmp, home and sshd of its own. Needs root.
+
+A host is a network namespace, joined to the others by a bridge, and in it a process tree with its own mounts. What
+it shares with this machine is the file system that is not mounted over: the interpreter and the installed packages.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+BRIDGE = "raypaml0"
+GATEWAY = "10.77.0.1"
+NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare")
+
+
+def why_not() -> str:
+    """Why no hosts can be built here; "" where they can."""
+    missing = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
+    if missing:
+        return f"{', '.join(missing)} not installed (Debian: iproute2 openssh-server openssh-client rsync util-linux)"
+    made = subprocess.run(["ip", "netns", "add", "raypaml-may-i"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"no rights for network namespaces: {made.stderr.strip()}"
+    sh("ip netns del raypaml-may-i")
+    return ""
+
+
+def sh(command: str, *, check: bool = True) -> str:
+    """Run a command; what it said."""
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+@dataclass
+class Hosts:
+    """The hosts that are up."""
+
+    state: Path
+    """Keys, and what the hosts share as /shared."""
+    up: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """By address."""
+
+    @property
+    def key(self) -> Path:
+        """The private key that opens all of them."""
+        return self.state / "key"
+
+    @property
+    def shared(self) -> Path:
+        """The folder that all of them see, here under its real name."""
+        return self.state / "shared"
+
+    def start(self, address: str, authorized: str = "") -> None:
+        """Bring up a host; `authorized` is one more public key that opens it."""
+        name = name_of(address)
+        keys = self.state / f"{name}.keys"
+        keys.write_text(f"{self.key.with_suffix('.pub').read_text()}{authorized}\n")
+        sh(f"ip netns add {name}")
+        sh(f"ip link add {name} type veth peer name eth0 netns {name}")
+        sh(f"ip link set {name} master {BRIDGE} up")
+        for line in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            sh(f"ip -n {name} {line}")
+        sh(f"ip -n {name} route add default via {GATEWAY}")
+        inside = _INSIDE.format(
+            state=self.state, name=name, address=address, keys=keys, prefix=sys.base_prefix, env=sys.prefix
+        )
+        unshare = "unshare -m -p -u -i -f --kill-child --mount-proc"
+        command = ["ip", "netns", "exec", name, *unshare.split(), "bash", "-ec", inside]
+        with (self.state / f"{name}.log").open("wb") as log:
+            self.up[address] = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while subprocess.run([*self.ssh(address), "true"], capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline, (self.state / f"{name}.log").read_text()
+            time.sleep(0.2)
+
+    def ssh(self, address: str) -> list[str]:
+        """A command that runs another one on a host."""
+        options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o ConnectTimeout=5"
+        return ["ssh", "-i", str(self.key), *options.split(), f"root@{address}"]
+
+    def run(self, address: str, command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run a command in a login shell of a host."""
+        line = [*self.ssh(address), f"bash -lic {shlex.quote(command)}"]
+        return subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def kill(self, address: str) -> None:
+        """Pull the plug of a host: all of its processes end at once, its address is gone."""
+        process = self.up.pop(address)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        sh(f"ip link del {name_of(address)}", check=False)
+        sh(f"ip netns del {name_of(address)}", check=False)
+
+    def cut(self, address: str) -> None:
+        """Cut the link of a host: nothing arrives, nothing says so."""
+        sh(f"ip link set {name_of(address)} nomaster")
+
+    def restore(self, address: str) -> None:
+        """Put the link back."""
+        sh(f"ip link set {name_of(address)} master {BRIDGE}")
+
+
+def name_of(address: str) -> str:
+    """Name of a host's namespace, and of its end of the link here."""
+    return f"raypaml-{address.rpartition('.')[2]}"
+
+
+_INSIDE = """
+hostname {name}
+mkdir -p {state}/{name}
+mount --make-rprivate /
+mkdir -p /run/raypaml && mount -t tmpfs tmpfs /run/raypaml
+mkdir -p /run/raypaml/state /run/raypaml/prefix /run/raypaml/env /run/sshd
+mount --bind {state} /run/raypaml/state
+mount --bind {prefix} /run/raypaml/prefix
+mount --bind {env} /run/raypaml/env
+mount -t tmpfs -o size=3g tmpfs /tmp
+mount -t tmpfs -o size=1g tmpfs /root
+mount -t tmpfs -o size=1g tmpfs /dev/shm
+mkdir -p {state} {prefix} {env} /run/raypaml/shared
+mountpoint -q {state} || mount --bind /run/raypaml/state {state}
+test -x {prefix}/bin/python3 || mount --bind /run/raypaml/prefix {prefix}
+test -e {env}/bin/python || mount --bind /run/raypaml/env {env}
+ln -s {env} /root/env
+cat > /root/.bashrc <<'END'
+export PYTHONPATH=$HOME/raypaml GLOO_SOCKET_IFNAME=eth0 RAY_TMPDIR=/tmp OMP_NUM_THREADS=1
+export RAY_NODE_IP_ADDRESS={address} RAY_USAGE_STATS_ENABLED=0
+test -e {state}/environment && . {state}/environment
+END
+echo '. ~/.bashrc' > /root/.bash_profile
+ssh-keygen -q -t ed25519 -N '' -f /run/raypaml/host_key
+exec $(command -v sshd || echo /usr/sbin/sshd) -D -e -f /dev/null -o ListenAddress={address} \
+  -o HostKey=/run/raypaml/host_key -o AuthorizedKeysFile={keys} -o StrictModes=no -o UsePAM=no \
+  -o PermitRootLogin=yes -o PidFile=none -o MaxStartups=100
+"""
+
+
+@contextmanager
+def hosts(state: Path) -> Iterator[Hosts]:
+    """No hosts yet; whatever is up at the end is taken down, and nothing of it stays."""
+    found = Hosts(state)
+    found.shared.mkdir(parents=True)
+    sh(f"ssh-keygen -q -t ed25519 -N '' -f {found.key}")
+    sh(f"ip link add {BRIDGE} type bridge && ip addr add {GATEWAY}/24 dev {BRIDGE} && ip link set {BRIDGE} up")
+    try:
+        yield found
+    finally:
+        for address in list(found.up):
+            with suppress(AssertionError):
+                found.kill(address)
+        sh(f"ip link del {BRIDGE}")

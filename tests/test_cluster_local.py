@@ -1,0 +1,196 @@
+"""`ray up clusters/local.yaml` on hosts of this machine: training over them, a host lost, a link cut, `ray down`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raypaml.data.digits import digits_folder
+from raypaml.recipes import recipe
+from tests.conftest import TINY, train_here
+from tests.fault_table import Row, note
+from tests.hosts import Hosts, hosts, why_not
+from tests.test_train import weights
+
+ROOT = Path(__file__).parent.parent
+HEAD, *WORKERS = "10.77.0.10", "10.77.0.11", "10.77.0.12"
+SHORT = ("--epochs", "8", "--warmup-epochs", "1", "--delta-rel", "0.5", "--checkpoint-steps", "1")
+REASON = why_not()
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(bool(REASON), reason=REASON),
+]
+
+
+@dataclass
+class Cluster:
+    """A cluster that `ray up` made."""
+
+    hosts: Hosts
+    file: Path
+    caller: dict[str, str]
+    """Environment of whoever calls ray."""
+
+    def ray(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("ray")), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=self.caller, cwd=ROOT, check=False
+        )
+
+    def submit(self, data: Path, name: str, *flags: str) -> subprocess.Popen[str]:
+        """A job, given on the head as the README says; what it says comes to the pipe."""
+        run = ["python", "-m", "raypaml.train", "--data", str(data), "--storage", str(self.hosts.shared), *SHORT]
+        job = f"ray job submit --address http://127.0.0.1:8265 -- {' '.join([*run, '--name', name, *flags])}"
+        return subprocess.Popen(
+            [*self.hosts.ssh(HEAD), f"bash -lic '{job}'"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def caller(home: Path) -> dict[str, str]:
+    """A user with a token and nothing else."""
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text("of-this-test-alone")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def overlay(hosts: Hosts) -> dict[str, Any]:
+    """The file as it is, with the test's addresses, user and key, and one CPU for each host."""
+    found = yaml.safe_load((ROOT / "clusters" / "local.yaml").read_text())
+    found["provider"] |= {"head_ip": HEAD, "worker_ips": WORKERS}
+    found["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts.key)}
+    for name, cpus in (("head_start_ray_commands", 0), ("worker_start_ray_commands", 1)):
+        found[name][-1] += f" --num-cpus={cpus} --object-store-memory=200000000"
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("hosts")
+    with hosts(folder / "state") as up:
+        for address in (HEAD, *WORKERS):
+            up.start(address)
+        file = folder / "local.yaml"
+        file.write_text(yaml.safe_dump(overlay(up)))
+        found = Cluster(up, file, caller(folder / "home"))
+        began = time.monotonic()
+        done = found.ray("up", "-y", str(file), "--no-config-cache")
+        assert done.returncode == 0, done.stdout + done.stderr
+        wait_for_nodes(found, 3)
+        note(Row("ray up clusters/local.yaml, three hosts", time.monotonic() - began, "up"))
+        yield found
+        found.ray("down", "-y", str(file))
+        for path in Path("/tmp/ray").glob("cluster-raypaml-local.*"):  # the provider's notes
+            path.unlink()
+
+
+def wait_for_nodes(cluster: Cluster, count: int, timeout: float = 240) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        said = cluster.hosts.run(HEAD, "ray list nodes --address http://127.0.0.1:8265 2>&1 | grep -c ALIVE").stdout
+        if said.strip().splitlines()[-1:] == [str(count)]:
+            return
+        time.sleep(2)
+    raise AssertionError(cluster.hosts.run(HEAD, "ray status; tail -20 /tmp/ray/session_latest/logs/monitor.*").stdout)
+
+
+@pytest.fixture(scope="module")
+def data(cluster: Cluster) -> Path:
+    return shutil.copytree(digits_folder(num_scenes=TINY), cluster.hosts.shared / "data")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    flags = {
+        flag.removeprefix("--").replace("-", "_"): float(value)
+        for flag, value in zip(SHORT[::2], SHORT[1::2], strict=True)
+    }
+    whole = {name: int(value) if value.is_integer() else value for name, value in flags.items()}
+    place = {"data": str(data), "storage": str(tmp_path_factory.mktemp("alone")), "name": "alone", "workers": 1}
+    return weights(train_here(recipe("digits").override(whole | place)).folder)
+
+
+def wait_for_epoch(cluster: Cluster, name: str, epoch: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not list((cluster.hosts.shared / name / "checkpoints").glob(f"{epoch:04d}-*")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, process.kill() or process.communicate()[0]
+        time.sleep(0.2)
+
+
+def recovered(cluster: Cluster, name: str, lives: int) -> None:
+    """Wait until workers have continued so many times."""
+    log, deadline = cluster.hosts.shared / name / "logs" / "worker-0.log", time.monotonic() + 300
+    while log.read_text().count("continues from") < lives:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return said
+
+
+def test_the_dashboard_is_closed_and_the_job_server_wants_the_token(cluster: Cluster) -> None:
+    for port in (8265, 52365):
+        with pytest.raises(OSError):
+            socket.create_connection((HEAD, port), timeout=3).close()
+    bare = "env -u RAY_AUTH_MODE -u RAY_AUTH_TOKEN HOME=/nowhere ray job list --address http://127.0.0.1:8265"
+    assert cluster.hosts.run(HEAD, bare).returncode != 0
+    curl = "python -c \"import urllib.request as u; u.urlopen('http://127.0.0.1:8265/api/jobs/')\" 2>&1"
+    assert "401" in cluster.hosts.run(HEAD, f"PATH=~/env/bin:$PATH; {curl}").stdout
+
+
+def test_two_hosts_train_and_one_is_lost(cluster: Cluster, data: Path, undisturbed: str) -> None:
+    process = cluster.submit(data, "lost", "--workers", "1:2")
+    wait_for_epoch(cluster, "lost", 2, process)
+    began = time.monotonic()
+    cluster.hosts.kill(WORKERS[1])
+    recovered(cluster, "lost", 1)
+    seconds = time.monotonic() - began
+    said = finish(process)
+    assert "with 1 worker" in said
+    equal = weights(cluster.hosts.shared / "lost") == undisturbed
+    note(Row("host lost, goes on with the rest (--workers 1:2)", seconds, "equal" if equal else "NOT EQUAL"))
+    assert equal
+
+
+def test_a_host_comes_back_and_a_link_is_cut_for_a_while(cluster: Cluster, data: Path, undisturbed: str) -> None:
+    cluster.hosts.start(WORKERS[1])
+    assert cluster.ray("up", "-y", str(cluster.file), "--no-config-cache").returncode == 0
+    wait_for_nodes(cluster, 3)
+    process = cluster.submit(data, "cut", "--workers", "1:2", "--hang-seconds", "20")
+    wait_for_epoch(cluster, "cut", 2, process)
+    began = time.monotonic()
+    cluster.hosts.cut(WORKERS[1])
+    recovered(cluster, "cut", 1)
+    seconds = time.monotonic() - began
+    cluster.hosts.restore(WORKERS[1])
+    finish(process)
+    equal = weights(cluster.hosts.shared / "cut") == undisturbed
+    note(Row("link cut, later restored", seconds, "equal" if equal else "NOT EQUAL"))
+    assert equal
+
+
+def test_ray_down_leaves_nothing(cluster: Cluster) -> None:
+    assert cluster.ray("down", "-y", str(cluster.file)).returncode == 0
+    for address in (HEAD, *WORKERS):
+        left = cluster.hosts.run(address, "ps -eo args | grep -E 'raylet|gcs_server|ray::' | grep -v grep").stdout
+        assert left.strip() == ""

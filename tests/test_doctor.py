@@ -1,0 +1,173 @@
+"""The doctor: every finding with its remedy, fatal ones in the exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raypaml import doctor
+from raypaml.config import TrainConfig
+from raypaml.doctor import FATAL, FINE, WARNING
+from raypaml.recipes import recipe
+from raypaml.training import node
+from raypaml.training.node import Node
+
+GB = 10**9
+GOOD = Node(
+    host="a",
+    versions={"torch": "2.15.0", "ray": "2.60.0"},
+    cpus=8,
+    gpu_memory=(24 * GB,),
+    memory=64 * GB,
+    shm=8 * GB,
+    cache_free=100 * GB,
+    storage_free=100 * GB,
+    storage_fault="",
+    seen=True,
+    write_rate=1e8,
+    token=True,
+)
+
+
+def like(**values: Any) -> Node:
+    return dataclasses.replace(GOOD, **values)
+
+
+def config(**values: Any) -> TrainConfig:
+    return recipe("openimages_v3").override({"workers": 2} | values)
+
+
+def test_versions_that_differ_are_named_with_their_hosts() -> None:
+    other = like(host="b", versions={"torch": "2.14.0", "ray": "2.60.0"})
+    assert doctor.same_versions([GOOD, GOOD]).level == FINE
+    found = doctor.same_versions([GOOD, other])
+    assert (found.level, found.remedy) == (FATAL, "install the same constraints.txt on every node")
+    assert found.what == "versions differ: torch: 2.14.0 on b, 2.15.0 on a"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "by_ray", "values", "level", "remedy"),
+    [
+        (2, 2, {}, FINE, ""),
+        (1, 1, {"device": "cuda"}, FATAL, "--workers 1"),
+        (0, 0, {"device": "cuda"}, FATAL, "--device cpu"),
+        (1, 1, {"device": "cuda", "min_workers": 1}, FINE, ""),
+        (1, 1, {}, WARNING, "--workers 1 would use them"),
+        (0, 4, {}, WARNING, "check driver and CUDA build"),
+    ],
+)
+def test_gpus(gpus: int, by_ray: int, values: dict[str, Any], level: str, remedy: str) -> None:
+    found = doctor.gpus_seen([like(gpu_memory=(24 * GB,) * gpus)], by_ray, config(**values))
+    assert found.level == level
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"storage_fault": "renames are not atomic there"}, "on b: renames are not atomic"),
+        ({"seen": False}, "b does not see what a wrote there"),
+    ],
+)
+def test_storage_that_is_not_what_a_run_needs(bad: dict[str, Any], said: str) -> None:
+    found = doctor.storage([GOOD, like(host="b", **bad)], config(storage="/runs"))
+    assert found.level == FATAL
+    assert said in found.what
+    assert "--storage" in found.remedy
+
+
+def test_disks_for_checkpoints_and_for_the_cache() -> None:
+    assert list(doctor.disks([GOOD], config(), 3 * GB, 0)) == []
+    (full,) = doctor.disks([like(storage_free=GB)], config(), 3 * GB, 0)
+    assert (full.level, full.what) == (FATAL, "storage=runs: 1.0 GB free, the run's checkpoints take 3.0 GB")
+    (small,) = doctor.disks([like(cache_free=9 * GB)], config(cache_gb=50), GB, 189 * GB)
+    assert (small.level, small.remedy) == (WARNING, "--cache on a larger disk, or --cache-gb 9")
+    assert list(doctor.disks([like(cache_free=9 * GB)], config(), GB, 5 * GB)) == []
+
+
+def test_shared_memory_of_containers() -> None:
+    found = doctor.shared_memory([like(shm=64 * 2**20)], config(), 128 * 448 * 448 * 3)
+    assert found.level == FATAL
+    assert "--shm-size" in found.remedy
+    assert doctor.shared_memory([GOOD], config(loader_workers=0), 1).level == FINE
+
+
+def test_doors() -> None:
+    answers = {"10.0.0.1": 200, "10.0.0.2": 401, "10.0.0.3": 0}
+    found = list(doctor.doors([GOOD], [*answers, "127.0.0.1"], answers.__getitem__))
+    assert [one.level for one in found] == [FATAL, WARNING]
+    assert "anybody may submit jobs on 10.0.0.1:8265" in found[0].what
+    (open_node,) = doctor.doors([like(token=False)], [], answers.__getitem__)
+    assert (open_node.level, "get-auth-token" in open_node.remedy) == (WARNING, True)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+def test_knock(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(doctor, "DASHBOARD", server.server_address[1])
+        assert doctor.knock("127.0.0.1") == status
+        server.shutdown()
+    assert doctor.knock("127.0.0.1") == 0
+
+
+def test_interval_is_young_and_daly() -> None:
+    from types import SimpleNamespace
+
+    found: Any = SimpleNamespace(flops=10**12, images=10**6, steps=4000)  # a worker of 100 TFLOP/s: 100 images/s
+    said = doctor.interval(found, config(epochs=10), 10 * GB, 1e9, 100, 5.0)
+    # 10 s a checkpoint, a loss every 18,000 s: sqrt(2 x 10 x 18,000) = 600 s of 200 images/s in steps of 256
+    assert said.remedy == "--checkpoint-steps 469 saves every 10 minutes (Young-Daly)"
+    assert said.what.startswith("13.9 h at 200 images/s")
+    assert said.what.endswith("3.3%")  # 300 / 18,000 + 10 / 600
+    assert doctor.interval(found, config(epochs=10, checkpoint_steps=400), 10 * GB, 1e9, 100, 5.0).remedy == ""
+
+
+def test_what_a_disk_must_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = node.leave(str(tmp_path / "runs"))
+    seen = node.look(str(tmp_path / "runs"), "", left)
+    assert (seen.storage_fault, seen.seen) == ("", True)
+    assert min(seen.write_rate, seen.memory, seen.cache_free, seen.storage_free) > 0
+    node.remove(str(tmp_path / "runs"), left)
+    assert not list((tmp_path / "runs").iterdir())
+    assert not node.look(str(tmp_path / "runs"), "", left).seen
+    monkeypatch.setattr(Path, "replace", lambda self, to: to.write_bytes(b"") if self.is_file() else self.rename(to))
+    assert node.look(str(tmp_path / "runs"), "", left).storage_fault == "renames are not atomic there"
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "raypaml.doctor", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_the_command_on_a_laptop(tiny_digits: Path, tmp_path: Path) -> None:
+    done = run("digits", "--data", str(tiny_digits), "--storage", str(tmp_path / "runs"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "renames are whole" in done.stdout
+    assert "1 training shards, all there, for 2 workers" in done.stdout
+    assert done.stdout.endswith("nothing that would stop the run\n")
+
+
+def test_fatal_findings_are_the_exit_code(tiny_digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("digits", "--data", str(tiny_digits), "--storage", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "fatal    storage=" in done.stdout
+    missing = run("digits", "--data", str(tmp_path / "none"), "--storage", str(tmp_path), "--device", "cpu")
+    assert (missing.returncode, "fatal" in missing.stdout) == (1, True)
+    assert run("--no-such-flag").returncode == 2
