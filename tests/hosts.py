@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BRIDGE = "raypaml0"
-GATEWAY = "10.77.0.1"
 NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare")
 
 
@@ -47,7 +46,9 @@ class Hosts:
     """The hosts that are up."""
 
     state: Path
-    """Keys, and what the hosts share as /shared."""
+    """Keys, and what the hosts share; at the same path in all of them."""
+    gateway: str
+    """This machine's address on their network, with its prefix length."""
     up: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     """By address."""
 
@@ -58,7 +59,7 @@ class Hosts:
 
     @property
     def shared(self) -> Path:
-        """The folder that all of them see, here under its real name."""
+        """The folder that all of them see."""
         return self.state / "shared"
 
     def start(self, address: str, authorized: str = "") -> None:
@@ -69,9 +70,10 @@ class Hosts:
         sh(f"ip netns add {name}")
         sh(f"ip link add {name} type veth peer name eth0 netns {name}")
         sh(f"ip link set {name} master {BRIDGE} up")
-        for line in (f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+        gateway, _, prefix = self.gateway.partition("/")
+        for line in (f"addr add {address}/{prefix} dev eth0", "link set eth0 up", "link set lo up"):
             sh(f"ip -n {name} {line}")
-        sh(f"ip -n {name} route add default via {GATEWAY}")
+        sh(f"ip -n {name} route add default via {gateway}")
         inside = _INSIDE.format(
             state=self.state, name=name, address=address, keys=keys, prefix=sys.base_prefix, env=sys.prefix
         )
@@ -113,7 +115,7 @@ class Hosts:
 
 def name_of(address: str) -> str:
     """Name of a host's namespace, and of its end of the link here."""
-    return f"raypaml-{address.rpartition('.')[2]}"
+    return f"raypaml-{'-'.join(address.split('.')[2:])}"
 
 
 _INSIDE = """
@@ -147,12 +149,12 @@ exec $(command -v sshd || echo /usr/sbin/sshd) -D -e -f /dev/null -o ListenAddre
 
 
 @contextmanager
-def hosts(state: Path) -> Iterator[Hosts]:
+def hosts(state: Path, gateway: str) -> Iterator[Hosts]:
     """No hosts yet; whatever is up at the end is taken down, and nothing of it stays."""
-    found = Hosts(state)
+    found = Hosts(state, gateway)
     found.shared.mkdir(parents=True)
     sh(f"ssh-keygen -q -t ed25519 -N '' -f {found.key}")
-    sh(f"ip link add {BRIDGE} type bridge && ip addr add {GATEWAY}/24 dev {BRIDGE} && ip link set {BRIDGE} up")
+    sh(f"ip link add {BRIDGE} type bridge && ip addr add {gateway} dev {BRIDGE} && ip link set {BRIDGE} up")
     try:
         yield found
     finally:
