@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -155,8 +156,8 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def test_the_dashboard_is_closed_and_the_job_server_wants_the_token(cluster: Cluster) -> None:
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection((HEAD, 8265), timeout=3).close()
+    with socket.socket() as outside:
+        assert outside.connect_ex((HEAD, 8265)) == errno.ECONNREFUSED
     assert knock(f"http://{HEAD}:52365/api/job_agent/jobs/") == 401  # each node's agent, which the head talks to
     call = f"python -c \"from tests.test_cluster_local import knock; print(knock('{JOBS}'))\""
     assert "401" in cluster.hosts.run(HEAD, f"cd ~/raypaml; {call}").stdout
@@ -203,6 +204,8 @@ def test_a_host_comes_back_and_a_link_is_cut_for_a_while(cluster: Cluster, data:
 
 def test_ray_down_leaves_nothing(cluster: Cluster) -> None:
     assert cluster.ray("down", "-y", str(cluster.file)).returncode == 0
+    deadline = time.monotonic() + 150  # a worker ends by itself a minute after its head
     for address in (HEAD, *WORKERS):
-        left = cluster.hosts.run(address, "ps -eo args | grep -E 'raylet|gcs_server|ray::' | grep -v grep").stdout
-        assert left.strip() == ""
+        while left := cluster.hosts.run(address, "pgrep -a 'raylet|gcs_server'").stdout.strip():
+            assert time.monotonic() < deadline, left
+            time.sleep(3)

@@ -170,9 +170,16 @@ def retain(folder: Path) -> None:
     """Delete all but the newest and the best valid checkpoint, and what was left unfinished."""
     valid, damaged = valid_checkpoints(folder)
     keep = {valid[-1], best_checkpoint(valid)} if valid else set()
-    for path in [*valid, *damaged, *folder.glob(".unfinished-*")]:
+    for path in [*valid, *damaged]:
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what was left unfinished."""
+    for path in folder.glob(".unfinished-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

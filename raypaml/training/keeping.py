@@ -21,6 +21,8 @@ def restore(worker: Worker) -> None:
     if damaged:
         worker.report({"event": f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"})
     worker.team.barrier()  # nobody may save before all have looked
+    if worker.team.rank == 0:
+        checkpoint.sweep(worker.run_folder / "checkpoints")
     if not valid:
         return
     worker.now("loading a checkpoint")

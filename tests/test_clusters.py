@@ -1,0 +1,93 @@
+"""The cluster files, field by field: Ray's own schema, closed doors, no credentials, pinned versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from raypaml import train
+from raypaml.config import SECRETS, TrainConfig
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "clusters").glob("*.yaml"))
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((ROOT / "clusters" / name).read_text())
+
+
+@pytest.mark.parametrize(("name", "workers"), [("aws.yaml", 4), ("local.yaml", 2)])
+def test_ray_takes_the_file(name: str, workers: int) -> None:
+    prepared = prepare_config(load(name))
+    validate_config(prepared)
+    assert prepared["max_workers"] == workers
+    with pytest.raises(Exception, match="Additional properties"):
+        validate_config(prepared | {"max_worker": 3})  # the schema would see a typo
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_credentials(path: Path) -> None:
+    assert not SECRETS.search(path.read_text())
+    assert not re.search(r"aws_(access|secret)|ssh-rsa|BEGIN .*KEY", path.read_text(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "local.yaml"])
+def test_doors_are_closed_and_every_call_needs_the_token(name: str) -> None:
+    file = load(name)
+    (start,) = (line for line in file["head_start_ray_commands"] if "ray start" in line)
+    assert "--dashboard-host=127.0.0.1" in start
+    assert any("export RAY_AUTH_MODE=token" in line for line in file["setup_commands"])
+    assert file["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert any("PIP_CONSTRAINT=~/raypaml/constraints.txt" in line for line in file["setup_commands"])
+
+
+def test_aws_spot_workers_a_head_without_work_and_ssh_alone() -> None:
+    file = load("aws.yaml")
+    head, gpu = (file["available_node_types"][name] for name in ("head", "gpu_spot"))
+    assert head["resources"] == {"CPU": 0}
+    assert gpu["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert (gpu["min_workers"], gpu["max_workers"]) == (0, file["max_workers"])
+    for kind in (head, gpu):
+        assert kind["node_config"]["IamInstanceProfile"]["Name"].startswith("raypaml-")
+        assert kind["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+    assert [(rule["FromPort"], rule["ToPort"]) for rule in file["provider"]["security_group"]["IpPermissions"]] == [
+        (22, 22)
+    ]
+
+
+def test_kuberay_is_a_rayjob_of_this_ray_with_token_and_elastic_gpu_workers() -> None:
+    """Also valid against the operator's own CRD (rayjobs, ray.io/v1, kuberay feeaf72fa), unknown fields refused."""
+    file = load("kuberay.yaml")
+    spec, cluster = file["spec"], file["spec"]["rayClusterSpec"]
+    assert (file["apiVersion"], file["kind"]) == ("ray.io/v1", "RayJob")
+    assert cluster["rayVersion"] == importlib.metadata.version("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["enableInTreeAutoscaling"]
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0", "dashboard-host": "127.0.0.1"}
+    (gpu,) = cluster["workerGroupSpecs"]
+    pod = gpu["template"]["spec"]
+    assert (gpu["minReplicas"], gpu["maxReplicas"]) == (2, 8)
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {volume["name"] for volume in pod["volumes"]} == {m["name"] for m in pod["containers"][0]["volumeMounts"]}
+    program, *flags = spec["entrypoint"].split("raypaml.train")
+    run = parsed(flags[0]).run
+    assert (program, run.min_workers, run.workers) == ("python -m ", 2, 8)
+
+
+def test_the_commands_of_the_readme_are_ours() -> None:
+    text = (ROOT / "clusters" / "README.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"raypaml\.train ([^'`]+)'", text)
+    assert found
+    for flags in found:
+        parsed(flags)
+
+
+def parsed(flags: str) -> TrainConfig:
+    """What the command would be, were there such a bucket."""
+    return train.parse(re.sub(r"--name \S+", "", flags).split())
