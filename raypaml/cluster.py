@@ -129,6 +129,11 @@ def map_tasks(
             raise kind(str(error.cause)) from None
 
 
+def shrink_soon() -> None:
+    """A lost node counts as there for a while: let Ray Train ask for its workers in vain for a minute, not for five."""
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+
+
 class Watch(Protocol):
     """What a mailbox asks about beats: see `training.watchdog`, which this module need not know."""
 

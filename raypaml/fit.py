@@ -39,6 +39,8 @@ def fit(job: Job, prog: str, display: Display) -> None:
     least = run.min_workers or run.workers
     count = f"{least} to {run.workers}" if least < run.workers else run.workers
     display.say(f"run {run.name}: {count} workers, in {job.folder}")
+    if least < run.workers:
+        cluster.shrink_soon()
     with cluster.join(run.address, least):
         use_gpu = gpu_wanted(run, display.say)
         claim(job.folder, job.config, job.data)
