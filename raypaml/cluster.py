@@ -71,19 +71,18 @@ def _knock(address: str) -> None:
 
 
 def gpus() -> int:
-    """GPUs that the joined cluster has, or will have when its autoscaler adds all that it may."""
-    return _most("GPU")
+    """GPUs of the joined cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def cpus() -> int:
-    """CPUs that the joined cluster has, or may have."""
-    return _most("CPU")
+    """CPUs of the joined cluster."""
+    return int(ray.cluster_resources().get("CPU", 0))
 
 
-def _most(resource: str) -> int:
-    # Ray Train's and Ray Data's own way to know; there is no public one
-    may = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    return int(max(ray.cluster_resources().get(resource, 0), may.get(resource, 0)))
+def may_grow() -> bool:
+    """Whether nodes may be added, so that what is missing is waited for; Ray does not tell, the cluster files do."""
+    return bool(os.environ.get("RAYPAML_MAY_GROW"))
 
 
 def on_every_node(function: Callable[..., Any], *args: Any) -> list[Any]:

@@ -98,12 +98,17 @@ class _Signals:
 def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
     """Whether every worker gets a GPU; ValueError where the joined cluster cannot give what was asked for.
 
-    A cluster that may add nodes is taken at its most; Ray Train then waits for them.
+    Where nodes may be added, Ray Train asks for them and waits.
     """
     from raypaml import cluster
 
     least = run.min_workers or run.workers
     cpus, found = cluster.cpus(), cluster.gpus()
+    if cluster.may_grow() and run.device != "auto":
+        missing = least - (found if run.device == "cuda" else cpus)
+        if missing > 0:
+            say(f"waiting for nodes with {missing} {'GPUs' if run.device == 'cuda' else 'CPUs'} more")
+        return run.device == "cuda"
     if cpus < least:
         raise ValueError(f"workers={least}: the cluster has {cpus} CPUs; use fewer workers or add nodes")
     if run.device == "cuda" and found < least:
