@@ -42,6 +42,18 @@ AWS = {
     "AWS_DEFAULT_REGION": REGION,
 }
 
+MOTO = """
+import sys
+from moto.ec2.responses.instances import InstanceResponse
+from moto.server import main
+get = InstanceResponse._get_param
+InstanceResponse._get_param = lambda self, name, *args, **options: get(
+    self, "MaxCount" if name == "MinCount" else name, *args, **options
+)
+main(sys.argv[1:])
+"""
+"""moto starts the fewest instances asked for, EC2 as many as it can."""
+
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(1800),
@@ -118,18 +130,19 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     with hosts(folder / "state", f"{GATEWAY}/16") as up:
         exports = "".join(f"export {name}={value}\n" for name, value in AWS.items())
         (up.state / "environment").write_text(exports)
-        server = [str(Path(sys.executable).with_name("moto_server")), "-H", GATEWAY, "-p", str(PORT)]
+        server = [sys.executable, "-c", MOTO, "-H", GATEWAY, "-p", str(PORT)]
         with (folder / "moto.log").open("wb") as log:
             moto = subprocess.Popen(server, stdout=log, stderr=log)
         found = Cloud(up, folder / "home")
         try:
             wait_for_moto()
             once_per_account()
-            threading.Thread(target=found.watch, daemon=True).start()
+            watcher = threading.Thread(target=found.watch, daemon=True)
+            watcher.start()
             yield found
-        finally:
             found.over.set()
-            time.sleep(1)
+            watcher.join(60)
+        finally:
             moto.kill()
             moto.wait()
             patch.undo()
