@@ -227,10 +227,10 @@ def _train_on_worker(settings: dict[str, Any]) -> bool:
     def report(event: dict[str, Any]) -> Wish | bool:
         if "event" in event:
             logging.info(event["event"])
-        if rank == 0 and channel.put(event):
-            return Wish.STOP
-        if "loss" not in event or not (notice := ray.train.get_preemption_info()):  # asked on all ranks alike
-            return Wish.NOTHING
+        stop = rank == 0 and channel.put(event)
+        notice = ray.train.get_preemption_info() if "loss" in event else None  # a barrier: asked on all ranks alike
+        if stop or not notice:
+            return Wish.STOP if stop else Wish.NOTHING
         fresh = set(notice.preempted_node_ids) - seen
         seen.update(fresh)
         return Wish.SAVE if fresh else Wish.NOTHING
