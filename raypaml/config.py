@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from raypaml.labels import SchemeName
+from raypaml.labels import LargeLoss, SchemeName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,12 @@ class LossConfig:
     """Loss and rejection."""
 
     scheme: SchemeName = "ll_r"
-    """full labels, an: unobserved is negative, ignore: observed only, or a large-loss scheme."""
+    """full labels, an: unobserved is negative, ignore: observed only, a large-loss scheme, or another paper's loss:
+    losses/schemes.py."""
+    scheme_settings: str = ""
+    """NAME=VALUE,... of the scheme instead of its published ones: losses/schemes.py."""
+    priors: str = ""
+    """Run trained with scheme ignore, whose mean scores are the class priors of scheme csl."""
     delta_rel: float = 0.5
     """Percent of all entries of a batch added to the rejected an epoch. Published: LL-R 0.5; OpenImages 0.005, 0.01."""
     warmup_epochs: int = 1
@@ -213,7 +218,7 @@ def _check_schedule(config: TrainConfig) -> None:
     loss, epochs = config.loss, config.optim.epochs
     steps = rejecting_epochs(epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     most = 1 if loss.scheme == "ll_cp" else steps
-    if loss.scheme.startswith("ll_") and loss.delta_rel * most > 100:
+    if loss.scheme in get_args(LargeLoss) and loss.delta_rel * most > 100:
         raise ValueError(
             f"delta_rel={loss.delta_rel} %/epoch over {epochs} epochs ({loss.warmup_epochs} of warm-up) asks to reject "
             f"{loss.delta_rel * most:g} % of all entries in the last epoch; keep delta_rel * {most} <= 100"

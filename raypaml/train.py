@@ -86,6 +86,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import check_backbone
     from raypaml.training.drift import make_probe
+    from raypaml.training.memory import memory_of
     from raypaml.training.models import build_model
     from raypaml.training.run_folder import check_same_run, new_name
 
@@ -95,6 +96,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     data = open_folder(resolve_data(config.data.data, say), **config.data.opening)
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
+    memory_of(config, data)
     make_probe(config, data, "cpu")
     if config.model.weights:
         build_model(config.model, len(data.vocabulary))

@@ -84,6 +84,7 @@ def _restore(worker: Worker) -> None:
     worker.state, worker.corrections = checkpoint.load(
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
+    worker.memory.restore(checkpoint.read_memory(valid[-1]))
     worker.report({"event": f"continues from epoch {worker.state.epoch}, step {worker.state.step}"})
 
 
@@ -129,6 +130,7 @@ def _agree(worker: Worker, seconds: float) -> bool:
     state.seconds += seconds
     summed = worker.team.sum(worker.tally).tolist()
     worker.tally.zero_()
+    worker.memory.exchange(worker.team)
     _agree_on_skips(worker)
     state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
     totals = dict(zip(TALLY, state.tally, strict=True))
@@ -167,6 +169,7 @@ def _finish_epoch(worker: Worker) -> bool:
     """Validate, record, save; whether anyone was asked to stop."""
     state, config = worker.state, worker.config
     worker.corrections.exchange(worker.team)
+    worker.memory.close(state.epoch)
     mine = predict(worker.evaluated, worker.data, "validation", worker.team, **_evaluation(worker))
     skipped = gather(worker.team, mine.skipped)
     index = worker.data.splits["validation"]
@@ -215,7 +218,16 @@ def _save(worker: Worker) -> None:
     if worker.team.rank == 0:
         folder = worker.run_folder / "checkpoints"
         index = worker.data.splits["train"]
-        checkpoint.save(folder, worker.state, worker.model, worker.optimizer, worker.corrections, index, worker.average)
+        checkpoint.save(
+            folder,
+            worker.state,
+            worker.model,
+            worker.optimizer,
+            worker.corrections,
+            index,
+            worker.average,
+            worker.memory.tensors(),
+        )
         checkpoint.retain(folder)
         lines = worker.run_folder / ".metrics.unfinished"
         lines.write_text("".join(json.dumps(record) + "\n" for record in worker.state.history))

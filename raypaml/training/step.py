@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from raypaml.data.batches import Batch
 from raypaml.labels import POSITIVE, UNOBSERVED
-from raypaml.losses.large_loss import check_labels, large_loss, scheduled_rate
+from raypaml.losses.large_loss import check_labels
+from raypaml.losses.schemes import KEEPING, Moment, read_settings, scheme_loss
 from raypaml.training.finite import Doubt
 from raypaml.training.gradients import add_exactly, lane_slices
 from raypaml.training.models import update_average
@@ -45,8 +46,9 @@ def train_step(worker: Worker, batch: Batch) -> None:
     check_labels(batch.labels, config.loss.scheme)
     labels = worker.corrections.apply(batch.labels, batch.rows).to(team.device, non_blocking=True)
     loss, rejected = _loss(worker, batch, logits, labels)
-    if config.loss.scheme == "ll_cp":
+    if config.loss.scheme in KEEPING:
         worker.corrections.add(batch.rows, rejected)
+    worker.memory.note(batch.rows, labels, logits, team, batch.global_rows)
 
     # --- Gradients and update ---------------------------------------------------------------------------------
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -132,26 +134,22 @@ def _bfloat16(precision: str, device: torch.device) -> bool:
 
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     config, state = worker.config.loss, worker.state
-    rate = scheduled_rate(
-        config.scheme,
-        config.delta_rel,
+    moment = Moment(
         epoch=state.epoch,
+        epochs=worker.config.optim.epochs,
         step=state.step,
         steps=worker.plan.steps,
         warmup_epochs=config.warmup_epochs,
+        delta_rel=config.delta_rel,
         continuous=config.schedule == "samples",
-    )
-    return large_loss(
-        logits,
-        labels,
-        config.scheme,
-        rate,
         global_rows=batch.global_rows,
         first_row=batch.first_row,
         group=worker.team.group,
         scope=config.rejection_scope,
-        check_values=False,
+        settings=read_settings(config.scheme, config.scheme_settings),
+        known=worker.memory.known(batch.rows, labels),
     )
+    return scheme_loss(config.scheme, logits, labels, moment)
 
 
 def _update(worker: Worker) -> None:

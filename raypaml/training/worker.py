@@ -21,6 +21,7 @@ from raypaml.training.distributed import Team
 from raypaml.training.drift import Probe, make_probe
 from raypaml.training.finite import Doubt
 from raypaml.training.gradients import check_reproducible
+from raypaml.training.memory import Memory, memory_of
 from raypaml.training.models import build_model
 from raypaml.training.skips import Skip
 
@@ -47,6 +48,8 @@ class Worker:
     optimizer: torch.optim.Optimizer
     state: State
     corrections: Corrections
+    memory: Memory
+    """The scheme's, besides corrections."""
     report: Report
     tally: Tensor
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
@@ -108,6 +111,7 @@ def prepare(
         optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
+        memory=memory_of(config, data),
         report=report,
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
         probe=make_probe(config, data, device) if team.rank == 0 else None,
