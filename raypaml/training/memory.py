@@ -238,9 +238,11 @@ def memory_of(config: TrainConfig, data: DataFolder) -> Memory:
     """What the run's scheme remembers, at the start.
 
     Raises:
-        ValueError: settings, schedule or priors are not as the scheme needs them.
+        ValueError: settings, schedule, priors or labels are not as the scheme needs them.
     """
     loss, num_classes = config.loss, len(data.vocabulary)
+    if loss.scheme == "full" and not data.splits["train"].has_truth:
+        raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     settings = SCHEMES[loss.scheme].settings | read_settings(loss.scheme, loss.scheme_settings)
     last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     check_schedule(loss.scheme, settings, last)
