@@ -64,7 +64,9 @@ def main() -> None:
     configs = [_config(asked, scheme, alpha, seed) for seed in seeds for scheme, alpha in rows]
     for config in configs:
         config.check()
+    first = [_config(asked, "ignore", c.model.alpha, c.run.seed) for c in configs if c.loss.priors]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        list(pool.map(train_alone, first))
         results = list(pool.map(train_alone, configs))
     print(table(rows, [results[n :: len(rows)] for n in range(len(rows))]))
 
@@ -74,8 +76,10 @@ def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
     epochs, data = asked.epochs or base.optim.epochs, asked.data or base.data.data
     values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": epochs, "data": data, "workers": 1}
     name = data.strip("/").replace(":", "-").replace("/", "-")
-    values |= {"name": f"{name}-{scheme}-alpha{alpha:g}-seed{seed}-epochs{epochs}", "storage": asked.storage}
-    return base.override(values)
+    rest = f"alpha{alpha:g}-seed{seed}-epochs{epochs}"
+    if scheme == "csl":
+        values["priors"] = str(Path(asked.storage) / f"{name}-ignore-{rest}")
+    return base.override(values | {"name": f"{name}-{scheme}-{rest}", "storage": asked.storage})
 
 
 def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:
