@@ -87,10 +87,10 @@ def _compared(
     peak = max(float(values.max()) for values in maps.values())
     box = next((_corners(box) for box in data.splits[split].boxes(row) if box["class"] == k), None)
     key = data.splits[split].keys(np.array([row]))[0]
-    tiles = [Tile(_data_uri(_enlarged(pixels)), f"{data.vocabulary.names[k]} · {key}")]
+    tiles = [Tile(data_uri(_enlarged(pixels)), f"{data.vocabulary.names[k]} · {key}")]
     for name, values in maps.items():
-        picture = _overlay(pixels, values / max(peak, 1e-9), box)
-        tiles.append(Tile(_data_uri(picture), f"{name} {seen[name][1][k]:.2f}"))
+        picture = overlay(pixels, values / max(peak, 1e-9), box)
+        tiles.append(Tile(data_uri(picture), f"{name} {seen[name][1][k]:.2f}"))
     return Row(key, tiles, peak)
 
 
@@ -120,10 +120,10 @@ def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row
     peak = max((float(values.max()) for values in maps.values()), default=0.0)
     boxes = {int(box["class"]): _corners(box) for box in index.boxes(row)}
     key = index.keys(np.array([row]))[0]
-    tiles = [Tile(_data_uri(_enlarged(pixels)), key)]
+    tiles = [Tile(data_uri(_enlarged(pixels)), key)]
     for k, values in maps.items():
-        picture = _overlay(pixels, values / max(peak, 1e-9), boxes.get(k))
-        tiles.append(Tile(_data_uri(picture), f"{data.vocabulary.names[k]} {scores[k]:.2f}"))
+        picture = overlay(pixels, values / max(peak, 1e-9), boxes.get(k))
+        tiles.append(Tile(data_uri(picture), f"{data.vocabulary.names[k]} {scores[k]:.2f}"))
     return Row(key, tiles, peak)
 
 
@@ -131,7 +131,7 @@ def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def _overlay(pixels: NDArray[np.uint8], heat: Floats, box: tuple[float, float, float, float] | None) -> Image.Image:
+def overlay(pixels: NDArray[np.uint8], heat: Floats, box: tuple[float, float, float, float] | None) -> Image.Image:
     """The image in grey, the map 0..1 in colour over it, the known box outlined."""
     grey = np.asarray(_enlarged(pixels).convert("L").convert("RGB"), np.float32)
     smooth = Image.fromarray(heat.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
@@ -144,7 +144,8 @@ def _overlay(pixels: NDArray[np.uint8], heat: Floats, box: tuple[float, float, f
     return mixed
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
+    """A picture within a page."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

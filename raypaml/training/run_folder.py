@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.data.batches import Reader
 from raypaml.data.folder import DataFolder
 
 PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
@@ -68,9 +69,10 @@ def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:
 
 
 def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Write `config.json` into a new run folder."""
+    """Write `vocabulary.csv` and `config.json` into a new run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").is_file():
+        data.vocabulary.write(folder / "vocabulary.csv")
         write_json(folder / "config.json", _record(config, data))
 
 
@@ -86,6 +88,7 @@ def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
             "folder": str(data.path),
             "vocabulary": data.vocabulary.digest,
             "num_classes": len(data.vocabulary),
+            "image_size": Reader(data.shards, data.splits["train"], (), skip_broken=True).shape[:2],
             "samples": {split: len(index) for split, index in data.splits.items()},
         },
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
