@@ -132,13 +132,17 @@ class RunConfig:
     """Save also every so many steps; 0: after each epoch only."""
     reference: str = ""
     """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    """Curves for one of these too, in the run's folder, without network unless its environment variables name one."""
+    history: bool = True
+    """Write which entries each epoch rejected, for raypaml.audit."""
     probe_images: int = 200
     """Validation images, evenly spaced, of that comparison."""
 
 
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
-    *("skip_budget", "cache", "cache_gb", "reference", "probe_images"),
+    *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 

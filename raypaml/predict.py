@@ -148,7 +148,7 @@ def answers_of_chunk(
 
 @functools.lru_cache(maxsize=1)
 def _loaded(model: str, device: str) -> Classifier:
-    """The model, in a process that computes with one thread, as `evaluate` does: the same bits, and --workers for more."""
+    """The model, in a process that computes with one thread, as `evaluate` does: its bits, and --workers for more."""
     import torch
 
     from raypaml.serving.classifier import load

@@ -117,8 +117,8 @@ def plan(config: TrainConfig) -> str:
     return describe(config, estimate(config, data))
 
 
-def fit(job: Job, display: Display) -> bool:
-    """Run Ray Train; whether training finished, rather than being asked to stop."""
+def fit(job: Job, display: Display) -> None:
+    """Run Ray Train to the end; SystemExit where it was asked to stop."""
     from raypaml import cluster
     from raypaml.training.run_folder import claim
 
@@ -127,6 +127,7 @@ def fit(job: Job, display: Display) -> bool:
     with cluster.join(run.address, run.workers):
         use_gpu = gpu_wanted(run, display.say)
         claim(job.folder, job.config, job.data)
+        display.track(job.config, job.folder)
         channel = cluster.Channel()
         outcome: dict[str, Any] = {}
         thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome), daemon=True)
@@ -142,7 +143,6 @@ def fit(job: Job, display: Display) -> bool:
     if not outcome["finished"]:
         display.say(f"stopped; continue with: {PROG} --name {run.name} --storage {run.storage}")
         raise SystemExit(128 + (signals.received or signal.SIGINT))
-    return True
 
 
 class _Signals:

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "preparation": {"labels", "data", "preparation"},
     "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
     "serving": {"labels", "config", "data", "preparation", "model", "metrics", "training", "serving"},
+    "auditing": {"labels", "data", "model", "training", "auditing"},
     "search": {"labels", "config", "recipes", "flags", "data", "training", "search"},
     "reports": {"labels", "config", "data", "model", "metrics", "predictions", "preparation", "search", "reports"},
     "cluster.py": set(),

@@ -172,6 +172,7 @@ def _agree_on_skips(worker: Worker) -> None:
 def _finish_epoch(worker: Worker) -> bool:
     """Validate, record, save; whether anyone was asked to stop."""
     state, config = worker.state, worker.config
+    worker.rejections.write(state.epoch, state.step)
     worker.corrections.exchange(worker.team)
     worker.memory.close(state.epoch)
     features = worker.features.get("validation")
@@ -219,6 +220,7 @@ def _evaluation(worker: Worker) -> dict[str, Any]:
 
 
 def _save(worker: Worker) -> None:
+    worker.rejections.write(worker.state.epoch, worker.state.step)
     worker.corrections.exchange(worker.team)
     if worker.team.rank == 0:
         folder = worker.run_folder / "checkpoints"

@@ -48,6 +48,8 @@ def train_step(worker: Worker, batch: Batch) -> None:
     loss, rejected = _loss(worker, batch, logits, labels)
     if config.loss.scheme in KEEPING:
         worker.corrections.add(batch.rows, rejected)
+    if config.run.history:
+        worker.rejections.add(batch.rows, rejected)
     worker.memory.note(batch.rows, labels, logits, team, batch.global_rows)
 
     # --- Gradients and update ---------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from raypaml.training.finite import Doubt
 from raypaml.training.gradients import check_reproducible
 from raypaml.training.memory import Memory, memory_of
 from raypaml.training.models import build_model
+from raypaml.training.rejections import Rejections
 from raypaml.training.skips import Skip
 
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
@@ -52,6 +53,7 @@ class Worker:
     corrections: Corrections
     memory: Memory
     """The scheme's, besides corrections."""
+    rejections: Rejections
     report: Report
     tally: Tensor
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
@@ -121,6 +123,7 @@ def prepare(
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
         memory=memory_of(config, data),
+        rejections=Rejections(run_folder, index, team.rank),
         report=report,
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
         probe=make_probe(config, data, device) if team.rank == 0 else None,
