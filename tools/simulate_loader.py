@@ -10,6 +10,7 @@ and the processes of a node do so together and touch every page of it, for the m
 
 from __future__ import annotations
 
+import heapq
 import multiprocessing
 import tempfile
 import time
@@ -40,9 +41,12 @@ def shard_sizes(samples: int, shards: int) -> Ints:
 
 
 def dealt(sizes: Ints, loader_workers: int) -> list[int]:
-    """The samples of each loader thread of a rank, where all are as fast and take pieces in turn."""
-    taken = np.array([len(piece) for rows in sizes.tolist() for piece in pieces(rows, loader_workers)])
-    return [int(taken[n::loader_workers].sum()) for n in range(loader_workers)]
+    """The samples of each loader thread of a rank, where all are as fast: who is free takes the next piece."""
+    threads = [0] * loader_workers
+    for rows in sizes.tolist():
+        for piece in pieces(rows, loader_workers):
+            heapq.heapreplace(threads, threads[0] + len(piece))
+    return sorted(threads)
 
 
 def simulate(plan: Plan, ranks: int, ranks_per_node: int, loader_workers: int) -> list[str]:
