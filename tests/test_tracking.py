@@ -95,6 +95,7 @@ def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
     assert [(one.step, one.value) for one in found.Scalars("epoch/validation_mean_ap")] == [(2, 0.75)]
 
 
+@pytest.mark.filterwarnings("ignore")  # of its packages, about each other
 def test_mlflow_gets_the_curves_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     said: list[str] = []
