@@ -49,6 +49,7 @@ def _opened(asked: Any) -> tuple[Path, TrainConfig, DataFolder]:
 def audit(asked: Any) -> Path:
     """Rank, look, write; returns the folder."""
     import numpy as np
+    import torch
 
     from raypaml.auditing.candidates import figures, most_often, ranking, rejected_entries, score
     from raypaml.losses.schemes import KEEPING
@@ -62,6 +63,7 @@ def audit(asked: Any) -> Path:
     index = data.splits["train"]
     keeping, epochs = config.loss.scheme in KEEPING, config.optim.epochs
     found = most_often(rejected_entries(run, index, keeping=keeping, epochs=epochs))
+    torch.set_num_threads(1)  # as prediction does: several take each other's cores on a busy machine
     device = "cuda" if own_gpu(asked.device) else "cpu"
     model = tested_model(run, config.model, len(data.vocabulary)).to(device)
     rows = np.arange(len(index)) if index.has_truth else np.unique(found.entries // index.num_classes)
