@@ -30,7 +30,7 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
 
     Args:
         config: of the run.
-        warmups: folder of the warm-ups that runs share: a run takes its own from there, and one of scheme `an` leaves it.
+        warmups: folder of the warm-ups that runs share: a run takes its own from there, one of scheme `an` leaves it.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Train the papers' comparison on digits over several seeds, and write one page that says which of their claims hold here.
+"""Train the papers' comparison on digits over several seeds, and say in one page which of their claims hold here.
 
     python tools/experiment.py                 # what `make experiment` does
     python tools/experiment.py --seeds 0,1 --epochs 18 --jobs 1
@@ -12,91 +12,169 @@ from the assume-negative run of their alpha and seed: until the first rejection 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from compare_schemes import train_alone
+from experiment_runs import (
+    ALPHAS,
+    EPOCHS,
+    HIDINGS,
+    SWEEP,
+    SWEEP_SEEDS,
+    Setting,
+    compare,
+    comparison,
+    folder_of,
+    is_finished,
+    measure,
+    model_of,
+)
 
-from raypaml.config import TrainConfig, rejecting_epochs
-from raypaml.data.digits import NUM_SCENES, digits_folder
+from raypaml.config import TrainConfig
+from raypaml.data.digits import NUM_SCENES
 from raypaml.flags import Parser, run_command
-from raypaml.recipes import recipe
+
+if TYPE_CHECKING:
+    from raypaml.metrics.pairs import Pairs
+    from raypaml.reports.experiment import Findings
+    from raypaml.reports.experiment_page import Looks
 
 PROG = "python tools/experiment.py"
-HIDINGS = ("single_positive", "verified")
-FIRST, LATER = ("full", "an"), ("ll_r", "ll_ct", "ll_cp")
-"""Schemes that need nobody's warm-up, and those that go on from that of `an`."""
-ALPHAS = (1.0, 5.0)
-EPOCHS = 12
-SWEEP = (0.25, 0.5, 2.0, 4.0)
-"""Times the delta_rel of the others, for ll_r with BoostLU on the first hiding."""
-SWEEP_SEEDS = 2
+LOOKED_AT = (("full", "none"), ("an", "none"), ("an", "inference"), ("an", "training"), ("ll_r", "none"))
+LOOKED_AT += (("ll_r", "training"),)
+"""Side by side in the gallery."""
 QUICK = {"seeds": "0,1", "epochs": 3, "scenes": 960, "images": 60}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all runs of an experiment share."""
-
-    storage: Path
-    epochs: int
-    scenes: int
-
-    @property
-    def warmup_epochs(self) -> int:
-        """A third of the epochs, as in the recipe."""
-        return max(1, self.epochs // 3)
-
-    @property
-    def delta_rel(self) -> float:
-        """Percent: by the last epoch it reaches what the recipe's reaches by its last."""
-        ours = recipe("digits")
-        reached = ours.loss.delta_rel * rejecting_epochs(ours.optim.epochs, ours.loss.warmup_epochs)
-        return float(f"{reached / rejecting_epochs(self.epochs, self.warmup_epochs):.3g}")
-
-    def config(self, hiding: str, scheme: str, alpha: float, seed: int, times: float = 1.0) -> TrainConfig:
-        """One run; `times` the experiment's delta_rel. With full labels nothing is hidden: one run for all hidings."""
-        hiding = HIDINGS[0] if scheme == "full" else hiding
-        name = f"{hiding}-{scheme}-alpha{alpha:g}-seed{seed}" + (f"-delta{times:g}" if times != 1 else "")
-        values = {"data": self._data(hiding), "scheme": scheme, "alpha": alpha, "seed": seed, "epochs": self.epochs}
-        values |= {"warmup_epochs": self.warmup_epochs, "delta_rel": times * self.delta_rel, "workers": 1}
-        return recipe("digits").override(
-            values | {"reproducible": False, "name": name, "storage": str(self.storage / "runs"), "device": "cpu"}
-        )
-
-    def _data(self, hiding: str) -> str:
-        share = self.scenes / NUM_SCENES["train"]
-        counts = {split: round(share * count) for split, count in NUM_SCENES.items()}
-        return str(digits_folder(hiding, num_scenes=counts))
-
-    def stages(self, seeds: list[int]) -> Iterator[list[TrainConfig]]:
-        """Runs that may be trained beside each other, stage after stage; two stages a seed, the sweep last."""
-        for seed in seeds:
-            for schemes in (FIRST, LATER):
-                yield [
-                    self.config(hiding, scheme, alpha, seed)
-                    for scheme in schemes
-                    for hiding in HIDINGS[: 1 if scheme == "full" else None]
-                    for alpha in ALPHAS
-                ]
-        yield [
-            self.config(HIDINGS[0], "ll_r", ALPHAS[-1], seed, times) for seed in seeds[:SWEEP_SEEDS] for times in SWEEP
-        ]
-
-
-def run_stage(setting: Setting, configs: list[TrainConfig], jobs: int) -> None:
-    """Train what is not finished."""
-    missing = [
-        config for config in configs if not (Path(config.run.storage) / config.run.name / "result.json").is_file()
-    ]
-    if missing:
+def beside_each_other(jobs: int, call: Callable[..., Any], *arguments: Iterable[Any]) -> None:
+    """The calls, so many at a time, in processes of their own."""
+    calls = list(zip(*arguments, strict=True))
+    if calls:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            list(pool.map(train_alone, missing, [setting.storage / "warmups"] * len(missing)))
+            list(pool.map(call, *zip(*calls, strict=True)))
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def collect(setting: Setting, hiding: str, seeds: Sequence[int]) -> Findings:
+    """The figures of all finished runs of one way of hiding."""
+    from raypaml.data.folder import open_folder
+    from raypaml.reports.experiment import SCHEMES, Findings
+
+    groups = open_folder(setting.data(hiding)).vocabulary.class_group
+    found: Any = (defaultdict(dict), defaultdict(dict), defaultdict(dict))
+    for scheme in SCHEMES:
+        for seed in seeds:
+            for alpha, mode in zip(ALPHAS, ("none", "training"), strict=True):
+                config = setting.config(hiding, scheme, alpha, seed)
+                if not is_finished(config):
+                    continue
+                by_alpha, history, more = _read(config, setting.reference(seed, seeds), groups)
+                figures, curves, histories = (each[scheme, mode] for each in found)
+                curves[seed] = {a: means["All"] for a, means in by_alpha.items()}
+                histories[seed] = history
+                figures[seed] = by_alpha[alpha] | more
+                if mode == "none":
+                    found[0][scheme, "inference"][seed] = by_alpha[ALPHAS[-1]]
+    return Findings(hiding, *found)
+
+
+def _read(config: TrainConfig, reference: TrainConfig, groups: Any) -> tuple[dict[float, dict[str, float]], Any, Any]:
+    """Mean AP by alpha of every group and All, the epochs, and figures of rejection and maps."""
+    from raypaml.metrics.average_precision import group_means, mean_ap
+    from raypaml.reports.experiment import map_figures
+    from raypaml.reports.result import rejected
+    from raypaml.training.run_folder import read_history
+
+    stored = json.loads((folder_of(config) / "ap.json").read_text())
+    by_class = {float(alpha): np.array(ap, np.float64) for alpha, ap in stored.items()}
+    by_alpha = {alpha: group_means(ap, groups) | {"All": mean_ap(ap)} for alpha, ap in by_class.items()}
+    history, maps_file = read_history(folder_of(config)), comparison(config, reference)
+    maps = map_figures(json.loads(maps_file.read_text())) if maps_file.is_file() else {}
+    return by_alpha, history, rejected(history) | maps
+
+
+def collect_sweep(setting: Setting, seeds: Sequence[int]) -> dict[float, dict[int, dict[str, float]]]:
+    """Figures by delta_rel and seed, of the seeds that have all of them."""
+    from raypaml.data.folder import open_folder
+
+    groups = open_folder(setting.data(HIDINGS[0])).vocabulary.class_group
+    found: dict[float, dict[int, dict[str, float]]] = defaultdict(dict)
+    for seed in seeds[:SWEEP_SEEDS]:
+        configs = [setting.config(HIDINGS[0], "ll_r", ALPHAS[-1], seed, times) for times in (*SWEEP, 1.0)]
+        for config in configs if all(map(is_finished, configs)) else []:
+            by_alpha, _, more = _read(config, setting.reference(seed, seeds), groups)
+            found[config.loss.delta_rel][seed] = by_alpha[ALPHAS[-1]] | more
+    return found
+
+
+def look(setting: Setting, hiding: str, seeds: Sequence[int], images: int) -> Looks | None:
+    """The maps of the first seed: AN against full labels, and several models side by side; None if not all are there."""
+    from raypaml.reports.claims import title
+    from raypaml.reports.experiment_page import Looks
+    from raypaml.reports.gallery import side_by_side
+
+    trained = {"none": ALPHAS[0], "inference": ALPHAS[0], "training": ALPHAS[-1]}
+    configs = {row: setting.config(hiding, row[0], trained[row[1]], seeds[0]) for row in LOOKED_AT}
+    reference = setting.reference(seeds[0], seeds)
+    if not all(map(is_finished, [reference, *configs.values()])):
+        return None
+    models = {title(row): model_of(config) for row, config in configs.items()}
+    models[title(("an", "inference"))].alpha = ALPHAS[-1]
+    pairs, data = compare(configs["an", "none"], reference, images)
+    shown = _some_of_every_group(pairs, data.vocabulary.class_group)
+    return Looks(("AN", "full labels"), pairs, side_by_side(models, data, "test", shown))
+
+
+def _some_of_every_group(pairs: Pairs, class_group: Any) -> list[tuple[int, int]]:
+    """Of every class group, the positive labels of the lower and the upper third score."""
+    shown = []
+    for group in range(1, 6):
+        places = np.flatnonzero(pairs.positive & (class_group[pairs.class_index] == group))
+        places = places[np.argsort(pairs.score[places], kind="stable")]
+        shown += [places[len(places) // 3], places[2 * len(places) // 3]] if len(places) else []
+    return [(int(pairs.row[n]), int(pairs.class_index[n])) for n in shown]
+
+
+def write(setting: Setting, seeds: Sequence[int], asked: Any) -> Path:
+    """Measure what is not measured yet, and write the page over all that is finished."""
+    from raypaml.reports.experiment_page import write_page
+
+    configs = [config for stage in setting.stages(list(seeds)) for config in stage if is_finished(config)]
+    references = [setting.reference(config.run.seed, seeds) for config in configs]
+    beside_each_other(asked.jobs, measure, configs, references, [asked.images] * len(configs))
+    found = [collect(setting, hiding, seeds) for hiding in HIDINGS]
+    looks = {hiding: seen for hiding in HIDINGS if (seen := look(setting, hiding, seeds, asked.images))}
+    write_page(setting.storage, _about(setting, configs, asked), found, collect_sweep(setting, seeds), looks)
+    return setting.storage / "experiment.html"
+
+
+def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict[str, Any]:
+    """What was run, in words and numbers."""
+    results = [json.loads((folder_of(config) / "result.json").read_text()) for config in configs]
+    records = [json.loads((folder_of(config) / "config.json").read_text()) for config in configs]
+    hours = sum(result["training_seconds"] for result in results) / 3600
+    commits = sorted({record["commit"] for record in records})
+    text = (
+        f"{len(configs)} runs of the recipe digits, {setting.scenes:,} training scenes, {setting.epochs} epochs of "
+        f"which {setting.warmup_epochs} warm-up (the recipe: 18, 6), delta_rel {setting.delta_rel:g} % per epoch for "
+        "every scheme (the recipe's, scaled to reach the same by the last epoch), one thread each, without the exact "
+        f"sums of --reproducible; {hours:.1f} h of training in all, the warm-up of the rejecting schemes taken from "
+        f"AN's run. Commit {', '.join(commits)}."
+    )
+    cost = {"runs": len(configs), "training_hours": hours, "commits": commits, "images": asked.images}
+    return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": setting.delta_rel} | cost
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
 
 
 def parse() -> tuple[Any, Setting]:
@@ -106,9 +184,11 @@ def parse() -> tuple[Any, Setting]:
     add("--seeds", default="0,1,2,3,4", help="[0,1,2,3,4]")
     add("--epochs", type=int, default=EPOCHS, help=f"of every run; a third is warm-up [{EPOCHS}; the recipe has 18]")
     add("--scenes", type=int, default=NUM_SCENES["train"], help="training images [12000]")
+    add("--images", type=int, default=500, help="test images on which maps are compared [500]")
     add("--storage", type=Path, default=Path("runs/experiment"), help="[runs/experiment]")
     add("--jobs", type=int, default=2, help="runs at a time, one thread each [2]")
     add("--quick", action="store_true", help="two seeds, 3 epochs of 960 scenes: for a look at the page")
+    add("--page-only", action="store_true", help="train nothing; the page over what is finished")
     asked = parser.parse()
     if asked.quick:
         vars(asked).update(QUICK)
@@ -116,14 +196,18 @@ def parse() -> tuple[Any, Setting]:
 
 
 def main() -> None:
-    """Train what is missing."""
+    """Train what is missing, stage by stage, and write the page after each."""
     asked, setting = parse()
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     stages = list(setting.stages(seeds))
     for config in (config for stage in stages for config in stage):
         config.check()
-    for stage in stages:
-        run_stage(setting, stage, asked.jobs)
+    for stage in [] if asked.page_only else stages:
+        missing = [config for config in stage if not is_finished(config)]
+        if missing:
+            beside_each_other(asked.jobs, train_alone, missing, [setting.storage / "warmups"] * len(missing))
+            write(setting, seeds, asked)
+    print(write(setting, seeds, asked))
 
 
 if __name__ == "__main__":

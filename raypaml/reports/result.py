@@ -48,6 +48,15 @@ def result(found: Evaluation, config: TrainConfig, history: list[dict[str, Any]]
     }
 
 
+def rejected(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Recall and precision of all that was rejected in the rejecting epochs, where the truth is known."""
+    epochs = [record for record in history if record["rejected"]]
+    if not epochs or epochs[0]["missed"] is None:
+        return {}
+    hits, missed, taken = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed", "rejected"))
+    return {"recall": hits / missed, "precision": hits / taken}
+
+
 def table(result: dict[str, Any]) -> str:
     """The five-group table as Markdown, in percent, with its convention and what it counts."""
     values = [*result["groups"].values(), result["mean_ap"]]

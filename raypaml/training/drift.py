@@ -64,11 +64,14 @@ def make_probe(config: TrainConfig, data: DataFolder, device: torch.device | str
         raise ValueError(f"reference={config.run.reference}: neither the folder of a run nor one of its checkpoints")
     check_vocabulary(run, data.vocabulary.digest, data.address)
     reference = checkpoint_model(checkpoint, trained.model, len(data.vocabulary)).to(device)
-    total = len(data.splits[SPLIT])
-    rows = np.unique(np.linspace(0, total - 1, min(config.run.probe_images, total)).astype(np.int64))
-    size = config.data.global_batch_size
-    steps = [_part(rows[start : start + size]) for start in range(0, len(rows), size)]
+    steps = evenly_spaced(len(data.splits[SPLIT]), config.run.probe_images, config.data.global_batch_size)
     return Probe(reference, data, steps, torch.device(device))
+
+
+def evenly_spaced(total: int, count: int, size: int) -> list[Part]:
+    """Steps of `size` over at most `count` of `total` samples."""
+    rows = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+    return [_part(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
 def _part(rows: NDArray[np.int64]) -> Part:
