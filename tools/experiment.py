@@ -117,7 +117,7 @@ def collect_sweep(setting: Setting, seeds: Sequence[int]) -> dict[float, dict[in
 
 
 def look(setting: Setting, hiding: str, seeds: Sequence[int], images: int) -> Looks | None:
-    """The maps of the first seed: AN against full labels, and several models side by side; None if not all are there."""
+    """The maps of the first seed: AN against full labels, several models side by side; None if not all are there."""
     from raypaml.reports.claims import title
     from raypaml.reports.experiment_page import Looks
     from raypaml.reports.gallery import side_by_side
