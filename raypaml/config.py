@@ -45,13 +45,15 @@ class ModelConfig:
     """Model."""
 
     backbone: str = "small"
-    """small (for digits), resnet18, resnet34, resnet50 or resnet101."""
+    """small (for digits), any classification model of torchvision with a feature map, or timm:NAME. Published:
+    resnet50; OpenImages: resnet101."""
     weights: str = ""
-    """Backbone weights: a safetensors or state-dict file, or 'imagenet' for torchvision's download."""
+    """Backbone weights: a safetensors or state-dict file, names with any prefix, or 'imagenet' for a download."""
     alpha: float = 5.0
     """BoostLU's factor on positive attributions, >= 1; 1 switches it off. Published: 5."""
     head_weights: bool = False
-    """The head too starts from the weights file, from its classifier fc.weight [K, D], fc.bias [K]. Published: off."""
+    """The head too starts from the weights file, from the linear classifier that reads its pooled map, such as
+    fc.weight [K, D] and fc.bias [K] of a ResNet. Published: off."""
     sync_batchnorm: bool = False
     """BatchNorm statistics of the global batch, not of each GPU's part. GPUs only. Published: off (one GPU)."""
 
@@ -84,8 +86,14 @@ class OptimConfig:
     """The head learns this many times faster than the backbone. Published: 10."""
     lr_schedule: Literal["constant", "trapezoid"] = "constant"
     """Constant (published), or up over 100 steps, level, and linearly to 0 over the last third."""
+    freeze_backbone: int = 0
+    """First epochs in which only the head learns, as in the papers' LinearInit; 0: none (published: end to end)."""
+    feature_cache: str = "run"
+    """Where frozen, unmirrored epochs keep the backbone's features, in float16: run (its folder, removed after them), a
+    folder (kept, and shared by runs with the same backbone and data), or off (computed again in every epoch)."""
     reproducible: bool = False
-    """Add gradients exactly, lane by lane: the same weights, to the bit, on any number of workers. No BatchNorm."""
+    """Add gradients exactly, lane by lane: the same weights, to the bit, on any number of workers. No BatchNorm, unless
+    the backbone stays frozen."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; auto: bfloat16 where the GPU has it. Published: float32."""
     micro_batch_size: int = 0
@@ -194,8 +202,7 @@ def _check_ranges(config: TrainConfig) -> None:
                 raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(get_args(kind))}")
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
-    at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0}
-    at_least |= {"probe_images": 1}
+    at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0, "freeze_backbone": 0, "probe_images": 1}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""
@@ -226,6 +233,8 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError(f"ema={optim.ema}: must be below 1, the share of the average that a step keeps, such as 0.999")
     if optim.compile and optim.reproducible:
         raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
+    if not optim.feature_cache:
+        raise ValueError("feature_cache='': give run, off or a folder")
     if model.head_weights and model.weights in ("", "imagenet"):
         raise ValueError(f"head_weights: weights={model.weights!r} has no classifier of your classes; give a file")
     if model.sync_batchnorm and optim.micro_batch_size:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from raypaml.data.shards import SPLITS
 from raypaml.labels import Vocabulary
-from raypaml.preparation.finish import collect, write_ledger, write_split_index
+from raypaml.preparation.finish import collect, write_implied, write_ledger, write_split_index
 from raypaml.preparation.images import ImageForm, codec_versions
 from raypaml.preparation.probe import IMAGES, Probe, probe
 from raypaml.preparation.record import (
@@ -176,7 +176,10 @@ def _finish(
     vocabulary.write(asked.out / "vocabulary.csv")
     write_split_index(asked.out, split, finished, vocabulary)
     write_ledger(asked.out, split, finished.ledger)
-    card = split_card(requests, finished, vocabulary, labels.findings.to_dict(), asked.official.get(split, {}))
+    implied = None
+    if labels.implied is not None:
+        implied = write_implied(asked.out, split, labels.implied, requests["key"])["class"].to_numpy()
+    card = split_card(requests, finished, vocabulary, labels.findings.to_dict(), asked.official.get(split, {}), implied)
     digest = write_card(asked.out, split, card, asked.parameters(), vocabulary)
     fates = {name: count for name, count in card["images"].items() if not name.startswith("no_label")}
     say(f"{split}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in fates.items()))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raypaml.data.shards import SPLITS
 from raypaml.flags import Parser
+from raypaml.preparation.hierarchy import Parents, expand, read_hierarchy
 from raypaml.preparation.images import QUALITY, ImageForm
 from raypaml.preparation.source import Classes, SplitLabels
 from raypaml.prepare import Preparation, describe, prepare
@@ -28,6 +31,7 @@ def add_flags(parser: Parser) -> None:
     add("--quality", type=int, default=QUALITY, metavar="N", help=f"of JPEG, where encoded [{QUALITY}]")
     add("--shard-samples", type=int, default=2000, metavar="N", help="images asked for per shard [2000]")
     add("--shard-bytes", default="", metavar="N[MB|GB]", help="size of a shard, about, instead")
+    add("--hierarchy", type=Path, metavar="FILE", help="a positive implies its ancestors: Open Images' JSON, or CSV")
     add("--limit", type=int, default=0, metavar="N", help="a sample of N images of each split [0: all]")
     add("--seed", type=int, default=0, help="of the order of the images [0]")
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes [one per core]")
@@ -57,6 +61,10 @@ def preparation(
     official: dict[str, dict[str, int]],
 ) -> Preparation:
     """What the shared flags ask for, of this source."""
+    if flags.hierarchy:
+        parents = read_hierarchy(flags.hierarchy)
+        settings |= {"hierarchy": hashlib.sha256(flags.hierarchy.read_bytes()).hexdigest()[:16]}
+        read_split = partial(_expanded, read_split, classes.class_ids, parents)
     return Preparation(
         out=flags.out,
         images=images,
@@ -74,6 +82,12 @@ def preparation(
         address=flags.address,
         concurrency=flags.concurrency,
     )
+
+
+def _expanded(
+    read_split: Callable[[str], SplitLabels], class_ids: tuple[str, ...], parents: Parents, split: str
+) -> SplitLabels:
+    return expand(read_split(split), class_ids, parents)
 
 
 def run(flags: Any, asked: Callable[[], Preparation]) -> int:

@@ -86,7 +86,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import check_backbone
     from raypaml.training.drift import make_probe
-    from raypaml.training.models import build_model
+    from raypaml.training.models import check_model
     from raypaml.training.run_folder import check_same_run, new_name
 
     config.check()
@@ -96,10 +96,10 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     if config.loss.scheme == "full" and not data.splits["train"].has_truth:
         raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
     make_probe(config, data, "cpu")
-    if config.model.weights:
-        build_model(config.model, len(data.vocabulary))
-    if not config.run.name:
-        config = config.override({"name": new_name(config)})
+    check_model(config, data, say)
+    if config.optim.feature_cache not in ("run", "off"):  # the same folder for every worker, wherever it stands
+        config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
+    config = config.override({"name": config.run.name or new_name(config)})
     folder = (Path(config.run.storage) / config.run.name).absolute()
     check_same_run(folder, config, data)
     return Job(config, data, folder)

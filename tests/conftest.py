@@ -24,6 +24,14 @@ from tests.openimages_release import Release, make_release
 TINY = {"train": 96, "validation": 40, "test": 40}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the tests of real Ray first, in one process, where pytest-xdist shares the tests out."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the tests' data sets out of the user's cache, also in the processes that tests start."""

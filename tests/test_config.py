@@ -313,3 +313,24 @@ def test_a_configuration_file_of_another_recipe_or_none_is_refused(tmp_path: Pat
     (tmp_path / "bad.json").write_text('{"config": {"recipe": "digits"}}')
     with pytest.raises(ValueError, match=r"bad\.json: not the record of a run"):
         parse(["--config", str(tmp_path / "bad.json")])
+
+
+# --- The papers' recipes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["voc2012_single", "coco2014_single", "nuswide_single", "cub_single"])
+def test_the_papers_recipes_hold_the_published_settings(name: str) -> None:
+    config = recipe(name)
+    config.check()
+    values = config.flat()
+    assert config.recipe == values["data"] == name
+    published = {"backbone": "resnet50", "weights": "imagenet", "alpha": 5, "scheme": "ll_r", "delta_rel": 0.5}
+    published |= {
+        "lr": 1e-5,
+        "head_lr_mult": 10,
+        "global_batch_size": 16,
+        "epochs": 10,
+        "flip": True,
+        "warmup_epochs": 1,
+    }
+    assert {key: values[key] for key in published} == published

@@ -80,7 +80,7 @@ def test_memory_is_what_a_step_on_the_cpu_takes(
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True, env=apart).stdout)
     data = open_folder(tiny_digits)
     monkeypatch.setattr(type(data.vocabulary), "__len__", lambda _: classes)
-    monkeypatch.setattr("raypaml.data.batches.Reader.image", lambda *_: torch.zeros(size, size, 3).numpy())
+    monkeypatch.setattr("raypaml.data.batches.Reader._first_shape", lambda _: (size, size, 3))
     settings = config(tiny_digits, backbone=backbone, reproducible=False, global_batch_size=batch, lanes=1, workers=1)
     estimated = sum(estimate(settings, data).memory.values())
     assert 1 / 1.25 < estimated / measured < 1.25, (estimated / 2**20, measured / 2**20)
@@ -124,6 +124,15 @@ def test_plan_prints_and_starts_nothing(
     assert "96 an epoch, 3 steps of 32; 16 a step and worker, 16 at once" in printed
     assert "map         16 x 50 x 8 x 8: 200 KiB in float32 if it were whole, kept are 50 KiB of signs" in printed
     assert not runs.exists()
+
+
+def test_plan_says_how_large_kept_features_are(tiny_digits: Path) -> None:
+    data = open_folder(tiny_digits)
+    settings = config(tiny_digits, freeze_backbone=1)
+    text = describe(settings, estimate(settings, data))
+    assert f"features    {96 * 128 * 8 * 8 * 2 / 2**20:.0f} MiB of training images on disk" in text
+    mirrored = settings.override({"flip": True})
+    assert "features  " not in describe(mirrored, estimate(mirrored, data))
 
 
 def test_plan_counts_what_loading_must_reach(tiny_digits: Path) -> None:

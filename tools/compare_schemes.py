@@ -2,9 +2,11 @@
 
     python tools/compare_schemes.py                     # 47 minutes on two cores, beside other work
     python tools/compare_schemes.py --rows an:1,ll_r:5 --seeds 0 --epochs 5
+    python tools/compare_schemes.py --recipe voc2012_single --data DIR --rows full:1,an:1,ll_r:1,ll_r:5 -- \\
+        --backbone timm:tf_efficientnet_lite0 --weights FILE --freeze-backbone 10 --no-flip     # flags of raypaml.train
 
 Two runs at a time, one process and one thread each; the weights are those of `python -m raypaml.train` on any number
-of workers, for the recipe is reproducible. Finished runs are kept: the same command continues.
+of workers, where the recipe is reproducible. Finished runs are kept: the same command continues.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 from raypaml.config import TrainConfig
 from raypaml.flags import Parser, run_command
 from raypaml.labels import GROUP_NAMES
-from raypaml.recipes import recipe
+from raypaml.train import parse
 
 PROG = "python tools/compare_schemes.py"
 ROWS = "full:1,full:5,an:1,an:5,ll_r:1,ll_r:5"
@@ -66,10 +68,12 @@ def main() -> None:
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default=ROWS, help=f"SCHEME:ALPHA,... [{ROWS}]")
     parser.add_argument("--seeds", default="0,1,2", help="[0,1,2]")
-    parser.add_argument("--epochs", type=int, default=recipe("digits").optim.epochs, help="of every run")
-    parser.add_argument("--data", default="digits", help="[digits]")
+    parser.add_argument("--recipe", default="digits", help="[digits]")
+    parser.add_argument("--epochs", type=int, default=0, help="of every run [the recipe's]")
+    parser.add_argument("--data", default="", help="[the recipe's]")
     parser.add_argument("--storage", default="runs/compare", help="folder of the runs [runs/compare]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
+    parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="of python -m raypaml.train, for every run")
     asked = parser.parse()
     rows = [(scheme, float(alpha)) for scheme, _, alpha in (row.partition(":") for row in asked.rows.split(","))]
     seeds = [int(seed) for seed in asked.seeds.split(",")]
@@ -82,10 +86,12 @@ def main() -> None:
 
 
 def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
-    values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": asked.epochs, "data": asked.data, "workers": 1}
-    data = asked.data.replace(":", "-").replace("/", "-")
-    values |= {"name": f"{data}-{scheme}-alpha{alpha:g}-seed{seed}-epochs{asked.epochs}", "storage": asked.storage}
-    return recipe("digits").override(values)
+    base = parse([asked.recipe, *asked.more])
+    epochs, data = asked.epochs or base.optim.epochs, asked.data or base.data.data
+    values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": epochs, "data": data, "workers": 1}
+    name = data.strip("/").replace(":", "-").replace("/", "-")
+    values |= {"name": f"{name}-{scheme}-alpha{alpha:g}-seed{seed}-epochs{epochs}", "storage": asked.storage}
+    return base.override(values)
 
 
 def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:

@@ -95,6 +95,7 @@ class Reader(Dataset[Batch]):
         full_labels: give the full labels as labels (scheme `full`).
         with_truth: give the full labels beside the observed ones, where they are known.
         skip_broken: leave broken samples out and name them in the batch, instead of raising `BrokenSampleError`.
+        with_images: read the images; without, a batch has images of 0 x 0 pixels.
     """
 
     def __init__(
@@ -106,11 +107,14 @@ class Reader(Dataset[Batch]):
         full_labels: bool = False,
         with_truth: bool = False,
         skip_broken: bool = False,
+        with_images: bool = True,
     ):
         self.shards = LocalShards(shards) if isinstance(shards, Path) else shards
         self.index, self.parts, self.skip_broken = index, parts, skip_broken
         self.full_labels, self.with_truth = full_labels, with_truth and index.has_truth
-        self._shape = self._first_shape()  # all images of a split have one size
+        self.with_images = with_images
+        self.shape = self._first_shape() if with_images else (0, 0, 3)
+        """[H, W, 3], of all images of the split."""
         self._buffers: list[tuple[Pixels, weakref.ref[Pixels]]] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -123,7 +127,7 @@ class Reader(Dataset[Batch]):
         part = self.parts[step]
         images = self._buffer(len(part.rows))
         skipped: dict[int, Reason] = {}
-        for position, row in enumerate(part.rows.tolist()):
+        for position, row in enumerate(part.rows.tolist() if self.with_images else ()):
             try:
                 self._read_into(row, images[position])
             except BrokenSampleError as error:
@@ -140,7 +144,7 @@ class Reader(Dataset[Batch]):
         free = (kept for kept, holder in self._buffers if holder() is None and len(kept) >= rows)
         buffer = next(free, None)
         if buffer is None:
-            buffer = np.empty((rows, *self._shape), np.uint8)
+            buffer = np.empty((rows, *self.shape), np.uint8)
         images = buffer[:rows]
         others = [(kept, holder) for kept, holder in self._buffers if kept is not buffer]
         self._buffers = [*others, (buffer, weakref.ref(images))][-MAX_BUFFERS:]
@@ -169,7 +173,7 @@ class Reader(Dataset[Batch]):
 
     def image(self, row: int) -> Pixels:
         """[H, W, 3] RGB of one sample."""
-        pixels = np.empty(self._shape, np.uint8)
+        pixels = np.empty(self.shape, np.uint8)
         self._read_into(row, pixels)
         return pixels
 

@@ -1,28 +1,41 @@
-"""Backbones without their pooling: images [B, 3, H, W] -> features [B, D, h, w]."""
+"""Backbones without their pooling: images [B, 3, H, W] -> features [B, D, h, w].
+
+`small`, every classification model of torchvision by its name, and timm's as `timm:NAME`.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
+import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-BACKBONES = ("small", *RESNETS)
+from raypaml.model.inspection import SIZES, FeatureMap, as_feature_map, cut_classifier
+from raypaml.model.weights import load_weights
 
-Weights = dict[str, Tensor]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+TIMM = "timm:"
 
 
 class Backbone(nn.Sequential):
-    """Named stages in a row; the names are those of the origin, so that its weights load key by key."""
+    """Named stages in a row, the last giving the map, and what is known of it."""
 
-    def __init__(self, stages: OrderedDict[str, nn.Module], num_channels: int):
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Of pixels 0..1 by channel, as the weights of this backbone expect it."""
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __init__(self, stages: OrderedDict[str, nn.Module], num_channels: int, stride: int):
         super().__init__(stages)
         self.num_channels = num_channels
+        self.stride = stride
 
 
 def _block(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
@@ -37,89 +50,139 @@ def _block(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
 def small() -> Backbone:
     """Three convolutions with GroupNorm, stride 8, 128 channels: for `digits` and tests."""
     widths = ((3, 32, 4, 4), (32, 64, 3, 2), (64, 128, 3, 1))
-    return Backbone(
-        OrderedDict((f"block{n}", _block(*width)) for n, width in enumerate(widths)), num_channels=widths[-1][1]
-    )
-
-
-def resnet(name: str, weights: str = "") -> Backbone:
-    """A torchvision ResNet without pooling and classifier, stride 32, with torchvision's parameter names."""
-    import torchvision
-
-    pretrained = "DEFAULT" if weights == "imagenet" else None
-    try:
-        whole = torchvision.models.get_model(name, weights=pretrained)
-    except OSError as error:
-        raise ValueError(
-            f"weights=imagenet: torchvision could not download the ImageNet weights of {name} ({error}); "
-            "download them elsewhere and give the file as --weights FILE"
-        ) from None
-    stages = OrderedDict(whole.named_children())
-    num_channels = int(stages.pop("fc").in_features)
-    del stages["avgpool"]
-    return Backbone(stages, num_channels)
+    stages = OrderedDict[str, nn.Module]((f"block{n}", _block(*width)) for n, width in enumerate(widths))
+    return Backbone(stages, num_channels=widths[-1][1], stride=8)
 
 
 def check_backbone(name: str) -> None:
-    """Raise ValueError unless `name` is a backbone."""
-    if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"backbone={name!r}: no such backbone; {hint}Known: {', '.join(BACKBONES)}")
+    """Raise ValueError unless `name` is a backbone; whether it has a map is seen when it is built."""
+    if name == "small":
+        return
+    if name.startswith(TIMM):
+        timm, own = _timm(name), name.removeprefix(TIMM)
+        if not timm.is_model(own):
+            raise ValueError(f"backbone={name!r}: timm has no such model; {_nearest(own, timm.list_models(), TIMM)}")
+    elif name not in _torchvision_names():
+        nearest = _nearest(name, ["small", *_torchvision_names()])
+        raise ValueError(f"backbone={name!r}: no such backbone; {nearest}")
 
 
-def build_backbone(name: str, weights: str = "") -> Backbone:
+def _nearest(name: str, known: Iterable[str], before: str = "") -> str:
+    near = difflib.get_close_matches(name, known, 3)
+    where = "small, torchvision's classification models by their names, and timm:NAME"
+    return f"did you mean {', '.join(repr(before + one) for one in near)}?" if near else f"known: {where}"
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _timm(name: str) -> ModuleType:
+    try:
+        import timm
+    except ImportError:
+        raise ValueError(f"backbone={name!r}: timm is not installed; pip install 'raypaml[timm]'") from None
+    return timm  # type: ignore[no-any-return]
+
+
+def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = lambda _: None) -> Backbone:
     """Build a backbone.
 
     Args:
-        name: one of BACKBONES.
-        weights: "" for random, "imagenet" for torchvision's download, or a file (safetensors, or a PyTorch state
-            dict, read with weights only).
+        name: `small`, a classification model of torchvision, or `timm:` and one of timm.
+        weights: "" for random, "imagenet" for the origin's download, or a file (safetensors, or a PyTorch state dict,
+            read with weights only).
+        say: told what a weight file held.
+
+    Raises:
+        ValueError: no such backbone, or none with a map; weights that cannot be had or do not fit.
     """
     check_backbone(name)
-    if weights == "imagenet" and name not in RESNETS:
-        raise ValueError(f"weights=imagenet: there are none for backbone {name!r}; leave --weights out")
-    backbone = small() if name == "small" else resnet(name, weights)
+    if name == "small":
+        if weights == "imagenet":
+            raise ValueError("weights=imagenet: there are none for backbone 'small'; leave --weights out")
+        backbone = small()
+        if weights:
+            say(load_weights(backbone, ("fc.weight", "fc.bias"), Path(weights)))
+        return backbone
+    found, left_out, normalised = _inspected(name, weights == "imagenet")
     if weights not in ("", "imagenet"):
-        load_weights(backbone, Path(weights))
+        say(load_weights(found.net, left_out, Path(weights)))
+    backbone = Backbone(OrderedDict(net=found.net), found.num_channels, found.stride)
+    backbone.mean, backbone.std = normalised
     return backbone
 
 
-def read_weights(path: Path) -> Weights:
-    """Read tensors by name from a safetensors file or a PyTorch state dict; nothing is executed."""
-    if not path.is_file():
-        raise ValueError(f"weights={path}: no such file")
+def _inspected(name: str, pretrained: bool) -> tuple[FeatureMap, set[str], tuple[Any, Any]]:
+    """The map of a model, the names of the weights that do not lead to it, and how pixels are normalised."""
+    whole = build_whole(name, pretrained)
+    names = set(whole.state_dict())
+    found = without_classifier(name, whole)
+    about = getattr(whole, "default_cfg", {})
+    left_out = names - set(found.net.state_dict())
+    return found, left_out, (about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
+
+
+def build_whole(name: str, pretrained: bool = False) -> nn.Module:
+    """The model as its origin has it, classifier included."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"weights={path}: not a readable weight file ({_first_line(error)})") from None
-    except Exception as error:  # UnpicklingError, and whatever a damaged pickle stream provokes
-        raise ValueError(f"weights={path}: refused, it holds more than tensors ({_first_line(error)})") from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"weights={path}: not a state dict of tensors")
-    return dict(content)
+        if name.startswith(TIMM):
+            return _timm(name).create_model(name.removeprefix(TIMM), pretrained=pretrained)  # type: ignore[no-any-return]
+        import torchvision
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of how googlenet and inception will be initialised
+            return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)  # type: ignore[no-any-return]
+    except OSError as error:
+        origin = "timm" if name.startswith(TIMM) else "torchvision"
+        raise ValueError(
+            f"weights=imagenet: {origin} could not download the ImageNet weights of {name} ({error}); "
+            "download them elsewhere and give the file as --weights FILE"
+        ) from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+def without_classifier(name: str, whole: nn.Module) -> FeatureMap:
+    """The part of a whole model that gives its map."""
+    try:
+        if not name.startswith(TIMM):
+            if hasattr(whole, "aux_logits"):
+                whole.aux_logits = False  # type: ignore[assignment]
+            return cut_classifier(whole)
+        num_channels = int(getattr(whole, "head_hidden_size", None) or whole.num_features)  # type: ignore[arg-type]
+        whole.reset_classifier(0, "")  # type: ignore[operator]
+        size: Any = whole.default_cfg["input_size"][-1]  # type: ignore[index]
+        return as_feature_map(whole, num_channels, (*SIZES, size))
+    except ValueError as error:
+        raise ValueError(f"backbone={name!r}: {error}") from None
 
 
-def load_weights(backbone: Backbone, path: Path) -> None:
-    """Load a whole network's weights into a backbone; its classifier `fc.*` is left out, anything else must fit."""
-    found = read_weights(path)
-    found = {name: value for name, value in found.items() if not name.startswith("fc.")}
-    wanted = backbone.state_dict()
-    faults = [f"{name} missing" for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
-    faults += [f"{name} unknown" for name in found if name not in wanted]
-    shared = [name for name in wanted if name in found]
-    faults += [
-        f"{name} is {list(found[name].shape)}, expected {list(wanted[name].shape)}"
-        for name in shared
-        if found[name].shape != wanted[name].shape
-    ]
-    if faults:
-        raise ValueError(f"weights={path}: do not fit this backbone: {'; '.join(faults[:4])}; {len(faults)} in all")
-    backbone.load_state_dict(found, strict=False)
+@torch.no_grad()
+def linear_classifier(name: str) -> str:
+    """The name of the layer that turns a model's pooled map into its logits.
+
+    Seen from what it computes: with random weights, the model's logits must be those of that layer for the mean of the
+    map. Raises ValueError where they are not.
+    """
+    if name == "small":
+        return "fc"
+    whole = build_whole(name).eval()
+    found = without_classifier(name, copy.deepcopy(whole))
+    own = set(found.net.state_dict())
+    layers = [key.removesuffix(".weight") for key in whole.state_dict() if key not in own and key.endswith(".weight")]
+    layer = layers[-1]
+    linear = whole.get_submodule(layer)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]  # deep networks with random weights give little else
+    images = torch.rand(1, 3, 224, 224)
+    weight = linear.weight.flatten(1)  # type: ignore[operator]
+    if weight.shape[1] == found.num_channels:
+        expected = found.net.eval()(images).mean((-2, -1)) @ weight.T
+        if torch.allclose(expected, whole(images), rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+            return layer
+    between = ", ".join(one for one in layers if one != layer) or "a function without weights"
+    raise ValueError(
+        f"head_weights: the classifier {layer} of {name} does not read the pooled map as it is (between them: "
+        f"{between}), so it is no CAM head; leave --head-weights out"
+    )

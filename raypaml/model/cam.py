@@ -6,15 +6,14 @@ Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from raypaml.model.backbones import read_weights
+from raypaml.model.backbones import IMAGENET_MEAN, IMAGENET_STD
 from raypaml.model.pooling import pooled_map
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from raypaml.model.weights import common_prefix, read_weights
 
 
 def check_alpha(alpha: float) -> None:
@@ -61,7 +60,8 @@ class CamClassifier(nn.Module):
     """Backbone, 1x1 convolution giving the CAM (bias included), BoostLU, spatial mean.
 
     Args:
-        backbone: uint8-normalised images [B, 3, H, W] -> features [B, D, h, w], with an attribute `num_channels` = D.
+        backbone: normalised images [B, 3, H, W] -> features [B, D, h, w], with an attribute `num_channels` = D, and
+            `mean` and `std` of pixels 0..1 by channel where they are not ImageNet's.
         num_classes: K.
         alpha: BoostLU's factor, >= 1, used in training and in evaluation.
     """
@@ -73,12 +73,28 @@ class CamClassifier(nn.Module):
         super().__init__()
         check_alpha(alpha)
         self.alpha = alpha
+        self.frozen = False
+        """Whether the backbone neither learns nor counts."""
         self.backbone = backbone
         self.head = nn.Conv2d(int(backbone.num_channels), num_classes, kernel_size=1)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
-        self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            values = torch.tensor(getattr(backbone, name, usual)).view(3, 1, 1)
+            self.register_buffer(name, 255 * values, persistent=False)
+
+    def freeze(self, frozen: bool) -> None:
+        """Keep the backbone as it is, its BatchNorm in evaluation; or let it learn again."""
+        self.frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation; a frozen backbone stays in evaluation."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def features(self, images: Tensor) -> Tensor:
         """[B, D, h, w] of uint8 images [B, 3, H, W]."""
@@ -90,7 +106,11 @@ class CamClassifier(nn.Module):
 
     def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """P and N [B, K] of uint8 images; logits for any alpha are `alpha * P + N`. No whole map is kept."""
-        return pooled_map(self.features(images), self.head.weight, self.head.bias)  # type: ignore[arg-type]
+        return self.pooled_features(self.features(images))
+
+    def pooled_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """P and N [B, K] of features [B, D, h, w]."""
+        return pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, K], float32, of uint8 images [B, 3, H, W]."""
@@ -98,27 +118,43 @@ class CamClassifier(nn.Module):
         return self.alpha * positive + negative
 
 
-def load_classifier(model: CamClassifier, path: Path) -> None:
+class FeatureClassifier(nn.Module):
+    """The head of a classifier alone: features [B, D, h, w] -> logits [B, K]; the weights are the classifier's own."""
+
+    def __init__(self, model: CamClassifier):
+        super().__init__()
+        self.alpha, self.head = model.alpha, model.head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, K], float32."""
+        positive, negative = pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
+        return self.alpha * positive + negative
+
+
+def load_classifier(model: CamClassifier, path: Path, layer: str = "fc") -> None:
     """Load a linear classifier over pooled features (GAP + FC) into the CAM head, weight for weight.
 
     At alpha 1 the logits are then that classifier's, for the mean of a map of linear functions is linear in the mean.
 
     Args:
         model: its head takes the weights.
-        path: a weight file as `read_weights` takes, with `fc.weight` [K, D] and `fc.bias` [K].
+        path: a weight file as `read_weights` takes, with the layer's weight [K, D] and bias [K].
+        layer: its name, before which the file may have the prefix of all others.
 
     Raises:
         ValueError: the file has no such tensors, or of another shape.
     """
     found = read_weights(path)
-    for name, parameter in model.head.named_parameters():
+    names = [f"{layer}.{name}" for name, _ in model.head.named_parameters()]
+    prefix = common_prefix(found, {*names, *(name.removeprefix("net.") for name in model.backbone.state_dict())})
+    for name, parameter in zip(names, model.head.parameters(), strict=True):
         wanted = list(parameter.shape[:2])
-        value = found.get(f"fc.{name}")
+        value = found.get(prefix + name)
         if value is None:
-            raise ValueError(f"head_weights: {path} has no fc.{name}; leave --head-weights out, or name it so")
-        if list(value.shape) != wanted:
+            raise ValueError(f"head_weights: {path} has no {prefix}{name}; leave --head-weights out, or name it so")
+        if list(value.squeeze((-2, -1)).shape if value.ndim == 4 else value.shape) != wanted:
             raise ValueError(
-                f"head_weights: fc.{name} of {path} is {list(value.shape)}, this head needs {wanted}: the vocabulary "
-                "and the backbone must be those it was trained with; leave --head-weights out"
+                f"head_weights: {prefix}{name} of {path} is {list(value.shape)}, this head needs {wanted}: the "
+                "vocabulary and the backbone must be those it was trained with; leave --head-weights out"
             )
         parameter.data.copy_(value.view_as(parameter))

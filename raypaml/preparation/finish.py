@@ -110,6 +110,16 @@ def write_ledger(out: Path, split: str, rows: list[pa.Table]) -> None:
     unfinished.replace(path)
 
 
+def write_implied(out: Path, split: str, implied: pa.Table, requested: pa.ChunkedArray) -> pa.Table:
+    """Write `implied-<split>.parquet`: which labels of the images asked for a hierarchy added; returns them."""
+    rows = implied.filter(pc.is_in(implied["key"], value_set=requested))
+    path = out / f"implied-{split}.parquet"
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    pq.write_table(rows, unfinished, compression="zstd")
+    unfinished.replace(path)
+    return rows
+
+
 def count_fates(ledger: list[pa.Table]) -> dict[str, int]:
     """Images by fate, by name."""
     counts = Counter[str]()

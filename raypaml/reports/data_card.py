@@ -25,7 +25,12 @@ SHOWN = 10
 
 
 def split_card(
-    requested: pa.Table, finished: Finished, vocabulary: Vocabulary, doctor: dict[str, Any], official: dict[str, int]
+    requested: pa.Table,
+    finished: Finished,
+    vocabulary: Vocabulary,
+    doctor: dict[str, Any],
+    official: dict[str, int],
+    implied: IntArray | None = None,
 ) -> dict[str, Any]:
     """What there is to say of one split.
 
@@ -34,6 +39,7 @@ def split_card(
         finished: what was written of them.
         doctor: findings in the source's files.
         official: published totals, by name.
+        implied: class columns of the requested positives that a hierarchy added, if one was given.
     """
     asked, found = (label_counts(table, len(vocabulary)) for table in (requested, finished.index))
     return {
@@ -50,7 +56,8 @@ def split_card(
             f"{name} {state}": counts[name].tolist()
             for name in LABELS
             for state, counts in (("requested", asked), ("written", found))
-        },
+        }
+        | ({} if implied is None else {"implied": np.bincount(implied, minlength=len(vocabulary)).tolist()}),
         "shards": len(finished.shards),
     }
 

@@ -21,6 +21,7 @@ from raypaml.losses.selection import rejection_count, rejection_rate
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.model.pooling import tile_images
+from raypaml.training.features import keeps_features
 
 FLOAT32 = 4
 PASSES = 3
@@ -83,7 +84,7 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
     device = _device(config)
     half = config.optim.precision == "bfloat16" or (config.optim.precision == "auto" and device == "cuda")
     kind = torch.bfloat16 if half else torch.float32
-    height, width, _ = Reader(data.shards, index, plan.epoch(0, 0, workers)[:1]).image(0).shape
+    height, width, _ = Reader(data.shards, index, (), skip_broken=config.data.skip_budget > 0).shape
     shape = measure(config.model.backbone, num_classes, height, width, kind)
     cells = math.prod(shape.grid)
     return Estimate(
@@ -119,9 +120,8 @@ def _most_rejected(config: TrainConfig, entries: int) -> int:
 
 def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> Shape:
     """The network's sizes for one image, by a forward pass of two images without values."""
-    with torch.device("meta"):
-        model = CamClassifier(build_backbone(backbone), num_classes).to(kind)
-        images = torch.empty((2, 3, height, width), dtype=torch.uint8)
+    model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
+    images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -192,6 +192,7 @@ def describe(config: TrainConfig, found: Estimate) -> str:
         f"{found.part} a step and worker, {found.at_once} at once",
         f"map         {found.at_once} x {found.num_classes} x {shape.grid[0]} x {shape.grid[1]}: {whole} in "
         f"{str(found.kind).removeprefix('torch.')} if it were whole, kept are {signs} of signs",
+        *_kept_features(config, found),
         f"rejection   at most {found.most_rejected:,} entries a step, {keys} from each worker",
         f"memory      {_size(sum(found.memory.values()))} a {where}:",
         *(f"            {_size(size):>10}  {name}" for name, size in found.memory.items() if size),
@@ -199,6 +200,13 @@ def describe(config: TrainConfig, found: Estimate) -> str:
         "            a worker sustains  images/s, all  a worker    from shards   an epoch",
     ]
     return "\n".join(lines + [_rate_line(config, found, rate) for rate in RATES[found.device]])
+
+
+def _kept_features(config: TrainConfig, found: Estimate) -> list[str]:
+    if not (config.optim.freeze_backbone and keeps_features(config)):
+        return []
+    size = 2 * found.images * found.shape.num_channels * math.prod(found.shape.grid)
+    return [f"features    {_size(size)} of training images on disk while the backbone is frozen, beside validation's"]
 
 
 def _rate_line(config: TrainConfig, found: Estimate, rate: float) -> str:

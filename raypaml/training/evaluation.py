@@ -24,6 +24,7 @@ from raypaml.metrics.average_precision import average_precision
 from raypaml.model.cam import CamClassifier
 from raypaml.predictions.parts import Part, is_finished, read_part, read_skipped, write_part
 from raypaml.training.distributed import Team
+from raypaml.training.features import Features
 from raypaml.training.gradients import lane_slices
 from raypaml.training.skips import Skip, check_budget, named
 
@@ -67,12 +68,22 @@ def predict(
     lanes: int,
     batch_size: int,
     loader_workers: int,
+    features: Features | None = None,
     skip_broken: bool = False,
 ) -> Predictions:
-    """Predict this rank's share of a split; every sample belongs to exactly one rank."""
+    """Predict this rank's share of a split, from kept features if there are any; each sample belongs to one rank."""
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=batch_size, lanes=lanes, shuffle=False)
     steps = plan.epoch(0, team.rank, team.world_size)
-    return predict_steps(model, data, split, steps, team.device, loader_workers=loader_workers, skip_broken=skip_broken)
+    return predict_steps(
+        model,
+        data,
+        split,
+        steps,
+        team.device,
+        loader_workers=loader_workers,
+        features=features,
+        skip_broken=skip_broken,
+    )
 
 
 def predict_steps(
@@ -84,19 +95,26 @@ def predict_steps(
     *,
     loader_workers: int,
     unobserved: bool = False,
+    features: Features | None = None,
     skip_broken: bool = False,
 ) -> Predictions:
     """Predict the samples of some steps of a plan: their observed entries, or all."""
-    reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
+    index = data.splits[split]
+    reader = Reader(data.shards, index, steps, skip_broken=skip_broken, with_images=features is None)
     columns, skipped = [_empty()], list[Skip]()
     model.eval()
     with torch.inference_mode():
-        for batch in read(reader, loader_workers=loader_workers, pin_memory=device.type == "cuda"):
+        processes = loader_workers if features is None else 0
+        for batch in read(reader, loader_workers=processes, pin_memory=device.type == "cuda"):
             skipped += batch.skipped
             if not len(batch.rows):
                 continue
             # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'
-            parts = [model.pooled(batch.images[lane].to(device)) for lane in lane_slices(batch.lane_sizes)]
+            lanes = lane_slices(batch.lane_sizes)
+            if features is None:
+                parts = [model.pooled(batch.images[lane].to(device)) for lane in lanes]
+            else:
+                parts = [model.pooled_features(features.take(batch.rows[lane]).to(device)) for lane in lanes]
             p, n = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
             labels = batch.labels.numpy()
             cell = position, classes = np.nonzero((labels != UNOBSERVED) | unobserved)

@@ -20,18 +20,21 @@ BITS = 52
 """Of a gradient relative to the largest of its tensor; 64 lanes of these fit into an int64, float32 has 24."""
 
 
-def check_reproducible(model: nn.Module, micro_batch_size: int, lane: int) -> None:
-    """Raise ValueError for a model whose state depends on which images a worker sees, or lanes that would be cut."""
+def check_reproducible(model: nn.Module, micro_batch_size: int, lane: int, *, always_frozen: bool = False) -> None:
+    """Raise ValueError for a model whose state depends on which images a worker sees, or lanes that would be cut.
+
+    A BatchNorm in a backbone that never learns uses fixed statistics.
+    """
     if 0 < micro_batch_size < lane:
         raise ValueError(
             f"micro_batch_size={micro_batch_size}: reproducible computes whole lanes, here of {lane} images; "
             f"use at least {lane}, or more lanes"
         )
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not always_frozen:
             raise ValueError(
                 f"reproducible: {name} is a BatchNorm, its running statistics depend on the number of workers; "
-                "use --no-reproducible or a backbone without BatchNorm (small)"
+                "use --no-reproducible, a backbone without BatchNorm (small), or --freeze-backbone for all epochs"
             )
 
 
@@ -44,11 +47,11 @@ def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], team: 
     """Set every parameter's gradient to the exactly rounded sum over all lanes of all ranks.
 
     Args:
-        model: its parameters gave the logits.
+        model: its parameters that learn gave the logits.
         lanes: of each lane of this rank the logits [b, K] and the loss's gradient by them; none in an empty part.
         team: the ranks to add over.
     """
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() for parameter in parameters]
     found = [torch.autograd.grad(logits, parameters, gradient) for logits, gradient in lanes]
     largest = torch.zeros(len(parameters), dtype=torch.float64, device=team.device)

@@ -25,7 +25,7 @@ from raypaml.training.evaluation import (
 from raypaml.training.models import tested_checkpoint
 from raypaml.training.skips import check_budget, gather, named, seen_together, write_skipped
 from raypaml.training.step import settle, train_step
-from raypaml.training.worker import TALLY, Report, Worker, prepare
+from raypaml.training.worker import TALLY, Report, Worker, drop_features, enter_epoch, prepare
 
 REPORT_STEPS = 20
 """Steps between two agreements on progress, so that reporting costs no collective per step."""
@@ -61,11 +61,13 @@ def train(
 
     # --- Epochs -----------------------------------------------------------------------------------------------
     while worker.state.epoch < config.optim.epochs:
+        enter_epoch(worker)
         if not _train_epoch(worker):
             return False
         stop = _finish_epoch(worker)
         if stop and worker.state.epoch < config.optim.epochs:
             return False
+    drop_features(worker)
 
     # --- Test -------------------------------------------------------------------------------------------------
     checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
@@ -98,9 +100,11 @@ def _train_epoch(worker: Worker) -> bool:
         full_labels=config.loss.scheme == "full",
         with_truth=True,
         skip_broken=config.data.skip_budget > 0,
+        with_images=not worker.features,
     )
     pin = worker.team.device.type == "cuda"
-    batches = read(reader, start_step=state.step, loader_workers=config.data.loader_workers, pin_memory=pin)
+    processes = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
+    batches = read(reader, start_step=state.step, loader_workers=processes, pin_memory=pin)
     began = time.monotonic()
     for batch in batches:
         if config.data.skip_budget:
@@ -167,7 +171,8 @@ def _finish_epoch(worker: Worker) -> bool:
     """Validate, record, save; whether anyone was asked to stop."""
     state, config = worker.state, worker.config
     worker.corrections.exchange(worker.team)
-    mine = predict(worker.evaluated, worker.data, "validation", worker.team, **_evaluation(worker))
+    features = worker.features.get("validation")
+    mine = predict(worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker))
     skipped = gather(worker.team, mine.skipped)
     index = worker.data.splits["validation"]
     check_budget(named(skipped, index), "validation", len(index), config.data.skip_budget)

@@ -19,7 +19,7 @@ from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.losses.large_loss import check_labels, large_loss, scheduled_rate
 from raypaml.training.finite import Doubt
 from raypaml.training.gradients import add_exactly, lane_slices
-from raypaml.training.models import update_average
+from raypaml.training.models import autocast, update_average
 from raypaml.training.worker import Worker
 
 WARMUP_STEPS = 100
@@ -75,6 +75,9 @@ def settle(worker: Worker) -> None:
 
 
 def _images(worker: Worker, batch: Batch) -> Tensor:
+    """uint8 images [B, 3, H, W], or their features where these are kept."""
+    if worker.features:
+        return worker.features["train"].take(batch.rows).to(worker.team.device)
     images = batch.images.to(worker.team.device, non_blocking=True)
     if worker.config.data.flip:
         flip = batch.flip.to(worker.team.device)[:, None, None, None]
@@ -92,9 +95,8 @@ def _pieces(worker: Worker, batch: Batch) -> list[slice]:
 
 def _forward(worker: Worker, images: Tensor) -> Tensor:
     """Logits [b, K]. An empty part of a short last batch still takes part in what ranks do together, with zeros."""
-    device = worker.team.device
     padded = images if len(images) else images.new_zeros((1, *images.shape[1:]))
-    with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(worker.config.optim.precision, device)):
+    with autocast(worker.config.optim.precision, worker.team.device):
         logits: Tensor = worker.wrapped(padded)
     return logits[: len(images)]
 
@@ -122,12 +124,6 @@ def _gradients_stay(worker: Worker) -> AbstractContextManager[None]:
 
 def _no_logits(worker: Worker) -> Tensor:
     return worker.model.head.weight.new_zeros((0, worker.model.head.out_channels))
-
-
-def _bfloat16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bfloat16"
 
 
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

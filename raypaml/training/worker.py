@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from raypaml.config import TrainConfig
 from raypaml.data.folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, default_lanes
-from raypaml.model.cam import CamClassifier
+from raypaml.model.cam import CamClassifier, FeatureClassifier
 from raypaml.training.checkpoint import State
 from raypaml.training.corrections import Corrections
 from raypaml.training.distributed import Team
 from raypaml.training.drift import Probe, make_probe
+from raypaml.training.features import RUN_FOLDER, Features, features_folder, keeps_features, open_features
 from raypaml.training.finite import Doubt
 from raypaml.training.gradients import check_reproducible
 from raypaml.training.models import build_model
@@ -54,6 +56,8 @@ class Worker:
     """Broken samples of this rank since the last agreement."""
     probe: Probe | None = None
     """On rank 0, if the run has a reference."""
+    features: dict[str, Features] = field(default_factory=dict)
+    """Of `train` and `validation`, while the backbone is frozen and they are kept."""
     doubt: Doubt | None = None
     """Of the last step's logits."""
 
@@ -61,6 +65,10 @@ class Worker:
     def evaluated(self) -> CamClassifier:
         """The model to evaluate and keep."""
         return self.average or self.model
+
+    def say(self, text: str) -> None:
+        """Report a line for people."""
+        self.report({"event": text})
 
     @property
     def place(self) -> str:
@@ -92,9 +100,10 @@ def prepare(
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
     if config.optim.reproducible:
-        check_reproducible(model, config.optim.micro_batch_size, plan.global_batch_size // plan.lanes)
+        always_frozen = config.optim.freeze_backbone >= config.optim.epochs
+        lane = plan.global_batch_size // plan.lanes
+        check_reproducible(model, config.optim.micro_batch_size, lane, always_frozen=always_frozen)
         torch.backends.cudnn.deterministic = True
-    wrapped = model if config.optim.reproducible else team.wrap(model)
     groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
     return Worker(
         config=config,
@@ -103,7 +112,7 @@ def prepare(
         data=data,
         plan=plan,
         model=model,
-        wrapped=torch.compile(wrapped) if config.optim.compile else wrapped,  # type: ignore[arg-type]
+        wrapped=_wrapped(model, config, team),
         average=copy.deepcopy(model).requires_grad_(False) if config.optim.ema else None,
         optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
         state=State(vocabulary=data.vocabulary.digest),
@@ -112,6 +121,42 @@ def prepare(
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
         probe=make_probe(config, data, device) if team.rank == 0 else None,
     )
+
+
+def _wrapped(module: nn.Module, config: TrainConfig, team: Team) -> nn.Module:
+    wrapped = module if config.optim.reproducible else team.wrap(module)
+    return torch.compile(wrapped) if config.optim.compile else wrapped  # type: ignore[return-value]
+
+
+def enter_epoch(worker: Worker) -> None:
+    """Freeze the backbone, or let it learn, as this epoch asks; kept features are computed, opened or removed."""
+    config, model = worker.config, worker.model
+    frozen = worker.state.epoch < config.optim.freeze_backbone
+    if frozen == model.frozen:
+        return
+    model.freeze(frozen)
+    worker.features = _features(worker) if frozen and keeps_features(config) else {}
+    module = FeatureClassifier(model) if worker.features else model
+    worker.wrapped = _wrapped(module, config, worker.team)
+    if not frozen:
+        drop_features(worker)
+
+
+def _features(worker: Worker) -> dict[str, Features]:
+    folder = features_folder(worker.config, worker.run_folder)
+
+    def of(split: str) -> Features:
+        return open_features(worker.model, worker.data, split, worker.team, worker.config, folder, worker.say)
+
+    return {split: of(split) for split in ("train", "validation")}
+
+
+def drop_features(worker: Worker) -> None:
+    """Remove the features that the run kept for itself."""
+    worker.features = {}
+    worker.team.barrier()  # nobody reads them any more
+    if worker.team.rank == 0:
+        shutil.rmtree(worker.run_folder / RUN_FOLDER, ignore_errors=True)
 
 
 def _synchronised(model: CamClassifier, team: Team) -> CamClassifier:

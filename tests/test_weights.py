@@ -1,0 +1,169 @@
+"""Weight files: nothing in them runs, prefixes are found, every stranger is named, other networks are refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from raypaml.config import ModelConfig
+from raypaml.model.backbones import Backbone, build_backbone
+from raypaml.model.cam import CamClassifier, load_classifier
+from raypaml.model.weights import common_prefix
+from raypaml.training.models import build_model
+
+
+@pytest.fixture(scope="module")
+def whole_resnet18() -> dict[str, Tensor]:
+    torch.manual_seed(4)
+    return torchvision.models.resnet18().state_dict()
+
+
+def assert_holds(backbone: Backbone, weights: dict[str, Tensor], prefix: str = "") -> None:
+    held = {name.removeprefix("net."): value for name, value in backbone.state_dict().items()}
+    assert len(held) == 120
+    assert all(torch.equal(value, weights[prefix + name]) for name, value in held.items())
+
+
+def test_safetensors_weights_load(whole_resnet18: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(whole_resnet18, tmp_path / "w.safetensors")
+    assert_holds(build_backbone("resnet18", str(tmp_path / "w.safetensors")), whole_resnet18)
+
+
+@pytest.mark.parametrize("wrapped", ["", "state_dict", "model"])
+def test_pytorch_weights_load(whole_resnet18: dict[str, Tensor], tmp_path: Path, wrapped: str) -> None:
+    torch.save({wrapped: whole_resnet18, "epoch": 3} if wrapped else whole_resnet18, tmp_path / "w.pth")
+    assert_holds(build_backbone("resnet18", str(tmp_path / "w.pth")), whole_resnet18)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "module.pre.", "a.b.c."])
+def test_a_prefix_is_found_and_what_is_left_is_named(
+    prefix: str, whole_resnet18: dict[str, Tensor], tmp_path: Path
+) -> None:
+    found = {prefix + name: value.clone() for name, value in whole_resnet18.items()}
+    strangers = [f"{prefix}projector.{n}.weight" for n in range(5)] + ["queue"]
+    save_file(found | {name: torch.zeros(1) for name in strangers}, tmp_path / "w.safetensors")
+    said: list[str] = []
+    assert_holds(build_backbone("resnet18", str(tmp_path / "w.safetensors"), said.append), found, prefix)
+    (line,) = said
+    assert f"120 tensors by prefix '{prefix}', 2 of the classifier left out; 6 belong to nothing here" in line
+    assert line.endswith(" and 2 more")
+    assert any(name in line for name in strangers)
+
+
+def test_without_strangers_nothing_is_said_of_them(whole_resnet18: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(whole_resnet18, tmp_path / "w.safetensors")
+    said: list[str] = []
+    build_backbone("resnet18", str(tmp_path / "w.safetensors"), said.append)
+    assert said == [f"weights={tmp_path / 'w.safetensors'}: 120 tensors, 2 of the classifier left out"]
+
+
+def test_the_prefix_is_that_of_most_names() -> None:
+    assert common_prefix(["m.a.x", "m.b.x", "x"], {"a.x", "b.x", "x"}) == "m."
+    assert common_prefix(["a.x"], {"a.x", "x"}) == ""
+    assert common_prefix(["other"], {"a.x"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("origin", "backbone", "fault"),
+    [
+        ("resnet34", "resnet18", r"layer1\.2\.\S+ unknown; .* in all"),  # all of resnet18's keys are there
+        ("resnet18", "resnet34", r"layer1.2.conv1.weight missing; .* in all"),
+        ("resnet18", "mobilenet_v2", r"features.0.0.weight missing; .* in all"),
+        ("shufflenet_v2_x0_5", "shufflenet_v2_x1_0", r"is \[24, 1, 3, 3\], expected|is \[24, 24, 1, 1\], expected"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(origin: str, backbone: str, fault: str, tmp_path: Path) -> None:
+    save_file(torchvision.models.get_model(origin).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=rf"w\.safetensors: another network: .*({fault})"):
+        build_backbone(backbone, str(tmp_path / "w.safetensors"))
+
+
+class Payload:
+    """Makes a folder when unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_pickled_payload_is_refused_and_never_runs(tmp_path: Path, suffix: str) -> None:
+    pickle.loads(pickle.dumps(Payload(tmp_path / "armed")))
+    assert (tmp_path / "armed").is_dir()
+    torch.save({"conv1.weight": Payload(tmp_path / "ran")}, tmp_path / f"w.{suffix}")
+    refusal = "refused, it holds more than tensors" if suffix == "pth" else "not a readable weight file"
+    with pytest.raises(ValueError, match=rf"w\.{suffix}: {refusal}"):
+        build_backbone("small", str(tmp_path / f"w.{suffix}"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {}, {"epoch": 3}, {"model": {}}, torch.zeros(2)])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: not a state dict of tensors"):
+        build_backbone("small", str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_damaged_file_is_refused(whole_resnet18: dict[str, Tensor], tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    (torch.save if path.suffix == ".pth" else save_file)(whole_resnet18, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=rf"weights=.*{name}: not a readable weight file \(."):
+        build_backbone("resnet18", str(path))
+
+
+def test_weights_that_do_not_fit_name_the_keys(tmp_path: Path) -> None:
+    weights = build_backbone("small").state_dict()
+    weights["block0.0.weight"] = torch.zeros(1, 2)
+    weights["block2.stranger"] = weights.pop("block2.1.bias")
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="another network") as refusal:
+        build_backbone("small", str(tmp_path / "w.safetensors"))
+    faults = "block2.1.bias missing; block2.stranger unknown; block0.0.weight is [1, 2], expected [32, 3, 4, 4]; 3 in "
+    assert faults in str(refusal.value)
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"weights=nowhere\.pth: no such file"):
+        build_backbone("small", "nowhere.pth")
+
+
+# --- The head -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("resnet18", ""), ("shufflenet_v2_x0_5", "module.")])
+@torch.no_grad()
+def test_a_classifier_of_the_same_model_becomes_the_cam_head(name: str, prefix: str, tmp_path: Path) -> None:
+    """At alpha 1 the CAM classifier is then the original."""
+    torch.manual_seed(5)
+    whole = torchvision.models.get_model(name, num_classes=7).eval()
+    save_file({prefix + key: value for key, value in whole.state_dict().items()}, tmp_path / "w.safetensors")
+    config = ModelConfig(backbone=name, weights=str(tmp_path / "w.safetensors"), head_weights=True, alpha=1.0)
+    model = build_model(config, 7).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    torch.testing.assert_close(model(images), whole((images - model.mean) / model.std), rtol=1e-4, atol=1e-6)
+
+
+def test_a_classifier_of_other_classes_is_refused(tmp_path: Path) -> None:
+    model = CamClassifier(build_backbone("small"), 3)
+    path = tmp_path / "w.safetensors"
+    save_file({"fc.weight": torch.zeros(4, 128), "fc.bias": torch.zeros(4)}, path)
+    with pytest.raises(ValueError, match=r"head_weights: fc.weight of .* is \[4, 128\], this head needs \[3, 128\]"):
+        load_classifier(model, path)
+    save_file({"fc.weight": torch.zeros(3, 128)}, path)
+    with pytest.raises(ValueError, match=r"head_weights: .*w.safetensors has no fc.bias; leave --head-weights out"):
+        load_classifier(model, path)
+    nn.init.ones_(model.head.bias)
+    save_file({"x.fc.weight": torch.ones(3, 128), "x.fc.bias": torch.zeros(3)}, path)
+    load_classifier(model, path)
+    assert model.head.bias.tolist() == [0, 0, 0]
