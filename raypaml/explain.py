@@ -59,7 +59,8 @@ def parse(argv: Sequence[str]) -> Any:
 class Subject:
     """A model to look at; picklable."""
 
-    name: str
+    run: Path
+    """Folder of the run."""
     checkpoint: Path
     config: TrainConfig
 
@@ -73,7 +74,12 @@ class Subject:
         config = stored_config(run)
         if config is None:
             raise ValueError(f"{given}: neither the folder of a run nor one of its checkpoints")
-        return cls(run.name, checkpoint, config)
+        return cls(run, checkpoint, config)
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.run.name
 
     def model(self, num_classes: int) -> CamClassifier:
         """On the CPU."""
@@ -161,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Collect, write figures and page, and say where."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.reports.explain_page import write_page, write_pairs
-    from raypaml.training.models import find_checkpoint
-    from raypaml.training.run_folder import check_vocabulary
+    from raypaml.training.run_folder import check_vocabulary, read_history
 
     asked = parse(sys.argv[1:] if argv is None else argv)
     this, other = Subject.find(asked.run), Subject.find(asked.against) if asked.against else None
@@ -171,14 +176,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.split not in data.splits:
         raise ValueError(f"split={asked.split!r}: the data set has {', '.join(data.splits)}")
     everyone = [this, *([other] if other else []), *beside]
+    if len({subject.name for subject in everyone}) < len({subject.run.resolve() for subject in everyone}):
+        names = ", ".join(str(subject.run) for subject in everyone)
+        raise ValueError(f"{names}: two runs of one name could not be told apart; give a folder another name")
     for subject in everyone:
-        check_vocabulary(find_checkpoint(subject.checkpoint)[0], data.vocabulary.digest, data.address)
+        check_vocabulary(subject.run, data.vocabulary.digest, data.address)
     pairs = collect(this, other, data, asked)
     out = Path(asked.out) if asked.out else _default_out(this, other, asked.split)
     out.mkdir(parents=True, exist_ok=True)
     models = {subject.name: subject.model(len(data.vocabulary)) for subject in everyone}
-    names = (this.name, other.name if other else "")
-    found = write_page(out, pairs, data, asked.split, models, choose(pairs, asked, data), names, boosted=not asked.raw)
+    names, shown = (this.name, other.name if other else ""), choose(pairs, asked, data)
+    histories = {subject.name: read_history(subject.run) for subject in everyone}
+    found = write_page(out, pairs, data, asked.split, models, shown, names, histories, boosted=not asked.raw)
     (out / "explanations.json").write_text(json.dumps(found, indent=1) + "\n")
     write_pairs(out / "pairs.csv", pairs, data, asked.split)
     print(out / "explanations.html")
@@ -186,10 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _default_out(this: Subject, other: Subject | None, split: str) -> Path:
-    from raypaml.training.models import find_checkpoint
-
-    run, _ = find_checkpoint(this.checkpoint)
-    return run / "explanations" / (f"{split}-against-{other.name}" if other else split)
+    return this.run / "explanations" / (f"{split}-against-{other.name}" if other else split)
 
 
 def _say(text: str) -> None:

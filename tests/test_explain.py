@@ -152,3 +152,9 @@ def test_bad_wishes(runs: tuple[Path, Path], tmp_path: Path) -> None:
         explain.main([str(runs[0]), "--classes", "red 11", "--limit", "5"])
     with pytest.raises(ValueError, match="group='G9': must be G1, G2, G3, G4 or G5"):
         explain.main([str(runs[0]), "--group", "G9", "--limit", "5"])
+
+
+def test_runs_of_one_name_are_not_mixed_up(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "first")
+    with pytest.raises(ValueError, match="two runs of one name could not be told apart; give a folder another name"):
+        explain.main([str(runs[0]), "--against", str(tmp_path / "first")])

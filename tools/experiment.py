@@ -26,6 +26,7 @@ from experiment_runs import (
     ALPHAS,
     EPOCHS,
     HIDINGS,
+    LATER,
     SWEEP,
     SWEEP_SEEDS,
     Setting,
@@ -42,7 +43,6 @@ from raypaml.data.digits import NUM_SCENES
 from raypaml.flags import Parser, run_command
 
 if TYPE_CHECKING:
-    from raypaml.metrics.pairs import Pairs
     from raypaml.reports.experiment import Findings
     from raypaml.reports.experiment_page import Looks
 
@@ -120,7 +120,7 @@ def look(setting: Setting, hiding: str, seeds: Sequence[int], images: int) -> Lo
     """The maps of the first seed: AN against full labels, several models side by side; None if not all are there."""
     from raypaml.reports.claims import title
     from raypaml.reports.experiment_page import Looks
-    from raypaml.reports.gallery import side_by_side
+    from raypaml.reports.gallery import of_every_group, side_by_side
 
     trained = {"none": ALPHAS[0], "inference": ALPHAS[0], "training": ALPHAS[-1]}
     configs = {row: setting.config(hiding, row[0], trained[row[1]], seeds[0]) for row in LOOKED_AT}
@@ -130,18 +130,8 @@ def look(setting: Setting, hiding: str, seeds: Sequence[int], images: int) -> Lo
     models = {title(row): model_of(config) for row, config in configs.items()}
     models[title(("an", "inference"))].alpha = ALPHAS[-1]
     pairs, data = compare(configs["an", "none"], reference, images)
-    shown = _some_of_every_group(pairs, data.vocabulary.class_group)
+    shown = of_every_group(pairs, data.vocabulary.class_group)
     return Looks(("AN", "full labels"), pairs, side_by_side(models, data, "test", shown))
-
-
-def _some_of_every_group(pairs: Pairs, class_group: Any) -> list[tuple[int, int]]:
-    """Of every class group, the positive labels of the lower and the upper third score."""
-    shown = []
-    for group in range(1, 6):
-        places = np.flatnonzero(pairs.positive & (class_group[pairs.class_index] == group))
-        places = places[np.argsort(pairs.score[places], kind="stable")]
-        shown += [places[len(places) // 3], places[2 * len(places) // 3]] if len(places) else []
-    return [(int(pairs.row[n]), int(pairs.class_index[n])) for n in shown]
 
 
 def write(setting: Setting, seeds: Sequence[int], asked: Any) -> Path:
@@ -196,17 +186,22 @@ def parse() -> tuple[Any, Setting]:
 
 
 def main() -> None:
-    """Train what is missing, stage by stage, and write the page after each."""
+    """Train what is missing, stage by stage, and write the page after each seed."""
+    from raypaml.data.folder import open_folder
+    from raypaml.training.run_folder import check_same_run
+
     asked, setting = parse()
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     stages = list(setting.stages(seeds))
     for config in (config for stage in stages for config in stage):
         config.check()
+        check_same_run(folder_of(config), config, open_folder(config.data.data))
     for stage in [] if asked.page_only else stages:
         missing = [config for config in stage if not is_finished(config)]
         if missing:
             beside_each_other(asked.jobs, train_alone, missing, [setting.storage / "warmups"] * len(missing))
-            write(setting, seeds, asked)
+            if stage[0].loss.scheme in LATER:
+                write(setting, seeds, asked)
     print(write(setting, seeds, asked))
 
 

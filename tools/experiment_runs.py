@@ -135,8 +135,7 @@ def compare(config: TrainConfig, reference: TrainConfig, images: int) -> tuple[P
     import torch
 
     from raypaml.data.folder import open_folder
-    from raypaml.training.drift import evenly_spaced
-    from raypaml.training.explaining import explain_steps
+    from raypaml.training.explaining import evenly_spaced, explain_steps
 
     data = open_folder(config.data.data)
     steps = evenly_spaced(len(data.splits["test"]), images, config.data.global_batch_size)

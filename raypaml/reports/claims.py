@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from raypaml.labels import GROUP_NAMES
+from raypaml.reports.result import seed_interval
 
 Row = tuple[str, str]
 """A scheme, and where BoostLU was used: `none`, in evaluation alone (`inference`), or in both (`training`)."""
@@ -21,7 +21,6 @@ Figures = Mapping[Row, Mapping[int, Mapping[str, float]]]
 """Of each row and seed: `All` and G1..G5 (mAP, 0..1), `recall` and `precision` of rejection, and of the maps
 `rank_correlation`, `control` and `scale_ratio`, as far as they are known."""
 Floats = NDArray[np.float64]
-CONFIDENCE = 0.95
 KEPT = 0.75
 """Of the rank correlation that two full-label trainings have beyond a centred Gaussian's, for "the order stays"."""
 
@@ -65,8 +64,8 @@ def half_interval(values: Floats) -> float:
     """Half the 95 % interval of the mean; nan below two values."""
     if len(values) < 2:
         return float("nan")
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
-    return float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+    mean, _, high = seed_interval(values.tolist())
+    return high - mean
 
 
 def value(figures: Figures, row: Row, name: str) -> dict[int, float]:

@@ -18,9 +18,9 @@ from raypaml.data.batches import Reader
 from raypaml.data.folder import DataFolder
 from raypaml.data.plan import Plan
 from raypaml.labels import POSITIVE
+from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier, pool_parts
 
-SCENES = 10
 SIDE = 160
 """Shown size, px."""
 MOST_CLASSES = 6
@@ -48,13 +48,27 @@ class Row:
     """The attribution shown at full colour: the largest of the row."""
 
 
-def gallery(model: CamClassifier, data: DataFolder, split: str = "test") -> list[Row]:
-    """Ten images, evenly spaced over the split, with the boosted map of each class that is positive there."""
-    index = data.splits[split]
-    rows = np.unique(np.linspace(0, len(index) - 1, SCENES).astype(np.int64))
+def of_every_group(pairs: Pairs, class_group: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(sample number, class column) of positive labels: of every class group those at one and two thirds of the scores.
+
+    Args:
+        pairs: of a split.
+        class_group: [K] 1..5.
+    """
+    shown: list[tuple[int, int]] = []
+    for group in np.unique(class_group):
+        places = np.flatnonzero(pairs.positive & (class_group[pairs.class_index] == group))
+        places = places[np.argsort(pairs.score[places], kind="stable")]
+        chosen = places[[len(places) // 3, 2 * len(places) // 3]] if len(places) else places
+        shown += [(int(pairs.row[n]), int(pairs.class_index[n])) for n in chosen]
+    return shown
+
+
+def gallery(model: CamClassifier, data: DataFolder, split: str, shown: Sequence[tuple[int, int]]) -> list[Row]:
+    """The images of these (sample number, class column), with the boosted map of each class that is positive there."""
     reader = _reader(data, split)
     model.eval()
-    return [_row(model, data, reader, split, int(row)) for row in rows]
+    return [_row(model, data, reader, split, row, k) for row, k in shown]
 
 
 def side_by_side(
@@ -111,19 +125,21 @@ def _corners(box: dict[str, float]) -> tuple[float, float, float, float]:
     return box["x0"], box["y0"], box["x1"], box["y1"]
 
 
-def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row: int) -> Row:
-    index = data.splits[split]
+def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row: int, k: int) -> Row:
+    """The image, the map of class `k`, and those of a few other positive classes."""
+    index, group = data.splits[split], data.vocabulary.class_group
     pixels = reader.image(row)
     cam, scores = _look(model, pixels)
-    classes = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)[:MOST_CLASSES]
-    maps: dict[int, Floats] = {int(k): model.alpha * cam[k].clip(0) for k in classes}
+    others = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)
+    classes = [k, *(int(other) for other in others if other != k)][:MOST_CLASSES]
+    maps: dict[int, Floats] = {k: model.alpha * cam[k].clip(0) for k in classes}
     peak = max((float(values.max()) for values in maps.values()), default=0.0)
     boxes = {int(box["class"]): _corners(box) for box in index.boxes(row)}
     key = index.keys(np.array([row]))[0]
-    tiles = [Tile(_data_uri(_enlarged(pixels)), key)]
-    for k, values in maps.items():
-        picture = _overlay(pixels, values / max(peak, 1e-9), boxes.get(k))
-        tiles.append(Tile(_data_uri(picture), f"{data.vocabulary.names[k]} {scores[k]:.2f}"))
+    tiles = [Tile(_data_uri(_enlarged(pixels)), f"G{group[k]} · {key}")]
+    for each, values in maps.items():
+        picture = _overlay(pixels, values / max(peak, 1e-9), boxes.get(each))
+        tiles.append(Tile(_data_uri(picture), f"{data.vocabulary.names[each]} {scores[each]:.2f} · G{group[each]}"))
     return Row(key, tiles, peak)
 
 

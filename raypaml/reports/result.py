@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from raypaml.config import TrainConfig
 from raypaml.labels import GROUP_NAMES
@@ -55,6 +58,13 @@ def rejected(history: list[dict[str, Any]]) -> dict[str, float]:
         return {}
     hits, missed, taken = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed", "rejected"))
     return {"recall": hits / missed, "precision": hits / taken}
+
+
+def seed_interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of at least two paired differences, and the ends of its 95 % interval (Student's t)."""
+    mean = statistics.fmean(differences)
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return mean, mean - float(half), mean + float(half)
 
 
 def table(result: dict[str, Any]) -> str:

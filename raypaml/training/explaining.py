@@ -31,6 +31,9 @@ from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier, pool_parts
 
 Grid = tuple[int, int]
+SOME = 100
+SOME_AT_ONCE = 4
+"""Whole maps of 5,000 classes at 14 x 14: 4 MB an image."""
 
 
 def explain_steps(
@@ -41,7 +44,7 @@ def explain_steps(
     steps: Sequence[Part],
     device: torch.device,
     *,
-    loader_workers: int = 0,
+    skip_broken: bool = False,
 ) -> Pairs:
     """The figures of every observed (image, class) of some steps of a plan, streaming.
 
@@ -49,15 +52,32 @@ def explain_steps(
         model: whose maps are looked at.
         other: the one compared with, usually trained on full labels; its grid is resized to the first's.
         data, split, steps: which images.
+        skip_broken: leave broken images out, instead of raising.
     """
-    reader = Reader(data.shards, data.splits[split], steps)
+    reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
     for each in (model, other):
         if each is not None:
             each.eval()
     with torch.inference_mode():
-        batches = read(reader, loader_workers=loader_workers)
-        parts = [_explain_batch(model, other, data, split, batch, device) for batch in batches if len(batch.rows)]
+        parts = [_explain_batch(model, other, data, split, batch, device) for batch in read(reader) if len(batch.rows)]
     return Pairs.concatenated([Pairs.empty(), *parts])
+
+
+def explain_some(model: CamClassifier, data: DataFolder, split: str, *, skip_broken: bool) -> Pairs:
+    """The figures of SOME images, evenly spaced over a split, for a report: on the CPU, a few at a time."""
+    steps = evenly_spaced(len(data.splits[split]), SOME, SOME_AT_ONCE)
+    return explain_steps(model, None, data, split, steps, torch.device("cpu"), skip_broken=skip_broken)
+
+
+def evenly_spaced(total: int, count: int, size: int) -> list[Part]:
+    """Steps of `size` over at most `count` of `total` samples."""
+    rows = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+    return [_step(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _step(rows: NDArray[np.int64]) -> Part:
+    n = len(rows)
+    return Part(rows=rows, first_row=0, global_rows=n, lane_sizes=(n,), flip=np.zeros(n, bool))
 
 
 def _explain_batch(
