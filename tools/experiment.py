@@ -149,19 +149,27 @@ def write(setting: Setting, seeds: Sequence[int], asked: Any) -> Path:
 
 def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict[str, Any]:
     """What was run, in words and numbers."""
-    results = [json.loads((folder_of(config) / "result.json").read_text()) for config in configs]
     records = [json.loads((folder_of(config) / "config.json").read_text()) for config in configs]
-    hours = sum(result["training_seconds"] for result in results) / 3600
+    hours = sum(map(_own_seconds, configs)) / 3600
     commits = sorted({record["commit"] for record in records})
     text = (
         f"{len(configs)} runs of the recipe digits, {setting.scenes:,} training scenes, {setting.epochs} epochs of "
         f"which {setting.warmup_epochs} warm-up (the recipe: 18, 6), delta_rel {setting.delta_rel:g} % per epoch for "
         "every scheme (the recipe's, scaled to reach the same by the last epoch), one thread each, without the exact "
-        f"sums of --reproducible; {hours:.1f} h of training in all, the warm-up of the rejecting schemes taken from "
-        f"AN's run. Commit {', '.join(commits)}."
+        f"sums of --reproducible; {hours:.1f} h of training by the clock, the warm-up of the rejecting schemes taken "
+        f"from AN's runs. Commit {', '.join(commits)}."
     )
     cost = {"runs": len(configs), "training_hours": hours, "commits": commits, "images": asked.images}
     return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": setting.delta_rel} | cost
+
+
+def _own_seconds(config: TrainConfig) -> float:
+    """Of training, without a warm-up that was another run's."""
+    from raypaml.training.run_folder import read_history
+
+    history = read_history(folder_of(config))
+    shared = history[config.loss.warmup_epochs - 1]["seconds"] if config.loss.scheme in LATER else 0.0
+    return float(history[-1]["seconds"] - shared)
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
