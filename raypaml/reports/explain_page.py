@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from raypaml.data.boxes import Boxes
 from raypaml.data.folder import DataFolder
 from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier
@@ -32,6 +33,7 @@ def write_page(
     histories: Mapping[str, History],
     *,
     boosted: bool,
+    boxes: Boxes | None,
 ) -> dict[str, Any]:
     """Write `explanations.html`; returns every figure in it.
 
@@ -40,6 +42,8 @@ def write_page(
         shown: (sample number, class column) of each row of pictures.
         names: of the model looked at and of the one compared with ("" for none).
         histories: the epochs of the runs, by name.
+        boosted: show maps after BoostLU.
+        boxes: known ones, instead of the data set's own.
     """
     judged = {name: seen for name, history in histories.items() if (seen := rejected(history))}
     found = summary(pairs, data.vocabulary.class_group) | {"rejection": judged}
@@ -59,7 +63,7 @@ def write_page(
         attributions=attributions(pairs, names) if compared else "",
         by_group=by_group(found),
         rejections=missed_positives({name: [histories[name]] for name in judged}) if judged else "",
-        gallery=side_by_side(models, data, split, shown, boosted=boosted),
+        gallery=side_by_side(models, data, split, shown, boosted=boosted, boxes=boxes),
         boosted=boosted,
     )
     unfinished = out / ".explanations.unfinished"

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from raypaml.data.batches import Reader
+from raypaml.data.boxes import Boxes
 from raypaml.data.folder import DataFolder
+from raypaml.data.index import Index
 from raypaml.data.plan import Plan
 from raypaml.labels import POSITIVE
 from raypaml.metrics.pairs import Pairs
@@ -78,6 +80,7 @@ def side_by_side(
     pairs: Sequence[tuple[int, int]],
     *,
     boosted: bool = True,
+    boxes: Boxes | None = None,
 ) -> list[Row]:
     """The maps that several models make of the same image and class, on one colour scale per image.
 
@@ -85,22 +88,30 @@ def side_by_side(
         models: by the name to show.
         pairs: (sample number, class column).
         boosted: after BoostLU; otherwise the raw map.
+        boxes: known ones, instead of the data set's own.
     """
-    reader = _reader(data, split)
+    reader, known = _reader(data, split), boxes or data.splits[split]
     for model in models.values():
         model.eval()
-    return [_compared(models, data, reader, split, row, k, boosted=boosted) for row, k in pairs]
+    return [_compared(models, data, reader, known, row, k, boosted=boosted) for row, k in pairs]
 
 
 def _compared(
-    models: dict[str, CamClassifier], data: DataFolder, reader: Reader, split: str, row: int, k: int, *, boosted: bool
+    models: dict[str, CamClassifier],
+    data: DataFolder,
+    reader: Reader,
+    known: Index | Boxes,
+    row: int,
+    k: int,
+    *,
+    boosted: bool,
 ) -> Row:
     pixels = reader.image(row)
     seen = {name: _look(model, pixels) for name, model in models.items()}
     maps = {name: cam[k].clip(0) * (models[name].alpha if boosted else 1) for name, (cam, _) in seen.items()}
     peak = max(float(values.max()) for values in maps.values())
-    box = next((_corners(box) for box in data.splits[split].boxes(row) if box["class"] == k), None)
-    key = data.splits[split].keys(np.array([row]))[0]
+    box = next((_corners(box) for box in known.boxes(row) if box["class"] == k), None)
+    key = reader.index.keys(np.array([row]))[0]
     tiles = [Tile(_data_uri(_enlarged(pixels)), f"{data.vocabulary.names[k]} · {key}")]
     for name, values in maps.items():
         picture = _overlay(pixels, values / max(peak, 1e-9), box)

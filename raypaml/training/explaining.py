@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.boxes import Boxes
 from raypaml.data.folder import DataFolder
+from raypaml.data.index import Index
 from raypaml.data.plan import Part
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.metrics.boxes import max_box_iou
@@ -44,6 +46,7 @@ def explain_steps(
     steps: Sequence[Part],
     device: torch.device,
     *,
+    boxes: Boxes | None = None,
     skip_broken: bool = False,
 ) -> Pairs:
     """The figures of every observed (image, class) of some steps of a plan, streaming.
@@ -52,6 +55,7 @@ def explain_steps(
         model: whose maps are looked at.
         other: the one compared with, usually trained on full labels; its grid is resized to the first's.
         data, split, steps: which images.
+        boxes: known ones, instead of the data set's own.
         skip_broken: leave broken images out, instead of raising.
     """
     reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
@@ -59,7 +63,8 @@ def explain_steps(
         if each is not None:
             each.eval()
     with torch.inference_mode():
-        parts = [_explain_batch(model, other, data, split, batch, device) for batch in read(reader) if len(batch.rows)]
+        known = boxes or data.splits[split]
+        parts = [_explain_batch(model, other, known, batch, device) for batch in read(reader) if len(batch.rows)]
     return Pairs.concatenated([Pairs.empty(), *parts])
 
 
@@ -81,7 +86,7 @@ def _step(rows: NDArray[np.int64]) -> Part:
 
 
 def _explain_batch(
-    model: CamClassifier, other: CamClassifier | None, data: DataFolder, split: str, batch: Batch, device: torch.device
+    model: CamClassifier, other: CamClassifier | None, known: Index | Boxes, batch: Batch, device: torch.device
 ) -> Pairs:
     images = batch.images.to(device)
     cam = model.cam(images).float()
@@ -94,7 +99,7 @@ def _explain_batch(
     nothing = np.full(len(maps), np.nan)
     positive = labels[position, class_index] == POSITIVE
     compared = _compare(other, images, grid, maps, position, class_index, positive) if other else [nothing] * 4
-    places = _locate(data, split, batch, maps, grid, position, class_index, positive)
+    places = _locate(known, batch, maps, grid, position, class_index, positive)
     score = scores[position, class_index]
     return Pairs(batch.rows[position], class_index, positive, score, top, bottom, *compared, *places)
 
@@ -127,8 +132,7 @@ def _compare(
 
 
 def _locate(
-    data: DataFolder,
-    split: str,
+    known_boxes: Index | Boxes,
     batch: Batch,
     maps: NDArray[np.float32],
     grid: Grid,
@@ -137,7 +141,7 @@ def _locate(
     positive: NDArray[np.bool_],
 ) -> list[NDArray[np.float64]]:
     """Pointing game, its chance level, energy and box overlap, where boxes of the class are known."""
-    boxes_of = [_boxes_by_class(data.splits[split].boxes(int(row))) for row in batch.rows]
+    boxes_of = [_boxes_by_class(known_boxes.boxes(int(row))) for row in batch.rows]
     boxes = [boxes_of[i].get(int(k), np.empty((0, 4))) for i, k in zip(position, class_index, strict=True)]
     known = np.flatnonzero([len(found) > 0 for found in boxes] & positive)
     image = (batch.images.shape[2], batch.images.shape[3])
