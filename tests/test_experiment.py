@@ -21,6 +21,7 @@ from raypaml.reports.evaluation import alpha_curve
 from raypaml.training import models
 from raypaml.training.run_folder import read_history
 
+pytestmark = pytest.mark.timeout(900)  # 22 trainings, small as they are, on a machine that may be busy
 TINY = ("--seeds", "0,1", "--epochs", "2", "--scenes", "96", "--images", "9", "--storage")
 
 

@@ -23,7 +23,7 @@ from raypaml.labels import POSITIVE
 from raypaml.reports import explain_page
 from raypaml.training import models as run_models
 from raypaml.training.checkpoint import best_checkpoint, valid_checkpoints
-from raypaml.training.run_folder import stored_config
+from raypaml.training.run_folder import read_history, stored_config
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,10 @@ def test_a_head_of_three_times_the_strength_is_seen(
 ) -> None:
     page = run(monkeypatch, capsys, runs[0], "--against", runs[1], "--limit", 50)
     found = json.loads((page.parent / "explanations.json").read_text())
+    epochs = [record for record in read_history(runs[0]) if record["rejected"]]
+    hits, missed = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed"))
+    assert found["rejection"]["first"]["recall"] == pytest.approx(hits / missed)
+    assert "precision of rejection" in page.read_text()
     assert page.parent == runs[0] / "explanations" / "test-against-second"
     assert found["rank_correlation"]["p25"] == pytest.approx(1.0)
     assert found["attributions"]["positive top"]["other"]["p50"] == pytest.approx(
