@@ -35,6 +35,7 @@ def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any
         "rejected": rejected,
         "rejected_missed": hits,
         "missed": 40 if known else None,
+        "corrected": 0,
         "rejection_precision": hits / rejected if known and rejected else None,
         "rejection_recall": hits / 40 if known else None,
         "validation_mean_ap": 0.1 * (epoch + 1),
@@ -136,6 +137,8 @@ def test_figures_are_svg_and_the_same_bytes_twice(known: bool, figures: dict[str
 
 def test_rejections_are_judged_over_all_epochs_that_reject() -> None:
     assert rejected(HISTORY) == pytest.approx({"recall": 25 / 80, "precision": 25 / 60})
+    kept = [record(0), record(1, 20, 10) | {"corrected": 20}, record(2, 20, 15) | {"missed": 30, "corrected": 40}]
+    assert rejected(kept) == pytest.approx({"recall": 25 / 40, "precision": 25 / 40})  # LL-Cp: corrected for good
     assert rejected([record(0), record(1)]) == {}
     assert rejected([record(0, 0, None), record(1, 20, None)]) == {}
 

@@ -155,9 +155,9 @@ def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict
     text = (
         f"{len(configs)} runs of the recipe digits, {setting.scenes:,} training scenes, {setting.epochs} epochs of "
         f"which {setting.warmup_epochs} warm-up (the recipe: 18, 6), delta_rel {setting.delta_rel:g} % per epoch for "
-        "every scheme (the recipe's, scaled to reach the same by the last epoch), one thread each, without the exact "
-        f"sums of --reproducible; {hours:.1f} h of training by the clock, the warm-up of the rejecting schemes taken "
-        f"from AN's runs. Commit {', '.join(commits)}."
+        "LL-R (the recipe's, scaled to reach the same by the last epoch; LL-Ct 0.4 and LL-Cp 0.2 of it, as published), "
+        f"one thread each, without the exact sums of --reproducible; {hours:.1f} h of training by the clock, the "
+        f"warm-up of the rejecting schemes taken from AN's runs. Commit {', '.join(commits)}."
     )
     cost = {"runs": len(configs), "training_hours": hours, "commits": commits, "images": asked.images}
     return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": setting.delta_rel} | cost

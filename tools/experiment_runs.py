@@ -23,6 +23,8 @@ ALPHAS = (1.0, 5.0)
 CURVE = tuple(float(alpha) for alpha in range(1, 11))
 """Alphas at evaluation."""
 EPOCHS = 12
+DELTA_SHARES = {"ll_ct": 0.4, "ll_cp": 0.2}
+"""Of LL-R's delta_rel. (Published for BoostLU's runs: 0.5, 0.2, 0.1 % of LL-R, LL-Ct, LL-Cp.)"""
 SWEEP = (0.25, 0.5, 2.0, 4.0)
 """Times the delta_rel of the others, for ll_r with BoostLU on the first hiding."""
 SWEEP_SEEDS = 2
@@ -43,7 +45,7 @@ class Setting:
 
     @property
     def delta_rel(self) -> float:
-        """Percent: by the last epoch it reaches what the recipe's reaches by its last."""
+        """Percent, of LL-R: by the last epoch it reaches what the recipe's reaches by its last."""
         ours = recipe("digits")
         reached = ours.loss.delta_rel * rejecting_epochs(ours.optim.epochs, ours.loss.warmup_epochs)
         return float(f"{reached / rejecting_epochs(self.epochs, self.warmup_epochs):.3g}")
@@ -53,7 +55,8 @@ class Setting:
         hiding = HIDINGS[0] if scheme == "full" else hiding
         name = f"{hiding}-{scheme}-alpha{alpha:g}-seed{seed}" + (f"-delta{times:g}" if times != 1 else "")
         values = {"data": self.data(hiding), "scheme": scheme, "alpha": alpha, "seed": seed, "epochs": self.epochs}
-        values |= {"warmup_epochs": self.warmup_epochs, "delta_rel": times * self.delta_rel, "workers": 1}
+        values |= {"warmup_epochs": self.warmup_epochs, "workers": 1}
+        values |= {"delta_rel": float(f"{times * DELTA_SHARES.get(scheme, 1.0) * self.delta_rel:.3g}")}
         return recipe("digits").override(
             values | {"reproducible": False, "name": name, "storage": str(self.storage / "runs"), "device": "cpu"}
         )

@@ -52,12 +52,16 @@ def result(found: Evaluation, config: TrainConfig, history: list[dict[str, Any]]
 
 
 def rejected(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Recall and precision of all that was rejected in the rejecting epochs, where the truth is known."""
+    """Recall and precision of all that was rejected in the rejecting epochs, where the truth is known.
+
+    Each epoch rejects anew, so that recall is the mean over epochs, weighted by what was missed; but what LL-Cp
+    corrects stays so: its recall is the share of the missed that it has corrected by the end.
+    """
     epochs = [record for record in history if record["rejected"]]
     if not epochs or epochs[0]["missed"] is None:
         return {}
     hits, missed, taken = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed", "rejected"))
-    return {"recall": hits / missed, "precision": hits / taken}
+    return {"recall": hits / (epochs[0]["missed"] if epochs[-1]["corrected"] else missed), "precision": hits / taken}
 
 
 def seed_interval(differences: Sequence[float]) -> tuple[float, float, float]:
