@@ -89,7 +89,7 @@ def overview(found: Sequence[Findings]) -> str:
         axis.set(title=f"{each.hiding}: test mAP, %", yticks=range(len(SCHEMES)), ylim=(len(SCHEMES) - 0.5, -0.5))
         axis.set_yticklabels([title((scheme, "none")) for scheme in SCHEMES])
         axis.grid(axis="x", color=GREY, lw=0.4)
-    axes[0].legend(frameon=False, loc="lower left")
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
     return svg(figure)
 
 
@@ -105,7 +105,7 @@ def alpha_curves(found: Sequence[Findings]) -> str:
                     values = 100 * np.array([list(curve.values()) for curve in by_seed])
                     _band(axis, list(by_seed[0]), values, colour, style, title((scheme, mode)))
         axis.set(title=f"{each.hiding}: test mAP, % by alpha at evaluation", xlabel="alpha")
-    axes[-1].legend(frameon=False, fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
     return svg(figure)
 
 
