@@ -30,7 +30,7 @@ class DataConfig:
     skip_budget: float = 0.0
     """Share of a split's samples that may be broken: these are skipped, counted and named; 0: the first is an error."""
     loader_workers: int = 0
-    """Decoding processes per worker; 0 decodes in the worker itself."""
+    """Threads per worker that read and decode ahead; 0 decodes between steps."""
     flip: bool = False
     """Mirror half of the training images."""
 

@@ -103,8 +103,8 @@ def _train_epoch(worker: Worker) -> bool:
         with_images=not worker.features,
     )
     pin = worker.team.device.type == "cuda"
-    processes = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
-    batches = read(reader, start_step=state.step, loader_workers=processes, pin_memory=pin)
+    threads = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
+    batches = read(reader, start_step=state.step, loader_workers=threads, pin_memory=pin)
     began = time.monotonic()
     for batch in batches:
         if config.data.skip_budget:
