@@ -2,7 +2,7 @@
 
     python tools/experiment.py                 # what `make experiment` does
     python tools/experiment.py --seeds 0,1 --epochs 18 --jobs 1
-    python tools/experiment.py --quick         # two minutes, for a look at the page; its figures mean nothing
+    python tools/experiment.py --quick         # a few minutes, for a look at the page; its figures mean nothing
     python tools/experiment.py --page-only     # the page over what is finished
 
 Seed by seed, and after each seed the page; finished runs are kept: the same command continues. A run is one of
