@@ -262,6 +262,7 @@ def conclude(job: Job) -> dict[str, Any]:
     from raypaml.reports.evaluation import evaluate
     from raypaml.reports.html import write_report
     from raypaml.reports.result import result
+    from raypaml.training.explaining import explain_some
     from raypaml.training.models import tested_model
     from raypaml.training.run_folder import read_history, write_json
 
@@ -270,7 +271,8 @@ def conclude(job: Job) -> dict[str, Any]:
     history = read_history(job.folder)
     figures = result(evaluate(predictions, job.data.vocabulary), job.config, history)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
-    write_report(job.folder, job.config, job.data, model, figures, history)
+    some = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
+    write_report(job.folder, job.config, job.data, model, figures, history, some)
     write_json(job.folder / "result.json", figures)
     return figures
 
@@ -278,6 +280,7 @@ def conclude(job: Job) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, test, report."""
     from raypaml.reports.progress import Display
+    from raypaml.reports.result import table
 
     argv = sys.argv[1:] if argv is None else argv
     config = parse(argv)
@@ -288,11 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = prepare(config, display.say)
         if not (job.folder / "result.json").is_file():
             fit(job, display)
-    from raypaml.reports.result import table
-
     figures = conclude(job)
-    print(table(figures))
-    print(f"\nReport: {job.folder / 'report.html'}")
+    print(f"{table(figures)}\n\nReport: {job.folder / 'report.html'}")
     return 0
 
 

@@ -27,10 +27,16 @@ PROG = "python tools/compare_schemes.py"
 ROWS = "full:1,full:5,an:1,an:5,ll_r:1,ll_r:5"
 
 
-def train_alone(config: TrainConfig) -> dict[str, Any]:
-    """One run in this process; returns its result.json."""
+def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, Any]:
+    """One run in this process; returns its result.json.
+
+    Args:
+        config: of the run.
+        warmups: folder of the warm-ups that runs share: a run takes its own from there, one of scheme `an` leaves it.
+    """
     import torch
 
+    from raypaml.search.warmup import keep, start_from, warmup_key
     from raypaml.train import conclude, prepare
     from raypaml.training.loop import train
     from raypaml.training.run_folder import claim
@@ -41,7 +47,17 @@ def train_alone(config: TrainConfig) -> dict[str, Any]:
     if finished.is_file():
         return dict(json.loads(finished.read_text()))
     claim(job.folder, config, job.data)
-    train(config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
+    shared = warmups / warmup_key(config) if warmups else None
+    if shared:
+        start_from(shared, job.folder, config.loss.warmup_epochs)
+
+    def report(event: dict[str, Any]) -> bool:
+        epoch = event["record"]["epoch"] + 1 if "record" in event else 0
+        if shared and config.loss.scheme == "an" and epoch == config.loss.warmup_epochs:
+            keep(job.folder, shared, epoch)
+        return False
+
+    train(config, job.data.path, job.folder, torch.device("cpu"), report)
     result = conclude(job)
     print(f"{config.run.name}: {100 * result['mean_ap']:.2f}", flush=True)
     return result

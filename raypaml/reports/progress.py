@@ -90,4 +90,7 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
-    return f"{line}  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}"
+    line += f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}"
+    if "drift" in record:
+        line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
+    return line

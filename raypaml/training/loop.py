@@ -202,7 +202,8 @@ def _finish_epoch(worker: Worker) -> bool:
         "seconds": round(state.seconds, 3),
     }
     if worker.probe is not None:
-        record["drift"] = worker.probe.measure(worker.evaluated)
+        before = state.history[-1]["seconds"] if state.history else 0.0
+        record["drift"] = worker.probe.measure(worker.evaluated, state.seconds - before)
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
