@@ -24,6 +24,7 @@ from tests.processes import CONTEXT
 TINY = {"train": 96, "validation": 40, "test": 40}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the tests of real Ray first, in one process, where pytest-xdist shares the tests out."""
     for item in items:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
-from raypaml.data.batches import Reader
 from raypaml.data.folder import DataFolder
 
 PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
@@ -82,6 +81,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
+    from raypaml.data.batches import Reader  # with torch, which --help does without
+
     return {
         "config": config.to_dict(),
         "data": {
