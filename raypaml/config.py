@@ -134,8 +134,8 @@ class RunConfig:
     """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
     tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
     """Curves for one of these too, in the run's folder, without network unless its environment variables name one."""
-    history: bool = True
-    """Write which entries each epoch rejected, for raypaml.audit."""
+    history: bool = False
+    """Write which entries each epoch rejected, for raypaml.audit; a GPU then waits for them at every step."""
     probe_images: int = 200
     """Validation images, evenly spaced, of that comparison."""
 
