@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raypaml.metrics.average_precision import average_precision as average_precision
     from raypaml.model.cam import CamClassifier as CamClassifier
     from raypaml.model.cam import boostlu as boostlu
+    from raypaml.serving.classifier import load as load
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ _HOMES = {
     "boostlu": "raypaml.model.cam",
     "CamClassifier": "raypaml.model.cam",
     "rejection_rate": "raypaml.losses.selection",
+    "load": "raypaml.serving.classifier",
     "large_loss": "raypaml.losses.large_loss",
     "average_precision": "raypaml.metrics.average_precision",
 }

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from raypaml.labels import SchemeName
+from raypaml.labels import LargeLoss, SchemeName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class DataConfig:
     skip_budget: float = 0.0
     """Share of a split's samples that may be broken: these are skipped, counted and named; 0: the first is an error."""
     loader_workers: int = 0
-    """Decoding processes per worker; 0 decodes in the worker itself."""
+    """Threads per worker that read and decode ahead; 0 decodes between steps."""
     flip: bool = False
     """Mirror half of the training images."""
 
@@ -64,7 +64,12 @@ class LossConfig:
     """Loss and rejection."""
 
     scheme: SchemeName = "ll_r"
-    """full labels, an: unobserved is negative, ignore: observed only, or a large-loss scheme."""
+    """full labels, an: unobserved is negative, ignore: observed only, a large-loss scheme, or another paper's loss:
+    losses/schemes.py."""
+    scheme_settings: str = ""
+    """NAME=VALUE,... of the scheme instead of its published ones: losses/schemes.py."""
+    priors: str = ""
+    """Run trained with scheme ignore, whose mean scores are the class priors of scheme csl."""
     delta_rel: float = 0.5
     """Percent of all entries of a batch added to the rejected an epoch. Published: LL-R 0.5; OpenImages 0.005, 0.01."""
     warmup_epochs: int = 1
@@ -137,13 +142,17 @@ class RunConfig:
     last checkpoint, once (a second time at the same step stops)."""
     reference: str = ""
     """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    """Curves for one of these too, in the run's folder, without network unless its environment variables name one."""
+    history: bool = False
+    """Write which entries each epoch rejected, for raypaml.audit; a GPU then waits for them at every step."""
     probe_images: int = 200
     """Validation images, evenly spaced, of that comparison."""
 
 
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
-    *("skip_budget", "cache", "cache_gb", "reference", "probe_images"),
+    *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker"),
     *("min_workers", "max_failures", "hang_seconds", "nonfinite"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
@@ -233,7 +242,7 @@ def _check_schedule(config: TrainConfig) -> None:
     loss, epochs = config.loss, config.optim.epochs
     steps = rejecting_epochs(epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     most = 1 if loss.scheme == "ll_cp" else steps
-    if loss.scheme.startswith("ll_") and loss.delta_rel * most > 100:
+    if loss.scheme in get_args(LargeLoss) and loss.delta_rel * most > 100:
         raise ValueError(
             f"delta_rel={loss.delta_rel} %/epoch over {epochs} epochs ({loss.warmup_epochs} of warm-up) asks to reject "
             f"{loss.delta_rel * most:g} % of all entries in the last epoch; keep delta_rel * {most} <= 100"

@@ -91,18 +91,11 @@ def predict(evaluation: Evaluation, asked: Any) -> None:
 @contextmanager
 def runner(asked: Any) -> Iterator[tuple[Mapper, str]]:
     """A map over parts, and the device each of them uses."""
+    from raypaml.training.distributed import own_gpu
+
     with device_mapper(asked.workers, asked.address, asked.device) as (run, gpu):
         alone = asked.workers == 1 and not asked.address
-        yield run, "cuda" if gpu or (alone and _own_gpu(asked.device)) else "cpu"
-
-
-def _own_gpu(device: str) -> bool:
-    import torch
-
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise ValueError("device=cuda: this machine has no GPU that torch can use; use --device cpu")
-    return there and device != "cpu"
+        yield run, "cuda" if gpu or (alone and own_gpu(asked.device)) else "cpu"
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from raypaml.config import TrainConfig
+    from raypaml.data.boxes import Boxes
     from raypaml.data.folder import DataFolder
     from raypaml.metrics.pairs import Pairs
     from raypaml.model.cam import CamClassifier
@@ -37,6 +38,12 @@ def parse(argv: Sequence[str]) -> Any:
     add("--beside", default="", metavar="RUN,RUN", help="show the maps of these runs too, side by side")
     add("--data", default="", help="folder of shards, index and vocabulary [the run's]")
     add("--split", default="test", help="[test]")
+    add(
+        "--boxes",
+        default="",
+        metavar="FILE",
+        help="box CSV of Open Images for this split [the data's own]",
+    )
     add("--limit", type=int, default=0, metavar="N", help="only the first N images of the split [0: all]")
     add("--classes", default="", metavar="NAME,NAME", help="show only these classes, by name or id")
     add("--group", default="", metavar="G1|..|G5", help="show only classes of this group")
@@ -59,7 +66,8 @@ def parse(argv: Sequence[str]) -> Any:
 class Subject:
     """A model to look at; picklable."""
 
-    name: str
+    run: Path
+    """Folder of the run."""
     checkpoint: Path
     config: TrainConfig
 
@@ -73,7 +81,12 @@ class Subject:
         config = stored_config(run)
         if config is None:
             raise ValueError(f"{given}: neither the folder of a run nor one of its checkpoints")
-        return cls(run.name, checkpoint, config)
+        return cls(run, checkpoint, config)
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.run.name
 
     def model(self, num_classes: int) -> CamClassifier:
         """On the CPU."""
@@ -83,7 +96,14 @@ class Subject:
 
 
 def explain_part(
-    this: Subject, other: Subject | None, data_address: str, split: str, first: int, end: int, device: str
+    this: Subject,
+    other: Subject | None,
+    data_address: str,
+    split: str,
+    boxes: Boxes | None,
+    first: int,
+    end: int,
+    device: str,
 ) -> Pairs:
     """The figures of the pairs of some neighbouring images."""
     import torch
@@ -99,10 +119,10 @@ def explain_part(
     size = this.config.data.global_batch_size
     plan = Plan(num_samples=end, global_batch_size=size, lanes=1, shuffle=False)
     steps = plan.epoch(0, 0, 1)[first // size :]
-    return explain_steps(model, compared, data, split, steps, torch.device(device))
+    return explain_steps(model, compared, data, split, steps, torch.device(device), boxes=boxes)
 
 
-def collect(this: Subject, other: Subject | None, data: DataFolder, asked: Any) -> Pairs:
+def collect(this: Subject, other: Subject | None, data: DataFolder, boxes: Boxes | None, asked: Any) -> Pairs:
     """The figures of all pairs, by one process or many; the same in any case."""
     from raypaml.metrics.pairs import Pairs
 
@@ -110,10 +130,11 @@ def collect(this: Subject, other: Subject | None, data: DataFolder, asked: Any) 
     size = this.config.data.global_batch_size
     step = -(-PART_SAMPLES // size) * size
     with runner(asked) as (run, device):
-        calls = [
-            (this, other, data.address, asked.split, first, min(first + step, total), device)
-            for first in range(0, total, step)
-        ]
+        calls = []
+        for first in range(0, total, step):
+            end = min(first + step, total)
+            own = boxes.between(first, end) if boxes else None
+            calls.append((this, other, data.address, asked.split, own, first, end, device))
         parts = []
         for part in run(explain_part, calls):
             parts.append(part)
@@ -161,8 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Collect, write figures and page, and say where."""
     from raypaml.data.folder import open_folder, resolve_data
     from raypaml.reports.explain_page import write_page, write_pairs
-    from raypaml.training.models import find_checkpoint
-    from raypaml.training.run_folder import check_vocabulary
+    from raypaml.training.run_folder import check_vocabulary, read_history
 
     asked = parse(sys.argv[1:] if argv is None else argv)
     this, other = Subject.find(asked.run), Subject.find(asked.against) if asked.against else None
@@ -171,25 +191,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.split not in data.splits:
         raise ValueError(f"split={asked.split!r}: the data set has {', '.join(data.splits)}")
     everyone = [this, *([other] if other else []), *beside]
+    if len({subject.name for subject in everyone}) < len({subject.run.resolve() for subject in everyone}):
+        folders = ", ".join(str(subject.run) for subject in everyone)
+        raise ValueError(f"{folders}: two runs of one name could not be told apart; give a folder another name")
     for subject in everyone:
-        check_vocabulary(find_checkpoint(subject.checkpoint)[0], data.vocabulary.digest, data.address)
-    pairs = collect(this, other, data, asked)
+        check_vocabulary(subject.run, data.vocabulary.digest, data.address)
+    boxes = _boxes(asked, data)
+    pairs = collect(this, other, data, boxes, asked)
     out = Path(asked.out) if asked.out else _default_out(this, other, asked.split)
     out.mkdir(parents=True, exist_ok=True)
     models = {subject.name: subject.model(len(data.vocabulary)) for subject in everyone}
-    names = (this.name, other.name if other else "")
-    found = write_page(out, pairs, data, asked.split, models, choose(pairs, asked, data), names, boosted=not asked.raw)
+    names, shown = (this.name, other.name if other else ""), choose(pairs, asked, data)
+    histories = {subject.name: read_history(subject.run) for subject in everyone}
+    found = write_page(
+        out, pairs, data, asked.split, models, shown, names, histories, boosted=not asked.raw, boxes=boxes
+    )
     (out / "explanations.json").write_text(json.dumps(found, indent=1) + "\n")
     write_pairs(out / "pairs.csv", pairs, data, asked.split)
     print(out / "explanations.html")
     return 0
 
 
-def _default_out(this: Subject, other: Subject | None, split: str) -> Path:
-    from raypaml.training.models import find_checkpoint
+def _boxes(asked: Any, data: DataFolder) -> Boxes | None:
+    """Those of the file asked for, None where the data set's own are meant."""
+    from raypaml.data.batches import Reader
+    from raypaml.data.boxes import read_boxes
 
-    run, _ = find_checkpoint(this.checkpoint)
-    return run / "explanations" / (f"{split}-against-{other.name}" if other else split)
+    if not asked.boxes:
+        return None
+    index = data.splits[asked.split]
+    height, width, _ = Reader(data.shards, index, []).shape
+    boxes, said = read_boxes(Path(asked.boxes), index, data.vocabulary, (height, width))
+    _say(said)
+    return boxes
+
+
+def _default_out(this: Subject, other: Subject | None, split: str) -> Path:
+    return this.run / "explanations" / (f"{split}-against-{other.name}" if other else split)
 
 
 def _say(text: str) -> None:

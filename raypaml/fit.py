@@ -44,6 +44,7 @@ def fit(job: Job, prog: str, display: Display) -> None:
     with cluster.join(run.address, least):
         use_gpu = gpu_wanted(run, display.say)
         claim(job.folder, job.config, job.data)
+        display.track(job.config, job.folder)
         channel = cluster.Channel(Watch(run.hang_seconds))
         outcome: dict[str, Any] = {}
         thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome), daemon=True)

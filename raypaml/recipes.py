@@ -25,7 +25,7 @@ def digits() -> TrainConfig:
         model=ModelConfig(backbone="small", alpha=5.0),
         loss=LossConfig(scheme="ll_r", delta_rel=0.25, warmup_epochs=6),
         optim=OptimConfig(epochs=18, lr=4e-3, head_lr_mult=10.0, lr_schedule="trapezoid", reproducible=True),
-        run=RunConfig(workers=2),
+        run=RunConfig(workers=2, history=True),
     )
 
 

@@ -87,6 +87,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     from raypaml.data.plan import check_world_size, default_lanes
     from raypaml.model.backbones import check_backbone
     from raypaml.training.drift import make_probe
+    from raypaml.training.memory import memory_of
     from raypaml.training.models import check_model
     from raypaml.training.run_folder import check_same_run, new_name, open_run
 
@@ -94,8 +95,7 @@ def prepare(config: TrainConfig, say: Callable[[str], None]) -> Job:
     check_backbone(config.model.backbone)
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
     data = open_folder(resolve_data(config.data.data, say), **config.data.opening)
-    if config.loss.scheme == "full" and not data.splits["train"].has_truth:
-        raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
+    memory_of(config, data)
     make_probe(config, data, "cpu")
     check_model(config, data, say)
     if config.optim.feature_cache not in ("run", "off"):  # the same folder for every worker, wherever it stands
@@ -124,6 +124,7 @@ def conclude(job: Job) -> dict[str, Any]:
     from raypaml.reports.evaluation import evaluate
     from raypaml.reports.html import write_report
     from raypaml.reports.result import result
+    from raypaml.training.explaining import explain_some
     from raypaml.training.mirror import Mirror
     from raypaml.training.models import tested_model
     from raypaml.training.run_folder import read_history, write_json
@@ -131,13 +132,14 @@ def conclude(job: Job) -> dict[str, Any]:
     mirror = Mirror.of(job.config.run.storage, job.folder)
     if mirror:
         mirror.pull_checkpoints()
-        mirror.pull("metrics.jsonl", "skipped.jsonl", "predictions")
+        mirror.pull("metrics.jsonl", "skipped.jsonl", "predictions", "rejected")
     predictions = open_set(job.folder / "predictions" / "test")
     check_vocabulary(predictions, job.data.vocabulary, str(job.data.path))
     history = read_history(job.folder)
     figures = result(evaluate(predictions, job.data.vocabulary), job.config, history)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
-    write_report(job.folder, job.config, job.data, model, figures, history)
+    some = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
+    write_report(job.folder, job.config, job.data, model, figures, history, some)
     write_json(job.folder / "result.json", figures)
     if mirror:
         mirror.push("report.html", "result.json")
@@ -148,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, test, report."""
     from raypaml.fit import fit
     from raypaml.reports.progress import Display
+    from raypaml.reports.result import table
 
     argv = sys.argv[1:] if argv is None else argv
     config = parse(argv)
@@ -158,11 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = prepare(config, display.say)
         if not (job.folder / "result.json").is_file():
             fit(job, PROG, display)
-    from raypaml.reports.result import table
-
     figures = conclude(job)
-    print(table(figures))
-    print(f"\nReport: {job.folder / 'report.html'}")
+    print(f"{table(figures)}\n\nReport: {job.folder / 'report.html'}")
     return 0
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from raypaml.config import TrainConfig
 from raypaml.data.digits import digits_folder
@@ -20,10 +19,12 @@ from raypaml.data.index import Index
 from raypaml.data.verify import verify_shard
 from raypaml.train import Job
 from tests.openimages_release import Release, make_release
+from tests.processes import CONTEXT
 
 TINY = {"train": 96, "validation": 40, "test": 40}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the tests of real Ray first, in one process, where pytest-xdist shares the tests out."""
     for item in items:
@@ -49,13 +50,12 @@ def run_distributed(function: Callable[..., Any], world_size: int, *args: Any) -
 
     `function` must be a module-level function, and what it returns must be picklable.
     """
-    context = mp.get_context("spawn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    results = context.SimpleQueue()
+    results = CONTEXT.SimpleQueue()
     spawned = [
-        context.Process(target=_rank, args=(function, rank, world_size, port, results, args), daemon=True)
+        CONTEXT.Process(target=_rank, args=(function, rank, world_size, port, results, args), daemon=True)
         for rank in range(world_size)
     ]
     for process in spawned:

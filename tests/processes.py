@@ -1,4 +1,4 @@
-"""The sharding tool in processes of its own, forked from one that has all imported: a test can kill many."""
+"""Processes forked from one that has all imported: ranks of a process group, and a sharding tool for tests to kill."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tools import shard_openimages
 
 CONTEXT = multiprocessing.get_context("forkserver")
 IMPORTED = ["webdataset", "pandas", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "pyarrow.parquet", "tests.processes"]
+IMPORTED += ["tests.conftest", "raypaml.training.loop"]
 """Pandas, where it is installed, because Arrow loads it."""
 CONTEXT.set_forkserver_preload(IMPORTED)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import pickle
 import re
 import resource
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from raypaml.data.batches import Batch, Reader, read
+from raypaml.data import files
+from raypaml.data.batches import AHEAD, MAX_BUFFERS, Batch, Reader, read
 from raypaml.data.folder import open_folder
 from raypaml.data.images import decode
 from raypaml.data.index import open_index
@@ -161,19 +162,37 @@ def test_start_step_at_the_end_reads_nothing(tiny_digits: Path, reads: list[int]
     assert reads == []
 
 
-def test_loader_workers_change_nothing(tiny_digits: Path) -> None:
+@pytest.mark.parametrize("loader_workers", [1, 2, 5])
+def test_loader_workers_change_nothing(loader_workers: int, tiny_digits: Path) -> None:
     alone = list(read(_reader(tiny_digits), start_step=1))
-    helped = list(read(_reader(tiny_digits), start_step=1, loader_workers=2))
+    helped = list(read(_reader(tiny_digits), start_step=1, loader_workers=loader_workers))
     assert len(alone) == len(helped) == 3
     assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
-def test_a_used_reader_survives_pickling_and_opens_its_own_files(tiny_digits: Path) -> None:
-    reader = _reader(tiny_digits, with_truth=True)
-    expected = reader[3]
-    copy = pickle.loads(pickle.dumps(reader))
-    assert _same(copy[3], expected)
-    assert copy[3].truth.tolist() == expected.truth.tolist()
+def _loaders() -> int:
+    return sum(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+def test_loader_threads_end_with_the_epoch_and_where_it_is_left(tiny_digits: Path) -> None:
+    assert len(list(read(_reader(tiny_digits), loader_workers=3))) == 4
+    assert _loaders() == 0
+    left = read(_reader(tiny_digits), loader_workers=3)
+    next(left)
+    assert 1 <= _loaders() <= 3
+    left.close()
+    assert _loaders() == 0
+
+
+def test_loader_threads_read_ahead_and_no_further(tiny_digits: Path, reads: list[int]) -> None:
+    reader = _one_by_one(tiny_digits)
+    reads.clear()
+    batches = read(reader, loader_workers=2)
+    for step in range(10):
+        next(batches)
+        assert step + 1 <= len(reads) <= step + 1 + AHEAD
+    batches.close()
+    assert len(reads) <= 10 + AHEAD
 
 
 # --- Descriptors --------------------------------------------------------------------------------------------------
@@ -203,6 +222,34 @@ def test_readers_that_are_done_leave_no_file_open(tiny_digits: Path) -> None:
 def test_more_shards_than_a_process_may_open_are_read(tmp_path: Path, few_descriptors: int) -> None:
     folder = _written(tmp_path, *[_jpeg()] * few_descriptors, samples_per_shard=1)
     assert sum(len(batch.rows) for batch in read(_one_by_one(folder))) == few_descriptors
+
+
+def test_threads_share_few_descriptors_and_none_is_closed_under_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "MAX_OPEN", 2)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    contents = []
+    for pixels in noise:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG")
+        contents.append(buffer.getvalue())
+    folder = _written(tmp_path, *contents, samples_per_shard=2)
+    before = _open_files()
+    reader = _one_by_one(folder)
+    wrong: list[int] = []
+
+    def check() -> None:
+        for row in np.random.default_rng().integers(0, len(contents), 2000).tolist():
+            wrong.extend([row] * (reader._read(row) != contents[row]))
+
+    threads = [threading.Thread(target=check) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert _open_files() <= before + 2
 
 
 # --- Damage -------------------------------------------------------------------------------------------------------
@@ -248,10 +295,15 @@ def test_an_image_of_another_size_is_named_with_both_sizes(tmp_path: Path) -> No
         reader[1]
 
 
-def test_damage_is_named_through_loader_workers_too(tmp_path: Path) -> None:
-    reader = _one_by_one(_written(tmp_path, _jpeg(), b"damaged"))
+@pytest.mark.parametrize("loader_workers", [1, 3])
+def test_damage_is_named_through_loader_workers_too(loader_workers: int, tmp_path: Path) -> None:
+    """The first of the plan, after all batches before it, whichever thread is first."""
+    reader = _one_by_one(_written(tmp_path, _jpeg(), b"damaged", _jpeg(), b"damaged too"))
+    batches = read(reader, loader_workers=loader_workers)
+    assert next(batches).keys == ["s0"]
     with pytest.raises(ValueError, match=r"^\S+train-000000\.tar: image 's1' at byte \d+ cannot be decoded: [^\n]*$"):
-        list(read(reader, loader_workers=1))
+        next(batches)
+    assert _loaders() == 0
 
 
 # --- Decoding -----------------------------------------------------------------------------------------------------
@@ -274,7 +326,8 @@ def test_pixels_are_those_of_pil_to_the_bit(mode: str, options: dict[str, Any]) 
 # --- Skipping -----------------------------------------------------------------------------------------------------
 
 
-def test_broken_samples_are_left_out_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loader_workers", [0, 3])
+def test_broken_samples_are_left_out_and_named(loader_workers: int, tmp_path: Path) -> None:
     sound = _jpeg()
     folder = _written(tmp_path, b"no image", sound, sound, _jpeg(9, 9), sound[:-5], sound, sound, samples_per_shard=6)
     index = open_index(folder / "train.arrow")
@@ -283,15 +336,14 @@ def test_broken_samples_are_left_out_and_named(tmp_path: Path) -> None:
     (folder / "train-000000.tar").write_bytes(shard)
     (folder / "train-000001.tar").unlink()
     parts = Plan(num_samples=7, global_batch_size=7, lanes=7, shuffle=False).epoch(0, 0, 1)
-    (batch,) = read(Reader(folder, index, parts, skip_broken=True))
-    reasons = dict(batch.skipped)
-    assert reasons == {
-        0: "cannot be decoded",
-        2: "does not match its CRC-32",
-        3: "is of another size",
-        4: "cannot be decoded",
-        6: "is not there",
-    }
+    (batch,) = read(Reader(folder, index, parts, skip_broken=True), loader_workers=loader_workers)
+    assert batch.skipped == (
+        (0, "cannot be decoded"),
+        (2, "does not match its CRC-32"),
+        (3, "is of another size"),
+        (4, "cannot be decoded"),
+        (6, "is not there"),
+    )
     assert (batch.rows.tolist(), batch.keys) == ([1, 5], ["s1", "s5"])
     assert batch.lane_sizes == (0, 1, 0, 0, 0, 1, 0)
     assert (batch.images.shape, batch.labels.shape, batch.flip.shape) == ((2, 3, 8, 8), (2, 2), (2,))
@@ -304,11 +356,24 @@ def test_a_split_without_one_sound_image_is_an_error(tmp_path: Path) -> None:
         Reader(folder, open_index(folder / "train.arrow"), [], skip_broken=True)
 
 
-def test_pinned_batches_pin_their_images(tiny_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)
-    batch = _reader(tiny_digits)[0]
-    assert batch.pin_memory().images is not batch.images
-    assert torch.equal(batch.pin_memory().images, batch.images)
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_pinned_batches_are_read_into_pinned_memory(
+    loader_workers: int, tiny_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that torch gives out: torch knows when copies to a device are done, a buffer of ours would not."""
+    given: list[int] = []
+    empty = torch.empty
+
+    def pinning(*size: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
+        memory = empty(*size, **options)
+        given.extend([memory.data_ptr()] * pin_memory)
+        return memory
+
+    expected = [batch.images for batch in read(_reader(tiny_digits))]
+    monkeypatch.setattr(torch, "empty", pinning)
+    pinned = list(read(_reader(tiny_digits), loader_workers=loader_workers, pin_memory=True))
+    assert [batch.images.data_ptr() for batch in pinned] == given
+    assert all(torch.equal(a, b.images) for a, b in zip(expected, pinned, strict=True))
 
 
 # --- Memory -------------------------------------------------------------------------------------------------------
@@ -323,6 +388,22 @@ def test_batches_that_are_held_are_never_overwritten(tiny_digits: Path) -> None:
     for step in (1, 2, 3, 1, 2, 3):
         reader[step]
     assert torch.equal(view, fresh[0][5:6])
+
+
+def test_batches_of_loader_threads_that_are_held_are_never_overwritten(tiny_digits: Path) -> None:
+    reader = _one_by_one(tiny_digits)
+    expected = [torch.from_numpy(reader.image(row)) for row in range(96)]
+    held = list(read(reader, loader_workers=3))
+    assert all(torch.equal(a.images[0].permute(1, 2, 0), b) for a, b in zip(held, expected, strict=True))
+    views = [batch.images[0, :, 3:9].permute(1, 2, 0) for batch in read(reader, loader_workers=3)]
+    assert all(torch.equal(view, b[3:9]) for view, b in zip(views, expected, strict=True))
+
+
+def test_loader_threads_need_the_memory_of_four_batches(tiny_digits: Path) -> None:
+    places = set()
+    for batch in read(_one_by_one(tiny_digits), loader_workers=5):
+        places.add(batch.images.data_ptr())
+    assert len(places) <= MAX_BUFFERS == 4
 
 
 def test_memory_of_batches_that_are_gone_is_used_again(tiny_digits: Path) -> None:

@@ -49,7 +49,8 @@ def test_a_run_is_watched_and_not_changed(trained: tuple[Path, str], tiny_digits
     assert found["rank_correlation"] == pytest.approx(np.nanmedian(pairs.rank_correlation[positive]), abs=1e-3)
     assert found["top"] == pytest.approx(np.median(pairs.top[positive]), rel=1e-4)
     assert found["pointing_game"] == pytest.approx(np.nanmean(pairs.pointing), abs=1e-9)
-    assert found["seconds"] >= 0
+    epoch_seconds = history[best]["seconds"] - (history[best - 1]["seconds"] if best else 0)
+    assert found["share_of_epoch"] == pytest.approx(found["seconds"] / epoch_seconds, rel=0.05, abs=1e-3)
 
 
 def test_a_model_does_not_drift_from_itself(trained: tuple[Path, str], tiny_digits: Path, tmp_path: Path) -> None:
@@ -58,7 +59,7 @@ def test_a_model_does_not_drift_from_itself(trained: tuple[Path, str], tiny_digi
     probe = make_probe(config, data, torch.device("cpu"))
     assert probe is not None
     assert sum(len(part.rows) for part in probe.steps) == 40
-    found = probe.measure(run_models.tested_model(trained[0], config.model, len(data.vocabulary)))
+    found = probe.measure(run_models.tested_model(trained[0], config.model, len(data.vocabulary)), 1.0)
     assert found["rank_correlation"] == pytest.approx(1.0)
     assert found["scale_ratio"] in (None, pytest.approx(1.0))
     assert found["top"] == found["top_reference"]

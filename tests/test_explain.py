@@ -23,7 +23,7 @@ from raypaml.labels import POSITIVE
 from raypaml.reports import explain_page
 from raypaml.training import models as run_models
 from raypaml.training.checkpoint import best_checkpoint, valid_checkpoints
-from raypaml.training.run_folder import stored_config
+from raypaml.training.run_folder import read_history, stored_config
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,10 @@ def test_a_head_of_three_times_the_strength_is_seen(
 ) -> None:
     page = run(monkeypatch, capsys, runs[0], "--against", runs[1], "--limit", 50)
     found = json.loads((page.parent / "explanations.json").read_text())
+    epochs = [record for record in read_history(runs[0]) if record["rejected"]]
+    hits, missed = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed"))
+    assert found["rejection"]["first"]["recall"] == pytest.approx(hits / missed)
+    assert "precision of rejection" in page.read_text()
     assert page.parent == runs[0] / "explanations" / "test-against-second"
     assert found["rank_correlation"]["p25"] == pytest.approx(1.0)
     assert found["attributions"]["positive top"]["other"]["p50"] == pytest.approx(
@@ -152,3 +156,64 @@ def test_bad_wishes(runs: tuple[Path, Path], tmp_path: Path) -> None:
         explain.main([str(runs[0]), "--classes", "red 11", "--limit", "5"])
     with pytest.raises(ValueError, match="group='G9': must be G1, G2, G3, G4 or G5"):
         explain.main([str(runs[0]), "--group", "G9", "--limit", "5"])
+
+
+def test_runs_of_one_name_are_not_mixed_up(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "first")
+    with pytest.raises(ValueError, match="two runs of one name could not be told apart; give a folder another name"):
+        explain.main([str(runs[0]), "--against", str(tmp_path / "first")])
+
+
+def box_csv(path: Path, boxes: list[tuple[object, ...]]) -> Path:
+    """As Open Images V3 writes validation and test boxes."""
+    names = ["ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax", "IsOccluded"]
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(names)
+        lines.writerows([(key, "xclick", label, 1, x0, x1, y0, y1, 0) for key, label, x0, y0, x1, y1 in boxes])
+    return path
+
+
+def own_boxes(run: Path) -> list[tuple[object, ...]]:
+    """The data set's own boxes, sides as shares."""
+    config = stored_config(run)
+    assert config is not None
+    data = open_folder(config.data.data)
+    index, ids = data.splits["test"], data.vocabulary.class_ids
+    return [
+        (index.keys(np.array([row]))[0], ids[int(box["class"])], *(box[side] / 64 for side in ("x0", "y0", "x1", "y1")))
+        for row in range(40)
+        for box in index.boxes(row)
+    ]
+
+
+def test_boxes_of_open_images_take_the_place_of_the_datas_own(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (runs[0], "--limit", 40, "--rows", 2)
+    own = rows_of(run(monkeypatch, capsys, *common, "--out", tmp_path / "own"))
+    boxes = own_boxes(runs[0])
+    odd = [("0123456789abcdef", boxes[0][1], 0, 0, 1, 1), (boxes[0][0], "/m/none", 0, 0, 1, 1)]
+    odd += [(*boxes[0][:2], 0.5, 0, 0.4, 1)]
+    file = box_csv(tmp_path / "boxes.csv", [*odd, *reversed(boxes)])
+    assert explain.main([*map(str, common), "--boxes", str(file), "--out", str(tmp_path / "given")]) == 0
+    said = capsys.readouterr().err
+    assert f"{len(boxes)} of {len(boxes) + 3} boxes; 1 of images that are not in the split, 1 of classes" in said
+    assert "1 with sides that are not shares of 0 to 1" in said
+    given = rows_of(tmp_path / "given" / "explanations.html")
+    assert [row["pointing"] for row in given] == [row["pointing"] for row in own]
+    for name in ("chance", "energy", "box_iou"):
+        ours, theirs = ([float(row[name] or "nan") for row in rows] for rows in (given, own))
+        assert ours == pytest.approx(theirs, nan_ok=True)
+    whole = box_csv(tmp_path / "whole.csv", [(*box[:2], 0, 0, 1, 1) for box in boxes])
+    everywhere = rows_of(run(monkeypatch, capsys, *common, "--boxes", whole, "--out", tmp_path / "whole"))
+    assert {row["pointing"] for row in everywhere} == {"", "1"}
+
+
+def test_a_box_file_that_does_not_fit_is_said(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    stranger = box_csv(tmp_path / "stranger.csv", [("0123456789abcdef", "/m/none", 0, 0, 1, 1)])
+    with pytest.raises(ValueError, match="0 of 1 boxes; 1 of images that are not in the split"):
+        explain.main([str(runs[0]), "--boxes", str(stranger)])
+    (tmp_path / "odd.csv").write_text("image,class\n1,2\n")
+    with pytest.raises(ValueError, match="not a table with the columns ImageID, LabelName, XMin, YMin, XMax, YMax"):
+        explain.main([str(runs[0]), "--boxes", str(tmp_path / "odd.csv")])

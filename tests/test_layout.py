@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "predictions": {"labels", "predictions"},
     "preparation": {"labels", "data", "preparation"},
     "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
+    "serving": {"labels", "config", "data", "preparation", "model", "metrics", "training", "serving"},
+    "auditing": {"labels", "data", "model", "training", "auditing"},
     "search": {"labels", "config", "recipes", "flags", "data", "training", "search"},
     "reports": {"labels", "config", "data", "model", "metrics", "predictions", "preparation", "search", "reports"},
     "cluster.py": set(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -48,7 +47,6 @@ def train_noting(rank: int, world_size: int, settings: TrainConfig, data: Path, 
         with (run / f"ledger-{world_size}-{rank}.jsonl").open("a") as file:
             file.write(json.dumps([worker.state.epoch, worker.state.step, batch.keys]) + "\n")
 
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # may have loader processes
     before, loop.train_step = loop.train_step, noting
     try:
         return train_here(rank, world_size, settings, data, run, stop_at)

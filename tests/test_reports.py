@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from rich.console import Console
 
+from raypaml.data.folder import open_folder
+from raypaml.data.plan import Plan
 from raypaml.labels import Vocabulary
 from raypaml.predictions.parts import PredictionSet
 from raypaml.recipes import recipe
 from raypaml.reports.evaluation import evaluate
-from raypaml.reports.figures import curves, groups, rejections
+from raypaml.reports.figures import curves, groups, missed_positives, rejections
 from raypaml.reports.progress import Display
-from raypaml.reports.result import result, table
+from raypaml.reports.result import rejected, result, table
+from raypaml.training import models as run_models
+from raypaml.training.explaining import explain_steps
+from raypaml.training.run_folder import stored_config
 
 
 def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any]:
@@ -28,6 +35,7 @@ def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any
         "rejected": rejected,
         "rejected_missed": hits,
         "missed": 40 if known else None,
+        "corrected": 0,
         "rejection_precision": hits / rejected if known and rejected else None,
         "rejection_recall": hits / 40 if known else None,
         "validation_mean_ap": 0.1 * (epoch + 1),
@@ -96,6 +104,13 @@ STEP = {
 }
 
 
+def test_the_epoch_line_says_what_the_comparison_of_maps_cost() -> None:
+    said = io.StringIO()
+    with Display(Console(file=said, width=200)) as display:
+        display.update({"record": HISTORY[1] | {"drift": {"share_of_epoch": 0.0231}}, "epochs": 3})
+    assert "maps against the reference 2.3% of the epoch" in said.getvalue()
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_shows_everything_once(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raypaml.reports.progress.PLAIN_SECONDS", -1.0)
@@ -118,3 +133,40 @@ def test_figures_are_svg_and_the_same_bytes_twice(known: bool, figures: dict[str
         assert draw().startswith("<svg")
         assert draw() == draw()
     assert ("recall" in rejections(history)) == known
+
+
+def test_rejections_are_judged_over_all_epochs_that_reject() -> None:
+    assert rejected(HISTORY) == pytest.approx({"recall": 25 / 80, "precision": 25 / 60})
+    kept = [record(0), record(1, 20, 10) | {"corrected": 20}, record(2, 20, 15) | {"missed": 30, "corrected": 40}]
+    assert rejected(kept) == pytest.approx({"recall": 25 / 40, "precision": 25 / 40})  # LL-Cp: corrected for good
+    assert rejected([record(0), record(1)]) == {}
+    assert rejected([record(0, 0, None), record(1, 20, None)]) == {}
+
+
+def test_several_runs_stand_in_one_figure_of_missed_positives(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("raypaml.reports.figures.svg", drawn.append)
+    other = [record(0), record(1, 20, 5), record(2, 40, 30)]
+    missed_positives({"two seeds": [HISTORY, other], "one": [HISTORY]})
+    counts, precision, recall = drawn[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in counts.lines}
+    assert lines == {"two seeds": [[1, 0], [2, 10], [3, 20]], "one": [[1, 0], [2, 15], [3, 10]]}
+    assert precision.lines[0].get_xydata().tolist() == [[2, 50.0], [3, 50.0]]  # nothing rejected yet: no precision
+    assert recall.lines[1].get_xydata().tolist() == [[1, 0], [2, 37.5], [3, 25.0]]
+
+
+def test_a_report_says_what_the_model_looked_at(trained: tuple[Path, str]) -> None:
+    config = stored_config(trained[0])
+    assert config is not None
+    data = open_folder(config.data.data)
+    model = run_models.tested_model(trained[0], config.model, len(data.vocabulary))
+    rows = np.linspace(0, 599, 100).astype(int)
+    parts = Plan(num_samples=600, global_batch_size=1, lanes=1, shuffle=False).epoch(0, 0, 1)
+    pairs = explain_steps(model, None, data, "test", [parts[row] for row in rows], torch.device("cpu"))
+    page = (trained[0] / "report.html").read_text()
+    assert f"{pairs.positive.sum():,} positive and {(~pairs.positive).sum():,} negative labels" in page
+    for figure in (np.nanmean(pairs.pointing), np.nanmean(pairs.chance)):
+        assert f"<td>{figure:.3f}</td>" in page
+    for values in (pairs.top[pairs.positive], pairs.bottom[~pairs.positive]):
+        assert f"<td>{np.median(values):.2f}</td>" in page
+    assert sorted(set(re.findall(r"<figcaption>(G[1-5]) · test-", page))) == ["G1", "G2", "G3", "G4", "G5"]

@@ -65,7 +65,7 @@ def test_inline_spaces_are_read_with_the_type_of_their_field() -> None:
         ("alpha=10:1", "alpha: bounds 10:1, the first must be below the second"),
         ("delta_rel=log:0:1", "a logarithmic range must start above 0"),
         ("delta_rel=1:2:3", "expected LOW:HIGH, log:LOW:HIGH or A|B|C"),
-        ("scheme=ll_r|ll_x", "scheme: value 'll_x', expected full|an|ignore|ll_r|ll_ct|ll_cp"),
+        ("scheme=ll_r|ll_x", "scheme: value 'll_x', expected full|an|ignore|ll_r|ll_ct|ll_cp|"),
         ("backbone=1:2", "backbone is not a number; give its values as A|B"),
         ("seed=0|1", "field 'seed': not searched, repeated with --seeds"),
         ("workers=1|2", "field 'workers': not searched"),

@@ -20,9 +20,10 @@ from raypaml import train as command
 from raypaml.data.folder import open_folder
 from raypaml.predictions.parts import open_set
 from raypaml.reports.evaluation import Questions, evaluate
+from raypaml.reports.result import seed_interval
 from raypaml.reports.search_page import write_page
 from raypaml.reports.search_progress import SearchDisplay
-from raypaml.reports.search_result import conclude, seed_interval, table
+from raypaml.reports.search_result import conclude, table
 from raypaml.search.flags import open_queue
 from raypaml.search.folder import Outcome, Search, extend, note, open_search, outcome
 from raypaml.search.importance import importance

@@ -16,8 +16,10 @@ from raypaml.data.index import open_index
 from raypaml.data.plan import Plan
 from raypaml.data.shards import SPLITS
 from raypaml.predictions.parts import open_set
+from raypaml.train import conclude
 from raypaml.training.loop import train
 from raypaml.training.skips import check_budget
+from tests import conftest
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, predictions, train_here, weights
 
@@ -133,3 +135,16 @@ def test_a_budget_is_a_share_of_the_split() -> None:
 
 def test_the_splits_of_these_tests_are_all_damaged() -> None:
     assert set(BROKEN) == set(SPLITS)
+
+
+def test_reports_and_probes_leave_broken_images_out(damaged: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(damaged, tmp_path / "data"))
+    damage(folder, "test", [0])
+    settings = skipping(data=str(folder), storage=str(tmp_path), name="run", workers=1, epochs=2)
+    job = conftest.train_here(settings)
+    assert conclude(job)["skipped"] == 2
+    assert "38 test images, evenly spaced" in (job.folder / "report.html").read_text()
+    watched = conftest.train_here(settings.override({"name": "watched", "reference": str(job.folder)}))
+    assert all(
+        "share_of_epoch" in record["drift"] for record in history(watched.folder)
+    )  # its probe has a broken image

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
-from raypaml.losses.large_loss import large_loss
+from raypaml.losses.schemes import scheme_loss
 from raypaml.recipes import recipe
 from raypaml.train import _as_user_error
 from raypaml.training import step
@@ -84,14 +84,14 @@ def train_watched(rank: int, world_size: int, settings: TrainConfig, data: Path,
     """Loss, rejected set and gradient by the logits of every step of a whole run."""
     seen: list[tuple[Any, ...]] = []
 
-    def watched(logits: Tensor, *args: Any, **where: Any) -> tuple[Tensor, Tensor]:
-        loss, rejected = large_loss(logits, *args, **where)
+    def watched(scheme: Any, logits: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        loss, rejected = scheme_loss(scheme, logits, *args)
         (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
         seen.append((loss.item(), rejected.numpy().copy(), gradient.numpy().copy()))
         return loss, rejected
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "large_loss", watched)
+        patch.setattr(step, "scheme_loss", watched)
         train_here(settings, data, run)
     return seen
 

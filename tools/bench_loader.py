@@ -5,28 +5,34 @@
 Images are photographs from DIR (any JPEGs), or else generated: smooth, some noise, of the sizes of photographs. Each is
 kept as an original of 1024 px and, in shards, at 448 px. Contestants take turns, round after round, in one thread each;
 their rates are per second of CPU time, so that other work on the machine moves them little, and ratios are the median
-over rounds. Loader processes and the store are timed by the clock.
+over rounds. Loader threads and Ray Data are timed by the clock as well, the store by the clock alone.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import simplejpeg
+import simulated_store
 import torch
 import webdataset
 from bench_images import prepare
 from PIL import Image
-from simulated_store import Store
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -153,21 +159,55 @@ def side_by_side(work: Path, names: Iterable[str], rounds: int) -> None:
     print(markdown(["", "what", "images/s a core", "ours : it"], rows, left=2), "\n", flush=True)
 
 
-def rate_by_clock(data: DataFolder, loader_workers: int, skip: int = 20) -> tuple[float, float]:
+def rate_by_clock(data: DataFolder, skip: int = 20) -> tuple[float, float]:
     """Images per second from the start, and after the first `skip` batches."""
     began = time.perf_counter()
-    times = [began, *(time.perf_counter() for _ in read(reader(data), loader_workers=loader_workers))]
+    times = [began, *(time.perf_counter() for _ in read(reader(data)))]
     count = len(times) - 1
     return count * BATCH / (times[-1] - times[0]), (count - skip) * BATCH / (times[-1] - times[skip])
 
 
-def loader_processes(work: Path, rounds: int) -> None:
-    """One and two loader processes, by the clock."""
-    data = open_folder(work / "shards")
-    found = [[rate_by_clock(data, workers)[1] for workers in (1, 2)] for _ in range(rounds)]
-    one, two = (statistics.median(column) for column in zip(*found, strict=True))
-    ratio = statistics.median(b / a for a, b in found)
-    print(f"loader processes, by the clock: 1: {one:,.0f} images/s, 2: {two:,.0f}, {ratio:.2f} times\n", flush=True)
+def read_by(threads: int, data: DataFolder) -> int:
+    """Read an epoch with so many loader threads; its images."""
+    return sum(len(batch.rows) for batch in read(reader(data), loader_workers=threads))
+
+
+def decode_by(threads: int, contents: list[bytes]) -> int:
+    """Only decode, the images shared out to so many threads: what this machine gives at most."""
+
+    def decode(number: int) -> None:
+        for content in contents[number::threads]:
+            simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(decode, range(threads)))
+    return len(contents)
+
+
+def timed(run: Callable[[], int]) -> tuple[float, float]:
+    """Images per second by the clock, and microseconds of this process's CPU time an image."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    count = run()
+    return count / (time.perf_counter() - clock), (time.process_time() - cpu) / count * 1e6
+
+
+def loader_threads(work: Path, rounds: int) -> None:
+    """One and two loader threads beside one and two threads that only decode, in turn."""
+    data, contents = open_folder(work / "shards"), _contents(work)
+    runs: list[tuple[str, int, Callable[[], int]]] = []
+    for threads in (1, 2):
+        runs.append(("ours", threads, partial(read_by, threads, data)))
+        runs.append(("bare decoding", threads, partial(decode_by, threads, contents)))
+    found = np.array([[timed(run) for _, _, run in runs] for _ in range(rounds)])  # [rounds, runs, (rate, CPU time)]
+    rates, spent = np.median(found, 0).T
+    ratios = np.median(found[:, :, 0] / np.tile(found[:, :2, 0], 2), 0)  # to one thread of the same round
+    rows = [
+        [name, str(threads), f"{rate:,.0f}", f"{ratio:.2f}", f"{cpu:.0f}"]
+        for (name, threads, _), rate, ratio, cpu in zip(runs, rates, ratios, spent, strict=True)
+    ]
+    print(
+        markdown(["", "threads", "images/s by the clock", ": one", "CPU us an image"], rows, left=1), "\n", flush=True
+    )
 
 
 def through_store(work: Path, rounds: int) -> None:
@@ -178,51 +218,54 @@ def through_store(work: Path, rounds: int) -> None:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(dir=work) as cache, store_process(work / "shards") as address:
             data = open_folder(address, cache=cache, cache_gb=11 * shard / 1e9)
-            rows.append([*rate_by_clock(local, 0), *rate_by_clock(data, 0)])
+            rows.append([*rate_by_clock(local), *rate_by_clock(data)])
     ratios = [statistics.median(row[2 + n] / row[n] for row in rows) for n in (0, 1)]
     rates = [statistics.median(column) for column in zip(*rows, strict=True)]
-    print(
-        f"store, {LATENCY * 1000:.0f} ms a request, cache of 11 of {len(local.splits['train'].shards)} shards: "
-        f"{rates[2]:,.0f} images/s from an empty cache on, {ratios[0]:.2f} of local; "
-        f"{rates[3]:,.0f} after 20 batches, {ratios[1]:.2f} of local\n",
-        flush=True,
-    )
+    cold, warm = (f"{rate:,.0f} images/s, {ratio:.2f} of local" for rate, ratio in zip(rates[2:], ratios, strict=True))
+    store = f"store, {LATENCY * 1000:.0f} ms a request, cache of 11 of {len(local.splits['train'].shards)} shards"
+    print(f"{store}: from an empty cache on {cold}; after 20 batches {warm}\n", flush=True)
 
 
-class store_process:  # noqa: N801
+@contextmanager
+def store_process(folder: Path) -> Iterator[str]:
     """A store in a process of its own; gives its address."""
+    command = [sys.executable, simulated_store.__file__, str(folder), "--latency", str(LATENCY)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.kill()
 
-    def __init__(self, folder: Path):
-        self.folder = folder
 
-    def __enter__(self) -> str:
-        reading, writing = os.pipe()
-        self.process = os.fork()
-        if not self.process:
-            store = Store(self.folder, LATENCY)
-            os.write(writing, store.address.encode())
-            store.serve_forever()
-        return os.read(reading, 1000).decode()
+def cpu_seconds() -> float:
+    """CPU time of this process and of all that descend from it and live."""
+    parents, spent = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            fields = path.read_text().rpartition(")")[2].split()  # from the third on, proc(5)
+            parents[path.parent.name], spent[path.parent.name] = fields[1], int(fields[11]) + int(fields[12])
 
-    def __exit__(self, *_: object) -> None:
-        os.kill(self.process, 9)
-        os.waitpid(self.process, 0)
+    def is_ours(process: str) -> bool:
+        return process == str(os.getpid()) or (process in parents and is_ours(parents[process]))
+
+    return sum(ticks for process, ticks in spent.items() if is_ours(process)) / os.sysconf("SC_CLK_TCK")
 
 
 def with_ray(work: Path) -> None:
-    """Ray Data's read_webdataset on one CPU, decoded by its default, by the clock."""
-    from raypaml import cluster
+    """Ray Data's read_webdataset: decoded by its default, PIL, to uint8; no transforms."""
+    import ray.data
 
-    with cluster.join("local", 1):
-        import ray
-
-        shards = sorted(str(path) for path in (work / "shards").glob("train-*.tar"))
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    shards = sorted(str(path) for path in (work / "shards").glob("train-*.tar"))
+    with ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR):
         batches = iter(ray.data.read_webdataset(shards).iter_batches(batch_size=BATCH, batch_format="numpy"))
-        next(batches)
-        began, count = time.perf_counter(), sum(1 for _ in batches)
-    print(
-        f"Ray Data, {os.cpu_count()} CPUs, by the clock: {count * BATCH / (time.perf_counter() - began):,.0f} images/s"
-    )
+        for _ in range(20):
+            next(batches)
+        clock, cpu = time.perf_counter(), cpu_seconds()
+        count = sum(len(batch["jpg"]) for batch in batches)
+        clock, cpu = time.perf_counter() - clock, cpu_seconds() - cpu
+    rates = f"{count / clock:,.0f} images/s by the clock, {count / cpu:,.0f} a core, all its processes together"
+    print(f"Ray Data, {os.cpu_count()} CPUs, after 20 batches: {rates}\n", flush=True)
 
 
 def main() -> None:
@@ -231,7 +274,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="different images [300]")
     parser.add_argument("--samples", type=int, default=6000, help="of the epoch [6000]")
     parser.add_argument("--rounds", type=int, default=7, help="[7]")
-    parser.add_argument("--only", default=",".join([*CONTESTANTS, "processes", "store"]), metavar="NAMES")
+    parser.add_argument("--only", default=",".join([*CONTESTANTS, "threads", "store"]), metavar="NAMES")
     parser.add_argument("--ray", action="store_true", help="also Ray Data")
     asked = parser.parse()
     torch.set_num_threads(1)
@@ -245,8 +288,8 @@ def main() -> None:
         contestants = [name for name in CONTESTANTS if name in names or name == "ours"]
         if len(contestants) > 1:
             side_by_side(work, contestants, asked.rounds)
-        if "processes" in names:
-            loader_processes(work, asked.rounds)
+        if "threads" in names:
+            loader_threads(work, asked.rounds)
         if "store" in names:
             through_store(work, min(asked.rounds, 3))
         if asked.ray:

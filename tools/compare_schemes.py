@@ -15,6 +15,7 @@ import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from raypaml.config import TrainConfig
@@ -26,10 +27,16 @@ PROG = "python tools/compare_schemes.py"
 ROWS = "full:1,full:5,an:1,an:5,ll_r:1,ll_r:5"
 
 
-def train_alone(config: TrainConfig) -> dict[str, Any]:
-    """One run in this process; returns its result.json."""
+def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, Any]:
+    """One run in this process; returns its result.json.
+
+    Args:
+        config: of the run.
+        warmups: folder of the warm-ups that runs share: a run takes its own from there, one of scheme `an` leaves it.
+    """
     import torch
 
+    from raypaml.search.warmup import keep, start_from, warmup_key
     from raypaml.train import conclude, prepare
     from raypaml.training.loop import train
     from raypaml.training.run_folder import claim
@@ -40,7 +47,17 @@ def train_alone(config: TrainConfig) -> dict[str, Any]:
     if finished.is_file():
         return dict(json.loads(finished.read_text()))
     claim(job.folder, config, job.data)
-    train(config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
+    shared = warmups / warmup_key(config) if warmups else None
+    if shared:
+        start_from(shared, job.folder, config.loss.warmup_epochs)
+
+    def report(event: dict[str, Any]) -> bool:
+        epoch = event["record"]["epoch"] + 1 if "record" in event else 0
+        if shared and config.loss.scheme == "an" and epoch == config.loss.warmup_epochs:
+            keep(job.folder, shared, epoch)
+        return False
+
+    train(config, job.data.path, job.folder, torch.device("cpu"), report)
     result = conclude(job)
     print(f"{config.run.name}: {100 * result['mean_ap']:.2f}", flush=True)
     return result
@@ -63,7 +80,9 @@ def main() -> None:
     configs = [_config(asked, scheme, alpha, seed) for seed in seeds for scheme, alpha in rows]
     for config in configs:
         config.check()
+    first = [_config(asked, "ignore", c.model.alpha, c.run.seed) for c in configs if c.loss.priors]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        list(pool.map(train_alone, first))
         results = list(pool.map(train_alone, configs))
     print(table(rows, [results[n :: len(rows)] for n in range(len(rows))]))
 
@@ -73,8 +92,10 @@ def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
     epochs, data = asked.epochs or base.optim.epochs, asked.data or base.data.data
     values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": epochs, "data": data, "workers": 1}
     name = data.strip("/").replace(":", "-").replace("/", "-")
-    values |= {"name": f"{name}-{scheme}-alpha{alpha:g}-seed{seed}-epochs{epochs}", "storage": asked.storage}
-    return base.override(values)
+    rest = f"alpha{alpha:g}-seed{seed}-epochs{epochs}"
+    if scheme == "csl":
+        values["priors"] = str(Path(asked.storage) / f"{name}-ignore-{rest}")
+    return base.override(values | {"name": f"{name}-{scheme}-{rest}", "storage": asked.storage})
 
 
 def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:

@@ -3,12 +3,14 @@
     python tools/simulate_loader.py [--samples 3660000] [--shards 2000] [--ranks 64] [--loader-workers 8]
 
 Shards differ in size by up to a half of the mean. For every --window: the share of batch-mates from the same shard, the
-samples of ranks and loader processes, the bytes a node reads beside its share of the data, and the cache it needs. Then
-a new process opens an index of that many samples and makes its first part, at the start of an epoch and at 90 % of it.
+samples of ranks and loader threads, the bytes a node reads beside its share of the data, and the cache it needs. Then
+a new process opens an index of that many samples and makes its first part, at the start of an epoch and at 90 % of it;
+and the processes of a node do so together and touch every page of it, for the memory that it costs each of them.
 """
 
 from __future__ import annotations
 
+import heapq
 import multiprocessing
 import tempfile
 import time
@@ -19,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypaml.data.index import SCHEMA, open_index, write_index
+from raypaml.data.index import SCHEMA, Index, open_index, write_index
 from raypaml.data.mixing import cache_bytes, mixing
-from raypaml.data.plan import Epoch, Plan
+from raypaml.data.plan import Epoch, Plan, pieces
 from raypaml.flags import Parser, run_command
 from raypaml.labels import Vocabulary
 from raypaml.reports.result import markdown
@@ -38,13 +40,20 @@ def shard_sizes(samples: int, shards: int) -> Ints:
     return np.diff(ends, prepend=0)
 
 
+def dealt(sizes: Ints, loader_workers: int) -> list[int]:
+    """The samples of each loader thread of a rank, where all are as fast: who is free takes the next piece."""
+    threads = [0] * loader_workers
+    for rows in sizes.tolist():
+        for piece in pieces(rows, loader_workers):
+            heapq.heapreplace(threads, threads[0] + len(piece))
+    return sorted(threads)
+
+
 def simulate(plan: Plan, ranks: int, ranks_per_node: int, loader_workers: int) -> list[str]:
     """One epoch, as a row of the table."""
     sizes = np.array([[len(part.rows) for part in plan.epoch(0, rank, ranks)] for rank in range(ranks)])
     by_rank = sizes.sum(1)
-    by_loader = np.array(
-        [[sizes[rank, n::loader_workers].sum() for n in range(loader_workers)] for rank in range(ranks)]
-    )
+    by_loader = np.array([dealt(rows, loader_workers) for rows in sizes])
     shard_bytes = [size * (IMAGE_BYTES + HEADERS) for size in plan.shard_sizes]
     read, cache = [], []
     for first in range(0, ranks, ranks_per_node):
@@ -100,53 +109,91 @@ def write_big_index(path: Path, sizes: Ints) -> None:
     )
 
 
-def private_mb() -> float:
-    """Memory that only this process has, in MB; pages of mapped files are not among it."""
+def memory_mb(kind: str) -> float:
+    """Of this process: `Pss`, pages divided by those who share them, or `Anonymous`, what it has for itself."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1000
+    return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) * 1024 / 1e6
+
+
+def first_part(index: Index, window: int, at: float) -> None:
+    """The labels of a rank's part of the step there, as a fraction of the epoch."""
+    plan = Plan(
+        num_samples=len(index), global_batch_size=2048, lanes=64, window=window, shard_sizes=index.shard_sizes, seed=1
+    )
+    index.labels(plan.epoch(5, 3, 64)[int(at * plan.steps)].rows)
 
 
 def start(path: Path, window: int, at: float, results: Any) -> None:
     """What a new process needs to its first part."""
-    before, began, cpu = private_mb(), time.perf_counter(), time.process_time()
+    before, began, cpu = memory_mb("Anonymous"), time.perf_counter(), time.process_time()
     index = open_index(path)
     opened = time.perf_counter()
     index.check()
     checked = time.perf_counter()
-    plan = Plan(
-        num_samples=len(index), global_batch_size=2048, lanes=64, window=window, shard_sizes=index.shard_sizes, seed=1
-    )
-    part = plan.epoch(5, 3, 64)[int(at * plan.steps)]
-    index.label_cells(part.rows)
+    first_part(index, window, at)
     done = time.perf_counter()
-    spent = time.process_time() - cpu
-    results.put((opened - began, checked - opened, done - checked, spent, private_mb() - before, private_mb()))
+    spent, memory = time.process_time() - cpu, memory_mb("Anonymous")
+    results.put((opened - began, checked - opened, done - checked, spent, memory - before, memory))
 
 
-def starts(sizes: Ints, windows: list[int]) -> None:
-    """Start-up of new processes, fresh and at 90 % of an epoch."""
+def share(path: Path, window: int, turn: Any, results: Any) -> None:
+    """What an index costs one of several processes when all have touched every page of it."""
+    turn.wait()
+    before = [memory_mb(kind) for kind in ("Pss", "Anonymous")]
+    turn.wait()
+    index = open_index(path)
+    index.check()
+    first_part(index, window, 0.5)
+    for buffer in (*index.key_column.chunk(0).buffers()[1:], index.crc32):
+        np.frombuffer(buffer, np.uint8).max()
+    turn.wait()
+    results.put([memory_mb(kind) - value for kind, value in zip(("Pss", "Anonymous"), before, strict=True)])
+    turn.wait()
+
+
+def shares(path: Path, window: int, processes: int) -> Any:
+    """[processes, 2] MB added to each process of a node: its share of all pages, and what is its own of it."""
+    context = multiprocessing.get_context("spawn")
+    turn, results = context.Barrier(processes), context.SimpleQueue()
+    started = [context.Process(target=share, args=(path, window, turn, results)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    found = np.array([results.get() for _ in started])
+    for process in started:
+        process.join()
+    return found
+
+
+def starts(path: Path, window: int) -> list[list[str]]:
+    """Start-up of new processes, fresh and at 90 % of an epoch, as rows of the table."""
     context = multiprocessing.get_context("spawn")
     results, rows = context.SimpleQueue(), []
+    for at in (0.0, 0.9):
+        process = context.Process(target=start, args=(path, window, at, results))
+        process.start()
+        *seconds, added, total = results.get()
+        process.join()
+        cells = [*(f"{value:.2f}" for value in seconds), f"{added:.0f}", f"{total:.0f}"]
+        rows.append([str(window or "permutation"), f"{at:.0%}", *cells])
+    return rows
+
+
+def new_processes(sizes: Ints, windows: list[int], ranks_per_node: int) -> None:
+    """Time and memory of processes that open an index of this size."""
+    head = ["window", "epoch at", "open, s", "check, s", "plan and first part, s", "CPU, s", "MB added", "MB in all"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.arrow"
         write_big_index(path, sizes)
-        for window in windows:
-            for at in (0.0, 0.9):
-                process = context.Process(target=start, args=(path, window, at, results))
-                process.start()
-                opened, checked, planned, spent, added, total = results.get()
-                process.join()
-                cells = (
-                    f"{opened:.2f}",
-                    f"{checked:.2f}",
-                    f"{planned:.2f}",
-                    f"{spent:.2f}",
-                    f"{added:.0f}",
-                    f"{total:.0f}",
-                )
-                rows.append([str(window or "permutation"), f"{at:.0%}", *cells])
-    head = ["window", "epoch at", "open, s", "check, s", "plan and first part, s", "CPU, s", "MB added", "MB in all"]
-    print(markdown(head, rows, left=1))
+        print(markdown(head, [row for window in windows for row in starts(path, window)], left=1), "\n", flush=True)
+        rows = []
+        for processes in (1, ranks_per_node):
+            for window in windows:
+                pss, own = shares(path, window, processes).max(0)
+                rows.append([str(window or "permutation"), str(processes), f"{pss:.0f}", f"{own:.0f}"])
+        print(
+            f"An index of {path.stat().st_size / 1e6:.0f} MB, every page of it touched, costs each process at most:\n"
+        )
+    print(markdown(["window", "processes", "MB (PSS)", "of it not shared"], rows, left=1))
 
 
 def main() -> None:
@@ -177,9 +224,9 @@ def main() -> None:
         )
         for window in windows
     ]
-    head = ["window, shards", "mates of a shard", "excess", "samples a rank", "a loader process"]
+    head = ["window, shards", "mates of a shard", "excess", "samples a rank", "a loader thread"]
     print(markdown([*head, "a node reads, : least", "cache a node"], rows, left=1), "\n", flush=True)
-    starts(sizes, [window for window in windows if window in (0, 4)])
+    new_processes(sizes, [window for window in windows if window in (0, 4)], asked.ranks_per_node)
 
 
 if __name__ == "__main__":

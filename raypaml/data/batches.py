@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import multiprocessing
-import sys
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from raypaml.data.cache import CachedShards, fetching_ahead
 from raypaml.data.files import LocalShards, Shards
 from raypaml.data.images import Pixels, decode
 from raypaml.data.index import Index
-from raypaml.data.plan import Epoch, Part
-from raypaml.labels import NEGATIVE, UNOBSERVED
+from raypaml.data.plan import Epoch, Part, pieces
 
 Reason = Literal["is not there", "is cut short", "does not match its CRC-32", "cannot be decoded", "is of another size"]
 
-
-MAX_BUFFERS = 3
-"""Of batches, kept for those to come: one is trained on, one has just been read."""
+AHEAD = 2
+"""Batches that loader threads read while one is trained on."""
+MAX_BUFFERS = AHEAD + 2
+"""Of batches, kept for those to come: one is trained on, one has just been asked for."""
 
 
 class BrokenSampleError(ValueError):
@@ -48,13 +45,10 @@ class Batch:
 
     images: Tensor
     """uint8 [B, 3, H, W], channels last; mirrored and normalised on the device."""
-    label_cells: tuple[Tensor, Tensor]
-    """What travels between processes: int64 [E] cells of [B, K], flattened, and their int8 [E] labels."""
-    unlisted: int
-    """Label of all other cells: unobserved, or negative where `label_cells` are the full labels."""
-    truth_cells: tuple[Tensor, Tensor] | None
-    """The same of the full labels, all other cells negative; None where they are not known or not asked for."""
-    num_classes: int
+    labels: Tensor
+    """int8 [B, K] in {1 positive, 0 negative, -1 unobserved}."""
+    truth: Tensor | None
+    """int8 [B, K] full labels where known, to judge rejections by; never in a partial-label loss."""
     flip: Tensor
     """bool [B] images to mirror, where the recipe does."""
     rows: NDArray[np.int64]
@@ -66,27 +60,9 @@ class Batch:
     skipped: tuple[tuple[int, Reason], ...] = ()
     """Planned samples (number, reason) that are not in this batch, for they are broken; see `skip_broken`."""
 
-    @cached_property
-    def labels(self) -> Tensor:
-        """int8 [B, K] in {1 positive, 0 negative, -1 unobserved}."""
-        return self._dense(self.label_cells, self.unlisted)
 
-    @cached_property
-    def truth(self) -> Tensor | None:
-        """int8 [B, K] full labels where known, to judge rejections by; never in a partial-label loss."""
-        return None if self.truth_cells is None else self._dense(self.truth_cells, NEGATIVE)
-
-    def _dense(self, cells: tuple[Tensor, Tensor], rest: int) -> Tensor:
-        flat = torch.full((len(self.rows) * self.num_classes,), rest, dtype=torch.int8)
-        return flat.scatter_(0, *cells).view(len(self.rows), self.num_classes)
-
-    def pin_memory(self) -> Batch:
-        """With the images where a GPU fetches them by itself; called by the loader."""
-        return dataclasses.replace(self, images=self.images.pin_memory())
-
-
-class Reader(Dataset[Batch]):
-    """Step -> Batch. Each process that uses it opens the shards for itself.
+class Reader:
+    """Step -> Batch.
 
     Args:
         shards: where they lie, or their local folder.
@@ -117,25 +93,46 @@ class Reader(Dataset[Batch]):
         """[H, W, 3], of all images of the split."""
         self._buffers: list[tuple[Pixels, weakref.ref[Pixels]]] = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_buffers": []}
-
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, step: int) -> Batch:
+        return self.batch(step)
+
+    def batch(self, step: int, *, pin_memory: bool = False) -> Batch:
+        """One step's batch, read by the calling thread; `pin_memory`: its images where a GPU fetches them by itself."""
         part = self.parts[step]
-        images = self._buffer(len(part.rows))
-        skipped: dict[int, Reason] = {}
-        for position, row in enumerate(part.rows.tolist() if self.with_images else ()):
+        images, pixels = self._memory(len(part.rows), pin_memory)
+        return self._batch(part, images, self._fill(part, pixels, range(len(part.rows))))
+
+    def begin(
+        self, step: int, threads: ThreadPoolExecutor, loader_workers: int, *, pin_memory: bool = False
+    ) -> Callable[[], Batch]:
+        """The same by so many threads; what it returns waits for them."""
+        part = self.parts[step]
+        images, pixels = self._memory(len(part.rows), pin_memory)
+        started = [threads.submit(self._fill, part, pixels, piece) for piece in pieces(len(part.rows), loader_workers)]
+        return lambda: self._batch(part, images, {k: why for piece in started for k, why in piece.result().items()})
+
+    def _fill(self, part: Part, pixels: Pixels, positions: range) -> dict[int, Reason]:
+        """Read some samples of a part into their places; those that are broken, by position."""
+        broken: dict[int, Reason] = {}
+        for position in positions if self.with_images else ():
             try:
-                self._read_into(row, images[position])
+                self._read_into(int(part.rows[position]), pixels[position])
             except BrokenSampleError as error:
                 if not self.skip_broken:
                     raise
-                skipped[position] = error.reason
-        kept = np.delete(np.arange(len(part.rows)), list(skipped))
-        return self._batch(part, images if not skipped else images[kept], kept, skipped)
+                broken[position] = error.reason
+        return broken
+
+    def _memory(self, rows: int, pin_memory: bool) -> tuple[Tensor, Pixels]:
+        """[B, H, W, 3] memory for a batch, as torch and as numpy see it."""
+        if not pin_memory:
+            pixels = self._buffer(rows)
+            return torch.from_numpy(pixels), pixels
+        pinned = torch.empty((rows, *self.shape), dtype=torch.uint8, pin_memory=True)
+        return pinned, pinned.numpy()  # torch itself uses it again, once all copies from it are done
 
     def _buffer(self, rows: int) -> Pixels:
         """[B, H, W, 3] memory of an earlier batch that is gone, or new: for the system to give out a new page takes a
@@ -150,25 +147,23 @@ class Reader(Dataset[Batch]):
         self._buffers = [*others, (buffer, weakref.ref(images))][-MAX_BUFFERS:]
         return images
 
-    def _batch(self, part: Part, images: Pixels, kept: NDArray[np.int64], skipped: dict[int, Reason]) -> Batch:
+    def _batch(self, part: Part, images: Tensor, broken: dict[int, Reason]) -> Batch:
         """The batch of the samples kept; their order, and so their place among ties, is the planned one."""
+        kept = np.delete(np.arange(len(part.rows)), list(broken))
         rows = part.rows[kept]
         lane_of = np.repeat(np.arange(len(part.lane_sizes)), part.lane_sizes)[kept]
-        truth = self.index.truth_cells(rows) if self.full_labels or self.with_truth else None
-        observed = truth if self.full_labels and truth is not None else self.index.label_cells(rows)
+        labels = self.index.truth(rows) if self.full_labels else self.index.labels(rows)
         return Batch(
-            images=torch.from_numpy(images).permute(0, 3, 1, 2),
-            label_cells=_tensors(*observed),
-            unlisted=NEGATIVE if self.full_labels else UNOBSERVED,
-            truth_cells=_tensors(*truth) if truth is not None and self.with_truth else None,
-            num_classes=self.index.num_classes,
+            images=(images[kept] if broken else images).permute(0, 3, 1, 2),
+            labels=torch.from_numpy(labels),
+            truth=torch.from_numpy(self.index.truth(rows)) if self.with_truth else None,
             flip=torch.from_numpy(part.flip[kept]),
             rows=rows,
             keys=self.index.keys(rows),
             lane_sizes=tuple(np.bincount(lane_of, minlength=len(part.lane_sizes)).tolist()),
             first_row=part.first_row,
             global_rows=part.global_rows,
-            skipped=tuple((int(part.rows[position]), reason) for position, reason in skipped.items()),
+            skipped=tuple((int(part.rows[position]), reason) for position, reason in broken.items()),
         )
 
     def image(self, row: int) -> Pixels:
@@ -234,61 +229,37 @@ class Reader(Dataset[Batch]):
         return f"{shard}: image {key!r} at byte {int(self.index.offset[row])}"
 
 
-def _tensors(cells: NDArray[np.int64], labels: NDArray[np.int8]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(cells), torch.from_numpy(labels)
-
-
-class _Answers(Dataset[Batch | ValueError]):
-    """What a reader gives or says, so that its message reaches the user without the traceback of another process."""
-
-    def __init__(self, reader: Reader):
-        self.reader = reader
-
-    def __getitem__(self, step: int) -> Batch | ValueError:
-        try:
-            return self.reader[step]
-        except ValueError as error:
-            return error
-
-
 def read(reader: Reader, *, start_step: int = 0, loader_workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches from `start_step` on, in order, decoded by `loader_workers` processes (0: in this one).
+    """The batches from `start_step` on, in order, read ahead by `loader_workers` threads; 0: by the caller, in between.
 
-    Shards of a store are fetched ahead meanwhile, by threads of this process. Loader processes are then started afresh
-    instead of forked, for a store's client does not survive a fork.
+    Threads, for reading, checking and decoding release Python's lock: they cost the decoding and little else, where
+    processes cost half as much again for sending (tools/BENCHMARKS.md), and memory does not grow with their number.
+    Shards of a store are fetched ahead meanwhile.
     """
-    remote = isinstance(reader.shards, CachedShards)
-    multiprocessing.set_forkserver_preload(["raypaml.data.batches"])
-    loader = DataLoader(
-        _Answers(reader),
-        batch_size=None,
-        sampler=range(start_step, len(reader)),
-        num_workers=loader_workers,
-        pin_memory=pin_memory,
-        multiprocessing_context="forkserver" if remote and loader_workers else None,
+    steps = range(start_step, len(reader))
+    batches = (
+        _by_threads(reader, steps, loader_workers, pin_memory)
+        if loader_workers
+        else (reader.batch(step, pin_memory=pin_memory) for step in steps)
     )
-    with _ahead(reader, start_step) as at:
-        with _without_main():
-            answers = iter(loader)
-        for step, answer in enumerate(answers, start_step):
+    with _ahead(reader, start_step) as at, closing(batches):
+        for step, batch in zip(steps, batches, strict=True):
             at(step)
-            if isinstance(answer, ValueError):
-                raise answer
-            yield answer
+            yield batch
         at(len(reader))
 
 
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Processes started afresh import the program's main module (of a Ray worker: Ray), which ours have no need of."""
-    main = sys.modules["__main__"].__dict__
-    saved: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-    main["__spec__"] = main["__file__"] = None
+def _by_threads(reader: Reader, steps: range, loader_workers: int, pin_memory: bool) -> Generator[Batch]:
+    threads, begun = ThreadPoolExecutor(loader_workers, "loader"), deque[Callable[[], Batch]]()
     try:
-        yield
+        for step in steps:
+            begun.append(reader.begin(step, threads, loader_workers, pin_memory=pin_memory))
+            if len(begun) > AHEAD:
+                yield begun.popleft()()
+        while begun:
+            yield begun.popleft()()
     finally:
-        del main["__file__"]
-        main.update(saved)
+        threads.shutdown(cancel_futures=True)
 
 
 def _ahead(reader: Reader, start_step: int) -> AbstractContextManager[Callable[[int], None]]:

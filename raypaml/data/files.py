@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Protocol
 
 MAX_OPEN = 64
-"""Shards a process keeps open."""
+"""Shards kept open."""
 
 
 class Shards(Protocol):
-    """A folder of shards. Picklable; every process opens files for itself."""
+    """A folder of shards, read by any number of threads at once."""
 
     def read(self, name: str, shard_bytes: int, offset: int, size: int) -> bytes:
         """`size` bytes of a shard of `shard_bytes` from `offset` on; fewer at its end; OSError if it fails."""
@@ -29,11 +30,13 @@ class LocalShards:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._found: OrderedDict[str, int] = OrderedDict()
+        self._found: OrderedDict[str, _Open] = OrderedDict()
+        self._turn = threading.Lock()
 
     def read(self, name: str, shard_bytes: int, offset: int, size: int) -> bytes:  # noqa: ARG002
         """As in `Shards`."""
-        return os.pread(self._open(name), size, offset)
+        file = self._open(name)
+        return os.pread(file.descriptor, size, offset)
 
     def where(self, name: str) -> str:
         """As in `Shards`."""
@@ -43,18 +46,22 @@ class LocalShards:
         """As in `Shards`."""
         return False
 
-    def _open(self, name: str) -> int:
-        """A descriptor for reading; the one used longest ago is closed where there are too many."""
-        if name not in self._found:
-            self._found[name] = os.open(self.folder / name, os.O_RDONLY)
-            if len(self._found) > MAX_OPEN:
-                os.close(self._found.popitem(last=False)[1])
-        self._found.move_to_end(name)
-        return self._found[name]
+    def _open(self, name: str) -> _Open:
+        """A shard for reading; where there are too many, the one used longest ago is given up."""
+        with self._turn:
+            if name not in self._found:
+                self._found[name] = _Open(os.open(self.folder / name, os.O_RDONLY))
+                if len(self._found) > MAX_OPEN:
+                    self._found.popitem(last=False)
+            self._found.move_to_end(name)
+            return self._found[name]
+
+
+class _Open:
+    """A file, closed when nobody holds it any more: not under a thread that reads from it."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
-        for descriptor in self._found.values():
-            os.close(descriptor)
-
-    def __reduce__(self) -> tuple[type[LocalShards], tuple[Path]]:
-        return LocalShards, (self.folder,)  # descriptors stay in their process
+        os.close(self.descriptor)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from raypaml.data.windows import Rows, Windows
 
 MAX_LANES = 64
+AT_ONCE = 16
+"""Samples that a loader thread takes at a time, at most."""
 
 
 def default_lanes(global_batch_size: int) -> int:
@@ -99,16 +101,10 @@ class Plan:
 
 
 class Epoch(Sequence[Part]):
-    """The parts of lanes [first, end) of every step of an epoch; each is made when it is asked for.
-
-    Small when pickled: another process computes the order again.
-    """
+    """The parts of lanes [first, end) of every step of an epoch; each is made when it is asked for."""
 
     def __init__(self, plan: Plan, epoch: int, first_lane: int, end_lane: int):
         self.plan, self.epoch, self.first_lane, self.end_lane = plan, epoch, first_lane, end_lane
-
-    def __reduce__(self) -> tuple[type[Epoch], tuple[Plan, int, int, int]]:
-        return Epoch, (self.plan, self.epoch, self.first_lane, self.end_lane)
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -181,6 +177,12 @@ def _spans(visits: Iterable[tuple[int, int, int]], samples_per_step: int) -> lis
             steps[shard] = min(first, before[0]), max(last, before[1])
     spans = [Span(shard=shard, first_step=int(first), last_step=int(last)) for shard, (first, last) in steps.items()]
     return sorted(spans, key=lambda span: (span.first_step, span.last_step, span.shard))
+
+
+def pieces(rows: int, loader_workers: int) -> list[range]:
+    """What the loader threads of a rank take from a part of so many rows, one after the other, whoever is free."""
+    size = min(AT_ONCE, max(1, -(-rows // loader_workers)))
+    return [range(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def check_world_size(world_size: int, lanes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -9,12 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, SchemeName
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, AbsoluteLargeLoss, LargeLoss, PlainScheme, SchemeName
 from raypaml.losses.entropy import mean_loss
 from raypaml.losses.selection import rejection_count, rejection_rate, select
 
-SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
-REJECTING: tuple[SchemeName, ...] = ("ll_r", "ll_ct", "ll_cp")
+REJECTING: tuple[LargeLoss, ...] = get_args(LargeLoss)
+SCHEMES: tuple[PlainScheme | LargeLoss, ...] = (*get_args(PlainScheme), *REJECTING)
+RELATIVE: dict[AbsoluteLargeLoss, LargeLoss] = dict(zip(get_args(AbsoluteLargeLoss), REJECTING, strict=True))
+"""What rejected entries become under the variants with an absolute threshold."""
 
 
 def scheduled_rate(
@@ -46,12 +49,29 @@ def scheduled_rate(
     return rejection_rate(Fraction(1) if scheme == "ll_cp" else progress, delta_rel)
 
 
+def scheduled_threshold(start: float, delta_abs: float, *, progress: float) -> float:
+    """R(t) = start - t delta_abs: under `ll_r_abs`, `ll_ct_abs`, `ll_cp_abs` unobserved entries of a larger loss are
+    rejected, be there many or none.
+
+    (LL, CVPR 2022, supplement, with start in 1, 1.5, 2 and delta_abs in 0.1, 0.15, 0.2. Chosen: all three schemes take
+    the same R(t), and t counts, like the relative schedule's, the epochs since the warm-up, from 1.)
+    """
+    threshold = start - progress * delta_abs
+    if threshold <= 0:
+        raise ValueError(
+            f"threshold={start} - {progress:g} x delta_abs={delta_abs} is {threshold:.3g}: at 0 every unobserved entry "
+            "is rejected; use a smaller delta_abs, a longer warm-up, or fewer epochs"
+        )
+    return threshold
+
+
 def large_loss(
     logits: Tensor,
     labels: Tensor,
-    scheme: SchemeName = "ll_r",
+    scheme: PlainScheme | LargeLoss = "ll_r",
     rejection_rate: float | Fraction = 0.0,
     *,
+    threshold: float | None = None,
     global_rows: int | None = None,
     first_row: int = 0,
     group: dist.ProcessGroup | None = None,
@@ -70,6 +90,7 @@ def large_loss(
         logits: [B, K], any float type; the loss is computed in float32 (float64 stays).
         labels: [B, K] int8 in {1 positive, 0 negative, -1 unobserved}.
         rejection_rate: share of all entries, 0..1; 0 is plain assume-negative.
+        threshold: reject by it instead: every unobserved entry of a larger loss. (`scheduled_threshold`)
         global_rows: rows of the global batch, if this is one rank's part of it.
         first_row: this part's first row within the global batch.
         group: the process group that shares the global batch.
@@ -94,12 +115,15 @@ def large_loss(
     rows = logits.shape[0] if global_rows is None else global_rows
     considered = rows if scope == "global" else len(logits)
     count = rejection_count(rejection_rate, considered * logits.shape[1]) if scheme in REJECTING else 0
-    rejected = select(logits, labels, count, first_row=first_row, group=group if scope == "global" else None)
+    if threshold is None:
+        rejected = select(logits, labels, count, first_row=first_row, group=group if scope == "global" else None)
+    else:  # softplus(logit) > threshold, without its underflow
+        rejected = (labels == UNOBSERVED) & (logits.detach() > math.log(math.expm1(threshold)))
     if scheme == "ignore":
         unobserved = labels == UNOBSERVED
         return mean_loss(logits, labels, _total((~unobserved).sum(), group), left_out=unobserved), rejected
     entries = rows * logits.shape[1]
-    if count == 0:
+    if count == 0 and threshold is None:
         return mean_loss(logits, labels, entries), rejected
     if scheme == "ll_r":
         return mean_loss(logits, labels, entries, left_out=rejected), rejected

@@ -16,7 +16,7 @@ END_OF_IMAGE = b"\xff\xd9"
 END_BYTES = 64
 """Within so many last bytes a whole JPEG ends; some cameras add a little padding."""
 _ORIENTATION = 0x0112
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -91,7 +91,7 @@ def convert(content: bytes, form: ImageForm) -> Converted:
         with Image.open(io.BytesIO(content)) as image:
             if _is_plain(image, content) and form.target(*image.size) == image.size:
                 return Converted(content)
-            picture = _upright_rgb(image)
+            picture = upright_rgb(image)
             before, size = picture.size, form.target(*picture.size)
             if size != before:
                 picture = picture.resize(size, Image.Resampling.BILINEAR)
@@ -100,7 +100,7 @@ def convert(content: bytes, form: ImageForm) -> Converted:
             return Converted(encoded.getvalue(), (size[0] / before[0], size[1] / before[1]))
     except UnidentifiedImageError:  # its text holds an address, another one each time
         raise ValueError("not an image of a known format") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
@@ -110,7 +110,8 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
     return whole and ("exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1)
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Rotated as EXIF says, converted to RGB, alpha dropped."""
     if image.mode.startswith("I"):  # 16 bits of grey
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     image.info.pop("transparency", None)  # of palettes: dropped as any other alpha

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
+from raypaml.data.boxes import Boxes
 from raypaml.data.folder import DataFolder
 from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.explanations import attributions, by_group, correlations, summary
+from raypaml.reports.figures import History, missed_positives
 from raypaml.reports.gallery import side_by_side
+from raypaml.reports.result import rejected
 
 
 def write_page(
@@ -27,8 +30,10 @@ def write_page(
     models: dict[str, CamClassifier],
     shown: Sequence[tuple[int, int]],
     names: tuple[str, str],
+    histories: Mapping[str, History],
     *,
     boosted: bool,
+    boxes: Boxes | None,
 ) -> dict[str, Any]:
     """Write `explanations.html`; returns every figure in it.
 
@@ -36,8 +41,12 @@ def write_page(
         models: whose maps are shown side by side, by name.
         shown: (sample number, class column) of each row of pictures.
         names: of the model looked at and of the one compared with ("" for none).
+        histories: the epochs of the runs, by name.
+        boosted: show maps after BoostLU.
+        boxes: known ones, instead of the data set's own.
     """
-    found = summary(pairs, data.vocabulary.class_group)
+    judged = {name: seen for name, history in histories.items() if (seen := rejected(history))}
+    found = summary(pairs, data.vocabulary.class_group) | {"rejection": judged}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raypaml.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -53,7 +62,8 @@ def write_page(
         correlations=correlations(pairs) if compared else "",
         attributions=attributions(pairs, names) if compared else "",
         by_group=by_group(found),
-        gallery=side_by_side(models, data, split, shown, boosted=boosted),
+        rejections=missed_positives({name: [histories[name]] for name in judged}) if judged else "",
+        gallery=side_by_side(models, data, split, shown, boosted=boosted, boxes=boxes),
         boosted=boosted,
     )
     unfinished = out / ".explanations.unfinished"

@@ -116,20 +116,23 @@ def attributions(pairs: Pairs, names: tuple[str, str]) -> str:
     figure, axes = panels(2)
     sides = (("top 5 %", pairs.top, pairs.top_other), ("bottom 5 %", pairs.bottom, pairs.bottom_other))
     for axis, (title, own, others) in zip(axes, sides, strict=True):
-        _boxes(axis, [values[mask] for mask in (pairs.positive, ~pairs.positive) for values in (own, others)], names)
+        drawn = _boxes(axis, [values[mask] for mask in (pairs.positive, ~pairs.positive) for values in (own, others)])
         axis.set(title=f"mean of the {title} of attributions")
+    figure.legend(drawn[:2], names, loc="outside lower center", frameon=False)
     return svg(figure)
 
 
-def _boxes(axis: Axes, values: list[Floats], names: tuple[str, str]) -> None:
+def _boxes(axis: Axes, values: list[Floats]) -> list[Any]:
+    """Box plots of positive and negative labels, two models each; the boxes drawn."""
     drawn = axis.boxplot([v[np.isfinite(v)] for v in values], showfliers=False, patch_artist=True, widths=0.6)
     for n, patch in enumerate(drawn["boxes"]):
         patch.set_facecolor((ORANGE, BLUE)[n % 2])
         patch.set_alpha(0.7)
     for line in drawn["medians"]:
         line.set_color("black")
-    axis.set_xticks(range(1, 5), [f"{label}\n{name}" for label in ("positive", "negative") for name in names])
+    axis.set_xticks((1.5, 3.5), ("positive labels", "negative labels"))
     axis.axhline(0, color=GREY, lw=0.8, zorder=0)
+    return list(drawn["boxes"])
 
 
 @mpl.rc_context(STYLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -63,6 +64,33 @@ def rejections(history: History) -> str:
         axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
         axes[1].legend(frameon=False)
     axes[0].legend(frameon=False)
+    return svg(figure)
+
+
+@mpl.rc_context(STYLE)
+def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
+    """Rejected entries that were missed positives, and precision and recall of rejection, by epoch, of several runs.
+
+    Args:
+        runs: by name, the epochs of each of its seeds; a line is their mean, a band their range.
+    """
+    figure, axes = panels(3)
+    drawings = (
+        ("rejected_missed", 1, "missed positives rejected per epoch"),
+        ("rejection_precision", 100, "precision of rejection, %"),
+        ("rejection_recall", 100, "recall of rejection, %"),
+    )
+    for axis, (key, times, words) in zip(axes, drawings, strict=True):
+        for n, (name, histories) in enumerate(runs.items()):
+            epochs = min(len(history) for history in histories)
+            values = np.array([[h[epoch][key] for epoch in range(epochs)] for h in histories], np.float64)  # None: nan
+            shown = np.flatnonzero(np.isfinite(values).all(0))
+            x, values = shown + 1, times * values[:, shown]
+            axis.plot(x, values.mean(0), color=f"C{n}", marker=".", label=name)
+            axis.fill_between(x, values.min(0), values.max(0), color=f"C{n}", alpha=0.15, lw=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(title=words, xlabel="epoch", ylim=(0, 100) if times == 100 else (0, None))
+    axes[0].legend(frameon=False, fontsize=7)
     return svg(figure)
 
 

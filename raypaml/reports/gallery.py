@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from raypaml.data.batches import Reader
+from raypaml.data.boxes import Boxes
 from raypaml.data.folder import DataFolder
+from raypaml.data.index import Index
 from raypaml.data.plan import Plan
 from raypaml.labels import POSITIVE
+from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier, pool_parts
 
-SCENES = 10
 SIDE = 160
 """Shown size, px."""
 MOST_CLASSES = 6
@@ -48,13 +50,27 @@ class Row:
     """The attribution shown at full colour: the largest of the row."""
 
 
-def gallery(model: CamClassifier, data: DataFolder, split: str = "test") -> list[Row]:
-    """Ten images, evenly spaced over the split, with the boosted map of each class that is positive there."""
-    index = data.splits[split]
-    rows = np.unique(np.linspace(0, len(index) - 1, SCENES).astype(np.int64))
+def of_every_group(pairs: Pairs, class_group: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(sample number, class column) of positive labels: of every class group those at one and two thirds of the scores.
+
+    Args:
+        pairs: of a split.
+        class_group: [K] 1..5.
+    """
+    shown: list[tuple[int, int]] = []
+    for group in np.unique(class_group):
+        places = np.flatnonzero(pairs.positive & (class_group[pairs.class_index] == group))
+        places = places[np.argsort(pairs.score[places], kind="stable")]
+        chosen = places[[len(places) // 3, 2 * len(places) // 3]] if len(places) else places
+        shown += [(int(pairs.row[n]), int(pairs.class_index[n])) for n in chosen]
+    return shown
+
+
+def gallery(model: CamClassifier, data: DataFolder, split: str, shown: Sequence[tuple[int, int]]) -> list[Row]:
+    """The images of these (sample number, class column), with the boosted map of each class that is positive there."""
     reader = _reader(data, split)
     model.eval()
-    return [_row(model, data, reader, split, int(row)) for row in rows]
+    return [_row(model, data, reader, split, row, k) for row, k in shown]
 
 
 def side_by_side(
@@ -64,6 +80,7 @@ def side_by_side(
     pairs: Sequence[tuple[int, int]],
     *,
     boosted: bool = True,
+    boxes: Boxes | None = None,
 ) -> list[Row]:
     """The maps that several models make of the same image and class, on one colour scale per image.
 
@@ -71,32 +88,40 @@ def side_by_side(
         models: by the name to show.
         pairs: (sample number, class column).
         boosted: after BoostLU; otherwise the raw map.
+        boxes: known ones, instead of the data set's own.
     """
-    reader = _reader(data, split)
+    reader, known = _reader(data, split), boxes or data.splits[split]
     for model in models.values():
         model.eval()
-    return [_compared(models, data, reader, split, row, k, boosted=boosted) for row, k in pairs]
+    return [_compared(models, data, reader, known, row, k, boosted=boosted) for row, k in pairs]
 
 
 def _compared(
-    models: dict[str, CamClassifier], data: DataFolder, reader: Reader, split: str, row: int, k: int, *, boosted: bool
+    models: dict[str, CamClassifier],
+    data: DataFolder,
+    reader: Reader,
+    known: Index | Boxes,
+    row: int,
+    k: int,
+    *,
+    boosted: bool,
 ) -> Row:
     pixels = reader.image(row)
     seen = {name: _look(model, pixels) for name, model in models.items()}
     maps = {name: cam[k].clip(0) * (models[name].alpha if boosted else 1) for name, (cam, _) in seen.items()}
     peak = max(float(values.max()) for values in maps.values())
-    box = next((_corners(box) for box in data.splits[split].boxes(row) if box["class"] == k), None)
-    key = data.splits[split].keys(np.array([row]))[0]
-    tiles = [Tile(_data_uri(_enlarged(pixels)), f"{data.vocabulary.names[k]} · {key}")]
+    box = next((_corners(box) for box in known.boxes(row) if box["class"] == k), None)
+    key = reader.index.keys(np.array([row]))[0]
+    tiles = [Tile(data_uri(_enlarged(pixels)), f"{data.vocabulary.names[k]} · {key}")]
     for name, values in maps.items():
-        picture = _overlay(pixels, values / max(peak, 1e-9), box)
-        tiles.append(Tile(_data_uri(picture), f"{name} {seen[name][1][k]:.2f}"))
+        picture = overlay(pixels, values / max(peak, 1e-9), box)
+        tiles.append(Tile(data_uri(picture), f"{name} {seen[name][1][k]:.2f}"))
     return Row(key, tiles, peak)
 
 
 def _reader(data: DataFolder, split: str) -> Reader:
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=1, lanes=1, shuffle=False)
-    return Reader(data.shards, data.splits[split], plan.epoch(0, 0, 1))
+    return Reader(data.shards, data.splits[split], plan.epoch(0, 0, 1), skip_broken=True)  # asked for by row alone
 
 
 def _look(model: CamClassifier, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
@@ -111,19 +136,21 @@ def _corners(box: dict[str, float]) -> tuple[float, float, float, float]:
     return box["x0"], box["y0"], box["x1"], box["y1"]
 
 
-def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row: int) -> Row:
-    index = data.splits[split]
+def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row: int, k: int) -> Row:
+    """The image, the map of class `k`, and those of a few other positive classes."""
+    index, group = data.splits[split], data.vocabulary.class_group
     pixels = reader.image(row)
     cam, scores = _look(model, pixels)
-    classes = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)[:MOST_CLASSES]
-    maps: dict[int, Floats] = {int(k): model.alpha * cam[k].clip(0) for k in classes}
+    others = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)
+    classes = [k, *(int(other) for other in others if other != k)][:MOST_CLASSES]
+    maps: dict[int, Floats] = {k: model.alpha * cam[k].clip(0) for k in classes}
     peak = max((float(values.max()) for values in maps.values()), default=0.0)
     boxes = {int(box["class"]): _corners(box) for box in index.boxes(row)}
     key = index.keys(np.array([row]))[0]
-    tiles = [Tile(_data_uri(_enlarged(pixels)), key)]
-    for k, values in maps.items():
-        picture = _overlay(pixels, values / max(peak, 1e-9), boxes.get(k))
-        tiles.append(Tile(_data_uri(picture), f"{data.vocabulary.names[k]} {scores[k]:.2f}"))
+    tiles = [Tile(data_uri(_enlarged(pixels)), f"G{group[k]} · {key}")]
+    for each, values in maps.items():
+        picture = overlay(pixels, values / max(peak, 1e-9), boxes.get(each))
+        tiles.append(Tile(data_uri(picture), f"{data.vocabulary.names[each]} {scores[each]:.2f} · G{group[each]}"))
     return Row(key, tiles, peak)
 
 
@@ -131,7 +158,7 @@ def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def _overlay(pixels: NDArray[np.uint8], heat: Floats, box: tuple[float, float, float, float] | None) -> Image.Image:
+def overlay(pixels: NDArray[np.uint8], heat: Floats, box: tuple[float, float, float, float] | None) -> Image.Image:
     """The image in grey, the map 0..1 in colour over it, the known box outlined."""
     grey = np.asarray(_enlarged(pixels).convert("L").convert("RGB"), np.float32)
     smooth = Image.fromarray(heat.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
@@ -144,7 +171,8 @@ def _overlay(pixels: NDArray[np.uint8], heat: Floats, box: tuple[float, float, f
     return mixed
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
+    """A picture within a page."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from raypaml.config import TrainConfig
 from raypaml.data.folder import DataFolder
 from raypaml.labels import GROUP_NAMES
+from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier
+from raypaml.reports.explanations import by_group, summary
 from raypaml.reports.figures import History, curves, drift, groups, rejections
-from raypaml.reports.gallery import gallery
+from raypaml.reports.gallery import gallery, of_every_group
 from raypaml.reports.result import caption
 
 
@@ -23,8 +26,10 @@ def write_report(
     model: CamClassifier,
     result: dict[str, Any],
     history: History,
+    pairs: Pairs,
 ) -> None:
-    """Write the report of a finished run; `model` is the tested one."""
+    """Write the report of a finished run; `model` is the tested one, `pairs` what it looked at in some test images."""
+    looks, class_group = summary(pairs, data.vocabulary.class_group), data.vocabulary.class_group
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("raypaml.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -40,8 +45,13 @@ def write_report(
         groups=groups(result),
         rejections=rejections(history) if any(record["rejected"] for record in history) else "",
         drift=drift(history) if any("drift" in record for record in history) else "",
+        drift_share=sum(record["drift"]["seconds"] for record in history if "drift" in record) / history[-1]["seconds"],
         history=history,
-        gallery=gallery(model, data),
+        looks=looks,
+        images=len(np.unique(pairs.row)),
+        places={**looks["groups"], "all": looks["localisation"]},
+        by_group=by_group(looks),
+        gallery=gallery(model, data, "test", of_every_group(pairs, class_group)),
     )
     unfinished = folder / ".report.unfinished"
     unfinished.write_text(page, encoding="utf-8")

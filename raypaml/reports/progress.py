@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from raypaml.config import TrainConfig
 from raypaml.reports.sharding import clock
+from raypaml.reports.tracking import Tracking, tracking
 
 PLAIN_SECONDS = 15.0
 """Between two plain progress lines within an epoch."""
@@ -33,6 +36,8 @@ class Display:
         self._last_line = time.monotonic()
         self._rate = 0.0
         self._validation = ""
+        self.tracking: Tracking | None = None
+        """Told of every event too."""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -42,6 +47,12 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        if self.tracking is not None:
+            self.tracking.close()
+
+    def track(self, config: TrainConfig, run_folder: Path) -> None:
+        """Tell the tracker that the configuration names, if any, of every event to come."""
+        self.tracking = tracking(config.run.tracker, run_folder, config.flat(), self.say)
 
     def say(self, text: str) -> None:
         """Print one line above the display."""
@@ -49,6 +60,8 @@ class Display:
 
     def update(self, event: dict[str, Any]) -> None:
         """Show one event."""
+        if self.tracking is not None:
+            self.tracking.update(event)
         if "event" in event:
             self.say(event["event"])
         elif "record" in event:
@@ -77,4 +90,7 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
-    return f"{line}  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}"
+    line += f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}"
+    if "drift" in record:
+        line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
+    return line

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from raypaml.config import TrainConfig
 from raypaml.labels import GROUP_NAMES
@@ -46,6 +49,26 @@ def result(found: Evaluation, config: TrainConfig, history: list[dict[str, Any]]
         "validation_mean_ap": best["validation_mean_ap"],
         "training_seconds": history[-1]["seconds"],
     }
+
+
+def rejected(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Recall and precision of all that was rejected in the rejecting epochs, where the truth is known.
+
+    Each epoch rejects anew, so that recall is the mean over epochs, weighted by what was missed; but what LL-Cp
+    corrects stays so: its recall is the share of the missed that it has corrected by the end.
+    """
+    epochs = [record for record in history if record["rejected"]]
+    if not epochs or epochs[0]["missed"] is None:
+        return {}
+    hits, missed, taken = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed", "rejected"))
+    return {"recall": hits / (epochs[0]["missed"] if epochs[-1]["corrected"] else missed), "precision": hits / taken}
+
+
+def seed_interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of at least two paired differences, and the ends of its 95 % interval (Student's t)."""
+    mean = statistics.fmean(differences)
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return mean, mean - float(half), mean + float(half)
 
 
 def table(result: dict[str, Any]) -> str:

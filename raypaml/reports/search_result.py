@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from raypaml.labels import Vocabulary
 from raypaml.predictions.parts import open_set
 from raypaml.reports.aggregate import comparison
 from raypaml.reports.evaluation import Questions, evaluate
-from raypaml.reports.result import markdown, percent
+from raypaml.reports.result import markdown, percent, seed_interval
 from raypaml.search.folder import Outcome, Search, ranked, write_best, write_csv
 from raypaml.search.plan import own_trial
 
@@ -104,13 +102,6 @@ def _said_by_seed(rivals: Sequence[Outcome], differences: tuple[float, ...]) -> 
         f"Over {len(differences)} seeds {rivals[0].trial.name} differs from the starting point by {100 * mean:+.2f} "
         f"points (by seed {shown}), 95 % {100 * low:+.2f} to {100 * high:+.2f} (test mAP, paired, Student's t)."
     ]
-
-
-def seed_interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of at least two paired differences, and the ends of its 95 % interval (Student's t)."""
-    mean = statistics.fmean(differences)
-    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
-    return mean, mean - float(half), mean + float(half)
 
 
 def table(search: Search, outcomes: Sequence[Outcome]) -> str:

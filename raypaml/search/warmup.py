@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 AFTER_WARMUP = ("delta_rel", "schedule", "rejection_scope", "warmup_epochs")
 """Fields that decide nothing before the first rejection, besides the schemes of ASSUME_NEGATIVE. All others may."""
-ASSUME_NEGATIVE = ("an", "ll_r", "ll_ct", "ll_cp")
+ASSUME_NEGATIVE = ("an", "ll_r", "ll_ct", "ll_cp", "ll_r_abs", "ll_ct_abs", "ll_cp_abs")
 """Schemes that are plain assume-negative as long as nothing is rejected."""
 
 

@@ -1,7 +1,8 @@
 """Checkpoints as folders of safetensors, JSON and Parquet: written whole or not at all, verified before use.
 
 <run>/checkpoints/0003-000120/   epoch 3, step 120: the cursor of the next batch
-    model.safetensors  optimizer.safetensors  state.json  [corrections.parquet]  COMMITTED (digests; written last)
+    model.safetensors  optimizer.safetensors  state.json  [corrections.parquet]  [memory.safetensors]
+    COMMITTED (digests; written last)
 
 model.safetensors are the weights to evaluate. Where they are an average, trained.safetensors go on being trained.
 """
@@ -28,6 +29,7 @@ from raypaml.training.skips import Reason
 
 MARKER = "COMMITTED"
 TRAINED = "trained.safetensors"
+MEMORY = "memory.safetensors"
 _NAME = re.compile(r"\d{4,}-\d{6,}")
 
 
@@ -63,12 +65,17 @@ def save(
     corrections: Corrections,
     index: Index,
     average: nn.Module | None = None,
+    memory: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write a checkpoint under its final name, atomically, and return its folder; ValueError where there is no room."""
+    """Write a checkpoint under its final name, atomically, and return its folder; `memory` is the scheme's.
+
+    Raises:
+        ValueError: there is no room for it.
+    """
     final = folder / f"{state.epoch:04d}-{state.step:06d}"
     unfinished = folder / f".unfinished-{final.name}"
     try:
-        _write(unfinished, state, model, optimizer, corrections, index, average)
+        _write(unfinished, state, model, optimizer, corrections, index, average, memory or {})
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)  # what is there may fill the disk
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
@@ -90,6 +97,7 @@ def _write(
     corrections: Corrections,
     index: Index,
     average: nn.Module | None,
+    memory: dict[str, Tensor],
 ) -> None:
     """All files of a checkpoint, on the disk; the marker last."""
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -100,6 +108,8 @@ def _write(
     save_file(_optimizer_tensors(optimizer), unfinished / "optimizer.safetensors")
     if len(corrections.entries):
         corrections.write(unfinished / "corrections.parquet", index)
+    if memory:
+        save_file({name: value.contiguous() for name, value in memory.items()}, unfinished / MEMORY)
     (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
     digests = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
     (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
@@ -164,6 +174,12 @@ def load(
     _load_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"))
     overlay = checkpoint / "corrections.parquet"
     return state, Corrections.read(overlay, index) if overlay.is_file() else Corrections(index.num_classes)
+
+
+def read_memory(checkpoint: Path) -> dict[str, Tensor]:
+    """What the scheme remembered, by name; nothing for most schemes."""
+    path = checkpoint / MEMORY
+    return load_file(path) if path.is_file() else {}
 
 
 def retain(folder: Path) -> None:

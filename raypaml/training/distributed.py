@@ -56,3 +56,11 @@ class Team:
     def barrier(self) -> None:
         """Wait for every rank."""
         self.sum(torch.zeros(1))
+
+
+def own_gpu(device: str) -> bool:
+    """Whether this process computes on a GPU of its own; ValueError where `device` is cuda and there is none."""
+    there = torch.cuda.is_available()
+    if device == "cuda" and not there:
+        raise ValueError("device=cuda: this machine has no GPU that torch can use; use --device cpu")
+    return there and device != "cpu"

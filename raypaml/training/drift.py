@@ -15,7 +15,7 @@ from raypaml.data.folder import DataFolder
 from raypaml.data.plan import Part
 from raypaml.metrics.explanations import scale_ratio
 from raypaml.model.cam import CamClassifier
-from raypaml.training.explaining import explain_steps
+from raypaml.training.explaining import evenly_spaced, explain_steps
 from raypaml.training.models import checkpoint_model, find_checkpoint
 from raypaml.training.run_folder import check_vocabulary, stored_config
 
@@ -30,23 +30,28 @@ class Probe:
     data: DataFolder
     steps: list[Part]
     device: torch.device
+    skip_broken: bool = False
 
-    def measure(self, model: CamClassifier) -> dict[str, float | None]:
+    def measure(self, model: CamClassifier, epoch_seconds: float) -> dict[str, float | None]:
         """The figures of one epoch: medians over positive labels of the probe; null where there is none.
 
-        `rank_correlation` near 1: the same places; `scale_ratio` below 1: smaller top attributions than the reference.
+        `rank_correlation` near 1: the same places; `scale_ratio` below 1: smaller top attributions than the reference;
+        `share_of_epoch`: what this took, over `epoch_seconds`, the training of the epoch.
         """
         began = time.monotonic()
-        pairs = explain_steps(model, self.reference, self.data, SPLIT, self.steps, self.device)
+        pairs = explain_steps(
+            model, self.reference, self.data, SPLIT, self.steps, self.device, skip_broken=self.skip_broken
+        )
         model.train()
-        positive = pairs.positive
+        positive, seconds = pairs.positive, time.monotonic() - began
         return {
             "rank_correlation": _median(pairs.rank_correlation[positive]),
             "scale_ratio": _finite(scale_ratio(pairs.top[positive], pairs.top_other[positive])),
             "top": _median(pairs.top[positive]),
             "top_reference": _median(pairs.top_other[positive]),
             "pointing_game": _finite(float(np.nanmean(pairs.pointing))) if np.isfinite(pairs.pointing).any() else None,
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(seconds, 3),
+            "share_of_epoch": round(seconds / epoch_seconds, 4),
         }
 
 
@@ -64,16 +69,8 @@ def make_probe(config: TrainConfig, data: DataFolder, device: torch.device | str
         raise ValueError(f"reference={config.run.reference}: neither the folder of a run nor one of its checkpoints")
     check_vocabulary(run, data.vocabulary.digest, data.address)
     reference = checkpoint_model(checkpoint, trained.model, len(data.vocabulary)).to(device)
-    total = len(data.splits[SPLIT])
-    rows = np.unique(np.linspace(0, total - 1, min(config.run.probe_images, total)).astype(np.int64))
-    size = config.data.global_batch_size
-    steps = [_part(rows[start : start + size]) for start in range(0, len(rows), size)]
-    return Probe(reference, data, steps, torch.device(device))
-
-
-def _part(rows: NDArray[np.int64]) -> Part:
-    n = len(rows)
-    return Part(rows=rows, first_row=0, global_rows=n, lane_sizes=(n,), flip=np.zeros(n, bool))
+    steps = evenly_spaced(len(data.splits[SPLIT]), config.run.probe_images, config.data.global_batch_size)
+    return Probe(reference, data, steps, torch.device(device), config.data.skip_budget > 0)
 
 
 def _median(values: NDArray[np.float64]) -> float | None:

@@ -110,8 +110,8 @@ def predict_steps(
     columns, skipped = [_empty()], list[Skip]()
     model.eval()
     with torch.inference_mode():
-        processes = loader_workers if features is None else 0
-        for batch in read(reader, loader_workers=processes, pin_memory=device.type == "cuda"):
+        threads = loader_workers if features is None else 0
+        for batch in read(reader, loader_workers=threads, pin_memory=device.type == "cuda"):
             moved()
             skipped += batch.skipped
             if not len(batch.rows):

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.boxes import Boxes
 from raypaml.data.folder import DataFolder
+from raypaml.data.index import Index
 from raypaml.data.plan import Part
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.metrics.boxes import max_box_iou
@@ -31,6 +33,9 @@ from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier, pool_parts
 
 Grid = tuple[int, int]
+SOME = 100
+SOME_AT_ONCE = 4
+"""Whole maps of 5,000 classes at 14 x 14: 4 MB an image."""
 
 
 def explain_steps(
@@ -41,7 +46,8 @@ def explain_steps(
     steps: Sequence[Part],
     device: torch.device,
     *,
-    loader_workers: int = 0,
+    boxes: Boxes | None = None,
+    skip_broken: bool = False,
 ) -> Pairs:
     """The figures of every observed (image, class) of some steps of a plan, streaming.
 
@@ -49,19 +55,38 @@ def explain_steps(
         model: whose maps are looked at.
         other: the one compared with, usually trained on full labels; its grid is resized to the first's.
         data, split, steps: which images.
+        boxes: known ones, instead of the data set's own.
+        skip_broken: leave broken images out, instead of raising.
     """
-    reader = Reader(data.shards, data.splits[split], steps)
+    reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
     for each in (model, other):
         if each is not None:
             each.eval()
     with torch.inference_mode():
-        batches = read(reader, loader_workers=loader_workers)
-        parts = [_explain_batch(model, other, data, split, batch, device) for batch in batches if len(batch.rows)]
+        known = boxes or data.splits[split]
+        parts = [_explain_batch(model, other, known, batch, device) for batch in read(reader) if len(batch.rows)]
     return Pairs.concatenated([Pairs.empty(), *parts])
 
 
+def explain_some(model: CamClassifier, data: DataFolder, split: str, *, skip_broken: bool) -> Pairs:
+    """The figures of SOME images, evenly spaced over a split, for a report: on the CPU, a few at a time."""
+    steps = evenly_spaced(len(data.splits[split]), SOME, SOME_AT_ONCE)
+    return explain_steps(model, None, data, split, steps, torch.device("cpu"), skip_broken=skip_broken)
+
+
+def evenly_spaced(total: int, count: int, size: int) -> list[Part]:
+    """Steps of `size` over at most `count` of `total` samples."""
+    rows = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
+    return [_step(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _step(rows: NDArray[np.int64]) -> Part:
+    n = len(rows)
+    return Part(rows=rows, first_row=0, global_rows=n, lane_sizes=(n,), flip=np.zeros(n, bool))
+
+
 def _explain_batch(
-    model: CamClassifier, other: CamClassifier | None, data: DataFolder, split: str, batch: Batch, device: torch.device
+    model: CamClassifier, other: CamClassifier | None, known: Index | Boxes, batch: Batch, device: torch.device
 ) -> Pairs:
     images = batch.images.to(device)
     cam = model.cam(images).float()
@@ -74,7 +99,7 @@ def _explain_batch(
     nothing = np.full(len(maps), np.nan)
     positive = labels[position, class_index] == POSITIVE
     compared = _compare(other, images, grid, maps, position, class_index, positive) if other else [nothing] * 4
-    places = _locate(data, split, batch, maps, grid, position, class_index, positive)
+    places = _locate(known, batch, maps, grid, position, class_index, positive)
     score = scores[position, class_index]
     return Pairs(batch.rows[position], class_index, positive, score, top, bottom, *compared, *places)
 
@@ -107,8 +132,7 @@ def _compare(
 
 
 def _locate(
-    data: DataFolder,
-    split: str,
+    known_boxes: Index | Boxes,
     batch: Batch,
     maps: NDArray[np.float32],
     grid: Grid,
@@ -117,7 +141,7 @@ def _locate(
     positive: NDArray[np.bool_],
 ) -> list[NDArray[np.float64]]:
     """Pointing game, its chance level, energy and box overlap, where boxes of the class are known."""
-    boxes_of = [_boxes_by_class(data.splits[split].boxes(int(row))) for row in batch.rows]
+    boxes_of = [_boxes_by_class(known_boxes.boxes(int(row))) for row in batch.rows]
     boxes = [boxes_of[i].get(int(k), np.empty((0, 4))) for i, k in zip(position, class_index, strict=True)]
     known = np.flatnonzero([len(found) > 0 for found in boxes] & positive)
     image = (batch.images.shape[2], batch.images.shape[3])

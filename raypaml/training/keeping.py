@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from raypaml.training import checkpoint
+from raypaml.training import checkpoint, rejections
 from raypaml.training.finite import DivergedError
 from raypaml.training.mirror import Mirror
 from raypaml.training.skips import write_skipped
@@ -29,6 +29,7 @@ def restore(worker: Worker) -> None:
     worker.state, worker.corrections = checkpoint.load(
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
+    worker.memory.restore(checkpoint.read_memory(valid[-1]))
     count = worker.team.world_size
     worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
 
@@ -48,19 +49,29 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
 def save(worker: Worker) -> None:
     """A checkpoint of what all ranks hold, and the records that go with it."""
     worker.now("saving")
+    worker.rejections.write(worker.state.epoch, worker.state.step)
     worker.corrections.exchange(worker.team)
     if worker.team.rank == 0:
         folder = worker.run_folder / "checkpoints"
         index = worker.data.splits["train"]
-        checkpoint.save(folder, worker.state, worker.model, worker.optimizer, worker.corrections, index, worker.average)
+        checkpoint.save(
+            folder,
+            worker.state,
+            worker.model,
+            worker.optimizer,
+            worker.corrections,
+            index,
+            worker.average,
+            worker.memory.tensors(),
+        )
         checkpoint.retain(folder)
         lines = worker.run_folder / ".metrics.unfinished"
         lines.write_text("".join(json.dumps(record) + "\n" for record in worker.state.history))
         lines.replace(worker.run_folder / "metrics.jsonl")
         if worker.state.skipped:
             write_skipped(worker.run_folder / "skipped.jsonl", worker.state.skipped, index)
-        if worker.store:
-            _push(worker, worker.store)
+    if worker.store:
+        _push(worker, worker.store)
     worker.team.barrier()
 
 
@@ -77,7 +88,10 @@ def share(worker: Worker) -> None:
 def _push(worker: Worker, store: Mirror) -> None:
     """To the store. One that is out of order does not stop the run: the next checkpoint takes along what is missing."""
     try:
-        store.push_checkpoints()
-        store.push("metrics.jsonl", "skipped.jsonl", "logs")
+        if worker.config.run.history:
+            store.push_new(rejections.FOLDER)  # every rank has written its own
+        if worker.team.rank == 0:
+            store.push_checkpoints()
+            store.push("metrics.jsonl", "skipped.jsonl", "logs")
     except OSError as error:
         worker.say(f"{worker.place}: not in the store yet, training goes on: {error}")

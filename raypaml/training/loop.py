@@ -102,8 +102,8 @@ def _train_epoch(worker: Worker) -> bool:
         with_images=not worker.features,
     )
     pin = worker.team.device.type == "cuda"
-    processes = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
-    batches = read(reader, start_step=state.step, loader_workers=processes, pin_memory=pin)
+    threads = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
+    batches = read(reader, start_step=state.step, loader_workers=threads, pin_memory=pin)
     began, since = time.monotonic(), 0
     worker.now(READING)
     for batch in batches:
@@ -152,6 +152,7 @@ def _agree(worker: Worker, seconds: float, steps: int) -> Wish:
     *summed, together = team.sum(torch.cat([worker.tally, worker.tally.new_tensor([seconds])])).tolist()
     worker.tally.zero_()
     worker.report_steps = max(1, int(REPORT_SECONDS * steps * team.world_size / together))
+    worker.memory.exchange(team)
     _agree_on_skips(worker)
     state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
     totals = dict(zip(TALLY, state.tally, strict=True))
@@ -192,7 +193,9 @@ def _finish_epoch(worker: Worker) -> bool:
     """Validate, record, save; whether anyone was asked to stop."""
     state, config = worker.state, worker.config
     worker.now("validating")
+    worker.rejections.write(state.epoch, state.step)
     worker.corrections.exchange(worker.team)
+    worker.memory.close(state.epoch)
     features = worker.features.get("validation")
     mine = predict(worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker))
     skipped = gather(worker.team, mine.skipped)
@@ -220,7 +223,8 @@ def _finish_epoch(worker: Worker) -> bool:
         "seconds": round(state.seconds, 3),
     }
     if worker.probe is not None:
-        record["drift"] = worker.probe.measure(worker.evaluated)
+        before = state.history[-1]["seconds"] if state.history else 0.0
+        record["drift"] = worker.probe.measure(worker.evaluated, state.seconds - before)
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []

@@ -49,6 +49,13 @@ class Mirror:
         for path, file in self._here(names).items():
             self.write(path, file.read_bytes())
 
+    def push_new(self, name: str) -> None:
+        """Copy those files of a folder, each written once, that the store lacks."""
+        there = self.there([name])
+        for path, file in self._here([name]).items():
+            if there.get(path) != file.stat().st_size:
+                self.write(path, file.read_bytes())
+
     def pull(self, *names: str) -> None:
         """Copy files and folders from the store, those that are not here in that size."""
         for path, size in self.there(names).items():

@@ -83,9 +83,10 @@ def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:
 
 
 def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Write `config.json` into a new run folder."""
+    """Write `vocabulary.csv` and `config.json` into a new run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").is_file():
+        data.vocabulary.write(folder / "vocabulary.csv")
         write_json(folder / "config.json", _record(config, data))
     if mirror := Mirror.of(config.run.storage, folder):
         mirror.push("config.json")
@@ -115,12 +116,15 @@ def log_into(path: Path) -> Iterator[None]:
 
 
 def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
+    from raypaml.data.batches import Reader  # with torch, which --help does without
+
     return {
         "config": config.to_dict(),
         "data": {
             "folder": str(data.path),
             "vocabulary": data.vocabulary.digest,
             "num_classes": len(data.vocabulary),
+            "image_size": Reader(data.shards, data.splits["train"], (), skip_broken=True).shape[:2],
             "samples": {split: len(index) for split, index in data.splits.items()},
         },
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}

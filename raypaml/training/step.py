@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from raypaml.data.batches import Batch
 from raypaml.labels import POSITIVE, UNOBSERVED
-from raypaml.losses.large_loss import check_labels, large_loss, scheduled_rate
+from raypaml.losses.large_loss import check_labels
+from raypaml.losses.schemes import KEEPING, Moment, read_settings, scheme_loss
 from raypaml.training.finite import Doubt, check_gradients
 from raypaml.training.gradients import add_exactly, lane_slices
 from raypaml.training.models import autocast, update_average
@@ -73,8 +74,13 @@ def train_step(worker: Worker, batch: Batch) -> None:
                 output(number).backward(gradient[piece] * team.world_size)  # type: ignore[no-untyped-call]
     if careful:
         check_gradients(worker.model, where)
-    if config.loss.scheme == "ll_cp":
+
+    # --- What the scheme keeps --------------------------------------------------------------------------------
+    if config.loss.scheme in KEEPING:
         worker.corrections.add(batch.rows, rejected)
+    if config.run.history:
+        worker.rejections.add(batch.rows, rejected)
+    worker.memory.note(batch.rows, labels, logits, team, batch.global_rows)
     _update(worker)
     _count(worker, batch, labels, loss.detach(), rejected)
 
@@ -140,26 +146,22 @@ def _no_logits(worker: Worker) -> Tensor:
 
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     config, state = worker.config.loss, worker.state
-    rate = scheduled_rate(
-        config.scheme,
-        config.delta_rel,
+    moment = Moment(
         epoch=state.epoch,
+        epochs=worker.config.optim.epochs,
         step=state.step,
         steps=worker.plan.steps,
         warmup_epochs=config.warmup_epochs,
+        delta_rel=config.delta_rel,
         continuous=config.schedule == "samples",
-    )
-    return large_loss(
-        logits,
-        labels,
-        config.scheme,
-        rate,
         global_rows=batch.global_rows,
         first_row=batch.first_row,
         group=worker.team.group,
         scope=config.rejection_scope,
-        check_values=False,
+        settings=read_settings(config.scheme, config.scheme_settings),
+        known=worker.memory.known(batch.rows, labels),
     )
+    return scheme_loss(config.scheme, logits, labels, moment)
 
 
 def _update(worker: Worker) -> None:

@@ -24,8 +24,10 @@ from raypaml.training.drift import Probe, make_probe
 from raypaml.training.features import RUN_FOLDER, Features, features_folder, keeps_features, open_features
 from raypaml.training.finite import Doubt
 from raypaml.training.gradients import check_reproducible
+from raypaml.training.memory import Memory, memory_of
 from raypaml.training.mirror import Mirror
 from raypaml.training.models import build_model
+from raypaml.training.rejections import Rejections
 from raypaml.training.skips import Skip
 
 READING = "reading"
@@ -65,6 +67,9 @@ class Worker:
     optimizer: torch.optim.Optimizer
     state: State
     corrections: Corrections
+    memory: Memory
+    """The scheme's, besides corrections."""
+    rejections: Rejections
     report: Report
     store: Mirror | None
     """Of the run folder, where the storage is an object store."""
@@ -158,6 +163,8 @@ def prepare(
         optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
+        memory=memory_of(config, data),
+        rejections=Rejections(run_folder, index, team.rank),
         report=report,
         store=Mirror.of(config.run.storage, run_folder),
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),

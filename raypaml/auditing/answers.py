@@ -1,0 +1,197 @@
+"""Answers to an audit, into a new version of the data set's index; the old version stays as it is."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypaml.data.folder import VOCABULARY, DataFolder
+from raypaml.data.index import Index, write_index
+from raypaml.labels import NEGATIVE, POSITIVE, Vocabulary
+
+COLUMNS = ("key", "class", "answer")
+YES, NO = ("yes", "1", "true", "positive"), ("no", "0", "false", "negative")
+UNDECIDED = ("", "unsure", "skip")
+CARD = "data_card.json"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was answered: A entries and their labels."""
+
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    classes: np.ndarray[Any, np.dtype[np.int64]]
+    labels: np.ndarray[Any, np.dtype[np.int8]]
+    undecided: int
+
+
+def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
+    """Answers from a CSV of key, class (id), answer (yes, no, or empty), for unobserved entries of this index.
+
+    Raises:
+        ValueError: no such file or columns; a sample, class or answer that is unknown; an entry that is observed
+            already, or answered both ways. The message names the line.
+    """
+    lines = _lines(path)
+    numbers = _rows(path, index, [line["key"] for line in lines])
+    found: dict[tuple[int, int], int] = {}
+    undecided = 0
+    for number, (row, line) in enumerate(zip(numbers, lines, strict=True), start=2):
+        where = f"{path}:{number}"
+        if line["class"] not in vocabulary.index_of:
+            raise ValueError(f"{where}: class {line['class']!r} is not in the vocabulary")
+        answer = line["answer"].strip().lower()
+        if answer in UNDECIDED:
+            undecided += 1
+            continue
+        if answer not in (*YES, *NO):
+            raise ValueError(f"{where}: answer {line['answer']!r}; give yes, no, or nothing")
+        entry, label = (row, vocabulary.index_of[line["class"]]), POSITIVE if answer in YES else NEGATIVE
+        if found.setdefault(entry, label) != label:
+            raise ValueError(f"{where}: {line['key']}, {line['class']} was answered the other way in a line before")
+    rows, classes = (np.array([entry[n] for entry in found], np.int64) for n in (0, 1))
+    _check_unobserved(path, index, rows, classes)
+    return Answers(rows, classes, np.array(list(found.values()), np.int8), undecided)
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                raise ValueError(f"{path}: columns {reader.fieldnames}, expected at least {', '.join(COLUMNS)}")
+            return [{name: line[name] or "" for name in COLUMNS} for line in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file ({error})") from None
+
+
+def _rows(path: Path, index: Index, keys: Sequence[str]) -> list[int]:
+    try:
+        return [int(row) for row in index.rows_of(pa.chunked_array([keys], pa.string()))]
+    except ValueError as error:
+        raise ValueError(f"{path}: samples that the training split has not: {error}") from None
+
+
+def _check_unobserved(path: Path, index: Index, rows: Any, classes: Any) -> None:
+    samples, place = np.unique(rows, return_inverse=True)
+    observed, _ = index.label_cells(samples)
+    known = np.isin(place * index.num_classes + classes, observed)
+    if known.any():
+        key = index.keys(rows[known][:1])[0]
+        raise ValueError(f"{path}: {known.sum()} answers for entries that are observed already, such as of {key}")
+
+
+def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -> dict[str, Any]:
+    """Write a data set of the same images whose training labels have the answers too; returns what changed.
+
+    Images are linked, not copied, where the file system can. The tars keep the labels they were written with; training
+    and evaluation read the index.
+
+    Raises:
+        ValueError: the data lie in a store, or `out` exists.
+    """
+    if not isinstance(data.path, Path):
+        raise ValueError(f"{data.path}: answers are applied to a data set on disk; copy it first")
+    if out.exists():
+        raise ValueError(f"{out}: exists already; give another --out")
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for path in sorted(data.path.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and path.name not in ("train.arrow", VOCABULARY):
+            _link(path, unfinished / path.name)
+    vocabulary = _counted(data.vocabulary, answers)
+    vocabulary.write(unfinished / VOCABULARY)
+    _write_index(data.splits["train"], answers, vocabulary, unfinished / "train.arrow")
+    record = _record(data, answers, source)
+    _write_card(unfinished, record)
+    unfinished.replace(out)
+    return record
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        if source.suffix != ".tar":
+            raise OSError  # what may be edited is copied
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _counted(vocabulary: Vocabulary, answers: Answers) -> Vocabulary:
+    """With the answers among the counts; class groups may change with them."""
+    positive, negative = (answers.classes[answers.labels == label] for label in (POSITIVE, NEGATIVE))
+    return Vocabulary(
+        class_ids=vocabulary.class_ids,
+        names=vocabulary.names,
+        train_positives=vocabulary.train_positives + np.bincount(positive, minlength=len(vocabulary)),
+        train_negatives=vocabulary.train_negatives + np.bincount(negative, minlength=len(vocabulary)),
+    )
+
+
+def _write_index(index: Index, answers: Answers, vocabulary: Vocabulary, path: Path) -> None:
+    with pa.memory_map(str(index.where)) as file:
+        table = pa.ipc.open_file(file).read_all()
+        for name, label in (("positives", POSITIVE), ("negatives", NEGATIVE)):
+            chosen = answers.labels == label
+            column = _with(table[name], answers.rows[chosen], answers.classes[chosen])
+            table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+        write_index(
+            path,
+            table,
+            shards=index.shards,
+            shard_bytes=index.shard_bytes,
+            vocabulary=vocabulary,
+            has_truth=index.has_truth,
+            label_form="" if index.label_form == "json" else index.label_form,
+        )
+
+
+def _with(column: pa.ChunkedArray, rows: Any, classes: Any) -> pa.Array:
+    """A column of class lists with more classes in some rows, each list sorted."""
+    old = column.combine_chunks()
+    counts = np.diff(old.offsets.to_numpy())
+    owners = np.concatenate([np.repeat(np.arange(len(counts)), counts), rows])
+    values = np.concatenate([old.flatten().to_numpy(), classes]).astype(np.int32)
+    order = np.lexsort((values, owners))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=len(counts)))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[order]), type=column.type)
+
+
+def _record(data: DataFolder, answers: Answers, source: Path) -> dict[str, Any]:
+    return {
+        "from": data.address,
+        "answers": source.name,
+        "applied": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "positive": int((answers.labels == POSITIVE).sum()),
+        "negative": int((answers.labels == NEGATIVE).sum()),
+        "undecided": answers.undecided,
+    }
+
+
+def _write_card(folder: Path, record: dict[str, Any]) -> None:
+    """Add the record to the data card, or begin one."""
+    path = folder / CARD
+    card = json.loads(path.read_text()) if path.is_file() else {}
+    card["answers"] = [*card.get("answers", []), record]
+    path.write_text(json.dumps(card, indent=2) + "\n")
+    text = path.with_suffix(".md")
+    before = text.read_text() if text.is_file() else "# Data card\n"
+    said = (
+        f"\n## Answers of {record['applied']}\n\nFrom `{record['answers']}`: {record['positive']:,} entries of the "
+        f"training split became positive, {record['negative']:,} negative; {record['undecided']:,} stay undecided. "
+        f"The labels before are in `{record['from']}`, and in the tars.\n"
+    )
+    text.write_text(before + said)

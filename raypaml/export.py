@@ -1,0 +1,52 @@
+"""`python -m raypaml.export`: a model for use elsewhere, as safetensors with a card, ONNX and torch.export, checked."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from raypaml.flags import Parser, run_command
+
+PROG = "python -m raypaml.export"
+FORMATS = ("safetensors", "onnx", "program")
+
+
+def parse(argv: Sequence[str]) -> Any:
+    """The flags."""
+    parser = Parser(prog=PROG, description="Write a trained model for use elsewhere.")
+    parser.add_argument("model", metavar="RUN", help="folder of a run (its best checkpoint), a checkpoint or an export")
+    parser.add_argument("--out", default="", metavar="DIR", help="folder of the export [export, in the run's]")
+    parser.add_argument("--formats", default=",".join(FORMATS), help=f"some of {', '.join(FORMATS)} [all]")
+    return parser.parse(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export, compare, say how far apart."""
+    from raypaml.serving import exporting
+    from raypaml.serving.classifier import load
+
+    asked = parse(sys.argv[1:] if argv is None else argv)
+    formats = asked.formats.split(",")
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown:
+        raise ValueError(f"formats={asked.formats}: {unknown[0]!r} is none; known: {', '.join(FORMATS)}")
+    model = load(asked.model)
+    folder = Path(asked.out) if asked.out else Path(asked.model) / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    ways: dict[str, tuple[Callable[..., Path], Callable[[Path], Any]]] = {
+        "safetensors": (exporting.save_weights, lambda path: load(path.parent).model),
+        "onnx": (exporting.save_onnx, exporting.onnx_runner),
+        "program": (exporting.save_program, exporting.program_runner),
+    }
+    for name in formats:
+        save, runner = ways[name]
+        path = save(model, folder)
+        worst = exporting.check_parity(model, runner(path), str(path))
+        print(f"{path}: logits within {worst:.1g} of PyTorch's")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)

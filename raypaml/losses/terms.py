@@ -1,0 +1,198 @@
+"""The loss of one entry under each scheme that is a formula of its logit, its label, and what is known of it.
+
+p = sigmoid(logit). Where nothing else is said, an observed positive costs -log p and an observed negative
+-log(1 - p); the published settings know no observed negatives. Whether a paper adds entries up (ASL, CSL, Hill, SPLC)
+or averages them, here they are averaged over all B x K: Adam does not notice, a plain learning rate has to follow.
+All are safe for any finite logit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from raypaml.labels import POSITIVE, UNOBSERVED
+
+
+def _by_label(labels: Tensor, positive: Tensor, negative: Tensor, unobserved: Tensor) -> Tensor:
+    return torch.where(labels == POSITIVE, positive, torch.where(labels == UNOBSERVED, unobserved, negative))
+
+
+def _focal(logits: Tensor, gamma: float) -> Tensor:
+    """p^gamma, by way of log p: no slope is lost where p underflows, and none is infinite at 0."""
+    return torch.exp(gamma * logsigmoid(logits)) if gamma else torch.ones_like(logits)
+
+
+def wan(logits: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+    """Weak assume-negative: an unobserved entry costs -weight log(1 - p), weight 1 / (K - 1) as published.
+
+    One positive of an image then weighs as much as all that is assumed of it. (E. Cole et al., CVPR 2021, section 4,
+    L_WAN, after O. Mac Aodha et al., ICCV 2019.)
+    """
+    negative = softplus(logits)
+    return _by_label(labels, softplus(-logits), negative, weight * negative)
+
+
+def ls(logits: Tensor, labels: Tensor, *, smoothing: float) -> Tensor:
+    """Label smoothing of assumed negatives (LS, LSAN, AN-LS): targets 1 and 0 become 1 - smoothing and smoothing.
+
+    (E. Cole et al., CVPR 2021, section 4, L_AN-LS. Chosen: 0.1 is moved, as in the published code; the paper's
+    epsilon is twice what is moved.)
+    """
+    target = torch.where(labels == POSITIVE, torch.full_like(logits, 1 - smoothing), smoothing)
+    return target * softplus(-logits) + (1 - target) * softplus(logits)
+
+
+def _shifted(logits: Tensor, gamma: float, clip: float) -> Tensor:
+    """-q^gamma log(1 - q) with q = max(p - clip, 0)."""
+    if not clip:
+        return _focal(logits, gamma) * softplus(logits)
+    shifted = (torch.sigmoid(logits) - clip).clamp(min=0)
+    return shifted**gamma * -torch.log1p(-shifted)
+
+
+def asl(logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, clip: float) -> Tensor:
+    """Asymmetric loss on assumed negatives.
+
+    A positive costs -(1 - p)^gamma_pos log p, all else -q^gamma_neg log(1 - q) with q = max(p - clip, 0). (T. Ridnik
+    et al., ICCV 2021, sections 2.2 to 2.4. The gradient is that of the whole formula, as in its section 2.5; the
+    published code can hold the focusing weights constant instead.)
+    """
+    positive = _focal(-logits, gamma_pos) * softplus(-logits)
+    return torch.where(labels == POSITIVE, positive, _shifted(logits, gamma_neg, clip))
+
+
+def pasl(
+    logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, gamma_unobserved: float, clip: float
+) -> Tensor:
+    """Partial asymmetric loss (P-ASL): as ASL, with a focusing parameter of its own for unobserved entries.
+
+    (E. Ben-Baruch et al., CVPR 2022, section 3. The published code holds the focusing weights constant; here the
+    gradient is that of the whole formula.)
+    """
+    positive = _focal(-logits, gamma_pos) * softplus(-logits)
+    negative = _shifted(logits, gamma_neg, clip)
+    return _by_label(labels, positive, negative, _shifted(logits, gamma_unobserved, clip))
+
+
+def csl(logits: Tensor, labels: Tensor, *, left_out: Tensor, **settings: float) -> Tensor:
+    """Class-aware selective loss (CSL): P-ASL without the entries `left_out`.
+
+    Left out are unobserved entries of classes whose prior exceeds a threshold, and of all unobserved entries of the
+    batch the `likely` x B most likely ones. (E. Ben-Baruch et al., CVPR 2022, section 3; the count over the
+    batch, rather than by image, is the published code's.)
+    """
+    return torch.where(left_out, 0.0, pasl(logits, labels, **settings))
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    p = torch.sigmoid(logits)
+    return p * softplus(-logits) + (1 - p) * softplus(logits)
+
+
+def em(logits: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+    """Entropy maximisation: an unobserved entry costs -weight H(p), H(p) = -p log p - (1 - p) log(1 - p).
+
+    (D. Zhou et al., ECCV 2022, section 3; weight: alpha, published 0.2 VOC, 0.1 COCO and NUS, 0.01 CUB.)
+    """
+    return _by_label(labels, softplus(-logits), softplus(logits), -weight * _entropy(logits))
+
+
+def em_apl(
+    logits: Tensor, labels: Tensor, *, weight: float, pseudo_weight: float, threshold: Tensor, soft: Tensor
+) -> Tensor:
+    """EM with asymmetric pseudo labels: an unobserved entry of logit below `threshold` is a soft pseudo-negative.
+
+    It costs pseudo_weight (-soft log p - (1 - soft) log(1 - p)). (D. Zhou et al., ECCV 2022, section 3;
+    pseudo_weight: beta, published 0.02 VOC, 0.9 COCO, 0.2 NUS, 0.4 CUB. Where the pseudo labels come from, and how
+    that differs from the paper: `training.memory.ClassScores`.)
+    """
+    soft = soft.to(logits.dtype)
+    negative = soft * softplus(-logits) + (1 - soft) * softplus(logits)
+    chosen = (labels == UNOBSERVED) & (logits.detach() < threshold)
+    return torch.where(chosen, pseudo_weight * negative, em(logits, labels, weight=weight))
+
+
+def gr(
+    logits: Tensor, labels: Tensor, *, q2: float, q3: float, slope: float, offset: float, centre: float, width: float
+) -> Tensor:
+    """Generalised robust loss (GR): an unobserved entry costs v [k (1 - p^q2) / q2 + (1 - k) (1 - (1 - p)^q3) / q3].
+
+    k = sigmoid(slope p + offset) is how likely it is a missed positive, v = exp(-(p - centre)^2 / (2 width^2)) its
+    weight; neither takes a gradient. A positive costs -log p, the limit q1 -> 0. (Y. Chen et al., IJCAI 2024, section
+    3. Chosen: k and v as in the published code, where they move linearly with the epoch.)
+    """
+    p = torch.sigmoid(logits.detach())
+    k = torch.sigmoid(slope * p + offset)
+    v = torch.exp(-((p - centre) ** 2) / (2 * width**2))
+    missed = -torch.expm1(q2 * logsigmoid(logits)) / q2
+    absent = -torch.expm1(q3 * logsigmoid(-logits)) / q3
+    return _by_label(labels, softplus(-logits), softplus(logits), v * (k * missed + (1 - k) * absent))
+
+
+def hill(logits: Tensor, labels: Tensor, *, margin: float, gamma: float, lamb: float) -> Tensor:
+    """Hill loss: all that is not positive costs (lamb - p) p^2, a positive the focal margin loss.
+
+    That is -(1 - s)^gamma log s with s = sigmoid(logit - margin).
+    (Y. Zhang et al., 2021, "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels", section 3.
+    lamb: 1.5 as published. Chosen: an observed negative costs the same as an unobserved entry.)
+    """
+    p = torch.sigmoid(logits)
+    return torch.where(labels == POSITIVE, _focal_margin(logits, margin, gamma), (lamb - p) * p**2)
+
+
+def _focal_margin(logits: Tensor, margin: float, gamma: float) -> Tensor:
+    return _focal(margin - logits, gamma) * softplus(margin - logits)
+
+
+def splc(logits: Tensor, labels: Tensor, *, margin: float, gamma: float, flipped: Tensor) -> Tensor:
+    """Self-paced loss correction with the focal margin loss: `flipped` entries count as positive.
+
+    A positive costs -(1 - s)^gamma log s, s = sigmoid(logit - margin); a flipped one the same with s = p; all else
+    -p^gamma log(1 - p). (Y. Zhang et al., 2021, section 3. Chosen: no margin for what is flipped, and the gradient
+    through the weights, as in the published code; observed negatives are never flipped.)
+    """
+    negative = _focal(logits, gamma) * softplus(logits)
+    positive = torch.where(flipped, _focal_margin(logits, 0.0, gamma), _focal_margin(logits, margin, gamma))
+    return torch.where((labels == POSITIVE) | flipped, positive, negative)
+
+
+def epr(logits: Tensor, labels: Tensor, *, pull: Tensor) -> Tensor:
+    """Observed entries only, plus a pull on every probability towards the expected number of positives.
+
+    `pull` x p has the gradient of the penalty ((mean number of positives) - expected)^2 / K^2 of the global batch; see
+    `losses.schemes`. (E. Cole et al., CVPR 2021, section 4, R_k and L_EPR, the squared form.)
+    """
+    observed = _by_label(labels, softplus(-logits), softplus(logits), torch.zeros_like(logits))
+    return observed + pull.to(logits.dtype) * torch.sigmoid(logits)
+
+
+def role(logits: Tensor, labels: Tensor, *, pull: Tensor, estimates: Tensor) -> Tensor:
+    """Regularised online label estimation, the classifier's half: EPR, plus the cross-entropy to the estimates.
+
+    Half of -log p for an observed positive, and half of -e log p - (1 - e) log(1 - p), e = sigmoid(estimates), for
+    every entry. (E. Cole et al., CVPR 2021, section 4, L_ROLE. The other half teaches the estimates: `estimates_step`.)
+    """
+    guess = torch.sigmoid(estimates.to(logits.dtype))
+    cross = guess * softplus(-logits) + (1 - guess) * softplus(logits)
+    return 0.5 * (epr(logits, labels, pull=pull) + cross)
+
+
+def estimates_step(
+    estimates: Tensor, logits: Tensor, labels: Tensor, *, step: float, expected: float, count: float
+) -> Tensor:
+    """The estimates' logits [B, K] after one step on their half of ROLE's loss, in units of an entry's cross-entropy.
+
+    Args:
+        estimates: [B, K] before.
+        logits: [B, K] of the classifier.
+        step: of gradient descent. Chosen: the published code has Adam, whose moments no sparse state can keep.
+        expected: number of positives of an image.
+        count: what the estimates say it is, the mean over the global batch.
+    """
+    guess = torch.sigmoid(estimates)
+    slope = guess - torch.sigmoid(logits.to(estimates.dtype))  # of the cross-entropy to the classifier
+    slope = slope + torch.where(labels == UNOBSERVED, 0.0, guess - (labels == POSITIVE).to(guess.dtype))
+    slope = slope + 2 * (count - expected) / labels.shape[1] * guess * (1 - guess)
+    return estimates - step * slope

@@ -1,0 +1,74 @@
+"""Which entries were rejected in which epoch, written as training goes, for `raypaml.audit`.
+
+<run>/rejected/0007-000120-0.parquet   of epoch 7, up to step 120, by rank 0. Steps that were trained again after an
+interruption are there twice, and counted once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raypaml.data.index import Index
+
+FOLDER = "rejected"
+SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
+_NAME = re.compile(r"(\d{4,})-\d{6,}-\d+\.parquet")
+
+Entries = NDArray[np.int64]
+"""Sample row x K + class, sorted, each once."""
+
+
+class Rejections:
+    """What one rank rejected since it last wrote."""
+
+    def __init__(self, run_folder: Path, index: Index, rank: int):
+        self._folder, self._rank = run_folder / FOLDER, rank
+        self._about = {"samples": str(len(index)), "vocabulary": index.vocabulary_digest}
+        self._rows: list[NDArray[np.int64]] = []
+        self._classes: list[NDArray[np.int32]] = []
+
+    def add(self, rows: NDArray[np.int64], rejected: Tensor) -> None:
+        """Note the rejected entries [B, K] of these rows."""
+        position, classes = (found.cpu().numpy() for found in torch.nonzero(rejected, as_tuple=True))
+        self._rows.append(rows[position])
+        self._classes.append(classes.astype(np.int32))
+
+    def write(self, epoch: int, step: int) -> None:
+        """Write what was noted, of this epoch up to this step, whole or not at all; nothing where there is nothing."""
+        if not sum(map(len, self._rows)):
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        columns = [np.concatenate(self._rows), np.concatenate(self._classes)]
+        path = self._folder / f"{epoch:04d}-{step:06d}-{self._rank}.parquet"
+        unfinished = path.with_suffix(".unfinished")
+        pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(self._about)), unfinished, compression="zstd")
+        unfinished.replace(path)
+        self._rows, self._classes = [], []
+
+
+def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, Entries]]:
+    """(epoch, entries rejected in it), in order; ValueError where they are of another data set."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted((run_folder / FOLDER).glob("*.parquet")):
+        if match := _NAME.fullmatch(path.name):
+            found.setdefault(int(match[1]), []).append(path)
+    for epoch, paths in sorted(found.items()):
+        yield epoch, np.unique(np.concatenate([_read(path, index) for path in paths]))
+
+
+def _read(path: Path, index: Index) -> Entries:
+    table = pq.read_table(path)
+    about = table.schema.metadata or {}
+    if about.get(b"vocabulary") != index.vocabulary_digest.encode() or about.get(b"samples") != b"%d" % len(index):
+        raise ValueError(f"{path}: rejections of another data set than {index.where}")
+    entries: Entries = table["row"].to_numpy() * index.num_classes + table["class"].to_numpy()
+    return entries

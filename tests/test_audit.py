@@ -1,0 +1,229 @@
+"""`python -m raypaml.audit`: what was rejected, ranked and shown; answers become labels, and only what they may."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from raypaml.audit import main
+from raypaml.auditing import candidates
+from raypaml.auditing.candidates import Rejected, most_often, precision, ranking, rejected_entries, score
+from raypaml.data.folder import open_folder
+from raypaml.labels import POSITIVE, UNOBSERVED
+from raypaml.reports.audit_page import place, strip
+from raypaml.training import models
+from raypaml.training.rejections import Rejections, read_epochs
+from raypaml.training.run_folder import read_config, read_history
+from tests.conftest import run_distributed
+from tests.test_loop import config, train_here
+
+Run = tuple[Path, str]
+
+
+@pytest.fixture(scope="module")
+def audited(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("audit")
+    assert main([str(trained[0]), "--top", "12", "--out", str(out)]) == 0
+    return out
+
+
+def test_what_training_rejected_is_what_it_wrote(trained: Run, evaluated_digits: Path) -> None:
+    index = open_folder(evaluated_digits).splits["train"]
+    epochs = dict(read_epochs(trained[0], index))
+    history = read_history(trained[0])
+    assert {record["epoch"]: record["rejected"] for record in history if record["rejected"]} == {
+        epoch: len(entries) for epoch, entries in epochs.items()
+    }
+    labels = index.labels(np.arange(len(index))).ravel()
+    for entries in epochs.values():
+        assert (labels[entries] == UNOBSERVED).all()
+    hits = sum(int(precision(index, entries, len(entries)) * len(entries) + 0.5) for entries in epochs.values())
+    assert hits == sum(record["rejected_missed"] for record in history)
+
+
+def test_rejections_are_the_same_over_workers_and_interruptions(tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(checkpoint_steps=1)
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "one", None)
+    run_distributed(train_here, 2, settings, tiny_digits, tmp_path / "two", 5)
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "two", None)
+    index = open_folder(tiny_digits).splits["train"]
+    one, two = (dict(read_epochs(tmp_path / name, index)) for name in ("one", "two"))
+    assert one.keys() == two.keys() == {1, 2}
+    for epoch in one:
+        np.testing.assert_array_equal(one[epoch], two[epoch])
+    train_here(0, 1, config(history=False), tiny_digits, tmp_path / "three", None)
+    assert list(read_epochs(tmp_path / "three", index)) == []
+
+
+def written(folder: Path, index: Any, epochs: dict[int, list[int]]) -> Path:
+    for epoch, entries in epochs.items():
+        for half in (entries[::2], entries):  # some twice
+            notes = Rejections(folder, index, rank=len(half))
+            mask = torch.zeros((len(index), index.num_classes), dtype=torch.bool)
+            mask.view(-1)[half] = True
+            notes.add(np.arange(len(index)), mask)
+            notes.write(epoch, 3)
+    return folder
+
+
+def test_entries_are_ranked_by_times_then_score(tiny_digits: Path, tmp_path: Path) -> None:
+    index = open_folder(tiny_digits).splits["train"]
+    run = written(tmp_path, index, {1: [3, 70, 90], 2: [70, 90], 4: [5, 90]})
+    found = rejected_entries(run, index, keeping=False, epochs=6)
+    assert dict(zip(found.entries.tolist(), found.times.tolist(), strict=True)) == {3: 1, 5: 1, 70: 2, 90: 3}
+    order = ranking(found, np.array([0.5, 0.9, -1.0, np.nan], np.float32))
+    assert found.entries[order].tolist() == [70, 5, 3]  # a broken image has no place
+    kept = rejected_entries(run, index, keeping=True, epochs=6)
+    assert dict(zip(kept.entries.tolist(), kept.times.tolist(), strict=True))[5] == 2  # from epoch 4 on
+    assert most_often(found, 2).entries.tolist() == [90]
+    assert most_often(Rejected(found.entries, np.ones(4, np.int32)), 2).entries.tolist() == [3, 5, 70, 90]
+    assert candidates.history(run, index, np.array([90])) == {90: [1, 2, 4]}
+
+
+def test_scores_are_those_of_the_model_and_the_best_are_the_best(trained: Run, evaluated_digits: Path) -> None:
+    data = open_folder(evaluated_digits)
+    index = data.splits["train"]
+    model = models.tested_model(trained[0], read_config(trained[0] / "config.json").model, 50)
+    rows = np.arange(70)
+    entries = np.array([0, 51, 2000, 3499])
+    found = score(model, data, entries, rows, 9)
+    from raypaml.data.batches import Reader
+
+    reader = Reader(data.shards, index, ())
+    images = torch.from_numpy(np.stack([reader.image(row) for row in rows])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        logits = model.eval()(images).numpy().ravel()
+    np.testing.assert_allclose(found.logits, logits[entries], atol=1e-5)
+    free = np.flatnonzero(index.labels(rows).ravel() == UNOBSERVED)
+    assert found.best.tolist() == free[np.argsort(-logits[free], kind="stable")[:9]].tolist()
+
+
+def test_an_audit_leaves_tables_pictures_and_a_page(trained: Run, audited: Path, evaluated_digits: Path) -> None:
+    table = pq.read_table(audited / "candidates.parquet").to_pylist()
+    assert [row["rank"] for row in table] == list(range(1, 13))
+    assert [row["times"] for row in table] == sorted((row["times"] for row in table), reverse=True)
+    index = open_folder(evaluated_digits).splits["train"]
+    for row in table:
+        with Image.open(audited / "data" / row["picture"]) as picture:
+            assert picture.size == (480, 160)
+        assert index.rows_of(pa.chunked_array([[row["key"]]]))
+    for name, column in (("labels.csv", "filepath"), ("label_studio.csv", "image")):
+        with (audited / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [Path(row[column]).name for row in rows] == [row["picture"] for row in table]
+        assert [row["key"] for row in rows] == [row["key"] for row in table]
+    page = (audited / "index.html").read_text()
+    assert page.count("<fieldset") == 12
+    assert "http" not in page
+    figures = json.loads((audited / "audit.json").read_text())["figures"]
+    assert 0 < figures["chance"] < 0.1
+
+
+def test_the_place_is_where_the_map_is_large() -> None:
+    cam = np.zeros((4, 4), np.float32)
+    cam[1, 2], cam[2, 2] = 2.0, 1.2
+    assert place(cam, 64, 80) == (40, 16, 60, 48)
+    assert place(-np.ones((4, 4), np.float32), 64, 80) == (0, 0, 80, 64)
+    assert strip(np.zeros((64, 80, 3), np.uint8), cam, (40, 16, 60, 48)).size == (480, 160)
+
+
+# --- Answers ---------------------------------------------------------------------------------------------------------
+
+
+def answer(path: Path, lines: list[tuple[str, str, str]]) -> Path:
+    path.write_text("key,class,answer\n" + "".join(f"{key},{name},{said}\n" for key, name, said in lines))
+    return path
+
+
+def test_answers_become_labels_of_a_new_version(
+    trained: Run, audited: Path, evaluated_digits: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(audited / "candidates.parquet").to_pylist()
+    said = ["yes", "no", "unsure", *["yes"] * 9]
+    lines = [(row["key"], row["class_id"], text) for row, text in zip(table, said, strict=True)]
+    out = tmp_path / "new"
+    before = {path.name: path.read_bytes() for path in evaluated_digits.iterdir() if path.suffix != ".tar"}
+    assert main([str(trained[0]), "--apply", str(answer(tmp_path / "a.csv", lines)), "--out", str(out)]) == 0
+    assert {p.name: p.read_bytes() for p in evaluated_digits.iterdir() if p.suffix != ".tar"} == before
+    old, new = open_folder(evaluated_digits), open_folder(out)
+    rows = np.arange(len(old.splits["train"]))
+    labels, changed = old.splits["train"].labels(rows), new.splits["train"].labels(rows)
+    expected = labels.copy()
+    for (key, name, text), _ in zip(lines, table, strict=True):
+        row = old.splits["train"].rows_of(pa.chunked_array([[key]]))[0]
+        if text != "unsure":
+            expected[row, old.vocabulary.index_of[name]] = POSITIVE if text == "yes" else 0
+    np.testing.assert_array_equal(changed, expected)
+    assert (changed != labels).sum() == 11
+    np.testing.assert_array_equal(new.splits["train"].truth(rows), old.splits["train"].truth(rows))
+    assert new.vocabulary.train_positives.sum() == old.vocabulary.train_positives.sum() + 10
+    assert new.vocabulary.digest == old.vocabulary.digest
+    card = json.loads((out / "data_card.json").read_text())
+    assert {name: card["answers"][0][name] for name in ("positive", "negative", "undecided")} == {
+        "positive": 10,
+        "negative": 1,
+        "undecided": 1,
+    }
+    assert "10 entries of the training split became positive" in (out / "data_card.md").read_text()
+    assert train_here(0, 1, config(epochs=1), out, tmp_path / "run", None)
+    with pytest.raises(ValueError, match="new: exists already"):
+        main([str(trained[0]), "--apply", str(tmp_path / "a.csv"), "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([("nobody", "red_1", "yes")], r"samples that the training split has not: .*such as \['nobody'\]"),
+        ([("KEY", "purple_77", "yes")], r"a.csv:2: class 'purple_77' is not in the vocabulary"),
+        ([("KEY", "CLASS", "maybe")], r"a.csv:2: answer 'maybe'; give yes, no, or nothing"),
+        ([("KEY", "CLASS", "yes"), ("KEY", "CLASS", "no")], r"a.csv:3: .* was answered the other way"),
+        ([("KEY", "OBSERVED", "no")], r"1 answers for entries that are observed already, such as of"),
+    ],
+)
+def test_answers_that_cannot_be_are_refused(
+    lines: list[tuple[str, str, str]], said: str, trained: Run, audited: Path, evaluated_digits: Path, tmp_path: Path
+) -> None:
+    row = pq.read_table(audited / "candidates.parquet").to_pylist()[0]
+    data = open_folder(evaluated_digits)
+    index = data.splits["train"]
+    (number,) = index.rows_of(pa.chunked_array([[row["key"]]]))
+    observed = data.vocabulary.class_ids[int(index.classes("positives", int(number))[0])]
+    names = {"KEY": row["key"], "CLASS": row["class_id"], "OBSERVED": observed}
+    given = answer(tmp_path / "a.csv", [tuple(names.get(text, text) for text in line) for line in lines])  # type: ignore
+    with pytest.raises(ValueError, match=said):
+        main([str(trained[0]), "--apply", str(given), "--out", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+
+
+def test_other_files_and_runs_are_refused(trained: Run, tiny_digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00junk")
+    (tmp_path / "c.csv").write_text("image,label\n")
+    for name, said in (
+        ("b.csv", "not a CSV file"),
+        ("c.csv", "expected at least key, class, answer"),
+        ("d", "no such"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            main([str(trained[0]), "--apply", str(tmp_path / name), "--out", str(tmp_path / "new")])
+    with pytest.raises(ValueError, match="--out DIR is needed"):
+        main([str(trained[0]), "--apply", str(tmp_path / "c.csv")])
+    with pytest.raises(ValueError, match="top=0"):
+        main([str(trained[0]), "--top", "0"])
+    index = open_folder(tiny_digits).splits["train"]
+    with pytest.raises(ValueError, match="rejected nothing, or did not write it"):
+        rejected_entries(tmp_path, index, keeping=False, epochs=3)
+    run = written(tmp_path / "other", index, {1: [3]})
+    (path,) = list((run / "rejected").glob("*-2.parquet")) or list((run / "rejected").glob("*.parquet"))[:1]
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"samples": "7", "vocabulary": index.vocabulary_digest}), path)
+    with pytest.raises(ValueError, match="rejections of another data set"):
+        list(read_epochs(run, index))

@@ -1,0 +1,246 @@
+"""`python -m raypaml.predict` and `raypaml.load`: the answers of training's own evaluation, however pictures come."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import raypaml
+from raypaml import predict
+from raypaml.data.batches import Reader
+from raypaml.data.folder import open_folder
+from raypaml.metrics.thresholds import sigmoid
+from raypaml.predict import main
+from raypaml.serving.pictures import find_pictures, fit, read_picture
+from raypaml.training.checkpoint import MARKER, valid_checkpoints
+
+Run = tuple[Path, str]
+
+
+@pytest.fixture(scope="module")
+def pictures(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty test images as loose JPEGs, named by their keys."""
+    folder = tmp_path_factory.mktemp("pictures")
+    index = open_folder(evaluated_digits).splits["test"]
+    for row in range(40):
+        (folder / f"{index.keys(np.array([row]))[0]}.jpg").write_bytes(content(evaluated_digits, row))
+    return folder
+
+
+def content(data: Path, row: int) -> bytes:
+    folder = open_folder(data)
+    return Reader(folder.shards, folder.splits["test"], ())._checked(row)
+
+
+def expected(run: Path, data: Path) -> dict[str, dict[int, float]]:
+    """Logits of the test split, as training wrote them."""
+    found: dict[str, dict[int, float]] = {}
+    for part in sorted((run / "predictions" / "test").glob("*.parquet")):
+        for row in pq.read_table(part).to_pylist():
+            found.setdefault(row["key"], {})[row["class"]] = 5 * row["P"] + row["N"]
+    return found
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_answers_are_those_of_the_evaluation(
+    trained: Run, evaluated_digits: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained[0]
+    assert main([str(run), str(pictures), "--top", "50", "--out", str(tmp_path / "all.csv")]) == 0
+    wanted, vocabulary = expected(run, evaluated_digits), open_folder(evaluated_digits).vocabulary
+    rows = rows_of(tmp_path / "all.csv")
+    assert len(rows) == 40 * 50
+    for row in rows:
+        logit = wanted[Path(row["image"]).stem][vocabulary.index_of[row["class"]]]
+        assert float(row["score"]) == pytest.approx(float(sigmoid(np.array(logit))), abs=2e-5)
+    assert "40 images" in capsys.readouterr().err
+    best = [row["score"] for row in rows[:50]]
+    assert best == sorted(best, key=float, reverse=True)
+
+
+def test_formats_say_the_same(trained: Run, pictures: Path, tmp_path: Path) -> None:
+    for name in ("a.csv", "a.parquet", "a.jsonl"):
+        assert main([str(trained[0]), str(pictures), "--threshold", "0.2", "--out", str(tmp_path / name)]) == 0
+    table = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 40
+    flat = [(line["image"], answer["class"], answer["name"]) for line in lines for answer in line["classes"]]
+    assert flat == [(row["image"], row["class"], row["name"]) for row in table]
+    assert flat == [(row["image"], row["class"], row["name"]) for row in rows_of(tmp_path / "a.csv")]
+    assert flat
+    assert all(row["score"] >= 0.2 for row in table)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.jsonl", "a.parquet"]
+
+
+def test_thresholds_of_a_prediction_set_are_used(trained: Run, pictures: Path, tmp_path: Path) -> None:
+    run = trained[0]
+    out = tmp_path / "best.parquet"
+    assert main([str(run), str(pictures), "--thresholds-from", str(run / "predictions/test"), "--out", str(out)]) == 0
+    model = raypaml.load(run)
+    limits = predict._best_thresholds(str(run / "predictions" / "test"), model)
+    for row in pq.read_table(out).to_pylist():
+        k = model.card.class_ids.index(row["class"])
+        assert row["score"] >= sigmoid(limits[k : k + 1])[0] - 1e-6
+
+
+def test_folders_shards_and_files_hold_the_same_pictures(trained: Run, pictures: Path, tmp_path: Path) -> None:
+    first = sorted(pictures.glob("*.jpg"))[:3]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    shutil.copy(first[0], tmp_path / "in" / "sub" / "x.JPG")
+    with tarfile.open(tmp_path / "in" / "some.tar", "w") as tar:
+        for path in first[1:]:
+            tar.add(path, path.name)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    (tmp_path / "in" / ".hidden.jpg").write_text("no picture")
+    found = list(find_pictures([str(tmp_path / "in"), str(first[0])]))
+    assert [picture.name.removeprefix(str(tmp_path)) for picture in found[:3]] == [
+        f"/in/some.tar/{first[1].name}",
+        f"/in/some.tar/{first[2].name}",
+        "/in/sub/x.JPG",
+    ]
+    pixels = [read_picture(picture, 64, 64) for picture in found]
+    for one, path in zip(pixels, [first[1], first[2], first[0], first[0]], strict=True):
+        np.testing.assert_array_equal(one, np.asarray(Image.open(path)))
+
+
+def test_pictures_of_any_size_and_mode_become_the_models(trained: Run, tmp_path: Path) -> None:
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 90, 3), np.uint8))
+    assert fit(wide, 64, 64).shape == (64, 64, 3)
+    np.testing.assert_array_equal(fit(wide, 64, 48), np.asarray(wide.resize((48, 64), Image.Resampling.BILINEAR)))
+    turned = wide.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    with Image.open(tmp_path / "turned.png") as again:
+        np.testing.assert_array_equal(fit(again, 30, 90), np.asarray(wide))
+    model = raypaml.load(trained[0])
+    for mode in ("L", "RGBA", "P", "CMYK", "I;16"):
+        picture = Image.new("I;16", (40, 50)) if mode == "I;16" else wide.convert(mode)
+        assert len(model.predict(picture, top=3)) == 3
+
+
+def test_broken_pictures_are_named_at_the_end(
+    trained: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = sorted(pictures.glob("*.jpg"))[0]
+    for name, bytes_ in (
+        ("b.jpg", b"text"),
+        ("a.png", b""),
+        ("c.jpg", good.read_bytes()[:300]),
+        ("d.jpg", good.read_bytes()),
+    ):
+        (tmp_path / name).write_bytes(bytes_)
+    assert main([str(trained[0]), str(tmp_path), "--top", "1"]) == 1
+    said = capsys.readouterr()
+    assert [line.split(": ")[1].rpartition("/")[2] for line in said.err.splitlines() if line.startswith("broken")] == [
+        *("a.png", "b.jpg", "c.jpg")
+    ]
+    assert "not an image of a known format" in said.err
+    assert "4 images" in said.err
+    assert "3 broken" in said.err
+    assert [line.split(",")[0] for line in said.out.splitlines()[1:]] == [str(tmp_path / "d.jpg")]
+
+
+def test_overlays_show_the_best_class(trained: Run, pictures: Path, tmp_path: Path) -> None:
+    one = str(sorted(pictures.glob("*.jpg"))[0])
+    assert main([str(trained[0]), one, "--top", "2", "--overlays", str(tmp_path / "maps")]) == 0
+    (written,) = (tmp_path / "maps").iterdir()
+    with Image.open(written) as picture:
+        assert picture.size == (160, 160)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        (["pipe:ls"], "cannot read pipe: addresses"),
+        (["PICTURES", "--out", "x.txt"], "out=x.txt: must end in .csv, .parquet, .jsonl"),
+        (["PICTURES", "--threshold", "2"], "threshold=2: a probability"),
+        (["PICTURES", "--top", "-1"], "top=-1"),
+        (["PICTURES", "--workers", "0"], "workers=0"),
+        (["PICTURES", "--threshold", "0.5", "--thresholds-from", "x"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(flags: list[str], said: str, trained: Run, pictures: Path) -> None:
+    with pytest.raises(ValueError, match=said):
+        main([str(trained[0]), *(str(pictures) if flag == "PICTURES" else flag for flag in flags)])
+
+
+# --- raypaml.load -----------------------------------------------------------------------------------------------------
+
+
+def test_a_loaded_model_predicts(trained: Run, pictures: Path) -> None:
+    model = raypaml.load(trained[0])
+    with Image.open(sorted(pictures.glob("*.jpg"))[0]) as picture:
+        found = model.predict(picture, top=3)
+        assert model.map(picture).shape == (50, 8, 8)
+        assert model.predict(picture, top=50, threshold=1.0) == []
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert found[0].name == model.card.names[model.card.class_ids.index(found[0].class_id)]
+
+
+def test_runs_of_another_vocabulary_are_refused(trained: Run, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    lines = (run / "vocabulary.csv").read_text().splitlines()
+    (run / "vocabulary.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
+    with pytest.raises(ValueError, match="of another vocabulary"):
+        raypaml.load(run)
+
+
+class Marker:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.path, "ran")
+
+
+def payloads(marker: Path) -> list[bytes]:
+    file = io.BytesIO()
+    torch.save({"weights": Marker(marker)}, file)
+    return [pickle.dumps(Marker(marker)), file.getvalue()]
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_pickled_payloads_never_run(kind: int, trained: Run, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    payload = payloads(marker)[kind]
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    for checkpoint in valid_checkpoints(run / "checkpoints")[0]:
+        (checkpoint / "model.safetensors").write_bytes(payload)
+        with pytest.raises(ValueError, match="damaged checkpoint"):
+            raypaml.load(checkpoint)
+        digests = json.loads((checkpoint / MARKER).read_text())
+        digests["model.safetensors"] = hashlib.sha256(payload).hexdigest()
+        (checkpoint / MARKER).write_text(json.dumps(digests))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        raypaml.load(run)
+    (tmp_path / "model.pt").write_bytes(payload)
+    with pytest.raises(ValueError, match="nothing is unpickled"):
+        raypaml.load(tmp_path / "model.pt")
+    (run / "config.json").write_bytes(payload)
+    with pytest.raises(ValueError, match="not the record of a run"):
+        raypaml.load(run)
+    assert not marker.exists()
+    torch.load(tmp_path / "model.pt", weights_only=False) if kind else pickle.loads(payload)
+    assert marker.exists()  # it would have run
