@@ -13,9 +13,11 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 import pytest
@@ -27,14 +29,15 @@ from raypaml.recipes import recipe
 from raypaml.training.mirror import Mirror
 from tests.conftest import TINY, train_here
 from tests.fault_table import Row, note
-from tests.hosts import Hosts, hosts
+from tests.hosts import BRIDGE, Hosts, hosts, sh
 from tests.test_cluster_local import DEMANDED, REASON, ROOT, caller
 from tests.test_train import weights
 
 GATEWAY = "172.31.255.1"
 PORT = 5077
 REGION = "us-east-1"
-RUN = {"epochs": 6, "warmup_epochs": 1, "delta_rel": 0.5, "checkpoint_steps": 1}
+METADATA = "169.254.169.254"
+RUN = {"epochs": 12, "warmup_epochs": 1, "delta_rel": 0.5, "checkpoint_steps": 1}
 AWS = {
     "AWS_ENDPOINT_URL": f"http://{GATEWAY}:{PORT}",
     "AWS_ACCESS_KEY_ID": "of-this-test",
@@ -114,6 +117,43 @@ class Cloud:
         return done.stdout
 
 
+class Metadata(BaseHTTPRequestHandler):
+    """What an instance can ask about itself: whether it is about to be taken away."""
+
+    noticed: ClassVar[set[str]] = set()
+    """Addresses of those that are."""
+
+    def do_PUT(self) -> None:
+        self._answer(200, b"token")
+
+    def do_GET(self) -> None:
+        wanted = self.path == "/latest/meta-data/spot/instance-action" and self.client_address[0] in self.noticed
+        known = self.headers["X-aws-ec2-metadata-token"] == "token"
+        self._answer(200 if wanted and known else 404, b'{"action": "terminate"}')
+
+    def _answer(self, code: int, content: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def metadata_service() -> Iterator[None]:
+    """Answer the hosts at the address where EC2 does."""
+    sh(f"ip addr add {METADATA}/32 dev {BRIDGE}")
+    server = ThreadingHTTPServer((METADATA, 80), Metadata)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 def caller_of(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     return kept | AWS | {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -139,7 +179,8 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
             once_per_account()
             watcher = threading.Thread(target=found.watch, daemon=True)
             watcher.start()
-            yield found
+            with metadata_service():
+                yield found
             found.over.set()
             watcher.join(60)
         finally:
@@ -185,7 +226,7 @@ def file(cloud: Cloud) -> Path:
         kind["node_config"]["ImageId"] = image
     found["available_node_types"]["gpu_spot"]["resources"] = {"CPU": 1, "GPU": 1}
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
-        found[name][-1] += " --object-store-memory=200000000"
+        found[name][1] += " --object-store-memory=200000000"
     path = cloud.home / "aws.yaml"
     path.write_text(yaml.safe_dump(found))
     return path
@@ -239,6 +280,10 @@ def test_a_run_brings_spot_workers_survives_the_loss_of_one_and_ends_as_undistur
     assert profiles - {""} == {"raypaml-worker"}  # of several started at once, moto gives it to one
     volumes = up.ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [lost]}])["Volumes"]
     assert [(volume["Size"], volume["VolumeType"]) for volume in volumes] == [(100, "gp3")]
+    began = time.monotonic()
+    Metadata.noticed.add(up.address[lost])
+    wait_for(lambda: b"about to be taken away" in (mirror.read("logs/worker-0.log") or b""), process)
+    note(Row("spot notice, two minutes ahead: a checkpoint", time.monotonic() - began, "saved"))
     began = time.monotonic()
     up.ec2.terminate_instances(InstanceIds=[lost])
     wait_for(lambda: len(set(up.tagged("worker")) - {lost}) == 2, process)

@@ -123,6 +123,8 @@ def _train_epoch(worker: Worker) -> bool:
             began, since = now, 0
             if (save_now or wish) and not last:
                 save(worker)
+            if wish == Wish.SAVE:
+                worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
             if wish == Wish.STOP and not last:
                 return False
         worker.now(READING)
