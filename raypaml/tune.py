@@ -95,9 +95,10 @@ def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) 
     found = outcome(search, trial)
     for record in found.history[search.longest_warmup :]:  # for ASHA to judge it by
         tune.report(search.progress(record))
-    if not found.result:
-        more = {"search": search, "warmups": warmups, "marks": marks}
-        fit.run_workers(job, _train_on_worker, more, use_gpu=use_gpu, callbacks=[TuneReportCallback()])
+    if found.result:
+        return
+    more = {"search": search, "warmups": warmups, "marks": marks}
+    if fit.run_workers(job, _train_on_worker, more, use_gpu=use_gpu, callbacks=[TuneReportCallback()]):
         predictions = open_set(job.folder / "predictions" / "validation")
         alphas = sorted({*ALPHAS, job.config.model.alpha})
         write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, alphas))
@@ -108,6 +109,7 @@ def _train_on_worker(settings: dict[str, Any]) -> bool:
     import ray.train
     import ray.train.torch
 
+    from raypaml.search.folder import is_stopped
     from raypaml.search.warmup import keep
     from raypaml.training import loop
     from raypaml.training.run_folder import write_json
@@ -123,7 +125,7 @@ def _train_on_worker(settings: dict[str, Any]) -> bool:
             if first and epoch in settings["marks"]:
                 keep(settings["folder"], settings["warmups"], epoch)
             ray.train.report(settings["search"].progress(event["record"]))
-        return False
+        return first and is_stopped(folder)
 
     config, data, folder = (settings[name] for name in ("config", "data", "folder"))
     return loop.train(config, data, folder, ray.train.torch.get_device(), report, splits=("validation", "test"))
@@ -159,7 +161,7 @@ def execute(search: Search, queue: Queue, proposals: Proposals | None, display: 
         run_config=tune.RunConfig(
             name="ray",
             storage_path=str(search.folder),
-            callbacks=[_watcher(search, queue, scheduler, proposals, display)],
+            callbacks=[_watcher(search, queue, proposals, display)],
             verbose=0,
         ),
     )
@@ -187,10 +189,14 @@ def _searcher(queue: Queue, proposals: Proposals | None) -> Any:
 
 
 def _scheduler(search: Search, queue: Queue) -> Any:
-    """ASHA from the end of the longest warm-up on, told what earlier sessions measured; it notes whom it stopped."""
+    """ASHA from the end of the longest warm-up on, told what earlier sessions measured.
+
+    Whom it stops reads so in its folder, and ends by itself: killed, as Tune would, it would leave its workers' places
+    taken, for what Ray Train cleans up after a kill with needs Ray's dashboard.
+    """
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
-    from raypaml.search.folder import outcome
+    from raypaml.search.folder import note, outcome
     from raypaml.search.plan import own_trial
 
     longest = search.base.optim.epochs - search.longest_warmup - 1  # at its last epoch nobody is stopped
@@ -200,27 +206,27 @@ def _scheduler(search: Search, queue: Queue) -> Any:
 
     class Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
-            action = super().on_trial_result(tune_controller, trial, result)
-            ours = Trial.of(trial.config)
-            if action != self.STOP or ours == spared or ours.repeats:
-                return self.CONTINUE
-            stopped.add(trial.trial_id)
-            return action
+            if trial.trial_id not in stopped:
+                action = super().on_trial_result(tune_controller, trial, result)
+                ours = Trial.of(trial.config)
+                if action == self.STOP and ours != spared and not ours.repeats:
+                    stopped.add(trial.trial_id)
+                    note(search, ours, "stopped", {"epochs": result["epoch"]})
+            return self.CONTINUE
 
     stopped: set[str] = set()
     grace = round(longest / 4) or 1
     asha = Asha("beyond", METRIC, "max", longest, grace, REDUCTION, stop_last_trials=False)
-    asha.stopped = stopped
     for trial in queue.trials:
         if trial not in queue.waiting:
             seen = SimpleNamespace(trial_id=trial.name, config=trial.settings)
             asha.on_trial_add(None, seen)
             for record in outcome(search, trial).history:
-                asha.on_trial_result(None, seen, search.progress(record))
+                AsyncHyperBandScheduler.on_trial_result(asha, None, seen, search.progress(record))
     return asha
 
 
-def _watcher(search: Search, queue: Queue, scheduler: Any, proposals: Proposals | None, display: SearchDisplay) -> Any:
+def _watcher(search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> Any:
     """Tune's callback: shows what happens, and records how a trial ended."""
     from ray import tune
 
@@ -235,8 +241,6 @@ def _watcher(search: Search, queue: Queue, scheduler: Any, proposals: Proposals 
                 display.update(Trial.of(trial.config), result)
 
         def on_trial_complete(self, trial: Any, **_: Any) -> None:
-            if trial.trial_id in getattr(scheduler, "stopped", ()):
-                note(search, Trial.of(trial.config), "stopped", {"epochs": trial.last_result["epoch"]})
             self._ended(Trial.of(trial.config))
 
         def on_trial_error(self, trial: Any, **_: Any) -> None:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,12 +64,13 @@ def asha_stops(search: Search, queue: Queue, trial: Trial, scores: list[float]) 
     scheduler = _scheduler(search, queue)
     running = SimpleNamespace(trial_id="x", config=trial.settings)
     scheduler.on_trial_add(None, running)
-    for epoch, score in enumerate(scores, start=1):
-        record = {"epoch": epoch - 1, "validation_mean_ap": score, "rejected": 0, "rejection_precision": None}
-        if scheduler.on_trial_result(None, running, search.progress(record)) == scheduler.STOP:
-            assert scheduler.stopped == {"x"}
-            return epoch
-    return 0
+    for number, score in enumerate(scores):
+        record = {"epoch": number, "validation_mean_ap": score, "rejected": 0, "rejection_precision": None}
+        assert scheduler.on_trial_result(None, running, search.progress(record)) == scheduler.CONTINUE
+    stopped = search.run_folder(trial) / "stopped.json"
+    epoch = json.loads(stopped.read_text())["epochs"] if stopped.is_file() else 0
+    stopped.unlink(missing_ok=True)
+    return int(epoch)
 
 
 @pytest.mark.parametrize("spaces", ["delta_rel=0.1:0.5", "warmup_epochs=1:6"])
@@ -134,6 +136,21 @@ def test_killed_and_given_again_it_leaves_the_table_of_an_undisturbed_search(tin
     best = json.loads((tmp_path / "s" / "best.json").read_text())
     assert best["found"]["trial"] in ("delta_rel=2,lr=0.004", "delta_rel=4,lr=0.004")
     assert (tmp_path / "s" / "report.html").is_file()
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_as_many_trials_are_stopped_as_run_at_once_and_the_search_ends(tiny_digits: Path, tmp_path: Path) -> None:
+    slow = ("--epochs", "60", "--warmup-epochs", "1", "--delta-rel", "0.05", "--lr", "0.01")
+    worse = "lr=0.00001|0.0001|0.0003|0.001"  # the first two fall behind, before others need their places
+    asked = tune(tiny_digits, tmp_path, *slow, "--search", worse, "--searcher", "grid")
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    by_state = Counter(row["state"] for row in rows(tmp_path / "s"))
+    assert by_state["stopped"] >= 2, done.stderr
+    assert by_state["stopped"] + by_state["finished"] == 5
+    stopped = [path.parent for path in (tmp_path / "s" / "trials").glob("*/stopped.json")]
+    assert any(len((folder / "metrics.jsonl").read_text().splitlines()) < 60 for folder in stopped)
 
 
 def test_errors_before_the_start_are_one_line(tiny_digits: Path, tmp_path: Path) -> None:

@@ -126,6 +126,11 @@ def note(search: Search, trial: Trial, ending: Literal["error", "stopped"], cont
     write_json(folder / f"{ending}.json", content)
 
 
+def is_stopped(run_folder: Path) -> bool:
+    """Whether the search wants no more of this run."""
+    return (run_folder / "stopped.json").is_file()
+
+
 def add_proposed(search: Search, trial: Trial) -> None:
     """Record a trial that a searcher proposed, before it is run."""
     known = [dict(trial.values) for trial in read_proposed(search)]
@@ -179,7 +184,7 @@ def outcome(search: Search, trial: Trial) -> Outcome:
     found.shared = min(int(note.get("epochs", 0)), len(found.history))
     if (folder / "error.json").is_file():
         found.state, found.error = "failed", str(_note(folder / "error.json")["error"]).strip().split("\n")[0]
-    if (folder / "stopped.json").is_file():
+    if is_stopped(folder):
         found.state, found.error = "stopped", ""  # Ray Train, cut off, calls it an error
     if (folder / "result.json").is_file():
         found.state, found.result, found.error = "finished", _note(folder / "result.json"), ""
