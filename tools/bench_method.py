@@ -77,7 +77,7 @@ def loss_run(name: str, device: str, rows: int) -> Run:
 
     def run() -> object:
         if name == "ours":
-            loss = large_loss(logits, labels, "ll_r", RATE)[0]
+            loss = large_loss(logits, labels, "ll_r", RATE, check_values=False)[0]  # published code checks nothing
         else:
             loss = published_losses(logits, targets, RATE, both=name == "published")
         return torch.autograd.grad(loss, logits)

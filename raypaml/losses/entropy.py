@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from raypaml.labels import NEGATIVE
 
-SWEEP_ENTRIES = {"cpu": 1 << 16, "cuda": 1 << 24}
+SWEEP_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Entries swept together: on a CPU as many as stay in its cache, on a GPU about all of them."""
 FACTORS = 512
 """Numbers from 1 to 2 whose product float64 holds with room to spare."""
@@ -80,7 +80,7 @@ class _MeanLoss(torch.autograd.Function):
 
 
 def _log_likelihood(margin: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of logsigmoid(margin) in float64, and exp(-|margin|), of which `log_sigmoid_backward` makes the slopes.
+    """Sum of logsigmoid(margin), float64, and exp(-|margin|), of which `log_sigmoid_backward` makes the slopes.
 
     Both slopes and exp are the same to the last bit wherever a value stands; sigmoid is not at the ends of vectors.
     """
@@ -92,7 +92,7 @@ def _log_likelihood(margin: Tensor) -> tuple[Tensor, Tensor]:
     factors = kept.flatten().to(torch.float64, copy=True).add_(1)
     whole = len(factors) // FACTORS * FACTORS
     products = torch.cat([factors[:whole].view(FACTORS, whole // FACTORS).prod(0), factors[whole:]])
-    return margin.clamp(max=0).sum(dtype=torch.float64) - products.log().sum(), kept
+    return margin.clamp(max=0).sum().double() - products.log().sum(), kept
 
 
 def _signs(labels: Tensor, flipped: Tensor | None) -> Tensor:
