@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from raypaml.recipes import recipe
 from raypaml.training.checkpoint import valid_checkpoints
+from tests.conftest import train_here
+from tests.fault_table import Row, note
+from tests.test_train import weights
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 RAY = Path(sys.executable).with_name("ray")
@@ -41,21 +47,28 @@ def node(temp: str, *arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=os.environ | TOKEN)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+@contextmanager
+def two_nodes(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Address of a cluster, and the node that is not its head."""
     temp = tempfile.mkdtemp(prefix="rp-")
-    address = f"127.0.0.1:{PORT}"
-    nodes = [node(temp, "--head", f"--port={PORT}")]
+    address = f"127.0.0.1:{port}"
+    nodes = [node(temp, "--head", f"--port={port}")]
     try:
         wait_for_cpus(address, 1)
         nodes.append(node(temp, f"--address={address}"))
         wait_for_cpus(address, 2)
-        yield address
+        yield address, nodes[1]
     finally:
         for process in reversed(nodes):
             process.terminate()
             process.wait(60)
         shutil.rmtree(temp, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with two_nodes(PORT) as (address, _):
+        yield address
 
 
 def wait_for_cpus(address: str, count: int) -> None:
@@ -118,3 +131,64 @@ def test_a_search_spreads_its_trials_over_the_nodes(cluster: str, tiny_digits: P
     assert done.stdout.count("finished") == 4
     found = [json.loads(path.read_text())["node"] for path in (tmp_path / "here" / "s" / "trials").glob("*/where.json")]
     assert (len(found), len(set(found))) == (4, 2)
+
+
+def test_the_doctor_looks_at_every_node(cluster: str, tiny_digits: Path, tmp_path: Path) -> None:
+    flags = ["digits", "--data", str(tiny_digits), "--storage", str(tmp_path), "--workers", "2", "--address", cluster]
+    command = [sys.executable, "-m", "raypaml.doctor", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=os.environ | TOKEN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 nodes, all with " in done.stdout
+
+
+DRAIN = """
+import sys, ray
+from raypaml import cluster
+with cluster.join(sys.argv[1]):
+    (worker,) = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" not in node["Resources"]]
+print(worker)
+"""
+
+
+def test_a_node_is_taken_away_with_notice(tiny_digits: Path, tmp_path: Path) -> None:
+    epochs = {"epochs": 40, "warmup_epochs": 1, "delta_rel": 0.1}
+    place = {"data": str(tiny_digits), "storage": str(tmp_path)}
+    alone = train_here(recipe("digits").override(epochs | place | {"name": "alone", "workers": 1})).folder
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (epochs | place).items()]
+    log = tmp_path / "two" / "logs" / "worker-0.log"
+    with two_nodes(PORT + 1) as (address, lost):
+        told = os.environ | TOKEN | {"RAY_ADDRESS": address}
+        command = [*TRAIN, *flags, "--workers=1:2", "--name=two"]
+        run = subprocess.Popen(command, env=told, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        wait_for_text(log, "rank 0 of 2 starts", run)
+        found = subprocess.run(
+            [sys.executable, "-c", DRAIN, address], env=told, capture_output=True, text=True, check=True
+        )
+        began = time.monotonic()
+        drain = [
+            "drain-node",
+            f"--address={address}",
+            f"--node-id={found.stdout.strip()}",
+            "--reason-message=gone soon",
+        ]
+        notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=60"]
+        subprocess.run([str(RAY), *drain, *notice], env=told, check=True, stdout=subprocess.DEVNULL)
+        wait_for_text(log, "saved, for a machine is about to be taken away", run)
+        note(Row("preemption notice: a checkpoint", time.monotonic() - began, "saved"))
+        began = time.monotonic()
+        os.killpg(lost.pid, signal.SIGKILL)
+        wait_for_text(log, "with 1 worker", run)
+        seconds = time.monotonic() - began
+        _, said = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    equal = weights(tmp_path / "two") == weights(alone)
+    note(Row("the node is gone, goes on with the rest (--workers 1:2)", seconds, "equal" if equal else "NOT EQUAL"))
+    assert equal
+
+
+def wait_for_text(log: Path, text: str, run: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not (log.is_file() and text in log.read_text()):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline, log.read_text() if log.is_file() else "no log"
+        time.sleep(0.1)
