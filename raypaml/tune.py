@@ -191,12 +191,11 @@ def _searcher(queue: Queue, proposals: Proposals | None) -> Any:
 def _scheduler(search: Search, queue: Queue) -> Any:
     """ASHA from the end of the longest warm-up on, told what earlier sessions measured.
 
-    Whom it stops reads so in its folder, and ends by itself: killed, as Tune would, it would leave its workers' places
-    taken, for what Ray Train cleans up after a kill with needs Ray's dashboard.
+    Who is stopped reads so in its folder, and ends by itself: killed, as by Tune, it leaves its workers' places taken.
     """
     from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
-    from raypaml.search.folder import note, outcome
+    from raypaml.search.folder import is_stopped, note, outcome
     from raypaml.search.plan import own_trial
 
     longest = search.base.optim.epochs - search.longest_warmup - 1  # at its last epoch nobody is stopped
@@ -206,17 +205,14 @@ def _scheduler(search: Search, queue: Queue) -> Any:
 
     class Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
-            if trial.trial_id not in stopped:
+            ours = Trial.of(trial.config)
+            if not is_stopped(search.run_folder(ours)):
                 action = super().on_trial_result(tune_controller, trial, result)
-                ours = Trial.of(trial.config)
                 if action == self.STOP and ours != spared and not ours.repeats:
-                    stopped.add(trial.trial_id)
                     note(search, ours, "stopped", {"epochs": result["epoch"]})
             return self.CONTINUE
 
-    stopped: set[str] = set()
-    grace = round(longest / 4) or 1
-    asha = Asha("beyond", METRIC, "max", longest, grace, REDUCTION, stop_last_trials=False)
+    asha = Asha("beyond", METRIC, "max", longest, round(longest / 4) or 1, REDUCTION, stop_last_trials=False)
     for trial in queue.trials:
         if trial not in queue.waiting:
             seen = SimpleNamespace(trial_id=trial.name, config=trial.settings)

@@ -72,11 +72,11 @@ def test_a_worker_stuck_in_reading_says_which_shard(
     tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stuck, said = threading.Event(), list[Beat]()
-    read = loop.Reader.__getitem__
+    read = loop.Reader.batch
 
-    def slow(reader: Any, number: int) -> Any:
+    def slow(reader: Any, number: int, **options: Any) -> Any:
         assert number != 2 or stuck.wait(20)
-        return read(reader, number)
+        return read(reader, number, **options)
 
     def hear(one: Beat) -> bool:
         said.append(one)
@@ -84,7 +84,7 @@ def test_a_worker_stuck_in_reading_says_which_shard(
             stuck.set()
         return False
 
-    monkeypatch.setattr(loop.Reader, "__getitem__", slow)
+    monkeypatch.setattr(loop.Reader, "batch", slow)
     loop.train(config(epochs=1, hang_seconds=0.5), tiny_digits, tmp_path, CPU, lambda _: False, beats=hear)
     named = [one for one in said if ".tar" in one.place]
     assert named[0].place == "epoch 0, step 2, reading train-000000.tar"

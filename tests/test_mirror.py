@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from tests.conftest import run_distributed
 from tests.test_loop import config, undisturbed, weights  # noqa: F401
 
 CPU = torch.device("cpu")
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "of-this-test", "AWS_SECRET_ACCESS_KEY": "of-this-test"}
+"""Never in an address."""
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,8 @@ def bucket() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/runs", method="PUT")).close()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # never in an address
-        monkeypatch.setenv(name, "of-this-test")
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     yield f"s3://runs/all?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     monkeypatch.undo()
     server.stop()
@@ -154,6 +157,7 @@ def test_two_nodes_without_a_common_disk(
 
 def _on_its_own_disk(rank: int, _: int, bucket: str, data: Path, folder: Path, stop: bool) -> bool:
     torch.set_num_threads(1)
+    os.environ.update(CREDENTIALS)  # what the test sets does not reach ranks
     settings = config(storage=bucket, name="two", checkpoint_steps=1)
     return train(settings, data, folder / str(rank) / "two", CPU, lambda event: stop and event.get("epoch") == 1)
 

@@ -93,5 +93,7 @@ def _push(worker: Worker, store: Mirror) -> None:
         if worker.team.rank == 0:
             store.push_checkpoints()
             store.push("metrics.jsonl", "skipped.jsonl", "logs")
+    except PermissionError as error:
+        raise ValueError(f"storage={worker.config.run.storage}: {error}; give this machine's role the right") from None
     except OSError as error:
         worker.say(f"{worker.place}: not in the store yet, training goes on: {error}")
