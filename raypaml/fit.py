@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import threading
@@ -191,9 +192,16 @@ def _as_user_error(failures: dict[int, Exception]) -> Exception:
 
 
 def _said(rank: int, error: BaseException) -> Exception:
-    kind = ValueError if isinstance(error, ValueError | FloatingPointError) else RuntimeError
+    kind = ValueError if isinstance(error, ValueError | FloatingPointError) or _is_full(error) else RuntimeError
     said = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
+    if _is_full(error):
+        said += ". The last checkpoint is whole: make room and give the command again, with this --name"
     return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether a disk was."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _losses(channel: Channel) -> Any:
@@ -243,6 +251,6 @@ def _train_on_worker(settings: dict[str, Any]) -> bool:
             return train(settings["config"], settings["data"], settings["folder"], device, report, beats=channel.beat)
         except Exception as error:
             logging.exception("rank %d failed", rank)
-            if not isinstance(error, CHANCE):
+            if not isinstance(error, CHANCE) or _is_full(error):
                 channel.put({"failed": _said(rank, error)})
             raise
