@@ -28,7 +28,7 @@ PROG = "python -m raypaml.tune"
 ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
 METRIC = "validation_mean_ap"
 ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)  # of the curve at evaluation
-REDUCTION = 3  # ASHA: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)
+REDUCTION = 2  # ASHA: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)
 
 # Ray reads these when it is imported or started.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # our run folders say it all
@@ -189,7 +189,7 @@ def _searcher(queue: Queue, proposals: Proposals | None) -> Any:
 
 
 def _scheduler(search: Search, queue: Queue) -> Any:
-    """ASHA from the end of the longest warm-up on, told what earlier sessions measured.
+    """ASHA, told what earlier sessions measured, from the middle of the shortest schedule on: curves cross before.
 
     Who is stopped reads so in its folder, and ends by itself: killed, as by Tune, it leaves its workers' places taken.
     """
@@ -212,7 +212,7 @@ def _scheduler(search: Search, queue: Queue) -> Any:
                     note(search, ours, "stopped", {"epochs": result["epoch"]})
             return self.CONTINUE
 
-    asha = Asha("beyond", METRIC, "max", longest, round(longest / 4) or 1, REDUCTION, stop_last_trials=False)
+    asha = Asha("beyond", METRIC, "max", longest, round(longest / 2) or 1, REDUCTION, stop_last_trials=False)
     for trial in queue.trials:
         if trial not in queue.waiting:
             seen = SimpleNamespace(trial_id=trial.name, config=trial.settings)

@@ -88,8 +88,8 @@ def test_asha_judges_only_after_the_longest_warm_up_and_spares_the_starting_poin
         (folder / "result.json").write_text("{}")
     queue = Queue(search, trials)
     assert queue.waiting == [trials[0], trials[5]]
-    assert asha_stops(search, queue, trials[5], [0.1] * 18) == 9  # 6 of warm-up and a quarter of what follows
-    assert asha_stops(search, queue, trials[5], [0.1] * 8 + [0.6] * 5 + [0.1] * 5) == 15
+    assert asha_stops(search, queue, trials[5], [0.1] * 18) == 12  # 6 of warm-up and half of what follows
+    assert asha_stops(search, queue, trials[5], [0.1] * 11 + [0.6] * 7) == 0
     assert asha_stops(search, queue, trials[5], [0.6] * 17 + [0.1]) == 0  # at its last epoch nobody is stopped
     assert asha_stops(search, queue, trials[0], [0.1] * 18) == 0
     assert asha_stops(search, queue, dataclasses.replace(trials[5], seed=1, repeats=True), [0.1] * 18) == 0
