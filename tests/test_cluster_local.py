@@ -168,6 +168,7 @@ def knock(url: str) -> int:
     wanted = urllib.request.Request(url, b'{"entrypoint": "true"}', {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(wanted, timeout=5)
+    refused.value.close()
     return refused.value.code
 
 
