@@ -153,6 +153,7 @@ def hosts(state: Path, gateway: str) -> Iterator[Hosts]:
     """No hosts yet; whatever is up at the end is taken down, and nothing of it stays."""
     found = Hosts(state, gateway)
     found.shared.mkdir(parents=True)
+    _sweep()
     sh(f"ssh-keygen -q -t ed25519 -N '' -f {found.key}")
     sh(f"ip link add {BRIDGE} type bridge && ip addr add {gateway} dev {BRIDGE} && ip link set {BRIDGE} up")
     try:
@@ -162,3 +163,15 @@ def hosts(state: Path, gateway: str) -> Iterator[Hosts]:
             with suppress(AssertionError):
                 found.kill(address)
         sh(f"ip link del {BRIDGE}")
+
+
+def _sweep() -> None:
+    """Remove what a killed test run left: hosts in which nothing runs any more, and the bridge."""
+    for line in sh("ip netns list").splitlines():
+        name = line.split()[0]
+        if name.startswith("raypaml-"):
+            pids = sh(f"ip netns pids {name}").split()
+            assert not pids, f"hosts of another test run are up: processes {', '.join(pids)} in namespace {name}"
+            sh(f"ip link del {name}", check=False)
+            sh(f"ip netns del {name}")
+    sh(f"ip link del {BRIDGE}", check=False)

@@ -23,7 +23,7 @@ from raypaml.reports.evaluation import Questions, evaluate
 from raypaml.reports.result import seed_interval
 from raypaml.reports.search_page import write_page
 from raypaml.reports.search_progress import SearchDisplay
-from raypaml.reports.search_result import conclude, table
+from raypaml.reports.search_result import _meaning, conclude, table
 from raypaml.search.flags import open_queue
 from raypaml.search.folder import Outcome, Search, extend, note, open_search, outcome
 from raypaml.search.importance import importance
@@ -147,7 +147,7 @@ def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[Search, list
     assert verdict.difference == pytest.approx(outcomes[1].result["mean_ap"] - outcomes[0].result["mean_ap"])
     assert verdict.interval is not None
     assert verdict.interval[0] < verdict.difference < verdict.interval[1]
-    assert ("it is not established" in verdict.text) == (verdict.interval[0] <= 0)
+    assert _meaning(*verdict.interval) in verdict.text
     outcomes[0].history[-1]["validation_mean_ap"] = 1.0
     repeats = [dataclasses.replace(found.trial, seed=1, repeats=True) for found in outcomes]
     tested = zip(repeats, (0.5, 0.6), strict=True)
@@ -156,6 +156,18 @@ def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[Search, list
     assert "Nothing tried is better than the starting point" in said
     assert f"Over 2 seeds {trials[1].name} differs from the starting point by" in said
     assert "+10.00)" in said
+
+
+@pytest.mark.parametrize(
+    ("interval", "said"),
+    [
+        ((0.001, 0.02), "it is better"),
+        ((-0.02, -0.001), "it is worse, so keep the"),
+        ((-0.01, 0.01), "not established"),
+    ],
+)
+def test_what_an_interval_means(interval: tuple[float, float], said: str) -> None:
+    assert said in _meaning(*interval)
 
 
 def test_the_interval_over_seeds_is_the_paired_t_interval() -> None:

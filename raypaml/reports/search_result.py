@@ -85,12 +85,20 @@ def _by_seed(outcomes: Sequence[Outcome], own: Outcome, best: Outcome) -> tuple[
 
 def _said(own: Outcome, best: Outcome, difference: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    doubt = "" if low > 0 else "; another test set of this size could show the contrary, so it is not established"
     return (
         f"Best by validation mAP: {best.trial.name}, {percent(best.score)}; the starting point {own.trial.name}: "
         f"{percent(own.score)}.\nTest mAP {percent(best.result['mean_ap'])} against {percent(own.result['mean_ap'])}: "
-        f"{100 * difference:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f} (test images drawn again){doubt}."
+        f"{100 * difference:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f} (test images drawn again): "
+        f"{_meaning(low, high)}."
     )
+
+
+def _meaning(low: float, high: float) -> str:
+    if low > 0:
+        return "it is better"
+    if high < 0:
+        return "it is worse, so keep the starting point"
+    return "another test set of this size could show the contrary, so it is not established which is better"
 
 
 def _said_by_seed(rivals: Sequence[Outcome], differences: tuple[float, ...]) -> list[str]:
