@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +16,16 @@ import pytest
 import torch
 
 from raypaml import train as command
+from raypaml.data.folder import open_folder
 from raypaml.recipes import recipe
-from raypaml.search.folder import Search
+from raypaml.search.flags import open_queue, plan_search
+from raypaml.search.folder import Search, note
 from raypaml.search.plan import Trial, random_trials
 from raypaml.search.queue import Queue
 from raypaml.search.spaces import parse_search
 from raypaml.training.loop import train
 from raypaml.training.run_folder import claim
-from raypaml.tune import _scheduler
+from raypaml.tune import _scheduler, parse
 
 SHORT = {"epochs": 4, "warmup_epochs": 2, "delta_rel": 2.0}
 GRID = "delta_rel=2|4,lr=0.004|1e30"  # the second learning rate leads to logits that are not finite
@@ -141,16 +142,24 @@ def test_killed_and_given_again_it_leaves_the_table_of_an_undisturbed_search(tin
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_as_many_trials_are_stopped_as_run_at_once_and_the_search_ends(tiny_digits: Path, tmp_path: Path) -> None:
-    slow = ("--epochs", "60", "--warmup-epochs", "1", "--delta-rel", "0.05", "--lr", "0.01")
-    worse = "lr=0.00001|0.0001|0.0003|0.001"  # the first two fall behind, before others need their places
-    asked = tune(tiny_digits, tmp_path, *slow, "--search", worse, "--searcher", "grid")
+    slow = ("--epochs", "40", "--warmup-epochs", "1", "--delta-rel", "0.05")
+    space = "lr=0.005|0.006|0.007|0.008|0.01|0.02|0.03"
+    asked = tune(tiny_digits, tmp_path, *slow, "--search", space, "--searcher", "grid")
+    flags, config = parse(asked[3:])
+    search = plan_search(flags, config, open_folder(tiny_digits))
+    queue, _ = open_queue(search, flags, lambda _: None)
+    good = {"validation_mean_ap": 0.9, "rejected": 0, "rejection_precision": None, "seconds": 1.0}
+    for trial in queue.trials[1:5]:  # left by an earlier session, and so good that whoever comes now falls behind
+        note(search, trial, "stopped", {"epochs": 39})
+        history = "".join(json.dumps(good | {"epoch": n}) + "\n" for n in range(39))
+        (search.run_folder(trial) / "metrics.jsonl").write_text(history)
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    by_state = Counter(row["state"] for row in rows(tmp_path / "s"))
-    assert by_state["stopped"] >= 2, done.stderr
-    assert by_state["stopped"] + by_state["finished"] == 5
-    stopped = [path.parent for path in (tmp_path / "s" / "trials").glob("*/stopped.json")]
-    assert any(len((folder / "metrics.jsonl").read_text().splitlines()) < 60 for folder in stopped)
+    states = {row["trial"]: row["state"] for row in rows(tmp_path / "s")}
+    own = states.pop("lr=0.004")  # it is spared
+    assert (own, set(states.values()), len(states)) == ("finished", {"stopped"}, 7), done.stderr
+    for name in ("lr=0.01", "lr=0.02", "lr=0.03"):
+        assert 20 <= len((tmp_path / "s" / "trials" / name / "metrics.jsonl").read_text().splitlines()) < 40
 
 
 def test_errors_before_the_start_are_one_line(tiny_digits: Path, tmp_path: Path) -> None:
