@@ -37,7 +37,7 @@ GATEWAY = "172.31.255.1"
 PORT = 5077
 REGION = "us-east-1"
 METADATA = "169.254.169.254"
-RUN = {"epochs": 12, "warmup_epochs": 1, "delta_rel": 0.5, "checkpoint_steps": 1}
+RUN = {"epochs": 60, "warmup_epochs": 1, "delta_rel": 0.5, "checkpoint_steps": 1}
 AWS = {
     "AWS_ENDPOINT_URL": f"http://{GATEWAY}:{PORT}",
     "AWS_ACCESS_KEY_ID": "of-this-test",
