@@ -56,18 +56,23 @@ def draw(seed: int, count: int, steps: int) -> list[Fault]:
     ]
 
 
-def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -> list[float]:
-    """Start a team for every fault and one for the rest; the seconds from each fault to the next team's first step."""
-    seconds = []
+def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -> list[tuple[Fault, float]]:
+    """Start a team for every fault and one for the rest; each with the seconds to the first step of the next team.
+
+    Without those after which the next team was lost before its first step.
+    """
+    recovered: list[tuple[Fault, float]] = []
+    before: Fault | None = None
+    ended = 0.0
     for life, fault in enumerate([*faults, Fault("none", 0, 0, 2)]):
-        codes = live(settings, data, run, life, fault)
-        began = time.monotonic()
-        if life == len(faults):
-            assert codes == [0] * fault.workers, codes
+        codes, first_step = live(settings, data, run, life, fault)
+        if before and first_step:
+            recovered.append((before, first_step - ended))
+        before, ended = fault, time.monotonic()
         if fault.kind in KINDS and fault.kind not in IN_WORKER:
             damage(run, fault)
-        seconds.append(time.monotonic() - began)
-    return seconds
+    assert codes == [0] * fault.workers, codes
+    return recovered
 
 
 def damage(run: Path, fault: Fault) -> None:
@@ -86,8 +91,11 @@ def damage(run: Path, fault: Fault) -> None:
     path.write_bytes({"cut": content[:middle], "empty": b"", "altered": flipped}[fault.kind.split()[1]])
 
 
-def live(settings: TrainConfig, data: Path, run: Path, life: int, fault: Fault) -> list[int]:
-    """One team until its end; its exit codes. Once one is lost, or nothing ends for long, the others are killed."""
+def live(settings: TrainConfig, data: Path, run: Path, life: int, fault: Fault) -> tuple[list[int], float]:
+    """One team until its end; its exit codes, and when its first step was done (0: never).
+
+    Once one is lost, or nothing ends for long, the others are killed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -97,13 +105,15 @@ def live(settings: TrainConfig, data: Path, run: Path, life: int, fault: Fault) 
     ]
     for process in team:
         process.start()
-    deadline = time.monotonic() + PATIENCE * 6
+    deadline, first_step = time.monotonic() + PATIENCE * 6, 0.0
     while any(process.exitcode is None for process in team):
         time.sleep(0.02)
+        if not first_step and any(run.glob(f"ledger-{life}-*")):
+            first_step = time.monotonic()
         lost = any(process.exitcode for process in team)
         if lost or time.monotonic() > deadline or _is_stopped(team):
             _kill(team)
-    return [process.exitcode or 0 for process in team]
+    return [process.exitcode or 0 for process in team], first_step
 
 
 def _is_stopped(team: list[ForkServerProcess]) -> bool:

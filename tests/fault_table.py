@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 
@@ -25,6 +26,12 @@ def note(row: Row) -> None:
 
 
 def table() -> str:
-    """The rows, as Markdown."""
+    """The rows, as Markdown; of a fault that was met several times the median and the longest time."""
     lines = ["| fault | seconds to recover | result |", "| --- | ---: | --- |"]
-    return "\n".join([*lines, *(f"| {row.fault} | {row.seconds:.0f} | {row.verdict} |" for row in ROWS)])
+    for fault in dict.fromkeys(row.fault for row in ROWS):
+        seconds = [row.seconds for row in ROWS if row.fault == fault]
+        many = f" at most, {statistics.median(seconds):.0f} as a rule" if len(seconds) > 1 else ""
+        times = f", {len(seconds)} times" if len(seconds) > 1 else ""
+        verdicts = ", ".join(sorted({row.verdict for row in ROWS if row.fault == fault}))
+        lines.append(f"| {fault}{times} | {max(seconds):.0f}{many} | {verdicts} |")
+    return "\n".join(lines)

@@ -12,6 +12,7 @@ import pytest
 
 from raypaml.training.checkpoint import valid_checkpoints
 from tests.chaos import Fault, draw, survive
+from tests.fault_table import Row, note
 from tests.test_ledger import STEPS, Ledger, ledger, sharded, undisturbed, windowed  # noqa: F401
 from tests.test_loop import history, weights
 
@@ -63,5 +64,8 @@ def test_one_of_many_kinds_of_faults_after_the_other(tmp_path: Path, sharded: Pa
 @pytest.mark.parametrize("seed", range(RUNS))
 def test_random_faults_change_nothing(seed: int, tmp_path: Path, sharded: Path, undisturbed: Path) -> None:  # noqa: F811
     faults = draw(seed, FAULTS, STEPS)
-    survive(windowed(nonfinite="rollback"), sharded, tmp_path / "run", faults)
+    recovered = survive(windowed(nonfinite="rollback"), sharded, tmp_path / "run", faults)
+    equal = weights(tmp_path / "run") == weights(undisturbed)
+    for fault, seconds in recovered:
+        note(Row(f"{fault.kind}, of plain processes", seconds, "equal" if equal else "NOT EQUAL"))
     check(tmp_path / "run", undisturbed)

@@ -14,13 +14,18 @@ from pathlib import Path
 
 import pytest
 
+from raypaml.data.storage import Location
 from raypaml.recipes import recipe
 from raypaml.training.checkpoint import valid_checkpoints
+from raypaml.training.mirror import Mirror
 from tests.conftest import train_here
 from tests.fault_table import Row, note
+from tests.test_mirror import CREDENTIALS
+from tests.test_sharding_s3 import running as running_store
 from tests.test_train import weights
 
 EPOCHS = 8
+OUTAGE = 10  # seconds
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
 
 
@@ -50,10 +55,14 @@ class Running:
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def start(data: Path, storage: Path, *flags: str) -> Running:
+def asked(data: Path, storage: Path | str, *flags: str) -> list[str]:
     short = ["--epochs", str(EPOCHS), "--warmup-epochs", "1", "--delta-rel", "0.5", "--checkpoint-steps", "1"]
     place = ["--data", str(data), "--storage", str(storage), "--name", "r", "--workers", "2"]
-    command = [sys.executable, "-m", "raypaml.train", *place, *short, *flags]
+    return [sys.executable, "-m", "raypaml.train", *place, *short, *flags]
+
+
+def start(data: Path, storage: Path, *flags: str) -> Running:
+    command = asked(data, storage, *flags)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     running = Running(command, storage / "r", process)
     wait_for_epoch(running, 1)
@@ -173,3 +182,30 @@ def test_the_disk_is_full(tiny_digits: Path, tmp_path: Path, undisturbed: str) -
         conclude("disk full, then room made, command given again", time.monotonic() - began, running, undisturbed)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_the_store_refuses_for_a_while(
+    tiny_digits: Path, tmp_path: Path, undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with running_store(tmp_path, 0.05) as store:
+        address = store.address("images/runs", "")
+        command = asked(tiny_digits, address)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        mirror = Mirror(tmp_path / "pulled", Location(address) / "r")
+        wait_until(lambda: any("0001-" in path for path in mirror.there(["checkpoints"])))
+        store.ask("_down/0")
+        time.sleep(OUTAGE)
+        store.ask(f"_down/{sys.maxsize}")
+        began = time.monotonic()
+        wait_until(lambda: any("0007-" in path for path in mirror.there(["checkpoints"])))
+        seconds = time.monotonic() - began
+        _, said = process.communicate(timeout=400)
+        assert process.returncode == 0, said
+        mirror.pull_checkpoints()
+        equal = weights(tmp_path / "pulled") == undisturbed
+        fault = f"store: 5 % of requests refused (503), all for {OUTAGE} s; its next checkpoint"
+        note(Row(fault, seconds, "equal" if equal else "NOT EQUAL"))
+        assert store.ask("_counts")["503"] > 10
+        assert equal
