@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +12,14 @@ from raypaml.flags import Parser, run_command
 from raypaml.tasks import device_mapper
 
 if TYPE_CHECKING:
-    from raypaml.serving.answers import Choice, Chosen
+    from raypaml.serving.answers import Choice
     from raypaml.serving.classifier import Classifier
-    from raypaml.serving.pictures import Picture
+    from raypaml.serving.predicting import Answer
 
 PROG = "python -m raypaml.predict"
 CHUNK = 1024
 """Pictures of a task: what one worker does between two reports."""
-BATCH = 32
-READERS = 4
-"""Threads that read and decode ahead of the model, a batch each."""
 SAY_SECONDS = 2.0
-
-Answer = tuple[str, "Chosen | str"]
-"""A picture's name, and its classes or what is wrong with it."""
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -85,101 +75,25 @@ def _best_thresholds(predictions: str, model: Classifier) -> Any:
     return evaluate(found, vocabulary, Questions()).best
 
 
-def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, overlays: str) -> Iterator[Answer]:
-    """The answers for these pictures, in order; read and decoded ahead by threads, a bounded number of batches."""
-
-    def read(batch: list[Picture]) -> list[Any]:
-        return [_pixels(picture, model.card.height, model.card.width) for picture in batch]
-
-    with ThreadPoolExecutor(READERS) as pool:
-        batches = _batched(pictures, BATCH)
-        pending = [(batch, pool.submit(read, batch)) for batch in islice(batches, READERS)]
-        while pending:
-            batch, found = pending.pop(0)
-            pixels = found.result()
-            pending += [(later, pool.submit(read, later)) for later in islice(batches, 1)]
-            yield from _of_batch(model, batch, pixels, choice, overlays)
-
-
-def _pixels(picture: Picture, height: int, width: int) -> Any:
-    """Pixels, or what is wrong."""
-    from raypaml.serving.pictures import read_picture
-
-    try:
-        return read_picture(picture, height, width)
-    except ValueError as error:
-        return str(error)
-
-
-def _of_batch(
-    model: Classifier, batch: Sequence[Picture], found: list[Any], choice: Choice, overlays: str
-) -> Iterator[Answer]:
-    sound = [pixels for pixels in found if not isinstance(pixels, str)]
-    maps = None
-    if sound and overlays:
-        logits, maps = model.logits_and_map(sound)
-    chosen = iter(enumerate(choice.of(logits if maps is not None else model.logits(sound)) if sound else []))
-    for picture, pixels in zip(batch, found, strict=True):
-        if isinstance(pixels, str):
-            yield picture.name, pixels
-            continue
-        row, classes = next(chosen)
-        if maps is not None and classes:
-            best = classes[0][0]
-            _write_overlay(Path(overlays), picture.name, pixels, maps[row][best], model, best)
-        yield picture.name, classes
-
-
-def _write_overlay(folder: Path, name: str, pixels: Any, cam: Any, model: Classifier, k: int) -> None:
-    from raypaml.reports.gallery import overlay
-
-    heat = cam.clip(0) / max(float(cam.max()), 1e-9)
-    plain = re.sub(r"[^0-9A-Za-z._-]+", "_", f"{name.strip('/')}-{model.card.class_ids[k]}")
-    folder.mkdir(parents=True, exist_ok=True)
-    overlay(pixels, heat, None).save(folder / f"{plain[-200:]}.png")
-
-
-def answers_of_chunk(
-    number: int, model: str, device: str, pictures: list[Picture], choice: Choice, overlays: str
-) -> tuple[int, list[Answer]]:
-    """One task: its number, and the answers for its pictures."""
-    return number, list(answers(_loaded(model, device), pictures, choice, overlays))
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(model: str, device: str) -> Classifier:
-    """The model, in a process that computes with one thread, as `evaluate` does: its bits, and --workers for more."""
-    import torch
-
-    from raypaml.serving.classifier import load
-
-    torch.set_num_threads(1)
-    return load(model, device)
-
-
 def predict(asked: Any) -> Iterator[Answer]:
     """The answers for all pictures, in the order given."""
     from raypaml.serving.pictures import find_pictures
+    from raypaml.serving.predicting import answers, answers_of_chunk, batched, loaded
     from raypaml.training.distributed import own_gpu
 
     alone = asked.workers == 1 and not asked.address
     own = "cuda" if alone and own_gpu(asked.device) else "cpu"
-    chosen = choice(asked, _loaded(asked.model, own))
+    chosen = choice(asked, loaded(asked.model, own))
     pictures = find_pictures(asked.images)
     if alone:
-        yield from answers(_loaded(asked.model, own), pictures, chosen, asked.overlays)
+        yield from answers(loaded(asked.model, own), pictures, chosen, asked.overlays)
         return
     with device_mapper(asked.workers, asked.address, asked.device) as (run, gpu):
         device, model = "cuda" if gpu else "cpu", str(Path(asked.model).absolute())
-        chunks = enumerate(_batched(pictures, CHUNK))
+        chunks = enumerate(batched(pictures, CHUNK))
         overlays = asked.overlays and str(Path(asked.overlays).absolute())
         calls = ((number, model, device, chunk, chosen, overlays) for number, chunk in chunks)
         yield from _in_order(run(answers_of_chunk, calls))
-
-
-def _batched(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    left = iter(pictures)
-    return iter(lambda: list(islice(left, size)), [])
 
 
 def _in_order(parts: Iterable[tuple[int, list[Answer]]]) -> Iterator[Answer]:
@@ -195,10 +109,11 @@ def _in_order(parts: Iterable[tuple[int, list[Answer]]]) -> Iterator[Answer]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write, and name what was broken."""
     from raypaml.serving.answers import check_out, writer
+    from raypaml.serving.predicting import loaded
 
     asked = parse(sys.argv[1:] if argv is None else argv)
     check_out(asked.out)
-    card = _loaded(asked.model, "cpu").card
+    card = loaded(asked.model, "cpu").card
     broken: list[tuple[str, str]] = []
     progress = _Progress()
     with writer(asked.out) as out:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "predictions": {"labels", "predictions"},
     "preparation": {"labels", "data", "preparation"},
     "training": {"labels", "config", "data", "model", "losses", "metrics", "predictions", "training"},
-    "serving": {"labels", "config", "data", "preparation", "model", "metrics", "training", "serving"},
+    "serving": {"labels", "config", "data", "preparation", "model", "metrics", "training", "reports", "serving"},
     "auditing": {"labels", "data", "model", "training", "auditing"},
     "search": {"labels", "config", "recipes", "flags", "data", "training", "search"},
     "reports": {"labels", "config", "data", "model", "metrics", "predictions", "preparation", "search", "reports"},

@@ -8,6 +8,8 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from raypaml.metrics.thresholds import sigmoid
 from raypaml.predict import main
 from raypaml.serving.pictures import find_pictures, fit, read_picture
 from raypaml.training.checkpoint import MARKER, valid_checkpoints
+from tests.test_sharding_s3 import running as running_store
 
 Run = tuple[Path, str]
 
@@ -118,6 +121,29 @@ def test_folders_shards_and_files_hold_the_same_pictures(trained: Run, pictures:
     pixels = [read_picture(picture, 64, 64) for picture in found]
     for one, path in zip(pixels, [first[1], first[2], first[0], first[0]], strict=True):
         np.testing.assert_array_equal(one, np.asarray(Image.open(path)))
+
+
+@pytest.mark.ray
+def test_two_ray_workers_answer_as_one_process_here_and_from_a_store(
+    trained: Run, pictures: Path, tmp_path: Path
+) -> None:
+    here = shutil.copytree(pictures, tmp_path / "here" / "photos")
+    (here / "broken.jpg").write_bytes(b"no picture")
+    with tarfile.open(here / "some.tar", "w") as tar:
+        for path in sorted(pictures.iterdir())[:3]:
+            tar.add(path, path.name)
+    assert main([str(trained[0]), str(here), "--top", "3", "--out", str(tmp_path / "one.csv")]) == 1
+    with running_store(tmp_path / "here", 0.05) as store:
+        given = [str(trained[0]), store.address("images/photos"), "--top", "3", "--out", str(tmp_path / "two.csv")]
+        command = [sys.executable, "-m", "raypaml.predict", *given, "--workers", "2"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "broken.jpg: not an image of a known format" in done.stderr
+    told = [
+        [row | {"image": Path(row["image"]).name} for row in rows_of(tmp_path / f"{n}.csv")] for n in ("one", "two")
+    ]
+    assert len(told[0]) == 43 * 3
+    assert told[0] == told[1]
 
 
 def test_pictures_of_any_size_and_mode_become_the_models(trained: Run, tmp_path: Path) -> None:

@@ -64,15 +64,9 @@ def read_picture(picture: Picture, height: int, width: int) -> Pixels:
 
 def _as_trained(content: bytes, height: int, width: int) -> bool:
     """An upright JPEG of the model's size, which training would read as it is."""
-    return (
-        simplejpeg.is_jpeg(content)
-        and EXIF not in content
-        and simplejpeg.decode_jpeg_header(content)[:2]
-        == (
-            height,
-            width,
-        )
-    )
+    if not simplejpeg.is_jpeg(content) or EXIF in content:
+        return False
+    return bool(simplejpeg.decode_jpeg_header(content)[:2] == (height, width))
 
 
 def _content(picture: Picture) -> bytes:
@@ -108,7 +102,14 @@ def find_pictures(given: Sequence[str]) -> Iterator[Picture]:
             if _plain(file).endswith(SHARD):
                 yield from _members(file)
             elif kind == "file" or _plain(file).endswith(SUFFIXES):
-                yield Picture(file, file)
+                yield _picture(file, file)
+
+
+def _picture(name: str, address: str, offset: int = 0, size: int = -1) -> Picture:
+    """Named as it was given, without a store's options; at an address that means the same in other processes."""
+    if "://" not in address:
+        return Picture(name, str(Path(address).absolute()), offset, size)
+    return Picture(name.partition("?")[0], address, offset, size)
 
 
 def _plain(address: str) -> str:
@@ -124,14 +125,22 @@ def _files(folder: Location) -> list[str]:
     return [str(folder / name) for name in inner if not any(part.startswith(".") for part in name.split("/"))]
 
 
-def _members(address: str) -> Iterator[Picture]:
+def _members(address: str) -> list[Picture]:
     """The pictures in a shard, by one scan of its headers."""
     where = Location(address)
-    filesystem, path = where.open()
     try:
-        with filesystem.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.isfile() and member.name.lower().endswith(SUFFIXES):
-                    yield Picture(f"{address}/{member.name}", address, member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
+        return with_retries(lambda: _scan(where, address), address, patience=PATIENCE)
+    except tarfile.TarError as error:
         raise ValueError(f"{address}: not a readable tar ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{address}: cannot be read: {brief(error)}") from None
+
+
+def _scan(where: Location, address: str) -> list[Picture]:
+    filesystem, path = where.open()
+    with filesystem.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        return [
+            _picture(str(where / member.name), address, member.offset_data, member.size)
+            for member in tar
+            if member.isfile() and member.name.lower().endswith(SUFFIXES)
+        ]
