@@ -115,7 +115,7 @@ def test_rejection_is_that_of_the_last_epoch(tiny_digits: Path) -> None:
 def test_plan_prints_and_starts_nothing(
     tiny_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raypaml.train.fit", None)
+    monkeypatch.setattr("raypaml.fit.fit", None)
     runs = tmp_path / "runs"
     argv = ["digits", "--data", str(tiny_digits), "--storage", str(runs), "--plan", "--device", "cpu", "--workers", "2"]
     assert main(argv) == 0

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
+from raypaml.fit import _as_user_error
 from raypaml.losses.schemes import scheme_loss
 from raypaml.recipes import recipe
-from raypaml.train import _as_user_error
 from raypaml.training import step
 from raypaml.training.checkpoint import load_model, valid_checkpoints
 from raypaml.training.loop import train
