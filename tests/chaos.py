@@ -28,8 +28,11 @@ from raypaml.training.worker import Wish
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.chaos"])
 
-IN_WORKER = ("killed", "killed saving", "stopped", "connection", "not finite", "disk full", "asked to stop")
-KINDS = (*IN_WORKER, "checkpoint cut", "checkpoint empty", "checkpoint altered", "orphan")
+SAVING = ("killed saving", "disk full")
+ENDING = ("killed", "stopped", "connection", *SAVING)
+"""These end a team by themselves; after the others it is asked to stop, so that the next one has something to do."""
+DAMAGE = ("checkpoint cut", "checkpoint empty", "checkpoint altered", "orphan")
+KINDS = (*ENDING, "not finite", "asked to stop", *DAMAGE)
 PATIENCE = 20.0
 """Seconds without an end that make a team hung, to be killed."""
 
@@ -40,38 +43,37 @@ class Fault:
 
     kind: str
     victim: int
-    """Rank, modulo the number of workers."""
+    """Rank, modulo the number of workers; while saving always rank 0."""
     moment: int
-    """Step of the whole run before which it happens, or number of the write to disk."""
+    """Step of the whole run before which it happens, or after which the next save is met."""
     workers: int
     """Of the team that meets it."""
 
 
 def draw(seed: int, count: int, steps: int) -> list[Fault]:
-    """Faults of a run, decided by the seed."""
+    """Faults of a run, decided by the seed; one after the other and all before the last step, so that each is met."""
     dice = random.Random(seed)
     return [
-        Fault(dice.choice(KINDS), dice.randrange(4), dice.randrange(steps), dice.choice((1, 2, 2, 3)))
-        for _ in range(count)
+        Fault(dice.choice(KINDS), dice.randrange(4), moment, dice.choice((1, 2, 2, 3)))
+        for moment in sorted(dice.sample(range(steps - 1), count))
     ]
 
 
 def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -> list[tuple[Fault, float]]:
-    """Start a team for every fault and one for the rest; each with the seconds to the first step of the next team.
-
-    Without those after which the next team was lost before its first step.
-    """
+    """Start a team for every fault and one for the rest; each fault with the seconds to the next step of any team."""
     recovered: list[tuple[Fault, float]] = []
-    before: Fault | None = None
-    ended = 0.0
-    for life, fault in enumerate([*faults, Fault("none", 0, 0, 2)]):
-        codes, first_step = live(settings, data, run, life, fault)
-        if before and first_step:
-            recovered.append((before, first_step - ended))
-        before, ended = fault, time.monotonic()
-        if fault.kind in KINDS and fault.kind not in IN_WORKER:
+    waiting: list[tuple[Fault, float]] = []
+    for life, fault in enumerate([*faults, None]):
+        codes, first_step = live(settings, data, run, life, fault or Fault("none", 0, 0, 2))
+        assert any(codes) == bool(fault and fault.kind in ENDING), (fault, codes)
+        if first_step:
+            recovered += [(met, first_step - ended) for met, ended in waiting]
+            waiting = []
+        if fault:
+            waiting.append((fault, time.monotonic()))
+        if fault and fault.kind in DAMAGE:
             damage(run, fault)
-    assert codes == [0] * fault.workers, codes
+    assert not waiting, "the last team had nothing left to do"
     return recovered
 
 
@@ -144,7 +146,7 @@ def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, 
     workers = fault.workers
     if workers > 1:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    at = _at_a_step(fault) if rank == fault.victim % workers else {}
+    at = _at_a_step(fault) if rank == (0 if fault.kind in SAVING else fault.victim % workers) else {}
     ledger = run / f"ledger-{life}-{rank}-of-{workers}.jsonl"
 
     def noting(worker: Any, batch: Any) -> None:
@@ -155,9 +157,13 @@ def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, 
         with ledger.open("a") as file:
             file.write(json.dumps([number, batch.keys]) + "\n")
 
+    done = [0]
+
     def report(event: dict[str, Any]) -> Wish:
-        done = "loss" in event and event["epoch"] * event["steps"] + event["step"] >= fault.moment
-        return Wish.STOP if done and fault.kind == "asked to stop" else Wish.NOTHING
+        if "loss" in event:
+            done[0] = event["epoch"] * event["steps"] + event["step"]
+        goes_on = fault.kind in (*ENDING, "none") or done[0] <= fault.moment
+        return Wish.NOTHING if goes_on else Wish.STOP
 
     loop.train_step = noting
     loop.train(settings, data, run, torch.device("cpu"), report)
@@ -165,17 +171,17 @@ def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, 
 
 
 def _at_a_step(fault: Fault) -> dict[str, Callable[[], None]]:
-    """What the victim does before its step; faults of writing are laid at once."""
+    """What the victim does before its step."""
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    full = _raise(OSError(errno.ENOSPC, "No space left on device"))
     calls = {
-        "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "killed": kill,
         "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
         "connection": _raise(ConnectionResetError("the store closed the connection")),
         "not finite": _not_finite_once,
+        "killed saving": lambda: _before_write("_to_disk", fault.victim, kill),
+        "disk full": lambda: _before_write("save_file", fault.victim % 2, full),
     }
-    if fault.kind == "killed saving":
-        _before_write("_to_disk", fault.moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    if fault.kind == "disk full":
-        _before_write("save_file", fault.moment, _raise(OSError(errno.ENOSPC, "No space left on device")))
     return {"step": calls[fault.kind]} if fault.kind in calls else {}
 
 
