@@ -45,7 +45,7 @@ class Location:
         return self.address
 
     def __truediv__(self, name: str) -> Location:
-        base, mark, options = self.address.partition("?")
+        base, mark, options = (self.address, "", "") if self.is_local else self.address.partition("?")
         return Location(f"{base.rstrip('/')}/{name}{mark}{options}")
 
     @property

@@ -80,7 +80,7 @@ class _MeanLoss(torch.autograd.Function):
 
 
 def _log_likelihood(margin: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of logsigmoid(margin), float64, and exp(-|margin|), of which `log_sigmoid_backward` makes the slopes.
+    """Sum of logsigmoid(margin), as float64, and exp(-|margin|), of which `log_sigmoid_backward` makes the slopes.
 
     Both slopes and exp are the same to the last bit wherever a value stands; sigmoid is not at the ends of vectors.
     """
