@@ -99,21 +99,20 @@ def find_pictures(given: Sequence[str]) -> Iterator[Picture]:
         if kind == "missing":
             raise ValueError(f"{one}: no such file or folder")
         for file in _files(where) if kind == "folder" else [one]:
-            if _plain(file).endswith(SHARD):
+            if _plain(file).lower().endswith(SHARD):
                 yield from _members(file)
-            elif kind == "file" or _plain(file).endswith(SUFFIXES):
+            elif kind == "file" or _plain(file).lower().endswith(SUFFIXES):
                 yield _picture(file, file)
 
 
 def _picture(name: str, address: str, offset: int = 0, size: int = -1) -> Picture:
     """Named as it was given, without a store's options; at an address that means the same in other processes."""
-    if "://" not in address:
-        return Picture(name, str(Path(address).absolute()), offset, size)
-    return Picture(name.partition("?")[0], address, offset, size)
+    return Picture(_plain(name), address if "://" in address else str(Path(address).absolute()), offset, size)
 
 
 def _plain(address: str) -> str:
-    return address.partition("?")[0].lower()
+    """Without a store's options; a local path may hold a question mark."""
+    return address.partition("?")[0] if "://" in address else address
 
 
 def _files(folder: Location) -> list[str]:
