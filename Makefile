@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 	$(BIN)/python -m raypaml.train digits --epochs 12  # of the recipe's 18, to stay under three minutes
 
 experiment: $(VENV)/ready
-	$(BIN)/python tools/experiment.py  # about an hour on two idle cores; an interrupted one goes on
+	$(BIN)/python tools/papers/experiment.py  # about an hour on two idle cores; an interrupted one goes on
 
 # Three processes: one for Ray's tests, which wait a lot (tests/conftest.py), two for all others. Ray's workers would yield
 # to these, and one thread a process is what two cores have.

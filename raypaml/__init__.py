@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from raypaml.inference.classifier import load as load
     from raypaml.losses.large_loss import large_loss as large_loss
     from raypaml.losses.selection import rejection_rate as rejection_rate
     from raypaml.metrics.average_precision import average_precision as average_precision
     from raypaml.model.cam import CamClassifier as CamClassifier
     from raypaml.model.cam import boostlu as boostlu
-    from raypaml.serving.classifier import load as load
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ _HOMES = {
     "boostlu": "raypaml.model.cam",
     "CamClassifier": "raypaml.model.cam",
     "rejection_rate": "raypaml.losses.selection",
-    "load": "raypaml.serving.classifier",
+    "load": "raypaml.inference.classifier",
     "large_loss": "raypaml.losses.large_loss",
     "average_precision": "raypaml.metrics.average_precision",
 }

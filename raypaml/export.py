@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raypaml.flags import Parser, run_command
+from raypaml.cli import Parser, command, run_command
 
-PROG = "python -m raypaml.export"
 FORMATS = ("safetensors", "onnx", "program")
 
 
 def parse(argv: Sequence[str]) -> Any:
     """The flags."""
-    parser = Parser(prog=PROG, description="Write a trained model for use elsewhere.")
+    parser = Parser(prog=command("export"), description="Write a trained model for use elsewhere.")
     parser.add_argument("model", metavar="RUN", help="folder of a run (its best checkpoint), a checkpoint or an export")
     parser.add_argument("--out", default="", metavar="DIR", help="folder of the export [export, in the run's]")
     parser.add_argument("--formats", default=",".join(FORMATS), help=f"some of {', '.join(FORMATS)} [all]")
@@ -24,10 +23,10 @@ def parse(argv: Sequence[str]) -> Any:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export, compare, say how far apart."""
-    from raypaml.serving import exporting
-    from raypaml.serving.classifier import load
-
     asked = parse(sys.argv[1:] if argv is None else argv)
+    from raypaml.inference import exporting  # with torch
+    from raypaml.inference.classifier import load
+
     formats = asked.formats.split(",")
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
@@ -49,4 +48,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, PROG)
+    run_command(main, command("export"))

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from raypaml.cli import command
 
 POSITIVE = 1
 NEGATIVE = 0
@@ -30,6 +32,8 @@ SchemeName = Literal[PlainScheme, LargeLoss, AbsoluteLargeLoss, EntryScheme]
 """How unobserved entries enter the loss; see losses.schemes."""
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+RealArray = NDArray[np.floating[Any]]
 
 
 def class_groups(annotations: IntArray) -> IntArray:
@@ -111,7 +115,7 @@ class Vocabulary:
     def read(cls, path: Path) -> Vocabulary:
         """Read `vocabulary.csv`; the groups are recomputed, so a hand-edited file cannot disagree with its counts."""
         if not path.is_file():
-            raise ValueError(f"{path}: no such vocabulary; write it with tools/index_shards.py")
+            raise ValueError(f"{path}: no such vocabulary; write it with {command('shard index')} DIR")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if reader.fieldnames is None or not set(_COLUMNS[:4]) <= set(reader.fieldnames):

@@ -52,7 +52,7 @@ def openimages_v3() -> TrainConfig:
 def voc2012_single() -> TrainConfig:
     """LL-R with BoostLU on PASCAL VOC 2012, one positive label an image: 4,574 images, 20 classes.
 
-        python tools/shard_dataset.py voc VOCdevkit/VOC2012 --hide single-positive --out voc2012_single
+        raypaml shard voc VOCdevkit/VOC2012 --hide single-positive --out voc2012_single
         python -m raypaml.train voc2012_single --data voc2012_single
 
     Published (BoostLU, CVPR 2023, and its code, for VOC, COCO, NUS-WIDE and CUB alike): ResNet-50, ImageNet weights,
@@ -85,7 +85,7 @@ def _single_positive(name: str) -> TrainConfig:
 def coco2014_single() -> TrainConfig:
     """LL-R with BoostLU on COCO 2014, one positive label an image: 65,665 images, 80 classes.
 
-        python tools/shard_dataset.py coco COCO --hide single-positive --out coco2014_single
+        raypaml shard coco COCO --hide single-positive --out coco2014_single
         python -m raypaml.train coco2014_single --data coco2014_single --workers 1
 
     Settings, and those of the other schemes: `voc2012_single`. Expected from the paper, not yet reproduced here: an
@@ -97,7 +97,7 @@ def coco2014_single() -> TrainConfig:
 def nuswide_single() -> TrainConfig:
     """LL-R with BoostLU on NUS-WIDE, one positive label an image: 81 classes.
 
-        python tools/shard_dataset.py nuswide DIR --images DIR/Flickr --hide single-positive --out nuswide_single
+        raypaml shard nuswide DIR --images DIR/Flickr --hide single-positive --out nuswide_single
         python -m raypaml.train nuswide_single --data nuswide_single
 
     Settings, and those of the other schemes: `voc2012_single`. The papers differ in their images: official lists or
@@ -110,7 +110,7 @@ def nuswide_single() -> TrainConfig:
 def cub_single() -> TrainConfig:
     """LL-R with BoostLU on CUB-200-2011's attributes, one positive label an image: 4,795 images, 312 classes.
 
-        python tools/shard_dataset.py cub CUB --hide single-positive --out cub_single
+        raypaml shard cub CUB --hide single-positive --out cub_single
         python -m raypaml.train cub_single --data cub_single
 
     Settings, and those of the other schemes: `voc2012_single`. Expected from the paper, not yet reproduced here: an

@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 
 from raypaml.config import TrainConfig
-from raypaml.training import checkpoint, loop, step
-from raypaml.training.checkpoint import valid_checkpoints
+from raypaml.runs import checkpoint
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.training import loop, step
 from raypaml.training.step import train_step
-from raypaml.training.worker import Wish
+from raypaml.training.worker import LoopSignal
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.chaos"])
@@ -159,11 +160,11 @@ def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, 
 
     done = [0]
 
-    def report(event: dict[str, Any]) -> Wish:
+    def report(event: dict[str, Any]) -> LoopSignal:
         if "loss" in event:
             done[0] = event["epoch"] * event["steps"] + event["step"]
         goes_on = fault.kind in (*ENDING, "none") or done[0] <= fault.moment
-        return Wish.NOTHING if goes_on else Wish.STOP
+        return LoopSignal.NOTHING if goes_on else LoopSignal.STOP
 
     loop.train_step = noting
     loop.train(settings, data, run, torch.device("cpu"), report)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from raypaml.config import TrainConfig
 from raypaml.data.digits import digits_folder
 from raypaml.data.index import Index
-from raypaml.data.verify import verify_shard
+from raypaml.data.verify_shard import verify_shard
 from raypaml.train import Job
 from tests.openimages_release import Release, make_release
 from tests.processes import CONTEXT
@@ -99,8 +99,8 @@ def evaluated_digits(_private_cache: None) -> Path:
 @pytest.fixture(scope="session")
 def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run trained for two epochs by training.loop, without Ray, and the table that its command prints."""
+    from raypaml.evaluation.summary import table
     from raypaml.recipes import recipe
-    from raypaml.reports.result import table
     from raypaml.train import conclude
 
     values = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "name": "run", "workers": 1}
@@ -111,9 +111,9 @@ def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def train_here(config: TrainConfig) -> Job:
     """A whole run by training.loop in this process, on one thread, without Ray; not yet concluded."""
+    from raypaml.runs.run_folder import claim
     from raypaml.train import prepare
     from raypaml.training.loop import train
-    from raypaml.training.run_folder import claim
 
     job = prepare(config, lambda _: None)
     claim(job.folder, job.config, job.data)

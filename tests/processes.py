@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from raypaml.flags import run_command
+from raypaml.cli import run_command
 from tools import shard_openimages
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from raypaml.flags import run_command
+from raypaml.cli import run_command
+from raypaml.evaluation import entries as entries_module
+from raypaml.evaluation.parts import write_part
 from raypaml.labels import GROUP_NAMES
-from raypaml.predictions import entries as entries_module
-from raypaml.predictions.parts import write_part
 from tests.test_parts import CLASSES, part, rows, vocabulary, write_set
 from tools import aggregate_map
 

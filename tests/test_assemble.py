@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.labels import NEGATIVE, POSITIVE
 from raypaml.preparation.assemble import Cut, assemble
 from raypaml.preparation.formats.common import Source, SourceSplit, classes_of

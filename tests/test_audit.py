@@ -16,13 +16,13 @@ from PIL import Image
 
 from raypaml.audit import main
 from raypaml.auditing import candidates
+from raypaml.auditing.audit_page import place, strip
 from raypaml.auditing.candidates import Rejected, most_often, precision, ranking, rejected_entries, score
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.labels import POSITIVE, UNOBSERVED
-from raypaml.reports.audit_page import place, strip
-from raypaml.training import models
+from raypaml.runs import models
+from raypaml.runs.run_folder import read_config, read_history
 from raypaml.training.rejections import Rejections, read_epochs
-from raypaml.training.run_folder import read_config, read_history
 from tests.conftest import run_distributed
 from tests.test_loop import config, train_here
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raypaml.model.backbones import build_backbone, build_whole, linear_classifier
 from raypaml.model.cam import CamClassifier
-from raypaml.training.models import check_images
+from raypaml.runs.models import check_images
 from tests.conftest import run_distributed
 
 MAPS = {

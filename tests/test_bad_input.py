@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raypaml import train
-from raypaml.flags import run_command
+from raypaml.cli import run_command
 
 
 def asked(data: Path | str, storage: Path, *flags: str) -> list[str]:

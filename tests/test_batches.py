@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raypaml.data import files
+from raypaml.data import shard_files
 from raypaml.data.batches import AHEAD, MAX_BUFFERS, Batch, Reader, read
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.data.images import decode
 from raypaml.data.index import open_index
 from raypaml.data.plan import Plan
@@ -227,7 +227,7 @@ def test_more_shards_than_a_process_may_open_are_read(tmp_path: Path, few_descri
 def test_threads_share_few_descriptors_and_none_is_closed_under_a_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_OPEN", 2)
+    monkeypatch.setattr(shard_files, "MAX_OPEN", 2)
     noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
     contents = []
     for pixels in noise:

@@ -18,13 +18,13 @@ from PIL import Image
 
 from raypaml.data.batches import BrokenSampleError, Reader, read
 from raypaml.data.cache import STALE_SECONDS, CachedShards, FetchAhead
-from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, Span
 from raypaml.data.shards import Sample, write_dataset
 from raypaml.data.storage import Location
 from tests.conftest import run_distributed
 from tests.test_loop import config, train_here, weights
-from tools.simulated_store import Store
+from tools.bench.simulated_store import Store
 
 SHARDS, PER_SHARD = 12, 6
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from raypaml.training.checkpoint import valid_checkpoints
+from raypaml.runs.checkpoint import valid_checkpoints
 from tests.chaos import Fault, draw, survive
 from tests.fault_table import Row, note
 from tests.test_ledger import STEPS, Ledger, ledger, sharded, undisturbed, windowed  # noqa: F401

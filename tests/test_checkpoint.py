@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from raypaml.data.index import SCHEMA, Index, open_index, write_index
 from raypaml.labels import Vocabulary
-from raypaml.training import checkpoint
-from raypaml.training.checkpoint import (
+from raypaml.runs import checkpoint
+from raypaml.runs.checkpoint import (
     State,
     best_checkpoint,
     is_valid,
-    load,
+    load_checkpoint,
     read_state,
     retain,
-    save,
+    save_checkpoint,
     valid_checkpoints,
 )
-from raypaml.training.corrections import Corrections
+from raypaml.runs.corrections import Corrections
 
 K = 3
 FILES = ["model.safetensors", "optimizer.safetensors", "corrections.parquet", "state.json", "COMMITTED"]
@@ -92,14 +92,14 @@ def _save_epoch(folder: Path, index: Index, epoch: int, score: float | None = No
         nn.init.constant_(value, epoch)
     history = [] if score is None else [{"validation_mean_ap": score}]
     state = State(epoch=epoch, step=step, history=history, vocabulary=index.vocabulary_digest)
-    return save(folder, state, model, optimizer, Corrections(K, np.array([epoch, 100])), index)
+    return save_checkpoint(folder, state, model, optimizer, Corrections(K, np.array([epoch, 100])), index)
 
 
 def _epoch_everywhere(path: Path, index: Index) -> int:
     """What `_save_epoch` wrote, if no part of the checkpoint comes from another."""
     model = _model()
     optimizer = _adam(model)
-    state, corrections = load(path, model, optimizer, index)
+    state, corrections = load_checkpoint(path, model, optimizer, index)
     moments = [slot["exp_avg"] for slot in optimizer.state.values()]
     assert {v for tensor in [*model.parameters(), *moments] for v in tensor.unique().tolist()} == {state.epoch}, path
     assert corrections.entries.tolist() == [state.epoch, 100]
@@ -117,10 +117,10 @@ def test_everything_comes_back_bit_for_bit(folder: Path, index: Index) -> None:
     told = {"tally": [1 / 3, 2e-300], "seconds": 0.1, "history": history, "vocabulary": index.vocabulary_digest}
     state = State(epoch=1, step=7, **told)
     corrections = Corrections(K, np.array([5, 149, 5, 0]))
-    path = save(folder, state, model, optimizer, corrections, index)
+    path = save_checkpoint(folder, state, model, optimizer, corrections, index)
     other = _model(seed=1)
     other_optimizer = _adam(other)
-    found, overlay = load(path, other, other_optimizer, index)
+    found, overlay = load_checkpoint(path, other, other_optimizer, index)
     assert path == folder / "0001-000007"
     assert found == read_state(path) == state
     assert overlay.entries.tolist() == [0, 5, 149]
@@ -133,20 +133,22 @@ def test_a_resumed_adam_continues_bit_identically(folder: Path, index: Index) ->
     model = _model()
     optimizer = _adam(model)
     _train(model, optimizer, range(3))
-    path = save(folder, State(vocabulary=index.vocabulary_digest), model, optimizer, Corrections(K), index)
+    path = save_checkpoint(folder, State(vocabulary=index.vocabulary_digest), model, optimizer, Corrections(K), index)
     _train(model, optimizer, range(3, 5))
     resumed = _model(seed=9)
     resumed_optimizer = _adam(resumed)
-    load(path, resumed, resumed_optimizer, index)
+    load_checkpoint(path, resumed, resumed_optimizer, index)
     _train(resumed, resumed_optimizer, range(3, 5))
     assert _identical(_tensors(resumed, resumed_optimizer), _tensors(model, optimizer))
 
 
 def test_a_checkpoint_before_the_first_step_has_no_moments_and_no_corrections(folder: Path, index: Index) -> None:
     model = _model()
-    path = save(folder, State(vocabulary=index.vocabulary_digest), model, _adam(model), Corrections(K), index)
+    path = save_checkpoint(
+        folder, State(vocabulary=index.vocabulary_digest), model, _adam(model), Corrections(K), index
+    )
     optimizer = _adam(model)
-    _, corrections = load(path, model, optimizer, index)
+    _, corrections = load_checkpoint(path, model, optimizer, index)
     assert optimizer.state_dict()["state"] == {}
     assert len(corrections.entries) == 0
     assert not (path / "corrections.parquet").exists()
@@ -157,7 +159,7 @@ def test_another_vocabulary_is_refused_before_anything_is_loaded(folder: Path, i
     model = _model()
     before = _tensors(model, _adam(model))
     with pytest.raises(ValueError, match=r"0001-000000: trained with another vocabulary than .*other\.arrow; give the"):
-        load(path, model, _adam(model), _index(tmp_path / "other.arrow", "a", "c", "b"))
+        load_checkpoint(path, model, _adam(model), _index(tmp_path / "other.arrow", "a", "c", "b"))
     assert _identical(_tensors(model, _adam(model)), before)
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from raypaml.labels import GROUP_NAMES
-from raypaml.reports.claims import Claim, Row, claims, controls, half_interval, nearest_rival, title
-from raypaml.reports.experiment import table
+from tools.papers.claims import Claim, Row, claims, controls, half_interval, nearest_rival, title
+from tools.papers.experiment_figures import table
 
 SEEDS = (0, 1, 2, 3, 4)
 

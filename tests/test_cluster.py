@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from raypaml.recipes import recipe
-from raypaml.training.checkpoint import valid_checkpoints
+from raypaml.runs.checkpoint import valid_checkpoints
 from tests.conftest import train_here
 from tests.fault_table import Row, note
 from tests.test_train import weights

@@ -26,7 +26,7 @@ import yaml
 from raypaml.data.digits import digits_folder
 from raypaml.data.storage import Location
 from raypaml.recipes import recipe
-from raypaml.training.mirror import Mirror
+from raypaml.runs.mirror import Mirror
 from tests.conftest import TINY, train_here
 from tests.fault_table import Row, note
 from tests.hosts import BRIDGE, Hosts, hosts, sh

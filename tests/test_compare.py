@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raypaml.data.compare import compare_split
 from raypaml.data.index import open_index
 from raypaml.data.shards import Sample, write_dataset
 from raypaml.labels import Vocabulary
+from raypaml.preparation.compare import compare_split
 from tools.compare_data import compare, main
 
 CLASSES = ("a", "b", "c")

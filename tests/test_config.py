@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raypaml import flags
+from raypaml import cli
 from raypaml.config import EXECUTION_FIELDS, TrainConfig, rejecting_epochs
 from raypaml.recipes import RECIPES, recipe
 from raypaml.train import parse
@@ -24,7 +24,7 @@ GROUPS = dict(TrainConfig().groups())
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_field_has_a_docstring(group: str) -> None:
-    docs = flags.field_docs(type(GROUPS[group]))
+    docs = cli.field_docs(type(GROUPS[group]))
     assert list(docs) == [field.name for field in dataclasses.fields(GROUPS[group])]
     assert all(doc.endswith(".") and "\n" not in doc for doc in docs.values())
 
@@ -182,10 +182,10 @@ def test_rejecting_epochs_are_those_after_the_warm_up(epochs: int, warmup: int, 
 # --- Flags --------------------------------------------------------------------------------------------------------
 
 
-def _parser() -> flags.Parser:
-    parser = flags.Parser(prog="raypaml.train")
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="raypaml.train")
     for group in GROUPS.values():
-        flags.add_flags(parser, group)
+        cli.add_config_flags(parser, group)
     return parser
 
 
@@ -249,7 +249,7 @@ def test_help_lists_every_group_flag_and_default(
     for title in ("Data:", "Model:", "Loss and rejection:", "Optimisation:", "Run:"):
         assert f" {title} " in text
     for group in GROUPS.values():
-        for name, doc in flags.field_docs(type(group)).items():
+        for name, doc in cli.field_docs(type(group)).items():
             value = getattr(group, name)
             shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value) or "none"
             assert f"--{name.replace('_', '-')} " in text
@@ -279,12 +279,12 @@ def _interrupted() -> int:
 def test_a_command_ends_with_a_code_and_at_most_one_line(
     main: Callable[[], int | None], answer: tuple[int, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _answer(lambda: flags.run_command(main, "raypaml.train"), capsys) == answer
+    assert _answer(lambda: cli.run_command(main, "raypaml.train"), capsys) == answer
 
 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        flags.run_command(lambda: 1 // 0, "raypaml.train")
+        cli.run_command(lambda: 1 // 0, "raypaml.train")
 
 
 # --- --config -------------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ import torch
 from raypaml.data.index import Index, open_index
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.losses.large_loss import large_loss, scheduled_rate
-from raypaml.training.corrections import Corrections
-from raypaml.training.distributed import Team
+from raypaml.runs.corrections import Corrections
+from raypaml.runs.ranks import Ranks
 from tests.conftest import run_distributed
 
 K = 4
-ALONE = Team(0, 1, torch.device("cpu"), None)
+ALONE = Ranks(0, 1, torch.device("cpu"), None)
 
 
 def unobserved(rows: int, classes: int = K) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_entries_beyond_32_bit_keep_apart() -> None:
 
 
 def exchange_and_read(rank: int, world_size: int, index: Path, overlay: Path) -> tuple[list[int], ...]:
-    team = Team.here(torch.device("cpu"))
+    team = Ranks.here(torch.device("cpu"))
     ours = Corrections(K)
     ours.exchange(team)  # nobody has anything
     first = ours.entries.tolist()

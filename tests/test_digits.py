@@ -16,8 +16,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from raypaml.data import digits
+from raypaml.data.data_folder import open_folder
 from raypaml.data.digits import CLASS_IDS, COLOURS, HANDWRITING, NUM_SCENES, SIDE, class_weights, digits_folder, scenes
-from raypaml.data.folder import open_folder
 from raypaml.data.shards import Sample
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 

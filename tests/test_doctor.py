@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from raypaml import doctor
+from raypaml.cluster import nodes
+from raypaml.cluster.nodes import Node
 from raypaml.config import TrainConfig
 from raypaml.doctor import FATAL, FINE, WARNING
 from raypaml.recipes import recipe
-from raypaml.training import node
-from raypaml.training.node import Node
 
 GB = 10**9
 GOOD = Node(
@@ -139,15 +139,15 @@ def test_interval_is_young_and_daly() -> None:
 
 
 def test_what_a_disk_must_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = node.leave(str(tmp_path / "runs"))
-    seen = node.look(str(tmp_path / "runs"), "", left)
+    left = nodes.leave(str(tmp_path / "runs"))
+    seen = nodes.look(str(tmp_path / "runs"), "", left)
     assert (seen.storage_fault, seen.seen) == ("", True)
     assert min(seen.write_rate, seen.memory, seen.cache_free, seen.storage_free) > 0
-    node.remove(str(tmp_path / "runs"), left)
+    nodes.remove(str(tmp_path / "runs"), left)
     assert not list((tmp_path / "runs").iterdir())
-    assert not node.look(str(tmp_path / "runs"), "", left).seen
+    assert not nodes.look(str(tmp_path / "runs"), "", left).seen
     monkeypatch.setattr(Path, "replace", lambda self, to: to.write_bytes(b"") if self.is_file() else self.rename(to))
-    assert node.look(str(tmp_path / "runs"), "", left).storage_fault == "renames are not atomic there"
+    assert nodes.look(str(tmp_path / "runs"), "", left).storage_fault == "renames are not atomic there"
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from raypaml.config import TrainConfig
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.data.plan import Plan
+from raypaml.explanations.comparing import explain_steps
+from raypaml.explanations.drift import make_probe
 from raypaml.recipes import recipe
+from raypaml.runs import models as run_models
+from raypaml.runs.run_folder import read_history
 from raypaml.train import prepare
-from raypaml.training import models as run_models
-from raypaml.training.drift import make_probe
-from raypaml.training.explaining import explain_steps
-from raypaml.training.run_folder import read_history
 from tests.conftest import train_here
 
 

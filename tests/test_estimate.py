@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from raypaml.config import TrainConfig
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.recipes import recipe
+from raypaml.runs.models import build_model
 from raypaml.train import main
-from raypaml.training.estimate import describe, estimate, measure
-from raypaml.training.models import build_model
+from raypaml.training.estimate import describe_estimate, estimate, measure
 
 CPU_STEP = """
 import sys, torch, torchvision
@@ -115,7 +115,7 @@ def test_rejection_is_that_of_the_last_epoch(tiny_digits: Path) -> None:
 def test_plan_prints_and_starts_nothing(
     tiny_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raypaml.fit.fit", None)
+    monkeypatch.setattr("raypaml.cluster.ray_train.fit", None)
     runs = tmp_path / "runs"
     argv = ["digits", "--data", str(tiny_digits), "--storage", str(runs), "--plan", "--device", "cpu", "--workers", "2"]
     assert main(argv) == 0
@@ -129,17 +129,17 @@ def test_plan_prints_and_starts_nothing(
 def test_plan_says_how_large_kept_features_are(tiny_digits: Path) -> None:
     data = open_folder(tiny_digits)
     settings = config(tiny_digits, freeze_backbone=1)
-    text = describe(settings, estimate(settings, data))
+    text = describe_estimate(settings, estimate(settings, data))
     assert f"features    {96 * 128 * 8 * 8 * 2 / 2**20:.0f} MiB of training images on disk" in text
     mirrored = settings.override({"flip": True})
-    assert "features  " not in describe(mirrored, estimate(mirrored, data))
+    assert "features  " not in describe_estimate(mirrored, estimate(mirrored, data))
 
 
 def test_plan_counts_what_loading_must_reach(tiny_digits: Path) -> None:
     settings = config(tiny_digits)
     found = estimate(settings, open_folder(tiny_digits))
     assert found.flops == 3 * found.shape.flops
-    (line,) = [line for line in describe(settings, found).splitlines() if " 0.1 TFLOP/s" in line]
+    (line,) = [line for line in describe_estimate(settings, found).splitlines() if " 0.1 TFLOP/s" in line]
     each = 1e11 / found.flops
     assert f"{2 * each:,.0f}" in line
     assert f"{each:,.0f}" in line

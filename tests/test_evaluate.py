@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from raypaml import evaluate
-from raypaml.data.folder import open_folder
-from raypaml.flags import run_command
+from raypaml.cli import run_command
+from raypaml.data.data_folder import open_folder
+from raypaml.evaluation import predicting
+from raypaml.evaluation.entries import spilled
+from raypaml.evaluation.parts import open_set
 from raypaml.labels import UNOBSERVED
-from raypaml.predictions.entries import spilled
-from raypaml.predictions.parts import open_set
-from raypaml.training import evaluation
 
 NAMES = ["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"]
 
@@ -101,13 +101,13 @@ def test_killed_and_given_again_gives_the_same_parts(run: Path, tmp_path: Path) 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(work: object, part: evaluation.Part, device: str) -> int:
+    def interrupted(work: object, part: predicting.Part, device: str) -> int:
         if part.part == 1:
             raise KeyboardInterrupt
         return alone(work, part, device)
 
-    alone = evaluation.predict_part_alone
-    monkeypatch.setattr(evaluation, "predict_part_alone", interrupted)
+    alone = predicting.predict_part_alone
+    monkeypatch.setattr(predicting, "predict_part_alone", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run_command(lambda: evaluate.main([str(run), "--out", str(tmp_path)]), evaluate.PROG)
     assert stopped.value.code == 130

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from raypaml.data.folder import open_folder
-from raypaml.predictions.parts import open_set
-from raypaml.reports.evaluation import alpha_curve
-from raypaml.training import models
-from raypaml.training.run_folder import read_history
+from raypaml.data.data_folder import open_folder
+from raypaml.evaluation.measures import alpha_curve
+from raypaml.evaluation.parts import open_set
+from raypaml.runs import models
+from raypaml.runs.run_folder import read_history
 
 pytestmark = pytest.mark.timeout(900)  # 22 trainings, small as they are, on a machine that may be busy
 TINY = ("--seeds", "0,1", "--epochs", "2", "--scenes", "96", "--images", "9", "--storage")
@@ -32,10 +32,9 @@ def one_after_the_other(_jobs: int, call: Any, *arguments: Any) -> None:
 
 @pytest.fixture(scope="module")
 def tool() -> Iterator[ModuleType]:
-    """tools/experiment.py with one rejecting scheme and one delta_rel beside the others', all in this process."""
+    """The experiment with one rejecting scheme and one delta_rel beside the others', all in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent.parent / "tools"))
-        runs, command = (importlib.import_module(name) for name in ("experiment_runs", "experiment"))
+        runs, command = (importlib.import_module(f"tools.papers.{name}") for name in ("experiment_runs", "experiment"))
         patch.setattr(runs, "LATER", ("ll_r",))
         for module in (runs, command):
             patch.setattr(module, "SWEEP", (2.0,))

@@ -17,13 +17,13 @@ from scipy import stats
 
 from raypaml import explain
 from raypaml.data.batches import Reader
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.data.plan import Plan
+from raypaml.explanations import explain_page
 from raypaml.labels import POSITIVE
-from raypaml.reports import explain_page
-from raypaml.training import models as run_models
-from raypaml.training.checkpoint import best_checkpoint, valid_checkpoints
-from raypaml.training.run_folder import read_history, stored_config
+from raypaml.runs import models as run_models
+from raypaml.runs.checkpoint import best_checkpoint, valid_checkpoints
+from raypaml.runs.run_folder import read_history, stored_config
 
 
 @pytest.fixture(scope="module")

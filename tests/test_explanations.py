@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy import ndimage, stats
 
-from raypaml.metrics.boxes import largest_parts, max_box_iou
-from raypaml.metrics.explanations import (
+from raypaml.metrics.localisation import largest_parts, max_box_iou
+from raypaml.metrics.maps import (
     average_ranks,
     box_iou,
     centred_gaussian,
@@ -49,7 +49,7 @@ def test_spearman_in_chunks_is_spearman(monkeypatch: pytest.MonkeyPatch) -> None
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 50, 9))
     whole = spearman(a, b)
-    monkeypatch.setattr("raypaml.metrics.explanations.CHUNK_CELLS", 30)
+    monkeypatch.setattr("raypaml.metrics.maps.CHUNK_CELLS", 30)
     assert (spearman(a, b) == whole).all()
     assert spearman(a[:0], b[:0]).shape == (0,)
     with pytest.raises(ValueError, match=r"maps \(50, 9\) and \(50, 8\): give both as \[n, m\]"):

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 import raypaml
 from raypaml.export import main
+from raypaml.inference import exporting
+from raypaml.inference.classifier import Classifier
+from raypaml.inference.model_card import Card, digest
 from raypaml.labels import Vocabulary
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier, boostlu
-from raypaml.serving import exporting
-from raypaml.serving.card import Card, digest
-from raypaml.serving.classifier import Classifier
 from tests.test_predict import Marker, payloads
 
 Run = tuple[Path, str]

@@ -16,8 +16,8 @@ import pytest
 
 from raypaml.data.storage import Location
 from raypaml.recipes import recipe
-from raypaml.training.checkpoint import valid_checkpoints
-from raypaml.training.mirror import Mirror
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.mirror import Mirror
 from tests.conftest import train_here
 from tests.fault_table import Row, note
 from tests.test_mirror import CREDENTIALS

@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from raypaml import train as command
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
-from raypaml.training import checkpoint, loop, step
-from raypaml.training.checkpoint import valid_checkpoints
+from raypaml.runs import checkpoint
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.training import loop, step
 from raypaml.training.watchdog import Beat, Watch
-from raypaml.training.worker import Wish
+from raypaml.training.worker import LoopSignal
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, undisturbed, weights  # noqa: F401
 
@@ -187,11 +188,11 @@ def test_a_notice_makes_a_checkpoint_at_once_and_training_goes_on(
 ) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)  # agree at every step
     saved: list[str] = []
-    save = checkpoint.save
-    monkeypatch.setattr(checkpoint, "save", lambda *args: saved.append(save(*args).name))
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda *args: saved.append(save(*args).name))
 
-    def report(event: dict[str, Any]) -> Wish:
-        return Wish.SAVE if (event.get("epoch"), event.get("step")) == (1, 2) else Wish.NOTHING
+    def report(event: dict[str, Any]) -> LoopSignal:
+        return LoopSignal.SAVE if (event.get("epoch"), event.get("step")) == (1, 2) else LoopSignal.NOTHING
 
     assert loop.train(config(), tiny_digits, tmp_path, CPU, report)
     assert saved == ["0001-000000", "0001-000002", "0002-000000", "0003-000000"]
@@ -205,7 +206,7 @@ def test_a_wish_to_stop_is_stronger_than_one_to_save(tiny_digits: Path, tmp_path
 
 def _wishing(rank: int, _: int, data: Path, run: Path) -> bool:
     torch.set_num_threads(1)
-    return loop.train(config(), data, run, CPU, lambda _: (Wish.SAVE, Wish.STOP)[rank])
+    return loop.train(config(), data, run, CPU, lambda _: (LoopSignal.SAVE, LoopSignal.STOP)[rank])
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("IoError: 28")])

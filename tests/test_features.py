@@ -17,10 +17,10 @@ from torch import Tensor
 from raypaml.config import TrainConfig
 from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
-from raypaml.training import features
-from raypaml.training.checkpoint import valid_checkpoints
+from raypaml.runs import kept_features
+from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.training.loop import train
-from raypaml.training.worker import enter_epoch, prepare
+from raypaml.training.worker import build_worker, enter_epoch
 from tests.conftest import run_distributed
 
 CPU = torch.device("cpu")
@@ -100,7 +100,7 @@ def test_without_rounding_losses_are_the_same_to_three_digits(cached: Path, tiny
 def test_the_backbone_learns_only_when_it_is_free(tiny_digits: Path, tmp_path: Path) -> None:
     """BatchNorm's statistics included, in a backbone that has one, and dropout's masks are not drawn."""
     settings = config(backbone="shufflenet_v2_x0_5", reproducible=False, epochs=1, freeze_backbone=1)
-    worker = prepare(settings, tiny_digits, tmp_path, CPU, lambda _: False)
+    worker = build_worker(settings, tiny_digits, tmp_path, CPU, lambda _: False)
     start = {name: value.clone() for name, value in worker.model.backbone.state_dict().items()}
     train_here(0, 1, settings, tiny_digits, tmp_path / "frozen")
     frozen = final(tmp_path / "frozen")
@@ -158,7 +158,7 @@ def test_mirrored_epochs_compute_their_features_again(tiny_digits: Path, tmp_pat
 
 def test_features_are_read_by_sample(tmp_path: Path) -> None:
     values = np.arange(600 * 2, dtype=np.float16).reshape(600, 2, 1, 1)
-    kept = features.Features([values[:256], values[256:512], values[512:]])
+    kept = kept_features.Features([values[:256], values[256:512], values[512:]])
     rows = np.array([599, 0, 255, 256, 511, 512, 0])
     assert torch.equal(kept.take(rows), torch.from_numpy(values[rows].astype(np.float32)))
 
@@ -176,7 +176,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_computed(
 
 
 def test_features_beyond_float16_are_refused(tiny_digits: Path, tmp_path: Path) -> None:
-    worker = prepare(config(), tiny_digits, tmp_path, CPU, lambda _: False)
+    worker = build_worker(config(), tiny_digits, tmp_path, CPU, lambda _: False)
     worker.model.backbone[2][1].bias.data[:] = 1e5
     with pytest.raises(ValueError, match=r"a feature is beyond float16's 65,504; use --feature-cache off"):
         enter_epoch(worker)
@@ -188,4 +188,4 @@ def test_batch_norm_is_reproducible_where_it_never_learns(tiny_digits: Path, tmp
     run_distributed(train_here, 2, settings, tiny_digits, tmp_path / "two")
     assert digest(tmp_path / "one") == digest(tmp_path / "two")
     with pytest.raises(ValueError, match=r"is a BatchNorm, .*or --freeze-backbone for all epochs"):
-        prepare(settings.override({"epochs": 2}), tiny_digits, tmp_path, CPU, lambda _: False)
+        build_worker(settings.override({"epochs": 2}), tiny_digits, tmp_path, CPU, lambda _: False)

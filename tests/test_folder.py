@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raypaml.data.folder import open_folder, resolve_data
+from raypaml.data.data_folder import open_folder, resolve_data
 from raypaml.data.index import SCHEMA, Index, open_index, write_index
 from raypaml.data.shards import SPLITS
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
@@ -63,7 +63,9 @@ def test_a_good_folder_opens(tiny_digits: Path) -> None:
 
 def test_data_names_a_path_or_the_embedded_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr("raypaml.data.folder.digits_folder", lambda *key, **_: asked.append(key) or Path("/cached"))
+    monkeypatch.setattr(
+        "raypaml.data.data_folder.digits_folder", lambda *key, **_: asked.append(key) or Path("/cached")
+    )
     assert resolve_data("some/where") == Path("some/where")
     for data in ("digits", "digits:verified", "digits:verified:7"):
         assert resolve_data(data) == Path("/cached")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import index_dataset
 from raypaml.data.tars import scan

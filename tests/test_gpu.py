@@ -18,9 +18,9 @@ from raypaml.model import pooling
 from raypaml.model.cam import pool_parts
 from raypaml.model.pooling import pooled_map
 from raypaml.recipes import recipe
-from raypaml.training.models import build_model
+from raypaml.runs.models import build_model
 from raypaml.training.step import settle, train_step
-from raypaml.training.worker import Worker, prepare
+from raypaml.training.worker import Worker, build_worker
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,7 +30,7 @@ pytestmark = [
 
 def gpu_worker(data: Path, **values: Any) -> Worker:
     short = {"epochs": 3, "warmup_epochs": 1, "delta_rel": 2.0, "reproducible": False, "precision": "float32"}
-    return prepare(
+    return build_worker(
         recipe("digits").override(short | values), data, Path("nowhere"), torch.device("cuda"), lambda _: False
     )
 

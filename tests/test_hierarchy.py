@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.labels import POSITIVE
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.hierarchy import ancestors, expand, implied_columns, read_hierarchy
-from raypaml.preparation.source import SplitLabels, as_requests
+from raypaml.preparation.requests import SplitLabels, as_requests
 from tools.shard_dataset import main
 
 ANIMALS = {"dog": {"mammal"}, "cat": {"mammal"}, "mammal": {"animal"}, "bat": {"mammal", "flyer"}}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from raypaml.preparation.images import ImageForm, codec_versions, convert
+from raypaml.preparation.image_form import ImageForm, codec_versions, convert
 from tests.odd_images import BROKEN, ODD_FORMS, RESIZED, encoded, picture
 
 SQUASH = ImageForm("squash", RESIZED)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypaml.preparation.findings import EXAMPLES, Findings
-from raypaml.preparation.image_ids import hex_keys, parse_ids
 from raypaml.preparation.label_join import (
     MAX_CLASSES,
     ConflictRule,
@@ -24,6 +23,7 @@ from raypaml.preparation.label_join import (
     records,
     without,
 )
+from raypaml.preparation.openimages.image_ids import hex_keys, parse_ids
 
 Row = tuple[int, int, int, bool]
 """Image, class, source, positive."""

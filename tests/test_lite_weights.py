@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from raypaml.model.backbones import build_backbone, build_whole
-from tools.lite_weights import main
+from tools.papers.lite_weights import main
 
 
 def test_names_are_paired_by_position_and_shapes_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
-from raypaml.training.checkpoint import read_state, valid_checkpoints
+from raypaml.runs.checkpoint import read_state, valid_checkpoints
 from raypaml.training.loop import train
 from tests.conftest import run_distributed
 

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from raypaml.config import TrainConfig
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
-from raypaml.losses.terms import estimates_step
-from raypaml.training.checkpoint import MEMORY, valid_checkpoints
-from raypaml.training.distributed import Team
-from raypaml.training.memory import ClassScores, Estimates, Means, memory_of
-from raypaml.training.run_folder import claim
+from raypaml.losses.formulas import estimates_step
+from raypaml.runs.checkpoint import MEMORY, valid_checkpoints
+from raypaml.runs.ranks import Ranks
+from raypaml.runs.run_folder import claim
+from raypaml.training.scheme_state import ClassScores, Estimates, Means, memory_of
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, train_here, weights
 
-ALONE = Team(0, 1, torch.device("cpu"), None)
+ALONE = Ranks(0, 1, torch.device("cpu"), None)
 REMEMBERING = ("ignore", "csl", "epr", "role", "em_apl", "splc", "ll_cp_abs")
 
 

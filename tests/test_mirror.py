@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from raypaml.data.storage import Location
-from raypaml.training import mirror
-from raypaml.training.checkpoint import MARKER, valid_checkpoints
+from raypaml.runs import mirror
+from raypaml.runs.checkpoint import MARKER, valid_checkpoints
+from raypaml.runs.mirror import Mirror, local_folder
+from raypaml.runs.run_folder import open_run
 from raypaml.training.loop import train
-from raypaml.training.mirror import Mirror, local_folder
-from raypaml.training.run_folder import open_run
 from tests.conftest import run_distributed
 from tests.test_loop import config, undisturbed, weights  # noqa: F401
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
 
-from raypaml.predictions.others import Coding, open_others
-from raypaml.reports.evaluation import Evaluation, Questions, evaluate
+from raypaml.evaluation.foreign import Coding, open_others
+from raypaml.evaluation.measures import Evaluation, Questions, evaluate_set
 from tests.test_parts import vocabulary
 
 B, K = 40, 12
@@ -47,7 +47,9 @@ def write(tmp_path: Path, form: str, labels: np.ndarray) -> tuple[Path, dict[str
 
 
 def evaluated(path: Path, **options: Any) -> Evaluation:
-    return evaluate(open_others(path, vocabulary(), scores="logits", **options), vocabulary(), Questions(threshold=0.5))
+    return evaluate_set(
+        open_others(path, vocabulary(), scores="logits", **options), vocabulary(), Questions(threshold=0.5)
+    )
 
 
 @pytest.mark.parametrize("form", ["npy", "csv", "parquet", "parquet-columns"])
@@ -87,7 +89,7 @@ def test_a_coding_that_is_none_is_refused(text: str) -> None:
 
 def refuse(path: Path, message: str, **options: Any) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        evaluate(open_others(path, vocabulary(), **({"scores": "logits"} | options)), vocabulary())
+        evaluate_set(open_others(path, vocabulary(), **({"scores": "logits"} | options)), vocabulary())
     assert "\n" not in str(caught.value)
 
 
@@ -140,4 +142,4 @@ def test_infinite_scores_rank(tmp_path: Path) -> None:
 def test_one_score_has_no_alpha(tmp_path: Path) -> None:
     path, _ = write(tmp_path, "csv", matrices()[1])
     with pytest.raises(ValueError, match="alpha=2 needs the parts P and N"):
-        evaluate(open_others(path, vocabulary(), scores="logits"), vocabulary(), Questions(alphas=(2.0,)))
+        evaluate_set(open_others(path, vocabulary(), scores="logits"), vocabulary(), Questions(alphas=(2.0,)))

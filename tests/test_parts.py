@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raypaml.evaluation import entries as entries_module
+from raypaml.evaluation.entries import Entries, spilled
+from raypaml.evaluation.parts import PredictionPart, is_predicted, open_set, read_vocabulary, write_part
 from raypaml.labels import Vocabulary
-from raypaml.predictions import entries as entries_module
-from raypaml.predictions.entries import Entries, spilled
-from raypaml.predictions.parts import Part, is_finished, open_set, read_vocabulary, write_part
 
 CLASSES, IMAGES = 12, 30
 
@@ -36,8 +36,8 @@ def rows(seed: int = 0, share: float = 0.4) -> pa.Table:
     return pa.table({"key": keys, "class": classes, "positive": positive, "P": p, "N": n})
 
 
-def part(number: int, count: int, samples: int) -> Part:
-    return Part(
+def part(number: int, count: int, samples: int) -> PredictionPart:
+    return PredictionPart(
         split="test",
         vocabulary=vocabulary().digest,
         num_classes=CLASSES,
@@ -108,14 +108,14 @@ def test_a_part_without_rows_is_a_part(tmp_path: Path) -> None:
 
 def test_a_finished_part_is_whole_and_of_this_very_evaluation(folder: Path) -> None:
     mine = part(0, 3, 10)
-    assert is_finished(folder, mine)
-    assert not is_finished(folder, dataclasses.replace(mine, model="other"))
-    assert not is_finished(folder.parent, mine)
+    assert is_predicted(folder, mine)
+    assert not is_predicted(folder, dataclasses.replace(mine, model="other"))
+    assert not is_predicted(folder.parent, mine)
     path = folder / mine.name
     content = bytearray(path.read_bytes())
     content[60] ^= 1  # inside a page: only its checksum tells
     path.write_bytes(content)
-    assert not is_finished(folder, mine)
+    assert not is_predicted(folder, mine)
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

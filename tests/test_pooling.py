@@ -16,7 +16,7 @@ from raypaml.config import ModelConfig
 from raypaml.model import pooling
 from raypaml.model.cam import pool_parts
 from raypaml.model.pooling import pooled_map, tile_images
-from raypaml.training.models import build_model
+from raypaml.runs.models import build_model
 
 ALPHA = 5.0
 

@@ -23,11 +23,11 @@ from PIL import Image
 import raypaml
 from raypaml import predict
 from raypaml.data.batches import Reader
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
+from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.predict import main
-from raypaml.serving.pictures import find_pictures, fit, read_picture
-from raypaml.training.checkpoint import MARKER, valid_checkpoints
+from raypaml.runs.checkpoint import MARKER, valid_checkpoints
 from tests.test_sharding_s3 import running as running_store
 
 Run = tuple[Path, str]
@@ -148,13 +148,15 @@ def test_two_ray_workers_answer_as_one_process_here_and_from_a_store(
 
 def test_pictures_of_any_size_and_mode_become_the_models(trained: Run, tmp_path: Path) -> None:
     wide = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 90, 3), np.uint8))
-    assert fit(wide, 64, 64).shape == (64, 64, 3)
-    np.testing.assert_array_equal(fit(wide, 64, 48), np.asarray(wide.resize((48, 64), Image.Resampling.BILINEAR)))
+    assert fit_to_size(wide, 64, 64).shape == (64, 64, 3)
+    np.testing.assert_array_equal(
+        fit_to_size(wide, 64, 48), np.asarray(wide.resize((48, 64), Image.Resampling.BILINEAR))
+    )
     turned = wide.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=turned.getexif())
     with Image.open(tmp_path / "turned.png") as again:
-        np.testing.assert_array_equal(fit(again, 30, 90), np.asarray(wide))
+        np.testing.assert_array_equal(fit_to_size(again, 30, 90), np.asarray(wide))
     model = raypaml.load(trained[0])
     for mode in ("L", "RGBA", "P", "CMYK", "I;16"):
         picture = Image.new("I;16", (40, 50)) if mode == "I;16" else wide.convert(mode)

@@ -10,22 +10,22 @@ import pytest
 import torch
 
 from raypaml.data.batches import Reader
-from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan
+from raypaml.evaluation.predicting import Predictions, predict_split
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.metrics.average_precision import average_precision
 from raypaml.model.backbones import small
 from raypaml.model.cam import CamClassifier
-from raypaml.training.distributed import Team
-from raypaml.training.evaluation import Predictions, predict
+from raypaml.runs.ranks import Ranks
 from tests.conftest import run_distributed
 
 CPU = torch.device("cpu")
 COLUMNS = ("row", "class_index", "label", "P", "N")
 
 
-def _team(rank: int = 0, world_size: int = 1) -> Team:
-    return Team(rank, world_size, CPU, None)
+def _team(rank: int = 0, world_size: int = 1) -> Ranks:
+    return Ranks(rank, world_size, CPU, None)
 
 
 def _model(alpha: float = 5.0) -> CamClassifier:
@@ -35,8 +35,8 @@ def _model(alpha: float = 5.0) -> CamClassifier:
     return model
 
 
-def _predict(data: DataFolder, split: str, team: Team, lanes: int = 8, batch_size: int = 16) -> Predictions:
-    return predict(_model(), data, split, team, lanes=lanes, batch_size=batch_size, loader_workers=0)
+def _predict(data: DataFolder, split: str, team: Ranks, lanes: int = 8, batch_size: int = 16) -> Predictions:
+    return predict_split(_model(), data, split, team, lanes=lanes, batch_size=batch_size, loader_workers=0)
 
 
 def _some(seed: int, entries: int = 60, classes: int = 4) -> Predictions:
@@ -56,7 +56,7 @@ def data(tiny_digits: Path) -> DataFolder:
 
 
 def _on_one_rank(rank: int, world_size: int, folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    team, data = Team.here(CPU), open_folder(folder)
+    team, data = Ranks.here(CPU), open_folder(folder)
     mine = _predict(data, "test", team)
     together = mine.gather(team)
     return [getattr(mine, name) for name in COLUMNS], [getattr(together, name) for name in COLUMNS]
@@ -121,7 +121,7 @@ def test_a_rank_whose_parts_are_all_empty_predicts_nothing(data: DataFolder) -> 
 
 def test_predicting_leaves_the_model_in_training(data: DataFolder) -> None:
     model = _model()
-    predict(model, data, "test", _team(), lanes=1, batch_size=40, loader_workers=0)
+    predict_split(model, data, "test", _team(), lanes=1, batch_size=40, loader_workers=0)
     assert model.training
 
 

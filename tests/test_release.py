@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from raypaml.preparation import release as release_module
 from raypaml.preparation.label_join import ConflictRule
-from raypaml.preparation.openimages import read_classes, read_split
-from raypaml.preparation.source import SplitLabels
+from raypaml.preparation.openimages import release as release_module
+from raypaml.preparation.openimages.labels import read_classes, read_split
+from raypaml.preparation.requests import SplitLabels
 from tests.openimages_release import ODD, THRESHOLD, TRAINABLE, Planted, Release
 
 SPLITS = ("train", "validation", "test")

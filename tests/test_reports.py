@@ -13,18 +13,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.data.plan import Plan
+from raypaml.evaluation.measures import evaluate_set
+from raypaml.evaluation.parts import PredictionSet
+from raypaml.evaluation.summary import table
+from raypaml.explanations.comparing import explain_steps
 from raypaml.labels import Vocabulary
-from raypaml.predictions.parts import PredictionSet
 from raypaml.recipes import recipe
-from raypaml.reports.evaluation import evaluate
-from raypaml.reports.figures import curves, groups, missed_positives, rejections
+from raypaml.reports.figures import groups, missed_positives, rejections, training_curves
 from raypaml.reports.progress import Display
-from raypaml.reports.result import rejected, result, table
-from raypaml.training import models as run_models
-from raypaml.training.explaining import explain_steps
-from raypaml.training.run_folder import stored_config
+from raypaml.run_report.result import run_result
+from raypaml.runs import models as run_models
+from raypaml.runs.run_folder import rejection_quality, stored_config
 
 
 def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def figures() -> dict[str, Any]:
         rows=18,
         batches=lambda: iter([(0, pa.table(columns))]),
     )
-    return result(evaluate(predictions, vocabulary), recipe("digits"), HISTORY)
+    return run_result(evaluate_set(predictions, vocabulary), recipe("digits"), HISTORY)
 
 
 def test_result_counts_what_it_scores_and_skips(figures: dict[str, Any]) -> None:
@@ -129,18 +130,20 @@ def test_progress_shows_everything_once(terminal: bool, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("known", [True, False])
 def test_figures_are_svg_and_the_same_bytes_twice(known: bool, figures: dict[str, Any]) -> None:
     history = HISTORY if known else [record(n, 10 * n, None) for n in range(3)]
-    for draw in (lambda: curves(history, 2), lambda: rejections(history), lambda: groups(figures)):
+    for draw in (lambda: training_curves(history, 2), lambda: rejections(history), lambda: groups(figures)):
         assert draw().startswith("<svg")
         assert draw() == draw()
     assert ("recall" in rejections(history)) == known
 
 
 def test_rejections_are_judged_over_all_epochs_that_reject() -> None:
-    assert rejected(HISTORY) == pytest.approx({"recall": 25 / 80, "precision": 25 / 60})
+    assert rejection_quality(HISTORY) == pytest.approx({"recall": 25 / 80, "precision": 25 / 60})
     kept = [record(0), record(1, 20, 10) | {"corrected": 20}, record(2, 20, 15) | {"missed": 30, "corrected": 40}]
-    assert rejected(kept) == pytest.approx({"recall": 25 / 40, "precision": 25 / 40})  # LL-Cp: corrected for good
-    assert rejected([record(0), record(1)]) == {}
-    assert rejected([record(0, 0, None), record(1, 20, None)]) == {}
+    assert rejection_quality(kept) == pytest.approx(
+        {"recall": 25 / 40, "precision": 25 / 40}
+    )  # LL-Cp: corrected for good
+    assert rejection_quality([record(0), record(1)]) == {}
+    assert rejection_quality([record(0, 0, None), record(1, 20, None)]) == {}
 
 
 def test_several_runs_stand_in_one_figure_of_missed_positives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
-from raypaml.losses import sweep
-from raypaml.losses.schemes import SCHEMES, Moment, check_schedule, read_settings, scheme_loss
-from raypaml.losses.terms import estimates_step
+from raypaml.losses import fused_terms
+from raypaml.losses.formulas import estimates_step
+from raypaml.losses.schemes import SCHEMES, StepContext, check_schedule, read_settings, scheme_loss
 from tests.conftest import run_distributed
 
 K = 7
@@ -33,12 +33,12 @@ EPOCH = {"splc": 1, "gr": 3, "ll_r_abs": 2, "ll_ct_abs": 2, "ll_cp_abs": 2}
 NEW = [name for name in SCHEMES if name not in ("full", "an", "ignore", "ll_r", "ll_ct", "ll_cp")]
 
 
-def moment(scheme: str, rows: int, **values: Any) -> Moment:
+def moment(scheme: str, rows: int, **values: Any) -> StepContext:
     known = dict(KNOWN.get(scheme, {}))
     if scheme == "role":
         known["estimates"] = estimates_of(rows)[values.get("first_row", 0) :][: values.pop("own", rows)]
     values.pop("own", None)
-    return Moment(epoch=EPOCH.get(scheme, 0), epochs=10, global_rows=rows, known=known, **values)
+    return StepContext(epoch=EPOCH.get(scheme, 0), epochs=10, global_rows=rows, known=known, **values)
 
 
 def estimates_of(rows: int) -> Tensor:
@@ -215,7 +215,7 @@ def test_sweeps_of_any_length_give_the_same_bits(scheme: Any, monkeypatch: pytes
     logits, labels = draw(2, 300)
     at = moment(scheme, 300)
     _, gradient = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.float())
-    monkeypatch.setattr(sweep, "SWEEP_ENTRIES", {"cpu": 320, "cuda": 320})
+    monkeypatch.setattr(fused_terms, "SWEEP_ENTRIES", {"cpu": 320, "cuda": 320})
     _, swept = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.float())
     assert torch.equal(gradient, swept)
 
@@ -236,7 +236,7 @@ def test_what_is_rejected_is_what_was_taken_for_positive() -> None:
 def test_nothing_is_flipped_or_rejected_in_the_warm_up() -> None:
     logits, labels = torch.full((2, K), 5.0), torch.full((2, K), UNOBSERVED, dtype=torch.int8)
     for name in ("splc", "ll_r_abs", "ll_cp_abs"):
-        at = Moment(epoch=1, epochs=10, warmup_epochs=2, global_rows=2)
+        at = StepContext(epoch=1, epochs=10, warmup_epochs=2, global_rows=2)
         assert not scheme_loss(name, logits, labels, at)[1].any()  # type: ignore[arg-type]
 
 
@@ -291,7 +291,7 @@ def test_settings_are_read_and_used() -> None:
     logits, labels = draw(1)
     p = torch.sigmoid(logits)
     found = scheme_loss(
-        "asl", logits, labels, Moment(global_rows=5, settings=read_settings("asl", "gamma_neg=2,clip=0"))
+        "asl", logits, labels, StepContext(global_rows=5, settings=read_settings("asl", "gamma_neg=2,clip=0"))
     )
     expected = cases(labels, -torch.log(p), -(p**2) * torch.log(1 - p), -(p**2) * torch.log(1 - p))
     assert found[0].item() == pytest.approx(expected.item())

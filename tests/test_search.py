@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypaml.config import TrainConfig
+from raypaml.data.data_folder import open_folder
 from raypaml.data.digits import digits_folder
-from raypaml.data.folder import open_folder
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.recipes import recipe
-from raypaml.search.plan import grid_trials, own_trial, proposed, random_trials
 from raypaml.search.spaces import FOLDER, Space, check_spaces, make_space, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
+from raypaml.search.trials import grid_trials, own_trial, proposed, random_trials
 from raypaml.tune import parse
 
 BASE = recipe("digits")

@@ -17,19 +17,19 @@ from rich.console import Console
 from scipy import stats
 
 from raypaml import train as command
-from raypaml.data.folder import open_folder
-from raypaml.predictions.parts import open_set
-from raypaml.reports.evaluation import Questions, evaluate
-from raypaml.reports.result import seed_interval
-from raypaml.reports.search_page import write_page
-from raypaml.reports.search_progress import SearchDisplay
-from raypaml.reports.search_result import _meaning, conclude, table
-from raypaml.search.flags import open_queue
-from raypaml.search.folder import Outcome, Search, extend, note, open_search, outcome
+from raypaml.data.data_folder import open_folder
+from raypaml.evaluation.measures import Questions, evaluate_set
+from raypaml.evaluation.parts import open_set
+from raypaml.reports.tables import seed_interval
 from raypaml.search.importance import importance
-from raypaml.search.plan import Trial, random_trials
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
+from raypaml.search.search_flags import open_queue
+from raypaml.search.search_folder import Outcome, Search, extend, note, open_search, outcome
+from raypaml.search.search_page import write_search_page
+from raypaml.search.search_progress import SearchDisplay
+from raypaml.search.search_result import _meaning, conclude_search, trial_table
+from raypaml.search.trials import Trial, random_trials
 from tests.test_search_runs import ALPHAS, EPOCHS, make, run
 
 
@@ -108,8 +108,8 @@ def test_what_a_search_leaves(searched: tuple[Search, list[Trial]]) -> None:
     search, trials = searched
     data = open_folder(Path(search.base.data.data))
     outcomes = [outcome(search, trial) for trial in trials]
-    verdict = conclude(search, outcomes, data.vocabulary)
-    write_page(search, outcomes, verdict)
+    verdict = conclude_search(search, outcomes, data.vocabulary)
+    write_search_page(search, outcomes, verdict)
     rows = list(csv.DictReader((search.folder / "trials.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["finished", "finished", "stopped", "failed", "planned"]
     assert float(rows[1]["test_mean_ap"]) == outcomes[1].result["mean_ap"]
@@ -118,7 +118,7 @@ def test_what_a_search_leaves(searched: tuple[Search, list[Trial]]) -> None:
     assert page.count("<svg") == 3
     assert "src=" not in page
     assert "rank 0: logits are not finite" in page
-    assert "failed: " + trials[3].name in table(search, outcomes)
+    assert "failed: " + trials[3].name in trial_table(search, outcomes)
     best = max(outcomes[:2], key=lambda found: found.score)
     config = command.parse(["--config", str(search.folder / "best.json"), "--lr", "0.5"])
     assert config.model.alpha == dict(best.trial.values)["alpha"]
@@ -131,7 +131,7 @@ def test_the_alpha_curve_needs_no_training(searched: tuple[Search, list[Trial]])
     predictions = open_set(search.run_folder(trials[0]) / "predictions" / "validation")
     vocabulary = open_folder(Path(search.base.data.data)).vocabulary
     for alpha in ALPHAS:
-        mean = evaluate(predictions, vocabulary, Questions(alpha=alpha)).means("paper")
+        mean = evaluate_set(predictions, vocabulary, Questions(alpha=alpha)).means("paper")
         assert mean is not None
         assert found.curve[alpha] == mean["All"]
     assert found.curve[5.0] == pytest.approx(found.score, abs=1e-12)
@@ -142,7 +142,7 @@ def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[Search, list
     outcomes = [outcome(search, trial) for trial in trials[:2]]
     vocabulary = open_folder(Path(search.base.data.data)).vocabulary
     outcomes[1].history[-1]["validation_mean_ap"] = 0.99
-    verdict = conclude(search, outcomes, vocabulary)
+    verdict = conclude_search(search, outcomes, vocabulary)
     assert verdict.best is outcomes[1]
     assert verdict.difference == pytest.approx(outcomes[1].result["mean_ap"] - outcomes[0].result["mean_ap"])
     assert verdict.interval is not None
@@ -152,7 +152,7 @@ def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[Search, list
     repeats = [dataclasses.replace(found.trial, seed=1, repeats=True) for found in outcomes]
     tested = zip(repeats, (0.5, 0.6), strict=True)
     outcomes += [Outcome(trial=trial, state="finished", result={"mean_ap": ap}) for trial, ap in tested]
-    said = conclude(search, outcomes, vocabulary).text
+    said = conclude_search(search, outcomes, vocabulary).text
     assert "Nothing tried is better than the starting point" in said
     assert f"Over 2 seeds {trials[1].name} differs from the starting point by" in said
     assert "+10.00)" in said

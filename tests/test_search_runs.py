@@ -13,18 +13,19 @@ import torch
 
 from raypaml import train as command
 from raypaml.config import TrainConfig
-from raypaml.predictions.parts import open_set
+from raypaml.evaluation.measures import alpha_curve
+from raypaml.evaluation.parts import open_set
+from raypaml.files import write_json
 from raypaml.recipes import recipe
-from raypaml.reports.evaluation import alpha_curve
-from raypaml.reports.search_result import cost
-from raypaml.search.folder import Search, outcome
-from raypaml.search.plan import Trial, random_trials
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.run_folder import claim
 from raypaml.search.queue import Queue
+from raypaml.search.search_folder import Search, outcome
+from raypaml.search.search_result import cost
 from raypaml.search.spaces import parse_search
+from raypaml.search.trials import Trial, random_trials
 from raypaml.search.warmup import AFTER_WARMUP, keep, start_from, warmup_key
-from raypaml.training.checkpoint import valid_checkpoints
 from raypaml.training.loop import train
-from raypaml.training.run_folder import claim, write_json
 
 EPOCHS = 5
 ALPHAS = (1.0, 5.0)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.data.index import open_index
 from raypaml.labels import Vocabulary
-from raypaml.preparation.openimages import OFFICIAL_TOTALS
+from raypaml.preparation.openimages.labels import OFFICIAL_TOTALS
 from tests.odd_images import RESIZED
 from tests.openimages_release import NO_LABEL, NO_NEGATIVE, NO_POSITIVE, THRESHOLD, TRAINABLE, Planted, Release
 from tests.shard_tool import card, contents, fates, flags, hashes, labels_of, ledger, run_tool, shard

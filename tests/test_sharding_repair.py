@@ -143,7 +143,7 @@ def test_repair_wants_images(out: Path) -> None:
 
 def test_another_encoder_is_said(out: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     (out / SHARD).unlink()
-    monkeypatch.setattr("raypaml.verify.codec_versions", lambda: "pillow 99")
+    monkeypatch.setattr("raypaml.preparation.repair.codec_versions", lambda: "pillow 99")
     with pytest.raises(ValueError, match=r"written with pillow \S+, .*, this is pillow 99; install that version"):
         run_tool([*flags(release, out), "--repair"])
 

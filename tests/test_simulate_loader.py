@@ -1,4 +1,4 @@
-"""tools/simulate_loader.py: its figures against counting by hand, and an index of its own that opens."""
+"""tools/bench/simulate_loader.py: its figures against counting by hand, and an index of its own that opens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from raypaml.data.index import open_index
 from raypaml.data.plan import Plan
-from tools.simulate_loader import dealt, shard_sizes, shares, simulate, write_big_index
+from tools.bench.simulate_loader import dealt, shard_sizes, shares, simulate, write_big_index
 
 SIZES = shard_sizes(3000, 20)
 

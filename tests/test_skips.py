@@ -15,10 +15,10 @@ from raypaml.config import TrainConfig
 from raypaml.data.index import open_index
 from raypaml.data.plan import Plan
 from raypaml.data.shards import SPLITS
-from raypaml.predictions.parts import open_set
+from raypaml.evaluation.parts import open_set
+from raypaml.runs.skips import check_budget
 from raypaml.train import conclude
 from raypaml.training.loop import train
-from raypaml.training.skips import check_budget
 from tests import conftest
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, predictions, train_here, weights

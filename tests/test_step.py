@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raypaml.cluster.ray_train import _as_user_error
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
-from raypaml.fit import _as_user_error
 from raypaml.losses.schemes import scheme_loss
 from raypaml.recipes import recipe
+from raypaml.runs.checkpoint import load_model, valid_checkpoints
 from raypaml.training import step
-from raypaml.training.checkpoint import load_model, valid_checkpoints
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
-from raypaml.training.worker import Worker, prepare
+from raypaml.training.worker import Worker, build_worker
 from tests.conftest import run_distributed
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def config(**values: Any) -> TrainConfig:
 
 def worker_for(settings: TrainConfig, data: Path) -> Worker:
     torch.set_num_threads(1)
-    return prepare(settings, data, Path("nowhere"), CPU, lambda _: False)
+    return build_worker(settings, data, Path("nowhere"), CPU, lambda _: False)
 
 
 def reader_of(worker: Worker, epoch: int) -> Reader:

@@ -12,7 +12,7 @@ import pytest
 
 from raypaml.reports import tracking
 from raypaml.reports.progress import Display
-from raypaml.reports.tracking import Tracking, curves
+from raypaml.reports.tracking import Tracking, tracked_values
 
 STEP = {"epoch": 1, "step": 3, "steps": 10, "epochs": 2, "loss": 0.5, "rejected": 4, "samples_left": 9}
 STEP |= {"images_per_second": 20.0}
@@ -26,7 +26,7 @@ EXPECTED |= {"epoch/images_per_second": 48.0}
 
 
 def test_events_become_curves() -> None:
-    assert [curves(event) for event in EVENTS] == [
+    assert [tracked_values(event) for event in EVENTS] == [
         None,
         ({"step/loss": 0.5, "step/images_per_second": 20.0}, 13),
         (EXPECTED, 2),
@@ -52,7 +52,7 @@ def test_a_display_tells_its_tracker_all() -> None:
     with Display() as display:
         display.tracking = Tracking(lambda: slow, display.say)
         display.update(STEP)
-    assert slow.seen == [curves(STEP), "closed"]
+    assert slow.seen == [tracked_values(STEP), "closed"]
 
 
 def test_a_tracker_that_hangs_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

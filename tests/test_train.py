@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from raypaml.labels import GROUP_NAMES
-from raypaml.training.checkpoint import read_state, valid_checkpoints
+from raypaml.runs.checkpoint import read_state, valid_checkpoints
 
 pytestmark = pytest.mark.ray
 PROG = "python -m raypaml.train"

@@ -16,15 +16,15 @@ import pytest
 import torch
 
 from raypaml import train as command
-from raypaml.data.folder import open_folder
+from raypaml.data.data_folder import open_folder
 from raypaml.recipes import recipe
-from raypaml.search.flags import open_queue, plan_search
-from raypaml.search.folder import Search, note
-from raypaml.search.plan import Trial, random_trials
+from raypaml.runs.run_folder import claim
 from raypaml.search.queue import Queue
+from raypaml.search.search_flags import open_queue, plan_search
+from raypaml.search.search_folder import Search, note
 from raypaml.search.spaces import parse_search
+from raypaml.search.trials import Trial, random_trials
 from raypaml.training.loop import train
-from raypaml.training.run_folder import claim
 from raypaml.tune import _scheduler, parse
 
 SHORT = {"epochs": 4, "warmup_epochs": 2, "delta_rel": 2.0}

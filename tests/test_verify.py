@@ -15,7 +15,7 @@ import pytest
 from raypaml.data.batches import Batch, Reader
 from raypaml.data.index import Index, open_index
 from raypaml.data.plan import Plan
-from raypaml.data.verify import verify_shard
+from raypaml.data.verify_shard import verify_shard
 from tests.conftest import verify_split
 
 SHARD = "train-000000.tar"

@@ -16,7 +16,7 @@ from raypaml.config import ModelConfig
 from raypaml.model.backbones import Backbone, build_backbone
 from raypaml.model.cam import CamClassifier, load_classifier
 from raypaml.model.weights import common_prefix
-from raypaml.training.models import build_model
+from raypaml.runs.models import build_model
 
 
 @pytest.fixture(scope="module")

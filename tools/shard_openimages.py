@@ -5,77 +5,24 @@ python tools/shard_openimages.py ... --split validation --limit 1000 --dry-run  
 python tools/shard_openimages.py --out DIR --verify                                  # read all of it again
 
 Interrupted, the same command goes on where it stopped, and ends with the same bytes.
+
+The same as `raypaml shard openimages`.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+import sys
+from collections.abc import Sequence
 
-from raypaml.flags import Parser, run_command
-from raypaml.preparation.label_join import ConflictRule
-from raypaml.preparation.openimages import OFFICIAL_TOTALS, read_classes, read_split
-from raypaml.preparation.source import Classes, SplitLabels
-from raypaml.prepare import Preparation
-from raypaml.sharding import add_flags, preparation, run
+from raypaml import shard
+from raypaml.cli import run_command
 
 PROG = "python tools/shard_openimages.py"
 
 
-def parser() -> Parser:
-    flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    add = flags.add_argument
-    add("--metadata", type=Path, metavar="DIR", help="the 2017_11 files, extracted or their tar.gz archives")
-    add(
-        "--images",
-        metavar="DIR_OR_URL",
-        help="holds KEY.jpg, SPLIT/KEY.jpg or SPLIT*.tar.gz; or s3://open-images-dataset",
-    )
-    add("--classes", type=Path, metavar="FILE", help="class ids, one per line [the 5,000 trainable]")
-    add(
-        "--conflicts",
-        choices=get_args(ConflictRule),
-        default="source",
-        help="a label verified both ways: the better source decides (where it too is divided, the label is dropped), "
-        "or negative, positive, drop [source]",
-    )
-    add("--machine-labels", type=float, metavar="P", help="add machine labels of this confidence to train [no]")
-    add_flags(flags)
-    return flags
-
-
-def asked_for(flags: Any) -> Preparation:
-    """What the flags ask for."""
-    missing = [name for name in ("metadata", "images") if not getattr(flags, name)]
-    if missing:
-        raise ValueError(f"give {' and '.join('--' + name for name in missing)}; --help says what they are")
-    if not flags.metadata.is_dir():
-        raise ValueError(f"metadata={flags.metadata}: no such folder; put the 2017_11 files or archives into one")
-    if flags.machine_labels is not None and not 0 <= flags.machine_labels <= 1:
-        raise ValueError(f"machine_labels={flags.machine_labels}: a confidence, 0..1")
-    classes = read_classes(flags.metadata, flags.classes)
-    return preparation(
-        flags,
-        source="openimages",
-        settings={"conflicts": flags.conflicts, "machine_labels": flags.machine_labels},
-        classes=classes,
-        read_split=partial(labels_of, flags, classes),
-        images=flags.images,
-        official=OFFICIAL_TOTALS,
-    )
-
-
-def labels_of(flags: Any, classes: Classes, split: str) -> SplitLabels:
-    """The labels of one split."""
-    threshold = flags.machine_labels if split == "train" else None
-    return read_split(flags.metadata, split, classes, conflicts=flags.conflicts, machine_threshold=threshold)
-
-
-def main() -> int:
-    """Prepare, describe, verify or repair."""
-    flags = parser().parse()
-    return run(flags, partial(asked_for, flags))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `raypaml shard openimages` with these arguments."""
+    return shard.main(["openimages", *(sys.argv[1:] if argv is None else argv)], PROG)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Likely missing positives of the training labels, and the answers of those who looked at them."""
+"""Training labels that are likely missing, with their page, and the answers of people who looked at them."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypaml.data.folder import VOCABULARY, DataFolder
+from raypaml.data.data_folder import VOCABULARY, DataFolder
 from raypaml.data.index import Index, write_index
 from raypaml.labels import NEGATIVE, POSITIVE, Vocabulary
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from raypaml.data.batches import Batch, Reader, read
-from raypaml.data.folder import DataFolder
+from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
 from raypaml.data.plan import Part
-from raypaml.labels import UNOBSERVED
+from raypaml.labels import UNOBSERVED, IntArray
 from raypaml.model.cam import CamClassifier
-from raypaml.training.rejections import Entries, read_epochs
+from raypaml.training.rejections import read_epochs
 
 POOL = 1_000_000
 """Entries that are scored, at most; all that were rejected as often as the last of them are among them or none."""
@@ -28,7 +28,7 @@ BATCH = 64
 class Rejected:
     """Entries that were rejected at least once."""
 
-    entries: Entries
+    entries: IntArray
     """Sample row x K + class, sorted."""
     times: NDArray[np.int32]
     """Epochs in which each was rejected."""
@@ -58,7 +58,7 @@ def rejected_entries(run: Path, index: Index, *, keeping: bool, epochs: int) -> 
     return Rejected(entries, times)
 
 
-def history(run: Path, index: Index, entries: Entries) -> dict[int, list[int]]:
+def history(run: Path, index: Index, entries: IntArray) -> dict[int, list[int]]:
     """The epochs in which each of these entries was rejected."""
     found: dict[int, list[int]] = {int(entry): [] for entry in entries}
     for epoch, rejected in read_epochs(run, index):
@@ -83,12 +83,12 @@ class Scored:
 
     logits: NDArray[np.float32]
     """Of the entries asked for; nan where an image is broken."""
-    best: Entries
+    best: IntArray
     """Highest first."""
     broken: int
 
 
-def score(model: CamClassifier, data: DataFolder, entries: Entries, rows: NDArray[np.int64], best: int) -> Scored:
+def score(model: CamClassifier, data: DataFolder, entries: IntArray, rows: NDArray[np.int64], best: int) -> Scored:
     """Logits of these sorted entries, and the `best` unobserved entries of these rows by logit alone; one pass."""
     index, device = data.splits["train"], next(model.parameters()).device
     logits = np.full(len(entries), np.nan, np.float32)
@@ -130,7 +130,7 @@ def ranking(found: Rejected, logits: NDArray[np.float32]) -> NDArray[np.int64]:
     return ranked
 
 
-def precision(index: Index, entries: Entries, at: int) -> float:
+def precision(index: Index, entries: IntArray, at: int) -> float:
     """The share of the first `at` entries that are positive in the full labels."""
     first = entries[:at]
     return float(_truth(index, first).mean()) if len(first) else 0.0
@@ -145,13 +145,13 @@ def chance(index: Index) -> float:
     return missed / max(1, len(index) * index.num_classes - len(observed))
 
 
-def _truth(index: Index, entries: Entries) -> NDArray[np.bool_]:
+def _truth(index: Index, entries: IntArray) -> NDArray[np.bool_]:
     rows, place = np.unique(entries // index.num_classes, return_inverse=True)
     positive, _ = index.truth_cells(rows)
     return np.isin(place * index.num_classes + entries % index.num_classes, positive)
 
 
-def figures(index: Index, ranked: Entries, by_score: Entries, ats: tuple[int, ...]) -> dict[str, Any]:
+def audit_figures(index: Index, ranked: IntArray, by_score: IntArray, ats: tuple[int, ...]) -> dict[str, Any]:
     """Precision of the ranking at several lengths, against score alone and against chance; needs the full labels."""
     return {
         "chance": chance(index),

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypaml.data.cache import CachedShards, fetching_ahead
-from raypaml.data.files import LocalShards, Shards
 from raypaml.data.images import Pixels, decode
 from raypaml.data.index import Index
 from raypaml.data.plan import Epoch, Part, pieces
+from raypaml.data.shard_files import LocalShards, Shards
 
-Reason = Literal["is not there", "is cut short", "does not match its CRC-32", "cannot be decoded", "is of another size"]
+BrokenReason = Literal[
+    "is not there", "is cut short", "does not match its CRC-32", "cannot be decoded", "is of another size"
+]
 
 AHEAD = 2
 """Batches that loader threads read while one is trained on."""
@@ -34,7 +36,7 @@ MAX_BUFFERS = AHEAD + 2
 class BrokenSampleError(ValueError):
     """A sample that cannot be used; whether one is depends on its bytes alone."""
 
-    def __init__(self, message: str, reason: Reason = "is not there"):
+    def __init__(self, message: str, reason: BrokenReason = "is not there"):
         super().__init__(message)
         self.reason = reason
 
@@ -57,7 +59,7 @@ class Batch:
     lane_sizes: tuple[int, ...]
     first_row: int
     global_rows: int
-    skipped: tuple[tuple[int, Reason], ...] = ()
+    skipped: tuple[tuple[int, BrokenReason], ...] = ()
     """Planned samples (number, reason) that are not in this batch, for they are broken; see `skip_broken`."""
 
 
@@ -114,9 +116,9 @@ class Reader:
         started = [threads.submit(self._fill, part, pixels, piece) for piece in pieces(len(part.rows), loader_workers)]
         return lambda: self._batch(part, images, {k: why for piece in started for k, why in piece.result().items()})
 
-    def _fill(self, part: Part, pixels: Pixels, positions: range) -> dict[int, Reason]:
+    def _fill(self, part: Part, pixels: Pixels, positions: range) -> dict[int, BrokenReason]:
         """Read some samples of a part into their places; those that are broken, by position."""
-        broken: dict[int, Reason] = {}
+        broken: dict[int, BrokenReason] = {}
         for position in positions if self.with_images else ():
             try:
                 self._read_into(int(part.rows[position]), pixels[position])
@@ -147,7 +149,7 @@ class Reader:
         self._buffers = [*others, (buffer, weakref.ref(images))][-MAX_BUFFERS:]
         return images
 
-    def _batch(self, part: Part, images: Tensor, broken: dict[int, Reason]) -> Batch:
+    def _batch(self, part: Part, images: Tensor, broken: dict[int, BrokenReason]) -> Batch:
         """The batch of the samples kept; their order, and so their place among ties, is the planned one."""
         kept = np.delete(np.arange(len(part.rows)), list(broken))
         rows = part.rows[kept]
@@ -233,8 +235,8 @@ def read(reader: Reader, *, start_step: int = 0, loader_workers: int = 0, pin_me
     """The batches from `start_step` on, in order, read ahead by `loader_workers` threads; 0: by the caller, in between.
 
     Threads, for reading, checking and decoding release Python's lock: they cost the decoding and little else, where
-    processes cost half as much again for sending (tools/BENCHMARKS.md), and memory does not grow with their number.
-    Shards of a store are fetched ahead meanwhile.
+    processes cost half as much again for sending (tools/bench/BENCHMARKS.md), and memory does not grow with their
+    number. Shards of a store are fetched ahead meanwhile.
     """
     steps = range(start_step, len(reader))
     batches = (

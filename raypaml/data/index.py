@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raypaml.cli import command
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 
 FORMAT = 1
@@ -83,7 +84,9 @@ class Index:
     def __init__(self, table: pa.Table, where: Path):
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if meta.get("format") != str(FORMAT) or table.schema.names != SCHEMA.names:
-            raise ValueError(f"{where}: not an index of format {FORMAT}; write it again with tools/index_shards.py")
+            raise ValueError(
+                f"{where}: not an index of format {FORMAT}; write it again with {command('shard index')} DIR"
+            )
         self.where = where
         self.shards: list[str] = json.loads(meta["shards"])
         self.shard_bytes: list[int] = json.loads(meta["shard_bytes"])

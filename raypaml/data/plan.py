@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.data.windows import Rows, Windows
+from raypaml.data.windows import Windows
+from raypaml.labels import IntArray
 
 MAX_LANES = 64
 AT_ONCE = 16
@@ -27,11 +29,16 @@ def default_lanes(global_batch_size: int) -> int:
     return max(n for n in range(1, MAX_LANES + 1) if global_batch_size % n == 0)
 
 
+def lane_slices(lane_sizes: Sequence[int]) -> list[slice]:
+    """Where each non-empty lane lies in this rank's part of a batch."""
+    return [slice(end - size, end) for end, size in zip(accumulate(lane_sizes), lane_sizes, strict=True) if size]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One rank's part of one global batch."""
 
-    rows: Rows
+    rows: IntArray
     """[B] samples of this rank; may be empty in a short last batch."""
     first_row: int
     """Position of `rows[0]` within the global batch."""
@@ -82,7 +89,7 @@ class Plan:
         """Global batches per epoch."""
         return -(-self.num_samples // self.global_batch_size)
 
-    def order(self, epoch: int) -> Rows:
+    def order(self, epoch: int) -> IntArray:
         """[N] all samples in the order of the epoch."""
         if not self.shuffle:
             return np.arange(self.num_samples)
@@ -129,7 +136,7 @@ class Epoch(Sequence[Part]):
             flip=self._coins[rows >> 3] >> (rows & 7).astype(np.uint8) & 1 == 1,
         )
 
-    def _rows(self, step: int, ends: Rows) -> Rows:
+    def _rows(self, step: int, ends: IntArray) -> IntArray:
         """The samples of a step, whose lanes lie between these ends of the global batch."""
         first = step * self.plan.global_batch_size
         if not self.plan.shuffle:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+from raypaml.labels import IntArray
 
 
 class Windows:
@@ -27,7 +26,7 @@ class Windows:
         seed: of this epoch.
     """
 
-    def __init__(self, shard_sizes: Rows, lanes: int, window: int, seed: tuple[int, ...]):
+    def __init__(self, shard_sizes: IntArray, lanes: int, window: int, seed: tuple[int, ...]):
         self.lanes, self.seed = lanes, seed
         self.shards = np.random.default_rng([*seed, 2]).permutation(len(shard_sizes))
         sizes = shard_sizes[self.shards]
@@ -36,9 +35,9 @@ class Windows:
         self.num_samples = int(shard_sizes.sum())
         self.window_samples = window * -(-self.num_samples // max(len(shard_sizes), 1))
         self._cuts = [self._cut(lane) for lane in range(lanes)]
-        self._latest: dict[int, tuple[int, Rows]] = {}
+        self._latest: dict[int, tuple[int, IntArray]] = {}
 
-    def take(self, lane: int, begin: int, end: int) -> Rows:
+    def take(self, lane: int, begin: int, end: int) -> IntArray:
         """The samples [begin, end) of a lane, in its order."""
         if begin == end:
             return np.empty(0, np.int64)
@@ -78,7 +77,7 @@ class Windows:
         cuts = range(half + lane * half // self.lanes, length - half, self.window_samples) if length else ()
         return [0, *cuts, length]
 
-    def _window(self, lane: int, number: int) -> Rows:
+    def _window(self, lane: int, number: int) -> IntArray:
         """The samples of one window, shuffled. The latest of each lane is kept."""
         if self._latest.get(lane, (-1,))[0] != number:
             low, high = self._positions(lane, *self._cuts[lane][number : number + 2])

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, AbsoluteLargeLoss, LargeLoss, PlainScheme, SchemeName
-from raypaml.losses.entropy import mean_loss
+from raypaml.losses.fused_bce import mean_loss
 from raypaml.losses.selection import rejection_count, rejection_rate, select
 
 REJECTING: tuple[LargeLoss, ...] = get_args(LargeLoss)

@@ -14,17 +14,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raypaml.labels import UNOBSERVED, SchemeName
-from raypaml.losses import terms
+from raypaml.losses import formulas
+from raypaml.losses.fused_terms import UNIT, Term, mean_term, probability_sum
 from raypaml.losses.large_loss import RELATIVE, large_loss, scheduled_rate, scheduled_threshold
 from raypaml.losses.selection import select
-from raypaml.losses.sweep import UNIT, Term, mean_term, probability_sum
 
 KEEPING: tuple[SchemeName, ...] = ("ll_cp", "ll_cp_abs")
 """Schemes whose rejected entries stay positive from then on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StepContext:
     """Where a step stands in training, and this rank's part in its global batch."""
 
     epoch: int = 0
@@ -50,7 +50,7 @@ class Moment:
         return self.epoch - self.warmup_epochs + 1 + (self.step / self.steps if self.continuous else 0.0)
 
 
-Loss = Callable[[Tensor, Tensor, Moment], tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor, StepContext], tuple[Tensor, Tensor]]
 """(logits [B, K], labels [B, K], moment) -> this rank's share of the loss, and what was rejected, bool [B, K]."""
 
 
@@ -62,7 +62,7 @@ class Scheme:
     settings: dict[str, float] = field(default_factory=dict)
 
 
-def scheme_loss(scheme: SchemeName, logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def scheme_loss(scheme: SchemeName, logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     """The loss of a scheme.
 
     Args:
@@ -119,7 +119,7 @@ def check_schedule(scheme: SchemeName, settings: Mapping[str, float], last: floa
 # --- The large-loss family, and the plain schemes ---------------------------------------------------------------------
 
 
-def _relative(scheme: Any, logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _relative(scheme: Any, logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     rate = scheduled_rate(
         scheme,
         moment.delta_rel,
@@ -132,14 +132,14 @@ def _relative(scheme: Any, logits: Tensor, labels: Tensor, moment: Moment) -> tu
     return large_loss(logits, labels, scheme, rate, scope=moment.scope, **_place(moment))
 
 
-def _absolute(scheme: Any, logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _absolute(scheme: Any, logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     start, delta = moment.settings["threshold"], moment.settings["delta_abs"]
     rejects = moment.epoch >= moment.warmup_epochs
     threshold = scheduled_threshold(start, delta, progress=moment.since_warmup) if rejects else None
     return large_loss(logits, labels, RELATIVE[scheme], threshold=threshold, **_place(moment))
 
 
-def _place(moment: Moment) -> dict[str, Any]:
+def _place(moment: StepContext) -> dict[str, Any]:
     where = {"global_rows": moment.global_rows, "first_row": moment.first_row, "group": moment.group}
     return where | {"check_values": False}
 
@@ -147,35 +147,35 @@ def _place(moment: Moment) -> dict[str, Any]:
 # --- Schemes that are a formula of each entry -------------------------------------------------------------------------
 
 
-def _term(term: Term, logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _term(term: Term, logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     return _mean(term, logits, labels, moment, moment.settings), torch.zeros_like(labels, dtype=torch.bool)
 
 
-def _mean(term: Term, logits: Tensor, labels: Tensor, moment: Moment, known: Mapping[str, Any]) -> Tensor:
+def _mean(term: Term, logits: Tensor, labels: Tensor, moment: StepContext, known: Mapping[str, Any]) -> Tensor:
     return mean_term(term, logits, labels, moment.global_rows * labels.shape[1], known)
 
 
-def _wan(logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _wan(logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     weight = moment.settings["weight"] or 1 / max(1, labels.shape[1] - 1)
-    return _term(terms.wan, logits, labels, dataclasses.replace(moment, settings={"weight": weight}))
+    return _term(formulas.wan, logits, labels, dataclasses.replace(moment, settings={"weight": weight}))
 
 
-def _csl(logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _csl(logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     settings = dict(moment.settings)
     prior, likely = settings.pop("prior"), int(settings.pop("likely"))
     rows = moment.global_rows if moment.scope == "global" else len(logits)
     group = moment.group if moment.scope == "global" else None
     left_out = select(logits, labels, likely * rows, first_row=moment.first_row, group=group)
     left_out |= (labels == UNOBSERVED) & (moment.known["priors"] > prior)
-    return _mean(terms.csl, logits, labels, moment, settings | {"left_out": left_out}), left_out
+    return _mean(formulas.csl, logits, labels, moment, settings | {"left_out": left_out}), left_out
 
 
-def _em_apl(logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _em_apl(logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     known = {name: value for name, value in moment.settings.items() if name != "share"} | dict(moment.known)
-    return _mean(terms.em_apl, logits, labels, moment, known), torch.zeros_like(labels, dtype=torch.bool)
+    return _mean(formulas.em_apl, logits, labels, moment, known), torch.zeros_like(labels, dtype=torch.bool)
 
 
-def _gr(logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _gr(logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     """Slope and offset reach their ends after the last epoch, centre and width with it, as in the published code."""
     ends = moment.settings
     progress = {"slope": moment.epoch, "offset": moment.epoch, "centre": moment.epoch + 1, "width": moment.epoch + 1}
@@ -183,17 +183,19 @@ def _gr(logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]
         name: ends[name] + (ends[f"{name}_end"] - ends[name]) * done / moment.epochs for name, done in progress.items()
     }
     known = {"q2": ends["q2"], "q3": ends["q3"]} | moved
-    return _mean(terms.gr, logits, labels, moment, known), torch.zeros_like(labels, dtype=torch.bool)
+    return _mean(formulas.gr, logits, labels, moment, known), torch.zeros_like(labels, dtype=torch.bool)
 
 
-def _splc(logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _splc(logits: Tensor, labels: Tensor, moment: StepContext) -> tuple[Tensor, Tensor]:
     known = {"margin": moment.settings["margin"], "gamma": moment.settings["gamma"]}
     sure = torch.sigmoid(logits.detach().double()) > moment.settings["tau"]
     flipped = (labels == UNOBSERVED) & sure & (moment.epoch >= moment.warmup_epochs)
-    return _mean(terms.splc, logits, labels, moment, known | {"flipped": flipped}), flipped
+    return _mean(formulas.splc, logits, labels, moment, known | {"flipped": flipped}), flipped
 
 
-def _regularised(term: Term, weight: float, logits: Tensor, labels: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+def _regularised(
+    term: Term, weight: float, logits: Tensor, labels: Tensor, moment: StepContext
+) -> tuple[Tensor, Tensor]:
     """Add weight ((mean number of positives) - expected)^2 / K^2 of the global batch (E. Cole et al., CVPR 2021).
 
     An entry's share of its gradient is that of `pull` x probability; the value is put right afterwards.
@@ -235,15 +237,15 @@ SCHEMES: dict[SchemeName, Scheme] = {
     "ll_ct_abs": Scheme(partial(_absolute, "ll_ct_abs"), _ABSOLUTE),
     "ll_cp_abs": Scheme(partial(_absolute, "ll_cp_abs"), _ABSOLUTE),
     "wan": Scheme(_wan, {"weight": 0.0}),  # 0: 1 / (K - 1)
-    "ls": Scheme(partial(_term, terms.ls), {"smoothing": 0.1}),
-    "asl": Scheme(partial(_term, terms.asl), {"gamma_pos": 0.0, "gamma_neg": 4.0, "clip": 0.05}),
-    "pasl": Scheme(partial(_term, terms.pasl), _PASL),
+    "ls": Scheme(partial(_term, formulas.ls), {"smoothing": 0.1}),
+    "asl": Scheme(partial(_term, formulas.asl), {"gamma_pos": 0.0, "gamma_neg": 4.0, "clip": 0.05}),
+    "pasl": Scheme(partial(_term, formulas.pasl), _PASL),
     "csl": Scheme(_csl, _PASL | {"prior": 0.05, "likely": 5.0}),
-    "epr": Scheme(partial(_regularised, terms.epr, 1.0), {"expected": 0.0}),  # 0: as in the validation split
-    "role": Scheme(partial(_regularised, terms.role, 0.5), {"expected": 0.0, "step": 1.0}),
-    "em": Scheme(partial(_term, terms.em), {"weight": 0.1}),
+    "epr": Scheme(partial(_regularised, formulas.epr, 1.0), {"expected": 0.0}),  # 0: as in the validation split
+    "role": Scheme(partial(_regularised, formulas.role, 0.5), {"expected": 0.0, "step": 1.0}),
+    "em": Scheme(partial(_term, formulas.em), {"weight": 0.1}),
     "em_apl": Scheme(_em_apl, {"weight": 0.1, "pseudo_weight": 0.9, "share": 0.9}),  # as for COCO
     "gr": Scheme(_gr, _GR),
-    "hill": Scheme(partial(_term, terms.hill), _FOCAL_MARGIN | {"lamb": 1.5}),
+    "hill": Scheme(partial(_term, formulas.hill), _FOCAL_MARGIN | {"lamb": 1.5}),
     "splc": Scheme(_splc, _FOCAL_MARGIN | {"tau": 0.6}),
 }

@@ -9,13 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raypaml.labels import GROUP_NAMES
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from raypaml.labels import GROUP_NAMES, FloatArray, IntArray
 
 
-def average_precision(class_index: ArrayLike, scores: ArrayLike, positive: ArrayLike, num_classes: int) -> Floats:
+def average_precision(class_index: ArrayLike, scores: ArrayLike, positive: ArrayLike, num_classes: int) -> FloatArray:
     """Exact average precision per class over observed entries, ties as in scikit-learn.
 
     AP = mean over the positives of the precision among all entries of that score or a higher one, which is the sum
@@ -39,37 +36,37 @@ class Ranking:
     """R observed entries, class by class, best score first. H of them are positive, the hits."""
 
     num_classes: int
-    order: Ints
+    order: IntArray
     """[R] the row that stands at each place."""
-    classes: Ints
+    classes: IntArray
     """[R]"""
     scores: NDArray[Any]
     """[R]"""
     positive: NDArray[np.bool_]
     """[R]"""
-    start: Ints
+    start: IntArray
     """[K + 1] place where each class starts."""
-    hits: Ints
+    hits: IntArray
     """[H] places of the positives."""
-    tie_end: Ints
+    tie_end: IntArray
     """[H] places up to the last one of the same class and score: the entries that count there are all before."""
 
     @cached_property
-    def negatives(self) -> Ints:
+    def negatives(self) -> IntArray:
         """[K] observed negatives."""
         return np.diff(self.start) - self.positives
 
     @cached_property
-    def positives(self) -> Ints:
+    def positives(self) -> IntArray:
         """[K] observed positives."""
         return np.diff(self.hit_start)
 
     @cached_property
-    def hit_start(self) -> Ints:
+    def hit_start(self) -> IntArray:
         """[K + 1] where each class starts among the hits."""
         return np.searchsorted(self.hits, self.start)
 
-    def ap(self) -> Floats:
+    def ap(self) -> FloatArray:
         """[K] average precision, convention `paper`."""
         hit_start = self.hit_start
         hit_class = self.classes[self.hits]
@@ -102,7 +99,7 @@ def rank_entries(class_index: ArrayLike, scores: ArrayLike, positive: ArrayLike,
     )
 
 
-def _order(classes: Ints, scores: NDArray[Any]) -> Ints:
+def _order(classes: IntArray, scores: NDArray[Any]) -> IntArray:
     """[R] rows by class ascending, then score descending."""
     if scores.dtype != np.float32:
         return np.lexsort((scores, -classes))[::-1]
@@ -146,12 +143,12 @@ def micro_average_precision(positive_scores: NDArray[Any], negative_scores: NDAr
     return total / count
 
 
-def mean_ap(ap: Floats) -> float:
+def mean_ap(ap: FloatArray) -> float:
     """Mean over the scored classes, nan if there is none."""
     scored = ap[~np.isnan(ap)]
     return float(scored.mean()) if len(scored) else float("nan")
 
 
-def group_means(ap: Floats, class_group: NDArray[np.int64]) -> dict[str, float]:
+def group_means(ap: FloatArray, class_group: NDArray[np.int64]) -> dict[str, float]:
     """Mean AP of each class group, G1 (rarest) to G5."""
     return {name: mean_ap(ap[class_group == group]) for group, name in enumerate(GROUP_NAMES, start=1)}

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.metrics.average_precision import Floats, Ints, Ranking
+from raypaml.labels import FloatArray, IntArray
+from raypaml.metrics.average_precision import Ranking
 
 REPLICATES_AT_ONCE = 10
 BLOCK_ENTRIES = 1 << 15
@@ -35,8 +36,8 @@ def _draw(rng: np.random.Generator, num_images: int) -> NDArray[np.uint8]:
 
 
 def bootstrap_ap(
-    ranking: Ranking, image: Ints, num_images: int, *, replicates: int, seed: int = 0, threads: int = 1
-) -> Floats:
+    ranking: Ranking, image: IntArray, num_images: int, *, replicates: int, seed: int = 0, threads: int = 1
+) -> FloatArray:
     """AP of every class in every replicate.
 
     Args:
@@ -72,7 +73,9 @@ def _blocks(ranking: Ranking) -> list[tuple[int, int]]:
     return list(zip(lows.tolist(), [*lows[1:].tolist(), ranking.num_classes], strict=True))
 
 
-def _weighted_ap(ranking: Ranking, where: NDArray[np.int32], weights: NDArray[np.uint8], low: int, high: int) -> Floats:
+def _weighted_ap(
+    ranking: Ranking, where: NDArray[np.int32], weights: NDArray[np.uint8], low: int, high: int
+) -> FloatArray:
     """[r, high - low] AP of some classes when entries count `weights` [r, images] times."""
     first, end = ranking.start[low], ranking.start[high]
     hit_start = ranking.hit_start[low : high + 1]
@@ -98,7 +101,7 @@ def _sums(values: NDArray[Any], kind: type = np.int32) -> NDArray[Any]:
     return sums
 
 
-def interval(figure: float, values: Floats, level: float = 0.95) -> tuple[float, float]:
+def interval(figure: float, values: FloatArray, level: float = 0.95) -> tuple[float, float]:
     """Where the figure would lie on other test sets of this size: the spread of its replicates, about itself.
 
     A positive that is drawn twice ranks beside itself, so replicates of a rare class's AP lie above the figure; only

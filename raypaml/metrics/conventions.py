@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.metrics.average_precision import Floats, Ints
+from raypaml.labels import FloatArray, IntArray
 
 Convention = Literal["paper", "positives", "two-sided", "micro", "unobserved-negative"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
@@ -24,7 +24,7 @@ MEANING: dict[Convention, str] = {
 }
 
 
-def counted(convention: Convention, positives: Ints, negatives: Ints) -> NDArray[np.bool_]:
+def counted(convention: Convention, positives: IntArray, negatives: IntArray) -> NDArray[np.bool_]:
     """[K] whether the convention counts the class in its mean, from its observed positives and negatives [K]."""
     if convention == "paper":
         return positives + negatives > 0
@@ -37,12 +37,12 @@ def counted(convention: Convention, positives: Ints, negatives: Ints) -> NDArray
     return np.ones(len(positives), bool)
 
 
-def under(convention: Convention, ap: Floats, positives: Ints, negatives: Ints) -> Floats:
+def under(convention: Convention, ap: FloatArray, positives: IntArray, negatives: IntArray) -> FloatArray:
     """[K] the AP of the classes the convention counts, nan elsewhere; a counted class without AP has 0."""
     return np.where(counted(convention, positives, negatives), np.nan_to_num(ap), np.nan)
 
 
-def skipped(convention: Convention, positives: Ints, negatives: Ints) -> dict[str, int]:
+def skipped(convention: Convention, positives: IntArray, negatives: IntArray) -> dict[str, int]:
     """How many classes are left out, by reason."""
     out = ~counted(convention, positives, negatives)
     reasons = {

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raypaml.cli import extra
 from raypaml.model.inspection import SIZES, FeatureMap, as_feature_map, cut_classifier
 from raypaml.model.weights import load_weights
 
@@ -83,7 +84,7 @@ def _timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError:
-        raise ValueError(f"backbone={name!r}: timm is not installed; pip install 'raypaml[timm]'") from None
+        raise ValueError(f"backbone={name!r}: timm is not installed; {extra('timm')}") from None
     return timm  # type: ignore[no-any-return]
 
 

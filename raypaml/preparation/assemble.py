@@ -12,10 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypaml.data.shards import SPLITS
+from raypaml.labels import IntArray
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceSplit
-from raypaml.preparation.hiding import Columns, Hiding, hide, validation_split
-from raypaml.preparation.source import REQUEST, SplitLabels, as_requests
+from raypaml.preparation.hiding import Hiding, hide, validation_split
+from raypaml.preparation.requests import REQUEST, SplitLabels, as_requests
 
 _NOT_IN_KEYS = re.compile(r"[^0-9A-Za-z_-]+")
 
@@ -69,7 +70,7 @@ def _rows(split: SourceSplit, rows: NDArray[np.int64]) -> SourceSplit:
     )
 
 
-def _hidden(split: SourceSplit, num_classes: int, hiding: Hiding) -> tuple[list[Columns], list[Columns]]:
+def _hidden(split: SourceSplit, num_classes: int, hiding: Hiding) -> tuple[list[IntArray], list[IntArray]]:
     if hiding.kind == "none":
         return _observed(split, num_classes)
     if split.negatives is not None:
@@ -77,7 +78,7 @@ def _hidden(split: SourceSplit, num_classes: int, hiding: Hiding) -> tuple[list[
     return hide(split.positives, num_classes, hiding)
 
 
-def _observed(split: SourceSplit, num_classes: int) -> tuple[list[Columns], list[Columns]]:
+def _observed(split: SourceSplit, num_classes: int) -> tuple[list[IntArray], list[IntArray]]:
     if split.negatives is not None:
         return split.positives, split.negatives
     every = np.arange(num_classes)
@@ -99,7 +100,7 @@ def _keys(files: Sequence[str]) -> dict[str, str]:
 
 
 def _labels(
-    split: SourceSplit, observed: tuple[list[Columns], list[Columns]], keys: dict[str, str], num_classes: int
+    split: SourceSplit, observed: tuple[list[IntArray], list[IntArray]], keys: dict[str, str], num_classes: int
 ) -> SplitLabels:
     columns = {
         "key": pa.array([keys[file] for file in split.files], pa.string()),
@@ -121,9 +122,9 @@ def _labels(
     return SplitLabels(table.filter(pa.array(labelled)), verified, findings, others)
 
 
-def _lists(lists: Sequence[Columns]) -> pa.Array:
+def _lists(lists: Sequence[IntArray]) -> pa.Array:
     return pa.array([columns.tolist() for columns in lists], pa.list_(pa.int32()))
 
 
-def _count(lists: Sequence[Columns], num_classes: int) -> NDArray[np.int64]:
+def _count(lists: Sequence[IntArray], num_classes: int) -> NDArray[np.int64]:
     return np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]), minlength=num_classes).astype(np.int64)

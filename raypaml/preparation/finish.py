@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from raypaml.data.index import SCHEMA, write_index
 from raypaml.data.shards import SPLITS
 from raypaml.labels import IntArray, Vocabulary
-from raypaml.preparation.shard_tasks import PLACE, Job, read_receipt
-from raypaml.preparation.source import KNOWN, LABELS
+from raypaml.preparation.requests import KNOWN, LABELS
+from raypaml.preparation.shard_tasks import PLACE, ShardJob, read_receipt
 
 LEDGER = "ledger.parquet"
 LEDGER_SCHEMA = pa.schema(
@@ -43,7 +43,9 @@ class Finished:
     """Rows of LEDGER_SCHEMA."""
 
 
-def collect(job: Job, out: Path, split: str, requested: pa.ChunkedArray, others: dict[str, pa.Array]) -> Finished:
+def collect_shards(
+    job: ShardJob, out: Path, split: str, requested: pa.ChunkedArray, others: dict[str, pa.Array]
+) -> Finished:
     """Give the finished shards their names in `out`, numbered without gaps, and gather their receipts.
 
     Args:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Columns = NDArray[np.int64]
+from raypaml.labels import IntArray
+
 Kind = Literal["none", "single-positive", "keep", "verified", "long-tailed"]
 
 
@@ -54,7 +54,7 @@ class Hiding:
         )
 
 
-def hide(positives: Sequence[Columns], num_classes: int, hiding: Hiding) -> tuple[list[Columns], list[Columns]]:
+def hide(positives: Sequence[IntArray], num_classes: int, hiding: Hiding) -> tuple[list[IntArray], list[IntArray]]:
     """The observed positives and negatives of fully labelled images, class columns ascending.
 
     Args:
@@ -69,7 +69,7 @@ def hide(positives: Sequence[Columns], num_classes: int, hiding: Hiding) -> tupl
     if hiding.kind == "long-tailed":
         return _long_tailed(positives, num_classes, hiding)
     rng = np.random.RandomState(hiding.seed)  # the published generator
-    shown: tuple[list[Columns], list[Columns]] = ([], [])
+    shown: tuple[list[IntArray], list[IntArray]] = ([], [])
     for positive in positives:
         negative = np.setdiff1d(np.arange(num_classes), positive, assume_unique=True)
         for side, columns, count in zip(shown, (np.sort(positive), negative), _counts(hiding), strict=True):
@@ -85,9 +85,9 @@ def _counts(hiding: Hiding) -> tuple[int | None, int | None]:
     return (1, 0) if hiding.kind == "single-positive" else (hiding.positives, hiding.negatives)
 
 
-def _keep(positives: Sequence[Columns], num_classes: int, hiding: Hiding) -> tuple[list[Columns], list[Columns]]:
+def _keep(positives: Sequence[IntArray], num_classes: int, hiding: Hiding) -> tuple[list[IntArray], list[IntArray]]:
     rng = np.random.default_rng(hiding.seed)
-    shown: tuple[list[Columns], list[Columns]] = ([], [])
+    shown: tuple[list[IntArray], list[IntArray]] = ([], [])
     for positive in positives:
         kept = np.flatnonzero(rng.random(num_classes) < hiding.fraction)
         is_positive = np.isin(kept, positive)
@@ -96,7 +96,9 @@ def _keep(positives: Sequence[Columns], num_classes: int, hiding: Hiding) -> tup
     return shown
 
 
-def _long_tailed(positives: Sequence[Columns], num_classes: int, hiding: Hiding) -> tuple[list[Columns], list[Columns]]:
+def _long_tailed(
+    positives: Sequence[IntArray], num_classes: int, hiding: Hiding
+) -> tuple[list[IntArray], list[IntArray]]:
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *positives]), minlength=num_classes)
     place = np.empty(num_classes)
     place[np.argsort(-counts, kind="stable")] = np.arange(num_classes)
@@ -106,7 +108,7 @@ def _long_tailed(positives: Sequence[Columns], num_classes: int, hiding: Hiding)
     return shown, [np.zeros(0, np.int64) for _ in positives]
 
 
-def validation_split(num_images: int, fraction: float, seed: int = 1200) -> tuple[Columns, Columns]:
+def validation_split(num_images: int, fraction: float, seed: int = 1200) -> tuple[IntArray, IntArray]:
     """Cut a training split: the images to train on, and the others, both ascending.
 
     As E. Cole et al. (CVPR 2021): the last round(fraction x images) of RandomState(seed).permutation.

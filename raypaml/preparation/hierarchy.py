@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from raypaml.labels import IntArray
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.source import SplitLabels
+from raypaml.preparation.requests import SplitLabels
 
 Parents = dict[str, set[str]]
 """Class id -> the ids of the classes right above it, whether in a vocabulary or not."""
-Columns = NDArray[np.int64]
 IMPLIED = pa.schema([("key", pa.string()), ("class", pa.int32())])
 """A label that no one gave: an image's key, and the class column."""
 
@@ -69,7 +68,7 @@ def ancestors(parents: Mapping[str, set[str]], class_id: str) -> set[str]:
     return found
 
 
-def implied_columns(parents: Mapping[str, set[str]], class_ids: Sequence[str]) -> list[Columns]:
+def implied_columns(parents: Mapping[str, set[str]], class_ids: Sequence[str]) -> list[IntArray]:
     """Of each class the columns of its ancestors in the vocabulary; the way there may leave the vocabulary."""
     column = {class_id: k for k, class_id in enumerate(class_ids)}
     above = (ancestors(parents, class_id) for class_id in class_ids)
@@ -100,21 +99,21 @@ def expand(labels: SplitLabels, class_ids: Sequence[str], parents: Parents) -> S
     return replace(labels, table=table, findings=findings, implied=added)
 
 
-def _cells(lists: pa.ChunkedArray, num_classes: int) -> Columns:
+def _cells(lists: pa.ChunkedArray, num_classes: int) -> IntArray:
     """Row x K + column of every label in a list column, ascending."""
     column = lists.combine_chunks()
     rows = pc.list_parent_indices(column).to_numpy().astype(np.int64)
     return np.sort(rows * num_classes + pc.list_flatten(column).to_numpy())
 
 
-def _lists(cells: Columns, like: pa.ChunkedArray, num_classes: int) -> pa.Array:
+def _lists(cells: IntArray, like: pa.ChunkedArray, num_classes: int) -> pa.Array:
     """The inverse of `_cells`; null where the column was."""
     ends = np.searchsorted(cells, np.arange(len(like) + 1) * num_classes).astype(np.int32)
     columns = pa.array((cells % num_classes).astype(np.int32))
     return pa.ListArray.from_arrays(pa.array(ends), columns, mask=pc.is_null(like).combine_chunks())
 
 
-def _above(cells: Columns, implied: Sequence[Columns]) -> Columns:
+def _above(cells: IntArray, implied: Sequence[IntArray]) -> IntArray:
     """The cells that these imply, each once, ascending."""
     num_classes = len(implied)
     sizes = np.array([len(columns) for columns in implied])

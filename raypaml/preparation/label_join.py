@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raypaml.labels import IntArray
 from raypaml.preparation.findings import EXAMPLES, Findings
 
 ConflictRule = Literal["source", "negative", "positive", "drop"]
@@ -24,7 +25,6 @@ MAX_CLASSES = 1 << 24
 _IMAGE, _CLASS, _SOURCE = 32, 8, 1
 
 Packed = NDArray[np.uint64]
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Labels:
         return len(self.image)
 
 
-def pack(image: Rows, class_index: Rows, source: Rows, positive: NDArray[np.bool_]) -> Packed:
+def pack(image: IntArray, class_index: IntArray, source: IntArray, positive: NDArray[np.bool_]) -> Packed:
     """Rows as integers that sort by image, class, source (0 the best), value."""
     packed = image.astype(np.uint64) << np.uint64(_IMAGE)
     packed |= class_index.astype(np.uint64) << np.uint64(_CLASS)
@@ -86,7 +86,7 @@ def join_labels(
 
 
 def _judge(
-    packed: Packed, first: Rows, lengths: Rows, rule: ConflictRule
+    packed: Packed, first: IntArray, lengths: IntArray, rule: ConflictRule
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
     """Of (image, class) with several rows each: the value, whether it is kept, whether both values occur."""
     if not len(first):
@@ -123,7 +123,7 @@ def merged(one: Labels, other: Labels) -> Labels:
     return Labels(image[order], class_index[order], np.concatenate([one.positive, other.positive])[order])
 
 
-def records(labels: Labels, keys: Callable[[Rows], pa.Array]) -> pa.Table:
+def records(labels: Labels, keys: Callable[[IntArray], pa.Array]) -> pa.Table:
     """One row per labelled image, in the order of the images: key, positives, negatives (lists of class columns).
 
     Args:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from raypaml.preparation.images import ImageForm, convert
-from raypaml.preparation.sources import Archives, Asked, Fetched, Store, converted, members
+from raypaml.preparation.image_form import ImageForm, convert
+from raypaml.preparation.image_store import Archives, Asked, Fetched, Store, archive_members, converted
 
 IMAGES = 64
 
@@ -36,7 +36,7 @@ def probe(source: Store | Archives, split: str, asked: Sequence[Asked], form: Im
     began = time.monotonic()
     if isinstance(source, Archives):
         wanted = {key for key, _ in asked}
-        found = islice((item for item in members(source.files[0]) if item[0] in wanted), IMAGES)
+        found = islice((item for item in archive_members(source.files[0]) if item[0] in wanted), IMAGES)
         images = [converted(key, content(), lambda content: convert(content, form)) for key, content in found]
         where = str(source.files[0])
     else:

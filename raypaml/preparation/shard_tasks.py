@@ -19,9 +19,9 @@ import pyarrow as pa
 from raypaml.data.index import SCHEMA
 from raypaml.data.shards import Sample, write_shard
 from raypaml.data.storage import Location, brief
-from raypaml.preparation.images import Converted, ImageForm, convert
-from raypaml.preparation.source import KNOWN, LABELS
-from raypaml.preparation.sources import Asked, Fetched, Store, converted, in_order, members
+from raypaml.preparation.image_form import Converted, ImageForm, convert
+from raypaml.preparation.image_store import Asked, Fetched, Store, archive_members, converted, in_order
+from raypaml.preparation.requests import KNOWN, LABELS
 
 CONVERTERS = 4
 """Threads that convert what one archive gives."""
@@ -40,7 +40,7 @@ RECEIPT = pa.schema(
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """What the shards of one split have in common; picklable."""
 
     work: Path
@@ -64,7 +64,7 @@ class Job:
         return convert(content, self.form)
 
 
-def write_store_shard(job: Job, name: str, requests: pa.Table, store: Store) -> None:
+def write_store_shard(job: ShardJob, name: str, requests: pa.Table, store: Store) -> None:
     """Write the shard of these images (rows of source.REQUEST, in this order) from single files."""
     write_fetched_shard(job, name, requests, store.fetch(asked_for(requests), job.convert))
 
@@ -75,14 +75,14 @@ def asked_for(requests: pa.Table) -> list[Asked]:
     return [(key, file or f"{key}.jpg") for key, file in zip(keys, files, strict=True)]
 
 
-def write_archive_shards(job: Job, unit: str, requests: pa.Table, archive: Location) -> None:
+def write_archive_shards(job: ShardJob, unit: str, requests: pa.Table, archive: Location) -> None:
     """Write the shards `UNIT-000000`, ... of the wanted images of one archive, as it streams by.
 
     Each takes the next `shard_samples` images that arrive and shuffles them. A second image of the same key is ignored.
     What never arrives has no receipt. `UNIT.done`, written last, says that the archive was read to its end.
     """
     row_of = {key: row for row, key in enumerate(requests["key"].to_pylist())}
-    wanted = _each_once(members(archive), row_of)
+    wanted = _each_once(archive_members(archive), row_of)
     number = 0
     while block := _next_block(job, f"{unit}-{number:06d}", wanted):
         number += 1
@@ -95,7 +95,7 @@ def write_archive_shards(job: Job, unit: str, requests: pa.Table, archive: Locat
     write_whole(job.work / f"{unit}.done", b"")
 
 
-def is_read(job: Job, unit: str) -> bool:
+def is_read(job: ShardJob, unit: str) -> bool:
     """Whether this archive needs no more work."""
     return (job.work / f"{unit}.done").is_file()
 
@@ -110,10 +110,10 @@ def _each_once(
 
 
 def _next_block(
-    job: Job, name: str, wanted: Iterator[tuple[str, int, Callable[[], bytes]]]
+    job: ShardJob, name: str, wanted: Iterator[tuple[str, int, Callable[[], bytes]]]
 ) -> tuple[str, list[int], list[Fetched] | None] | None:
     """The rows of the next shard and, unless it is finished, its images; None at the end of the archive."""
-    finished, rows = is_finished(job, name), []
+    finished, rows = is_shard_finished(job, name), []
 
     def arriving() -> Iterator[tuple[str, bytes]]:
         for key, row, content in wanted:
@@ -130,7 +130,7 @@ def _next_block(
     return (name, rows, images) if rows else None
 
 
-def write_fetched_shard(job: Job, name: str, requests: pa.Table, images: Iterable[Fetched]) -> None:
+def write_fetched_shard(job: ShardJob, name: str, requests: pa.Table, images: Iterable[Fetched]) -> None:
     """Write the shard of these images, already fetched, in this order."""
     fates: list[Fetched] = []
 
@@ -150,7 +150,7 @@ def write_fetched_shard(job: Job, name: str, requests: pa.Table, images: Iterabl
         ) from None
 
 
-def _sample(job: Job, image: Fetched, row: dict[str, Any]) -> Sample:
+def _sample(job: ShardJob, image: Fetched, row: dict[str, Any]) -> Sample:
     names = job.class_ids
     boxes = scaled(row["boxes"] or (), image.scale)
     return Sample(
@@ -169,7 +169,9 @@ def scaled(boxes: Iterable[dict[str, Any]], scale: tuple[float, float]) -> list[
     return [{"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in SIDES} for box in boxes]
 
 
-def write_receipt(job: Job, name: str, requests: pa.Table, fates: list[Fetched], places: list[dict[str, Any]]) -> None:
+def write_receipt(
+    job: ShardJob, name: str, requests: pa.Table, fates: list[Fetched], places: list[dict[str, Any]]
+) -> None:
     """Write what became of every image of a finished shard."""
     place_of = {place["key"]: place for place in places}
     nowhere = dict.fromkeys(PLACE)
@@ -197,7 +199,7 @@ def read_receipt(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     return table, json.loads(table.schema.metadata[b"shard"])
 
 
-def is_finished(job: Job, name: str) -> bool:
+def is_shard_finished(job: ShardJob, name: str) -> bool:
     """Whether this shard needs no more work: it is there, and as long as its receipt says.
 
     Nothing is flushed to disk shard by shard, so after a power cut a receipt can be there without its shard.

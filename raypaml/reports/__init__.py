@@ -1,1 +1,1 @@
-"""Tables, figures and the HTML report of a run."""
+"""What several pages and displays share: HTML pieces, drawings, tables, progress and trackers."""

@@ -27,7 +27,7 @@ History = list[dict[str, Any]]
 
 
 @mpl.rc_context(STYLE)
-def curves(history: History, best_epoch: int) -> str:
+def training_curves(history: History, best_epoch: int) -> str:
     """Training loss and validation mAP by epoch."""
     figure, (left, right) = panels(2)
     epochs = [record["epoch"] + 1 for record in history]

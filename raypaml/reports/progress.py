@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,10 +12,12 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from raypaml.cli import clock
 from raypaml.config import TrainConfig
-from raypaml.reports.sharding import clock
 from raypaml.reports.tracking import Tracking, tracking
 
+COUNT_SECONDS = 2.0
+"""Between two lines of a count of pictures."""
 PLAIN_SECONDS = 15.0
 """Between two plain progress lines within an epoch."""
 
@@ -94,3 +97,28 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     if "drift" in record:
         line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
     return line
+
+
+class PictureCount:
+    """Pictures as they are classified: a line every other second, and one at the end."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._began = self._said = time.monotonic()
+        self._images = self._empty = 0
+
+    def count(self, any_class: bool) -> None:
+        """Count one more picture, with or without a class."""
+        self._images += 1
+        self._empty += not any_class
+        if time.monotonic() - self._said > COUNT_SECONDS:
+            self._said = time.monotonic()
+            self._say(f"{self._images:,} images, {self._images / (self._said - self._began):,.0f} a second")
+
+    def end(self, broken: int) -> None:
+        """Say what came out."""
+        rate = self._images / max(time.monotonic() - self._began, 1e-9)
+        self._say(
+            f"{self._images:,} images, {rate:,.0f} a second; {broken:,} broken, "
+            f"{self._empty:,} without a class that reaches its threshold"
+        )

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from raypaml.cli import extra
+
 TrackerName = Literal["none", "tensorboard", "mlflow", "wandb"]
 
 WAITING = 10_000
@@ -44,7 +46,7 @@ class Tracking:
 
     def update(self, event: dict[str, Any]) -> None:
         """Note one event; never waits."""
-        found = curves(event)
+        found = tracked_values(event)
         if found is None:
             return
         try:
@@ -74,7 +76,7 @@ class Tracking:
             self._say(f"the tracker failed, training goes on without it: {error}")
 
 
-def curves(event: dict[str, Any]) -> tuple[Values, int] | None:
+def tracked_values(event: dict[str, Any]) -> tuple[Values, int] | None:
     """What there is to draw of an event, and at which step."""
     if "record" in event:
         record = event["record"]
@@ -101,7 +103,7 @@ def tracking(name: TrackerName, run: Path, settings: dict[str, Any], say: Callab
     try:
         importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"tracker={name}: not installed; pip install 'raypaml[{name}]'") from None
+        raise ValueError(f"tracker={name}: not installed; {extra(name)}") from None
     return Tracking(lambda: make(run, settings), say)
 
 

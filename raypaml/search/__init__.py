@@ -1,1 +1,1 @@
-"""Search spaces, the plan of trials, what they share, and what came out: no Ray in here."""
+"""A search over fields of a recipe: spaces, trials, what they share, what came out, and its page, all without Ray."""

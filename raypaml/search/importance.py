@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raypaml.search.folder import Outcome
+from raypaml.search.search_folder import Outcome
 from raypaml.search.spaces import Space
 
 LEAST = 6

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from raypaml.search.folder import Search, add_proposed, outcome
-from raypaml.search.plan import Trial, proposed
+from raypaml.cli import extra
 from raypaml.search.queue import Queue
+from raypaml.search.search_folder import Search, add_proposed, outcome
 from raypaml.search.spaces import Space
+from raypaml.search.trials import Trial, proposed
 
 TRIES = 100
 """Proposals for one new trial, before the spaces count as exhausted."""
@@ -27,7 +28,7 @@ class Proposals:
         try:
             import optuna
         except ImportError:
-            raise ValueError("searcher=tpe: needs Optuna; install it with pip install 'raypaml[tune]'") from None
+            raise ValueError(f"searcher=tpe: needs Optuna; install it with {extra('tune')}") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search, self._queue, self._count = search, queue, count
         self._space = {space.name: _distribution(space) for space in search.spaces}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from raypaml.search.folder import Search, outcome, ranked
-from raypaml.search.plan import Trial, own_trial
+from raypaml.search.search_folder import Search, outcome, ranked
+from raypaml.search.trials import Trial, own_trial
 from raypaml.search.warmup import warmup_key
 
 DONE = ("finished", "stopped")

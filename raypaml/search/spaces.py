@@ -14,8 +14,6 @@ import yaml
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 
-FOLDER = Path(__file__).parents[2] / "tune"
-"""The spaces that come with raypaml."""
 SUGGESTED = "suggested"
 """Bounds taken from the data; see search.suggestion."""
 CORNERS = 4096
@@ -224,10 +222,10 @@ def check_spaces(spaces: Sequence[Space], config: TrainConfig) -> None:
             config.override(values).check()
         except ValueError as error:
             within = ", ".join(space.text for space in spaces)
-            raise ValueError(f"search {within} allows {describe(values)}: {error}") from None
+            raise ValueError(f"search {within} allows {describe_values(values)}: {error}") from None
 
 
-def describe(values: dict[str, Any]) -> str:
+def describe_values(values: dict[str, Any]) -> str:
     """`alpha=5,delta_rel=0.25`."""
     shown = (f"{value:g}" if isinstance(value, float) else str(value) for value in values.values())
     return ",".join(f"{name}={value}" for name, value in zip(values, shown, strict=True))

@@ -1,1 +1,1 @@
-"""One worker's loop and what it keeps: team, checkpoints, corrections, predictions."""
+"""One worker's training: the checked job, the loop, one step, and what is kept from step to step."""

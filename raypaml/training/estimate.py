@@ -14,14 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.batches import Reader
-from raypaml.data.folder import DataFolder
+from raypaml.data.data_folder import DataFolder
 from raypaml.data.plan import Plan, default_lanes
 from raypaml.losses.large_loss import REJECTING
 from raypaml.losses.selection import rejection_count, rejection_rate
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.model.pooling import tile_images
-from raypaml.training.features import keeps_features
+from raypaml.runs.kept_features import keeps_features
 
 FLOAT32 = 4
 PASSES = 3
@@ -31,7 +31,7 @@ RATES = {"cuda": (50, 100, 200, 400), "cpu": (0.05, 0.1, 0.2, 0.4)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ModelShape:
     """One image's way through the network."""
 
     backbone_parameters: int
@@ -50,7 +50,7 @@ class Shape:
 class Estimate:
     """What one run needs; bytes are those of one worker."""
 
-    shape: Shape
+    shape: ModelShape
     images: int
     """Training images."""
     steps: int
@@ -121,7 +121,7 @@ def _most_rejected(config: TrainConfig, entries: int) -> int:
     )
 
 
-def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> Shape:
+def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> ModelShape:
     """The network's sizes for one image, by a forward pass of two images without values."""
     model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
     images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
@@ -138,7 +138,7 @@ def measure(backbone: str, num_classes: int, height: int, width: int, kind: torc
         features = model.features(images)
     grid = (features.shape[2], features.shape[3])
     sizes = [tensor.untyped_storage().nbytes() // len(images) for tensor in kept.values()]
-    return Shape(
+    return ModelShape(
         backbone_parameters=_count(model.backbone),
         head_parameters=_count(model.head),
         num_channels=features.shape[1],
@@ -153,7 +153,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _weights(config: TrainConfig, shape: Shape, lanes: int, kind: torch.dtype) -> dict[str, int]:
+def _weights(config: TrainConfig, shape: ModelShape, lanes: int, kind: torch.dtype) -> dict[str, int]:
     """Bytes that do not depend on the batch, by what they are for."""
     parameters = shape.backbone_parameters + shape.head_parameters
     copies = {"weights, gradients and Adam's two": 4, "weights' average": int(config.optim.ema > 0)}
@@ -166,7 +166,7 @@ def _weights(config: TrainConfig, shape: Shape, lanes: int, kind: torch.dtype) -
 
 
 def _batch(
-    shape: Shape, part: int, at_once: int, num_classes: int, pixels: int, tile: int, kind: torch.dtype
+    shape: ModelShape, part: int, at_once: int, num_classes: int, pixels: int, tile: int, kind: torch.dtype
 ) -> dict[str, int]:
     """Bytes that depend on the batch, by what they are for."""
     image_map = num_classes * math.prod(shape.grid)
@@ -180,7 +180,7 @@ def _batch(
     }
 
 
-def describe(config: TrainConfig, found: Estimate) -> str:
+def describe_estimate(config: TrainConfig, found: Estimate) -> str:
     """The estimate as text for people."""
     shape, workers = found.shape, config.run.workers
     map_values = found.at_once * found.num_classes * math.prod(shape.grid)

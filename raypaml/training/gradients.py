@@ -7,14 +7,13 @@ runs, and lanes are added as integers, which is exact in any order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raypaml.training.distributed import Team
+from raypaml.runs.ranks import Ranks
 
 BITS = 52
 """Of a gradient relative to the largest of its tensor; 64 lanes of these fit into an int64, float32 has 24."""
@@ -38,12 +37,7 @@ def check_reproducible(model: nn.Module, micro_batch_size: int, lane: int, *, al
             )
 
 
-def lane_slices(lane_sizes: Sequence[int]) -> list[slice]:
-    """Where each non-empty lane lies in this rank's part of a batch."""
-    return [slice(end - size, end) for end, size in zip(accumulate(lane_sizes), lane_sizes, strict=True) if size]
-
-
-def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], team: Team) -> None:
+def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], team: Ranks) -> None:
     """Set every parameter's gradient to the exactly rounded sum over all lanes of all ranks.
 
     Args:

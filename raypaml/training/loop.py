@@ -11,23 +11,23 @@ import torch
 
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Batch, Reader, read
-from raypaml.metrics.average_precision import group_means, mean_ap
-from raypaml.training import checkpoint
-from raypaml.training.evaluation import (
+from raypaml.evaluation.predicting import predict_split
+from raypaml.evaluation.prediction_plan import (
     EVALUATION_BATCHES,
     check_skipped,
     clear_folder,
-    plan_evaluation,
-    predict,
+    plan_prediction,
     predict_part,
 )
-from raypaml.training.finite import DivergedError
-from raypaml.training.keeping import restore, roll_back, save, share
-from raypaml.training.models import tested_checkpoint
-from raypaml.training.skips import Reason, check_budget, gather, named, seen_together
+from raypaml.metrics.average_precision import group_means, mean_ap
+from raypaml.runs import checkpoint
+from raypaml.runs.models import tested_checkpoint
+from raypaml.runs.skips import Reason, check_budget, gather, named, seen_together
+from raypaml.training.nonfinite import DivergedError
+from raypaml.training.resume import restore, roll_back, save_state, share
 from raypaml.training.step import settle, train_step
 from raypaml.training.watchdog import Beats, beating
-from raypaml.training.worker import READING, TALLY, Report, Wish, Worker, drop_features, enter_epoch, prepare
+from raypaml.training.worker import READING, TALLY, LoopSignal, Report, Worker, build_worker, drop_features, enter_epoch
 
 REPORT_SECONDS = 1.0
 """Between two agreements on progress, about: reporting costs no collective per step, a wish is heard soon."""
@@ -59,7 +59,7 @@ def train(
         Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
     """
     # --- Data, model, optimizer -------------------------------------------------------------------------------
-    worker = prepare(config, data_folder, run_folder, device, report)
+    worker = build_worker(config, data_folder, run_folder, device, report)
     with beating(lambda: worker, beats):
         # --- Restore ------------------------------------------------------------------------------------------
         restore(worker)
@@ -122,10 +122,10 @@ def _train_epoch(worker: Worker) -> bool:
             wish = _agree(worker, now - began, since)
             began, since = now, 0
             if (save_now or wish) and not last:
-                save(worker)
-            if wish == Wish.SAVE:
+                save_state(worker)
+            if wish == LoopSignal.SAVE:
                 worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
-            if wish == Wish.STOP and not last:
+            if wish == LoopSignal.STOP and not last:
                 return False
         worker.now(READING)
     return True
@@ -146,7 +146,7 @@ def _train_step(worker: Worker, batch: Batch) -> None:
         worker.report({"event": f"{error}; its {batch.global_rows} samples are skipped"})
 
 
-def _agree(worker: Worker, seconds: float, steps: int) -> Wish:
+def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     """Add up what all ranks counted in these steps and seconds, report it; what anyone was asked for."""
     state, team = worker.state, worker.team
     settle(worker)  # before anything of this step is reported or saved
@@ -174,10 +174,12 @@ def _agree(worker: Worker, seconds: float, steps: int) -> Wish:
     return _anyone(worker, asked)
 
 
-def _anyone(worker: Worker, asked: Wish | bool) -> Wish:
+def _anyone(worker: Worker, asked: LoopSignal | bool) -> LoopSignal:
     """What any rank was asked for; to stop, rather than to save."""
-    stop, save = worker.team.sum(torch.tensor([float(asked == wish) for wish in (Wish.STOP, Wish.SAVE)])).tolist()
-    return Wish.STOP if stop else Wish.SAVE if save else Wish.NOTHING
+    stop, save = worker.team.sum(
+        torch.tensor([float(asked == wish) for wish in (LoopSignal.STOP, LoopSignal.SAVE)])
+    ).tolist()
+    return LoopSignal.STOP if stop else LoopSignal.SAVE if save else LoopSignal.NOTHING
 
 
 def _agree_on_skips(worker: Worker) -> None:
@@ -199,7 +201,9 @@ def _finish_epoch(worker: Worker) -> bool:
     worker.corrections.exchange(worker.team)
     worker.memory.close(state.epoch)
     features = worker.features.get("validation")
-    mine = predict(worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker))
+    mine = predict_split(
+        worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker)
+    )
     skipped = gather(worker.team, mine.skipped)
     index = worker.data.splits["validation"]
     check_budget(named(skipped, index), "validation", len(index), config.data.skip_budget)
@@ -230,8 +234,8 @@ def _finish_epoch(worker: Worker) -> bool:
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
-    save(worker)
-    return _anyone(worker, worker.report({"record": record, "epochs": config.optim.epochs})) == Wish.STOP
+    save_state(worker)
+    return _anyone(worker, worker.report({"record": record, "epochs": config.optim.epochs})) == LoopSignal.STOP
 
 
 def _evaluation(worker: Worker) -> dict[str, Any]:
@@ -249,7 +253,7 @@ def _predict(worker: Worker, split: str) -> None:
     worker.now(f"predicting {split}")
     best, store = tested_checkpoint(worker.run_folder), worker.store
     folder = worker.run_folder / "predictions" / split
-    evaluation = plan_evaluation(best, worker.config, worker.data, split, folder)
+    evaluation = plan_prediction(best, worker.config, worker.data, split, folder)
     if worker.team.rank == 0:  # what an earlier prediction with another checkpoint left
         clear_folder(evaluation, worker.data, replace=True)
     worker.team.barrier()

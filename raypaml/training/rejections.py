@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypaml.data.index import Index
+from raypaml.labels import IntArray
 
 FOLDER = "rejected"
 SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
 _NAME = re.compile(r"(\d{4,})-\d{6,}-\d+\.parquet")
-
-Entries = NDArray[np.int64]
-"""Sample row x K + class, sorted, each once."""
 
 
 class Rejections:
@@ -55,7 +53,7 @@ class Rejections:
         self._rows, self._classes = [], []
 
 
-def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, Entries]]:
+def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]]:
     """(epoch, entries rejected in it), in order; ValueError where they are of another data set."""
     found: dict[int, list[Path]] = {}
     for path in sorted((run_folder / FOLDER).glob("*.parquet")):
@@ -65,10 +63,10 @@ def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, Entries]]
         yield epoch, np.unique(np.concatenate([_read(path, index) for path in paths]))
 
 
-def _read(path: Path, index: Index) -> Entries:
+def _read(path: Path, index: Index) -> IntArray:
     table = pq.read_table(path)
     about = table.schema.metadata or {}
     if about.get(b"vocabulary") != index.vocabulary_digest.encode() or about.get(b"samples") != b"%d" % len(index):
         raise ValueError(f"{path}: rejections of another data set than {index.where}")
-    entries: Entries = table["row"].to_numpy() * index.num_classes + table["class"].to_numpy()
+    entries: IntArray = table["row"].to_numpy() * index.num_classes + table["class"].to_numpy()
     return entries

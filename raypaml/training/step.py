@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from raypaml.data.batches import Batch
+from raypaml.data.plan import lane_slices
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.losses.large_loss import check_labels
-from raypaml.losses.schemes import KEEPING, Moment, read_settings, scheme_loss
-from raypaml.training.finite import Doubt, check_gradients
-from raypaml.training.gradients import add_exactly, lane_slices
-from raypaml.training.models import autocast, update_average
+from raypaml.losses.schemes import KEEPING, StepContext, read_settings, scheme_loss
+from raypaml.runs.models import autocast, update_average
+from raypaml.training.gradients import add_exactly
+from raypaml.training.nonfinite import FiniteCheck, check_gradients
 from raypaml.training.worker import Worker
 
 WARMUP_STEPS = 100
@@ -43,7 +44,7 @@ def train_step(worker: Worker, batch: Batch) -> None:
     logits = torch.cat([*outputs, _no_logits(worker)]).detach().requires_grad_()
     settle(worker)
     where = f"rank {team.rank}, {worker.place}"
-    doubt = Doubt.about(logits, batch.keys, where)
+    doubt = FiniteCheck.about(logits, batch.keys, where)
     careful = config.run.nonfinite != "stop"
     if careful:
         doubt.settle_together(team)
@@ -146,7 +147,7 @@ def _no_logits(worker: Worker) -> Tensor:
 
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     config, state = worker.config.loss, worker.state
-    moment = Moment(
+    moment = StepContext(
         epoch=state.epoch,
         epochs=worker.config.optim.epochs,
         step=state.step,

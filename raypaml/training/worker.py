@@ -14,21 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from raypaml.config import TrainConfig
-from raypaml.data.folder import DataFolder, open_folder
+from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, default_lanes
+from raypaml.explanations.drift import DriftProbe, make_probe
 from raypaml.model.cam import CamClassifier, FeatureClassifier
-from raypaml.training.checkpoint import State
-from raypaml.training.corrections import Corrections
-from raypaml.training.distributed import Team
-from raypaml.training.drift import Probe, make_probe
-from raypaml.training.features import RUN_FOLDER, Features, features_folder, keeps_features, open_features
-from raypaml.training.finite import Doubt
+from raypaml.runs.checkpoint import State
+from raypaml.runs.corrections import Corrections
+from raypaml.runs.kept_features import RUN_FOLDER, Features, features_folder, keeps_features, open_features
+from raypaml.runs.mirror import Mirror
+from raypaml.runs.models import build_model
+from raypaml.runs.ranks import Ranks
+from raypaml.runs.skips import Skip
 from raypaml.training.gradients import check_reproducible
-from raypaml.training.memory import Memory, memory_of
-from raypaml.training.mirror import Mirror
-from raypaml.training.models import build_model
+from raypaml.training.nonfinite import FiniteCheck
 from raypaml.training.rejections import Rejections
-from raypaml.training.skips import Skip
+from raypaml.training.scheme_state import Memory, memory_of
 
 READING = "reading"
 NAMED = 3
@@ -36,7 +36,7 @@ NAMED = 3
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
 
 
-class Wish(IntEnum):
+class LoopSignal(IntEnum):
     """What is wished of the workers, at their next agreement."""
 
     NOTHING = 0
@@ -46,7 +46,7 @@ class Wish(IntEnum):
     """A checkpoint now, and go on: somebody's machine is about to be taken away."""
 
 
-Report = Callable[[dict[str, Any]], Wish | bool]
+Report = Callable[[dict[str, Any]], LoopSignal | bool]
 """Takes progress; answers what is wished."""
 
 
@@ -56,7 +56,7 @@ class Worker:
 
     config: TrainConfig
     run_folder: Path
-    team: Team
+    team: Ranks
     data: DataFolder
     plan: Plan
     model: CamClassifier
@@ -77,11 +77,11 @@ class Worker:
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
     skipped: list[Skip] = field(default_factory=list)
     """Broken samples of this rank since the last agreement."""
-    probe: Probe | None = None
+    probe: DriftProbe | None = None
     """On rank 0, if the run has a reference."""
     features: dict[str, Features] = field(default_factory=dict)
     """Of `train` and `validation`, while the backbone is frozen and they are kept."""
-    doubt: Doubt | None = None
+    doubt: FiniteCheck | None = None
     """Of the last step's logits."""
     report_steps: int = 1
     """Steps between two agreements; every rank's is the same."""
@@ -122,11 +122,11 @@ class Worker:
         return f"{text} {', '.join(shards[:NAMED])}{' ...' if len(shards) > NAMED else ''}"
 
 
-def prepare(
+def build_worker(
     config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report
 ) -> Worker:
     """Build a new worker: data, plan, model from the seed, optimizer."""
-    team = Team.here(device)
+    team = Ranks.here(device)
     data = open_folder(data_folder, **config.data.opening)
     index = data.splits["train"]
     size = config.data.global_batch_size
@@ -172,7 +172,7 @@ def prepare(
     )
 
 
-def _wrapped(module: nn.Module, config: TrainConfig, team: Team) -> nn.Module:
+def _wrapped(module: nn.Module, config: TrainConfig, team: Ranks) -> nn.Module:
     wrapped = module if config.optim.reproducible else team.wrap(module)
     return torch.compile(wrapped) if config.optim.compile else wrapped  # type: ignore[return-value]
 
@@ -208,7 +208,7 @@ def drop_features(worker: Worker) -> None:
         shutil.rmtree(worker.run_folder / RUN_FOLDER, ignore_errors=True)
 
 
-def _synchronised(model: CamClassifier, team: Team) -> CamClassifier:
+def _synchronised(model: CamClassifier, team: Ranks) -> CamClassifier:
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         raise ValueError("sync_batchnorm: this backbone has no BatchNorm; use --no-sync-batchnorm")
     if team.group is not None and team.device.type != "cuda":

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raypaml.labels import IntArray
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.source import Classes
+from raypaml.preparation.requests import Classes
 
-Columns = NDArray[np.int64]
 Box = dict[str, Any]
 """class (a column), x0, y0, x1, y1 in pixels of the upright image."""
 
@@ -24,9 +24,9 @@ class SourceSplit:
 
     files: list[str]
     """Below the folder of images."""
-    positives: list[Columns]
+    positives: list[IntArray]
     """Class columns, ascending."""
-    negatives: list[Columns] | None = None
+    negatives: list[IntArray] | None = None
     """None: every class that is not positive is negative, the labels are complete."""
     boxes: list[list[Box]] | None = None
     findings: Findings = field(default_factory=Findings)
@@ -53,7 +53,7 @@ def text_lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: cannot be read: {error}") from None
 
 
-def from_matrix(labels: NDArray[Any]) -> list[Columns]:
+def from_matrix(labels: NDArray[Any]) -> list[IntArray]:
     """Positive columns of each row of a matrix in {0, 1}."""
     rows, columns = np.nonzero(labels)
     return np.split(columns.astype(np.int64), np.cumsum(np.bincount(rows, minlength=len(labels)))[:-1])

@@ -1,0 +1,60 @@
+"""`raypaml COMMAND ...` or `python -m raypaml COMMAND ...`: lists the commands and runs them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from raypaml.cli import command, run_command
+from raypaml.files import share
+
+COMMANDS = {
+    "train": "Train a classifier from partial labels, on a laptop or a cluster.",
+    "tune": "Search the rejection schedule and other fields of a recipe.",
+    "evaluate": "Predict a split of a data set with a trained model.",
+    "aggregate": "Compute mAP by class group, and other measures, of one or two prediction sets.",
+    "report": "Write the result and the report of a finished run again.",
+    "explain": "Look at a model's class activation maps, and compare them with another's.",
+    "predict": "Say which classes pictures show.",
+    "export": "Write a model for other programs: safetensors, ONNX, torch.export.",
+    "audit": "List training labels that are likely missing, and apply people's answers.",
+    "shard": "Turn images and labels into a data set: Open Images, tables, folders, VOC, COCO, ...",
+    "doctor": "Look over a run, or a cluster, before anything starts.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List the commands, or run one with the arguments that follow it.
+
+    Raises:
+        ValueError: there is no such command.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("Train multi-label image classifiers from partial annotations.\n\nCommands:")
+        print("\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()))
+        print(f"\nEach says more with --help. Cluster files: {share('clusters')}, search spaces: {share('tune')}")
+        return 0
+    name, *rest = argv
+    if name == "--version":
+        from raypaml import __version__
+
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name}: no such command{hint} Known: {', '.join(COMMANDS)}")
+    return run_command(lambda: importlib.import_module(f"raypaml.{name}").main(rest), command(name))
+
+
+def run() -> None:
+    """The console script `raypaml`."""
+    run_command(main, "raypaml")
+
+
+if __name__ == "__main__":
+    run_command(main, "python -m raypaml")

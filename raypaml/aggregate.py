@@ -1,0 +1,111 @@
+"""`raypaml aggregate`: the table G1..G5 and All, every published convention, and other measures, from one pass.
+
+raypaml aggregate runs/NAME                       # a run, or a folder of raypaml evaluate
+raypaml aggregate runs/A runs/B --bootstrap 1000  # both, and the paired difference with its interval
+raypaml aggregate scores.npy --labels labels.npy --scores logits --vocabulary vocabulary.csv
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from raypaml.cli import Parser, command, run_command
+
+if TYPE_CHECKING:
+    from raypaml.evaluation.measures import Questions
+
+ABOUT = "Evaluate predictions: mAP by class group and under every published convention, and other measures."
+
+
+def parse(argv: Sequence[str], prog: str = "") -> Any:
+    """The flags."""
+    flags = Parser(prog=prog or command("aggregate"), description=ABOUT)
+    flags.add_argument("predictions", nargs="+", help="one or two: a run, a prediction set, or .csv, .parquet, .npy")
+    flags.add_argument("--vocabulary", metavar="FILE", help="vocabulary.csv [the one beside the predictions]")
+    flags.add_argument("--json", metavar="FILE", help="write every figure here")
+    flags.add_argument("--csv", metavar="FILE", help="write a row a class here")
+    flags.add_argument("--figure", metavar="FILE.svg", help="draw AP against the number of annotations")
+    flags.add_argument("--alpha", metavar="A|A:B", default="", help="another alpha, or the curve over A, A + 1, ... B")
+    flags.add_argument("--bootstrap", type=int, default=0, metavar="N", help="replicates for 95 %% intervals [0]")
+    flags.add_argument("--seed", type=int, default=0, help="of the bootstrap [0]")
+    flags.add_argument("--threshold", type=float, metavar="P", help="count precision, recall, F1 at this probability")
+    flags.add_argument("--thresholds-from", metavar="PREDICTIONS", help="... at each class's best F1 on validation")
+    flags.add_argument("--recall", type=float, metavar="R", help="give the precision at this recall")
+    flags.add_argument("--scores", choices=("logits", "probabilities"), help="what others' scores are")
+    flags.add_argument("--labels", metavar="FILE.npy", help="labels of a matrix of scores")
+    flags.add_argument("--coding", default="1,0,-1", metavar="P,N,U", help="others' positive, negative, unobserved")
+    asked = flags.parse(argv)
+    names = asked.predictions
+    if len(names) > 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"predictions: {len(names)} given, {len(set(names))} different; give one set, or two to compare"
+        )
+    return asked
+
+
+def questions(asked: Any) -> Questions:
+    """What the flags ask for."""
+    from raypaml.evaluation.foreign import open_predictions
+    from raypaml.evaluation.measures import Questions, evaluate_set
+    from raypaml.evaluation.parts import check_predicted_classes
+
+    alpha, alphas = _alphas(asked.alpha)
+    if asked.bootstrap < 0 or asked.bootstrap == 1:
+        raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
+    thresholds = None
+    if asked.thresholds_from:
+        form = _form(asked)
+        predictions, vocabulary = open_predictions(asked.thresholds_from, **form)
+        check_predicted_classes(predictions, open_predictions(asked.predictions[0], **form)[1], asked.predictions[0])
+        thresholds = evaluate_set(predictions, vocabulary, Questions(alpha=alpha)).best
+    return Questions(
+        alpha=alpha,
+        alphas=alphas,
+        replicates=asked.bootstrap,
+        seed=asked.seed,
+        threads=os.cpu_count() or 1,
+        threshold=asked.threshold,
+        class_thresholds=thresholds,
+        recall=asked.recall,
+    )
+
+
+def _alphas(text: str) -> tuple[float | None, tuple[float, ...]]:
+    """The alpha of `A`, or those of `A:B`."""
+    try:
+        ends = [float(value) for value in text.split(":")] if text else []
+        alphas = tuple(ends[0] + step for step in range(int(ends[1] - ends[0]) + 1)) if ends[1:] else ()
+    except ValueError:
+        raise ValueError(f"alpha={text!r}: expected A or A:B, such as 5 or 1:10") from None
+    if len(ends) > 2 or (ends[1:] and not alphas):
+        raise ValueError(f"alpha={text!r}: expected A or A:B with B >= A, such as 5 or 1:10")
+    return (ends[0] if len(ends) == 1 else None), alphas
+
+
+def _form(asked: Any) -> dict[str, Any]:
+    return {name: getattr(asked, name) or "" for name in ("vocabulary", "labels")} | {
+        "scores": asked.scores,
+        "coding": asked.coding,
+    }
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
+    """Evaluate, print, write; `prog` is the command as it was typed, where it is another."""
+    asked = parse(sys.argv[1:] if argv is None else argv, prog)
+    from raypaml.evaluation.aggregation import Aggregate  # with scipy
+    from raypaml.evaluation.foreign import open_predictions
+    from raypaml.evaluation.measures import evaluate_set
+
+    wanted = questions(asked)
+    runs = {name: evaluate_set(*open_predictions(name, **_form(asked)), wanted) for name in asked.predictions}
+    aggregate = Aggregate.of(runs)
+    print(aggregate.text())
+    aggregate.write(json_file=asked.json, csv_file=asked.csv, figure_file=asked.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main, command("aggregate"))

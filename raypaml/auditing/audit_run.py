@@ -1,0 +1,139 @@
+"""An audit of a run: its rejected entries ranked, looked at and written; or people's answers applied to its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raypaml.auditing.answers import apply_answers, read_answers
+from raypaml.auditing.audit_page import PICTURES, Candidate, place, strip, write_audit_page, write_tables
+from raypaml.auditing.candidates import (
+    Rejected,
+    audit_figures,
+    history,
+    most_often,
+    ranking,
+    rejected_entries,
+    score,
+)
+from raypaml.config import TrainConfig
+from raypaml.data.batches import Reader
+from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
+from raypaml.labels import IntArray, RealArray
+from raypaml.losses.schemes import KEEPING
+from raypaml.metrics.thresholds import sigmoid
+from raypaml.model.cam import CamClassifier
+from raypaml.runs.models import tested_model
+from raypaml.runs.run_folder import check_trained_classes, read_config
+
+LENGTHS = (100, 200, 500, 1000, 2000)
+"""Of the list, at which its precision is given where the full labels are known."""
+
+
+@dataclass(frozen=True)
+class AuditedRun:
+    """A run and the data whose training labels are looked at."""
+
+    folder: Path
+    config: TrainConfig
+    data: DataFolder
+
+    @classmethod
+    def open(cls, run: Path, data: str, say: Callable[[str], None]) -> AuditedRun:
+        """Open a run, and its own data or another data set of the same classes; ValueError where they do not fit."""
+        config = read_config(run / "config.json")
+        folder = open_folder(resolve_data(data or config.data.data, say), **config.data.opening)
+        check_trained_classes(run, folder.vocabulary.digest, folder.address)
+        return cls(run, config, folder)
+
+
+def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Rank the rejected entries of a run, look at the first of them, and write the folder of the audit.
+
+    Args:
+        run: of a large-loss scheme, trained with --history.
+        top: entries listed.
+        out: folder of the audit.
+        device: "cuda" or "cpu".
+        say: told what takes time, and what is left out.
+
+    Returns:
+        How good the ranking is, where the full labels are known; see `candidates.audit_figures`.
+
+    Raises:
+        ValueError: `top` is below 1, or the run rejected nothing.
+    """
+    if top < 1:
+        raise ValueError(f"top={top}: must be at least 1")
+    config, data, index = run.config, run.data, run.data.splits["train"]
+    keeping, epochs = config.loss.scheme in KEEPING, config.optim.epochs
+    rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
+    torch.set_num_threads(1)  # as prediction does: several take each other's cores on a busy machine
+    model = tested_model(run.folder, config.model, len(data.vocabulary)).to(device)
+    rows = np.arange(len(index)) if index.has_truth else np.unique(rejected.entries // index.num_classes)
+    say(f"{len(rejected.entries):,} entries were rejected; scoring them on {len(rows):,} images")
+    scored = score(model, data, rejected.entries, rows, max(top, *LENGTHS))
+    if scored.broken:
+        say(f"{scored.broken:,} broken images left out")
+    order = ranking(rejected, scored.logits)
+    known = audit_figures(index, rejected.entries[order], scored.best, LENGTHS) if index.has_truth else None
+    (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    candidates = _candidates(order[:top], rejected, scored.logits, run, model, out / PICTURES)
+    write_tables(out, candidates)
+    (out / "audit.json").write_text(json.dumps({"entries": len(order), "figures": known}, indent=2) + "\n")
+    write_audit_page(out, run.folder, candidates, epochs, known)
+    return known
+
+
+def _candidates(
+    order: IntArray, rejected: Rejected, logits: RealArray, run: AuditedRun, model: CamClassifier, pictures: Path
+) -> list[Candidate]:
+    """The first of the ranking, each with its history and its picture."""
+    index, vocabulary = run.data.splits["train"], run.data.vocabulary
+    reader = Reader(run.data.shards, index, (), skip_broken=True)
+    entries = rejected.entries[order]
+    epochs = history(run.folder, index, entries)
+    made = []
+    for rank, (position, entry) in enumerate(zip(order, entries.tolist(), strict=True), start=1):
+        row, k = divmod(entry, index.num_classes)
+        pixels = reader.image(row)
+        with torch.inference_mode():
+            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(next(model.parameters()).device)
+            cam = model.cam(image)[0, k].float().cpu().numpy()
+        box = place(cam, *pixels.shape[:2])
+        strip(pixels, cam, box).save(pictures / f"{rank:05d}.jpg", quality=90)
+        made.append(
+            Candidate(
+                rank=rank,
+                key=index.keys(np.array([row]))[0],
+                class_id=vocabulary.class_ids[k],
+                name=vocabulary.names[k],
+                score=float(sigmoid(logits[position : position + 1])[0]),
+                times=int(rejected.times[position]),
+                epochs=", ".join(map(str, epochs[entry])),
+                box=box,
+                picture=f"{rank:05d}.jpg",
+            )
+        )
+    return made
+
+
+def figures_as_text(known: dict[str, Any]) -> str:
+    """How good the ranking is, a line for each length."""
+    return "\n".join(
+        f"first {at:,}: {100 * value:.1f} % really missing; by score alone {100 * known['score_alone'][at]:.1f} %, "
+        f"at random {100 * known['chance']:.1f} %"
+        for at, value in known["precision"].items()
+    )
+
+
+def apply_file(run: AuditedRun, answers: Path, out: Path) -> dict[str, Any]:
+    """Write a data set with the answers of a file; returns the record of what became new labels."""
+    read = read_answers(answers, run.data.splits["train"], run.data.vocabulary)
+    return apply_answers(run.data, read, out, answers)

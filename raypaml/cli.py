@@ -1,0 +1,127 @@
+"""The command line: flags from configuration dataclasses, names of commands, messages, durations, one line an error."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import importlib.metadata
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for field, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            docs[field.target.id] = " ".join(str(below.value.value).split())
+    return docs
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers an unknown flag with the nearest one, in one line, exit code 2."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse all arguments."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
+            self.error(f"{flag}: no such flag{f'; did you mean {near[0]}?' if near else ''} --help lists them")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and exit with code 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
+    """Add one flag for every field of the dataclass instance `group`; only the given ones appear in the result."""
+    cls = type(group)
+    section = parser.add_argument_group((cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
+    hints, docs = get_type_hints(cls), field_docs(cls)
+    for field in dataclasses.fields(cls):
+        section.add_argument(
+            "--" + field.name.replace("_", "-"),
+            help=f"{docs[field.name]} [{_shown(getattr(group, field.name))}]".replace("%", "%%"),
+            default=argparse.SUPPRESS,
+            **_how(hints[field.name]),
+        )
+
+
+def _shown(value: object) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value) or "none"
+
+
+def _how(kind: Any) -> dict[str, Any]:
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is Literal:
+        return {"choices": get_args(kind), "metavar": "|".join(map(str, get_args(kind)))}
+    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+
+
+def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of commands that share their work out over processes: --workers, --address, --device."""
+    add = parser.add_argument
+    add("--workers", type=int, default=1, metavar="N", help="1: this process alone, without Ray [1]")
+    add("--address", default="", help="Ray cluster to join (also RAY_ADDRESS) [a private one]")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
+
+
+def command(name: str) -> str:
+    """A command of ours as it is called here: `raypaml train` where that was typed, else `python -m raypaml.train`.
+
+    Args:
+        name: such as `train`, or `shard table` with a subcommand.
+    """
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py" and called.parent.name == "raypaml":
+        return f"python -m raypaml {name}"
+    return f"raypaml {name}" if called.stem == "raypaml" else f"python -m raypaml.{name}"
+
+
+def extra(name: str) -> str:
+    """The command that installs an optional dependency into the Python that runs this."""
+    try:
+        importlib.metadata.distribution("raypaml")
+        what = "raypaml"
+    except importlib.metadata.PackageNotFoundError:  # a checkout on the path
+        what = str(Path(__file__).parent.parent)
+    return f"{sys.executable} -m pip install '{what}[{name}]'"
+
+
+def say(text: str) -> None:
+    """Print a line of progress on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
+    """Run a command's main: a ValueError becomes one line and exit code 2, Ctrl-C exit code 130, no traceback."""
+    try:
+        code = main() or 0
+    except ValueError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

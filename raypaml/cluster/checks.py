@@ -1,0 +1,220 @@
+"""What would go wrong with a run, on a laptop or a cluster, and the remedy of each: the findings of `doctor`."""
+
+from __future__ import annotations
+
+import math
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from raypaml.cluster.nodes import Node, leave, look, remove
+from raypaml.config import TrainConfig
+from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
+from raypaml.training.estimate import FLOAT32, RATES, Estimate, estimate
+
+DASHBOARD = 8265
+FINE, WARNING, FATAL = "fine", "warning", "fatal"
+KEPT = 3
+"""Checkpoints on the disk at the worst moment: best, newest, and the one being written."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, what was seen, and what to do about it."""
+
+    level: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<8} {self.what}" + (f"\n         -> {self.remedy}" if self.remedy else "")
+
+
+# --- Nodes ------------------------------------------------------------------------------------------------------------
+
+
+def same_versions(nodes: Sequence[Node]) -> Finding:
+    """Versions of every package, and of Python, on all nodes."""
+    differ = {
+        name: sorted({f"{node.versions[name]} on {node.host}" for node in nodes})
+        for name in nodes[0].versions
+        if len({node.versions[name] for node in nodes}) > 1
+    }
+    if differ:
+        said = "; ".join(f"{name}: {', '.join(found)}" for name, found in differ.items())
+        return Finding(FATAL, f"versions differ: {said}", "install the same constraints.txt on every node")
+    listed = ", ".join(f"{name} {version}" for name, version in nodes[0].versions.items())
+    return Finding(FINE, f"{len(nodes)} nodes, all with {listed}")
+
+
+def gpus_seen(nodes: Sequence[Node], by_ray: int, config: TrainConfig) -> Finding:
+    """GPUs as torch sees them, as Ray counts them, and as the run wants them."""
+    run = config.run
+    by_torch = sum(len(node.gpu_memory) for node in nodes)
+    least = run.min_workers or run.workers
+    if run.device == "cuda" and max(by_torch, by_ray) < least:
+        remedy = f"--workers {by_torch}" if by_torch else "--device cpu, or a machine with a GPU and its driver"
+        return Finding(FATAL, f"device=cuda: {least} workers need a GPU each, {by_torch} are there", remedy)
+    if by_torch < by_ray:
+        what = f"Ray counts {by_ray} GPUs, torch sees {by_torch}"
+        return Finding(WARNING, what, "fine while nodes are to be added; else check driver and CUDA build of torch")
+    idle = by_torch and run.device == "auto" and by_torch < least
+    remedy = f"--workers {by_torch} would use them; now all train on the CPU" if idle else ""
+    return Finding(WARNING if idle else FINE, f"{by_torch} GPUs", remedy)
+
+
+def storage(nodes: Sequence[Node], config: TrainConfig) -> Finding:
+    """Writable everywhere, with whole renames, and the same everywhere."""
+    where = config.run.storage
+    for node in nodes:
+        if node.storage_fault:
+            remedy = "--storage DIR that this user may write, or s3://..., with a role for the bucket"
+            return Finding(FATAL, f"storage={where} on {node.host}: {node.storage_fault}", remedy)
+        if not node.seen:
+            what = f"storage={where}: {node.host} does not see what {nodes[0].host} wrote there"
+            return Finding(FATAL, what, "--storage with a folder that all nodes share (NFS), or s3://...")
+    rate = min(node.write_rate for node in nodes)
+    return Finding(FINE, f"storage={where}: writable on all nodes, renames are whole, {rate / 1e6:,.0f} MB/s")
+
+
+def disks(nodes: Sequence[Node], config: TrainConfig, need: int, shards: int) -> Iterator[Finding]:
+    """Free space for checkpoints, and for shards that come from a store."""
+    free = min(node.storage_free for node in nodes)
+    if free and free < need:
+        what = f"storage={config.run.storage}: {_gb(free)} free, the run's checkpoints take {_gb(need)}"
+        yield Finding(FATAL, what, "make room, or another --storage")
+    for node in nodes:
+        wanted = min(shards, int(config.data.cache_gb * 1e9))
+        if node.cache_free < wanted:
+            remedy = f"--cache on a larger disk, or --cache-gb {node.cache_free // 10**9}"
+            yield Finding(WARNING, f"{node.host}: {_gb(node.cache_free)} free for {_gb(wanted)} of shards", remedy)
+
+
+def memory(nodes: Sequence[Node], config: TrainConfig, found: Estimate) -> Finding:
+    """The estimate of `--plan` beside what a node has."""
+    need = sum(found.memory.values())
+    gpus = [size for node in nodes for size in node.gpu_memory]
+    per_node = max(1, math.ceil(config.run.workers / len(nodes)))
+    have = min(gpus) if found.device == "cuda" and gpus else min(node.memory for node in nodes) // per_node
+    where = "GPU" if found.device == "cuda" else "worker"
+    if need > have:
+        what = f"memory: {_gb(need)} estimated, a {where} has {_gb(have)}"
+        return Finding(FATAL, what, f"--micro-batch-size {max(1, found.at_once // 2)} keeps batch and rejection")
+    return Finding(FINE, f"memory: {_gb(need)} of {_gb(have)} a {where}, estimated")
+
+
+# --- Security ---------------------------------------------------------------------------------------------------------
+
+
+def doors(nodes: Sequence[Node], addresses: Sequence[str], knock: Callable[[str], int]) -> Iterator[Finding]:
+    """Whether dashboard and job server answer from outside, and whom; `knock` gives an HTTP status, 0 for silence."""
+    for address in addresses:
+        status = 0 if address.startswith("127.") else knock(address)
+        if status in (401, 403):
+            what = f"the dashboard answers on {address}:{DASHBOARD}, to those with the token"
+            yield Finding(WARNING, what, "ray start --dashboard-host=127.0.0.1, and reach it by `ray dashboard`")
+        elif status:
+            what = f"anybody may submit jobs on {address}:{DASHBOARD}: the dashboard answers without a token"
+            yield Finding(FATAL, what, "RAY_AUTH_MODE=token on all nodes, ray start --dashboard-host=127.0.0.1")
+    if open_nodes := [node.host for node in nodes if not node.token]:
+        what = f"no token is asked for on {', '.join(open_nodes)}: whoever reaches Ray's ports runs code there"
+        yield Finding(WARNING, what, "`ray get-auth-token --generate`, and RAY_AUTH_MODE=token on all nodes and here")
+
+
+def knock(address: str) -> int:
+    """HTTP status of the job server to one without a token; 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(f"http://{address}:{DASHBOARD}/api/jobs/", timeout=3) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+# --- The run ----------------------------------------------------------------------------------------------------------
+
+
+def enough_shards(config: TrainConfig, data: DataFolder) -> Finding:
+    """Shards that the plan can spread over the workers."""
+    shards, workers = len(data.splits["train"].shards), config.run.workers
+    where = f"{config.data.data}: {shards} training shards"
+    if config.data.shuffle_window and shards < workers:
+        return Finding(WARNING, f"{where} for {workers} workers: they read the same ones", "smaller shards")
+    return Finding(FINE, f"{where}, all there, for {workers} workers")
+
+
+def checkpoint_interval(
+    found: Estimate, config: TrainConfig, checkpoint_bytes: int, write_rate: float, tflops: float, mtbf_hours: float
+) -> Finding:
+    """Hours, and how often to save (Young, CACM 1974; Daly, FGCS 2006): sqrt(2 x cost x time between losses).
+
+    `mtbf_hours` is that of the whole run: of one node, divided by the nodes.
+    """
+    rate = tflops * 1e12 / found.flops * config.run.workers
+    hours = found.images * config.optim.epochs / rate / 3600
+    cost = checkpoint_bytes / write_rate
+    every = math.sqrt(2 * cost * mtbf_hours * 3600)
+    steps = max(1, round(every * rate / config.data.global_batch_size))
+    lost = every / 2 / (mtbf_hours * 3600) + cost / every
+    what = (
+        f"{hours:,.1f} h at {rate:,.0f} images/s, if a worker sustains {tflops:g} TFLOP/s; a checkpoint of "
+        f"{_gb(checkpoint_bytes)} takes {cost:.1f} s; lost to them and to a loss every {mtbf_hours:g} h: {lost:.1%}"
+    )
+    set_to = config.run.checkpoint_steps
+    near = set_to and steps / 3 < set_to < steps * 3
+    advice = f"--checkpoint-steps {steps} saves every {every / 60:,.0f} minutes (Young-Daly)"
+    return Finding(FINE, what, "" if near or steps >= found.steps else advice)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB"
+
+
+# --- Together ---------------------------------------------------------------------------------------------------------
+
+
+def examine(config: TrainConfig, tflops: float, mtbf_hours: float) -> Iterator[Finding]:
+    """All findings, as they are made; a cluster is joined only where an address is given."""
+    run = config.run
+    address = run.address or os.environ.get("RAY_ADDRESS", "")
+    if address:
+        from raypaml.cluster import session  # ray takes seconds to import, and one machine needs none
+    with session.join(address) if address else nullcontext():
+        try:
+            left = leave(run.storage)
+        except OSError as error:
+            yield Finding(FATAL, f"storage={run.storage}: cannot be written: {error}", "another --storage")
+            return
+        asked = (run.storage, config.data.cache, left)
+        nodes = session.on_every_node(look, *asked) if address else [look(*asked)]
+        remove(run.storage, left)
+        yield same_versions(nodes)
+        yield gpus_seen(nodes, session.gpus() if address else 0, config)
+        yield storage(nodes, config)
+        if address:
+            yield from doors(nodes, session.addresses(), knock)
+    yield from _examine_run(config, nodes, tflops, mtbf_hours)
+
+
+def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf_hours: float) -> Iterator[Finding]:
+    try:
+        config.check()
+        data = open_folder(resolve_data(config.data.data), **config.data.opening)
+        found = estimate(config, data)
+    except ValueError as error:
+        yield Finding(FATAL, str(error))
+        return
+    yield enough_shards(config, data)
+    parameters = found.shape.backbone_parameters + found.shape.head_parameters
+    size = parameters * FLOAT32 * (4 if config.optim.ema else 3)
+    stored = sum(data.splits["train"].shard_bytes) if "://" in data.address else 0
+    yield from disks(nodes, config, KEPT * size, stored)
+    yield memory(nodes, config, found)
+    rate = tflops or RATES[found.device][1]
+    yield checkpoint_interval(
+        found, config, size, min(node.write_rate for node in nodes), rate, mtbf_hours / len(nodes)
+    )

@@ -1,0 +1,152 @@
+"""What one node is and has, asked on the node itself: versions, GPUs, memory, disks, and how the storage behaves."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raypaml.data.storage import Location, brief
+from raypaml.runs.mirror import Mirror
+from raypaml.runs.run_folder import PACKAGES
+
+MEGABYTES = 32
+"""Written to the storage to see how fast it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """Facts of one node; sizes in bytes."""
+
+    host: str
+    versions: dict[str, str]
+    cpus: int
+    gpu_memory: tuple[int, ...]
+    """Of each GPU that torch sees."""
+    memory: int
+    cache_free: int
+    storage_free: int
+    """0 for a store."""
+    storage_fault: str
+    """"" where the storage does all that a run needs of it."""
+    seen: bool
+    """Whether the file that the driver left in the storage is there."""
+    write_rate: float
+    """Bytes per second into the storage, with fsync."""
+    token: bool
+
+
+def look(storage: str, cache: str, left: str) -> Node:
+    """The facts of this node; `left` is the name of the driver's file in the storage."""
+    fault, rate = _try(storage)
+    where = Location(storage)
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return Node(
+        host=platform.node(),
+        versions=packages | {"python": platform.python_version()},
+        cpus=os.cpu_count() or 1,
+        gpu_memory=tuple(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())),
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cache_free=_free(Path(cache or os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))),
+        storage_free=_free(Path(storage)) if where.is_local else 0,
+        storage_fault=fault,
+        seen=not fault and is_there(storage, left),
+        write_rate=rate,
+        token=os.environ.get("RAY_AUTH_MODE") == "token",
+    )
+
+
+def _free(folder: Path) -> int:
+    """Of the disk that the folder lies on, or will."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(there).free
+
+
+def leave(storage: str) -> str:
+    """Leave a file in the storage for other nodes to find; its name. OSError where it cannot be written."""
+    name = f".doctor-{uuid.uuid4().hex}"
+    if Location(storage).is_local:
+        Path(storage).mkdir(parents=True, exist_ok=True)
+        (Path(storage) / name).touch()
+    else:
+        _mirror(storage).write(name, b"here")
+    return name
+
+
+def is_there(storage: str, name: str) -> bool:
+    """Whether a file lies in the storage."""
+    if Location(storage).is_local:
+        return (Path(storage) / name).is_file()
+    return _mirror(storage).read(name) is not None
+
+
+def remove(storage: str, name: str) -> None:
+    """Remove what `leave` left."""
+    if Location(storage).is_local:
+        (Path(storage) / name).unlink()
+    else:
+        _mirror(storage).delete(name)
+
+
+def _mirror(storage: str) -> Mirror:
+    return Mirror(Path(), Location(storage))
+
+
+def _try(storage: str) -> tuple[str, float]:
+    """What the storage does not do that a run needs, "" if nothing; bytes per second written."""
+    try:
+        return _try_disk(Path(storage)) if Location(storage).is_local else _try_store(_mirror(storage))
+    except OSError as error:
+        return f"cannot be written: {brief(error)}", 0.0
+
+
+def _try_disk(storage: Path) -> tuple[str, float]:
+    """Rename onto a file and of a folder, at once and whole, and the speed of writing."""
+    folder = storage / f".doctor-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    try:
+        rate = _write_rate(folder / "large")
+        (folder / "name").write_text("old")
+        (folder / "other").write_text("new")
+        (folder / "other").replace(folder / "name")
+        (folder / "unfinished").mkdir()
+        (folder / "unfinished" / "file").touch()
+        (folder / "unfinished").replace(folder / "final")
+        whole = (folder / "name").read_text() == "new" and not (folder / "other").exists()
+        moved = (folder / "final" / "file").is_file() and not (folder / "unfinished").exists()
+        return "" if whole and moved else "renames are not atomic there", rate
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_rate(path: Path) -> float:
+    began = time.monotonic()
+    with path.open("wb") as file:
+        for _ in range(MEGABYTES):
+            file.write(os.urandom(10**6))
+        file.flush()
+        os.fsync(file.fileno())
+    return MEGABYTES * 1e6 / (time.monotonic() - began)
+
+
+def _try_store(store: Mirror) -> tuple[str, float]:
+    """Overwriting, listing and deleting, each seen by the next request, and the speed of writing."""
+    name = f".doctor-{uuid.uuid4().hex}"
+    store.write(f"{name}/marker", b"old")
+    store.write(f"{name}/marker", b"new")
+    faults = [] if store.read(f"{name}/marker") == b"new" else ["an overwritten object is read as it was before"]
+    faults += [] if f"{name}/marker" in store.there([name]) else ["a new object is not listed"]
+    began = time.monotonic()
+    store.write(f"{name}/large", os.urandom(MEGABYTES * 10**6))
+    rate = MEGABYTES * 1e6 / (time.monotonic() - began)
+    for path in (f"{name}/marker", f"{name}/large"):
+        store.delete(path)
+    faults += [] if store.read(f"{name}/marker") is None else ["a deleted object is still there"]
+    return "; ".join(faults), rate

@@ -1,0 +1,287 @@
+"""A checked run on Ray Train: workers started, watched, and started again when some are lost; one line per event."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, Self
+
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, ScalingConfig, UserCallback
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from raypaml.cluster import session
+from raypaml.cluster.channel import Channel
+from raypaml.config import RunConfig
+from raypaml.data.storage import Location
+from raypaml.reports.progress import Display
+from raypaml.runs.run_folder import claim, log_into
+from raypaml.training.job import Job
+from raypaml.training.loop import train
+from raypaml.training.watchdog import Beats, Watch
+from raypaml.training.worker import LoopSignal, Report
+
+POLL_SECONDS = 0.3
+RESIZE_SECONDS = 30.0
+"""Between two looks at whether an elastic run can grow; growing costs what was done since the last checkpoint."""
+CHANCE = (OSError, RuntimeError)
+"""Errors that another try may not meet: a lost connection, a device. All others are the same every time."""
+
+
+def fit(job: Job, prog: str, display: Display) -> None:
+    """Train to the end, or to the next opportunity after a signal.
+
+    Raises:
+        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
+        SystemExit: with 128 + the signal's number, once a checkpoint is saved.
+    """
+    run = job.config.run
+    least = run.min_workers or run.workers
+    count = f"{least} to {run.workers}" if least < run.workers else run.workers
+    display.say(f"run {run.name}: {count} workers, in {job.folder}")
+    if least < run.workers:
+        session.shrink_soon()
+    with session.join(run.address, least):
+        use_gpu = gpu_wanted(run, display.say)
+        claim(job.folder, job.config, job.data)
+        display.track(job.config, job.folder)
+        channel = Channel(Watch(run.hang_seconds))
+        outcome: dict[str, Any] = {}
+        thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome), daemon=True)
+        thread.start()
+        with _Signals() as signals:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                signals.forward(channel, display)
+                _show(channel, display)
+    if "error" in outcome:
+        raise outcome["error"]
+    if not outcome["finished"]:
+        display.say(f"stopped; continue with: {prog} --name {run.name} --storage {run.storage}")
+        raise SystemExit(128 + (signals.received or signal.SIGINT))
+
+
+def _show(channel: Channel, display: Display) -> None:
+    """Show what came; raise what no other try would change, without waiting for Ray to try."""
+    for event in channel.take():
+        if "failed" in event:
+            raise event["failed"]
+        display.update(event)
+
+
+class _Signals:
+    """Ctrl-C or SIGTERM once: save and stop; twice: stop at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._forwarded = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def forward(self, channel: Channel, display: Display) -> None:
+        if self.received and not self._forwarded:
+            display.say("stopping after this step, with a checkpoint; once more to stop at once")
+            channel.stop()
+            self._forwarded = True
+
+
+def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
+    """Whether every worker gets a GPU; ValueError where the joined cluster cannot give what was asked for.
+
+    Where nodes may be added, Ray Train asks for them and waits.
+    """
+    least = run.min_workers or run.workers
+    cpus, found = session.cpus(), session.gpus()
+    if session.may_grow() and run.device != "auto":
+        missing = least - (found if run.device == "cuda" else cpus)
+        if missing > 0:
+            say(f"waiting for nodes with {missing} {'GPUs' if run.device == 'cuda' else 'CPUs'} more")
+        return run.device == "cuda"
+    if cpus < least:
+        raise ValueError(f"workers={least}: the cluster has {cpus} CPUs; use fewer workers or add nodes")
+    if run.device == "cuda" and found < least:
+        raise ValueError(f"device=cuda: {least} workers need a GPU each, the cluster has {found}; use fewer workers")
+    if run.device == "auto" and 0 < found < least:
+        say(f"{found} GPUs for {least} workers: training on the CPU; --workers {found} would use them")
+    return run.device != "cpu" and found >= least
+
+
+def _fit_in_thread(job: Job, channel: Channel, use_gpu: bool, outcome: dict[str, Any]) -> None:
+    """Ray's fit in a thread of its own, so that this process's main thread shows progress and takes signals."""
+    try:
+        outcome["finished"] = run_workers(
+            job,
+            RunReporter(channel),
+            use_gpu=use_gpu,
+            callbacks=[_LostWorkers(channel)],
+            max_failures=job.config.run.max_failures,
+        )
+    except BaseException as error:
+        outcome["error"] = error
+
+
+class Reporter(Protocol):
+    """Where a worker's progress goes, and what it is told in return; made by the driver, used on every worker."""
+
+    @property
+    def beats(self) -> Beats | None:
+        """Takes the watchdog's beats; None where nobody watches."""
+
+    def on_worker(self, rank: int, folder: Path) -> Report:
+        """What the loop of this rank reports to."""
+
+    def failed(self, rank: int, error: Exception) -> None:
+        """Take note of the error that ends this worker."""
+
+
+def run_workers(
+    job: Job,
+    reporter: Reporter,
+    *,
+    use_gpu: bool,
+    splits: Sequence[str] = ("test",),
+    callbacks: Sequence[Any] = (),
+    max_failures: int = 0,
+) -> bool:
+    """Train the job on its workers and predict `splits`; whether training finished, rather than being stopped.
+
+    Raises:
+        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
+    """
+    run = job.config.run
+    elastic = 0 < run.min_workers < run.workers
+    settings = {"config": job.config, "data": job.data.address, "folder": job.folder}
+    trainer = TorchTrainer(
+        train_on_worker,
+        train_loop_config=settings | {"splits": tuple(splits), "reporter": reporter},
+        scaling_config=ScalingConfig(
+            num_workers=(run.min_workers, run.workers) if elastic else run.workers,
+            use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        # Ray keeps no checkpoint for us: the loop writes and finds its own, alone as in a cluster.
+        run_config=RayRunConfig(
+            name="ray",
+            storage_path=_of_ray(job),
+            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    try:
+        return bool(trainer.fit().return_value)
+    except WorkerGroupError as error:
+        raise _as_user_error(error.worker_failures) from None
+    except (ControllerError, TrainingFailedError) as error:
+        raise RuntimeError(f"Ray Train failed: {error}") from None
+
+
+def _of_ray(job: Job) -> str:
+    """Where all nodes see Ray's own small files: the run folder, or the store."""
+    where = Location(job.config.run.storage)
+    return str(job.folder if where.is_local else where / job.config.run.name)
+
+
+def _as_user_error(failures: dict[int, Exception]) -> Exception:
+    """What the first failing rank said, without Ray's wrapping."""
+    rank, error = min(failures.items())
+    return _said(rank, getattr(error, "cause", None) or error)
+
+
+def _said(rank: int, error: BaseException) -> Exception:
+    kind = ValueError if isinstance(error, ValueError | FloatingPointError) or _is_full(error) else RuntimeError
+    said = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
+    if _is_full(error):
+        said += ". The last checkpoint is whole: make room and give the command again, with this --name"
+    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
+
+
+def _is_full(error: BaseException) -> bool:
+    """Whether the error says that a disk is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class _LostWorkers(UserCallback):  # type: ignore[misc]
+    """Ray Train's callback, called where the workers are started: says which were lost, and why."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        lost = ", ".join(f"rank {rank} ({_brief(error)})" for rank, error in sorted(worker_exceptions.items()))
+        self._channel.put({"event": f"lost: {lost}; all start again from the last checkpoint"})
+
+
+def _brief(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or repr(cause)).splitlines()[0][:160]
+
+
+class RunReporter:
+    """Progress of a run: to the driver, which answers whether to stop; a preemption asks for a checkpoint."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.beats: Beats | None = channel.beat
+
+    def on_worker(self, rank: int, folder: Path) -> Report:  # noqa: ARG002
+        """A function that sends the events of rank 0, and asks Ray about preemptions on every rank."""
+        noticed: set[str] = set()
+
+        def report(event: dict[str, Any]) -> LoopSignal | bool:
+            if "event" in event:
+                logging.info(event["event"])
+            stop = rank == 0 and self._channel.put(event)
+            # a barrier: asked on all ranks alike
+            notice = ray.train.get_preemption_info() if "loss" in event else None
+            if stop or not notice:
+                return LoopSignal.STOP if stop else LoopSignal.NOTHING
+            fresh = set(notice.preempted_node_ids) - noticed
+            noticed.update(fresh)
+            return LoopSignal.SAVE if fresh else LoopSignal.NOTHING
+
+        return report
+
+    def failed(self, rank: int, error: Exception) -> None:
+        """Tell the driver at once of an error that every other try would meet too."""
+        if not isinstance(error, CHANCE) or _is_full(error):
+            self._channel.put({"failed": _said(rank, error)})
+
+
+def train_on_worker(settings: dict[str, Any]) -> bool:
+    """What Ray Train runs on every worker of a run or of a trial; whether training finished."""
+    rank, reporter, folder = ray.train.get_context().get_world_rank(), settings["reporter"], settings["folder"]
+    with log_into(folder / "logs" / f"worker-{rank}.log"):
+        logging.info("rank %d of %d starts", rank, ray.train.get_context().get_world_size())
+        try:
+            return train(
+                settings["config"],
+                settings["data"],
+                folder,
+                ray.train.torch.get_device(),
+                reporter.on_worker(rank, folder),
+                splits=settings["splits"],
+                beats=reporter.beats,
+            )
+        except Exception as error:
+            logging.exception("rank %d failed", rank)
+            reporter.failed(rank, error)
+            raise

@@ -1,0 +1,246 @@
+"""A search on Ray Tune over Ray Train: every trial is a run of raypaml.train in a folder of its own."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ray
+import ray.train
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from raypaml.cluster import session
+from raypaml.cluster.ray_train import gpu_wanted, run_workers
+from raypaml.evaluation.measures import alpha_curve
+from raypaml.evaluation.parts import open_set
+from raypaml.files import write_json
+from raypaml.run_report.conclude import conclude_run
+from raypaml.runs.run_folder import claim
+from raypaml.search.proposals import Proposals
+from raypaml.search.queue import Queue
+from raypaml.search.search_folder import Search, is_stopped, note, outcome, write_csv
+from raypaml.search.search_progress import SearchDisplay
+from raypaml.search.trials import Trial, own_trial
+from raypaml.search.warmup import keep, start_from
+from raypaml.training.job import prepare_job
+from raypaml.training.watchdog import Beats
+from raypaml.training.worker import Report
+
+METRIC = "validation_mean_ap"
+ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)
+"""Points of the curve of mAP over alpha that every trial leaves."""
+REDUCTION = 2
+"""ASHA: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)."""
+
+
+# --- A trial, in a process of the cluster ---------------------------------------------------------------------------
+
+
+def _run_trial(settings: dict[str, Any], search: Search, use_gpu: bool) -> None:
+    """Tune's trainable: a training run, started and watched from here."""
+    trial = Trial.of(settings)
+    (search.run_folder(trial) / "error.json").unlink(missing_ok=True)
+    try:
+        _train_trial(search, trial, settings["marks"], use_gpu)
+    except Exception as error:
+        note(search, trial, "error", {"error": str(error)})
+        raise
+
+
+def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) -> None:
+    job = prepare_job(search.config(trial), lambda _: None)
+    claim(job.folder, job.config, job.data)
+    warmups = search.warmups(trial)
+    if marks and (shared := start_from(warmups, job.folder, job.config.loss.warmup_epochs)):
+        write_json(job.folder / "shared.json", {"epochs": shared})
+    before = outcome(search, trial)
+    for record in before.history[search.longest_warmup :]:  # for ASHA to judge it by
+        tune.report(search.progress(record))
+    if before.result:
+        return
+    reporter = TrialReporter(search, warmups, marks)
+    splits = ("validation", "test")
+    if run_workers(job, reporter, use_gpu=use_gpu, splits=splits, callbacks=[TuneReportCallback()]):
+        predictions = open_set(job.folder / "predictions" / "validation")
+        alphas = sorted({*ALPHAS, job.config.model.alpha})
+        write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, alphas))
+        conclude_run(job)
+
+
+class TrialReporter:
+    """Progress of a trial: its epochs to Tune, its warm-up kept for others; a note in its folder stops it."""
+
+    beats: Beats | None = None
+
+    def __init__(self, search: Search, warmups: Path, marks: list[int]) -> None:
+        self._search = search
+        self._warmups = warmups
+        self._marks = marks
+
+    def on_worker(self, rank: int, folder: Path) -> Report:
+        """A function that reports epochs to Tune on every rank; rank 0 also says where the trial runs."""
+        first = rank == 0
+        if first:
+            where = {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
+            write_json(folder / "where.json", where)
+
+        def report(event: dict[str, Any]) -> bool:
+            if "record" in event:
+                epoch = event["record"]["epoch"] + 1
+                if first and epoch in self._marks:
+                    keep(folder, self._warmups, epoch)
+                ray.train.report(self._search.progress(event["record"]))
+            return first and is_stopped(folder)
+
+        return report
+
+    def failed(self, rank: int, error: Exception) -> None:
+        """Tune takes the error itself."""
+
+
+# --- Tune, in this process ------------------------------------------------------------------------------------------
+
+
+def run_search(search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+    """Run what the queue holds, as much at once as the cluster has room for; Ctrl-C and SIGTERM stop it early."""
+    address, workers = search.base.run.address, search.base.run.workers
+    with redirect_stdout(sys.stderr), session.join(address, workers):
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which Tune takes
+        _run_tuner(search, queue, proposals, display)
+
+
+def _run_tuner(search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+    from raypaml.cluster import session
+
+    from ray import tune  # isort: skip
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is reported by us, in one line
+    run = search.base.run
+    use_gpu = gpu_wanted(run, display.say)
+    at_once = (session.gpus() if use_gpu else session.cpus()) // run.workers
+    display.say(f"{at_once} at once, each with {run.workers} {'GPUs' if use_gpu else 'CPUs'}")
+    scheduler = _scheduler(search, queue)
+    trainable = tune.with_parameters(_run_trial, search=search, use_gpu=use_gpu)
+    tuner = tune.Tuner(
+        # it only watches: the workers that it starts take their CPUs; Tune wants it to take something, so one byte
+        tune.with_resources(trainable, {"CPU": 0, "memory": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=_Conductor(queue, proposals),
+            scheduler=scheduler,
+            max_concurrent_trials=at_once,  # one more would hold its place and wait for workers for ever
+            num_samples=-1,
+            reuse_actors=False,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=str(search.folder),
+            callbacks=[_Watcher(search, queue, proposals, display)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+class _Conductor(Searcher):  # type: ignore[misc]
+    """Tune's searcher: takes trials from our queue, which a searcher that learns refills."""
+
+    def __init__(self, queue: Queue, proposals: Proposals | None) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._queue = queue
+        self._proposals = proposals
+
+    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
+        if self._proposals and not self._queue.waiting:
+            self._proposals.propose()
+        trial = self._queue.next()
+        if trial is None:
+            return Searcher.FINISHED if self._queue.is_finished else None
+        return trial.settings | {"marks": sorted(self._queue.marks(trial))}
+
+    def on_trial_complete(self, *_: Any, **__: Any) -> None: ...  # the watcher sees to it
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()  # Tune wants a file; a restart reads the run folders
+
+
+class _Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
+    """ASHA whose decision is a note in the trial's folder: a trial that reads it ends by itself.
+
+    Killed, as by Tune, it would leave its workers' places taken.
+    """
+
+    def __init__(self, search: Search, longest: int) -> None:
+        super().__init__("beyond", METRIC, "max", longest, round(longest / 2) or 1, REDUCTION, stop_last_trials=False)
+        self._search = search
+        self._spared = own_trial(search.base, search.spaces)  # all others are compared with it
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+        ours = Trial.of(trial.config)
+        if not is_stopped(self._search.run_folder(ours)):
+            action = super().on_trial_result(tune_controller, trial, result)
+            if action == self.STOP and ours != self._spared and not ours.repeats:
+                note(self._search, ours, "stopped", {"epochs": result["epoch"]})
+        return self.CONTINUE
+
+    def learn(self, trial: Trial) -> None:
+        """What an earlier session measured of a trial."""
+        seen = SimpleNamespace(trial_id=trial.name, config=trial.settings)
+        self.on_trial_add(None, seen)
+        for record in outcome(self._search, trial).history:
+            super().on_trial_result(None, seen, self._search.progress(record))
+
+
+def _scheduler(search: Search, queue: Queue) -> Any:
+    """ASHA, told what earlier sessions measured, from the middle of the shortest schedule on: curves cross before."""
+    longest = search.base.optim.epochs - search.longest_warmup - 1  # at its last epoch nobody is stopped
+    if not search.early or longest < 1:
+        return FIFOScheduler()
+    asha = _Asha(search, longest)
+    for trial in queue.trials:
+        if trial not in queue.waiting:
+            asha.learn(trial)
+    return asha
+
+
+class _Watcher(tune.Callback):  # type: ignore[misc]
+    """Tune's callback: shows what happens, and records how a trial ended."""
+
+    def __init__(self, search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+        self._search = search
+        self._queue = queue
+        self._proposals = proposals
+        self._display = display
+
+    def on_trial_start(self, trial: Any, **_: Any) -> None:
+        self._display.start(Trial.of(trial.config))
+
+    def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if METRIC in result:
+            self._display.update(Trial.of(trial.config), result)
+
+    def on_trial_complete(self, trial: Any, **_: Any) -> None:
+        self._ended(Trial.of(trial.config))
+
+    def on_trial_error(self, trial: Any, **_: Any) -> None:
+        ours = Trial.of(trial.config)
+        if not outcome(self._search, ours).error:  # not an exception in it: its process ended
+            said = str(trial.get_error()).strip().splitlines()[-1]
+            note(self._search, ours, "error", {"error": f"its process died ({said})"})
+        self._ended(ours)
+
+    def _ended(self, ours: Trial) -> None:
+        self._queue.done(ours)
+        if self._proposals:
+            self._proposals.learn(ours)
+        self._display.end(outcome(self._search, ours))
+        write_csv(self._search, [outcome(self._search, trial) for trial in self._queue.trials])

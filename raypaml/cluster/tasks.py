@@ -1,0 +1,85 @@
+"""Calls mapped over this process alone, or over Ray tasks: the same results either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from raypaml.mapper import Mapper, in_this_process
+
+
+@contextmanager
+def mapper(workers: int, address: str = "") -> Iterator[Mapper]:
+    """A way to call functions on `workers` processes, of the cluster at `address` or of this machine.
+
+    One worker without an address is this process, without Ray.
+
+    Raises:
+        ValueError: no workers, more than the cluster has CPUs, or no cluster answers at the address.
+    """
+    with device_mapper(workers, address, "cpu") as (run, _):
+        yield run
+
+
+@contextmanager
+def device_mapper(workers: int, address: str, device: str) -> Iterator[tuple[Mapper, str]]:
+    """As `mapper`, and the device that each call is to use: "cuda" or "cpu".
+
+    Args:
+        device: auto: GPUs where the cluster has one for each worker; cuda: nothing else will do; cpu.
+    """
+    if workers < 1:
+        raise ValueError(f"workers={workers}: must be at least 1")
+    if workers == 1 and not address:
+        yield in_this_process, own_device(device)
+        return
+    from raypaml.cluster import session  # ray takes seconds to import, and one process needs none
+
+    with session.join(address, workers):
+        if session.cpus() < workers:
+            raise ValueError(f"workers={workers}: the cluster has {session.cpus()} CPUs; use fewer or add nodes")
+        gpu = device != "cpu" and session.gpus() >= workers
+        if device == "cuda" and not gpu:
+            raise ValueError(f"device=cuda: {workers} workers need a GPU each, the cluster has {session.gpus()}")
+        yield partial(map_tasks, at_once=workers, gpu=gpu), "cuda" if gpu else "cpu"
+
+
+def own_device(device: str) -> str:
+    """The device of this process, "cuda" or "cpu"; ValueError where a GPU is asked for and none is there."""
+    if device == "cpu":
+        return device
+    from raypaml.runs.ranks import own_gpu  # with torch, which sharding does without
+
+    return "cuda" if own_gpu(device) else "cpu"
+
+
+def map_tasks(
+    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, at_once: int, gpu: bool
+) -> Iterator[Any]:
+    """Call a function once per tuple of arguments, on the cluster; results as they come, in any order.
+
+    Args:
+        function: importable by the workers; a call that dies with its process is made again.
+        calls: the arguments, taken one after the other as tasks end.
+        at_once: tasks that run beside each other, one CPU each.
+        gpu: give each a GPU too.
+
+    Raises:
+        ValueError: what a call raised; RuntimeError where it raised something else.
+    """
+    import ray
+
+    task = ray.remote(function).options(num_cpus=1, num_gpus=int(gpu))
+    left = iter(calls)
+    running = [task.remote(*call) for call in islice(left, at_once)]
+    while running:
+        done, running = ray.wait(running)
+        running += [task.remote(*call) for call in islice(left, 1)]
+        try:
+            yield ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            kind = ValueError if isinstance(error.cause, ValueError) else RuntimeError
+            raise kind(str(error.cause)) from None

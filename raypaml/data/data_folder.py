@@ -1,0 +1,160 @@
+"""Open a prepared data set, here or in a store, and refuse it at once if its parts do not belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+from raypaml.cli import command
+from raypaml.data.cache import CachedShards, copy
+from raypaml.data.digits import HIDINGS, digits_folder
+from raypaml.data.index import Index, open_index
+from raypaml.data.shard_files import LocalShards, Shards
+from raypaml.data.shards import SPLITS
+from raypaml.data.storage import Location, brief, with_retries
+from raypaml.labels import Vocabulary
+
+VOCABULARY = "vocabulary.csv"
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A data set: where it is, its vocabulary, one checked index per split, and its shards."""
+
+    path: Path | Location
+    vocabulary: Vocabulary
+    splits: dict[str, Index]
+    shards: Shards
+
+    @property
+    def address(self) -> str:
+        """What other machines open: an absolute path, or the address."""
+        return str(self.path.absolute() if isinstance(self.path, Path) else self.path)
+
+
+def resolve_data(data: str, say: Callable[[str], None] = lambda _: None) -> Path | Location:
+    """What is behind a `--data` value: a path, an address, or `digits[:HIDING[:SEED]]`.
+
+    Digits are written, and said so, on first use.
+    """
+    name, *options = data.split(":")
+    if name != "digits":
+        where = Location(data)
+        return where if "://" in data else Path(data)
+    if len(options) > 2 or (options and options[0] not in HIDINGS) or not all(o.isdigit() for o in options[1:]):
+        raise ValueError(f"data={data!r}: expected digits[:HIDING[:SEED]] with HIDING one of {', '.join(HIDINGS)}")
+    return digits_folder(options[0] if options else "single_positive", int(options[1]) if options[1:] else 0, say=say)
+
+
+def open_folder(
+    data: Path | Location | str, *, cache: str = "", cache_gb: float = 50.0, lenient: bool = False
+) -> DataFolder:
+    """Open a data folder written by `data.shards`.
+
+    Args:
+        data: a path, or the address of a folder in a store, whose index and vocabulary are then copied into the cache.
+        cache: folder of this node for what comes from a store; default in the user's cache (XDG_CACHE_HOME).
+        cache_gb: shards kept in it, in 10^9 bytes.
+        lenient: leave shards that are missing or of another size to those who read them.
+
+    Raises:
+        ValueError: missing or empty folder, shards without index, an index of another vocabulary, shards that are
+            missing or of another size than indexed, labels that contradict each other; a store that does not answer.
+    """
+    where = Location(str(data))
+    if where.is_local:
+        path = data if isinstance(data, Path) else Path(where.open()[1])
+        found = _listed(path)
+        _check_listing(path, found)
+        return _opened(path, path, found, LocalShards(path), lenient=lenient)
+    found, digest = _listed_remote(where)
+    _check_listing(where, found)
+    root = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml" / "shards")
+    shards = CachedShards(where, root, digest, int(cache_gb * 1e9))
+    _copy_index(where, root / f"{digest}-index", found)
+    return _opened(where, root / f"{digest}-index", found, shards, lenient=lenient)
+
+
+def _opened(
+    where: Path | Location, metadata: Path, sizes: Mapping[str, int], shards: Shards, *, lenient: bool
+) -> DataFolder:
+    vocabulary = Vocabulary.read(metadata / VOCABULARY)
+    splits = {split: _open_split(metadata, split, vocabulary) for split in SPLITS}
+    for index in () if lenient else splits.values():
+        _check_shards(index, sizes, shards)
+    return DataFolder(where, vocabulary, splits, shards)
+
+
+def _listed(path: Path) -> dict[str, int]:
+    """Size of every file by its name."""
+    if not path.is_dir():
+        raise ValueError(f"data={path}: no such folder; shard a data set into it")
+    with os.scandir(path) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def _listed_remote(where: Location) -> tuple[dict[str, int], str]:
+    """Size of every file by its name, and a digest that changes with index or vocabulary."""
+    filesystem, path = where.open()
+    try:
+        infos = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path)), str(where))
+    except FileNotFoundError:
+        raise ValueError(f"data={where}: no such folder; shard a data set into it") from None
+    except OSError as error:
+        raise ValueError(f"data={where}: cannot be reached: {brief(error)}") from None
+    files = {info.base_name: info for info in infos if info.is_file}
+    marks = [(name, files[name].size, files[name].mtime_ns) for name in sorted(files) if not name.endswith(".tar")]
+    digest = hashlib.sha256(repr((str(where), marks)).encode()).hexdigest()[:16]
+    return {name: info.size for name, info in files.items()}, digest
+
+
+def _check_listing(where: Path | Location, found: Mapping[str, int]) -> None:
+    if not found:
+        raise ValueError(f"data={where}: empty folder; shard a data set into it")
+    if any(name.endswith(".tar") for name in found) and not any(name.endswith(".arrow") for name in found):
+        raise ValueError(f"data={where}: shards without an index; write it with {command('shard index')} DIR")
+
+
+def _copy_index(where: Location, folder: Path, sizes: Mapping[str, int]) -> None:
+    """Copy index and vocabulary; each process for itself, all with the same result."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (VOCABULARY, *(f"{split}.arrow" for split in SPLITS)):
+        if name in sizes and not (folder / name).is_file():
+            unfinished = folder / f".{name}-{os.getpid()}"
+            try:
+                copy(where / name, unfinished, sizes[name])
+            except OSError as error:
+                raise ValueError(f"{where / name}: cannot be read: {brief(error)}") from None
+            unfinished.replace(folder / name)
+
+
+def _open_split(path: Path, split: str, vocabulary: Vocabulary) -> Index:
+    where = path / f"{split}.arrow"
+    if not where.is_file():
+        raise ValueError(f"{where}: no index of split {split!r}; training needs {', '.join(SPLITS)}")
+    index = open_index(where)
+    if index.vocabulary_digest != vocabulary.digest:
+        raise ValueError(
+            f"{where}: made with another vocabulary ({index.num_classes} classes, digest "
+            f"{index.vocabulary_digest[:12]}) than {path / 'vocabulary.csv'} ({len(vocabulary)} classes, digest "
+            f"{vocabulary.digest[:12]}); put the right vocabulary back or index the shards again"
+        )
+    if not len(index):
+        raise ValueError(f"{where}: no samples in split {split!r}")
+    index.check()
+    return index
+
+
+def _check_shards(index: Index, sizes: Mapping[str, int], shards: Shards) -> None:
+    for shard, size in zip(index.shards, index.shard_bytes, strict=True):
+        found = sizes.get(shard)
+        if found != size:
+            state = "missing" if found is None else f"{found:,} bytes"
+            raise ValueError(
+                f"{shards.where(shard)}: {state}, the index says {size:,} bytes; copy or write the shard again"
+            )

@@ -1,0 +1,213 @@
+"""The entries of a prediction set, a few classes at a time: sorted out into spill files, so that memory is bounded.
+
+What comes out depends on the entries alone: not on the number of parts, their order, or the order of rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raypaml.evaluation.parts import PredictionSet
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, IntArray
+
+ROWS_AT_ONCE = 1 << 17
+"""Of a spill file, about; a class is never split, so one class with more rows than this comes whole."""
+FLUSH_ROWS = 1 << 17
+"""Rows that wait in memory to be sorted out."""
+
+LABELS = (POSITIVE, NEGATIVE, UNOBSERVED)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """R entries of some classes, all there are of these, ordered by class and image."""
+
+    class_index: IntArray
+    image: IntArray
+    """Number of the image among the sorted keys of the set."""
+    label: NDArray[np.int8]
+    P: NDArray[np.floating[Any]]
+    N: NDArray[np.floating[Any]]
+
+    def scores(self, alpha: float | None) -> NDArray[np.floating[Any]]:
+        """[R] logits for this alpha; the plain scores where the set has these instead of P and N (alpha None)."""
+        return self.N if alpha is None else self.P.dtype.type(alpha) * self.P + self.N
+
+    def where(self, chosen: NDArray[np.bool_]) -> Entries:
+        """The chosen ones."""
+        return Entries(self.class_index[chosen], self.image[chosen], self.label[chosen], self.P[chosen], self.N[chosen])
+
+    @property
+    def observed(self) -> Entries:
+        """Without the unobserved ones."""
+        return self.where(self.label != UNOBSERVED) if (self.label == UNOBSERVED).any() else self
+
+
+@dataclass(frozen=True)
+class SpilledSet:
+    """A prediction set, checked row by row and sorted out by class."""
+
+    predictions: PredictionSet
+    keys: pa.Array
+    """The images with an entry, sorted."""
+    canonical: NDArray[np.int32]
+    """Number of an image among `keys`, by its number in the spill files."""
+    tally: IntArray
+    """[K, 3] entries of each class that are positive, negative, unobserved (LABELS)."""
+    files: list[Path]
+
+    def buckets(self) -> Iterator[Entries]:
+        """All entries, some classes at a time."""
+        return (self._bucket(path) for path in self.files)
+
+    def _bucket(self, path: Path) -> Entries:
+        table = pq.read_table(path, use_threads=False, pre_buffer=False)
+        classes, image, label, p, n = (column.to_numpy() for column in table.columns)
+        image = self.canonical[image]
+        cell = classes.astype(np.int64) * len(self.keys) + image
+        order = np.argsort(cell)
+        cell = cell[order]
+        twice = np.flatnonzero(cell[1:] == cell[:-1])
+        if len(twice):
+            column, number = divmod(int(cell[twice[0]]), len(self.keys))
+            raise ValueError(
+                f"{self.predictions.where}: image {self.keys[number].as_py()!r} has class {column} twice; "
+                "keep one row an entry"
+            )
+        return Entries(classes[order].astype(np.int64), image[order].astype(np.int64), label[order], p[order], n[order])
+
+
+@contextmanager
+def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
+    """Read a set once, check every row, and sort it out by class into files that end with the context.
+
+    Raises:
+        ValueError: no rows, a score that is not a number (by image and class), a class outside the vocabulary, an
+            image in two parts.
+    """
+    with tempfile.TemporaryDirectory(prefix="raypaml-entries-") as folder:
+        count = max(1, -(-predictions.rows // ROWS_AT_ONCE))
+        with _Spill(Path(folder), count, predictions) as spill:
+            for part, rows in predictions.batches():
+                spill.add(part, rows)
+            spill.flush()
+        if not spill.next_image:
+            raise ValueError(f"{predictions.where}: no rows; nothing was predicted")
+        keys, canonical = _number_images(predictions, spill.keys, np.concatenate(spill.parts))
+        pa.default_memory_pool().release_unused()
+        yield SpilledSet(predictions, keys, canonical, spill.tally, sorted(Path(folder).iterdir()))
+
+
+class _Spill:
+    """Sorts rows into one file per bucket of classes; counts them, and numbers the images as they come."""
+
+    def __init__(self, folder: Path, count: int, predictions: PredictionSet):
+        self.folder, self.count, self.predictions = folder, count, predictions
+        self.keys: list[pa.Array] = []
+        """Of the images, in the order of their numbers; an image in two batches has two numbers."""
+        self.parts: list[IntArray] = []
+        """The part that each came from, in the same order."""
+        self.next_image = 0
+        self.tally = np.zeros((predictions.num_classes, len(LABELS)), np.int64)
+        self._waiting: list[pa.Table] = []
+        self._writers: dict[int, pq.ParquetWriter] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def add(self, part: int, rows: pa.Table) -> None:
+        """Take a batch of rows."""
+        _check(self.predictions, rows)
+        images = rows["key"].combine_chunks().dictionary_encode()
+        table = _compact(rows, self.next_image + images.indices.to_numpy())
+        self.keys.append(images.dictionary)
+        self.parts.append(np.full(len(images.dictionary), part))
+        self.next_image += len(images.dictionary)
+        classes, label = table["class"].to_numpy(), table["label"].to_numpy()
+        for column, value in enumerate(LABELS):
+            self.tally[:, column] += np.bincount(classes[label == value], minlength=len(self.tally))
+        self._waiting.append(table)
+        if sum(map(len, self._waiting)) >= FLUSH_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits; not batch by batch, for many small row groups would cost more than their rows."""
+        if self._waiting:
+            table = pa.concat_tables(self._waiting)
+            self._waiting.clear()
+            for number, mine in _by_bucket(table, self.count):
+                self._writer(number, table.schema).write_table(mine)
+
+    def _writer(self, number: int, schema: pa.Schema) -> pq.ParquetWriter:
+        if number not in self._writers:
+            path = self.folder / f"classes-{number:04d}.parquet"
+            self._writers[number] = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
+        return self._writers[number]
+
+
+def _compact(rows: pa.Table, image: NDArray[np.int32]) -> pa.Table:
+    label = rows["positive"].combine_chunks().cast(pa.int8()).fill_null(UNOBSERVED)
+    columns = [rows["class"], pa.array(image, pa.int32()), label, rows["P"], rows["N"]]
+    return pa.table(columns, names=["class", "image", "label", "P", "N"])
+
+
+def _by_bucket(table: pa.Table, count: int) -> Iterator[tuple[int, pa.Table]]:
+    """Neighbouring classes go to different files, for their numbers of rows are often alike."""
+    bucket = table["class"].to_numpy() % count
+    order = np.argsort(bucket, kind="stable")
+    ends = np.cumsum(np.bincount(bucket, minlength=count))
+    table = table.take(pa.array(order))
+    for number, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
+        if end > start:
+            yield number, table.slice(start, end - start)
+
+
+def _check(predictions: PredictionSet, rows: pa.Table) -> None:
+    classes = rows["class"].to_numpy()
+    if len(classes) and not 0 <= classes.min() <= classes.max() < predictions.num_classes:
+        raise ValueError(
+            f"{predictions.where}: class columns from {classes.min()} to {classes.max()}, expected "
+            f"0..{predictions.num_classes - 1}"
+        )
+    with np.errstate(invalid="ignore"):
+        lost = np.isnan(rows["P"].to_numpy() + rows["N"].to_numpy())
+    if lost.any():
+        row = int(np.flatnonzero(lost)[0])
+        raise ValueError(
+            f"{predictions.where}: {int(lost.sum())} scores are not a number, first of image "
+            f"{rows['key'][row].as_py()!r}, class {classes[row]}; mend the model or the file"
+        )
+
+
+def _number_images(
+    predictions: PredictionSet, keys: list[pa.Array], parts: IntArray
+) -> tuple[pa.Array, NDArray[np.int32]]:
+    """The sorted keys, and the place there of every image number given so far."""
+    given = pa.concat_arrays(keys)
+    keys.clear()
+    order = pc.sort_indices(given).to_numpy()
+    given = given.take(pa.array(order))
+    new = np.ones(len(given), bool)
+    new[1:] = pc.not_equal(given[1:], given[:-1]).to_numpy(zero_copy_only=False)
+    split = np.flatnonzero(~new[1:] & (parts[order][1:] != parts[order][:-1]))
+    if len(split):
+        key = given[int(split[0])].as_py()
+        raise ValueError(f"{predictions.where}: image {key!r} is in two parts; predict every image once")
+    canonical = np.empty(len(given), np.int32)
+    canonical[order] = np.cumsum(new) - 1
+    return given.filter(pa.array(new)), canonical

@@ -1,0 +1,220 @@
+"""Predictions made elsewhere: tables (CSV, Parquet) or matrices (npy), with a declared coding of labels and scores.
+
+Nothing is guessed: whether scores are logits or probabilities, and what a label's number means, must be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raypaml.evaluation.parts import BATCH_ROWS, PredictionSet, open_set, read_vocabulary
+from raypaml.labels import Vocabulary
+
+Scores = Literal["logits", "probabilities"]
+COLUMNS = ("key", "class", "label", "score")
+
+
+@dataclass(frozen=True)
+class Coding:
+    """The numbers that stand for the three labels."""
+
+    positive: int = 1
+    negative: int = 0
+    unobserved: int = -1
+
+    def __post_init__(self) -> None:
+        if len({self.positive, self.negative, self.unobserved}) < 3:
+            raise ValueError(f"coding {self}: needs three different numbers, for positive, negative and unobserved")
+
+    @classmethod
+    def parse(cls, text: str) -> Coding:
+        """Of "1,0,-1": positive, negative, unobserved."""
+        try:
+            positive, negative, unobserved = map(int, text.split(","))
+        except ValueError:
+            raise ValueError(f"coding={text!r}: expected POSITIVE,NEGATIVE,UNOBSERVED such as 1,0,-1") from None
+        return cls(positive, negative, unobserved)
+
+    def decode(self, label: NDArray[Any], where: str) -> pa.Array:
+        """Nullable booleans: null is unobserved."""
+        known = (label == self.positive) | (label == self.negative) | (label == self.unobserved)
+        if not known.all():
+            raise ValueError(f"{where}: label {label[~known][0]} is none of the declared {self}")
+        return pa.array(label == self.positive, mask=label == self.unobserved)
+
+
+def open_predictions(
+    where: str,
+    vocabulary: str = "",
+    *,
+    scores: Literal["logits", "probabilities"] | None = None,
+    labels: str = "",
+    coding: str = "1,0,-1",
+) -> tuple[PredictionSet, Vocabulary]:
+    """A prediction set, ours or another program's, and its vocabulary.
+
+    Args:
+        where: a run, a folder of predictions, or a .csv, .parquet or .npy file of another program.
+        vocabulary: file of the classes; "" for the one beside our predictions.
+        scores: what the scores of another program are: logits or probabilities.
+        labels: .npy file of the labels of a matrix of scores.
+        coding: what positive, negative and unobserved are in another program's labels.
+    """
+    path, given = Path(where), Path(vocabulary) if vocabulary else None
+    folder = path / "predictions" / "test" if (path / "predictions").is_dir() else path
+    if path.is_dir() or not path.suffix:
+        predictions = open_set(folder)
+        return predictions, read_vocabulary(folder, predictions, given)
+    if given is None:
+        raise ValueError(f"{path}: say which classes these are, with --vocabulary FILE")
+    classes = Vocabulary.read(given)
+    matrix = Path(labels) if labels else None
+    return open_others(path, classes, scores=scores, labels=matrix, coding=Coding.parse(coding)), classes
+
+
+def open_others(
+    path: Path,
+    vocabulary: Vocabulary,
+    *,
+    scores: Scores | None,
+    labels: Path | None = None,
+    coding: Coding | None = None,
+) -> PredictionSet:
+    """Open predictions that raypaml did not write.
+
+    Args:
+        path: `.csv` or `.parquet` with the columns key, class (class id; in Parquet also the column's number), label,
+            score; or `.npy`, [B, K] scores.
+        vocabulary: its class ids, in the order of the columns.
+        scores: what they are; required.
+        labels: `.npy`, [B, K] labels of a matrix of scores.
+        coding: of the labels.
+
+    Raises:
+        ValueError: something is undeclared, missing or malformed.
+    """
+    if scores not in ("logits", "probabilities"):
+        raise ValueError(f"{path}: are these logits or probabilities? Say --scores logits or --scores probabilities")
+    if not path.is_file() or not path.stat().st_size:
+        raise ValueError(f"{path}: {'an empty' if path.is_file() else 'no such'} file")
+    coding = coding or Coding()
+    if path.suffix == ".npy":
+        if labels is None:
+            raise ValueError(f"{path}: a matrix of scores needs its labels; say --labels FILE.npy")
+        matrices = _Matrices(path, labels, coding, len(vocabulary))
+        rows, batches = matrices.scores.size, matrices.batches
+    elif path.suffix in (".csv", ".parquet"):
+        rows, raw = _csv(path) if path.suffix == ".csv" else _parquet(path)
+        batches = lambda: (_table(path, rows, vocabulary, coding) for rows in raw())  # noqa: E731
+    else:
+        raise ValueError(f"{path}: expected a prediction set, or .csv, .parquet or .npy")
+    return PredictionSet(
+        where=str(path),
+        split="unnamed",
+        vocabulary=vocabulary.digest,
+        num_classes=len(vocabulary),
+        samples=None,
+        alpha=None,
+        probabilities=scores == "probabilities",
+        rows=rows,
+        batches=lambda: ((0, _checked(table, path, scores)) for table in batches()),
+    )
+
+
+def _checked(table: pa.Table, path: Path, scores: Scores) -> pa.Table:
+    values = table["N"].to_numpy()
+    outside = (values < 0) | (values > 1)
+    if scores == "probabilities" and outside.any():
+        raise ValueError(f"{path}: score {values[outside][0]} is no probability; say --scores logits if they are")
+    return table
+
+
+def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
+    types = {"key": pa.string(), "class": pa.string(), "label": pa.int64(), "score": pa.float64()}
+    options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(COLUMNS), null_values=[""])
+
+    def batches() -> Iterator[pa.Table]:
+        try:
+            with pyarrow.csv.open_csv(path, convert_options=options) as reader:
+                yield from (pa.Table.from_batches([batch]) for batch in reader)
+        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+            raise ValueError(f"{path}: {error}; expected the columns {', '.join(COLUMNS)}") from None
+
+    return path.stat().st_size // 32, batches
+
+
+def _parquet(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
+    try:
+        metadata = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a whole Parquet file ({error})") from None
+    if not set(COLUMNS) <= set(metadata.schema.names):
+        raise ValueError(f"{path}: columns {metadata.schema.names}, expected {', '.join(COLUMNS)}")
+
+    def batches() -> Iterator[pa.Table]:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(COLUMNS)):
+                yield pa.Table.from_batches([batch])
+
+    return metadata.num_rows, batches
+
+
+def _table(path: Path, rows: pa.Table, vocabulary: Vocabulary, coding: Coding) -> pa.Table:
+    empty = [name for name in COLUMNS if rows[name].null_count]
+    if empty:
+        raise ValueError(f"{path}: empty cells in column {empty[0]!r}; give every row all of {', '.join(COLUMNS)}")
+    classes = rows["class"]
+    if not pa.types.is_integer(classes.type):
+        found = pc.index_in(classes.cast(pa.string()), value_set=pa.array(vocabulary.class_ids, pa.string()))
+        if found.null_count:
+            lost = classes.filter(pc.is_null(found))[0].as_py()
+            raise ValueError(f"{path}: class {lost!r} is not among the {len(vocabulary)} of the vocabulary")
+        classes = found
+    label = coding.decode(rows["label"].to_numpy(), str(path))
+    return _entries(rows["key"].cast(pa.string()), classes, label, rows["score"].to_numpy())
+
+
+def _entries(keys: pa.Array, classes: pa.Array, positive: pa.Array, scores: NDArray[Any]) -> pa.Table:
+    scores = scores if scores.dtype == np.float64 else scores.astype(np.float32)
+    columns = [keys, classes.cast(pa.int32()), positive, pa.array(np.zeros_like(scores)), pa.array(scores)]
+    return pa.table(columns, names=["key", "class", "positive", "P", "N"])
+
+
+class _Matrices:
+    """Scores and labels [B, K], memory-mapped; the key of an image is its row number."""
+
+    def __init__(self, scores: Path, labels: Path, coding: Coding, num_classes: int):
+        self.where, self.coding = labels, coding
+        self.scores, self.labels = _load(scores), _load(labels)
+        if self.scores.shape != self.labels.shape or self.scores.shape[1:] != (num_classes,):
+            raise ValueError(
+                f"{scores}: {list(self.scores.shape)}, labels {list(self.labels.shape)}; expected both "
+                f"[images, {num_classes} classes]"
+            )
+
+    def batches(self) -> Iterator[pa.Table]:
+        count = max(1, BATCH_ROWS // self.scores.shape[1])
+        for first in range(0, len(self.scores), count):
+            scores, labels = (np.asarray(m[first : first + count]) for m in (self.scores, self.labels))
+            row, column = np.indices(scores.shape).reshape(2, -1)
+            keys = pa.array([f"{first + number:09d}" for number in range(len(scores))])
+            positive = self.coding.decode(labels.ravel(), str(self.where))
+            yield _entries(keys.take(pa.array(row)), pa.array(column), positive, scores.ravel())
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable npy file ({error})") from None
+    return found

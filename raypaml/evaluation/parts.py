@@ -1,0 +1,199 @@
+"""A prediction set: Parquet parts that know which set they belong to, and how many parts and samples it has.
+
+    <folder>/vocabulary.csv  <folder>/part-00000-of-00006.parquet ...
+
+A row is an entry: image key, class column, positive (null where unobserved; written only on request), and P and N, of
+which the logit for any alpha is `alpha P + N`. An image's entries are all in one part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypaml.labels import Vocabulary
+
+SCHEMA = pa.schema(
+    [("key", pa.string()), ("class", pa.int32()), ("positive", pa.bool_()), ("P", pa.float32()), ("N", pa.float32())]
+)
+BATCH_ROWS = 1 << 15
+"""Rows of a row group, and read at once."""
+AGAIN = "run the evaluation again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionPart:
+    """What a part says of itself, in its metadata."""
+
+    split: str
+    vocabulary: str
+    """Digest of the classes."""
+    num_classes: int
+    alpha: float
+    """Of the model, >= 1."""
+    model: str
+    """SHA-256 of the weights."""
+    data: str
+    """SHA-256 of the split's index."""
+    unobserved: bool
+    """Whether unobserved entries are written too."""
+    samples: int
+    """Of the split; those without an entry included."""
+    parts: int
+    """Of the set."""
+    part: int
+    """Number of this one, from 0."""
+    part_samples: int
+    """Samples predicted in this one."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return f"part-{self.part:05d}-of-{self.parts:05d}.parquet"
+
+    @property
+    def of_set(self) -> dict[str, Any]:
+        """What all parts of a set have in common."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("part", "part_samples")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSet:
+    """A prediction set of any origin, checked as far as its metadata goes, ready to be read."""
+
+    where: str
+    split: str
+    vocabulary: str
+    """Digest of the classes."""
+    num_classes: int
+    samples: int | None
+    """Images predicted; None where only those with an entry are known."""
+    alpha: float | None
+    """Of the model; None where there is one score an entry (in N, P being 0) instead of the parts P and N."""
+    probabilities: bool
+    """Whether the scores are probabilities rather than logits."""
+    rows: int
+    """How many, at least about."""
+    batches: Callable[[], Iterator[tuple[int, pa.Table]]]
+    """(part, rows) again and again, columns as SCHEMA; P and N may be float64."""
+    skipped: tuple[dict[str, Any], ...] = ()
+    """Broken images among `samples`, which have no rows: shard, key, offset, reason."""
+
+
+def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Sequence[dict[str, Any]] = ()) -> None:
+    """Write one part, whole or not at all, with the names of the broken samples that were skipped in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"raypaml": json.dumps(dataclasses.asdict(part)), "skipped": json.dumps(skipped)}
+    table = table.cast(SCHEMA).replace_schema_metadata(metadata)
+    unfinished = (folder / part.name).with_suffix(".unfinished")
+    pq.write_table(table, unfinished, row_group_size=BATCH_ROWS, write_page_checksum=True)
+    unfinished.replace(folder / part.name)
+
+
+def is_predicted(folder: Path, part: PredictionPart) -> bool:
+    """Whether this very part is there, whole: same model, same data, every page as it was written."""
+    path = folder / part.name
+    try:
+        if not path.is_file() or read_part(path) != part:
+            return False
+        for _ in _rows(path):  # reading checks the pages
+            pass
+    except ValueError:
+        return False
+    return True
+
+
+def read_part(path: Path) -> PredictionPart:
+    """What a part says of itself; ValueError if it is damaged or not ours."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return PredictionPart(**json.loads(metadata[b"raypaml"]))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a whole Parquet file ({_line(error)}); {AGAIN}") from None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{path}: Parquet, but not a part of a prediction set of this version; {AGAIN}") from None
+
+
+def read_skipped(path: Path) -> list[dict[str, Any]]:
+    """The broken samples of a whole part."""
+    return list(json.loads((pq.read_schema(path).metadata or {}).get(b"skipped", b"[]")))
+
+
+def open_set(folder: Path) -> PredictionSet:
+    """The set in a folder.
+
+    Raises:
+        ValueError: no parts, a part that is damaged or missing, parts of several sets.
+    """
+    paths = sorted(folder.glob("part-*.parquet"))
+    if not paths:
+        raise ValueError(f"{folder}: no predictions; {AGAIN}")
+    parts = [read_part(path) for path in paths]
+    _check_one_set(folder, parts)
+    one = parts[0]
+    return PredictionSet(
+        where=str(folder),
+        split=one.split,
+        vocabulary=one.vocabulary,
+        num_classes=one.num_classes,
+        samples=one.samples,
+        alpha=one.alpha,
+        probabilities=False,
+        rows=sum(pq.read_metadata(path).num_rows for path in paths),
+        batches=lambda: ((number, rows) for number, path in enumerate(paths) for rows in _rows(path)),
+        skipped=tuple(line for path in paths for line in read_skipped(path)),
+    )
+
+
+def _check_one_set(folder: Path, parts: list[PredictionPart]) -> None:
+    one = parts[0].of_set
+    for part in parts:
+        differs = [f"{name} {one[name]!r} and {value!r}" for name, value in part.of_set.items() if one[name] != value]
+        if differs:
+            raise ValueError(f"{folder}: {parts[0].name} and {part.name} are of two sets ({differs[0]}); {AGAIN}")
+    wanted = parts[0].parts
+    missing = sorted(set(range(wanted)) - {part.part for part in parts})
+    if missing or len(parts) != wanted:
+        lost = f", part {missing[0]} is missing" if missing else ""
+        raise ValueError(f"{folder}: {len(parts)} files are not the {wanted} parts of one set{lost}; {AGAIN}")
+    found = sum(part.part_samples for part in parts)
+    if found != parts[0].samples:
+        raise ValueError(f"{folder}: {found} samples in the parts, the split has {parts[0].samples}; {AGAIN}")
+
+
+def _rows(path: Path) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: damaged ({_line(error)}); {AGAIN}") from None
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def read_vocabulary(folder: Path, predictions: PredictionSet, given: Path | None = None) -> Vocabulary:
+    """The vocabulary beside a set, or the `given` one; ValueError if the predictions are of another."""
+    path = given or folder / "vocabulary.csv"
+    vocabulary = Vocabulary.read(path)
+    check_predicted_classes(predictions, vocabulary, str(path))
+    return vocabulary
+
+
+def check_predicted_classes(predictions: PredictionSet, vocabulary: Vocabulary, where: str) -> None:
+    """Raise ValueError unless the predictions are of this vocabulary."""
+    if predictions.vocabulary != vocabulary.digest:
+        raise ValueError(
+            f"{predictions.where}: predictions of another vocabulary ({predictions.num_classes} classes, digest "
+            f"{predictions.vocabulary[:12]}) than {where} ({len(vocabulary)} classes, digest "
+            f"{vocabulary.digest[:12]}); give the one they were made with"
+        )

@@ -1,0 +1,205 @@
+"""A split predicted in parts, each written whole as it is done: bounds do not depend on who predicts, nor how many."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+
+from raypaml.config import TrainConfig
+from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
+from raypaml.data.plan import Part, Plan, default_lanes
+from raypaml.evaluation.parts import PredictionPart, is_predicted, read_part, read_skipped, write_part
+from raypaml.evaluation.predicting import predict_steps
+from raypaml.labels import POSITIVE, UNOBSERVED
+from raypaml.model.cam import CamClassifier
+from raypaml.runs.models import checkpoint_model, find_checkpoint
+from raypaml.runs.run_folder import check_trained_classes, stored_config
+from raypaml.runs.skips import check_budget, named
+
+EVALUATION_BATCHES = 4
+"""Evaluation takes this many training batches at once: it keeps no activations."""
+PART_BATCHES = 4
+"""Evaluation batches of one part: what an interruption can cost a worker."""
+
+
+@dataclass(frozen=True)
+class PredictionPlan:
+    """One checkpoint on one split, cut into parts. Small, and the same in every process that works on it."""
+
+    checkpoint: Path
+    config: TrainConfig
+    data: str
+    """Path or address of the data set."""
+    folder: Path
+    """Where the parts go."""
+    parts: tuple[PredictionPart, ...]
+
+    def unfinished(self) -> list[PredictionPart]:
+        """The parts that are not there yet, whole, from this checkpoint and this data."""
+        return [part for part in self.parts if not is_predicted(self.folder, part)]
+
+    def steps(self, part: PredictionPart) -> list[Part]:
+        """What a part reads: the lanes of the run that was trained, whoever predicts it."""
+        plan = _plan(self.config, part.samples)
+        first = part.part * PART_BATCHES
+        return plan.epoch(0, 0, 1)[first : first + PART_BATCHES]
+
+
+def plan_asked(
+    given: Path,
+    data: str = "",
+    split: str = "test",
+    out: Path | None = None,
+    *,
+    unobserved: bool = False,
+    skip_budget: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> PredictionPlan:
+    """The plan of one run or checkpoint on one split, checked, its folder ready; parts that are there are kept.
+
+    Args:
+        given: folder of a run, whose best checkpoint is taken, or of a checkpoint.
+        data: another data set of the same classes than the run's own.
+        split: which split.
+        out: folder of the predictions; None for one in the run's folder.
+        unobserved: predict the unobserved entries too.
+        skip_budget: share of the samples that may be broken; None for the run's own.
+        say: told what takes time.
+
+    Raises:
+        ValueError: the run, its checkpoint, the data or the folder do not fit.
+    """
+    run, checkpoint = find_checkpoint(given)
+    config = stored_config(run)
+    if config is None:
+        raise ValueError(f"{given}: neither the folder of a run nor one of its checkpoints")
+    config = config if skip_budget is None else config.override({"skip_budget": skip_budget})
+    config.check()
+    folder = open_folder(resolve_data(data or config.data.data, say), **config.data.opening)
+    if split not in folder.splits:
+        raise ValueError(f"split={split!r}: the data set has {', '.join(folder.splits)}")
+    check_trained_classes(run, folder.vocabulary.digest, folder.address)
+    own = f"-{checkpoint.name}" if given == checkpoint else ""
+    out = out or run / "predictions" / (split + own + ("-unobserved" if unobserved else ""))
+    plan = plan_prediction(checkpoint, config, folder, split, out, unobserved=unobserved)
+    clear_folder(plan, folder, replace=False)
+    return plan
+
+
+def plan_prediction(
+    checkpoint: Path, config: TrainConfig, data: DataFolder, split: str, folder: Path, *, unobserved: bool = False
+) -> PredictionPlan:
+    """Cut the evaluation of a split into parts; their bounds depend on the configuration and the split alone."""
+    index = data.splits[split]
+    steps = _plan(config, len(index)).epoch(0, 0, 1)
+    chunks = [steps[first : first + PART_BATCHES] for first in range(0, len(steps), PART_BATCHES)]
+    sizes = [sum(len(step.rows) for step in chunk) for chunk in chunks]
+    first = PredictionPart(
+        split=split,
+        vocabulary=data.vocabulary.digest,
+        num_classes=len(data.vocabulary),
+        alpha=config.model.alpha,
+        model=_digest(checkpoint / "model.safetensors"),
+        data=_digest(index.where),
+        unobserved=unobserved,
+        samples=len(index),
+        parts=len(chunks),
+        part=0,
+        part_samples=sizes[0],
+    )
+    parts = (dataclasses.replace(first, part=number, part_samples=size) for number, size in enumerate(sizes))
+    return PredictionPlan(checkpoint, config, data.address, folder.absolute(), tuple(parts))
+
+
+def _plan(config: TrainConfig, samples: int) -> Plan:
+    size = config.data.global_batch_size
+    lanes = config.data.lanes or default_lanes(size)
+    return Plan(num_samples=samples, global_batch_size=size * EVALUATION_BATCHES, lanes=lanes, shuffle=False)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> None:
+    """Make the folder ready: the vocabulary in it, and no part of another set.
+
+    Raises:
+        ValueError: there are parts of another set, and `replace` is False.
+    """
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    for path in plan.folder.glob(".part-*.unfinished"):
+        path.unlink()
+    for path in plan.folder.glob("part-*.parquet"):
+        if not _belongs(path, plan.parts[0]):
+            if not replace:
+                raise ValueError(
+                    f"{path}: predictions of another checkpoint, data or split; give another --out or remove them"
+                )
+            path.unlink()
+    data.vocabulary.write(plan.folder / "vocabulary.csv")
+
+
+def _belongs(path: Path, part: PredictionPart) -> bool:
+    """Whether a file is of the same set, or so damaged that it will be written again."""
+    try:
+        return read_part(path).of_set == part.of_set
+    except ValueError:
+        return dataclasses.replace(part, part=0).name[10:] == path.name[10:]
+
+
+def predict_part(
+    plan: PredictionPlan, part: PredictionPart, model: CamClassifier, data: DataFolder, device: torch.device
+) -> None:
+    """Predict and write one part."""
+    found = predict_steps(
+        model,
+        data,
+        part.split,
+        plan.steps(part),
+        device,
+        loader_workers=plan.config.data.loader_workers,
+        unobserved=part.unobserved,
+        skip_broken=plan.config.data.skip_budget > 0,
+    )
+    index = data.splits[part.split]
+    skipped = named(found.skipped, index)
+    check_budget(skipped, part.split, part.samples, plan.config.data.skip_budget)
+    columns = {
+        "key": pa.array(index.keys(found.row), pa.string()),
+        "class": found.class_index,
+        "positive": pa.array(found.label == POSITIVE, mask=found.label == UNOBSERVED),
+        "P": found.P,
+        "N": found.N,
+    }
+    write_part(plan.folder, part, pa.table(columns), skipped)
+
+
+def check_skipped(plan: PredictionPlan) -> int:
+    """How many broken samples all parts together skipped; ValueError if more than the budget allows."""
+    skipped = [line for part in plan.parts for line in read_skipped(plan.folder / part.name)]
+    one = plan.parts[0]
+    check_budget(skipped, one.split, one.samples, plan.config.data.skip_budget)
+    return len(skipped)
+
+
+def predict_part_alone(plan: PredictionPlan, part: PredictionPart, device: str) -> int:
+    """Predict and write one part in a process that has nothing yet; returns its number."""
+    torch.set_num_threads(1)  # their number may move a float's last bit
+    model, data = _opened(plan.checkpoint, plan.config, plan.data, device)
+    predict_part(plan, part, model, data, torch.device(device))
+    return part.part
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(checkpoint: Path, config: TrainConfig, data: str, device: str) -> tuple[CamClassifier, DataFolder]:
+    folder = open_folder(data, **config.data.opening)
+    return checkpoint_model(checkpoint, config.model, len(folder.vocabulary)).to(device), folder

@@ -1,0 +1,49 @@
+"""Mean AP of a prediction set under the convention of the papers, and the table G1..G5 and All."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raypaml.evaluation.measures import Evaluation
+from raypaml.labels import GROUP_NAMES
+from raypaml.reports.tables import markdown, percent
+
+
+def summary(found: Evaluation) -> dict[str, Any]:
+    """Mean AP (0..1) under the convention `paper`, and what it counts."""
+    means = found.means("paper")
+    assert means is not None
+    scored = found.positives + found.negatives > 0
+    return {
+        "mean_ap": means.pop("All"),
+        "groups": means,
+        "classes": len(found.vocabulary),
+        "classes_scored": int(scored.sum()),
+        "classes_without_positives": int((scored & (found.positives == 0)).sum()),
+        "convention": "paper",
+        "split": found.predictions.split,
+        "images": len(found.keys),
+        "skipped": len(found.predictions.skipped),
+        "positives": int(found.positives.sum()),
+        "negatives": int(found.negatives.sum()),
+        "vocabulary": found.vocabulary.digest,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The five-group table as Markdown, in percent, with its convention and what it counts."""
+    values = [*result["groups"].values(), result["mean_ap"]]
+    return f"{markdown([*GROUP_NAMES, 'All'], [[percent(value) for value in values]])}\n\n{caption(result)}"
+
+
+def caption(result: dict[str, Any]) -> str:
+    """What the table's numbers are."""
+    broken = f"{result['skipped']:,} broken images skipped; " if result["skipped"] else ""
+    skipped = result["classes"] - result["classes_scored"]
+    return (
+        f"mAP in percent on the {result['split']} split, observed labels only; G1 rarest to G5 most frequent classes; "
+        f"{result['classes_scored']} of {result['classes']} classes scored ({skipped} without observed labels skipped, "
+        f"{result['classes_without_positives']} without positives count 0: convention '{result['convention']}'); "
+        f"{broken}{result['images']:,} images with a label, {result['positives']:,} positives, {result['negatives']:,} "
+        f"negatives, vocabulary {result['vocabulary'][:12]}."
+    )

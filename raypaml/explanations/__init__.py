@@ -1,0 +1,1 @@
+"""Class activation maps compared, image by image: figures, pictures, drift from a reference, and their page."""

@@ -1,0 +1,79 @@
+"""`explanations.html` and `pairs.csv`: the comparison of maps as one file without network, and every pair as a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from raypaml.data.data_folder import DataFolder
+from raypaml.explanations.boxes import Boxes
+from raypaml.explanations.explanation_figures import attributions, by_group, correlations, map_summary
+from raypaml.explanations.gallery import side_by_side
+from raypaml.metrics.pairs import Pairs
+from raypaml.model.cam import CamClassifier
+from raypaml.reports.figures import History, missed_positives
+from raypaml.reports.pages import write_page
+from raypaml.runs.run_folder import rejection_quality
+
+
+def write_explain_page(
+    out: Path,
+    pairs: Pairs,
+    data: DataFolder,
+    split: str,
+    models: dict[str, CamClassifier],
+    shown: Sequence[tuple[int, int]],
+    names: tuple[str, str],
+    histories: Mapping[str, History],
+    *,
+    boosted: bool,
+    boxes: Boxes | None,
+) -> dict[str, Any]:
+    """Write `explanations.html`; returns every figure in it.
+
+    Args:
+        models: whose maps are shown side by side, by name.
+        shown: (sample number, class column) of each row of pictures.
+        names: of the model looked at and of the one compared with ("" for none).
+        histories: the epochs of the runs, by name.
+        boosted: show maps after BoostLU.
+        boxes: known ones, instead of the data set's own.
+    """
+    judged = {name: seen for name, history in histories.items() if (seen := rejection_quality(history))}
+    found = map_summary(pairs, data.vocabulary.class_group) | {"rejection": judged}
+    compared = bool(names[1])
+    write_page(
+        out / "explanations.html",
+        Path(__file__).with_name("explain.html.j2"),
+        title=" against ".join(name for name in names if name),
+        split=split,
+        images=len(np.unique(pairs.row)),
+        found=found,
+        compared=compared,
+        names=names,
+        places={**found["groups"], "all": found["localisation"]},
+        correlations=correlations(pairs) if compared else "",
+        attributions=attributions(pairs, names) if compared else "",
+        by_group=by_group(found),
+        rejections=missed_positives({name: [histories[name]] for name in judged}) if judged else "",
+        gallery=side_by_side(models, data, split, shown, boosted=boosted, boxes=boxes),
+        boosted=boosted,
+    )
+    return found
+
+
+def write_pairs(path: Path, pairs: Pairs, data: DataFolder, split: str) -> None:
+    """Write one row per (image, class): key, class id, and every figure; empty where one does not apply."""
+    columns: dict[str, Any] = {
+        "key": data.splits[split].keys(pairs.row),
+        "class_id": pa.array(data.vocabulary.class_ids).take(pa.array(pairs.class_index)),
+    }
+    for column in fields(pairs)[2:]:
+        columns[column.name] = pa.array(getattr(pairs, column.name), from_pandas=True)  # nan becomes empty
+    csv.write_csv(pa.table(columns), path)

@@ -1,0 +1,221 @@
+"""The maps of a run looked at and compared with those of other runs, by one process or many, and written as a page."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raypaml.config import TrainConfig
+from raypaml.data.batches import Reader
+from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
+from raypaml.data.plan import Plan
+from raypaml.explanations.boxes import Boxes, read_boxes
+from raypaml.explanations.comparing import explain_steps
+from raypaml.explanations.explain_page import write_explain_page, write_pairs
+from raypaml.labels import GROUP_NAMES, IntArray
+from raypaml.mapper import Mapper
+from raypaml.metrics.pairs import Pairs
+from raypaml.model.cam import CamClassifier
+from raypaml.runs.models import checkpoint_model, find_checkpoint
+from raypaml.runs.run_folder import check_trained_classes, read_history, stored_config
+
+PART_SAMPLES = 512
+"""Samples of the split for one task."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to look at; picklable."""
+
+    run: Path
+    """Folder of the run."""
+    checkpoint: Path
+    config: TrainConfig
+
+    @classmethod
+    def find(cls, given: str) -> Subject:
+        """The best checkpoint of a run, or the checkpoint given."""
+        run, checkpoint = find_checkpoint(Path(given))
+        config = stored_config(run)
+        if config is None:
+            raise ValueError(f"{given}: neither the folder of a run nor one of its checkpoints")
+        return cls(run, checkpoint, config)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.run.name
+
+    def model(self, num_classes: int) -> CamClassifier:
+        """The model, on the CPU."""
+        return checkpoint_model(self.checkpoint, self.config.model, num_classes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownPairs:
+    """Which pairs of image and class are shown."""
+
+    show: str = "spread"
+    """spread: positives of every score; high or low: those of the highest or lowest; errors: negatives that score
+    highest."""
+    rows: int = 12
+    """How many images."""
+    classes: tuple[str, ...] = ()
+    """Only these classes, by name or id."""
+    group: str = ""
+    """Only classes of this group, G1 to G5."""
+
+    def of(self, pairs: Pairs, data: DataFolder) -> list[tuple[int, int]]:
+        """The (image, class) pairs to show; ValueError where there is no such class or group."""
+        wanted = ~pairs.positive if self.show == "errors" else pairs.positive
+        if self.classes:
+            wanted = wanted & np.isin(pairs.class_index, [_column(name, data) for name in self.classes])
+        if self.group:
+            if self.group not in GROUP_NAMES:
+                raise ValueError(f"group={self.group!r}: must be G1, G2, G3, G4 or G5")
+            wanted = wanted & (data.vocabulary.class_group[pairs.class_index] == int(self.group[1]))
+        places = np.flatnonzero(wanted)
+        places = self._some(places[np.argsort(pairs.score[places], kind="stable")])
+        return [(int(pairs.row[n]), int(pairs.class_index[n])) for n in places]
+
+    def _some(self, places: IntArray) -> IntArray:
+        """Some of the places, which are in the order of their scores."""
+        if self.show == "low":
+            return places[: self.rows]
+        if self.show in ("high", "errors"):
+            return places[::-1][: self.rows]
+        return places[np.unique(np.linspace(0, len(places) - 1, min(self.rows, len(places))).astype(np.int64))]
+
+
+def _column(name: str, data: DataFolder) -> int:
+    vocabulary = data.vocabulary
+    if name in vocabulary.index_of:
+        return vocabulary.index_of[name]
+    if name in vocabulary.names:
+        return vocabulary.names.index(name)
+    near = difflib.get_close_matches(name, [*vocabulary.names, *vocabulary.class_ids], 1)
+    raise ValueError(f"classes={name!r}: no such class{f'; did you mean {near[0]!r}?' if near else ''}")
+
+
+@dataclass(frozen=True)
+class ExplainedRuns:
+    """A run to look at, the run that it is compared with, others shown beside them, and the images."""
+
+    this: Subject
+    other: Subject | None
+    beside: tuple[Subject, ...]
+    data: DataFolder
+    split: str
+
+    @classmethod
+    def open(
+        cls, run: str, against: str, beside: Sequence[str], data: str, split: str, say: Callable[[str], None]
+    ) -> ExplainedRuns:
+        """Find the models and open the data, the run's own where `data` is empty.
+
+        Raises:
+            ValueError: one is no run or checkpoint, two have one name, or their classes are not those of the data.
+        """
+        this, other = Subject.find(run), Subject.find(against) if against else None
+        folder = open_folder(resolve_data(data or this.config.data.data, say), **this.config.data.opening)
+        if split not in folder.splits:
+            raise ValueError(f"split={split!r}: the data set has {', '.join(folder.splits)}")
+        runs = cls(this, other, tuple(map(Subject.find, beside)), folder, split)
+        everyone = runs.everyone
+        if len({subject.name for subject in everyone}) < len({subject.run.resolve() for subject in everyone}):
+            folders = ", ".join(str(subject.run) for subject in everyone)
+            raise ValueError(f"{folders}: two runs of one name could not be told apart; give a folder another name")
+        for subject in everyone:
+            check_trained_classes(subject.run, folder.vocabulary.digest, folder.address)
+        return runs
+
+    @property
+    def everyone(self) -> list[Subject]:
+        """All models, the run itself first."""
+        return [self.this, *([self.other] if self.other else []), *self.beside]
+
+    def boxes(self, path: Path, say: Callable[[str], None]) -> Boxes:
+        """The boxes of a file in the form of Open Images, for the images of the split."""
+        index = self.data.splits[self.split]
+        height, width, _ = Reader(self.data.shards, index, []).shape
+        boxes, counted = read_boxes(path, index, self.data.vocabulary, (height, width))
+        say(counted)
+        return boxes
+
+    def compare(self, boxes: Boxes | None, limit: int, run: Mapper, device: str, say: Callable[[str], None]) -> Pairs:
+        """The figures of all pairs of image and class, the same from one process or many.
+
+        Args:
+            boxes: of the split; None for the data set's own.
+            limit: only the first so many images; 0 for all.
+            run: maps calls over processes.
+            device: "cuda" or "cpu", of each of these processes.
+            say: told of progress.
+        """
+        total = min(len(self.data.splits[self.split]), limit or len(self.data.splits[self.split]))
+        size = self.this.config.data.global_batch_size
+        step = -(-PART_SAMPLES // size) * size
+        calls = []
+        for first in range(0, total, step):
+            end = min(first + step, total)
+            own = boxes.between(first, end) if boxes else None
+            calls.append((self.this, self.other, self.data.address, self.split, own, first, end, device))
+        parts = []
+        for part in run(explain_part, calls):
+            parts.append(part)
+            say(f"{len(parts)}/{len(calls)} parts")
+        pairs = Pairs.concatenated([Pairs.empty(), *parts])
+        return pairs.take(np.lexsort((pairs.class_index, pairs.row)))
+
+    def write(
+        self, out: Path | None, pairs: Pairs, choice: ShownPairs, *, boosted: bool = True, boxes: Boxes | None = None
+    ) -> Path:
+        """Write `explanations.html`, `explanations.json` and `pairs.csv`; returns the page.
+
+        Args:
+            out: folder; None for one in the run's folder.
+            pairs: as `compare` gives them.
+            choice: which are shown.
+            boosted: show maps after BoostLU.
+            boxes: drawn on the images; None for the data set's own.
+        """
+        own = f"{self.split}-against-{self.other.name}" if self.other else self.split
+        out = out or self.this.run / "explanations" / own
+        out.mkdir(parents=True, exist_ok=True)
+        models = {subject.name: subject.model(len(self.data.vocabulary)) for subject in self.everyone}
+        names = self.this.name, self.other.name if self.other else ""
+        shown = choice.of(pairs, self.data)
+        histories = {subject.name: read_history(subject.run) for subject in self.everyone}
+        figures = write_explain_page(
+            out, pairs, self.data, self.split, models, shown, names, histories, boosted=boosted, boxes=boxes
+        )
+        (out / "explanations.json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_pairs(out / "pairs.csv", pairs, self.data, self.split)
+        return out / "explanations.html"
+
+
+def explain_part(
+    this: Subject,
+    other: Subject | None,
+    data_address: str,
+    split: str,
+    boxes: Boxes | None,
+    first: int,
+    end: int,
+    device: str,
+) -> Pairs:
+    """The figures of the pairs of some neighbouring images."""
+    data = open_folder(data_address, **this.config.data.opening)
+    num_classes = len(data.vocabulary)
+    model = this.model(num_classes).to(device)
+    compared = other.model(num_classes).to(device) if other else None
+    size = this.config.data.global_batch_size
+    plan = Plan(num_samples=end, global_batch_size=size, lanes=1, shuffle=False)
+    steps = plan.epoch(0, 0, 1)[first // size :]
+    return explain_steps(model, compared, data, split, steps, torch.device(device), boxes=boxes)

@@ -1,0 +1,1 @@
+"""A trained model in use: loaded, asked for the classes of pictures, exported to other programs."""

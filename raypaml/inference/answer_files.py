@@ -1,0 +1,93 @@
+"""What a model says of many pictures: chosen classes, written as CSV, Parquet or JSON lines as they come."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COLUMNS = ("image", "class", "name", "score")
+SCHEMA = pa.schema([("image", pa.string()), ("class", pa.string()), ("name", pa.string()), ("score", pa.float32())])
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+
+
+class Writer(Protocol):
+    """Takes the answers of one image after the other."""
+
+    def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
+        """Class id, name and score of each answer, best first."""
+
+
+@contextmanager
+def writer(out: str) -> Iterator[Writer]:
+    """Of the file `out`, by its suffix, which appears when all is written; "" writes CSV to standard output.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if not out:
+        yield _Csv(sys.stdout)
+        return
+    path = Path(out)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        with pq.ParquetWriter(unfinished, SCHEMA) as file:
+            table = _Parquet(file)
+            yield table
+            table.flush()
+    else:
+        with unfinished.open("w", newline="", encoding="utf-8") as text:
+            yield _Csv(text) if path.suffix == ".csv" else _Lines(text)
+    unfinished.replace(path)
+
+
+def check_out(out: str) -> None:
+    """Raise ValueError unless `out` is a file that can be written."""
+    if out and Path(out).suffix not in SUFFIXES:
+        raise ValueError(f"out={out}: must end in {', '.join(SUFFIXES)}")
+
+
+class _Csv:
+    def __init__(self, file: IO[str]):
+        self._writer = csv.writer(file, lineterminator="\n")
+        self._writer.writerow(COLUMNS)
+
+    def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
+        self._writer.writerows((image, class_id, name, f"{score:.6g}") for class_id, name, score in rows)
+
+
+class _Lines:
+    """One line an image, also where no class was chosen."""
+
+    def __init__(self, file: IO[str]):
+        self._file = file
+
+    def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
+        answers = [{"class": class_id, "name": name, "score": round(score, 6)} for class_id, name, score in rows]
+        self._file.write(json.dumps({"image": image, "classes": answers}, ensure_ascii=False) + "\n")
+
+
+class _Parquet:
+    ROWS = 1 << 16
+
+    def __init__(self, file: pq.ParquetWriter):
+        self._file = file
+        self._rows: list[Sequence[Any]] = []
+
+    def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
+        self._rows += [(image, *row) for row in rows]
+        if len(self._rows) >= self.ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(COLUMNS)
+        self._file.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=SCHEMA))
+        self._rows = []

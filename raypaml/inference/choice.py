@@ -1,0 +1,74 @@
+"""Which classes of a picture are answered: those that reach a threshold, the best few, or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypaml.evaluation.measures import Questions, evaluate_set
+from raypaml.evaluation.parts import check_predicted_classes, open_set
+from raypaml.inference.model_card import Card
+from raypaml.labels import FloatArray, Vocabulary
+from raypaml.metrics.thresholds import sigmoid
+
+Chosen = list[tuple[int, float]]
+"""(class column, probability), best first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which classes of an image are answered."""
+
+    thresholds: NDArray[np.float64]
+    """[K] logits to reach."""
+    top: int = 0
+    """At most so many; 0: all that reach their threshold."""
+
+    def of(self, logits: NDArray[np.floating[Any]]) -> list[Chosen]:
+        """Of B images, from their logits [B, K]; ties in the order of classes."""
+        best = np.argsort(-logits, axis=1, kind="stable")[:, : self.top or None]
+        found = np.take_along_axis(logits, best, 1)
+        kept, scores = found >= self.thresholds[best], sigmoid(found)
+        return [
+            list(zip(k[mask].tolist(), p[mask].tolist(), strict=True))
+            for k, p, mask in zip(best, scores, kept, strict=True)
+        ]
+
+
+def choose(card: Card, *, top: int = 0, threshold: float | None = None, thresholds_from: str = "") -> Choice:
+    """The choice that is asked for, among the classes of a model.
+
+    Args:
+        card: of the model.
+        top: the best so many classes; without a threshold whatever their score.
+        threshold: probability to reach, 0 to 1; 0.5 where nothing is asked for.
+        thresholds_from: predictions of a validation split: each class at the threshold of its best F1 there.
+
+    Raises:
+        ValueError: values out of range, both kinds of threshold, or predictions of other classes.
+    """
+    if threshold is not None and thresholds_from:
+        raise ValueError("threshold and thresholds-from: give one of them")
+    if top < 0:
+        raise ValueError(f"top={top}: must be at least 1")
+    if thresholds_from:
+        return Choice(_best_thresholds(thresholds_from, card), top)
+    if threshold is None and top:
+        return Choice(np.full(len(card.class_ids), -np.inf), top)
+    threshold = 0.5 if threshold is None else threshold
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold={threshold:g}: a probability, must be above 0 and below 1")
+    return Choice(np.full(len(card.class_ids), np.log(threshold / (1 - threshold))), top)
+
+
+def _best_thresholds(predictions: str, card: Card) -> FloatArray:
+    validation = open_set(Path(predictions))
+    vocabulary = Vocabulary.read(Path(predictions) / "vocabulary.csv")
+    check_predicted_classes(validation, vocabulary, predictions)
+    if vocabulary.digest != card.vocabulary:
+        raise ValueError(f"thresholds-from={predictions}: of another vocabulary than the model's")
+    return evaluate_set(validation, vocabulary, Questions()).best

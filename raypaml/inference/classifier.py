@@ -1,0 +1,105 @@
+"""A ready model: `raypaml.load(path)`, then `model.predict(picture)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from raypaml.inference.model_card import NAME, WEIGHTS, Card, card_of_run
+from raypaml.inference.pictures import fit_to_size
+from raypaml.labels import RealArray
+from raypaml.metrics.thresholds import sigmoid
+from raypaml.model.backbones import build_backbone
+from raypaml.model.cam import CamClassifier, pool_parts
+
+
+@dataclass(frozen=True)
+class Found:
+    """A class of an image."""
+
+    class_id: str
+    name: str
+    score: float
+    """Probability, 0..1."""
+
+
+class Classifier:
+    """A trained model, its card, and its device."""
+
+    def __init__(self, model: CamClassifier, card: Card, device: torch.device | str = "cpu"):
+        self.card, self.device = card, torch.device(device)
+        self.model = model.to(self.device).eval()
+
+    def predict(self, picture: Image.Image, *, top: int = 5, threshold: float = 0.0) -> list[Found]:
+        """The `top` classes of a picture whose probability is at least `threshold`, best first.
+
+        Args:
+            picture: of any size and mode; turned upright, made RGB, resized as `card.json` says.
+        """
+        scores = sigmoid(self.logits([fit_to_size(picture, self.card.height, self.card.width)])[0])
+        best = np.argsort(-scores, kind="stable")[:top]
+        card = self.card
+        return [Found(card.class_ids[k], card.names[k], float(scores[k])) for k in best if scores[k] >= threshold]
+
+    def map(self, picture: Image.Image) -> RealArray:
+        """The raw class activation map [K, h, w] of a picture."""
+        images = self._images([fit_to_size(picture, self.card.height, self.card.width)])
+        with torch.inference_mode():
+            return self.model.cam(images)[0].float().cpu().numpy()
+
+    def logits(self, pixels: Sequence[NDArray[np.uint8]]) -> RealArray:
+        """[B, K] of images [H, W, 3] of the card's size."""
+        with torch.inference_mode():
+            return self.model(self._images(pixels)).cpu().numpy()  # type: ignore[no-any-return]
+
+    def logits_and_map(self, pixels: Sequence[NDArray[np.uint8]]) -> tuple[RealArray, RealArray]:
+        """[B, K], and the raw map [B, K, h, w]."""
+        with torch.inference_mode():
+            cam = self.model.cam(self._images(pixels))
+            above, below = pool_parts(cam)
+            return (self.model.alpha * above + below).cpu().numpy(), cam.float().cpu().numpy()
+
+    def _images(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
+
+
+def load(path: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """A model ready for use.
+
+    Args:
+        path: folder of a run (its best checkpoint), of a checkpoint, or of an export.
+        device: where it computes.
+
+    Raises:
+        ValueError: none of these, damaged, or of another vocabulary. Nothing is ever unpickled.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise ValueError(f"{path}: a file; give the folder of a run, a checkpoint or an export (nothing is unpickled)")
+    if (path / NAME).is_file():
+        card, weights = Card.read(path), path / WEIGHTS
+    else:
+        card, checkpoint = card_of_run(path)
+        weights = checkpoint / WEIGHTS
+    return Classifier(read_model(card, weights), card, device)
+
+
+def read_model(card: Card, weights: Path) -> CamClassifier:
+    """The model of a card with these weights, on the CPU."""
+    model = CamClassifier(build_backbone(card.backbone), len(card.class_ids), card.alpha)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights}: not a safetensors file ({error}); nothing else is read") from None
+    except RuntimeError as error:
+        raise ValueError(f"{weights}: does not fit {card.backbone} of {len(card.class_ids)} classes: {error}") from None
+    return model

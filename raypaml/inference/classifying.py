@@ -1,0 +1,131 @@
+"""Pictures through a model: read ahead by threads, classified batch by batch, each with its answer or what is wrong."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raypaml.explanations.gallery import overlay
+from raypaml.inference.choice import Choice, Chosen
+from raypaml.inference.classifier import Classifier, load
+from raypaml.inference.pictures import Picture, read_picture
+from raypaml.mapper import Mapper, in_this_process
+
+BATCH = 32
+CHUNK = 1024
+"""Pictures of a task: what one worker does between two reports."""
+READERS = 4
+"""Threads that read and decode ahead of the model, a batch each."""
+
+Answer = tuple[str, Chosen | str]
+"""A picture's name, and its classes or what is wrong with it."""
+
+
+def classify(
+    model: str, pictures: Iterable[Picture], choice: Choice, overlays: str, run: Mapper, device: str
+) -> Iterator[Answer]:
+    """The answers for pictures, in the order given, by this process or by those of a mapper.
+
+    Args:
+        model: folder of a run, a checkpoint or an export.
+        pictures: as `inference.pictures.find_pictures` names them.
+        choice: which classes are answered.
+        overlays: folder for pictures with the map of their best class; "" for none.
+        run: maps calls over processes.
+        device: "cuda" or "cpu", of each of these processes.
+    """
+    if run is in_this_process:
+        yield from answers(loaded(model, device), pictures, choice, overlays)
+        return
+    model, overlays = str(Path(model).absolute()), overlays and str(Path(overlays).absolute())
+    chunks = enumerate(batched(pictures, CHUNK))
+    yield from _in_order(
+        run(answers_of_chunk, ((number, model, device, chunk, choice, overlays) for number, chunk in chunks))
+    )
+
+
+def _in_order(parts: Iterable[tuple[int, list[Answer]]]) -> Iterator[Answer]:
+    early: dict[int, list[Answer]] = {}
+    following = 0
+    for number, part in parts:
+        early[number] = part
+        while following in early:
+            yield from early.pop(following)
+            following += 1
+
+
+def answers_of_chunk(
+    number: int, model: str, device: str, pictures: list[Picture], choice: Choice, overlays: str
+) -> tuple[int, list[Answer]]:
+    """One task: its number, and the answers for its pictures."""
+    return number, list(answers(loaded(model, device), pictures, choice, overlays))
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(model: str, device: str) -> Classifier:
+    """The model, in a process that computes with one thread, as `evaluate` does: its bits, and --workers for more."""
+    torch.set_num_threads(1)
+    return load(model, device)
+
+
+def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, overlays: str) -> Iterator[Answer]:
+    """The answers for these pictures, in order; read and decoded ahead by threads, a bounded number of batches."""
+
+    def read(batch: list[Picture]) -> list[Any]:
+        return [_pixels(picture, model.card.height, model.card.width) for picture in batch]
+
+    with ThreadPoolExecutor(READERS) as pool:
+        batches = batched(pictures, BATCH)
+        pending = [(batch, pool.submit(read, batch)) for batch in islice(batches, READERS)]
+        while pending:
+            batch, found = pending.pop(0)
+            pixels = found.result()
+            pending += [(later, pool.submit(read, later)) for later in islice(batches, 1)]
+            yield from _of_batch(model, batch, pixels, choice, overlays)
+
+
+def _pixels(picture: Picture, height: int, width: int) -> Any:
+    """Pixels, or what is wrong."""
+    try:
+        return read_picture(picture, height, width)
+    except ValueError as error:
+        return str(error)
+
+
+def _of_batch(
+    model: Classifier, batch: Sequence[Picture], found: list[Any], choice: Choice, overlays: str
+) -> Iterator[Answer]:
+    sound = [pixels for pixels in found if not isinstance(pixels, str)]
+    maps = None
+    if sound and overlays:
+        logits, maps = model.logits_and_map(sound)
+    chosen = iter(enumerate(choice.of(logits if maps is not None else model.logits(sound)) if sound else []))
+    for picture, pixels in zip(batch, found, strict=True):
+        if isinstance(pixels, str):
+            yield picture.name, pixels
+            continue
+        row, classes = next(chosen)
+        if maps is not None and classes:
+            best = classes[0][0]
+            _write_overlay(Path(overlays), picture.name, pixels, maps[row][best], model, best)
+        yield picture.name, classes
+
+
+def _write_overlay(folder: Path, name: str, pixels: Any, cam: Any, model: Classifier, k: int) -> None:
+    heat = cam.clip(0) / max(float(cam.max()), 1e-9)
+    plain = re.sub(r"[^0-9A-Za-z._-]+", "_", f"{name.strip('/')}-{model.card.class_ids[k]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    overlay(pixels, heat, None).save(folder / f"{plain[-200:]}.png")
+
+
+def batched(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+    """Lists of so many, the last one shorter."""
+    left = iter(pictures)
+    return iter(lambda: list(islice(left, size)), [])

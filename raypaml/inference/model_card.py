@@ -1,0 +1,123 @@
+"""The card of a model: its classes, what its images must be, where it comes from. JSON, beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raypaml.config import TrainConfig
+from raypaml.labels import Vocabulary
+from raypaml.runs.checkpoint import read_state
+from raypaml.runs.models import find_checkpoint
+from raypaml.runs.run_folder import read_config
+
+NAME = "card.json"
+WEIGHTS = "model.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What one has to know of a model to use it."""
+
+    format: int = FORMAT
+    class_ids: list[str]
+    names: list[str]
+    vocabulary: str
+    """Digest of the class ids in their order."""
+    backbone: str
+    alpha: float
+    height: int
+    width: int
+    """Pixels of an image. Others are turned upright, made RGB, and resized to this, aspect not kept, bilinear with
+    antialiasing. The model takes uint8 [B, 3, H, W], 0..255; mean and deviation are within it."""
+    weights: str
+    """SHA-256 of `model.safetensors`."""
+    metrics: dict[str, Any]
+    """result.json of the run, and its validation mAP; empty for what is not known."""
+    origin: dict[str, Any]
+    """The run, the checkpoint, and the run's configuration."""
+
+    def write(self, folder: Path) -> None:
+        """Write `card.json`."""
+        (folder / NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """Read and check `card.json`; ValueError if it is no card, or the weights beside it are not those it names."""
+        try:
+            card = cls(**json.loads((folder / NAME).read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{folder / NAME}: not the card of a model ({error}); export it again") from None
+        if card.format != FORMAT:
+            raise ValueError(f"{folder / NAME}: format {card.format}, this version reads {FORMAT}; export it again")
+        if Vocabulary.digest_of(card.class_ids) != card.vocabulary or len(card.names) != len(card.class_ids):
+            raise ValueError(f"{folder / NAME}: its classes are not those of its vocabulary digest; export it again")
+        if digest(folder / WEIGHTS) != card.weights:
+            raise ValueError(f"{folder / WEIGHTS}: not the weights that {NAME} names; export it again")
+        return card
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; ValueError if there is none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def card_of_run(given: Path) -> tuple[Card, Path]:
+    """The card of a run's best checkpoint, or of a checkpoint, and the checkpoint.
+
+    Raises:
+        ValueError: not a run or checkpoint, a damaged one, or one of another vocabulary than the run's.
+    """
+    if not given.is_dir():
+        raise ValueError(f"{given}: no such folder; give a run, one of its checkpoints, or an export")
+    run, checkpoint = find_checkpoint(given)
+    config = read_config(run / "config.json")
+    data = json.loads((run / "config.json").read_text())["data"]
+    vocabulary = _vocabulary(run)
+    state = read_state(checkpoint)
+    for what, found in ((run / "config.json", data["vocabulary"]), (checkpoint, state.vocabulary)):
+        if found != vocabulary.digest:
+            raise ValueError(
+                f"{what}: of another vocabulary (digest {found[:12]}) than {run} ({vocabulary.digest[:12]})"
+            )
+    if "image_size" not in data:
+        raise ValueError(
+            f"{run}: does not say the size of its images; it was trained by an older version, train it again"
+        )
+    height, width = data["image_size"]
+    return _card(config, vocabulary, (height, width), run, checkpoint), checkpoint
+
+
+def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], run: Path, checkpoint: Path) -> Card:
+    result = run / "result.json"
+    metrics = json.loads(result.read_text()) if result.is_file() else {}
+    score = read_state(checkpoint).score
+    return Card(
+        class_ids=list(vocabulary.class_ids),
+        names=list(vocabulary.names),
+        vocabulary=vocabulary.digest,
+        backbone=config.model.backbone,
+        alpha=config.model.alpha,
+        height=size[0],
+        width=size[1],
+        weights=digest(checkpoint / WEIGHTS),
+        metrics=metrics | ({"validation_mean_ap": score} if score >= 0 else {}),
+        origin={"run": run.absolute().name, "checkpoint": checkpoint.name, "config": config.to_dict()},
+    )
+
+
+def _vocabulary(run: Path) -> Vocabulary:
+    written = [
+        path for path in (run / "vocabulary.csv", run / "predictions" / "test" / "vocabulary.csv") if path.is_file()
+    ]
+    if not written:
+        raise ValueError(f"{run}: has no vocabulary.csv; copy that of its data set into it")
+    return Vocabulary.read(written[0])

@@ -1,0 +1,145 @@
+"""Pictures to predict: files, folders and shards, here or in a store, found by name and decoded to one size."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+from pyarrow import fs
+
+from raypaml.data.images import Pixels, decode
+from raypaml.data.storage import Location, brief, read_file, with_retries
+from raypaml.preparation.image_form import UNREADABLE, upright_rgb
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Of pictures, within folders and shards; a file given by name may have any."""
+SHARD = ".tar"
+PATIENCE = 60.0
+EXIF = b"Exif\0\0"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where a picture lies: a file, or some bytes of a shard."""
+
+    name: str
+    """As predictions call it."""
+    address: str
+    offset: int = 0
+    size: int = -1
+    """-1: the whole file."""
+
+
+def fit_to_size(picture: Image.Image, height: int, width: int) -> Pixels:
+    """[height, width, 3]: upright, RGB, resized with Pillow's antialiased bilinear filter, aspect not kept."""
+    upright = upright_rgb(picture)
+    if upright.size != (width, height):
+        upright = upright.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(upright)
+
+
+def read_picture(picture: Picture, height: int, width: int) -> Pixels:
+    """The pixels of a picture at the model's size.
+
+    Raises:
+        ValueError: not there, not readable, or not a picture; the message is the reason.
+    """
+    content = _content(picture)
+    try:
+        if _as_trained(content, height, width):
+            return decode(content)
+        with Image.open(io.BytesIO(content)) as image:
+            return fit_to_size(image, height, width)
+    except UnidentifiedImageError:
+        raise ValueError("not an image of a known format") from None
+    except UNREADABLE as error:
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def _as_trained(content: bytes, height: int, width: int) -> bool:
+    """An upright JPEG of the model's size, which training would read as it is."""
+    if not simplejpeg.is_jpeg(content) or EXIF in content:
+        return False
+    return bool(simplejpeg.decode_jpeg_header(content)[:2] == (height, width))
+
+
+def _content(picture: Picture) -> bytes:
+    where = Location(picture.address)
+    try:
+        return with_retries(lambda: _read(picture, where), picture.name, patience=PATIENCE)
+    except FileNotFoundError:
+        raise ValueError("no such file") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {brief(error)}") from None
+
+
+def _read(picture: Picture, where: Location) -> bytes:
+    if picture.size < 0:
+        return Path(where.address).read_bytes() if "://" not in where.address else read_file(where)
+    filesystem, path = where.open()
+    with filesystem.open_input_file(path) as file:
+        return bytes(file.read_at(picture.size, picture.offset))
+
+
+def find_pictures(given: Sequence[str]) -> Iterator[Picture]:
+    """The pictures of files, folders (all below them, by name) and shards, in the order given.
+
+    Raises:
+        ValueError: a path that is not there, a store that does not answer, a damaged shard.
+    """
+    for one in given:
+        where = Location(one)
+        kind = where.kind()
+        if kind == "missing":
+            raise ValueError(f"{one}: no such file or folder")
+        for file in _files(where) if kind == "folder" else [one]:
+            if _plain(file).lower().endswith(SHARD):
+                yield from _members(file)
+            elif kind == "file" or _plain(file).lower().endswith(SUFFIXES):
+                yield _picture(file, file)
+
+
+def _picture(name: str, address: str, offset: int = 0, size: int = -1) -> Picture:
+    """Named as it was given, without a store's options; at an address that means the same in other processes."""
+    return Picture(_plain(name), address if "://" in address else str(Path(address).absolute()), offset, size)
+
+
+def _plain(address: str) -> str:
+    """Without a store's options; a local path may hold a question mark."""
+    return address.partition("?")[0] if "://" in address else address
+
+
+def _files(folder: Location) -> list[str]:
+    """Addresses of all files below a folder, sorted; hidden ones left out."""
+    filesystem, path = folder.open()
+    found = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)), f"{folder}")
+    files = sorted(info.path for info in found if info.type == fs.FileType.File)
+    inner = [file.removeprefix(path).lstrip("/") for file in files]
+    return [str(folder / name) for name in inner if not any(part.startswith(".") for part in name.split("/"))]
+
+
+def _members(address: str) -> list[Picture]:
+    """The pictures in a shard, by one scan of its headers."""
+    where = Location(address)
+    try:
+        return with_retries(lambda: _scan(where, address), address, patience=PATIENCE)
+    except tarfile.TarError as error:
+        raise ValueError(f"{address}: not a readable tar ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{address}: cannot be read: {brief(error)}") from None
+
+
+def _scan(where: Location, address: str) -> list[Picture]:
+    filesystem, path = where.open()
+    with filesystem.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        return [
+            _picture(str(where / member.name), address, member.offset_data, member.size)
+            for member in tar
+            if member.isfile() and member.name.lower().endswith(SUFFIXES)
+        ]

@@ -1,0 +1,135 @@
+"""In which samples, images and labels two prepared data sets differ."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypaml.cli import Parser
+from raypaml.data.index import Index, open_index
+from raypaml.data.shards import SPLITS
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
+
+EXAMPLES = 5
+STATES = {POSITIVE: "positive", NEGATIVE: "negative", UNOBSERVED: "unobserved"}
+
+Codes = NDArray[np.int64]
+
+
+def add_compare_flags(parser: Parser) -> None:
+    """Add the two folders."""
+    parser.add_argument("a", type=Path, metavar="A", help="folder of a prepared data set")
+    parser.add_argument("b", type=Path, metavar="B", help="another")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+
+
+def compare_folders(a: Path, b: Path) -> dict[str, Any]:
+    """The comparison of the vocabularies, and of each split by name."""
+    for folder in (a, b):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; give two prepared data sets")
+    classes = [Vocabulary.read(folder / "vocabulary.csv") for folder in (a, b)]
+    differences = {"vocabulary": compare_vocabularies(*classes)}
+    for split in SPLITS:
+        there = [(folder / f"{split}.arrow").is_file() for folder in (a, b)]
+        if all(there):
+            differences[split] = compare_split(
+                open_index(a / f"{split}.arrow"), open_index(b / f"{split}.arrow"), *classes
+            )
+        elif any(there):
+            differences[split] = {f"split only in {'AB'[there.index(True)]}": {"count": 1}}
+    return differences
+
+
+def comparison_as_text(differences: dict[str, Any]) -> str:
+    """The comparison, a line for each kind of difference, with examples."""
+    lines = []
+    for part, comparison in differences.items():
+        lines.append(part)
+        for name, difference in comparison.items():
+            examples = f"  such as {', '.join(difference['examples'])}" if "examples" in difference else ""
+            lines.append(f"  {name}: {difference['count']:,}{examples}")
+    return "\n".join(lines)
+
+
+def compare_vocabularies(a: Vocabulary, b: Vocabulary) -> dict[str, Any]:
+    """Classes that only one has, and whether the order is another."""
+    common = [[c for c in one.class_ids if c in other.index_of] for one, other in ((a, b), (b, a))]
+    only = [[c for c in one.class_ids if c not in other.index_of] for one, other in ((a, b), (b, a))]
+    return {
+        "classes only in A": _counted(only[0]),
+        "classes only in B": _counted(only[1]),
+        "classes in another order": {"count": int(common[0] != common[1])},
+    }
+
+
+def compare_split(a: Index, b: Index, classes_a: Vocabulary, classes_b: Vocabulary) -> dict[str, Any]:
+    """Samples that only one has; of those in both, other images (size or CRC-32) and other labels, by kind."""
+    in_a = pc.index_in(b.key_column, value_set=a.key_column)  # row of B -> row of A
+    rows_b = np.flatnonzero(pc.is_valid(in_a).to_numpy())
+    rows_a = in_a.drop_null().to_numpy().astype(np.int64)
+    only_a = np.setdiff1d(np.arange(len(a)), rows_a)
+    only_b = np.setdiff1d(np.arange(len(b)), rows_b)
+    other = (a.crc32[rows_a] != b.crc32[rows_b]) | (a.size[rows_a] != b.size[rows_b])
+    return {
+        "samples in both": {"count": len(rows_a)},
+        "samples only in A": _named(a, only_a),
+        "samples only in B": _named(b, only_b),
+        "images that differ": _named(a, rows_a[other]),
+        **_label_differences(a, b, rows_a, rows_b, classes_a, classes_b),
+    }
+
+
+def differs(comparison: dict[str, Any]) -> bool:
+    """Whether anything but what they share was found."""
+    return any(found["count"] for name, found in comparison.items() if name != "samples in both")
+
+
+def _label_differences(
+    a: Index, b: Index, rows_a: Codes, rows_b: Codes, classes_a: Vocabulary, classes_b: Vocabulary
+) -> dict[str, Any]:
+    union = list(dict.fromkeys((*classes_a.class_ids, *classes_b.class_ids)))
+    number = {class_id: k for k, class_id in enumerate(union)}
+    cells_a, values_a = _entries(a, rows_a, np.array([number[c] for c in classes_a.class_ids]), len(union))
+    cells_b, values_b = _entries(b, rows_b, np.array([number[c] for c in classes_b.class_ids]), len(union))
+    cells = np.union1d(cells_a, cells_b)
+    state_a, state_b = (_states(cells, *entries) for entries in ((cells_a, values_a), (cells_b, values_b)))
+    found: dict[str, Any] = {}
+    for one, two in permutations(STATES, 2):
+        cells_of_kind = cells[(state_a == one) & (state_b == two)]
+        if len(cells_of_kind):
+            keys = a.keys(rows_a[cells_of_kind[:EXAMPLES] // len(union)])
+            named = [f"{key} {union[cell % len(union)]}" for key, cell in zip(keys, cells_of_kind, strict=False)]
+            found[f"labels {STATES[one]} in A, {STATES[two]} in B"] = {"count": len(cells_of_kind), "examples": named}
+    return found
+
+
+def _entries(index: Index, rows: Codes, number: Codes, num_classes: int) -> tuple[Codes, Codes]:
+    """Observed entries as position x classes + class, sorted, and their values."""
+    cells, values = [], []
+    for ragged, value in ((index.positives, POSITIVE), (index.negatives, NEGATIVE)):
+        position, column = ragged.cells(rows)
+        cells.append(position * num_classes + number[column])
+        values.append(np.full(len(position), value))
+    every = np.concatenate(cells)
+    order = np.argsort(every)
+    return every[order], np.concatenate(values)[order]
+
+
+def _states(cells: Codes, known: Codes, values: Codes) -> Codes:
+    states = np.full(len(cells), UNOBSERVED)
+    states[np.searchsorted(cells, known)] = values
+    return states
+
+
+def _named(index: Index, rows: Codes) -> dict[str, Any]:
+    return {"count": len(rows)} | ({"examples": index.keys(rows[:EXAMPLES])} if len(rows) else {})
+
+
+def _counted(class_ids: list[str]) -> dict[str, Any]:
+    return {"count": len(class_ids)} | ({"examples": class_ids[:EXAMPLES]} if class_ids else {})

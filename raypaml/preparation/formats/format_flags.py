@@ -1,0 +1,75 @@
+"""Data sets in known formats, and one's own: the flags of `raypaml shard FORMAT`, and what they ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raypaml.cli import Parser
+from raypaml.preparation.assemble import Cut, assemble
+from raypaml.preparation.formats.coco import read_coco
+from raypaml.preparation.formats.common import Source, text_lines
+from raypaml.preparation.formats.cub import read_cub
+from raypaml.preparation.formats.nuswide import read_nuswide
+from raypaml.preparation.formats.tables import TableForm, read_folder, read_table
+from raypaml.preparation.formats.voc import read_voc
+from raypaml.preparation.hiding import Hiding
+from raypaml.preparation.pipeline import Preparation
+from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
+
+FORMATS = {
+    "table": "your own labels: a CSV or Parquet table with a row an image",
+    "folder": "your own images in folders CLASS/IMAGE or SPLIT/CLASS/IMAGE",
+    "voc": "PASCAL VOC 2007 or 2012, from the devkit as released",
+    "coco": "MS COCO, from its instances_*.json",
+    "nuswide": "NUS-WIDE, from its official lists or the re-crawled arrays",
+    "cub": "CUB-200-2011, its attributes as classes",
+}
+
+
+def add_format_flags(parser: Parser) -> None:
+    """Add where the files are, which labels are hidden, and how the splits are cut."""
+    add = parser.add_argument
+    add("path", nargs="?", type=Path, help="the folder as released, or the table")
+    add("--images", metavar="DIR_OR_URL", help="folder of the images [where the format has them; a table: its folder]")
+    add("--hide", default="none", metavar="KIND", help="single-positive, keep:0.3, verified:1:4, long-tailed:10 [none]")
+    add("--hide-seed", type=int, default=1200, metavar="N", help="[1200, the published draw]")
+    add("--validation", type=float, default=0.2, metavar="X", help="share of train cut off, if there is none [0.2]")
+    add("--test", type=float, default=0.2, metavar="X", help="share of all images cut off, if there is no test [0.2]")
+    add("--split-seed", type=int, default=1200, metavar="N", help="of both [1200, the published split]")
+    add("--classes", type=Path, metavar="FILE", help="of a table: classes, one per line [all that occur, sorted]")
+    add("--separator", default=" ", metavar="TEXT", help="of a table: between the labels of an image [a space]")
+    add("--complete", action="store_true", help="of a table: what is not listed is negative [it is unobserved]")
+    add("--boxes", type=Path, metavar="FILE", help="of a table: CSV of image,class,xmin,ymin,xmax,ymax in pixels")
+    add_sharding_flags(parser)
+
+
+def _source_of(flags: Any) -> Source:
+    """The labelled images."""
+    if not flags.format or not flags.path:
+        raise ValueError(f"give a format ({', '.join(FORMATS)}) and where it is; --help says more")
+    if flags.format == "table":
+        form = TableForm(flags.separator, flags.complete)
+        class_ids = [line.strip() for line in text_lines(flags.classes) if line.strip()] if flags.classes else ()
+        return read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
+    if not flags.path.is_dir():
+        raise ValueError(f"{flags.path}: no such folder; give the one that holds the {flags.format} files")
+    readers = {"voc": read_voc, "coco": read_coco, "nuswide": read_nuswide, "cub": read_cub, "folder": read_folder}
+    return readers[flags.format](flags.path)
+
+
+def format_preparation(flags: Any) -> Preparation:
+    """What the flags ask for."""
+    source = _source_of(flags)
+    hiding = Hiding.parse(flags.hide, flags.hide_seed)
+    cut = Cut(flags.validation, flags.test, flags.split_seed)
+    labels = assemble(source, hiding, cut)
+    return preparation(
+        flags,
+        source=flags.format,
+        settings={"hide": flags.hide, "hide_seed": flags.hide_seed, "split_seed": flags.split_seed},
+        classes=source.classes,
+        read_split=labels.__getitem__,
+        images=flags.images or str(source.images),
+        official={},
+    )

@@ -1,0 +1,212 @@
+"""Where images come from: files of a folder or an object store, fetched many at once, or archives read as streams."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import Literal, TypeVar
+
+from raypaml.data.storage import Location, brief, read_file, with_retries
+from raypaml.preparation.image_form import Converted
+
+Item = TypeVar("Item")
+Fate = Literal["written", "not_found", "denied", "undecodable"]
+"""What became of an image that was asked for."""
+
+Asked = tuple[str, str]
+"""The key of an image, and its file below the folder of images."""
+Convert = Callable[[bytes], Converted]
+
+PATIENCE = 600.0
+"""Seconds that a store may be out of order before the work stops; what is finished stays."""
+LOCAL_READERS = 4
+"""Threads that read from a disk: more of them only cost the core that converts."""
+AHEAD = 8
+"""Results, by thread, that may wait for one before them, which is tried again."""
+DIGITS = "0123456789abcdef"
+STREAM_BYTES = 8 * 2**20
+END_BYTES = 512
+"""Zeros that end a tar, beyond the first block of them that its reader takes."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """An image that was asked for: its bytes, or why there are none."""
+
+    key: str
+    content: bytes = b""
+    fate: Fate = "written"
+    detail: str = ""
+    size: int = 0
+    """Bytes read for it."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Its pixels per pixel of the source image, in x and y."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Images as single files in a folder or under an address."""
+
+    root: Location
+    concurrency: int = 32
+    """Images asked for at once, by each worker."""
+
+    def fetch(self, images: Iterable[Asked], convert: Convert) -> Iterator[Fetched]:
+        """The images in the order asked for: read by threads, a bounded number ahead, and converted here, one by one.
+
+        A worker is one core: threads that convert beside each other on it only take each other's caches and memory.
+
+        Raises:
+            ValueError: the store was out of order for longer than PATIENCE.
+        """
+        threads = min(self.concurrency, LOCAL_READERS) if self.root.is_local else self.concurrency
+        for image in in_order(lambda asked: self._fetch(*asked), images, threads):
+            yield converted(image.key, image.content, convert) if image.fate == "written" else image
+
+    def _fetch(self, key: str, name: str) -> Fetched:
+        file = self.root / name
+        try:
+            content = with_retries(lambda: read_file(file), f"{file}", patience=PATIENCE)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return Fetched(key, fate="not_found")
+        except PermissionError as error:
+            return Fetched(key, fate="denied", detail=brief(error))
+        except OSError as error:
+            raise ValueError(f"{brief(error)}; finished shards stay, run the same command again") from None
+        return Fetched(key, content)
+
+
+def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads: int) -> Iterator[Fetched]:
+    """Map by threads, a bounded number ahead, the results in order."""
+    pending: deque[Future[Fetched]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                if len(pending) >= AHEAD * threads:
+                    yield pending.popleft().result()
+                pending.append(pool.submit(function, item))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def converted(key: str, content: bytes, convert: Convert) -> Fetched:
+    """An image that was read, converted if it can be."""
+    try:
+        image = convert(content)
+    except ValueError as error:
+        return Fetched(key, fate="undecodable", detail=str(error), size=len(content))
+    return Fetched(key, image.content, size=len(content), scale=image.scale)
+
+
+@dataclass(frozen=True)
+class Archives:
+    """Images in `{split}.tar.gz`, or `{split}_{0..f}.tar.gz` by the first digits of their keys."""
+
+    files: tuple[Location, ...]
+
+    def prefixes(self, split: str) -> Iterator[tuple[Location, str]]:
+        """Each archive, and what the keys of its images begin with."""
+        for file in self.files:
+            stem = PurePosixPath(file.address.partition("?")[0]).name.partition(".")[0]
+            yield file, stem.removeprefix(split).removeprefix("_")
+
+
+def archive_members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Key and content of every file in an archive, as it streams by; content that is not asked for is skipped.
+
+    Raises:
+        ValueError: naming the archive, where it is truncated, damaged, or cannot be read.
+    """
+    with _named(archive):
+        raw = io.BufferedReader(_Remote(archive), STREAM_BYTES)
+        with gzip.GzipFile(fileobj=raw) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if member.isfile():
+                    yield PurePosixPath(member.name).name.partition(".")[0], partial(_content, archive, tar, member)
+            _check_end(tar)
+
+
+def _content(archive: Location, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    with _named(archive):  # called by who iterates, so outside of what guards the iteration
+        return tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
+
+
+@contextmanager
+def _named(archive: Location) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{archive}: damaged or truncated archive ({error}); download it again") from None
+    except OSError as error:
+        raise ValueError(f"{archive}: cannot be read: {brief(error)}") from None
+
+
+def fetch_from_archives(source: Archives, images: Sequence[Asked], convert: Convert) -> Iterator[Fetched]:
+    """A few images by key, in the order asked for; reads the archives until all are found."""
+    found: dict[str, Fetched] = {}
+    wanted = {key for key, _ in images}
+    for key, content in chain.from_iterable(map(archive_members, source.files)):
+        if key in wanted and key not in found:
+            found[key] = converted(key, content(), convert)
+        if len(found) == len(wanted):
+            break
+    return (found.get(key, Fetched(key, fate="not_found")) for key, _ in images)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    # tarfile takes a damaged header, or a missing end, for the end of the archive (cpython #120740)
+    length, zeros = 0, True
+    while block := tar.fileobj.read(STREAM_BYTES):
+        length, zeros = length + len(block), zeros and not any(block)
+    if length < END_BYTES or not zeros:
+        raise tarfile.ReadError(f"no proper end at byte {tar.offset}")
+
+
+class _Remote(io.RawIOBase):
+    """A file anywhere as a raw stream; each read is tried again where it fails."""
+
+    def __init__(self, location: Location):
+        filesystem, path = location.open()
+        self._name, self._place = str(location), 0
+        self._file = with_retries(lambda: filesystem.open_input_file(path), self._name)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        read = with_retries(lambda: self._file.read_at(len(buffer), self._place), self._name, patience=PATIENCE)
+        buffer[: len(read)] = read
+        self._place += len(read)
+        return len(read)
+
+
+def find_images(images: str, split: str, concurrency: int = 32) -> Store | Archives:
+    """The images of a split at `images`: `{split}.tar.gz` or `{split}_*.tar.gz`, `{split}/KEY.jpg`, or `KEY.jpg`.
+
+    Raises:
+        ValueError: no such folder, or one that cannot be read.
+    """
+    if concurrency < 1:
+        raise ValueError(f"concurrency={concurrency}: must be at least 1")
+    root = Location(images)
+    if root.kind() != "folder":
+        what = "a file, not a folder" if root.kind() == "file" else "no such folder"
+        raise ValueError(f"images={images}: {what}; give the folder of the images, or of {split}*.tar.gz")
+    archives = [root / name for name in (f"{split}.tar.gz", *(f"{split}_{digit}.tar.gz" for digit in DIGITS))]
+    there = tuple(archive for archive in archives if archive.kind() == "file")
+    if there:
+        return Archives(there)
+    inner = root / split
+    return Store(inner if inner.kind() == "folder" else root, concurrency)

@@ -1,0 +1,66 @@
+"""Vocabulary and indexes for WebDataset tars that are there already, raypaml's own or those of others.
+
+A sample is KEY.jpg (or .jpeg) and its labels, KEY.json, KEY.cls or KEY.txt. Names may lead through directories; they
+become part of the key, joined by `__`. All images should have one size. Refused, by name: members that are not files,
+keys outside [0-9A-Za-z_-], pickled members, damaged tars.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raypaml.cli import Parser
+from raypaml.data.data_folder import DataFolder, open_folder
+from raypaml.data.shards import SPLITS, index_dataset
+from raypaml.data.storage import Location
+from raypaml.labels import Vocabulary
+
+FORMS = "json (raypaml's own), json:positive=FIELD[,negative=FIELD] (a.b leads inside), cls or txt [json]"
+
+
+def add_index_flags(parser: Parser) -> None:
+    """Add the folder of the tars, the form of their labels, and which tars are of which split."""
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="holds the tars; vocabulary and indexes are written into it")
+    add("--labels", default="json", metavar="FORM", help=FORMS)
+    add("--classes", type=Path, metavar="FILE", help="a class id a line, or a vocabulary.csv")
+    for split in SPLITS:
+        add(f"--{split}", default=f"{split}-*.tar", metavar="GLOB", help=f"[{split}-*.tar]")
+
+
+def index_folder(folder: str, globs: dict[str, str], labels: str, classes: Path | None) -> DataFolder:
+    """Write vocabulary and indexes by one scan of each tar, and open the result.
+
+    Args:
+        folder: holds the tars.
+        globs: which files are shards, by split.
+        labels: form of the labels, see FORMS.
+        classes: file of class ids in their order, or a vocabulary.csv; None for that of the folder, or else every
+            class that a training sample names, sorted.
+
+    Raises:
+        ValueError: a split without shards, or something that is refused, by its name.
+    """
+    if not Location(folder).is_local:
+        raise ValueError(f"{folder}: give a folder of this machine; copy the shards first")
+    where = Path(folder)
+    shards = {split: sorted(where.glob(globs[split])) for split in SPLITS}
+    missing = [split for split, paths in shards.items() if not paths]
+    if missing:
+        raise ValueError(f"{where}: no {', '.join(globs[split] for split in missing)}; every split needs a shard")
+    index_dataset(where, shards, *_classes(where, classes), labels=labels)
+    return open_folder(where)
+
+
+def _classes(folder: Path, given: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids and names of the classes, if they are known before."""
+    if given is not None and given.suffix != ".csv":
+        if not given.is_file():
+            raise ValueError(f"{given}: no such class list")
+        ids = tuple(line.strip() for line in given.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        return ids, ids
+    path = given or folder / "vocabulary.csv"
+    if given is None and not path.is_file():
+        return (), ()
+    before = Vocabulary.read(path)
+    return before.class_ids, before.names

@@ -1,0 +1,250 @@
+"""Open Images V3 (and V2, V4 to V7): image list and label rows of a split, joined and looked over by the label doctor.
+
+Formats: `annotations-human.csv` ImageID,Source,LabelName,Confidence with Confidence 0 or 1; `images.csv`; class lists.
+An ImageID is 64 bits in 16 lower-case hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypaml.preparation.findings import EXAMPLES, Findings
+from raypaml.preparation.label_join import ConflictRule, Labels, Packed, join_labels, merged, pack, records, without
+from raypaml.preparation.openimages.image_ids import Ids, hex_id, hex_keys, parse_ids
+from raypaml.preparation.openimages.release import ReleaseFile, find_file
+from raypaml.preparation.requests import Classes, SplitLabels, as_requests
+
+OFFICIAL_TOTALS = {
+    "train": {"images": 9_011_219, "positives": 9_741_876, "negatives": 11_126_879},
+    "validation": {"images": 41_620, "positives": 365_772, "negatives": 185_618},
+    "test": {"images": 125_436, "positives": 1_105_052, "negatives": 562_347},
+}
+"""Of V3 (2017_11), all 19,693 verified classes. (Open Images README of V3.)"""
+
+SOURCES = ("verification", "crowdsource-verification")
+"""Who verified a label, the better first: Google's annotators, then the Crowdsource app."""
+OTHER_SOURCE = len(SOURCES)
+NOT_A_CLASS, OTHER_CLASS = -2, -1
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+_LABEL_COLUMNS = {"ImageID": pa.string(), "LabelName": _NAMES, "Confidence": _NAMES}
+
+
+def read_classes(metadata: Path, chosen: Path | None = None) -> Classes:
+    """The trainable classes in the official order, or those of `chosen`, one id per line, in that file's order."""
+    descriptions = find_file(metadata, "descriptions")
+    rows = list(csv.reader(descriptions.lines()))
+    name_of = {row[0]: row[1] for row in rows if len(row) > 1 and row[0] != "LabelName"}
+    file = ReleaseFile(chosen) if chosen else find_file(metadata, "trainable")
+    lines = [line.split(",")[0].strip() for line in file.lines()]
+    class_ids = [line for line in lines if line and line != "LabelName"]
+    unknown = [c for c in class_ids if c not in name_of]
+    if chosen and unknown:
+        near = difflib.get_close_matches(unknown[0], name_of, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{file}: {len(unknown)} classes are not in {descriptions}, such as {unknown[:3]}{hint}")
+    if not class_ids:
+        raise ValueError(f"{file}: no class ids, one per line, such as /m/01g317")
+    twice = [c for c, count in Counter(class_ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"{file}: class ids given twice: {twice[:5]}; keep one line each")
+    names = tuple(name_of.get(c, c) for c in class_ids)
+    return Classes(tuple(class_ids), names, frozenset(name_of) | frozenset(class_ids))
+
+
+def read_split(
+    metadata: Path,
+    split: str,
+    classes: Classes,
+    *,
+    conflicts: ConflictRule = "source",
+    machine_threshold: float | None = None,
+) -> SplitLabels:
+    """Read and join one split, V3's train of 9.0 M images and 20.9 M labels within 1.4 GB (tools/bench/BENCHMARKS.md).
+
+    Args:
+        conflicts: what becomes of an (image, class) verified both ways.
+        machine_threshold: add machine labels of at least this confidence as positives, where nobody verified the
+            class; for training only.
+
+    Raises:
+        ValueError: naming file and line.
+    """
+    if machine_threshold is not None and split != "train":
+        raise ValueError(
+            f"machine labels for split {split!r}: they are for train only; evaluation uses verified labels"
+        )
+    findings = Findings()
+    images = _read_images(find_file(metadata, "images", split), split, findings)
+    reader = _LabelReader(images, classes, findings)
+    packed = reader.human(find_file(metadata, "human", split))
+    labels = join_labels(packed, conflicts, findings, lambda i, c: f"{hex_id(images[i])} {classes.class_ids[c]}")
+    del packed
+    verified = {
+        "positives": np.bincount(labels.class_index[labels.positive], minlength=len(classes.class_ids)),
+        "negatives": np.bincount(labels.class_index[~labels.positive], minlength=len(classes.class_ids)),
+    }
+    if machine_threshold is not None:
+        labels = _with_machine(labels, reader, find_file(metadata, "machine", split), machine_threshold)
+    in_vocabulary = np.zeros(len(images), bool)
+    in_vocabulary[labels.image] = True
+    return SplitLabels(
+        table=as_requests(records(labels, lambda rows: hex_keys(images[rows]))),
+        verified=verified,
+        findings=findings,
+        others={
+            "no_label_in_vocabulary": hex_keys(images[reader.labelled & ~in_vocabulary]),
+            "no_label": hex_keys(images[~reader.labelled & ~in_vocabulary]),
+        },
+    )
+
+
+def _with_machine(labels: Labels, reader: _LabelReader, file: ReleaseFile, threshold: float) -> Labels:
+    machine = join_labels(reader.machine(file, threshold), "positive", Findings())
+    added = without(machine, labels)
+    reader.findings.add("machine labels added", len(added))
+    reader.findings.add("machine labels already verified", len(machine) - len(added))
+    return merged(labels, added)
+
+
+def _read_images(file: ReleaseFile, split: str, findings: Findings) -> Ids:
+    """The listed image ids, sorted, each once."""
+    parts = []
+    for batch in file.columns({"ImageID": pa.string()}, optional=["Subset"], newlines=True):
+        ids, _ = parse_ids(batch.column(0), "image ids of another shape", findings)
+        parts.append(ids)
+        if batch.num_columns > 1:
+            other = pc.not_equal(batch.column(1).cast(pa.string()), split)
+            findings.add("listed images of another subset", pc.sum(other).as_py() or 0)
+    every = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+    every.sort()
+    images = every[np.r_[True, every[1:] != every[:-1]]] if len(every) else every
+    if not len(images):
+        raise ValueError(f"{file}: no image with an id of 16 hexadecimal digits in it")
+    findings.add("images listed twice", len(every) - len(images))
+    findings.add("images listed", len(images))
+    return images
+
+
+class _LabelReader:
+    """Reads label files of one split against its image list and the classes."""
+
+    def __init__(self, images: Ids, classes: Classes, findings: Findings):
+        self.images, self.findings = images, findings
+        self.labelled = np.zeros(len(images), bool)
+        """Images with a verified label of any class."""
+        self._column = dict.fromkeys(classes.known, OTHER_CLASS) | {c: k for k, c in enumerate(classes.class_ids)}
+
+    def human(self, file: ReleaseFile) -> Packed:
+        """The verified labels within the vocabulary, packed."""
+        return _concatenate([self._human(batch) for batch in file.columns(_LABEL_COLUMNS, optional=["Source"])])
+
+    def machine(self, file: ReleaseFile, threshold: float) -> Packed:
+        """The machine labels within the vocabulary of at least this confidence, packed as positives."""
+        return _concatenate([self._machine(batch, threshold) for batch in file.columns(_LABEL_COLUMNS)])
+
+    def _human(self, batch: pa.RecordBatch) -> Packed:
+        rows, find = self._locate(batch, ""), self.findings
+        value, source = rows.confidence.map(_value), rows.source.map(_source_rank)
+        find.add("positives", (value == 1).sum())
+        find.add("negatives", (value == 0).sum())
+        find.add("confidences other than 0 or 1", (value < 0).sum(), rows.confidence.where(value < 0))
+        find.add(
+            "label rows of another source", (source == OTHER_SOURCE).sum(), rows.source.where(source == OTHER_SOURCE)
+        )
+        self.labelled[rows.image[rows.listed]] = True
+        good = rows.usable & (value >= 0)
+        return pack(rows.image[good], rows.class_index[good], source[good], value[good] == 1)
+
+    def _machine(self, batch: pa.RecordBatch, threshold: float) -> Packed:
+        rows = self._locate(batch, "machine ")
+        sure = rows.confidence.map(lambda text: _number(text) >= threshold).astype(bool)
+        self.findings.add("machine labels below the threshold", (~sure).sum())
+        good = rows.usable & sure
+        none = np.zeros(good.sum(), np.int64)
+        return pack(rows.image[good], rows.class_index[good], none, np.ones(len(none), bool))
+
+    def _locate(self, batch: pa.RecordBatch, kind: str) -> _Located:
+        """Image and class of each row with an id; those that are not known are counted."""
+        ids, shaped = parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", self.findings)
+        names, confidence, *source = (_decode(column, shaped) for column in batch.columns[1:])
+        class_index = names.map(lambda name: self._column.get(name, NOT_A_CLASS))
+        image = np.minimum(np.searchsorted(self.images, ids), len(self.images) - 1)
+        listed = self.images[image] == ids
+        unknown = class_index == NOT_A_CLASS
+        self.findings.add(f"{kind}label rows", len(batch))
+        self.findings.add(f"{kind}labels of unknown classes", unknown.sum(), names.where(unknown))
+        self.findings.add(f"{kind}labels of images not listed", (~listed).sum(), map(hex_id, ids[~listed][:EXAMPLES]))
+        return _Located(image, class_index, listed, confidence, source[0] if source else _same(SOURCES[0], len(ids)))
+
+
+@dataclass(frozen=True)
+class _Located:
+    """Label rows, each with its place in the image list and in the vocabulary."""
+
+    image: NDArray[np.int64]
+    class_index: NDArray[np.int64]
+    listed: NDArray[np.bool_]
+    """Whether `image` is that row's image at all."""
+    confidence: _Coded
+    source: _Coded
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Rows of a listed image and a class in the vocabulary."""
+        return self.listed & (self.class_index >= 0)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A text column as codes into its few different values."""
+
+    codes: NDArray[np.int32]
+    values: list[str]
+
+    def map(self, function) -> NDArray[np.int64]:  # type: ignore[no-untyped-def]
+        """A number per row, from a function of its text."""
+        return np.array([function(value) for value in self.values], np.int64)[self.codes]
+
+    def where(self, rows: NDArray[np.bool_]) -> list[str]:
+        """The first few texts of these rows."""
+        return [self.values[code] for code in self.codes[rows][:EXAMPLES]]
+
+
+def _decode(column: pa.DictionaryArray, rows: NDArray[np.bool_]) -> _Coded:
+    codes = column.indices.to_numpy(zero_copy_only=False)
+    return _Coded(codes if rows.all() else codes[rows], column.dictionary.to_pylist())
+
+
+def _same(value: str, count: int) -> _Coded:
+    return _Coded(np.zeros(count, np.int32), [value])
+
+
+def _concatenate(parts: list[Packed]) -> Packed:
+    return np.concatenate([*parts, np.zeros(0, np.uint64)])
+
+
+def _number(confidence: str) -> float:
+    try:
+        return float(confidence)
+    except ValueError:
+        return math.nan
+
+
+def _value(confidence: str) -> int:
+    """1, 0, or -1 for what is neither."""
+    return {0.0: 0, 1.0: 1}.get(_number(confidence), -1)
+
+
+def _source_rank(source: str) -> int:
+    return SOURCES.index(source) if source in SOURCES else OTHER_SOURCE

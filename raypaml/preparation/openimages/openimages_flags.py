@@ -1,0 +1,62 @@
+"""Open Images from its official files: the flags of `raypaml shard openimages`, and what they ask for."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from raypaml.cli import Parser
+from raypaml.preparation.label_join import ConflictRule
+from raypaml.preparation.openimages.labels import OFFICIAL_TOTALS, read_classes, read_split
+from raypaml.preparation.pipeline import Preparation
+from raypaml.preparation.requests import Classes, SplitLabels
+from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
+
+
+def add_openimages_flags(parser: Parser) -> None:
+    """Add where the release and its images are, and how its labels are read."""
+    add = parser.add_argument
+    add("--metadata", type=Path, metavar="DIR", help="the 2017_11 files, extracted or their tar.gz archives")
+    add(
+        "--images",
+        metavar="DIR_OR_URL",
+        help="holds KEY.jpg, SPLIT/KEY.jpg or SPLIT*.tar.gz; or s3://open-images-dataset",
+    )
+    add("--classes", type=Path, metavar="FILE", help="class ids, one per line [the 5,000 trainable]")
+    add(
+        "--conflicts",
+        choices=get_args(ConflictRule),
+        default="source",
+        help="a label verified both ways: the better source decides (where it too is divided, the label is dropped), "
+        "or negative, positive, drop [source]",
+    )
+    add("--machine-labels", type=float, metavar="P", help="add machine labels of this confidence to train [no]")
+    add_sharding_flags(parser)
+
+
+def openimages_preparation(flags: Any) -> Preparation:
+    """What the flags ask for."""
+    missing = [name for name in ("metadata", "images") if not getattr(flags, name)]
+    if missing:
+        raise ValueError(f"give {' and '.join('--' + name for name in missing)}; --help says what they are")
+    if not flags.metadata.is_dir():
+        raise ValueError(f"metadata={flags.metadata}: no such folder; put the 2017_11 files or archives into one")
+    if flags.machine_labels is not None and not 0 <= flags.machine_labels <= 1:
+        raise ValueError(f"machine_labels={flags.machine_labels}: a confidence, 0..1")
+    classes = read_classes(flags.metadata, flags.classes)
+    return preparation(
+        flags,
+        source="openimages",
+        settings={"conflicts": flags.conflicts, "machine_labels": flags.machine_labels},
+        classes=classes,
+        read_split=partial(_labels_of, flags, classes),
+        images=flags.images,
+        official=OFFICIAL_TOTALS,
+    )
+
+
+def _labels_of(flags: Any, classes: Classes, split: str) -> SplitLabels:
+    """The labels of one split."""
+    threshold = flags.machine_labels if split == "train" else None
+    return read_split(flags.metadata, split, classes, conflicts=flags.conflicts, machine_threshold=threshold)

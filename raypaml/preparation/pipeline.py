@@ -1,0 +1,266 @@
+"""Prepare a data set from somebody's files: join labels, write shards by one process or many, account for everything.
+
+Shared by the tools that shard: a source gives labelled keys and a place where images are, the rest is here. Killed at
+any moment and given again, the same command ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypaml.cli import clock
+from raypaml.data.shards import SPLITS
+from raypaml.labels import Vocabulary
+from raypaml.mapper import Mapper, OpenMapper
+from raypaml.preparation.data_card import split_card, write_card
+from raypaml.preparation.finish import collect_shards, write_implied, write_ledger, write_split_index
+from raypaml.preparation.image_form import ImageForm, codec_versions
+from raypaml.preparation.image_store import Archives, Store, find_images
+from raypaml.preparation.probe import IMAGES, Probe, probe
+from raypaml.preparation.progress import Progress
+from raypaml.preparation.record import (
+    check_folder,
+    claimed,
+    is_split_finished,
+    remove_if_finished,
+    remove_work,
+    table_digest,
+    write_record,
+)
+from raypaml.preparation.requests import Classes, SplitLabels
+from raypaml.preparation.shard_tasks import (
+    ShardJob,
+    asked_for,
+    is_read,
+    is_shard_finished,
+    write_archive_shards,
+    write_store_shard,
+    write_whole,
+)
+
+TAR_BYTES = 2048
+"""Of a sample beside its image: two headers, its labels, padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """What was asked for."""
+
+    out: Path
+    images: str
+    source: str
+    """Name of the kind of files the labels come from."""
+    settings: dict[str, Any]
+    """Further settings of the source that decide the result, for the record."""
+    classes: Classes
+    read_split: Callable[[str], SplitLabels]
+    official: dict[str, dict[str, int]]
+    """Published totals by split."""
+    form: ImageForm
+    seed: int = 0
+    shard_samples: int = 2000
+    shard_bytes: int = 0
+    """Of a shard, about; 0: by samples."""
+    limit: int = 0
+    """Images of each split; 0: all."""
+    workers: int = 1
+    address: str = ""
+    concurrency: int = 32
+
+    def parameters(self) -> dict[str, Any]:
+        """What decides the bytes of the result."""
+        size = {"shard_bytes": self.shard_bytes} if self.shard_bytes else {"shard_samples": self.shard_samples}
+        form = {"resize": self.form.resize, "size": self.form.size, "quality": self.form.quality}
+        return {
+            "source": self.source,
+            "vocabulary": Vocabulary.digest_of(self.classes.class_ids),
+            **self.settings,
+            **(form if self.form.resize != "none" else {"resize": "none", "quality": self.form.quality}),
+            "codec": codec_versions(),
+            **size,
+            "seed": self.seed,
+            "limit": self.limit,
+        }
+
+
+def prepare_data(asked: Preparation, splits: list[str], open_mapper: OpenMapper, say: Callable[[str], None]) -> None:
+    """Prepare these splits into `asked.out`, going on where an interrupted run stopped.
+
+    Raises:
+        ValueError: what is wrong with files, folders, images or settings; what is finished stays.
+    """
+    _check(asked)
+    record = check_folder(asked.out, asked.parameters())
+    with claimed(asked.out) as work:
+        write_record(asked.out, record)
+        left = [split for split in splits if not is_split_finished(record, split)]
+        for split in splits:
+            if split not in left:
+                say(f"{split}: finished before; nothing to do (--verify reads it again)")
+                remove_work(work, split)
+        if left:
+            with open_mapper(asked.workers, asked.address) as run:
+                for split in left:
+                    _prepare_split(asked, split, work, record, run, say)
+                    remove_work(work, split)
+        remove_if_finished(work, record)
+
+
+def _check(asked: Preparation) -> None:
+    for name, least in {"concurrency": 1, "shard_samples": 1, "limit": 0, "seed": 0, "shard_bytes": 0}.items():
+        if getattr(asked, name) < least:
+            raise ValueError(f"{name}={getattr(asked, name)}: must be at least {least}")
+
+
+def _prepare_split(
+    asked: Preparation, split: str, work: Path, record: dict[str, Any], run: Mapper, say: Callable[[str], None]
+) -> None:
+    labels, requests = _requests(asked, split, say)
+    vocabulary = _vocabulary(asked, split, labels, say)
+    source = find_images(asked.images, split, asked.concurrency)
+    job = _begin(asked, split, source, requests, work, record)
+    complete = job.work / "complete"
+    if not complete.is_file():
+        write: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
+        with Progress(split, job, len(requests), say):
+            for _ in run(write, _calls(job, split, requests, source)):
+                pass
+        write_whole(complete, b"")  # from here on shards leave for their final names
+    _finish(asked, split, job, labels, vocabulary, requests, say)
+    os.sync()  # one for all shards, before the record says that they are there
+    record["splits"][split]["finished"] = True
+    write_record(asked.out, record)
+
+
+def _begin(
+    asked: Preparation, split: str, source: Store | Archives, requests: pa.Table, work: Path, record: dict[str, Any]
+) -> ShardJob:
+    """Settle how the split is cut into shards, or check that it is still cut so."""
+    layout = "archives" if isinstance(source, Archives) else "files"
+    plan: dict[str, Any] = {"labels": table_digest(requests), "from": layout}
+    before = record["splits"].get(split)
+    plan["shard_samples"] = before["shard_samples"] if before else _shard_samples(asked, split, source, requests)
+    changed = [f"{name}={before[name]} (now: {plan[name]})" for name in plan if before and before[name] != plan[name]]
+    if changed:
+        raise ValueError(
+            f"out={asked.out}: {split} was begun with {', '.join(changed)}; give the same files, or another --out"
+        )
+    record["splits"][split] = plan
+    write_record(asked.out, record)
+    job = ShardJob(work / split, asked.classes.class_ids, asked.form, asked.seed, plan["shard_samples"])
+    job.work.mkdir(exist_ok=True)
+    return job
+
+
+def _finish(
+    asked: Preparation,
+    split: str,
+    job: ShardJob,
+    labels: SplitLabels,
+    vocabulary: Vocabulary,
+    requests: pa.Table,
+    say: Callable[[str], None],
+) -> None:
+    """Give every shard its final name, and write vocabulary, index, ledger and card."""
+    finished = collect_shards(job, asked.out, split, requests["key"], labels.others)
+    if not len(finished.index):
+        raise ValueError(f"images={asked.images}: not one of {len(requests):,} images of split {split!r} was written")
+    vocabulary.write(asked.out / "vocabulary.csv")
+    write_split_index(asked.out, split, finished, vocabulary)
+    write_ledger(asked.out, split, finished.ledger)
+    implied = None
+    if labels.implied is not None:
+        implied = write_implied(asked.out, split, labels.implied, requests["key"])["class"].to_numpy()
+    card = split_card(requests, finished, vocabulary, labels.findings.to_dict(), asked.official.get(split, {}), implied)
+    digest = write_card(asked.out, split, card, asked.parameters(), vocabulary)
+    fates = {name: count for name, count in card["images"].items() if not name.startswith("no_label")}
+    say(f"{split}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in fates.items()))
+    say(f"{split}: {len(finished.shards):,} shards; digest of the data set so far {digest[:16]}")
+
+
+def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tuple[SplitLabels, pa.Table]:
+    """The split's labels, and its labelled images in the order of the shards."""
+    say(f"{split}: reading labels")
+    labels = asked.read_split(split)
+    if not len(labels.table):
+        raise ValueError(f"split {split!r}: no image has a label among the {len(asked.classes.class_ids):,} classes")
+    order = np.random.default_rng([asked.seed, SPLITS.index(split)]).permutation(len(labels.table))
+    requests = labels.table.take(pa.array(order[: asked.limit or None])).combine_chunks()
+    say(f"{split}: {len(labels.table):,} labelled images, {len(requests):,} of them asked for")
+    return labels, requests
+
+
+def _vocabulary(asked: Preparation, split: str, labels: SplitLabels, say: Callable[[str], None]) -> Vocabulary:
+    """With the counts of the training split, whichever split is prepared: all splits share one."""
+    path = asked.out / "vocabulary.csv"
+    if path.is_file():
+        return Vocabulary.read(path)
+    if split != "train":
+        say("train: reading labels, for the counts in vocabulary.csv")
+        labels = asked.read_split("train")
+    counts = labels.verified
+    return Vocabulary(
+        class_ids=asked.classes.class_ids,
+        names=asked.classes.names,
+        train_positives=counts["positives"],
+        train_negatives=counts["negatives"],
+    )
+
+
+def _shard_samples(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> int:
+    """Images asked for per shard; looks at the first images, also to see that they are there."""
+    seen = _probe(asked, split, source, requests)
+    if not asked.shard_bytes:
+        return asked.shard_samples
+    if not seen.written:
+        raise ValueError(f"shard_bytes={asked.shard_bytes}: none of the first {seen.asked} images could be read")
+    return max(1, round(asked.shard_bytes * seen.asked / ((seen.bytes_written + TAR_BYTES) * seen.written)))
+
+
+def _probe(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> Probe:
+    many = len(requests) if isinstance(source, Archives) else IMAGES
+    return probe(source, split, asked_for(requests.slice(0, many)), asked.form)
+
+
+def _calls(job: ShardJob, split: str, requests: pa.Table, source: Store | Archives) -> Iterator[tuple[Any, ...]]:
+    """The tasks that are left: a shard each, or an archive each."""
+    if isinstance(source, Store):
+        for number, first in enumerate(range(0, len(requests), job.shard_samples)):
+            if not is_shard_finished(job, f"{number:06d}"):
+                rows = requests.slice(first, job.shard_samples).combine_chunks()
+                yield job, f"{number:06d}", rows, source
+        return
+    for number, (file, prefix) in enumerate(source.prefixes(split)):
+        unit = f"{number:02d}"
+        if not is_read(job, unit):
+            yield job, unit, requests.filter(pc.starts_with(requests["key"], prefix)).combine_chunks(), file
+
+
+def describe_preparation(asked: Preparation, splits: list[str], say: Callable[[str], None]) -> None:
+    """Say what would be done, how large it would be and how long it would take, and write nothing."""
+    _check(asked)
+    check_folder(asked.out, asked.parameters())
+    total = 0.0
+    for split in splits:
+        _, requests = _requests(asked, split, say)
+        source = find_images(asked.images, split, asked.concurrency)
+        seen = _probe(asked, split, source, requests)
+        share = seen.written / seen.asked
+        size = share * len(requests) * seen.bytes_written
+        total += size
+        say(
+            f"{split}: of the first {seen.asked} images {seen.written} can be written, {seen.bytes_read / 1e3:.0f} kB "
+            f"read and {seen.bytes_written / 1e3:.0f} kB written each; so about {share * len(requests):,.0f} images, "
+            f"{size / 1e9:.2f} GB, {clock(len(requests) * seen.seconds / asked.workers)} with {asked.workers} workers"
+        )
+    where = next(folder for folder in (asked.out, *asked.out.absolute().parents) if folder.is_dir())
+    say(f"in all about {total / 1e9:.2f} GB; {shutil.disk_usage(where).free / 1e9:.2f} GB are free at {asked.out}")

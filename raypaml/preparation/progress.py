@@ -1,0 +1,74 @@
+"""Progress of sharding, read off the receipts that finished shards leave, whoever writes them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import pyarrow.compute as pc
+
+from raypaml.cli import clock
+from raypaml.preparation.shard_tasks import ShardJob, read_receipt
+
+SECONDS = 10.0
+"""Between two lines."""
+
+
+class Progress:
+    """Says every few seconds how many images are done, found and missing, how fast, and how long the rest takes."""
+
+    def __init__(self, split: str, job: ShardJob, requested: int, say: Callable[[str], None]):
+        self._split, self._job, self._requested, self._say = split, job, requested, say
+        self._seen: set[str] = set()
+        self._counts = Counter[str]()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._count()
+        self._before, self._began = self._counts.copy(), time.monotonic()
+        if self._before["done"]:
+            self._say(
+                f"{self._split}: {self._before['done']:,} images in {len(self._seen):,} shards are finished already"
+            )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._count()
+        self._say(self.line())
+
+    def _run(self) -> None:
+        while not self._stop.wait(SECONDS):
+            self._count()
+            self._say(self.line())
+
+    def _count(self) -> None:
+        for path in set(self._job.work.glob("[0-9]*.arrow")):
+            if path.name not in self._seen:
+                self._seen.add(path.name)
+                table, meta = read_receipt(path)
+                written = pc.sum(pc.equal(table["fate"], "written")).as_py() or 0
+                counts = {"done": len(table), "written": written, "missing": len(table) - written}
+                self._counts.update({**counts, "read": meta["bytes_read"], "wrote": meta["bytes"]})
+
+    def line(self) -> str:
+        """Where it stands."""
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        new = self._counts - self._before
+        rate = new["done"] / seconds
+        left = clock((self._requested - self._counts["done"]) / rate) if rate else "unknown"
+        counts = self._counts
+        return (
+            f"{self._split}: {counts['done']:,} of {self._requested:,} images, {counts['written']:,} found, "
+            f"{counts['missing']:,} missing, {rate:,.0f} images/s, {new['read'] / seconds / 1e6:.1f} MB/s read, "
+            f"{new['wrote'] / seconds / 1e6:.1f} MB/s written, {left} left"
+        )

@@ -1,0 +1,35 @@
+"""Numbers as people read them: percent, Markdown tables, intervals over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+
+def percent(value: float) -> str:
+    """0.8123 -> 81.23; a dash where there is no value."""
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def markdown(names: list[str], rows: list[list[str]], left: int = 0) -> str:
+    """A Markdown table; the first `left` columns are aligned left, the others right."""
+    widths = [max(len(cell) for cell in column) for column in zip(names, *rows, strict=True)]
+    rule = [("-" * width if n < left else "-" * (width - 1) + ":") for n, width in enumerate(widths)]
+    lines = [
+        [
+            cell.ljust(width) if n < left else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in (names, rule, *rows)
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def seed_interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of at least two paired differences, and the ends of its 95 % interval (Student's t)."""
+    mean = statistics.fmean(differences)
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    return mean, mean - float(half), mean + float(half)

@@ -1,0 +1,1 @@
+"""What a finished run leaves for people: `result.json` and `report.html`."""

@@ -1,0 +1,25 @@
+"""The content of `result.json`: the figures of a finished run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raypaml.config import TrainConfig
+from raypaml.evaluation.measures import Evaluation
+from raypaml.evaluation.summary import summary
+
+
+def run_result(found: Evaluation, config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `result.json`."""
+    best = max(history, key=lambda record: record["validation_mean_ap"])
+    return summary(found) | {
+        "scheme": config.loss.scheme,
+        "alpha": config.model.alpha,
+        "delta_rel": config.loss.delta_rel,
+        "seed": config.run.seed,
+        "epochs": config.optim.epochs,
+        "world_size": config.run.workers,
+        "best_epoch": best["epoch"],
+        "validation_mean_ap": best["validation_mean_ap"],
+        "training_seconds": history[-1]["seconds"],
+    }

@@ -1,0 +1,54 @@
+"""`report.html`: one file, no network; table, curves, rejections, and what the model looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raypaml.config import TrainConfig
+from raypaml.data.data_folder import DataFolder
+from raypaml.evaluation.summary import caption
+from raypaml.explanations.explanation_figures import by_group, map_summary
+from raypaml.explanations.gallery import gallery, of_every_group
+from raypaml.labels import GROUP_NAMES
+from raypaml.metrics.pairs import Pairs
+from raypaml.model.cam import CamClassifier
+from raypaml.reports.figures import History, drift, groups, rejections, training_curves
+from raypaml.reports.pages import write_page
+
+
+def write_report(
+    folder: Path,
+    config: TrainConfig,
+    data: DataFolder,
+    model: CamClassifier,
+    result: dict[str, Any],
+    history: History,
+    pairs: Pairs,
+) -> None:
+    """Write the report of a finished run; `model` is the tested one, `pairs` what it looked at in some test images."""
+    looks, class_group = map_summary(pairs, data.vocabulary.class_group), data.vocabulary.class_group
+    write_page(
+        folder / "report.html",
+        Path(__file__).with_name("report.html.j2"),
+        name=config.run.name,
+        config=config.flat(),
+        result=result,
+        caption=caption(result),
+        group_names=[*GROUP_NAMES, "All"],
+        group_values=[100 * value for value in (*result["groups"].values(), result["mean_ap"])],
+        samples={split: len(index) for split, index in data.splits.items()},
+        curves=training_curves(history, result["best_epoch"]),
+        groups=groups(result),
+        rejections=rejections(history) if any(record["rejected"] for record in history) else "",
+        drift=drift(history) if any("drift" in record for record in history) else "",
+        drift_share=sum(record["drift"]["seconds"] for record in history if "drift" in record) / history[-1]["seconds"],
+        history=history,
+        looks=looks,
+        images=len(np.unique(pairs.row)),
+        places={**looks["groups"], "all": looks["localisation"]},
+        by_group=by_group(looks),
+        gallery=gallery(model, data, "test", of_every_group(pairs, class_group)),
+    )

@@ -1,0 +1,100 @@
+"""The model a configuration describes, new or as a run left it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from raypaml.config import ModelConfig, TrainConfig
+from raypaml.data.batches import Reader
+from raypaml.data.data_folder import DataFolder
+from raypaml.model.backbones import build_backbone, linear_classifier
+from raypaml.model.cam import CamClassifier, load_classifier
+from raypaml.runs.checkpoint import best_checkpoint, is_valid, load_model, valid_checkpoints
+
+
+def build_model(config: ModelConfig, num_classes: int, say: Callable[[str], None] = lambda _: None) -> CamClassifier:
+    """A new model, its backbone, and its head if asked, with the configured weights; `say` is told what these held."""
+    model = CamClassifier(build_backbone(config.backbone, config.weights, say), num_classes, config.alpha)
+    if config.head_weights:
+        load_classifier(model, Path(config.weights), linear_classifier(config.backbone))
+    return model
+
+
+def check_model(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> None:
+    """Raise ValueError unless the configured model, with its weights, takes the images of the data."""
+    height, width, _ = Reader(data.shards, data.splits["train"], (), skip_broken=config.data.skip_budget > 0).shape
+    check_images(build_model(config.model, len(data.vocabulary), say), height, width)
+
+
+def check_images(model: CamClassifier, height: int, width: int) -> None:
+    """Raise ValueError unless the model takes images of this size; uses the model up."""
+    images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
+    try:
+        with torch.no_grad():
+            model.to("meta").eval().cam(images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"backbone: it does not take the data's images of {height} x {width} pixels ({reason}); prepare the data "
+            "with another --resize, or choose another backbone"
+        ) from None
+
+
+def tested_checkpoint(run_folder: Path) -> Path:
+    """A run's best checkpoint; ValueError if it has none that is whole."""
+    valid, _ = valid_checkpoints(run_folder / "checkpoints")
+    if not valid:
+        raise ValueError(f"{run_folder}: no valid checkpoint; train the run again")
+    return best_checkpoint(valid)
+
+
+def find_checkpoint(given: Path) -> tuple[Path, Path]:
+    """The run's folder and the checkpoint, from either: of a run the best one.
+
+    Raises:
+        ValueError: a damaged checkpoint, or a run without one that is whole.
+    """
+    if (given / "config.json").is_file():
+        return given, tested_checkpoint(given)
+    if (given / "model.safetensors").is_file() and not is_valid(given):
+        raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use one that is whole")
+    return given.absolute().parent.parent, given
+
+
+def checkpoint_model(checkpoint: Path, config: ModelConfig, num_classes: int) -> CamClassifier:
+    """The model of a checkpoint, on the CPU."""
+    model = CamClassifier(build_backbone(config.backbone), num_classes, config.alpha)
+    load_model(checkpoint, model)
+    return model
+
+
+def tested_model(run_folder: Path, config: ModelConfig, num_classes: int) -> CamClassifier:
+    """The model of a run's best checkpoint, on the CPU."""
+    return checkpoint_model(tested_checkpoint(run_folder), config, num_classes)
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a configuration computes: bfloat16 if it says so, or where the GPU has it."""
+    half = precision == "bfloat16"
+    if precision == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+@torch.no_grad()
+def update_average(average: CamClassifier, model: CamClassifier, decay: float, steps: int) -> None:
+    """Move an average of the weights one step towards the model's; statistics of BatchNorm are copied.
+
+    Args:
+        decay: the average's share, < 1; after few steps at most `(1 + steps) / (10 + steps)`, for the first weights
+            are arbitrary. (As TensorFlow's ExponentialMovingAverage with `num_updates`.)
+        steps: done before this one.
+    """
+    share = 1 - min(decay, (1 + steps) / (10 + steps))
+    for mine, weights in zip(average.parameters(), model.parameters(), strict=True):
+        mine.lerp_(weights, share)
+    for statistics, current in zip(average.buffers(), model.buffers(), strict=True):
+        statistics.copy_(current)

@@ -1,0 +1,163 @@
+"""The folder of a run: its record is written before the first step, and only the same run may continue in it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import logging
+import platform
+import subprocess
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.data.data_folder import DataFolder
+from raypaml.files import write_json
+from raypaml.runs.mirror import Mirror, local_folder
+
+PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
+
+
+def new_name(config: TrainConfig) -> str:
+    """Recipe, scheme, date and time, and four random letters, for two runs of one second."""
+    now = datetime.datetime.now().astimezone()
+    return f"{config.recipe}-{config.loss.scheme}-{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def open_run(storage: str, name: str) -> Path:
+    """The folder of a run on this machine, with the records that a store has of it."""
+    folder = local_folder(storage, name)
+    if mirror := Mirror.of(storage, folder):
+        try:
+            mirror.pull("config.json", "result.json")
+        except OSError as error:
+            raise ValueError(f"storage={storage}: {error}") from None
+    return folder
+
+
+def stored_config(folder: Path) -> TrainConfig | None:
+    """The configuration of the run in this folder, None where there is none yet."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return read_config(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; give the run another --name") from None
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The configuration under `config` in a JSON file, such as a run's record or a search's best.json."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the record of a run ({error})") from None
+
+
+def check_trained_classes(run: Path, digest: str, data: str) -> None:
+    """Raise ValueError where a run was trained with other classes than those of the data."""
+    trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
+    if trained != digest:
+        raise ValueError(
+            f"{data}: another vocabulary (digest {digest[:12]}) than {run} was trained with ({trained[:12]})"
+        )
+
+
+def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:
+    """Raise ValueError where the folder belongs to a run with other settings or another vocabulary."""
+    before = stored_config(folder)
+    if before is None:
+        return
+    old, new = before.flat(), config.flat()
+    changed = [f"{k}={old[k]} (asked: {new[k]})" for k in new if k not in EXECUTION_FIELDS and old[k] != new[k]]
+    if changed:
+        raise ValueError(f"{folder}: the run was started with {', '.join(changed)}; give this one another --name")
+    digest = json.loads((folder / "config.json").read_text())["data"]["vocabulary"]
+    if digest != data.vocabulary.digest:
+        raise ValueError(f"{folder}: the run was started with another vocabulary than {data.path}'s")
+
+
+def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
+    """Write `vocabulary.csv` and `config.json` into a new run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.json").is_file():
+        data.vocabulary.write(folder / "vocabulary.csv")
+        write_json(folder / "config.json", _record(config, data))
+    if mirror := Mirror.of(config.run.storage, folder):
+        mirror.push("config.json")
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a run, from metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def rejection_quality(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Recall and precision of all that was rejected in the rejecting epochs, where the truth is known.
+
+    Each epoch rejects anew, so that recall is the mean over epochs, weighted by what was missed; but what LL-Cp
+    corrects stays so: its recall is the share of the missed that it has corrected by the end.
+    """
+    epochs = [record for record in history if record["rejected"]]
+    if not epochs or epochs[0]["missed"] is None:
+        return {}
+    hits, missed, taken = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed", "rejected"))
+    return {"recall": hits / (epochs[0]["missed"] if epochs[-1]["corrected"] else missed), "precision": hits / taken}
+
+
+@contextmanager
+def log_into(path: Path) -> Iterator[None]:
+    """What this process logs goes to the end of a file of the run, too, with the time and who says it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {platform.node()}:%(process)d %(message)s"))
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+        handler.close()
+
+
+def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
+    from raypaml.data.batches import Reader  # with torch, which --help does without
+
+    return {
+        "config": config.to_dict(),
+        "data": {
+            "folder": str(data.path),
+            "vocabulary": data.vocabulary.digest,
+            "num_classes": len(data.vocabulary),
+            "image_size": Reader(data.shards, data.splits["train"], (), skip_broken=True).shape[:2],
+            "samples": {split: len(index) for split, index in data.splits.items()},
+        },
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str:
+    """The git commit of this checkout, with + where files differ from it; "" for an installed package."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return found.stdout.strip()

@@ -1,0 +1,71 @@
+"""Broken samples that a run was allowed to skip: counted over all workers, named, and never more than agreed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from raypaml.data.batches import Batch
+from raypaml.data.batches import BrokenReason as Broken
+from raypaml.data.index import Index
+from raypaml.runs.ranks import Ranks
+
+Reason = Literal[Broken, "was in a step that was not finite"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+NAMED = 5
+"""Samples that an error names."""
+
+Skip = tuple[int, Reason]
+Named = dict[str, Any]
+"""Shard, key, offset and reason of a skipped sample."""
+
+
+def seen_together(batch: Batch, team: Ranks) -> Batch:
+    """The batch with the number of samples that all ranks really have of its global batch."""
+    seen = int(team.sum(torch.tensor([len(batch.rows)])).item())
+    return dataclasses.replace(batch, global_rows=seen)
+
+
+def gather(team: Ranks, mine: Iterable[Skip]) -> list[Skip]:
+    """What all ranks skipped, on every rank, by sample number."""
+    coded = np.array([row * len(REASONS) + REASONS.index(reason) for row, reason in mine], np.int64)
+    found = sorted(team.gather(coded).tolist())
+    return [(code // len(REASONS), REASONS[code % len(REASONS)]) for code in found]
+
+
+def check_budget(skipped: Sequence[Named], split: str, samples: int, skip_budget: float) -> None:
+    """Raise ValueError, with names, where more of a split's samples were skipped than its budget allows."""
+    allowed = int(skip_budget * samples)
+    if len(skipped) > allowed:
+        first = "; ".join(
+            f"{s['shard']}: image {s['key']!r} at byte {s['offset']} {s['reason']}" for s in skipped[:NAMED]
+        )
+        raise ValueError(
+            f"{split}: {len(skipped):,} broken samples found, skip_budget={skip_budget:g} of {samples:,} allows "
+            f"{allowed:,}; repair the shards or raise --skip-budget. The first: {first}"
+        )
+
+
+def named(skipped: Sequence[Skip], index: Index) -> list[Named]:
+    """What people look for: where each of these samples lies, and what is wrong with it."""
+    rows = np.array([row for row, _ in skipped], np.int64)
+    return [
+        {"shard": index.shards[index.shard[row]], "key": key, "offset": int(index.offset[row]), "reason": reason}
+        for (row, reason), key in zip(skipped, index.keys(rows), strict=True)
+    ]
+
+
+def write_skipped(path: Path, by_epoch: Sequence[tuple[int, int, Reason]], index: Index) -> None:
+    """Write `skipped.jsonl`: a line for every sample skipped in every epoch."""
+    lines = named([(row, reason) for _, row, reason in by_epoch], index)
+    unfinished = path.with_suffix(".unfinished")
+    epochs = (epoch for epoch, _, _ in by_epoch)
+    text = (json.dumps({"epoch": epoch} | line) + "\n" for epoch, line in zip(epochs, lines, strict=True))
+    unfinished.write_text("".join(text))
+    unfinished.replace(path)

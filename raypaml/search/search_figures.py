@@ -1,0 +1,107 @@
+"""Figures of a search as inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.search.search_folder import Outcome
+from raypaml.search.spaces import Space
+
+
+@mpl.rc_context(STYLE)
+def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) -> str:
+    """Validation mAP of all comparable trials at the same epoch over the first two searched ranges, or over one."""
+    x, *rest = spaces
+    scores = [100 * found.history[epoch - 1]["validation_mean_ap"] for found in outcomes]
+    places: list[list[Any]] = [[dict(found.trial.values)[space.field] for space in spaces] for found in outcomes]
+    figure, (axis,) = panels(1)
+    if rest:
+        across, up = zip(*places, strict=True)
+        points = axis.scatter(across, up, c=scores, cmap="viridis", s=120, edgecolors="white")
+        figure.colorbar(points, ax=axis, label="validation mAP, %")
+        for place, score in zip(places, scores, strict=True):
+            axis.annotate(
+                f"{score:.1f}", (place[0], place[1]), xytext=(0, 8), textcoords="offset points", ha="center", size=7
+            )
+    else:
+        axis.plot([place[0] for place in places], scores, "o", color=BLUE)
+    axis.set(xlabel=_label(x), ylabel=_label(rest[0]) if rest else "validation mAP, %")
+    axis.set(title=f"validation mAP after epoch {epoch}, which all reached")
+    _scale(axis, x, "x")
+    if rest:
+        _scale(axis, rest[0], "y")
+    return svg(figure)
+
+
+def _label(space: Space) -> str:
+    return f"{space.name}\n({space.unit})" if space.unit else space.name
+
+
+def _scale(axis: Axes, space: Space, which: str) -> None:
+    if space.distribution == "log":
+        axis.set(**{f"{which}scale": "log"})
+        getattr(axis, f"{which}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        getattr(axis, f"{which}axis").set_minor_formatter(FuncFormatter(lambda *_: ""))
+    axis.margins(0.15)
+
+
+@mpl.rc_context(STYLE)
+def trial_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome | None) -> str:
+    """Validation mAP, rejected entries and, where known, how many of them were missed, by epoch and trial."""
+    known = any(record["missed"] is not None for found in outcomes for record in found.history)
+    figure, axes = panels(3 if known else 2)
+    names = ["validation_mean_ap", "rejected", "rejection_precision"]
+    titles = ["validation mAP, %", "rejected entries per epoch", "missed positives among the rejected, %"]
+    for axis, name, title in zip(axes, names, titles, strict=False):
+        for found in outcomes:
+            colour, width, label = _line(found, best, own)
+            axis.plot(*_points(found, name), color=colour, lw=width, label=label, zorder=width)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(title=title, xlabel="epoch")
+    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+    return svg(figure)
+
+
+def _line(found: Outcome, best: Outcome | None, own: Outcome | None) -> tuple[str, float, str | None]:
+    if found is best:
+        return ORANGE, 2.0, f"best: {found.trial.name}"
+    if found is own:
+        return BLUE, 1.9, f"starting point: {found.trial.name}"
+    return GREY, 0.9, None
+
+
+def _points(found: Outcome, name: str) -> tuple[list[int], list[float]]:
+    scale = 1 if name == "rejected" else 100
+    given = [(record["epoch"] + 1, scale * record[name]) for record in found.history if record[name] is not None]
+    return [epoch for epoch, _ in given], [value for _, value in given]
+
+
+@mpl.rc_context(STYLE)
+def alpha_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome | None) -> str:
+    """Validation mAP of finished trials by alpha at evaluation."""
+    figure, (axis,) = panels(1)
+    for found in outcomes:
+        colour, width, label = _line(found, best, own)
+        values = [100 * ap for ap in found.curve.values()]
+        axis.plot(list(found.curve), values, color=colour, lw=width, label=label, marker=".", zorder=width)
+    axis.set(title="validation mAP by alpha at evaluation, %", xlabel="alpha")
+    axis.legend(frameon=False, fontsize=7)
+    return svg(figure)
+
+
+@mpl.rc_context(STYLE)
+def importances(shares: dict[str, Any]) -> str:
+    """Bars of each field's importance."""
+    figure, (axis,) = panels(1)
+    bars = axis.barh(list(shares), 100 * np.array(list(shares.values())), color=BLUE)
+    axis.bar_label(bars, fmt="%.0f", padding=2)
+    axis.set(title="importance of each field, %", xlim=(0, 110))
+    axis.invert_yaxis()
+    return svg(figure)

@@ -1,0 +1,255 @@
+"""The folder of a search: what was asked, and the state of every trial, read from the trials' own run folders.
+
+<storage>/<search>/search.json       the question; only the same one may continue here
+                   trials/NAME/      a run folder each, with error.json or stopped.json where it did not finish
+                   warmups/KEY/after-EPOCH/    what trials with the same warm-up start from
+                   proposed.json     the trials of a searcher that learns from results
+                   best.json  trials.csv  report.html
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.files import write_json
+from raypaml.recipes import recipe
+from raypaml.runs.run_folder import read_history
+from raypaml.search.spaces import Space
+from raypaml.search.trials import Trial
+from raypaml.search.warmup import warmup_key
+
+TrialState = Literal["planned", "running", "stopped", "failed", "finished"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """A question: what is varied around which configuration, and how."""
+
+    base: TrainConfig
+    spaces: tuple[Space, ...]
+    searcher: Literal["random", "grid", "tpe"] = "random"
+    share: int = 3
+    points: int = 4
+    early: bool = True
+    """Stop trials that fall behind."""
+
+    @property
+    def fields(self) -> list[str]:
+        """The searched fields."""
+        return [space.field for space in self.spaces]
+
+    @property
+    def longest_warmup(self) -> int:
+        """Of any trial, in epochs."""
+        bounds = [int(max(map(float, space.bounds))) for space in self.spaces if space.field == "warmup_epochs"]
+        return max([self.base.loss.warmup_epochs, *bounds])
+
+    @property
+    def folder(self) -> Path:
+        """Of the search."""
+        return (Path(self.base.run.storage) / (self.base.run.name or self.default_name)).absolute()
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What decides the trials and their results."""
+        config = {k: v for k, v in self.base.flat().items() if k not in EXECUTION_FIELDS}
+        rest = {"searcher": self.searcher, "share": self.share, "points": self.points, "early": self.early}
+        return {"recipe": self.base.recipe, "spaces": [dataclasses.asdict(s) for s in self.spaces], **rest} | config
+
+    @property
+    def default_name(self) -> str:
+        """Of the question alone, so that the same command finds it again."""
+        digest = hashlib.sha256(json.dumps(self.question, sort_keys=True).encode()).hexdigest()[:6]
+        return f"search-{self.base.recipe}-{'-'.join(self.fields)}-{digest}"
+
+    def progress(self, record: dict[str, Any]) -> dict[str, Any]:
+        """What is told of an epoch; `beyond` counts from the end of the longest warm-up, where ASHA begins."""
+        epoch = record["epoch"] + 1
+        names = ("validation_mean_ap", "rejected", "rejection_precision")
+        return {"epoch": epoch, "beyond": epoch - self.longest_warmup} | {name: record[name] for name in names}
+
+    def config(self, trial: Trial) -> TrainConfig:
+        """The run of a trial, in the search's folder."""
+        return trial.config(self.base).override({"storage": str(self.folder / "trials")})
+
+    def run_folder(self, trial: Trial) -> Path:
+        """Of a trial."""
+        return self.folder / "trials" / trial.name
+
+    def warmups(self, trial: Trial) -> Path:
+        """Where trials with the same warm-up leave it for each other."""
+        return self.folder / "warmups" / warmup_key(self.config(trial))
+
+
+def open_search(search: Search, trials: int) -> int:
+    """Claim or find the search's folder; returns how many trials it was last asked for, `trials` if it is new.
+
+    Raises:
+        ValueError: the folder is of another question.
+    """
+    path = search.folder / "search.json"
+    question = json.loads(json.dumps(search.question))
+    if not path.is_file():
+        if search.folder.is_dir() and any(search.folder.iterdir()):
+            raise ValueError(f"{search.folder}: not empty and not of a search; give another --name")
+        search.folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"question": question, "trials": trials})
+        return trials
+    stored = json.loads(path.read_text())
+    changed = [k for k in question if stored["question"].get(k) != question[k]]
+    if changed:
+        first = changed[0]
+        raise ValueError(
+            f"{search.folder}: started with {first}={stored['question'].get(first)} (asked: {question[first]}); "
+            "give this search another --name"
+        )
+    return int(stored["trials"])
+
+
+def extend(search: Search, trials: int) -> None:
+    """Record how many trials are wanted."""
+    path = search.folder / "search.json"
+    write_json(path, json.loads(path.read_text()) | {"trials": trials})
+
+
+def note(search: Search, trial: Trial, ending: Literal["error", "stopped"], content: dict[str, Any]) -> None:
+    """Write into a trial's folder how it ended, where that was not with a result."""
+    folder = search.run_folder(trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{ending}.json", content)
+
+
+def is_stopped(run_folder: Path) -> bool:
+    """Whether the search wants no more of this run."""
+    return (run_folder / "stopped.json").is_file()
+
+
+def add_proposed(search: Search, trial: Trial) -> None:
+    """Record a trial that a searcher proposed, before it is run."""
+    known = [dict(trial.values) for trial in read_proposed(search)]
+    write_json(search.folder / "proposed.json", {"trials": [*known, dict(trial.values)]})
+
+
+def read_proposed(search: Search) -> list[Trial]:
+    """The trials proposed so far, in their order."""
+    values = _note(search.folder / "proposed.json").get("trials", [])
+    return [Trial(tuple(entry.items()), search.base.run.seed) for entry in values]
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What a trial left."""
+
+    trial: Trial
+    state: TrialState
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One record an epoch, the shared ones included."""
+    shared: int = 0
+    """Epochs taken from a shared warm-up."""
+    result: dict[str, Any] = field(default_factory=dict)
+    """Of a finished trial."""
+    curve: dict[float, float] = field(default_factory=dict)
+    """Validation mAP of a finished trial by alpha at evaluation."""
+    error: str = ""
+
+    @property
+    def score(self) -> float:
+        """Best validation mAP so far; -1 before the first epoch."""
+        return max((float(record["validation_mean_ap"]) for record in self.history), default=-1.0)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this trial alone."""
+        return float(self.history[-1]["seconds"]) - self._before if self.history else 0.0
+
+    @property
+    def _before(self) -> float:
+        return float(self.history[self.shared - 1]["seconds"]) if self.shared else 0.0
+
+
+def outcome(search: Search, trial: Trial) -> Outcome:
+    """Read a trial's state from its run folder."""
+    folder = search.run_folder(trial)
+    found = Outcome(trial=trial, state="planned")
+    if (folder / "metrics.jsonl").is_file():
+        found.state, found.history = "running", read_history(folder)
+    note = _note(folder / "shared.json")
+    found.shared = min(int(note.get("epochs", 0)), len(found.history))
+    if (folder / "error.json").is_file():
+        found.state, found.error = "failed", str(_note(folder / "error.json")["error"]).strip().split("\n")[0]
+    if is_stopped(folder):
+        found.state, found.error = "stopped", ""  # Ray Train, cut off, calls it an error
+    if (folder / "result.json").is_file():
+        found.state, found.result, found.error = "finished", _note(folder / "result.json"), ""
+        found.curve = {float(alpha): ap for alpha, ap in _note(folder / "alpha_curve.json").items()}
+    return found
+
+
+def _note(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Finished trials of the plan, best validation mAP first."""
+    finished = [found for found in outcomes if found.state == "finished" and not found.trial.repeats]
+    return sorted(finished, key=lambda found: -found.score)
+
+
+def write_best(search: Search, best: Outcome, verdict: str) -> None:
+    """Write `best.json`: the best trial's configuration, for `python -m raypaml.train --config`."""
+    own = recipe(search.base.recipe).run
+    values = {"name": "", "storage": own.storage, "address": "", "workers": own.workers}
+    found = {
+        "trial": best.trial.name,
+        "validation_mean_ap": best.score,
+        "verdict": verdict,
+        "folder": str(search.folder),
+    }
+    config = search.config(best.trial).override(values).to_dict()
+    write_json(search.folder / "best.json", {"found": found, "config": config})
+
+
+COLUMNS = [
+    *("trial", "state", "seed", "epochs_done", "epochs_shared", "validation_mean_ap", "best_epoch", "test_mean_ap"),
+    *("best_alpha", "validation_mean_ap_at_best_alpha", "rejected", "rejection_precision", "rejection_recall"),
+    *("seconds", "error"),
+]
+
+
+def row(found: Outcome) -> dict[str, Any]:
+    """A trial's line of `trials.csv`; rejections are those of its last epoch."""
+    last = found.history[-1] if found.history else {}
+    best = max(found.curve, key=found.curve.__getitem__, default=None)
+    values = {
+        "trial": found.trial.name,
+        "state": found.state,
+        "seed": found.trial.seed,
+        "epochs_done": len(found.history),
+        "epochs_shared": found.shared,
+        "validation_mean_ap": found.score if found.history else None,
+        "best_epoch": found.result.get("best_epoch"),
+        "test_mean_ap": found.result.get("mean_ap"),
+        "best_alpha": best,
+        "validation_mean_ap_at_best_alpha": found.curve[best] if best else None,
+        "seconds": round(found.seconds, 1),
+        "error": found.error,
+    }
+    return dict.fromkeys(COLUMNS) | {k: last.get(k) for k in COLUMNS if k.startswith("reject")} | values
+
+
+def write_csv(search: Search, outcomes: Sequence[Outcome]) -> None:
+    """Write `trials.csv`, one row a trial in the order of the plan, a column for every searched field."""
+    unfinished = search.folder / ".trials.unfinished"
+    with unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [COLUMNS[0], *search.fields, *COLUMNS[1:]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row(found) | dict(found.trial.values) for found in outcomes)
+    unfinished.replace(search.folder / "trials.csv")

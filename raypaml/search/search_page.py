@@ -1,0 +1,41 @@
+"""The page of a search: one file, no network; the map of scores, curves of all trials, importance, cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from raypaml.reports.pages import write_page
+from raypaml.reports.tables import percent
+from raypaml.search.importance import LEAST, comparable, importance
+from raypaml.search.search_figures import alpha_curves, importances, score_map, trial_curves
+from raypaml.search.search_folder import Outcome, Search, row
+from raypaml.search.search_result import Verdict, cost
+
+
+def write_search_page(search: Search, outcomes: Sequence[Outcome], verdict: Verdict) -> None:
+    """Write `report.html` into the search's folder."""
+    ended, epoch = comparable(outcomes)
+    ranges = [space for space in search.spaces if not space.values]
+    begun = [found for found in outcomes if found.history]
+    shares = importance(outcomes, search.spaces)
+    write_page(
+        search.folder / "report.html",
+        Path(__file__).with_name("search.html.j2"),
+        name=search.folder.name,
+        spaces=[space.text for space in search.spaces],
+        search=search,
+        verdict=verdict,
+        score_map=score_map(ended, epoch, ranges[:2]) if ranges and ended else "",
+        curves=trial_curves(begun, verdict.best, verdict.own) if begun else "",
+        alphas=alpha_curves([found for found in outcomes if found.curve], verdict.best, verdict.own)
+        if any(found.curve for found in outcomes)
+        else "",
+        importances=importances(shares) if shares else "",
+        comparable=len(ended),
+        epoch=epoch,
+        least=LEAST,
+        rows=[row(found) for found in sorted(outcomes, key=lambda found: -found.score)],
+        percent=lambda value: "–" if value is None else percent(value),
+        cost=cost(search, outcomes),
+    )

@@ -1,0 +1,119 @@
+"""The plan of a search: which trials, in which order, decided by the seed alone, so that it can be extended."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raypaml.config import TrainConfig
+from raypaml.search.spaces import Space, Value, describe_values
+from raypaml.search.warmup import acts_after_warmup
+
+CANDIDATES = 8
+"""Of which each random point is chosen."""
+TRIES = 100
+"""Draws without a new trial after which the spaces count as exhausted."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A configuration to try: values of the searched fields, and a seed."""
+
+    values: tuple[tuple[str, Value], ...]
+    """(field, value), in the order of the search."""
+    seed: int
+    repeats: bool = False
+    """Another seed of a finalist."""
+
+    @property
+    def name(self) -> str:
+        """`alpha=5,delta_rel=0.25`, also the name of its run's folder."""
+        return describe_values(dict(self.values)) + (f",seed={self.seed}" if self.repeats else "")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Plain values, the inverse of `of`."""
+        return {"values": dict(self.values), "seed": self.seed, "repeats": self.repeats}
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> Trial:
+        """The trial of some settings; those that are not its own are passed over."""
+        return cls(tuple(settings["values"].items()), settings["seed"], settings["repeats"])
+
+    def config(self, base: TrainConfig) -> TrainConfig:
+        """The configuration to train."""
+        return base.override(dict(self.values) | {"seed": self.seed, "name": self.name})
+
+
+def own_trial(base: TrainConfig, spaces: Sequence[Space]) -> Trial:
+    """The configuration the search starts from, as a trial: what the others are compared with."""
+    values = base.flat()
+    return Trial(tuple((space.field, values[space.field]) for space in spaces), base.run.seed)
+
+
+def random_trials(base: TrainConfig, spaces: Sequence[Space], count: int, *, share: int, seed: int) -> list[Trial]:
+    """The base, then random points, spread more evenly than by chance.
+
+    Fields that act before the first rejection take a new value only every `share` trials, for trials that agree on
+    them share their warm-up. The first so many trials of a longer plan are the shorter plan.
+
+    Args:
+        base: the configuration whose fields are varied; its own values come first.
+        spaces: of the searched fields.
+        count: trials, fewer where the spaces hold no more.
+        share: trials per warm-up.
+        seed: of the sequences.
+    """
+    early = [space for space in spaces if not acts_after_warmup(space, base)]
+    late = [space for space in spaces if space not in early]
+    group_size = share if early and late else 1
+    first = own_trial(base, spaces)
+    own = dict(first.values)
+    groups, draws = _spread(early, own, seed), _spread(late, own, seed)
+    group: dict[str, Value] = {}
+    starts = {space.field: space.start for space in spaces if space.start is not None}
+    trials = list(dict.fromkeys([first, Trial(tuple((own | starts).items()), first.seed)]))[:count]
+    number = last_new = len(trials)
+    while len(trials) < count and number - last_new < TRIES:
+        if early and number % group_size == 0:
+            group = next(groups)
+        trial = Trial(tuple((own | group | (next(draws) if late else {})).items()), base.run.seed)
+        number += 1
+        if trial not in trials:
+            trials.append(trial)
+            last_new = number
+    return trials
+
+
+def _spread(spaces: Sequence[Space], own: dict[str, Value], seed: int) -> Iterator[dict[str, Value]]:
+    """Random points, each the one of CANDIDATES that is farthest from all before it and from `own` (Mitchell, 1991).
+
+    Distances are on a torus of the spaces' quantiles, so that the edges are not preferred.
+    """
+    rng = np.random.default_rng([seed, len(spaces)])
+    taken = np.array([[space.quantile(own[space.field]) for space in spaces]])
+    while True:
+        drawn = rng.random((CANDIDATES, len(spaces)))
+        apart = np.abs(drawn[:, None] - taken)
+        nearest = np.minimum(apart, 1 - apart).max(-1).min(1)
+        best = drawn[nearest.argmax()]
+        taken = np.vstack([taken, best])
+        yield {space.field: space.at(u) for space, u in zip(spaces, best.tolist(), strict=True)}
+
+
+def grid_trials(base: TrainConfig, spaces: Sequence[Space], points: int) -> list[Trial]:
+    """The base, then every combination of the spaces' points, `points` of each range."""
+    axes = [space.points(points) for space in spaces]
+    fields = [space.field for space in spaces]
+    grid = (Trial(tuple(zip(fields, at, strict=True)), base.run.seed) for at in itertools.product(*axes))
+    return list(dict.fromkeys([own_trial(base, spaces), *grid]))
+
+
+def proposed(base: TrainConfig, spaces: Sequence[Space], values: dict[str, Any]) -> Trial:
+    """The trial nearest to what a searcher proposes: numbers to three digits, as in every plan."""
+    rounded = ((s.field, values[s.name] if s.values else s.rounded(values[s.name])) for s in spaces)
+    return Trial(tuple(rounded), base.run.seed)

@@ -1,0 +1,56 @@
+"""A checked run, ready to start: everything that can be checked before any worker starts is checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from raypaml.config import TrainConfig
+from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
+from raypaml.data.plan import check_world_size, default_lanes
+from raypaml.explanations.drift import make_probe
+from raypaml.model.backbones import check_backbone
+from raypaml.runs.models import check_model
+from raypaml.runs.run_folder import check_same_run, new_name, open_run
+from raypaml.training.estimate import describe_estimate, estimate
+from raypaml.training.scheme_state import memory_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked run, ready to start."""
+
+    config: TrainConfig
+    data: DataFolder
+    folder: Path
+
+
+def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
+    """Check the configuration, its data, its model with weights, and the run's folder.
+
+    Raises:
+        ValueError: what is wrong, with the field to change.
+    """
+    data = _checked_data(config, say)
+    check_backbone(config.model.backbone)
+    memory_of(config, data)
+    make_probe(config, data, "cpu")
+    check_model(config, data, say)
+    if config.optim.feature_cache not in ("run", "off"):  # the same folder for every worker, wherever it stands
+        config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
+    config = config.override({"name": config.run.name or new_name(config)})
+    folder = open_run(config.run.storage, config.run.name)
+    check_same_run(folder, config, data)
+    return Job(config, data, folder)
+
+
+def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
+    """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
+    return describe_estimate(config, estimate(config, _checked_data(config, say)))
+
+
+def _checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:
+    config.check()
+    check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
+    return open_folder(resolve_data(config.data.data, say), **config.data.opening)

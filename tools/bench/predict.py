@@ -1,0 +1,95 @@
+"""Prediction beside evaluation: the same test images as files and as shards, images a second; and memory by count.
+
+    python tools/bench/predict.py RUN
+
+RUN is a finished run on digits, such as `make demo` leaves. The model has one thread on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raypaml.data.batches import Reader
+from raypaml.data.data_folder import DataFolder
+from raypaml.evaluation import predicting
+from raypaml.inference.answer_files import Choice
+from raypaml.inference.classifier import load
+from raypaml.inference.classifying import answers
+from raypaml.inference.pictures import find_pictures
+from raypaml.runs.models import checkpoint_model, find_checkpoint
+from raypaml.runs.run_folder import stored_config
+from raypaml.train import prepare
+
+TOP = 5
+
+
+def write_pictures(data: DataFolder, folder: Path) -> int:
+    """The test split as files; how many."""
+    reader = Reader(data.shards, data.splits["test"], ())
+    count = len(data.splits["test"])
+    for row in range(count):
+        (folder / f"{row:05d}.jpg").write_bytes(reader._checked(row))
+    return count
+
+
+def seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def rates(run: Path, pictures: Path, count: int, data: DataFolder, rounds: int) -> None:
+    """Both in turn, on the same images."""
+    torch.set_num_threads(1)
+    config = stored_config(run)
+    model = checkpoint_model(find_checkpoint(run)[1], config.model, len(data.vocabulary))
+    ready = load(run)
+    choice = Choice(np.full(len(data.vocabulary), -np.inf), TOP)
+    steps = predicting._plan(config, count).epoch(0, 0, 1)
+    cpu = torch.device("cpu")
+    by_round = [
+        (
+            seconds(lambda: predicting.predict_steps(model, data, "test", steps, cpu, loader_workers=0)),
+            seconds(lambda: list(answers(ready, find_pictures([str(pictures)]), choice, ""))),
+        )
+        for _ in range(rounds)
+    ]
+    one, two = (count / statistics.median(column) for column in zip(*by_round, strict=True))
+    ratio = statistics.median(a / b for a, b in by_round)
+    print(f"evaluate {one:,.0f}, predict {two:,.0f} images/s; predict : evaluate {ratio:.3f}, {rounds} rounds in turn")
+
+
+def peak(run: Path, pictures: Path, times: int) -> int:
+    """MB that the command, or one before it, needed at most; the folder is given so many times."""
+    given = [sys.executable, "-m", "raypaml.predict", str(run), *[str(pictures)] * times, "--top", str(TOP)]
+    subprocess.run(given, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--rounds", type=int, default=8)
+    asked = parser.parse_args()
+    data = prepare(stored_config(asked.run), lambda _: None).data
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder)
+        count = write_pictures(data, pictures)
+        shown = ", ".join(f"{times * count:,} images {peak(asked.run, pictures, times)} MB" for times in (1, 4))
+        print(f"peak memory up to then: {shown}")
+        rates(asked.run, pictures, count, data, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What Ray costs: the same loop in bare gloo processes and under `raypaml.train`, side by side, as step rates.
+
+    python tools/bench/ray_overhead.py --workers 1 2 --rounds 3
+
+Ray gives its workers niceness 15, so the bare processes get it too. Rates are of the steady state: steps over the
+seconds of training, from the second epoch on, validation and checkpoints left out of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from raypaml.config import TrainConfig
+from raypaml.recipes import recipe
+from raypaml.runs.run_folder import claim, read_history
+from raypaml.train import prepare
+from raypaml.training.loop import train
+
+
+def bare(rank: int, world_size: int, port: int, config: TrainConfig, data: str, folder: Path) -> None:
+    os.nice(15)
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    train(config, data, folder, torch.device("cpu"), lambda _: False)
+    os._exit(0)  # threads of gloo would end the interpreter's own shutdown by SIGABRT
+
+
+def run_bare(config: TrainConfig) -> tuple[float, float]:
+    """Steps per second, and the seconds of the whole."""
+    job = prepare(config, lambda _: None)
+    claim(job.folder, job.config, job.data)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began = time.monotonic()
+    workers = config.run.workers
+    mp.spawn(bare, (workers, port, job.config, job.data.address, job.folder), workers)
+    return rate(job.folder), time.monotonic() - began
+
+
+def run_ray(config: TrainConfig) -> tuple[float, float]:
+    """The same under the command."""
+    job = prepare(config, lambda _: None)
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in asked(job.config).items()]
+    began = time.monotonic()
+    command = [sys.executable, "-m", "raypaml.train", "digits", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return rate(job.folder), time.monotonic() - began
+
+
+def asked(config: TrainConfig) -> dict[str, object]:
+    run = config.run
+    return {
+        "epochs": config.optim.epochs,
+        "warmup_epochs": config.loss.warmup_epochs,
+        "workers": run.workers,
+        "storage": run.storage,
+        "name": run.name,
+        "checkpoint_steps": run.checkpoint_steps,
+        "reference": run.reference,
+        "data": config.data.data,
+    }
+
+
+def rate(folder: Path) -> float:
+    """Steps per second of the steady state."""
+    history = read_history(folder)
+    steps = -(-history[0]["expected"] // 32)
+    return steps * (len(history) - 1) / (history[-1]["seconds"] - history[0]["seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    storage = Path(tempfile.mkdtemp(prefix="bench-ray-"))
+    values = {"epochs": options.epochs, "warmup_epochs": 1, "data": options.data, "storage": str(storage)}
+    base = recipe("digits").override(values)
+    print("| workers | bare steps/s | Ray steps/s | ratio | more seconds, whole | time with checkpoints every 20 |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    found: list[dict[str, float]] = []
+    for workers in options.workers:
+        rounds = []
+        for number in range(options.rounds):
+            settings = {"workers": workers, "name": f"{workers}-{number}"}
+            one, one_seconds = run_bare(base.override(settings | {"name": f"bare-{settings['name']}"}))
+            two, two_seconds = run_ray(base.override(settings | {"name": f"ray-{settings['name']}"}))
+            _, saving = run_bare(base.override(settings | {"name": f"save-{settings['name']}", "checkpoint_steps": 20}))
+            rounds.append((one, two, two / one, two_seconds - one_seconds, saving / one_seconds))
+        medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
+        shown = (f"{value:.{digits}f}" for value, digits in zip(medians, (1, 1, 3, 1, 2), strict=True))
+        print(f"| {workers} | {' | '.join(shown)} |", flush=True)
+        found.append(dict(zip(("bare", "ray", "ratio", "more", "saving"), medians, strict=True), workers=workers))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+    shutil.rmtree(storage)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Whole training steps without data: images per second, memory and share of the matrix peak, ours and published.
+
+python tools/bench/step.py                                                  # as on an H200
+python tools/bench/step.py --backbone resnet18 --pixels 64 --images 8      # to try it on a CPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from raypaml.cli import Parser, run_command
+from raypaml.losses.large_loss import large_loss
+from raypaml.model.backbones import build_backbone
+from raypaml.model.cam import CamClassifier
+from raypaml.reports.tables import markdown
+from raypaml.training.estimate import PASSES, measure
+from tools.bench.method import (
+    ALPHA,
+    CLASSES,
+    RATE,
+    Run,
+    extra_memory,
+    labels_of,
+    published_logits,
+    published_losses,
+    race,
+)
+
+PROG = "python tools/bench/step.py"
+
+
+class Published(nn.Module):
+    """Backbone, convolution, boosted map, mean."""
+
+    def __init__(self, model: CamClassifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits."""
+        head = self.model.head
+        return published_logits(self.model.features(images), head.weight, head.bias)
+
+
+def step_run(form: str, half: bool, asked: argparse.Namespace, device: str) -> Run:
+    torch.manual_seed(0)
+    model: CamClassifier = CamClassifier(build_backbone(asked.backbone), CLASSES, ALPHA).to(device)
+    ours = form == "ours"
+    if ours and device == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    network: nn.Module = model if ours else Published(model)
+    if asked.compile and ours:
+        network = torch.compile(network)  # type: ignore[assignment]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True if ours else None)
+    images = torch.randint(0, 256, (asked.images, 3, asked.pixels, asked.pixels), dtype=torch.uint8).to(device)
+    labels = labels_of(asked.images, device)
+    targets = labels.float()
+
+    def run() -> object:
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            logits = network(images)
+        if ours:
+            loss = large_loss(logits, labels, "ll_r", RATE, check_values=False)[0]
+        else:
+            loss = published_losses(logits.float(), targets, RATE, both=True)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return None
+
+    return run
+
+
+def matrix_peak(device: str) -> float:
+    """Operations per second of one large matrix product, bfloat16 on a GPU."""
+    size, kind = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
+    left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    return 2 * size**3 / race({"": lambda: left @ right}, 10, device)[""]
+
+
+def decode_rate(pixels: int) -> float:
+    """JPEG images per second that one core decodes with Pillow: smooth noise, quality 90."""
+    noise = np.random.default_rng(0).integers(0, 256, (pixels // 8, pixels // 8, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((pixels, pixels), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return 1 / race({"": lambda: np.asarray(Image.open(io.BytesIO(file.getvalue())))}, 30, "cpu")[""]
+
+
+def steps(asked: argparse.Namespace, device: str) -> str:
+    """Images per second, memory and share of the matrix peak of whole steps."""
+    flops = PASSES * measure(asked.backbone, CLASSES, asked.pixels, asked.pixels, torch.float32).flops
+    peak, decoded = matrix_peak(device), decode_rate(asked.pixels)
+    rows = []
+    for form, half in (("published", False), ("published", True), ("ours", False), ("ours", True)):
+        if half and device == "cpu":
+            continue
+        run = step_run(form, half, asked, device)
+        seconds = race({"": run}, asked.repeats, device)[""]
+        rate = asked.images / seconds
+        memory = f"{extra_memory(run, device) / 2**30:.1f}" if device == "cuda" else "-"
+        cells = [f"{rate:,.1f}", memory, f"{rate * flops / peak:.0%}", f"{rate / decoded:.1f}"]
+        rows.append([f"{form}, {'bfloat16' if half else 'float32'}", *cells])
+        del run
+    name = f"{asked.backbone}, {asked.pixels} px, {asked.images} images, {CLASSES:,} classes, {device}"
+    table = markdown([name, "images/s", "extra GiB", "of matrix peak", "cores to decode"], rows, left=1)
+    return f"{table}\n\nMatrix peak {peak / 1e12:,.2f} TFLOP/s; one core decodes {decoded:,.0f} images/s."
+
+
+def main() -> None:
+    """Run every form that the device has, print a table."""
+    flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
+    flags.add_argument("--backbone", default="resnet101", help="[resnet101]")
+    flags.add_argument("--pixels", type=int, default=448, help="height and width of the images [448]")
+    flags.add_argument("--images", type=int, default=64, help="of a step [64]")
+    flags.add_argument("--repeats", type=int, default=10, help="steps, of which the median counts [10]")
+    flags.add_argument("--compile", action="store_true", help="torch.compile our network")
+    print(steps(flags.parse(), "cuda" if torch.cuda.is_available() else "cpu"))
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)

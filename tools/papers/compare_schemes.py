@@ -1,0 +1,116 @@
+"""Train the same recipe with several schemes and seeds, and print the table of README, "What it does to digits".
+
+    python tools/papers/compare_schemes.py                     # 47 minutes on two cores, beside other work
+    python tools/papers/compare_schemes.py --rows an:1,ll_r:5 --seeds 0 --epochs 5
+    python tools/papers/compare_schemes.py --recipe voc2012_single --data DIR --rows full:1,an:1,ll_r:1,ll_r:5 -- \\
+        --backbone timm:tf_efficientnet_lite0 --weights FILE --freeze-backbone 10 --no-flip     # flags of raypaml.train
+
+Two runs at a time, one process and one thread each; the weights are those of `python -m raypaml.train` on any number
+of workers, where the recipe is reproducible. Finished runs are kept: the same command continues.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from raypaml.cli import Parser, run_command
+from raypaml.config import TrainConfig
+from raypaml.labels import GROUP_NAMES
+from raypaml.train import parse
+
+PROG = "python tools/papers/compare_schemes.py"
+ROWS = "full:1,full:5,an:1,an:5,ll_r:1,ll_r:5"
+
+
+def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, Any]:
+    """One run in this process; returns its result.json.
+
+    Args:
+        config: of the run.
+        warmups: folder of the warm-ups that runs share: a run takes its own from there, one of scheme `an` leaves it.
+    """
+    import torch
+
+    from raypaml.runs.run_folder import claim
+    from raypaml.search.warmup import keep, start_from, warmup_key
+    from raypaml.train import conclude, prepare
+    from raypaml.training.loop import train
+
+    torch.set_num_threads(1)
+    job = prepare(config, lambda _: None)
+    finished = job.folder / "result.json"
+    if finished.is_file():
+        return dict(json.loads(finished.read_text()))
+    claim(job.folder, config, job.data)
+    shared = warmups / warmup_key(config) if warmups else None
+    if shared:
+        start_from(shared, job.folder, config.loss.warmup_epochs)
+
+    def report(event: dict[str, Any]) -> bool:
+        epoch = event["record"]["epoch"] + 1 if "record" in event else 0
+        if shared and config.loss.scheme == "an" and epoch == config.loss.warmup_epochs:
+            keep(job.folder, shared, epoch)
+        return False
+
+    train(config, job.data.path, job.folder, torch.device("cpu"), report)
+    result = conclude(job)
+    print(f"{config.run.name}: {100 * result['mean_ap']:.2f}", flush=True)
+    return result
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", default=ROWS, help=f"SCHEME:ALPHA,... [{ROWS}]")
+    parser.add_argument("--seeds", default="0,1,2", help="[0,1,2]")
+    parser.add_argument("--recipe", default="digits", help="[digits]")
+    parser.add_argument("--epochs", type=int, default=0, help="of every run [the recipe's]")
+    parser.add_argument("--data", default="", help="[the recipe's]")
+    parser.add_argument("--storage", default="runs/compare", help="folder of the runs [runs/compare]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
+    parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="of python -m raypaml.train, for every run")
+    asked = parser.parse()
+    rows = [(scheme, float(alpha)) for scheme, _, alpha in (row.partition(":") for row in asked.rows.split(","))]
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    configs = [_config(asked, scheme, alpha, seed) for seed in seeds for scheme, alpha in rows]
+    for config in configs:
+        config.check()
+    first = [_config(asked, "ignore", c.model.alpha, c.run.seed) for c in configs if c.loss.priors]
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        list(pool.map(train_alone, first))
+        results = list(pool.map(train_alone, configs))
+    print(table(rows, [results[n :: len(rows)] for n in range(len(rows))]))
+
+
+def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
+    base = parse([asked.recipe, *asked.more])
+    epochs, data = asked.epochs or base.optim.epochs, asked.data or base.data.data
+    values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": epochs, "data": data, "workers": 1}
+    name = data.strip("/").replace(":", "-").replace("/", "-")
+    rest = f"alpha{alpha:g}-seed{seed}-epochs{epochs}"
+    if scheme == "csl":
+        values["priors"] = str(Path(asked.storage) / f"{name}-ignore-{rest}")
+    return base.override(values | {"name": f"{name}-{scheme}-{rest}", "storage": asked.storage})
+
+
+def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:
+    """Markdown: mean over seeds per group, mean and range of mAP."""
+    lines = [
+        "| scheme | alpha | " + " | ".join(GROUP_NAMES) + " | mAP, mean | by seed |",
+        "| --- | ---: | " + "---: | " * (len(GROUP_NAMES) + 1) + "--- |",
+    ]
+    for (scheme, alpha), runs in zip(rows, results, strict=True):
+        groups = [100 * statistics.fmean(run["groups"][name] for run in runs) for name in GROUP_NAMES]
+        scores = [100 * run["mean_ap"] for run in runs]
+        cells = [scheme, f"{alpha:g}", *(f"{g:.1f}" for g in groups), f"{statistics.fmean(scores):.1f}"]
+        lines.append("| " + " | ".join([*cells, ", ".join(f"{score:.1f}" for score in scores)]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)

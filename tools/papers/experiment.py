@@ -1,0 +1,216 @@
+"""Train the papers' comparison on digits over several seeds, and say in one page which of their claims hold here.
+
+    python tools/papers/experiment.py                 # what `make experiment` does
+    python tools/papers/experiment.py --seeds 0,1 --epochs 18 --jobs 1
+    python tools/papers/experiment.py --quick         # a few minutes, for a look at the page; its figures mean nothing
+    python tools/papers/experiment.py --page-only     # the page over what is finished
+
+Seed by seed, and after each seed the page; finished runs are kept: the same command continues. A run is one of
+`raypaml.train` in one process and one thread, without the exact sums of `--reproducible`. The rejecting schemes go on
+from the assume-negative run of their alpha and seed: until the first rejection they are one run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raypaml.cli import Parser, run_command
+from raypaml.config import TrainConfig
+from raypaml.data.digits import NUM_SCENES
+from tools.papers.compare_schemes import train_alone
+from tools.papers.experiment_runs import (
+    ALPHAS,
+    EPOCHS,
+    HIDINGS,
+    LATER,
+    SWEEP,
+    SWEEP_SEEDS,
+    Setting,
+    compare,
+    comparison,
+    folder_of,
+    is_finished,
+    measure,
+    model_of,
+)
+
+if TYPE_CHECKING:
+    from tools.papers.experiment_figures import Findings
+    from tools.papers.experiment_page import Looks
+
+PROG = "python tools/papers/experiment.py"
+LOOKED_AT = (("full", "none"), ("an", "none"), ("an", "inference"), ("an", "training"), ("ll_r", "none"))
+LOOKED_AT += (("ll_r", "training"),)
+"""Side by side in the gallery."""
+QUICK = {"seeds": "0,1", "epochs": 3, "scenes": 960, "images": 60}
+
+
+def beside_each_other(jobs: int, call: Callable[..., Any], *arguments: Iterable[Any]) -> None:
+    """The calls, so many at a time, in processes of their own."""
+    calls = list(zip(*arguments, strict=True))
+    if calls:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            list(pool.map(call, *zip(*calls, strict=True)))
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def collect(setting: Setting, hiding: str, seeds: Sequence[int]) -> Findings:
+    """The figures of all finished runs of one way of hiding."""
+    from raypaml.data.data_folder import open_folder
+    from tools.papers.experiment_figures import SCHEMES, Findings
+
+    groups = open_folder(setting.data(hiding)).vocabulary.class_group
+    found: Any = (defaultdict(dict), defaultdict(dict), defaultdict(dict))
+    for scheme in SCHEMES:
+        for seed in seeds:
+            for alpha, mode in zip(ALPHAS, ("none", "training"), strict=True):
+                config = setting.config(hiding, scheme, alpha, seed)
+                if not is_finished(config):
+                    continue
+                by_alpha, history, more = _read(config, setting.reference(seed, seeds), groups)
+                figures, curves, histories = (each[scheme, mode] for each in found)
+                curves[seed] = {a: means["All"] for a, means in by_alpha.items()}
+                histories[seed] = history
+                figures[seed] = by_alpha[alpha] | more
+                if mode == "none":
+                    found[0][scheme, "inference"][seed] = by_alpha[ALPHAS[-1]]
+    return Findings(hiding, *found)
+
+
+def _read(config: TrainConfig, reference: TrainConfig, groups: Any) -> tuple[dict[float, dict[str, float]], Any, Any]:
+    """Mean AP by alpha of every group and All, the epochs, and figures of rejection and maps."""
+    from raypaml.metrics.average_precision import group_means, mean_ap
+    from raypaml.runs.run_folder import read_history, rejection_quality
+    from tools.papers.experiment_figures import map_figures
+
+    stored = json.loads((folder_of(config) / "ap.json").read_text())
+    by_class = {float(alpha): np.array(ap, np.float64) for alpha, ap in stored.items()}
+    by_alpha = {alpha: group_means(ap, groups) | {"All": mean_ap(ap)} for alpha, ap in by_class.items()}
+    history, maps_file = read_history(folder_of(config)), comparison(config, reference)
+    maps = map_figures(json.loads(maps_file.read_text())) if maps_file.is_file() else {}
+    return by_alpha, history, rejection_quality(history) | maps
+
+
+def collect_sweep(setting: Setting, seeds: Sequence[int]) -> dict[float, dict[int, dict[str, float]]]:
+    """Figures by delta_rel and seed, of the seeds that have all of them."""
+    from raypaml.data.data_folder import open_folder
+
+    groups = open_folder(setting.data(HIDINGS[0])).vocabulary.class_group
+    found: dict[float, dict[int, dict[str, float]]] = defaultdict(dict)
+    for seed in seeds[:SWEEP_SEEDS]:
+        configs = [setting.config(HIDINGS[0], "ll_r", ALPHAS[-1], seed, times) for times in (*SWEEP, 1.0)]
+        for config in configs if all(map(is_finished, configs)) else []:
+            by_alpha, _, more = _read(config, setting.reference(seed, seeds), groups)
+            found[config.loss.delta_rel][seed] = by_alpha[ALPHAS[-1]] | more
+    return found
+
+
+def look(setting: Setting, hiding: str, seeds: Sequence[int], images: int) -> Looks | None:
+    """The maps of the first seed: AN against full labels, several models side by side; None if not all are there."""
+    from raypaml.explanations.gallery import of_every_group, side_by_side
+    from tools.papers.claims import title
+    from tools.papers.experiment_page import Looks
+
+    trained = {"none": ALPHAS[0], "inference": ALPHAS[0], "training": ALPHAS[-1]}
+    configs = {row: setting.config(hiding, row[0], trained[row[1]], seeds[0]) for row in LOOKED_AT}
+    reference = setting.reference(seeds[0], seeds)
+    if not all(map(is_finished, [reference, *configs.values()])):
+        return None
+    models = {title(row): model_of(config) for row, config in configs.items()}
+    models[title(("an", "inference"))].alpha = ALPHAS[-1]
+    pairs, data = compare(configs["an", "none"], reference, images)
+    shown = of_every_group(pairs, data.vocabulary.class_group)
+    return Looks(("AN", "full labels"), pairs, side_by_side(models, data, "test", shown))
+
+
+def write(setting: Setting, seeds: Sequence[int], asked: Any) -> Path:
+    """Measure what is not measured yet, and write the page over all that is finished."""
+    from tools.papers.experiment_page import write_experiment_page
+
+    configs = [config for stage in setting.stages(list(seeds)) for config in stage if is_finished(config)]
+    references = [setting.reference(config.run.seed, seeds) for config in configs]
+    beside_each_other(asked.jobs, measure, configs, references, [asked.images] * len(configs))
+    found = [collect(setting, hiding, seeds) for hiding in HIDINGS]
+    looks = {hiding: seen for hiding in HIDINGS if (seen := look(setting, hiding, seeds, asked.images))}
+    write_experiment_page(setting.storage, _about(setting, configs, asked), found, collect_sweep(setting, seeds), looks)
+    return setting.storage / "experiment.html"
+
+
+def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict[str, Any]:
+    """What was run, in words and numbers."""
+    records = [json.loads((folder_of(config) / "config.json").read_text()) for config in configs]
+    hours = sum(map(_own_seconds, configs)) / 3600
+    commits = sorted({record["commit"] for record in records})
+    text = (
+        f"{len(configs)} runs of the recipe digits, {setting.scenes:,} training scenes, {setting.epochs} epochs of "
+        f"which {setting.warmup_epochs} warm-up (the recipe: 18, 6), delta_rel {setting.delta_rel:g} % per epoch for "
+        "LL-R (the recipe's, scaled to reach the same by the last epoch; LL-Ct 0.4 and LL-Cp 0.2 of it, as published), "
+        f"one thread each, without the exact sums of --reproducible; {hours:.1f} h of training by the clock, the "
+        f"warm-up of the rejecting schemes taken from AN's runs. Commit {', '.join(commits)}."
+    )
+    cost = {"runs": len(configs), "training_hours": hours, "commits": commits, "images": asked.images}
+    return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": setting.delta_rel} | cost
+
+
+def _own_seconds(config: TrainConfig) -> float:
+    """Of training, without a warm-up that was another run's."""
+    from raypaml.runs.run_folder import read_history
+
+    history = read_history(folder_of(config))
+    shared = history[config.loss.warmup_epochs - 1]["seconds"] if config.loss.scheme in LATER else 0.0
+    return float(history[-1]["seconds"] - shared)
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+def parse() -> tuple[Any, Setting]:
+    """The flags, and what follows from them."""
+    parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--seeds", default="0,1,2,3,4", help="[0,1,2,3,4]")
+    add("--epochs", type=int, default=EPOCHS, help=f"of every run; a third is warm-up [{EPOCHS}; the recipe has 18]")
+    add("--scenes", type=int, default=NUM_SCENES["train"], help="training images [12000]")
+    add("--images", type=int, default=500, help="test images on which maps are compared [500]")
+    add("--storage", type=Path, default=Path("runs/experiment"), help="[runs/experiment]")
+    add("--jobs", type=int, default=2, help="runs at a time, one thread each [2]")
+    add("--quick", action="store_true", help="two seeds, 3 epochs of 960 scenes: for a look at the page")
+    add("--page-only", action="store_true", help="train nothing; the page over what is finished")
+    asked = parser.parse()
+    if asked.quick:
+        vars(asked).update(QUICK)
+    return asked, Setting(storage=asked.storage.absolute(), epochs=asked.epochs, scenes=asked.scenes)
+
+
+def main() -> None:
+    """Train what is missing, stage by stage, and write the page after each seed."""
+    from raypaml.data.data_folder import open_folder
+    from raypaml.runs.run_folder import check_same_run
+
+    asked, setting = parse()
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
+    stages = list(setting.stages(seeds))
+    for config in (config for stage in stages for config in stage):
+        config.check()
+        check_same_run(folder_of(config), config, open_folder(config.data.data))
+    for stage in [] if asked.page_only else stages:
+        missing = [config for config in stage if not is_finished(config)]
+        if missing:
+            beside_each_other(asked.jobs, train_alone, missing, [setting.storage / "warmups"] * len(missing))
+            if stage[0].loss.scheme in LATER:
+                write(setting, seeds, asked)
+    print(write(setting, seeds, asked))
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)

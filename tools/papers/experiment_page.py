@@ -1,0 +1,88 @@
+"""`experiment.html` and `experiment.json`: which of the papers' claims hold, with the figures, as one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raypaml.explanations.explanation_figures import attributions, correlations
+from raypaml.explanations.gallery import Row as PictureRow
+from raypaml.files import write_json
+from raypaml.metrics.pairs import Pairs
+from raypaml.reports.figures import missed_positives
+from raypaml.reports.pages import write_page
+from tools.papers.claims import Claim, claims, controls
+from tools.papers.experiment_figures import Findings, alpha_curves, gains, overview, rejecting_runs, sweep, table
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What one seed's models looked at, in one way of hiding."""
+
+    names: tuple[str, str]
+    """Of the model of partial labels and of the one of full labels that it is compared with."""
+    pairs: Pairs
+    gallery: Sequence[PictureRow]
+
+
+def write_experiment_page(
+    folder: Path,
+    about: Mapping[str, Any],
+    found: Sequence[Findings],
+    by_delta: Mapping[float, Mapping[int, Mapping[str, float]]],
+    looks: Mapping[str, Looks],
+) -> None:
+    """Write the page, and every verdict and table as JSON.
+
+    Args:
+        about: settings and cost, shown as they are.
+        found: of each way of hiding labels.
+        by_delta: figures by delta_rel and seed, of the sweep; empty for none.
+        looks: by the name of the hiding.
+    """
+    judged = {each.hiding: claims(each.figures) for each in found}
+    beside = {each.hiding: controls(each.figures) for each in found}
+    write_page(
+        folder / "experiment.html",
+        Path(__file__).with_name("experiment.html.j2"),
+        about=about,
+        hidings=list(judged),
+        claims=list(zip(*judged.values(), strict=True)),
+        controls=list(zip(*beside.values(), strict=True)),
+        tables={each.hiding: table(each.figures) for each in found},
+        overview=overview(found),
+        alpha_curves=alpha_curves(found),
+        rejections={each.hiding: missed_positives(runs) for each in found if (runs := rejecting_runs(each))},
+        gains={each.hiding: gains(each) for each in found},
+        sweep=sweep(by_delta) if by_delta else "",
+        looks=looks,
+        correlations={hiding: correlations(look.pairs) for hiding, look in looks.items()},
+        attributions={hiding: attributions(look.pairs, look.names) for hiding, look in looks.items()},
+    )
+    content = {
+        "about": dict(about),
+        "claims": {hiding: [_as_json(claim) for claim in every] for hiding, every in judged.items()},
+        "controls": {hiding: [_as_json(claim) for claim in every] for hiding, every in beside.items()},
+        "tables": {each.hiding: [vars(line) for line in table(each.figures)] for each in found},
+        "sweep": {f"{delta:g}": found for delta, found in by_delta.items()},
+    }
+    write_json(folder / "experiment.json", _finite(content))
+
+
+def _as_json(claim: Claim) -> dict[str, Any]:
+    fields = {name: getattr(claim, name) for name in ("letter", "statement", "measure", "bound", "unit", "note")}
+    figures = {"values": claim.values.tolist(), "mean": claim.mean, "interval": list(claim.interval)}
+    return {**fields, **figures, "verdict": claim.verdict}
+
+
+def _finite(content: Any) -> Any:
+    """The same with null for what is not a finite number, as JSON has no other way to say it."""
+    if isinstance(content, dict):
+        return {key: _finite(each) for key, each in content.items()}
+    if isinstance(content, list):
+        return [_finite(each) for each in content]
+    return None if isinstance(content, float) and not np.isfinite(content) else content
