@@ -27,6 +27,26 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
+def field_types(cls: type) -> dict[str, Any]:
+    """The type of each field of a dataclass.
+
+    It is a Literal also where the choices are not known when the dataclass is defined: there the field's metadata hold
+    a function `choices` that lists them, such as the schemes registered by then.
+    """
+    types = get_type_hints(cls)
+    listed = {
+        field.name: field.metadata["choices"]() for field in dataclasses.fields(cls) if "choices" in field.metadata
+    }
+    return types | {name: Literal.__getitem__(choices) for name, choices in listed.items()}
+
+
+class KeptLines(argparse.HelpFormatter):
+    """The usual help, but a text above or below the flags that has lines of its own keeps them."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers an unknown flag with the nearest one, in one line, exit code 2."""
 
@@ -51,13 +71,13 @@ def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
     """Add one flag for every field of the dataclass instance `group`; only the given ones appear in the result."""
     cls = type(group)
     section = parser.add_argument_group((cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
-    hints, docs = get_type_hints(cls), field_docs(cls)
+    types, docs = field_types(cls), field_docs(cls)
     for field in dataclasses.fields(cls):
         section.add_argument(
             "--" + field.name.replace("_", "-"),
             help=f"{docs[field.name]} [{_shown(getattr(group, field.name))}]".replace("%", "%%"),
             default=argparse.SUPPRESS,
-            **_how(hints[field.name]),
+            **_how(types[field.name]),
         )
 
 

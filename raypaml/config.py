@@ -7,9 +7,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
-from raypaml.labels import LargeLoss, SchemeName
+from raypaml.cli import field_types
+from raypaml.losses.schemes import scheme_names, scheme_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,10 @@ class ModelConfig:
 class LossConfig:
     """Loss and rejection."""
 
-    scheme: SchemeName = "ll_r"
-    """full labels, an: unobserved is negative, ignore: observed only, a large-loss scheme, or another paper's loss:
-    losses/schemes.py."""
+    scheme: str = field(default="ll_r", metadata={"choices": scheme_names})
+    """The loss, which decides what unobserved entries cost; the end of this help says what each scheme does."""
     scheme_settings: str = ""
-    """NAME=VALUE,... of the scheme instead of its published ones: losses/schemes.py."""
+    """NAME=VALUE,... for settings of the scheme instead of the published values, which the end of this help lists."""
     priors: str = ""
     """Run trained with scheme ignore, whose mean scores are the class priors of scheme csl."""
     delta_rel: float = 0.5
@@ -218,7 +218,7 @@ def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
 def _check_ranges(config: TrainConfig) -> None:
     values = config.flat()
     for _, group in config.groups():
-        for name, kind in get_type_hints(type(group)).items():
+        for name, kind in field_types(type(group)).items():
             if get_origin(kind) is Literal and values[name] not in get_args(kind):
                 raise ValueError(f"{name}={values[name]!r}: must be one of {', '.join(get_args(kind))}")
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
@@ -241,8 +241,9 @@ def _check_ranges(config: TrainConfig) -> None:
 def _check_schedule(config: TrainConfig) -> None:
     loss, epochs = config.loss, config.optim.epochs
     steps = rejecting_epochs(epochs, loss.warmup_epochs) + (loss.schedule == "samples")
-    most = 1 if loss.scheme == "ll_cp" else steps
-    if loss.scheme in get_args(LargeLoss) and loss.delta_rel * most > 100:
+    scheme = scheme_of(loss.scheme)
+    most = 1 if scheme.rate_is_constant else steps
+    if scheme.rejects_by == "rate" and loss.delta_rel * most > 100:
         raise ValueError(
             f"delta_rel={loss.delta_rel} %/epoch over {epochs} epochs ({loss.warmup_epochs} of warm-up) asks to reject "
             f"{loss.delta_rel * most:g} % of all entries in the last epoch; keep delta_rel * {most} <= 100"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,6 @@ NUM_GROUPS = 5
 GROUP_NAMES = tuple(f"G{group}" for group in range(1, NUM_GROUPS + 1))
 
 _COLUMNS = ["class_id", "name", "train_positives", "train_negatives", "class_group"]
-
-PlainScheme = Literal["full", "an", "ignore"]
-LargeLoss = Literal["ll_r", "ll_ct", "ll_cp"]
-AbsoluteLargeLoss = Literal["ll_r_abs", "ll_ct_abs", "ll_cp_abs"]
-EntryScheme = Literal["wan", "ls", "asl", "pasl", "csl", "epr", "role", "em", "em_apl", "gr", "hill", "splc"]
-SchemeName = Literal[PlainScheme, LargeLoss, AbsoluteLargeLoss, EntryScheme]
-"""How unobserved entries enter the loss; see losses.schemes."""
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

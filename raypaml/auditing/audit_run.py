@@ -26,7 +26,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.labels import IntArray, RealArray
-from raypaml.losses.schemes import KEEPING
+from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.models import tested_model
@@ -72,7 +72,7 @@ def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[
     if top < 1:
         raise ValueError(f"top={top}: must be at least 1")
     config, data, index = run.config, run.data, run.data.splits["train"]
-    keeping, epochs = config.loss.scheme in KEEPING, config.optim.epochs
+    keeping, epochs = scheme_of(config.loss.scheme).corrects, config.optim.epochs
     rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
     torch.set_num_threads(1)  # as prediction does: several take each other's cores on a busy machine
     model = tested_model(run.folder, config.model, len(data.vocabulary)).to(device)

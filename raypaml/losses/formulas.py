@@ -106,7 +106,7 @@ def em_apl(
 
     It costs pseudo_weight (-soft log p - (1 - soft) log(1 - p)). (D. Zhou et al., ECCV 2022, section 3;
     pseudo_weight: beta, published 0.02 VOC, 0.9 COCO, 0.2 NUS, 0.4 CUB. Where the pseudo labels come from, and how
-    that differs from the paper: `training.memory.ClassScores`.)
+    that differs from the paper: `training.scheme_state.ClassScores`.)
     """
     soft = soft.to(logits.dtype)
     negative = soft * softplus(-logits) + (1 - soft) * softplus(logits)
@@ -162,7 +162,7 @@ def epr(logits: Tensor, labels: Tensor, *, pull: Tensor) -> Tensor:
     """Observed entries only, plus a pull on every probability towards the expected number of positives.
 
     `pull` x p has the gradient of the penalty ((mean number of positives) - expected)^2 / K^2 of the global batch; see
-    `losses.schemes`. (E. Cole et al., CVPR 2021, section 4, R_k and L_EPR, the squared form.)
+    `losses.scheme_losses`. (E. Cole et al., CVPR 2021, section 4, R_k and L_EPR, the squared form.)
     """
     observed = _by_label(labels, softplus(-logits), softplus(logits), torch.zeros_like(logits))
     return observed + pull.to(logits.dtype) * torch.sigmoid(logits)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, AbsoluteLargeLoss, LargeLoss, PlainScheme, SchemeName
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.losses.fused_bce import mean_loss
+from raypaml.losses.large_loss_records import BY_RATE
+from raypaml.losses.schemes import SCHEMES, scheme_of
 from raypaml.losses.selection import rejection_count, rejection_rate, select
-
-REJECTING: tuple[LargeLoss, ...] = get_args(LargeLoss)
-SCHEMES: tuple[PlainScheme | LargeLoss, ...] = (*get_args(PlainScheme), *REJECTING)
-RELATIVE: dict[AbsoluteLargeLoss, LargeLoss] = dict(zip(get_args(AbsoluteLargeLoss), REJECTING, strict=True))
-"""What rejected entries become under the variants with an absolute threshold."""
 
 
 def scheduled_rate(
-    scheme: SchemeName,
+    scheme: str,
     delta_rel: float,
     *,
     epoch: int,
@@ -43,10 +40,11 @@ def scheduled_rate(
     """
     if warmup_epochs < 1:
         raise ValueError(f"warmup_epochs={warmup_epochs}: at least 1, for epoch 0 is always plain assume-negative")
-    if scheme not in REJECTING or epoch < warmup_epochs:
+    record = scheme_of(scheme)
+    if record.rejects_by != "rate" or epoch < warmup_epochs:
         return Fraction(0)
     progress = Fraction(epoch - warmup_epochs + 1) + (Fraction(step, steps) if continuous else 0)
-    return rejection_rate(Fraction(1) if scheme == "ll_cp" else progress, delta_rel)
+    return rejection_rate(Fraction(1) if record.rate_is_constant else progress, delta_rel)
 
 
 def scheduled_threshold(start: float, delta_abs: float, *, progress: float) -> float:
@@ -68,7 +66,7 @@ def scheduled_threshold(start: float, delta_abs: float, *, progress: float) -> f
 def large_loss(
     logits: Tensor,
     labels: Tensor,
-    scheme: PlainScheme | LargeLoss = "ll_r",
+    scheme: str = "ll_r",
     rejection_rate: float | Fraction = 0.0,
     *,
     threshold: float | None = None,
@@ -114,20 +112,51 @@ def large_loss(
         check_finite(logits)
     rows = logits.shape[0] if global_rows is None else global_rows
     considered = rows if scope == "global" else len(logits)
-    count = rejection_count(rejection_rate, considered * logits.shape[1]) if scheme in REJECTING else 0
+    count = rejection_count(rejection_rate, considered * logits.shape[1]) if scheme_of(scheme).rejects_by else 0
     if threshold is None:
         rejected = select(logits, labels, count, first_row=first_row, group=group if scope == "global" else None)
-    else:  # softplus(logit) > threshold, without its underflow
-        rejected = (labels == UNOBSERVED) & (logits.detach() > math.log(math.expm1(threshold)))
+    else:
+        rejected = exceeds(logits, labels, threshold)
     if scheme == "ignore":
         unobserved = labels == UNOBSERVED
         return mean_loss(logits, labels, _total((~unobserved).sum(), group), left_out=unobserved), rejected
     entries = rows * logits.shape[1]
     if count == 0 and threshold is None:
         return mean_loss(logits, labels, entries), rejected
-    if scheme == "ll_r":
-        return mean_loss(logits, labels, entries, left_out=rejected), rejected
-    return mean_loss(logits, labels, entries, flipped=rejected), rejected
+    return corrected_bce(scheme, logits, labels, rejected, entries), rejected
+
+
+def exceeds(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Mark the unobserved entries whose assume-negative loss exceeds a threshold.
+
+    Args:
+        logits: [B, K].
+        labels: int8 [B, K].
+        threshold: of the loss, above 0.
+
+    Returns:
+        [B, K] bool.
+    """
+    # the loss is softplus(logit); comparing the logit with the inverse's value avoids its underflow
+    return (labels == UNOBSERVED) & (logits.detach() > math.log(math.expm1(threshold)))
+
+
+def corrected_bce(scheme: str, logits: Tensor, labels: Tensor, rejected: Tensor, divisor: int) -> Tensor:
+    """Assume-negative loss in which `rejected` entries are left out or count as positive, as the scheme's record says.
+
+    Args:
+        scheme: the name of a scheme that rejects.
+        logits: [B, K].
+        labels: int8 [B, K].
+        rejected: bool [B, K].
+        divisor: what the sum over entries is divided by.
+
+    Returns:
+        Scalar.
+    """
+    if scheme_of(scheme).rejected_become == "left out":
+        return mean_loss(logits, labels, divisor, left_out=rejected)
+    return mean_loss(logits, labels, divisor, flipped=rejected)
 
 
 def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -137,8 +166,9 @@ def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def _check_arguments(logits: Tensor, labels: Tensor, scheme: str, rate: float | Fraction) -> None:
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme={scheme!r}: no such scheme; known: {', '.join(SCHEMES)}")
+    known = [name for name, record in SCHEMES.items() if record.loss == BY_RATE]
+    if scheme not in known:
+        raise ValueError(f"scheme={scheme!r}: no such scheme; known: {', '.join(known)}")
     if logits.shape != labels.shape or logits.dim() != 2:
         raise ValueError(f"logits {list(logits.shape)} and labels {list(labels.shape)}: give both as [B, K]")
     if not 0 <= rate <= 1:
@@ -146,14 +176,14 @@ def _check_arguments(logits: Tensor, labels: Tensor, scheme: str, rate: float | 
 
 
 def check_labels(labels: Tensor, scheme: str) -> None:
-    """Raise ValueError for labels outside the alphabet, or unobserved ones under `full`."""
+    """Raise ValueError for labels outside the alphabet, or unobserved ones where the scheme needs all of them."""
     low, high = map(int, torch.aminmax(labels)) if labels.numel() else (NEGATIVE, POSITIVE)
     if not UNOBSERVED <= low <= high <= POSITIVE:
         raise ValueError(
             f"labels from {low} to {high}: use {POSITIVE} positive, {NEGATIVE} negative, {UNOBSERVED} unobserved"
         )
-    if scheme == "full" and low == UNOBSERVED:
-        raise ValueError("scheme='full' needs every entry observed; choose a partial-label scheme")
+    if scheme_of(scheme).needs_truth and low == UNOBSERVED:
+        raise ValueError(f"scheme={scheme!r} needs every entry observed; choose a partial-label scheme")
 
 
 def check_finite(logits: Tensor) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from raypaml.cli import Parser, add_config_flags
+from raypaml.cli import KeptLines, Parser, add_config_flags
 from raypaml.config import RunConfig, TrainConfig
+from raypaml.losses.schemes import help_text
 from raypaml.recipes import RECIPES, recipe
 from raypaml.runs.run_folder import open_run, read_config, stored_config
 
@@ -55,7 +56,8 @@ def spelled_out(argv: Sequence[str]) -> list[str]:
 
 def run_parser(base: TrainConfig, prog: str, about: str) -> Parser:
     """Recipe, `--config` and a flag for every field; [values] are those of `base`."""
-    parser = Parser(prog=prog, description=about, epilog="Values in [brackets] are the recipe's.")
+    epilog = f"{help_text()}\n\nValues of flags in [brackets] are the recipe's."
+    parser = Parser(prog=prog, description=about, epilog=epilog, formatter_class=KeptLines)
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
     about_config = "best.json of a search or config.json of a run, instead of a recipe; flags win"
     parser.add_argument("--config", metavar="FILE", help=about_config)

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from raypaml.cli import field_types
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 
 SUGGESTED = "suggested"
@@ -146,7 +147,7 @@ def make_space(
 
 
 def _kind(config: TrainConfig, field: str) -> Any:
-    kinds = {name: kind for _, group in config.groups() for name, kind in get_type_hints(type(group)).items()}
+    kinds = {name: kind for _, group in config.groups() for name, kind in field_types(type(group)).items()}
     if field not in kinds:
         raise ValueError(f"field {field!r}: no such field{_near(field, kinds)}")
     if field in (*EXECUTION_FIELDS, "seed"):

@@ -9,28 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.losses.schemes import scheme_of
 
 if TYPE_CHECKING:
     from raypaml.search.spaces import Space
 
 AFTER_WARMUP = ("delta_rel", "schedule", "rejection_scope", "warmup_epochs")
-"""Fields that decide nothing before the first rejection, besides the schemes of ASSUME_NEGATIVE. All others may."""
-ASSUME_NEGATIVE = ("an", "ll_r", "ll_ct", "ll_cp", "ll_r_abs", "ll_ct_abs", "ll_cp_abs")
-"""Schemes that are plain assume-negative as long as nothing is rejected."""
+"""Fields that decide nothing before the first rejection, besides a scheme that is plain until then. All others may."""
 
 
 def warmup_key(config: TrainConfig) -> str:
     """The same for two configurations exactly if they train the same weights until the first of them rejects."""
     values: dict[str, Any] = {k: v for k, v in config.flat().items() if k not in (*AFTER_WARMUP, *EXECUTION_FIELDS)}
-    if values["scheme"] in ASSUME_NEGATIVE:
-        values["scheme"] = ASSUME_NEGATIVE[0]
+    if scheme_of(config.loss.scheme).plain_until_rejection:
+        values["scheme"] = "an"
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def acts_after_warmup(space: Space, base: TrainConfig) -> bool:
     """Whether trials that differ in this field only can share their warm-up."""
     if space.field == "scheme":
-        return {*space.values, base.loss.scheme} <= set(ASSUME_NEGATIVE)
+        return all(scheme_of(str(name)).plain_until_rejection for name in (*space.values, base.loss.scheme))
     return space.field in AFTER_WARMUP
 
 

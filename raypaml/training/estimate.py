@@ -16,7 +16,7 @@ from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.plan import Plan, default_lanes
-from raypaml.losses.large_loss import REJECTING
+from raypaml.losses.schemes import scheme_of
 from raypaml.losses.selection import rejection_count, rejection_rate
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
@@ -114,11 +114,10 @@ def _device(config: TrainConfig) -> str:
 
 def _most_rejected(config: TrainConfig, entries: int) -> int:
     epochs = rejecting_epochs(config.optim.epochs, config.loss.warmup_epochs)
-    if config.loss.scheme not in REJECTING or not epochs:
+    scheme = scheme_of(config.loss.scheme)
+    if scheme.rejects_by != "rate" or not epochs:
         return 0
-    return rejection_count(
-        rejection_rate(1 if config.loss.scheme == "ll_cp" else epochs, config.loss.delta_rel), entries
-    )
+    return rejection_count(rejection_rate(1 if scheme.rate_is_constant else epochs, config.loss.delta_rel), entries)
 
 
 def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> ModelShape:

@@ -14,7 +14,7 @@ from raypaml.model.backbones import check_backbone
 from raypaml.runs.models import check_model
 from raypaml.runs.run_folder import check_same_run, new_name, open_run
 from raypaml.training.estimate import describe_estimate, estimate
-from raypaml.training.scheme_state import memory_of
+from raypaml.training.scheme_state import scheme_state_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     """
     data = _checked_data(config, say)
     check_backbone(config.model.backbone)
-    memory_of(config, data)
+    scheme_state_of(config, data)
     make_probe(config, data, "cpu")
     check_model(config, data, say)
     if config.optim.feature_cache not in ("run", "off"):  # the same folder for every worker, wherever it stands

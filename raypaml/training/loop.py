@@ -19,6 +19,7 @@ from raypaml.evaluation.prediction_plan import (
     plan_prediction,
     predict_part,
 )
+from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
@@ -96,7 +97,7 @@ def _train_epoch(worker: Worker) -> bool:
         worker.data.shards,
         worker.data.splits["train"],
         parts,
-        full_labels=config.loss.scheme == "full",
+        full_labels=scheme_of(config.loss.scheme).needs_truth,
         with_truth=True,
         skip_broken=config.data.skip_budget > 0,
         with_images=not worker.features,
@@ -154,7 +155,7 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     *summed, together = team.sum(torch.cat([worker.tally, worker.tally.new_tensor([seconds])])).tolist()
     worker.tally.zero_()
     worker.report_steps = max(1, int(REPORT_SECONDS * steps * team.world_size / together))
-    worker.memory.exchange(team)
+    worker.scheme_state.exchange(team)
     _agree_on_skips(worker)
     state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
     totals = dict(zip(TALLY, state.tally, strict=True))
@@ -199,7 +200,7 @@ def _finish_epoch(worker: Worker) -> bool:
     worker.now("validating")
     worker.rejections.write(state.epoch, state.step)
     worker.corrections.exchange(worker.team)
-    worker.memory.close(state.epoch)
+    worker.scheme_state.close(state.epoch)
     features = worker.features.get("validation")
     mine = predict_split(
         worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker)

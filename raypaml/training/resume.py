@@ -30,7 +30,7 @@ def restore(worker: Worker) -> None:
     worker.state, worker.corrections = checkpoint.load_checkpoint(
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
-    worker.memory.restore(checkpoint.read_memory(valid[-1]))
+    worker.scheme_state.restore(checkpoint.read_memory(valid[-1]))
     count = worker.team.world_size
     worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
 
@@ -63,7 +63,7 @@ def save_state(worker: Worker) -> None:
             worker.corrections,
             index,
             worker.average,
-            worker.memory.tensors(),
+            worker.scheme_state.tensors(),
         )
         checkpoint.retain(folder)
         lines = worker.run_folder / ".metrics.unfinished"

@@ -1,9 +1,13 @@
-"""What some schemes remember from step to step: of each class, or, sparsely, of each sample. The same on every rank."""
+"""What some schemes remember from step to step, of each class or, sparsely, of each sample; the same on every rank.
+
+A scheme's record declares what it keeps, and `STATES` says how a run begins; checkpoints hold it in memory.safetensors.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,38 +19,39 @@ from raypaml.data.index import Index
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, IntArray
 from raypaml.losses.formulas import estimates_step
 from raypaml.losses.fused_terms import UNIT, probability_sum
-from raypaml.losses.schemes import SCHEMES, check_schedule, global_sum, read_settings
+from raypaml.losses.scheme_losses import check_schedule, global_sum
+from raypaml.losses.schemes import read_settings, scheme_of
 from raypaml.runs.checkpoint import read_memory
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.run_folder import check_trained_classes
 
 
-class Memory:
-    """Of a scheme that remembers nothing; the interface of all."""
+class SchemeState:
+    """The state of a scheme that remembers nothing, and the interface of all states."""
 
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor | float]:  # noqa: ARG002
-        """What the loss of these samples, with labels [B, K], takes besides logits and labels."""
+        """What the loss of samples, with these rows [B] of the index and labels [B, K], takes besides these."""
         return {}
 
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, team: Ranks, global_rows: int) -> None:
-        """After a step; called on every rank."""
+        """Remember a step by this rank's rows [B], labels [B, K] and logits [B, K]. Called on every rank."""
 
     def exchange(self, team: Ranks) -> None:
-        """Make what any rank noted known to all."""
+        """Make what any rank noted known to all ranks."""
 
     def close(self, epoch: int) -> None:
-        """At the end of this epoch, all having been exchanged."""
+        """Finish an epoch, after its last exchange."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, after an exchange."""
+        """What a checkpoint keeps, by name; taken after an exchange."""
         return {}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+        """Go on from what a checkpoint kept; the inverse of `tensors`."""
 
 
-class Means(Memory):
+class ClassMeans(SchemeState):
     """The mean score of each class over an epoch of training: what `csl` takes for the prior, from a run of `ignore`.
 
     (E. Ben-Baruch et al., CVPR 2022, section 3; chosen: the scores that training saw, as in the published code.)
@@ -57,7 +62,7 @@ class Means(Memory):
         self._sums, self._fresh = (torch.zeros(num_classes + 1, dtype=torch.int64) for _ in range(2))
 
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, team: Ranks, global_rows: int) -> None:  # noqa: ARG002
-        """Add this part's probabilities."""
+        """Add the probabilities of this rank's part, by class."""
         self._fresh[:-1] += probability_sum(logits, 0).cpu()
         self._fresh[-1] += len(rows)
 
@@ -67,27 +72,27 @@ class Means(Memory):
         self._fresh.zero_()
 
     def close(self, epoch: int) -> None:  # noqa: ARG002
-        """The epoch's means."""
+        """Turn the epoch's sums into its means."""
         self.means = self._sums[:-1].double() / UNIT / self._sums[-1]
         self._sums.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Means of the last epoch, sums of this one."""
+        """The means of the last epoch, and the sums of this one."""
         return {"means": self.means, "sums": self._sums}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """Go on with them."""
+        """Go on with what a checkpoint kept."""
         self.means, self._sums = kept["means"], kept["sums"]
 
 
-class Priors(Memory):
+class ClassPriors(SchemeState):
     """The class priors of `csl`: mean scores of a run of `ignore`."""
 
     def __init__(self, priors: Tensor):
         self.priors = priors
 
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """Priors [K]."""
+        """The priors [K]."""
         return {"priors": self.priors.to(labels.device)}
 
     def tensors(self) -> dict[str, Tensor]:
@@ -95,22 +100,22 @@ class Priors(Memory):
         return {"priors": self.priors}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """Those that the run began with."""
+        """Go on with the priors that the run began with."""
         self.priors = kept["priors"]
 
 
-class Expected(Memory):
+class ExpectedPositives(SchemeState):
     """The expected number of positives of an image, for `epr`: as many as the validation split has."""
 
     def __init__(self, expected: float):
         self.expected = expected
 
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor | float]:  # noqa: ARG002
-        """A number."""
+        """The number, the same for all samples."""
         return {"expected": self.expected}
 
 
-class ClassScores(Memory):
+class ClassScores(SchemeState):
     """Below which logit an unobserved entry of a class is a pseudo-negative of `em_apl`, and with which soft label.
 
     The paper ranks all unobserved entries of a class after each epoch from the warm-up on, by a pass over the training
@@ -121,7 +126,7 @@ class ClassScores(Memory):
     """
 
     WIDTH, BINS = 0.125, 512
-    """Of the histogram, from -32 to 32."""
+    """The histogram has this many bins of this width, from -32 to 32."""
 
     def __init__(self, num_classes: int, config: LossConfig, epochs: int, share: float):
         self._warmup, self._epochs, self._share = config.warmup_epochs, epochs, share
@@ -130,11 +135,11 @@ class ClassScores(Memory):
         self.soft = torch.zeros(num_classes)
 
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """Threshold [K] and soft label [K]."""
+        """The threshold [K] and the soft label [K] of each class."""
         return {"threshold": self.thresholds.to(labels.device), "soft": self.soft.to(labels.device)}
 
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, team: Ranks, global_rows: int) -> None:  # noqa: ARG002
-        """Count the unobserved entries' logits."""
+        """Count the logits of unobserved entries, by class and bin."""
         position, classes = (labels == UNOBSERVED).nonzero(as_tuple=True)
         bins = (logits.detach()[position, classes].double() / self.WIDTH).floor().long() + self.BINS // 2
         cells = classes * self.BINS + bins.clamp(0, self.BINS - 1)
@@ -146,7 +151,7 @@ class ClassScores(Memory):
         self._fresh.zero_()
 
     def close(self, epoch: int) -> None:
-        """Thresholds and soft labels of the next epoch."""
+        """Choose the thresholds and soft labels of the next epoch."""
         left = self._epochs - self._warmup
         share = self._share * (epoch + 2 - self._warmup) / left if left > 0 else 0.0
         if share > 0:
@@ -162,15 +167,15 @@ class ClassScores(Memory):
         self.soft = ((chosen * torch.sigmoid(middle.double())).sum(1) / chosen.sum(1).clamp(min=1)).float()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Thresholds, soft labels, and this epoch's counts."""
+        """The thresholds, the soft labels, and this epoch's counts."""
         return {"thresholds": self.thresholds, "soft": self.soft, "counts": self._counts}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """Go on with them."""
+        """Go on with what a checkpoint kept."""
         self.thresholds, self.soft, self._counts = kept["thresholds"], kept["soft"], kept["counts"]
 
 
-class Estimates(Expected):
+class LabelEstimates(ExpectedPositives):
     """The label estimates of `role`: of each sample the KEPT highest classes, and one number for all others.
 
     With K <= KEPT this is the whole matrix of the paper. Its logits begin at 0 (chosen; the paper: random, 0.4 to 0.6),
@@ -191,7 +196,7 @@ class Estimates(Expected):
         self._fresh: list[tuple[Tensor, ...]] = []
 
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor | float]:
-        """Logits of the estimates [B, K], and the expected number of positives."""
+        """The logits of the estimates [B, K], and the expected number of positives."""
         at = torch.from_numpy(rows)
         first = self.OBSERVED * ((labels == POSITIVE).float() - (labels == NEGATIVE).float())
         others = self.others[at]
@@ -213,7 +218,7 @@ class Estimates(Expected):
         self._fresh.append((torch.from_numpy(rows), best.indices.int(), best.values, others))
 
     def exchange(self, team: Ranks) -> None:
-        """Put what all ranks learned in its place."""
+        """Put what all ranks learned into the estimates of every rank."""
         empty = (torch.zeros(0, dtype=torch.int64), self.classes[:0], self.logits[:0], self.others[:0])
         learned = [torch.cat(parts).flatten().numpy() for parts in zip(empty, *self._fresh, strict=True)]
         rows, classes, logits, others = (torch.from_numpy(team.gather(values)) for values in learned)
@@ -222,41 +227,60 @@ class Estimates(Expected):
         self._fresh = []
 
     def tensors(self) -> dict[str, Tensor]:
-        """All estimates."""
+        """The estimates of all samples."""
         return {"classes": self.classes, "logits": self.logits, "others": self.others}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """Go on with them."""
+        """Go on with what a checkpoint kept."""
         self.classes, self.logits, self.others = kept["classes"], kept["logits"], kept["others"]
 
 
-def memory_of(config: TrainConfig, data: DataFolder) -> Memory:
-    """What the run's scheme remembers, at the start.
+# --- What a run begins with -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the state at the start of a run is made from."""
+
+    config: TrainConfig
+    data: DataFolder
+    settings: Mapping[str, float]
+    """All settings of the scheme, given or published."""
+
+
+STATES: dict[str, Callable[[Start], SchemeState]] = {
+    "": lambda _: SchemeState(),
+    "class_means": lambda start: ClassMeans(len(start.data.vocabulary)),
+    "class_priors": lambda start: ClassPriors(read_priors(start.config.loss.priors, start.data)),
+    "expected_positives": lambda start: ExpectedPositives(_positives(start.data)),
+    "class_scores": lambda start: ClassScores(
+        len(start.data.vocabulary), start.config.loss, start.config.optim.epochs, start.settings["share"]
+    ),
+    "label_estimates": lambda start: LabelEstimates(start.data.splits["train"], _positives(start.data), start.settings),
+}
+"""The state at the start, by what the record of a scheme declares as its `state`."""
+
+
+def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
+    """The state of the run's scheme, at the start.
 
     Raises:
         ValueError: settings, schedule, priors or labels are not as the scheme needs them.
     """
-    loss, num_classes = config.loss, len(data.vocabulary)
-    if loss.scheme == "full" and not data.splits["train"].has_truth:
-        raise ValueError(f"scheme=full: {data.path} does not know its full labels; choose a partial-label scheme")
-    settings = SCHEMES[loss.scheme].settings | read_settings(loss.scheme, loss.scheme_settings)
+    loss = config.loss
+    scheme = scheme_of(loss.scheme)
+    if scheme.needs_truth and not data.splits["train"].has_truth:
+        raise ValueError(
+            f"scheme={scheme.name}: {data.path} does not know its full labels; choose a partial-label scheme"
+        )
+    settings = scheme.defaults | read_settings(scheme.name, loss.scheme_settings)
     last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
-    check_schedule(loss.scheme, settings, last)
-    if loss.scheme == "ignore":
-        return Means(num_classes)
-    if loss.scheme == "csl":
-        return Priors(read_priors(loss.priors, data))
-    if loss.scheme == "epr":
-        return Expected(_positives(data))
-    if loss.scheme == "em_apl":
-        return ClassScores(num_classes, loss, config.optim.epochs, settings["share"])
-    if loss.scheme == "role":
-        return Estimates(data.splits["train"], _positives(data), settings)
-    return Memory()
+    check_schedule(scheme.name, settings, last)
+    return STATES[scheme.state](Start(config=config, data=data, settings=settings))
 
 
 def _positives(data: DataFolder) -> float:
-    """Observed positives of a validation image, on average."""
+    """The mean number of observed positives of a validation image."""
     index = data.splits["validation"]
     return len(index.positives.values) / len(index)
 

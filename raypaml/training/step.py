@@ -18,7 +18,8 @@ from raypaml.data.batches import Batch
 from raypaml.data.plan import lane_slices
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.losses.large_loss import check_labels
-from raypaml.losses.schemes import KEEPING, StepContext, read_settings, scheme_loss
+from raypaml.losses.scheme_losses import StepContext, scheme_loss
+from raypaml.losses.schemes import read_settings, scheme_of
 from raypaml.runs.models import autocast, update_average
 from raypaml.training.gradients import add_exactly
 from raypaml.training.nonfinite import FiniteCheck, check_gradients
@@ -77,11 +78,11 @@ def train_step(worker: Worker, batch: Batch) -> None:
         check_gradients(worker.model, where)
 
     # --- What the scheme keeps --------------------------------------------------------------------------------
-    if config.loss.scheme in KEEPING:
+    if scheme_of(config.loss.scheme).corrects:
         worker.corrections.add(batch.rows, rejected)
     if config.run.history:
         worker.rejections.add(batch.rows, rejected)
-    worker.memory.note(batch.rows, labels, logits, team, batch.global_rows)
+    worker.scheme_state.note(batch.rows, labels, logits, team, batch.global_rows)
     _update(worker)
     _count(worker, batch, labels, loss.detach(), rejected)
 
@@ -147,7 +148,7 @@ def _no_logits(worker: Worker) -> Tensor:
 
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     config, state = worker.config.loss, worker.state
-    moment = StepContext(
+    context = StepContext(
         epoch=state.epoch,
         epochs=worker.config.optim.epochs,
         step=state.step,
@@ -160,9 +161,9 @@ def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple
         group=worker.team.group,
         scope=config.rejection_scope,
         settings=read_settings(config.scheme, config.scheme_settings),
-        known=worker.memory.known(batch.rows, labels),
+        known=worker.scheme_state.known(batch.rows, labels),
     )
-    return scheme_loss(config.scheme, logits, labels, moment)
+    return scheme_loss(config.scheme, logits, labels, context)
 
 
 def _update(worker: Worker) -> None:

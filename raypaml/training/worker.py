@@ -28,7 +28,7 @@ from raypaml.runs.skips import Skip
 from raypaml.training.gradients import check_reproducible
 from raypaml.training.nonfinite import FiniteCheck
 from raypaml.training.rejections import Rejections
-from raypaml.training.scheme_state import Memory, memory_of
+from raypaml.training.scheme_state import SchemeState, scheme_state_of
 
 READING = "reading"
 NAMED = 3
@@ -67,8 +67,8 @@ class Worker:
     optimizer: torch.optim.Optimizer
     state: State
     corrections: Corrections
-    memory: Memory
-    """The scheme's, besides corrections."""
+    scheme_state: SchemeState
+    """What the scheme remembers from step to step, besides corrections."""
     rejections: Rejections
     report: Report
     store: Mirror | None
@@ -163,7 +163,7 @@ def build_worker(
         optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
-        memory=memory_of(config, data),
+        scheme_state=scheme_state_of(config, data),
         rejections=Rejections(run_folder, index, team.rank),
         report=report,
         store=Mirror.of(config.run.storage, run_folder),

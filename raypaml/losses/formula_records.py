@@ -1,0 +1,191 @@
+"""The records of the schemes that are a formula of each entry, in some with what training remembers of it."""
+
+from __future__ import annotations
+
+from raypaml.losses.scheme import ABOVE_ZERO, FOCUSING, SHARE, Published, Scheme, Setting
+
+COLE = "E. Cole et al., CVPR 2021"
+BEN_BARUCH = "E. Ben-Baruch et al., CVPR 2022"
+ZHOU = "D. Zhou et al., ECCV 2022"
+ZHANG = 'Y. Zhang et al., 2021, "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels"'
+
+FOCAL_MARGIN = (
+    Setting("margin", 1.0, "what is subtracted from a positive's logit"),
+    Setting("gamma", 2.0, "power of the focusing weight", FOCUSING),
+)
+PASL = (
+    Setting("gamma_pos", 0.0, "power of the focusing weight of positives", FOCUSING),
+    Setting("gamma_neg", 1.0, "the same of observed negatives", FOCUSING),
+    Setting("gamma_unobserved", 4.0, "the same of unobserved entries", FOCUSING),
+    Setting("clip", 0.0, "what is subtracted from p of all but positives", SHARE),
+)
+WHOLE_FORMULA = "The gradient is that of the whole formula; the published code holds the focusing weights constant."
+EXPECTED = Setting("expected", 0.0, "positives expected in an image; 0: as many as observed in the validation split")
+
+RECORDS = (
+    Scheme(
+        name="wan",
+        about="Weak assume negative: an unobserved entry costs -weight log(1 - p).",
+        paper=COLE,
+        equation="section 4, L_WAN, after O. Mac Aodha et al., ICCV 2019",
+        loss="raypaml.losses.scheme_losses:wan_loss",
+        loss_of="batch",
+        settings=(Setting("weight", 0.0, "weight of an unobserved entry; 0: 1 / (K - 1)"),),
+    ),
+    Scheme(
+        name="ls",
+        about="Assume negative with label smoothing: targets 1 and 0 become 1 - smoothing and smoothing.",
+        paper=COLE,
+        equation="section 4, L_AN-LS",
+        loss="raypaml.losses.formulas:ls",
+        settings=(Setting("smoothing", 0.1, "what is moved from one target to the other", SHARE),),
+        differs="0.1 is moved, as in the published code; the paper's epsilon is twice what is moved.",
+    ),
+    Scheme(
+        name="asl",
+        about="Asymmetric loss on assumed negatives: -(1 - p)^gamma_pos log p for a positive, else "
+        "-q^gamma_neg log(1 - q) with q = max(p - clip, 0).",
+        paper="T. Ridnik et al., ICCV 2021",
+        equation="sections 2.2 to 2.4",
+        loss="raypaml.losses.formulas:asl",
+        settings=(
+            Setting("gamma_pos", 0.0, "power of the focusing weight of positives", FOCUSING),
+            Setting("gamma_neg", 4.0, "the same of all other entries", FOCUSING),
+            Setting("clip", 0.05, "what is subtracted from p of all but positives", SHARE),
+        ),
+        differs="The gradient is that of the whole formula, as in the paper's section 2.5; the published code can hold "
+        "the focusing weights constant.",
+    ),
+    Scheme(
+        name="pasl",
+        about="Partial asymmetric loss: as asl, with a focusing weight of their own for unobserved entries.",
+        paper=BEN_BARUCH,
+        equation="section 3",
+        loss="raypaml.losses.formulas:pasl",
+        settings=PASL,
+        differs=WHOLE_FORMULA,
+    ),
+    Scheme(
+        name="csl",
+        about="Class-aware selective loss: pasl without unobserved entries of frequent classes, and without the most "
+        "likely unobserved entries of a batch.",
+        paper=BEN_BARUCH,
+        equation="section 3",
+        loss="raypaml.losses.scheme_losses:csl_loss",
+        loss_of="batch",
+        settings=(
+            *PASL,
+            Setting("prior", 0.05, "class prior above which a class's unobserved entries are left out"),
+            Setting("likely", 5.0, "unobserved entries of each image, counted over the batch, that are left out"),
+        ),
+        state="class_priors",
+        rejected_become="left out",
+        differs=WHOLE_FORMULA + " The likely entries are counted over the batch, as there, and not image by image.",
+    ),
+    Scheme(
+        name="epr",
+        about="Expected positive regularisation: observed entries only, and a pull towards the expected number of "
+        "positives of an image.",
+        paper=COLE,
+        equation="section 4, R_k and L_EPR, the squared form",
+        loss="raypaml.losses.scheme_losses:epr_loss",
+        loss_of="batch",
+        settings=(EXPECTED,),
+        state="expected_positives",
+    ),
+    Scheme(
+        name="role",
+        about="Regularised online label estimation: half epr, half the cross-entropy to label estimates that learn "
+        "beside the classifier.",
+        paper=COLE,
+        equation="section 4, L_ROLE",
+        loss="raypaml.losses.scheme_losses:role_loss",
+        loss_of="batch",
+        settings=(EXPECTED, Setting("step", 1.0, "length of the estimates' steps of gradient descent")),
+        state="label_estimates",
+        differs="The estimates learn by gradient descent and start at 0, where the published code has Adam and a "
+        "random start; of each sample those of the 64 highest classes are kept, and one number for all others.",
+    ),
+    Scheme(
+        name="em",
+        about="Entropy maximisation: an unobserved entry costs -weight H(p), H(p) = -p log p - (1 - p) log(1 - p).",
+        paper=ZHOU,
+        equation="section 3",
+        loss="raypaml.losses.formulas:em",
+        settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha"),),
+        published=(
+            Published(("VOC",), {"weight": 0.2}, "code"),
+            Published(("COCO", "NUS-WIDE"), {"weight": 0.1}, "code"),
+            Published(("CUB",), {"weight": 0.01}, "code"),
+        ),
+    ),
+    Scheme(
+        name="em_apl",
+        about="Entropy maximisation with asymmetric pseudo labels: as em, but the unobserved entries of lowest score "
+        "become soft negatives.",
+        paper=ZHOU,
+        equation="section 3",
+        loss="raypaml.losses.scheme_losses:em_apl_loss",
+        loss_of="batch",
+        settings=(
+            Setting("weight", 0.1, "weight of the entropy, the paper's alpha"),
+            Setting("pseudo_weight", 0.9, "weight of a pseudo-negative, the paper's beta"),
+            Setting("share", 0.9, "share of a class's unobserved entries that become pseudo-negative", SHARE),
+        ),
+        state="class_scores",
+        published=(
+            Published(("VOC",), {"weight": 0.2, "pseudo_weight": 0.02, "share": 0.9, "warmup_epochs": 5}, "code"),
+            Published(("COCO",), {"weight": 0.1, "pseudo_weight": 0.9, "share": 0.9, "warmup_epochs": 5}, "code"),
+            Published(("NUS-WIDE",), {"weight": 0.1, "pseudo_weight": 0.2, "share": 0.9, "warmup_epochs": 4}, "code"),
+            Published(("CUB",), {"weight": 0.01, "pseudo_weight": 0.4, "share": 0.9, "warmup_epochs": 3}, "code"),
+        ),
+        differs="A histogram of each class's logits of the last epoch decides again in every epoch which entries are "
+        "pseudo-negatives; the paper ranks all entries of the training split and keeps its choice.",
+    ),
+    Scheme(
+        name="gr",
+        about="Generalised robust loss: an unobserved entry is a missed positive with probability k(p), else a "
+        "negative, both at a bounded cost, and has the weight v(p).",
+        paper="Y. Chen et al., IJCAI 2024",
+        equation="section 3",
+        loss="raypaml.losses.scheme_losses:gr_loss",
+        loss_of="batch",
+        settings=(
+            Setting("q2", 0.01, "bounds the cost of a missed positive", ABOVE_ZERO),
+            Setting("q3", 1.0, "bounds the cost of a negative", ABOVE_ZERO),
+            Setting("slope", 0.0, "k(p) = sigmoid(slope p + offset), at the start"),
+            Setting("slope_end", 2.0, "slope after the last epoch"),
+            Setting("offset", -2.0, "offset at the start"),
+            Setting("offset_end", -2.0, "offset after the last epoch"),
+            Setting("centre", 0.5, "v(p) is a Gaussian around it, at the start"),
+            Setting("centre_end", 0.8, "centre in the last epoch"),
+            Setting("width", 2.0, "width of that Gaussian at the start", ABOVE_ZERO),
+            Setting("width_end", 0.5, "width in the last epoch", ABOVE_ZERO),
+        ),
+        published=(Published(("COCO",), {"slope_end": 10.0, "offset_end": -8.0}, "AEVLP's code"),),
+        differs="A positive costs -log p, the limit of q1 = 0; k and v move linearly with the epoch, as in the "
+        "published code.",
+    ),
+    Scheme(
+        name="hill",
+        about="Hill loss: a positive costs the focal margin loss, all else (lamb - p) p^2.",
+        paper=ZHANG,
+        equation="section 3",
+        loss="raypaml.losses.formulas:hill",
+        settings=(*FOCAL_MARGIN, Setting("lamb", 1.5, "the lambda of (lamb - p) p^2")),
+        differs="An observed negative costs the same as an unobserved entry.",
+    ),
+    Scheme(
+        name="splc",
+        about="Self-paced loss correction: the focal margin loss, in which unobserved entries of p above tau count as "
+        "positive after the warm-up.",
+        paper=ZHANG,
+        equation="section 3",
+        loss="raypaml.losses.scheme_losses:splc_loss",
+        loss_of="batch",
+        settings=(*FOCAL_MARGIN, Setting("tau", 0.6, "p above which an unobserved entry counts as positive", SHARE)),
+        rejected_become="positive",
+        differs="What counts as positive has no margin, as in the published code; observed negatives never do.",
+    ),
+)
+"""The schemes in the order in which they are listed."""

@@ -1,0 +1,152 @@
+"""The records of the plain schemes and of the large-loss family, LL-R, LL-Ct and LL-Cp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raypaml.losses.scheme import ABOVE_ZERO, Published, Scheme, Setting
+
+BY_RATE = "raypaml.losses.scheme_losses:large_loss_by_rate"
+BY_THRESHOLD = "raypaml.losses.scheme_losses:large_loss_by_threshold"
+
+LARGE_LOSS = "Y. Kim et al., CVPR 2022"
+FORMULAS = "section 4, equations 4 to 7"
+EXACT = (
+    "Exactly the k unobserved entries of largest loss in the global batch are rejected, and ties go by position; the "
+    "published code takes every tie of a mini-batch, and observed entries too where k exceeds the unobserved ones."
+)
+
+
+def _published(boostlu: float, best: Mapping[str, float]) -> tuple[Published, ...]:
+    """The values of delta_rel, in percent: BoostLU's code, LL's author by data set, and LL's search on OpenImages."""
+    optimizers = {"VOC": "SGD 5e-3", "COCO": "Adam 1e-5", "NUS-WIDE": "Adam 1e-5", "CUB": "Adam 7.5e-5"}
+    return (
+        Published(tuple(optimizers), {"delta_rel": boostlu}, "BoostLU code, Adam 1e-5"),
+        *(
+            Published((data,), {"delta_rel": value}, f"author's best, LargeLossMatters issue 4, {optimizers[data]}")
+            for data, value in best.items()
+        ),
+        Published(("OpenImages V3",), {"delta_rel": (0.005, 0.01), "epochs": 20, "lr": 2e-5}, "supplement, searched"),
+    )
+
+
+THRESHOLD = (
+    Setting("threshold", 1.5, "R0, the loss above which an entry is rejected, before it falls", ABOVE_ZERO),
+    Setting("delta_abs", 0.1, "by how much the threshold falls with each epoch since the warm-up"),
+)
+SEARCHED = (Published((), {"threshold": (1.0, 1.5, 2.0), "delta_abs": (0.1, 0.15, 0.2)}, "supplement, searched"),)
+SAME_THRESHOLD = "All three schemes take the same threshold, and its epochs count from the warm-up on."
+
+RECORDS = (
+    Scheme(
+        name="full",
+        about="Binary cross-entropy with every label known.",
+        loss=BY_RATE,
+        loss_of="batch",
+        needs_truth=True,
+    ),
+    Scheme(
+        name="an",
+        about="Assume negative: an unobserved entry counts as a negative.",
+        paper=LARGE_LOSS,
+        loss=BY_RATE,
+        loss_of="batch",
+        plain_until_rejection=True,
+    ),
+    Scheme(
+        name="ignore",
+        about="Binary cross-entropy of the observed entries only, averaged over them.",
+        paper=LARGE_LOSS,
+        loss=BY_RATE,
+        loss_of="batch",
+        state="class_means",
+    ),
+    Scheme(
+        name="ll_r",
+        about="Large-loss rejection: the unobserved entries of largest loss are left out, delta_rel percent more with "
+        "each epoch.",
+        paper=LARGE_LOSS,
+        equation=FORMULAS,
+        loss=BY_RATE,
+        loss_of="batch",
+        rejects_by="rate",
+        rejected_become="left out",
+        plain_until_rejection=True,
+        published=_published(0.5, {"VOC": 0.2, "COCO": 0.4, "NUS-WIDE": 0.4, "CUB": 0.4}),
+        differs=EXACT,
+    ),
+    Scheme(
+        name="ll_ct",
+        about="Temporary correction: as ll_r, but rejected entries count as positive in this step.",
+        paper=LARGE_LOSS,
+        equation=FORMULAS,
+        loss=BY_RATE,
+        loss_of="batch",
+        rejects_by="rate",
+        rejected_become="positive",
+        plain_until_rejection=True,
+        published=_published(0.2, {"VOC": 0.2, "COCO": 0.2, "NUS-WIDE": 0.2, "CUB": 0.4}),
+        differs=EXACT,
+    ),
+    Scheme(
+        name="ll_cp",
+        about="Permanent correction: the unobserved entries of largest loss, delta_rel percent in each epoch, count as "
+        "positive from then on.",
+        paper=LARGE_LOSS,
+        equation=FORMULAS,
+        loss=BY_RATE,
+        loss_of="batch",
+        rejects_by="rate",
+        rate_is_constant=True,
+        rejected_become="positive",
+        corrects=True,
+        plain_until_rejection=True,
+        published=_published(0.1, {"VOC": 0.1, "COCO": 0.2, "NUS-WIDE": 0.2, "CUB": 0.2}),
+        differs=EXACT + " LL's published code runs LL-Ct here, by a comparison that is never true.",
+    ),
+    Scheme(
+        name="ll_r_abs",
+        about="As ll_r, but every unobserved entry is left out whose loss exceeds a threshold that falls with each "
+        "epoch.",
+        paper=LARGE_LOSS,
+        equation="supplement",
+        loss=BY_THRESHOLD,
+        loss_of="batch",
+        settings=THRESHOLD,
+        rejects_by="threshold",
+        rejected_become="left out",
+        plain_until_rejection=True,
+        published=SEARCHED,
+        differs=SAME_THRESHOLD,
+    ),
+    Scheme(
+        name="ll_ct_abs",
+        about="As ll_ct, with the threshold of ll_r_abs.",
+        paper=LARGE_LOSS,
+        equation="supplement",
+        loss=BY_THRESHOLD,
+        loss_of="batch",
+        settings=THRESHOLD,
+        rejects_by="threshold",
+        rejected_become="positive",
+        plain_until_rejection=True,
+        published=SEARCHED,
+        differs=SAME_THRESHOLD,
+    ),
+    Scheme(
+        name="ll_cp_abs",
+        about="As ll_cp, with the threshold of ll_r_abs.",
+        paper=LARGE_LOSS,
+        equation="supplement",
+        loss=BY_THRESHOLD,
+        loss_of="batch",
+        settings=THRESHOLD,
+        rejects_by="threshold",
+        rejected_become="positive",
+        corrects=True,
+        plain_until_rejection=True,
+        published=SEARCHED,
+        differs=SAME_THRESHOLD,
+    ),
+)
+"""The schemes in the order in which they are listed."""

@@ -1,0 +1,131 @@
+"""The record of a scheme: everything that flags, help, checks, tables and training need to know about it.
+
+Nothing here needs torch, so that `--help` and the checks of a configuration can read every record.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+LARGEST = 1000.0
+"""Settings are smaller than this in size where a record says nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """The numbers that a setting may be: those between `least` and `most`, and those in `also`."""
+
+    least: float = -LARGEST
+    most: float = LARGEST
+    """This number itself is not allowed."""
+    from_least: bool = False
+    """Whether `least` itself is allowed."""
+    also: tuple[float, ...] = ()
+    wording: str = ""
+    """What a refusal says instead of the numbers, where there is a reason to give."""
+
+    def allow(self, value: float) -> bool:
+        """Whether a setting may be this number. NaN is never allowed."""
+        above = value >= self.least if self.from_least else value > self.least
+        return value in self.also or (above and value < self.most)
+
+    def __str__(self) -> str:
+        between = "at least {:g} and below {:g}" if self.from_least else "a number between {:g} and {:g}"
+        exceptions = "".join(f"{value:g}, or " for value in self.also)
+        return self.wording or exceptions + between.format(self.least, self.most)
+
+
+ANY_NUMBER = Bounds()
+ABOVE_ZERO = Bounds(least=0.0, wording="must be above 0")
+SHARE = Bounds(least=0.0, most=1.0, from_least=True)
+FOCUSING = Bounds(
+    least=1.0,
+    most=100.0,
+    from_least=True,
+    also=(0.0,),
+    wording="0, or from 1 on; between, its slope at p = 0 is infinite",
+)
+"""These are the bounds of a power of p whose gradient must be finite for every logit."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number that `--scheme-settings NAME=VALUE` changes for one scheme."""
+
+    name: str
+    default: float
+    """The published value, which holds where nothing is given."""
+    about: str
+    bounds: Bounds = ANY_NUMBER
+
+    def check(self, value: float) -> None:
+        """Raise ValueError, naming the setting and its bounds, where it may not be this number."""
+        if not self.bounds.allow(value):
+            raise ValueError(f"scheme_settings: {self.name}={value:g}: {self.bounds}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """The values that a paper, its code or its author gives for some data sets. Nothing applies them by itself."""
+
+    data: tuple[str, ...]
+    """The data sets; none where the source names none."""
+    values: Mapping[str, float | tuple[float, ...]]
+    """Settings of the scheme and fields of a configuration by name; several values are those that were searched."""
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """A loss for partial labels: what it does, where it is from, and what training must know about it."""
+
+    name: str
+    """The name that `--scheme` takes."""
+    about: str
+    """What it does, in one sentence."""
+    paper: str = ""
+    equation: str = ""
+    """The section or equation of the paper."""
+    loss: str
+    """The function that computes it, as 'module:function', imported when the scheme is first used."""
+    loss_of: Literal["entry", "batch"] = "entry"
+    """What the function takes. entry: (logits [n], labels [n], **settings) -> losses [n], averaged over all entries.
+    batch: (logits [B, K], labels [B, K], StepContext) -> this rank's share of the loss, and the rejected entries."""
+    settings: tuple[Setting, ...] = ()
+    state: str = ""
+    """What it keeps from step to step, by its name in `training.scheme_state.STATES`; empty where it keeps nothing."""
+    rejects_by: Literal["", "rate", "threshold"] = ""
+    """rate: delta_rel percent of all entries, by the schedule. threshold: every entry whose loss exceeds one."""
+    rate_is_constant: bool = False
+    """Whether the rate stays at delta_rel percent instead of rising by it with every epoch."""
+    rejected_become: Literal["", "left out", "positive"] = ""
+    corrects: bool = False
+    """Whether rejected entries stay positive in all later steps."""
+    plain_until_rejection: bool = False
+    """Whether it is assume-negative training as long as nothing is rejected, so that runs can share a warm-up."""
+    needs_truth: bool = False
+    """Whether every label must be known."""
+    published: tuple[Published, ...] = ()
+    differs: str = ""
+    """What our form does otherwise than the published code or paper; empty where no difference is known."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.loss):
+            raise ValueError(f"scheme {self.name}: loss={self.loss!r}: give it as 'module:function'")
+        if len(self.defaults) < len(self.settings):
+            raise ValueError(f"scheme {self.name}: a setting is given twice; keep one record each")
+        for setting in self.settings:
+            setting.check(setting.default)
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """Every setting with its published value."""
+        return {setting.name: setting.default for setting in self.settings}
+
+    @property
+    def source(self) -> str:
+        """The paper, with the section or equation."""
+        return ", ".join(filter(None, (self.paper, self.equation)))
