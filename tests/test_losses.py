@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
-from raypaml.losses import selection
-from raypaml.losses.large_loss import REJECTING, SCHEMES, large_loss, scheduled_rate
+from raypaml.losses import schemes, selection
+from raypaml.losses.large_loss import large_loss, scheduled_rate
+from raypaml.losses.large_loss_records import BY_RATE
 from raypaml.losses.selection import rejection_count, rejection_rate, select
 from tests.conftest import run_distributed
 
+SCHEMES = tuple(name for name, scheme in schemes.SCHEMES.items() if scheme.loss == BY_RATE)
+REJECTING = tuple(name for name in SCHEMES if schemes.SCHEMES[name].rejects_by)
 PARTIAL = tuple(scheme for scheme in SCHEMES if scheme != "full")
 
 

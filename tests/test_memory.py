@@ -19,7 +19,7 @@ from raypaml.losses.formulas import estimates_step
 from raypaml.runs.checkpoint import MEMORY, valid_checkpoints
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.run_folder import claim
-from raypaml.training.scheme_state import ClassScores, Estimates, Means, memory_of
+from raypaml.training.scheme_state import ClassMeans, ClassScores, LabelEstimates, scheme_state_of
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, train_here, weights
 
@@ -73,12 +73,12 @@ def test_schemes_that_remember_do_so_over_workers_and_interruptions(
 
 def test_means_are_those_of_the_scores_of_an_epoch() -> None:
     logits = torch.randn(10, 4)
-    memory = Means(4)
+    state = ClassMeans(4)
     for part in (slice(0, 3), slice(3, 10)):
-        memory.note(np.arange(10)[part], torch.zeros(0), logits[part], ALONE, 10)
-        memory.exchange(ALONE)
-    memory.close(0)
-    torch.testing.assert_close(memory.means, torch.sigmoid(logits.double()).mean(0))
+        state.note(np.arange(10)[part], torch.zeros(0), logits[part], ALONE, 10)
+        state.exchange(ALONE)
+    state.close(0)
+    torch.testing.assert_close(state.means, torch.sigmoid(logits.double()).mean(0))
 
 
 @given(seed=st.integers(0, 1000), epoch=st.integers(0, 9), warmup=st.integers(1, 10))
@@ -87,11 +87,11 @@ def test_pseudo_negatives_are_the_lowest_share_of_a_class(seed: int, epoch: int,
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn((400, 3), generator=rng)
     labels = torch.randint(-2, 2, (400, 3), generator=rng).clamp(min=UNOBSERVED).to(torch.int8)
-    memory = ClassScores(3, config(epochs=10, warmup_epochs=warmup).loss, 10, 0.9)
-    memory.note(np.arange(400), labels, logits, ALONE, 400)
-    memory.exchange(ALONE)
-    memory.close(epoch)
-    found = memory.known(np.arange(400), labels)
+    state = ClassScores(3, config(epochs=10, warmup_epochs=warmup).loss, 10, 0.9)
+    state.note(np.arange(400), labels, logits, ALONE, 400)
+    state.exchange(ALONE)
+    state.close(epoch)
+    found = state.known(np.arange(400), labels)
     share = 0.0 if warmup == 10 else min(0.9, max(0.0, 0.9 * (epoch + 2 - warmup) / (10 - warmup)))
     for k in range(3):
         unobserved = logits[labels[:, k] == UNOBSERVED, k].double()
@@ -106,32 +106,32 @@ def test_pseudo_negatives_are_the_lowest_share_of_a_class(seed: int, epoch: int,
 
 def test_estimates_of_few_classes_are_the_whole_matrix(tiny_digits: Path) -> None:
     index = open_folder(tiny_digits).splits["train"]
-    memory = Estimates(index, 2.0, {"expected": 0.0, "step": 0.7})
+    state = LabelEstimates(index, 2.0, {"expected": 0.0, "step": 0.7})
     theta = torch.zeros(len(index), 50)
-    theta[torch.from_numpy(index.labels(np.arange(len(index))) == POSITIVE)] = memory.OBSERVED
-    theta[torch.from_numpy(index.labels(np.arange(len(index))) == NEGATIVE)] = -memory.OBSERVED
+    theta[torch.from_numpy(index.labels(np.arange(len(index))) == POSITIVE)] = state.OBSERVED
+    theta[torch.from_numpy(index.labels(np.arange(len(index))) == NEGATIVE)] = -state.OBSERVED
     for epoch in range(3):
         for rows in np.random.default_rng(epoch).permutation(len(index)).reshape(4, -1):
             labels, logits = torch.from_numpy(index.labels(rows)), torch.randn(len(rows), 50)
-            torch.testing.assert_close(memory.known(rows, labels)["estimates"], theta[rows])
-            memory.note(rows, labels, logits, ALONE, len(rows))
+            torch.testing.assert_close(state.known(rows, labels)["estimates"], theta[rows])
+            state.note(rows, labels, logits, ALONE, len(rows))
             count = torch.sigmoid(theta[rows].double()).sum(1).mean().item()
             theta[rows] = estimates_step(theta[rows], logits, labels, step=0.7, expected=2.0, count=count)
-        memory.exchange(ALONE)
+        state.exchange(ALONE)
 
 
 def test_estimates_of_many_classes_keep_the_highest(tiny_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Estimates, "KEPT", 5)
+    monkeypatch.setattr(LabelEstimates, "KEPT", 5)
     index = open_folder(tiny_digits).splits["train"]
-    memory = Estimates(index, 2.0, {"expected": 0.0, "step": 1.0})
+    state = LabelEstimates(index, 2.0, {"expected": 0.0, "step": 1.0})
     rows = np.arange(8)
     labels, logits = torch.from_numpy(index.labels(rows)), torch.randn(8, 50)
-    before = torch.as_tensor(memory.known(rows, labels)["estimates"]).double()
-    memory.note(rows, labels, logits, ALONE, 8)
-    memory.exchange(ALONE)
+    before = torch.as_tensor(state.known(rows, labels)["estimates"]).double()
+    state.note(rows, labels, logits, ALONE, 8)
+    state.exchange(ALONE)
     count = torch.sigmoid(before).sum(1).mean().item()
     whole = estimates_step(before, logits, labels, step=1.0, expected=2.0, count=count).float()
-    found = torch.as_tensor(memory.known(rows, labels)["estimates"])
+    found = torch.as_tensor(state.known(rows, labels)["estimates"])
     best = whole.topk(5).indices
     torch.testing.assert_close(found.gather(1, best), whole.gather(1, best))
     torch.testing.assert_close(found.sum(1), whole.sum(1))
@@ -152,7 +152,7 @@ def test_estimates_of_many_classes_keep_the_highest(tiny_digits: Path, monkeypat
 )
 def test_what_a_scheme_cannot_work_with_is_refused(values: dict[str, Any], said: str, tiny_digits: Path) -> None:
     with pytest.raises(ValueError, match=said):
-        memory_of(config(**values), open_folder(tiny_digits))
+        scheme_state_of(config(**values), open_folder(tiny_digits))
 
 
 def test_priors_of_another_scheme_are_refused(tiny_digits: Path, tmp_path: Path) -> None:
@@ -160,4 +160,4 @@ def test_priors_of_another_scheme_are_refused(tiny_digits: Path, tmp_path: Path)
     claim(tmp_path, config(scheme="an"), data)
     assert train_here(0, 1, config(scheme="an"), tiny_digits, tmp_path, None)
     with pytest.raises(ValueError, match="holds no mean scores; give a run of --scheme ignore"):
-        memory_of(config(scheme="csl", priors=str(tmp_path)), data)
+        scheme_state_of(config(scheme="csl", priors=str(tmp_path)), data)

@@ -1,9 +1,13 @@
-"""Every scheme's loss against its formula written down again in float64, and against itself on processes."""
+"""Every registered scheme's loss against its formula written down again in float64, and against itself on processes."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +17,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from raypaml.config import TrainConfig
+from raypaml.data.data_folder import open_folder
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.losses import fused_terms
 from raypaml.losses.formulas import estimates_step
-from raypaml.losses.schemes import SCHEMES, StepContext, check_schedule, read_settings, scheme_loss
+from raypaml.losses.scheme import Bounds, Scheme, Setting
+from raypaml.losses.scheme_losses import StepContext, check_schedule, loss_function, scheme_loss
+from raypaml.losses.schemes import (
+    SCHEMES,
+    help_text,
+    markdown_table,
+    published_table,
+    read_settings,
+    register,
+    scheme_of,
+)
+from raypaml.losses.selection import rejection_count
+from raypaml.runs.run_folder import claim
+from raypaml.search.spaces import make_space
+from raypaml.train import parse
+from raypaml.training.scheme_state import STATES
 from tests.conftest import run_distributed
+from tests.test_loop import config, history, train_here
 
 K = 7
 KNOWN: dict[str, Any] = {
@@ -29,8 +51,9 @@ KNOWN: dict[str, Any] = {
         "soft": torch.tensor([0.1, 0.05, 0.0, 0.2, 0.3, 0.01, 0.15]),
     },
 }
-EPOCH = {"splc": 1, "gr": 3, "ll_r_abs": 2, "ll_ct_abs": 2, "ll_cp_abs": 2}
-NEW = [name for name in SCHEMES if name not in ("full", "an", "ignore", "ll_r", "ll_ct", "ll_cp")]
+EPOCH = {"splc": 1, "gr": 3} | {name: 2 for name, scheme in SCHEMES.items() if scheme.rejects_by}
+DELTA_REL = 8.0
+ALL = list(SCHEMES)
 
 
 def moment(scheme: str, rows: int, **values: Any) -> StepContext:
@@ -38,11 +61,17 @@ def moment(scheme: str, rows: int, **values: Any) -> StepContext:
     if scheme == "role":
         known["estimates"] = estimates_of(rows)[values.get("first_row", 0) :][: values.pop("own", rows)]
     values.pop("own", None)
-    return StepContext(epoch=EPOCH.get(scheme, 0), epochs=10, global_rows=rows, known=known, **values)
+    place = {"epoch": EPOCH.get(scheme, 0), "epochs": 10, "delta_rel": DELTA_REL}
+    return StepContext(**place, global_rows=rows, known=known, **values)
 
 
 def estimates_of(rows: int) -> Tensor:
     return torch.randn((rows, K), generator=torch.Generator().manual_seed(3))
+
+
+def as_needed(scheme: str, labels: Tensor) -> Tensor:
+    """The labels, all of them observed where the scheme needs that."""
+    return labels.clamp(min=NEGATIVE) if SCHEMES[scheme].needs_truth else labels
 
 
 def draw(seed: int, rows: int = 5) -> tuple[Tensor, Tensor]:
@@ -142,6 +171,23 @@ def absolute(rejected: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor],
     return loss
 
 
+def by_rate(epochs: int, rejected: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        p, large = torch.sigmoid(x), torch.zeros_like(x, dtype=torch.bool)
+        ranked = sorted((-float(x.detach()[b, k]), b, k) for b, k in (y == UNOBSERVED).nonzero().tolist())
+        for _, b, k in ranked[: rejection_count(epochs * DELTA_REL / 100, x.numel())]:
+            large[b, k] = True
+        costs = -torch.log(1 - p)
+        return cases(y, -torch.log(p), costs, torch.where(large, rejected(p), costs))
+
+    return loss
+
+
+def ignore(x: Tensor, y: Tensor) -> Tensor:
+    observed = y != UNOBSERVED
+    return cases(y, positive(x), positive(-x), 0 * x) * x.numel() / max(1, int(observed.sum()))
+
+
 def positive(x: Tensor) -> Tensor:
     return -torch.log(torch.sigmoid(x))
 
@@ -151,6 +197,12 @@ def ls(x: Tensor, y: Tensor) -> Tensor:
 
 
 FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "full": lambda x, y: cases(y, positive(x), positive(-x), positive(-x)),
+    "an": lambda x, y: cases(y, positive(x), positive(-x), positive(-x)),
+    "ignore": ignore,
+    "ll_r": by_rate(2, lambda p: 0 * p),
+    "ll_ct": by_rate(2, lambda p: -torch.log(p)),
+    "ll_cp": by_rate(1, lambda p: -torch.log(p)),
     "wan": lambda x, y: cases(y, positive(x), positive(-x), positive(-x) / 6),
     "ls": ls,
     "asl": asl,
@@ -170,15 +222,19 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 LIKELY = {"csl": {"likely": 1.0}}
 
 
-def test_every_new_scheme_has_its_formula_here() -> None:
-    assert sorted(FORMULAS) == sorted(NEW)
+@pytest.mark.parametrize("scheme", ALL)
+def test_every_scheme_has_its_formula_here(scheme: str) -> None:
+    assert scheme in FORMULAS, (
+        f"{scheme}: write its formula down again, in float64, in FORMULAS of tests/test_schemes.py"
+    )
 
 
-@pytest.mark.parametrize("scheme", NEW)
+@pytest.mark.parametrize("scheme", ALL)
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 5))
 @settings(max_examples=25, deadline=None)
 def test_value_and_gradient_are_those_of_the_formula(scheme: Any, seed: int, rows: int) -> None:
     logits, labels = draw(seed, rows)
+    labels = as_needed(scheme, labels)
     at = moment(scheme, rows, settings=LIKELY.get(scheme, {}))
     value, gradient = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits)
     expected, slope = value_and_gradient(lambda x: FORMULAS[scheme](x, labels), logits)
@@ -189,14 +245,15 @@ def test_value_and_gradient_are_those_of_the_formula(scheme: Any, seed: int, row
     torch.testing.assert_close(gradient.double(), slope, rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("scheme", [name for name in NEW if name != "gr"])  # whose weights take no gradient
+@pytest.mark.parametrize("scheme", [name for name in ALL if name != "gr"])  # whose weights take no gradient
 def test_gradients_are_those_of_finite_differences(scheme: Any) -> None:
     logits, labels = draw(11)
+    labels = as_needed(scheme, labels)
     at = moment(scheme, len(logits))
     assert torch.autograd.gradcheck(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.requires_grad_())
 
 
-@pytest.mark.parametrize("scheme", NEW)
+@pytest.mark.parametrize("scheme", ALL)
 @pytest.mark.parametrize("size", [1e2, 1e4])
 def test_every_finite_logit_has_a_finite_loss_and_gradient(scheme: Any, size: float) -> None:
     logits = torch.tensor([[-size, -20.0, -0.0, 0.0, 20.0, 88.0, size]]).repeat(3, 1)
@@ -210,7 +267,7 @@ def test_every_finite_logit_has_a_finite_loss_and_gradient(scheme: Any, size: fl
         assert gradient.dtype == kind
 
 
-@pytest.mark.parametrize("scheme", NEW)
+@pytest.mark.parametrize("scheme", ALL)
 def test_sweeps_of_any_length_give_the_same_bits(scheme: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = draw(2, 300)
     at = moment(scheme, 300)
@@ -224,20 +281,22 @@ def test_what_is_rejected_is_what_was_taken_for_positive() -> None:
     logits = torch.tensor([[3.0, 0.3, -1.0, 3.0, 3.0, 0.5, -9.0]])
     labels = torch.tensor([[-1, -1, -1, 1, 0, -1, -1]], dtype=torch.int8)
     found = {
-        name: scheme_loss(name, logits, labels, moment(name, 1))[1][0].nonzero().flatten().tolist() for name in NEW
+        name: scheme_loss(name, logits, labels, moment(name, 1))[1][0].nonzero().flatten().tolist() for name in ALL
     }
     assert found.pop("splc") == [0, 5]  # p > 0.6: logit > 0.405
     assert found.pop("csl") == [0, 1, 2, 5, 6]
-    for name in ("ll_r_abs", "ll_ct_abs", "ll_cp_abs"):
-        assert found.pop(name) == [0]  # softplus(logit) > 1.3
+    for name in ("ll_r", "ll_ct", "ll_cp", "ll_r_abs", "ll_ct_abs", "ll_cp_abs"):
+        assert found.pop(name) == [0]  # 8 or 16 % of 7 entries; softplus(logit) > 1.3
     assert set(map(tuple, found.values())) == {()}
 
 
 def test_nothing_is_flipped_or_rejected_in_the_warm_up() -> None:
     logits, labels = torch.full((2, K), 5.0), torch.full((2, K), UNOBSERVED, dtype=torch.int8)
-    for name in ("splc", "ll_r_abs", "ll_cp_abs"):
-        at = StepContext(epoch=1, epochs=10, warmup_epochs=2, global_rows=2)
-        assert not scheme_loss(name, logits, labels, at)[1].any()  # type: ignore[arg-type]
+    for name in ("splc", *(name for name, scheme in SCHEMES.items() if scheme.plain_until_rejection)):
+        at = StepContext(epoch=1, epochs=10, warmup_epochs=2, global_rows=2, delta_rel=50.0)
+        loss, rejected = scheme_loss(name, logits, labels, at)
+        assert not rejected.any()
+        assert name == "splc" or loss == scheme_loss("an", logits, labels, at)[0]
 
 
 # --- On processes ----------------------------------------------------------------------------------------------------
@@ -249,10 +308,10 @@ def losses_of_a_part(rank: int, world_size: int, cuts: list[int]) -> list[tuple[
     logits, labels = draw(5, cuts[-1])
     low, high = cuts[rank], cuts[rank + 1]
     found = []
-    for scheme in NEW:
+    for scheme in ALL:
         part = logits[low:high].float().requires_grad_()
         at = moment(scheme, cuts[-1], own=high - low, first_row=low, group=group, settings=LIKELY.get(scheme, {}))
-        loss, rejected = scheme_loss(scheme, part, labels[low:high], at)
+        loss, rejected = scheme_loss(scheme, part, as_needed(scheme, labels[low:high]), at)
         (gradient,) = torch.autograd.grad(loss, part)
         found.append((loss.item(), rejected.numpy(), gradient.numpy()))
     return found
@@ -262,7 +321,7 @@ def losses_of_a_part(rank: int, world_size: int, cuts: list[int]) -> list[tuple[
 def test_two_processes_find_the_loss_and_gradient_of_one_to_the_bit(cuts: list[int]) -> None:
     alone = losses_of_a_part(0, 1, [0, cuts[-1]])
     parts = run_distributed(losses_of_a_part, 2, cuts)
-    for name, (loss, rejected, gradient), *ranks in zip(NEW, alone, *parts, strict=True):
+    for name, (loss, rejected, gradient), *ranks in zip(ALL, alone, *parts, strict=True):
         assert sum(rank[0] for rank in ranks) == pytest.approx(loss, rel=1e-5), name
         np.testing.assert_array_equal(np.concatenate([rank[1] for rank in ranks]), rejected, err_msg=name)
         np.testing.assert_array_equal(np.concatenate([rank[2] for rank in ranks]), gradient, err_msg=name)
@@ -322,3 +381,115 @@ def test_an_absolute_threshold_must_last() -> None:
     check_schedule("ll_r_abs", {}, 14)
     with pytest.raises(ValueError, match=r"threshold=1\.5 - 15 x delta_abs=0\.1 is .*every unobserved"):
         check_schedule("ll_r_abs", {}, 15)
+
+
+# --- The records -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ALL)
+def test_a_record_says_what_there_is(scheme: str) -> None:
+    record, fields = SCHEMES[scheme], TrainConfig().flat()
+    assert callable(loss_function(record.loss))
+    assert record.state in STATES
+    assert record.about.endswith(".")
+    assert record.corrects <= (record.rejected_become == "positive")
+    assert bool(record.rejects_by) <= bool(record.rejected_become)
+    for published in record.published:
+        assert published.values.keys() <= record.defaults.keys() | fields.keys()
+    TrainConfig().override({"scheme": scheme, "delta_rel": 0.1}).check()
+
+
+def test_records_and_checks_need_no_torch() -> None:
+    code = "import sys, raypaml.config, raypaml.losses.schemes; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("mark", "table"), [("schemes", markdown_table), ("published", published_table)])
+def test_the_tables_of_the_readme_are_those_of_the_records(mark: str, table: Callable[[], str]) -> None:
+    text = (Path(__file__).parent.parent / "raypaml" / "losses" / "README.md").read_text()
+    written = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- /{mark} -->")[0]
+    assert written == table(), f"put what raypaml.losses.schemes.{table.__name__}() returns between the marks {mark}"
+
+
+# --- A scheme of one's own -------------------------------------------------------------------------------------------
+
+
+def own_formula(logits: Tensor, labels: Tensor, *, gamma: float) -> Tensor:
+    negative = torch.sigmoid(logits) ** gamma * torch.nn.functional.softplus(logits)
+    return torch.where(labels == POSITIVE, torch.nn.functional.softplus(-logits), negative)
+
+
+GAMMA = Setting("gamma", 0.5, "power of the focusing weight", Bounds(least=0.25, most=0.75, from_least=True))
+OWN = Scheme(name="own", about="A loss of the tests.", loss=f"{__name__}:own_formula", settings=(GAMMA,))
+
+
+@pytest.fixture
+def own() -> Iterator[str]:
+    register(OWN)
+    yield OWN.name
+    del SCHEMES[OWN.name]
+
+
+def test_a_registered_scheme_trains(own: str, tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(scheme=own, epochs=2, warmup_epochs=1)
+    settings.check()
+    claim(tmp_path, settings, open_folder(tiny_digits))
+    assert train_here(0, 1, settings, tiny_digits, tmp_path, None)
+    assert all(math.isfinite(record["loss"]) and not record["rejected"] for record in history(tmp_path))
+    logits, labels = draw(4)
+    expected = own_formula(logits, labels, gamma=0.5).mean()
+    assert scheme_loss(own, logits, labels, StepContext(global_rows=5))[0].item() == pytest.approx(expected.item())
+
+
+def test_a_registered_scheme_has_its_own_bounds(own: str) -> None:
+    assert read_settings(own, "gamma=0.5") == {"gamma": 0.5}
+    assert read_settings(own, "gamma=0.25") == {"gamma": 0.25}
+    for value in ("0.75", "2", "0", "nan"):
+        with pytest.raises(ValueError, match=rf"gamma={value}: at least 0\.25 and below 0\.75"):
+            read_settings(own, f"gamma={value}")
+    with pytest.raises(ValueError, match=r"gamma=0\.5: 0, or from 1 on"):
+        read_settings("hill", "gamma=0.5")
+
+
+def test_a_registered_scheme_can_be_asked_for(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--scheme", own])[0].loss.scheme == own
+    assert make_space(TrainConfig(), name="s", field="scheme", distribution="choice", values=[own]).values == (own,)
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    help_of_all = capsys.readouterr().out
+    assert "|splc|own\n" in help_of_all
+    assert "  own        A loss of the tests. [gamma=0.5]\n" in help_of_all
+    assert "| `own` | A loss of the tests. |" in markdown_table()
+
+
+def test_help_is_readable_in_eighty_columns() -> None:
+    with_sentences = [scheme.about for scheme in SCHEMES.values()]
+    lines = help_text().splitlines()
+    assert max(map(len, lines)) < 80
+    assert all(sentence in " ".join(" ".join(lines).split()) for sentence in with_sentences)
+
+
+def test_a_scheme_that_is_not_registered_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"scheme='hil': no such scheme; did you mean hill\? Known: full, an, ignore"):
+        scheme_of("hil")
+    with pytest.raises(ValueError, match=r"scheme='own': must be one of full, an, .*, splc"):
+        TrainConfig().override({"scheme": "own"}).check()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "hill"}, "scheme hill: there is one of this name already"),
+        ({"loss": "own_formula"}, "loss='own_formula': give it as 'module:function'"),
+        ({"settings": (GAMMA, GAMMA)}, "scheme own: a setting is given twice"),
+        ({"settings": (dataclasses.replace(GAMMA, default=1.0),)}, "gamma=1: at least 0.25 and below 0.75"),
+    ],
+)
+def test_records_that_cannot_be_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        register(dataclasses.replace(OWN, **change))
+
+
+def test_a_loss_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match=r"loss raypaml\.losses\.formulas:hil: cannot be imported"):
+        loss_function("raypaml.losses.formulas:hil")

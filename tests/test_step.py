@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raypaml.cluster.ray_train import _as_user_error
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
-from raypaml.losses.schemes import scheme_loss
+from raypaml.losses.scheme_losses import scheme_loss
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import load_model, valid_checkpoints
 from raypaml.training import step
