@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypaml.cli import command
+from raypaml.files import whole
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 
 FORMAT = 1
@@ -228,10 +229,12 @@ def write_index(
     if label_form:
         meta["label_form"] = label_form
     table = rows.combine_chunks().replace_schema_metadata(meta)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        whole(path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table, max_chunksize=max(len(table), 1))  # one batch: columns stay zero-copy
-    unfinished.replace(path)
 
 
 def open_index(path: Path) -> Index:

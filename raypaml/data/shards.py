@@ -10,7 +10,6 @@ scanning the finished tar, so that every data set, ours or not, goes through the
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import zlib
 from collections import Counter
@@ -27,6 +26,7 @@ import pyarrow.compute as pc
 from raypaml.data.index import SCHEMA, write_index
 from raypaml.data.label_forms import OWN, LabelForm
 from raypaml.data.tars import Scanned, scan
+from raypaml.files import whole
 from raypaml.labels import Vocabulary
 
 SPLITS = ("train", "validation", "test")
@@ -78,17 +78,15 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
     import webdataset  # here, for it imports torch, which nothing else in this room needs
 
     places: list[dict[str, Any]] = []
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
-            for sample in samples:
-                place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
-                places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
-                writer.write(sample.members())  # the JPEG first, after a header of one block
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with (
+        whole(path, shared=True) as unfinished,  # a task that is thought lost may be at work on it still
+        unfinished.open("wb") as file,
+        webdataset.TarWriter(file, encoder=False, mtime=0) as writer,
+    ):
+        for sample in samples:
+            place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
+            places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
+            writer.write(sample.members())  # the JPEG first, after a header of one block
     return places
 
 

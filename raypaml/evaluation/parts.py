@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypaml.files import whole
 from raypaml.labels import Vocabulary
 
 SCHEMA = pa.schema(
@@ -92,9 +93,8 @@ def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Seq
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"raypaml": json.dumps(dataclasses.asdict(part)), "skipped": json.dumps(skipped)}
     table = table.cast(SCHEMA).replace_schema_metadata(metadata)
-    unfinished = (folder / part.name).with_suffix(".unfinished")
-    pq.write_table(table, unfinished, row_group_size=BATCH_ROWS, write_page_checksum=True)
-    unfinished.replace(folder / part.name)
+    with whole(folder / part.name) as unfinished:
+        pq.write_table(table, unfinished, row_group_size=BATCH_ROWS, write_page_checksum=True)
 
 
 def is_predicted(folder: Path, part: PredictionPart) -> bool:

@@ -17,6 +17,7 @@ from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import Part, Plan, default_lanes
 from raypaml.evaluation.parts import PredictionPart, is_predicted, read_part, read_skipped, write_part
 from raypaml.evaluation.predicting import predict_steps
+from raypaml.files import sweep
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.models import checkpoint_model, find_checkpoint
@@ -136,7 +137,8 @@ def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> No
         ValueError: there are parts of another set, and `replace` is False.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
-    for path in plan.folder.glob(".part-*.unfinished"):
+    sweep(plan.folder)
+    for path in plan.folder.glob("part-*.unfinished"):  # of versions that did not hide them
         path.unlink()
     for path in plan.folder.glob("part-*.parquet"):
         if not _belongs(path, plan.parts[0]):

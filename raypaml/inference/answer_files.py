@@ -13,6 +13,8 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypaml.files import whole
+
 COLUMNS = ("image", "class", "name", "score")
 SCHEMA = pa.schema([("image", pa.string()), ("class", pa.string()), ("name", pa.string()), ("score", pa.float32())])
 SUFFIXES = (".csv", ".parquet", ".jsonl")
@@ -36,17 +38,16 @@ def writer(out: str) -> Iterator[Writer]:
         yield _Csv(sys.stdout)
         return
     path = Path(out)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        with pq.ParquetWriter(unfinished, SCHEMA) as file:
-            table = _Parquet(file)
-            yield table
-            table.flush()
-    else:
-        with unfinished.open("w", newline="", encoding="utf-8") as text:
-            yield _Csv(text) if path.suffix == ".csv" else _Lines(text)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        if path.suffix == ".parquet":
+            with pq.ParquetWriter(unfinished, SCHEMA) as file:
+                table = _Parquet(file)
+                yield table
+                table.flush()
+        else:
+            with unfinished.open("w", newline="", encoding="utf-8") as text:
+                yield _Csv(text) if path.suffix == ".csv" else _Lines(text)
 
 
 def check_out(out: str) -> None:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from raypaml.cli import clock
 from raypaml.data.shards import SPLITS
+from raypaml.files import write_whole
 from raypaml.labels import Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
 from raypaml.preparation.data_card import split_card, write_card
@@ -44,7 +45,6 @@ from raypaml.preparation.shard_tasks import (
     is_shard_finished,
     write_archive_shards,
     write_store_shard,
-    write_whole,
 )
 
 TAR_BYTES = 2048

@@ -8,7 +8,6 @@ network or other images. Parts have fixed bounds, whoever computes them; each is
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +23,10 @@ from raypaml.data.batches import Reader, read
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
 from raypaml.data.plan import Plan
+from raypaml.files import sweep, whole
 from raypaml.model.cam import CamClassifier
-from raypaml.runs.ranks import Ranks
 from raypaml.runs.models import autocast
+from raypaml.runs.ranks import Ranks
 
 BATCH = 32
 """Images that the backbone takes at once; fixed, for its last bit may depend on it."""
@@ -84,6 +84,7 @@ def open_features(
     paths = [kept / f"{split}-{number:05d}.npy" for number in range(-(-len(index) // PART))]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     kept.mkdir(parents=True, exist_ok=True)
+    sweep(kept, shared=True)
     if missing:
         one_part = PART * _compute(model, reader[0].images[:1], team, config).nbytes
         said = f"features of {split}: {len(paths) - len(missing)} of {len(paths)} parts are there, "
@@ -132,7 +133,6 @@ def _digest(model: CamClassifier, index: Index, device: torch.device, config: Tr
 
 
 def _write(path: Path, features: NDArray[np.float16]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    with unfinished.open("wb") as file:
+    # Two runs may keep the features of the same data in the same folder at once.
+    with whole(path, shared=True) as unfinished, unfinished.open("wb") as file:
         np.save(file, features, allow_pickle=False)
-    unfinished.replace(path)

@@ -17,6 +17,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from raypaml.data.storage import Location, read_file, with_retries
+from raypaml.files import sweep, whole_folder, write_whole
 
 MARKER = "COMMITTED"
 PATIENCE = 60.0
@@ -58,7 +59,10 @@ class Mirror:
 
     def pull(self, *names: str) -> None:
         """Copy files and folders from the store, those that are not here in that size."""
-        for path, size in self.there(names).items():
+        there = self.there(names)
+        for parent in {(self.local / path).parent for path in there}:
+            sweep(parent, shared=True)
+        for path, size in there.items():
             file = self.local / path
             if not file.is_file() or file.stat().st_size != size:
                 self._fetch(path, file)
@@ -92,15 +96,9 @@ class Mirror:
     def _fetch_checkpoint(self, checkpoint: str, paths: list[str]) -> None:
         """Whole, under its name; another process of this node may be doing the same."""
         final = self.local / checkpoint
-        unfinished = final.with_name(f".unfinished-{os.getpid()}-{final.name}")
-        for path in paths:
-            self._fetch(path, unfinished / Path(path).name)
-        try:
-            unfinished.replace(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-            shutil.rmtree(unfinished)
+        with whole_folder(final, shared=True) as unfinished:
+            for path in paths:
+                self._fetch(path, unfinished / Path(path).name)
 
     def _here(self, names: Iterable[str]) -> dict[str, Path]:
         """Files by path below the run, of files and of folders."""
@@ -150,9 +148,7 @@ class Mirror:
         if content is None:
             return  # removed meanwhile
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".unfinished-{os.getpid()}-{file.name}")
-        unfinished.write_bytes(content)
-        unfinished.replace(file)
+        write_whole(file, content, shared=True)
 
     def delete(self, path: str) -> None:
         """A file from the store."""

@@ -14,6 +14,7 @@ import torch
 from raypaml.data.batches import Batch
 from raypaml.data.batches import BrokenReason as Broken
 from raypaml.data.index import Index
+from raypaml.files import write_whole
 from raypaml.runs.ranks import Ranks
 
 Reason = Literal[Broken, "was in a step that was not finite"]
@@ -64,8 +65,6 @@ def named(skipped: Sequence[Skip], index: Index) -> list[Named]:
 def write_skipped(path: Path, by_epoch: Sequence[tuple[int, int, Reason]], index: Index) -> None:
     """Write `skipped.jsonl`: a line for every sample skipped in every epoch."""
     lines = named([(row, reason) for _, row, reason in by_epoch], index)
-    unfinished = path.with_suffix(".unfinished")
     epochs = (epoch for epoch, _, _ in by_epoch)
     text = (json.dumps({"epoch": epoch} | line) + "\n" for epoch, line in zip(epochs, lines, strict=True))
-    unfinished.write_text("".join(text))
-    unfinished.replace(path)
+    write_whole(path, "".join(text))

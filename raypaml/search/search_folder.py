@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
-from raypaml.files import write_json
+from raypaml.files import whole, write_json
 from raypaml.recipes import recipe
 from raypaml.runs.run_folder import read_history
 from raypaml.search.spaces import Space
@@ -247,9 +247,8 @@ def row(found: Outcome) -> dict[str, Any]:
 
 def write_csv(search: Search, outcomes: Sequence[Outcome]) -> None:
     """Write `trials.csv`, one row a trial in the order of the plan, a column for every searched field."""
-    unfinished = search.folder / ".trials.unfinished"
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    path = search.folder / "trials.csv"
+    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [COLUMNS[0], *search.fields, *COLUMNS[1:]], lineterminator="\n")
         writer.writeheader()
         writer.writerows(row(found) | dict(found.trial.values) for found in outcomes)
-    unfinished.replace(search.folder / "trials.csv")
