@@ -19,11 +19,11 @@ from raypaml.data.data_folder import VOCABULARY, DataFolder
 from raypaml.data.index import Index, write_index
 from raypaml.files import whole_folder
 from raypaml.labels import NEGATIVE, POSITIVE, Vocabulary
+from raypaml.preparation.data_card import CARD
 
-COLUMNS = ("key", "class", "answer")
+_COLUMNS = ("key", "class", "answer")
 YES, NO = ("yes", "1", "true", "positive"), ("no", "0", "false", "negative")
 UNDECIDED = ("", "unsure", "skip")
-CARD = "data_card.json"
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def _lines(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path}: columns {reader.fieldnames}, expected at least {', '.join(COLUMNS)}")
-            return [{name: line[name] or "" for name in COLUMNS} for line in reader]
+            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
+                raise ValueError(f"{path}: columns {reader.fieldnames}, expected at least {', '.join(_COLUMNS)}")
+            return [{name: line[name] or "" for name in _COLUMNS} for line in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file ({error})") from None
 

@@ -20,12 +20,14 @@ from raypaml.cli import command
 from raypaml.files import whole
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 
-FORMAT = 1
+_FORMAT = 1
 CHECK_ROWS = 2048
 """Rows whose labels are checked at once."""
 
 _CLASSES = pa.list_(pa.int32())
-_BOXES = pa.list_(pa.struct([("class", pa.int32()), *((side, pa.float32()) for side in ("x0", "y0", "x1", "y1"))]))
+BOX_SIDES = ("x0", "y0", "x1", "y1")
+"""Left, top, right and bottom of a box, in pixels of its image."""
+_BOXES = pa.list_(pa.struct([("class", pa.int32()), *((side, pa.float32()) for side in BOX_SIDES)]))
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -84,9 +86,9 @@ class Index:
 
     def __init__(self, table: pa.Table, where: Path):
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if meta.get("format") != str(FORMAT) or table.schema.names != SCHEMA.names:
+        if meta.get("format") != str(_FORMAT) or table.schema.names != SCHEMA.names:
             raise ValueError(
-                f"{where}: not an index of format {FORMAT}; write it again with {command('shard index')} DIR"
+                f"{where}: not an index of format {_FORMAT}; write it again with {command('shard index')} DIR"
             )
         self.where = where
         self.shards: list[str] = json.loads(meta["shards"])
@@ -219,7 +221,7 @@ def write_index(
     `label_form` says how labels are written in tars of others (`data.label_forms`).
     """
     meta = {
-        "format": str(FORMAT),
+        "format": str(_FORMAT),
         "shards": json.dumps(list(shards)),
         "shard_bytes": json.dumps(list(shard_bytes)),
         "vocabulary": vocabulary.digest,

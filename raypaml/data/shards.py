@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypaml.data.index import SCHEMA, write_index
+from raypaml.data.index import BOX_SIDES, SCHEMA, write_index
 from raypaml.data.label_forms import OWN, LabelForm
 from raypaml.data.tars import Scanned, scan
 from raypaml.files import whole
@@ -206,7 +206,7 @@ def label_columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> 
             "positives": sorted(map(column, label["positive"])),
             "negatives": sorted(map(column, label["negative"])),
             "truth": sorted(map(column, label["truth"])) if "truth" in label else None,
-            "boxes": [dict(zip(("class", "x0", "y0", "x1", "y1"), box, strict=True)) for box in boxes],
+            "boxes": [dict(zip(("class", *BOX_SIDES), box, strict=True)) for box in boxes],
         }
     except KeyError as error:
         raise ValueError(f"{where}: class {error} is not among the {len(vocabulary)} of the vocabulary") from None

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from raypaml.files import whole
 
-COLUMNS = ("image", "class", "name", "score")
-SCHEMA = pa.schema([("image", pa.string()), ("class", pa.string()), ("name", pa.string()), ("score", pa.float32())])
-SUFFIXES = (".csv", ".parquet", ".jsonl")
+_COLUMNS = ("image", "class", "name", "score")
+_SCHEMA = pa.schema([("image", pa.string()), ("class", pa.string()), ("name", pa.string()), ("score", pa.float32())])
+_SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
 class Writer(Protocol):
@@ -41,7 +41,7 @@ def writer(out: str) -> Iterator[Writer]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:
         if path.suffix == ".parquet":
-            with pq.ParquetWriter(unfinished, SCHEMA) as file:
+            with pq.ParquetWriter(unfinished, _SCHEMA) as file:
                 table = _Parquet(file)
                 yield table
                 table.flush()
@@ -52,14 +52,14 @@ def writer(out: str) -> Iterator[Writer]:
 
 def check_out(out: str) -> None:
     """Raise ValueError unless `out` is a file that can be written."""
-    if out and Path(out).suffix not in SUFFIXES:
-        raise ValueError(f"out={out}: must end in {', '.join(SUFFIXES)}")
+    if out and Path(out).suffix not in _SUFFIXES:
+        raise ValueError(f"out={out}: must end in {', '.join(_SUFFIXES)}")
 
 
 class _Csv:
     def __init__(self, file: IO[str]):
         self._writer = csv.writer(file, lineterminator="\n")
-        self._writer.writerow(COLUMNS)
+        self._writer.writerow(_COLUMNS)
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
         self._writer.writerows((image, class_id, name, f"{score:.6g}") for class_id, name, score in rows)
@@ -89,6 +89,6 @@ class _Parquet:
             self.flush()
 
     def flush(self) -> None:
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(COLUMNS)
-        self._file.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=SCHEMA))
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(_COLUMNS)
+        self._file.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_SCHEMA))
         self._rows = []

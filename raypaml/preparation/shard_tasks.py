@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypaml.data.index import SCHEMA
+from raypaml.data.index import BOX_SIDES, SCHEMA
 from raypaml.data.shards import Sample, write_shard
 from raypaml.data.storage import Location, brief
 from raypaml.files import write_whole
@@ -26,7 +26,6 @@ from raypaml.preparation.requests import KNOWN, LABELS
 CONVERTERS = 4
 """Threads that convert what one archive gives."""
 PLACE = ("offset", "size", "crc32")
-SIDES = ("x0", "y0", "x1", "y1")
 RECEIPT = pa.schema(
     [
         ("key", pa.string()),
@@ -159,14 +158,16 @@ def _sample(job: ShardJob, image: Fetched, row: dict[str, Any]) -> Sample:
         positive=tuple(names[column] for column in row["positives"]),
         negative=tuple(names[column] for column in row["negatives"]),
         truth=None if row["truth"] is None else tuple(names[column] for column in row["truth"]),
-        boxes=tuple((names[box["class"]], *(box[side] for side in SIDES)) for box in boxes),
+        boxes=tuple((names[box["class"]], *(box[side] for side in BOX_SIDES)) for box in boxes),
     )
 
 
 def scaled(boxes: Iterable[dict[str, Any]], scale: tuple[float, float]) -> list[dict[str, Any]]:
     """Boxes of a source image in pixels of what became of it, to hundredths: JSON and index then say the same."""
-    factors = dict(zip(SIDES, scale * 2, strict=True))
-    return [{"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in SIDES} for box in boxes]
+    factors = dict(zip(BOX_SIDES, scale * 2, strict=True))
+    return [
+        {"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in BOX_SIDES} for box in boxes
+    ]
 
 
 def write_receipt(

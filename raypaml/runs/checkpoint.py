@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from raypaml.data.index import Index
 from raypaml.files import sweep, sync
 from raypaml.runs.corrections import Corrections
+from raypaml.runs.mirror import MARKER
 from raypaml.runs.skips import Reason
 
-MARKER = "COMMITTED"
 TRAINED = "trained.safetensors"
 MEMORY = "memory.safetensors"
 _NAME = re.compile(r"\d{4,}-\d{6,}")

@@ -28,11 +28,11 @@ from raypaml.model.cam import CamClassifier
 from raypaml.runs.models import autocast
 from raypaml.runs.ranks import Ranks
 
-BATCH = 32
+_BATCH = 32
 """Images that the backbone takes at once; fixed, for its last bit may depend on it."""
-PART_BATCHES = 8
+_PART_BATCHES = 8
 """Of one file, and so what an interruption can cost a worker."""
-PART = BATCH * PART_BATCHES
+PART = _BATCH * _PART_BATCHES
 RUN_FOLDER = "features"
 """Where feature_cache=run keeps them, within the run's folder."""
 
@@ -78,7 +78,7 @@ def open_features(
         ValueError: the disk has no room for them, or a feature is beyond float16.
     """
     index = data.splits[split]
-    steps = Plan(num_samples=len(index), global_batch_size=BATCH, lanes=1, shuffle=False).epoch(0, 0, 1)
+    steps = Plan(num_samples=len(index), global_batch_size=_BATCH, lanes=1, shuffle=False).epoch(0, 0, 1)
     reader = Reader(data.shards, index, steps)
     kept = folder / _digest(model, index, team.device, config)
     paths = [kept / f"{split}-{number:05d}.npy" for number in range(-(-len(index) // PART))]
@@ -92,7 +92,7 @@ def open_features(
     team.barrier()  # all have looked before anyone writes
     mine = missing[team.rank :: team.world_size]
     for done, number in enumerate(mine, start=1):
-        chunk = steps[number * PART_BATCHES : (number + 1) * PART_BATCHES]
+        chunk = steps[number * _PART_BATCHES : (number + 1) * _PART_BATCHES]
         batches = read(Reader(data.shards, index, chunk), loader_workers=config.data.loader_workers)
         computed = [_compute(model, batch.images, team, config) for batch in batches]
         _write(paths[number], torch.cat(computed).cpu().numpy())

@@ -20,7 +20,8 @@ from raypaml.data.storage import Location, read_file, with_retries
 from raypaml.files import sweep, whole_folder, write_whole
 
 MARKER = "COMMITTED"
-PATIENCE = 60.0
+"""File of a checkpoint that says that all others are whole."""
+_PATIENCE = 60.0
 """Seconds that a store may be out of order."""
 
 
@@ -122,13 +123,13 @@ class Mirror:
 
         found: list[fs.FileInfo] = []
         for name in names:
-            found += with_retries(partial(look, name), f"{self.store / name}", patience=PATIENCE)
+            found += with_retries(partial(look, name), f"{self.store / name}", patience=_PATIENCE)
         return {info.path.removeprefix(prefix): info.size for info in found if info.type == fs.FileType.File}
 
     def read(self, path: str) -> bytes | None:
         """A file of the store, None if there is none; as all requests, repeated for a minute, then OSError."""
         try:
-            return with_retries(lambda: read_file(self.store / path), f"{self.store / path}", patience=PATIENCE)
+            return with_retries(lambda: read_file(self.store / path), f"{self.store / path}", patience=_PATIENCE)
         except FileNotFoundError:
             return None
 
@@ -141,7 +142,7 @@ class Mirror:
             with filesystem.open_output_stream(target) as file:
                 file.write(content)
 
-        with_retries(write, f"{self.store / path}", patience=PATIENCE)
+        with_retries(write, f"{self.store / path}", patience=_PATIENCE)
 
     def _fetch(self, path: str, file: Path) -> None:
         content = self.read(path)
@@ -154,7 +155,7 @@ class Mirror:
         """A file from the store."""
         filesystem, _ = self.store.open()
         target = (self.store / path).open()[1]
-        with_retries(lambda: filesystem.delete_file(target), f"{self.store / path}", patience=PATIENCE)
+        with_retries(lambda: filesystem.delete_file(target), f"{self.store / path}", patience=_PATIENCE)
 
 
 def _marker_last(path: str) -> bool:

@@ -19,7 +19,7 @@ from raypaml.runs.ranks import Ranks
 
 Reason = Literal[Broken, "was in a step that was not finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-NAMED = 5
+_NAMED = 5
 """Samples that an error names."""
 
 Skip = tuple[int, Reason]
@@ -45,7 +45,7 @@ def check_budget(skipped: Sequence[Named], split: str, samples: int, skip_budget
     allowed = int(skip_budget * samples)
     if len(skipped) > allowed:
         first = "; ".join(
-            f"{s['shard']}: image {s['key']!r} at byte {s['offset']} {s['reason']}" for s in skipped[:NAMED]
+            f"{s['shard']}: image {s['key']!r} at byte {s['offset']} {s['reason']}" for s in skipped[:_NAMED]
         )
         raise ValueError(
             f"{split}: {len(skipped):,} broken samples found, skip_budget={skip_budget:g} of {samples:,} allows "

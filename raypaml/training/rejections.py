@@ -22,7 +22,7 @@ from raypaml.files import whole
 from raypaml.labels import IntArray
 
 FOLDER = "rejected"
-SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
+_SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
 _NAME = re.compile(r"(\d{4,})-\d{6,}-\d+\.parquet")
 
 
@@ -49,7 +49,7 @@ class Rejections:
         columns = [np.concatenate(self._rows), np.concatenate(self._classes)]
         path = self._folder / f"{epoch:04d}-{step:06d}-{self._rank}.parquet"
         with whole(path) as unfinished:
-            pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(self._about)), unfinished, compression="zstd")
+            pq.write_table(pa.table(columns, schema=_SCHEMA.with_metadata(self._about)), unfinished, compression="zstd")
         self._rows, self._classes = [], []
 
 

@@ -76,7 +76,7 @@ def save_state(worker: Worker) -> None:
     worker.team.barrier()
 
 
-def share(worker: Worker) -> None:
+def share_checkpoints(worker: Worker) -> None:
     """The checkpoints of rank 0 on every node; what the store did not take yet, it must take now."""
     if worker.store and worker.team.rank == 0:
         worker.store.push_checkpoints()
