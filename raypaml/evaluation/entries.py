@@ -64,7 +64,7 @@ class SpilledSet:
     canonical: NDArray[np.int32]
     """Number of an image among `keys`, by its number in the spill files."""
     tally: IntArray
-    """[K, 3] entries of each class that are positive, negative, unobserved (_LABELS)."""
+    """[K, 3] entries of each class that are positive, negative, unobserved, in this order."""
     files: list[Path]
 
     def buckets(self) -> Iterator[Entries]:

@@ -83,7 +83,7 @@ class PredictionSet:
     rows: int
     """How many, at least about."""
     batches: Callable[[], Iterator[tuple[int, pa.Table]]]
-    """(part, rows) again and again, columns as _SCHEMA; P and N may be float64."""
+    """(part, rows) again and again, columns as in the files we write; P and N may be float64."""
     skipped: tuple[dict[str, Any], ...] = ()
     """Broken images among `samples`, which have no rows: shard, key, offset, reason."""
 
