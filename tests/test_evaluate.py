@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def refuse(argv: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: evaluate.main(argv), evaluate.PROG)
+        run_command(lambda: evaluate.main(argv), "python -m raypaml.evaluate")
     said = capfd.readouterr().err
     assert stopped.value.code == 2
     assert said.count("\n") == 1
@@ -109,7 +109,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
     alone = predicting.predict_part_alone
     monkeypatch.setattr(predicting, "predict_part_alone", interrupted)
     with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: evaluate.main([str(run), "--out", str(tmp_path)]), evaluate.PROG)
+        run_command(lambda: evaluate.main([str(run), "--out", str(tmp_path)]), "python -m raypaml.evaluate")
     assert stopped.value.code == 130
     assert "stopped; the same command goes on" in capfd.readouterr().err
     assert sorted(contents(tmp_path)) == NAMES[:1]
