@@ -27,7 +27,8 @@ from raypaml.inference.choice import choose
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.predict import main
-from raypaml.runs.checkpoint import MARKER, valid_checkpoints
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.mirror import MARKER
 from tests.test_sharding_s3 import running as running_store
 
 Run = tuple[Path, str]

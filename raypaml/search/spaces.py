@@ -16,7 +16,7 @@ from raypaml.config import EXECUTION_FIELDS, TrainConfig
 
 SUGGESTED = "suggested"
 """Bounds taken from the data; see search.suggestion."""
-CORNERS = 4096
+_CORNERS = 4096
 """Combinations of bounds that are checked before the start, at most."""
 _KEYS = {"name", "field", "distribution", "low", "high", "values", "unit"}
 
@@ -216,7 +216,7 @@ def _inline(name: str, spec: str, config: TrainConfig, known: dict[str, Space]) 
 def check_spaces(spaces: Sequence[Space], config: TrainConfig) -> None:
     """Raise ValueError where a combination of bounds is no valid configuration, such as one that rejects everything."""
     corners = itertools.product(*(space.bounds for space in spaces))
-    for corner in itertools.islice(corners, CORNERS):
+    for corner in itertools.islice(corners, _CORNERS):
         values = dict(zip((space.field for space in spaces), corner, strict=True))
         try:
             config.override(values).check()

@@ -1,0 +1,81 @@
+"""The flags that describe a run: a recipe, a stored configuration, and one flag for every field over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from raypaml.cli import Parser, add_config_flags
+from raypaml.config import RunConfig, TrainConfig
+from raypaml.recipes import RECIPES, recipe
+from raypaml.runs.run_folder import open_run, read_config, stored_config
+
+
+def parse_run(
+    argv: Sequence[str],
+    prog: str,
+    about: str,
+    add_own: Callable[[Parser], None] = lambda _: None,
+    defaults: dict[str, Any] | None = None,
+) -> tuple[TrainConfig, Any]:
+    """The configuration that a command line asks for, and the values of the command's own flags.
+
+    Args:
+        argv: the arguments, without the command.
+        prog: the command, for messages.
+        about: what it does, for --help.
+        add_own: adds the command's own flags.
+        defaults: fields whose value, where no flag gives one, is the command's and not the recipe's.
+
+    Returns:
+        The recipe, the file's or the stored configuration of a run that is continued, with the flags over it; and a
+        namespace of all other flags.
+    """
+
+    def parse(base: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
+        parser = run_parser(base, prog, about)
+        add_own(parser)
+        return vars(parser.parse(argv))
+
+    asked = parse(TrainConfig(), [flag for flag in argv if flag not in ("-h", "--help")])
+    base = base_config(asked).override(defaults or {})
+    values = parse(base, argv)  # once more, so that --help shows this recipe's values
+    fields = base.flat()
+    own = SimpleNamespace(**{name: value for name, value in values.items() if name not in fields})
+    return base.override({name: value for name, value in values.items() if name in fields}), own
+
+
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """`--workers 2:8` written out: `--min-workers 2 --workers 8`."""
+    return re.sub(r"--workers[= \0](\d+):(\d+)", "--min-workers\0\\1\0--workers\0\\2", "\0".join(argv)).split("\0")
+
+
+def run_parser(base: TrainConfig, prog: str, about: str) -> Parser:
+    """Recipe, `--config` and a flag for every field; [values] are those of `base`."""
+    parser = Parser(prog=prog, description=about, epilog="Values in [brackets] are the recipe's.")
+    parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
+    about_config = "best.json of a search or config.json of a run, instead of a recipe; flags win"
+    parser.add_argument("--config", metavar="FILE", help=about_config)
+    for _, group in base.groups():
+        add_config_flags(parser, group)
+    return parser
+
+
+def base_config(asked: dict[str, Any]) -> TrainConfig:
+    """What the flags are laid over: the file given, or the stored configuration of the run named, or the recipe."""
+    base = None
+    if asked["config"]:
+        where = Path(asked["config"])
+        base = read_config(where).override({"name": "", "storage": RunConfig.storage, "address": ""})
+    elif asked.get("name"):
+        where = open_run(asked.get("storage", RunConfig.storage), asked["name"])
+        base = stored_config(where)
+    if base is None:
+        return recipe(asked["recipe"] or "digits")
+    if asked["recipe"] not in (None, base.recipe):
+        remedy = "leave the recipe out" if asked["config"] else "use another --name"
+        raise ValueError(f"{where}: the run was started with recipe {base.recipe}, asked: {asked['recipe']}; {remedy}")
+    return base
