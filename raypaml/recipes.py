@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
+from raypaml.cli import known_names
 from raypaml.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 
 
@@ -128,7 +128,5 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 def recipe(name: str) -> TrainConfig:
     """The recipe of this name."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"recipe {name!r}: no such recipe; {hint}Known: {', '.join(RECIPES)}")
+        raise ValueError(f"recipe {name!r}: no such recipe{known_names(name, RECIPES)}")
     return RECIPES[name]()
