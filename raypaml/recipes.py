@@ -17,7 +17,7 @@ def digits() -> TrainConfig:
     alpha 5 and head_lr_mult 10 are published; the rest is our choice for a network that starts from nothing: a
     warm-up long enough for it to see anything (published runs start from ImageNet weights and warm up one epoch),
     and four lanes of eight images, so that one to four workers compute the same weights.
-    Measured time and figures: README.md, "What it does to digits".
+    Measured time and figures: tools/papers/README.md.
     """
     return TrainConfig(
         recipe="digits",

@@ -1,4 +1,4 @@
-"""Train the same recipe with several schemes and seeds, and print the table of README, "What it does to digits".
+"""Train the same recipe with several schemes and seeds, and print the table of tools/papers/README.md.
 
     python tools/papers/compare_schemes.py                     # 47 minutes on two cores, beside other work
     python tools/papers/compare_schemes.py --rows an:1,ll_r:5 --seeds 0 --epochs 5
