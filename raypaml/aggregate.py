@@ -17,12 +17,12 @@ from raypaml.cli import Parser, command, run_command
 if TYPE_CHECKING:
     from raypaml.evaluation.measures import Questions
 
-ABOUT = "Evaluate predictions: mAP by class group and under every published convention, and other measures."
+_ABOUT = "Evaluate predictions: mAP by class group and under every published convention, and other measures."
 
 
 def parse(argv: Sequence[str], prog: str = "") -> Any:
     """The flags."""
-    flags = Parser(prog=prog or command("aggregate"), description=ABOUT)
+    flags = Parser(prog=prog or command("aggregate"), description=_ABOUT)
     flags.add_argument("predictions", nargs="+", help="one or two: a run, a prediction set, or .csv, .parquet, .npy")
     flags.add_argument("--vocabulary", metavar="FILE", help="vocabulary.csv [the one beside the predictions]")
     flags.add_argument("--json", metavar="FILE", help="write every figure here")

@@ -10,12 +10,12 @@ from raypaml.cli import Parser, command, run_command
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
-ABOUT = "Look over a run before it starts: takes the flags of raypaml.train. Exit code 1 if it would fail."
+_ABOUT = "Look over a run before it starts: takes the flags of raypaml.train. Exit code 1 if it would fail."
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, Any]:
     """The run, and what is assumed of the machines."""
-    return parse_run(spelled_out(argv), command("doctor"), ABOUT, _add_own)
+    return parse_run(spelled_out(argv), command("doctor"), _ABOUT, _add_own)
 
 
 def _add_own(parser: Parser) -> None:

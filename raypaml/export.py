@@ -9,7 +9,7 @@ from typing import Any
 
 from raypaml.cli import Parser, command, run_command
 
-FORMATS = ("safetensors", "onnx", "program")
+_FORMATS = ("safetensors", "onnx", "program")
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -17,7 +17,7 @@ def parse(argv: Sequence[str]) -> Any:
     parser = Parser(prog=command("export"), description="Write a trained model for use elsewhere.")
     parser.add_argument("model", metavar="RUN", help="folder of a run (its best checkpoint), a checkpoint or an export")
     parser.add_argument("--out", default="", metavar="DIR", help="folder of the export [export, in the run's]")
-    parser.add_argument("--formats", default=",".join(FORMATS), help=f"some of {', '.join(FORMATS)} [all]")
+    parser.add_argument("--formats", default=",".join(_FORMATS), help=f"some of {', '.join(_FORMATS)} [all]")
     return parser.parse(argv)
 
 
@@ -28,9 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.inference.classifier import load
 
     formats = asked.formats.split(",")
-    unknown = [name for name in formats if name not in FORMATS]
+    unknown = [name for name in formats if name not in _FORMATS]
     if unknown:
-        raise ValueError(f"formats={asked.formats}: {unknown[0]!r} is none; known: {', '.join(FORMATS)}")
+        raise ValueError(f"formats={asked.formats}: {unknown[0]!r} is none; known: {', '.join(_FORMATS)}")
     model = load(asked.model)
     folder = Path(asked.out) if asked.out else Path(asked.model) / "export"
     folder.mkdir(parents=True, exist_ok=True)

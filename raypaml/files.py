@@ -1,38 +1,99 @@
-"""Files written whole or not at all."""
+"""Files and folders that appear whole or not at all: written beside their place under a hidden name, then renamed.
+
+The hidden name is `.NAME.unfinished`. A process that is killed leaves it behind, and the next one to write the same
+file takes it over. Where several processes may write the same file at once (`shared`), each has a hidden name of its
+own, `.NAME.TOKEN.unfinished`; who opens such a folder calls `sweep`, which removes what killed processes left.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_ABANDONED_SECONDS = 3600.0
+"""A file not written to for so long is nobody's work any more."""
+
 
 @contextmanager
-def whole(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A path to write in the block; at its end what was written takes the name `path`, at once and whole.
+def whole(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
+    """Give a path to write in the block; at its end, what was written takes the name `path`.
 
-    Whoever looks sees the file as it was before or as it is after. The unfinished one lies beside it, hidden, and is
-    removed where the block fails.
+    Whoever looks sees the file as it was before or as it is after. Where the block raises, the file stays as it was,
+    and nothing lies beside it.
 
     Args:
-        path: the final name; its folder exists. A file that has this name is replaced.
+        path: the final name; its folder exists. A file of this name is replaced.
         durable: wait until the content is on the disk before it takes the name. Needed only where something written
             later vouches for it, such as a marker: after a loss of power a renamed file may otherwise be empty.
+        shared: other processes, of this or another machine, may be writing the same file; the last one stays.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    unfinished = _unfinished(path, shared=shared)
     try:
         yield unfinished
         if durable:
             sync(unfinished)
         unfinished.replace(path)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error is the one to see
+            unfinished.unlink()
         raise
     if durable:
         sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Give an empty folder to fill in the block; at its end it takes the name `path`. Parents are made.
+
+    Args:
+        path: the final name, which no folder with anything in it has.
+        shared: other processes may be making the same folder of the same content; the first one stays.
+
+    Raises:
+        OSError: there is such a folder already, and it is not `shared`.
+    """
+    unfinished = _unfinished(path, shared=shared)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        try:
+            unfinished.replace(path)
+        except OSError:
+            if not (shared and path.is_dir()):
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _unfinished(path: Path, *, shared: bool) -> Path:
+    # Not the process's number: processes of two machines, or of two containers, may have the same.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished" if shared else f".{path.name}.unfinished")
+
+
+def sweep(folder: Path, name: str = "*", *, shared: bool = False) -> None:
+    """Remove what killed processes left unfinished in a folder.
+
+    Args:
+        folder: where they wrote; it need not exist.
+        name: pattern of the final names.
+        shared: others may be writing there now, so what was written to within the hour stays.
+    """
+    for path in folder.glob(f".{name}.unfinished"):
+        with suppress(FileNotFoundError):  # another process sweeps too, or has finished
+            if shared and time.time() - path.stat().st_mtime < _ABANDONED_SECONDS:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -44,10 +105,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:
+    """Write a file, text as UTF-8, whole or not at all; `shared` as in `whole`."""
+    with whole(path, shared=shared) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any, *, indent: int = 2, ensure_ascii: bool = True) -> None:
     """Write an indented JSON file, whole or not at all."""
-    with whole(path) as unfinished:
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=indent, ensure_ascii=ensure_ascii) + "\n")
 
 
 def share(name: str) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypaml.cli import command
+from raypaml.files import whole
 
 POSITIVE = 1
 NEGATIVE = 0
@@ -94,15 +95,13 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         """Write `vocabulary.csv`, whole or not at all."""
-        unfinished = path.with_name(f".{path.name}.unfinished")
         rows = zip(
             self.class_ids, self.names, self.train_positives, self.train_negatives, self.class_group, strict=True
         )
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
+        with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(_COLUMNS)
             writer.writerows(rows)
-        unfinished.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:

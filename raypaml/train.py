@@ -10,12 +10,12 @@ from raypaml.cli import Parser, command, run_command, say
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
-ABOUT = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
+_ABOUT = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, Any]:
     """The configuration asked for, and whether only to plan it."""
-    return parse_run(spelled_out(argv), command("train"), ABOUT, _add_plan)
+    return parse_run(spelled_out(argv), command("train"), _ABOUT, _add_plan)
 
 
 def _add_plan(parser: Parser) -> None:

@@ -14,14 +14,14 @@ from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run
 from raypaml.search.search_flags import add_search_flags, check_search_flags
 
-ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
+_ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
 NOT_OF_TRIALS = ("max_failures", "hang_seconds")
 """Flags of a run that trials have no use for: a trial is neither watched nor started again."""
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, Any]:
     """The configuration that the search starts from, and the search's own flags."""
-    config, asked = parse_run(argv, command("tune"), ABOUT, _add_own, {"workers": 1})
+    config, asked = parse_run(argv, command("tune"), _ABOUT, _add_own, {"workers": 1})
     check_search_flags(asked)
     return config, asked
 

@@ -180,7 +180,7 @@ def _at_a_step(fault: Fault) -> dict[str, Callable[[], None]]:
         "stopped": lambda: os.kill(os.getpid(), signal.SIGSTOP),
         "connection": _raise(ConnectionResetError("the store closed the connection")),
         "not finite": _not_finite_once,
-        "killed saving": lambda: _before_write("_to_disk", fault.victim, kill),
+        "killed saving": lambda: _before_write("sync", fault.victim, kill),
         "disk full": lambda: _before_write("save_file", fault.victim % 2, full),
     }
     return {"step": calls[fault.kind]} if fault.kind in calls else {}

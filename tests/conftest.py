@@ -17,7 +17,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.digits import digits_folder
 from raypaml.data.index import Index
 from raypaml.data.verify_shard import verify_shard
-from raypaml.train import Job
+from raypaml.training.job import Job
 from tests.openimages_release import Release, make_release
 from tests.processes import CONTEXT
 
@@ -101,21 +101,21 @@ def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A run trained for two epochs by training.loop, without Ray, and the table that its command prints."""
     from raypaml.evaluation.summary import table
     from raypaml.recipes import recipe
-    from raypaml.train import conclude
+    from raypaml.run_report.conclude import conclude_run
 
     values = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "name": "run", "workers": 1}
     values |= {"data": str(evaluated_digits), "storage": str(tmp_path_factory.mktemp("trained"))}
     job = train_here(recipe("digits").override(values))
-    return job.folder, table(conclude(job))
+    return job.folder, table(conclude_run(job))
 
 
 def train_here(config: TrainConfig) -> Job:
     """A whole run by training.loop in this process, on one thread, without Ray; not yet concluded."""
     from raypaml.runs.run_folder import claim
-    from raypaml.train import prepare
+    from raypaml.training.job import prepare_job
     from raypaml.training.loop import train
 
-    job = prepare(config, lambda _: None)
+    job = prepare_job(config, lambda _: None)
     claim(job.folder, job.config, job.data)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

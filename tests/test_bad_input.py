@@ -81,7 +81,7 @@ def test_weights_of_another_architecture(tiny_digits: Path, tmp_path: Path, capf
 
 def refuse(argv: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: train.main(argv), train.PROG)
+        run_command(lambda: train.main(argv), "python -m raypaml.train")
     said = capfd.readouterr()
     assert stopped.value.code == 2
     assert message in said.err

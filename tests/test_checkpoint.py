@@ -195,7 +195,7 @@ def _kill_at(patch: pytest.MonkeyPatch, number: int, when: str) -> list[str]:
         return result
 
     places = [(checkpoint, "save_file", 1), (Corrections, "write", 1), (Path, "write_text", 0), (Path, "replace", 0)]
-    for owner, name, argument in [*places, (checkpoint, "_to_disk", 0), (shutil, "rmtree", 0)]:
+    for owner, name, argument in [*places, (checkpoint, "sync", 0), (shutil, "rmtree", 0)]:
         call = partial(write, getattr(owner, name), argument)
         patch.setattr(owner, name, lambda *args, _call=call, **options: _call(*args, **options))
     return writes
@@ -225,7 +225,7 @@ def test_a_kill_at_any_write_leaves_the_old_or_the_new_checkpoint_whole(
         assert [path.name for path in folder.iterdir()] == ["0004-000000"]
         if len(writes) < number:
             break
-    assert set(writes) == {"save_file", "write", "write_text", "replace", "_to_disk", "rmtree"}
+    assert set(writes) == {"save_file", "write", "write_text", "replace", "sync", "rmtree"}
     assert set(newest) == {2, 3}
     assert newest == sorted(newest)  # once the new one is there it stays
 

@@ -73,11 +73,11 @@ def cluster() -> Iterator[str]:
 
 def wait_for_cpus(address: str, count: int) -> None:
     code = (
-        "import sys, time\nfrom raypaml import cluster\n"
+        "import sys, time\nfrom raypaml.cluster import session\n"
         "for _ in range(120):\n"
         "    try:\n"
-        "        with cluster.join(sys.argv[1]):\n"
-        "            if cluster.cpus() >= int(sys.argv[2]): sys.exit(0)\n"
+        "        with session.join(sys.argv[1]):\n"
+        "            if session.cpus() >= int(sys.argv[2]): sys.exit(0)\n"
         "    except ValueError: pass\n"
         "    time.sleep(1)\n"
         "sys.exit('no cluster')"
@@ -143,8 +143,8 @@ def test_the_doctor_looks_at_every_node(cluster: str, tiny_digits: Path, tmp_pat
 
 DRAIN = """
 import sys, ray
-from raypaml import cluster
-with cluster.join(sys.argv[1]):
+from raypaml.cluster import session
+with session.join(sys.argv[1]):
     (worker,) = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" not in node["Resources"]]
 print(worker)
 """

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from raypaml.data.index import open_index
 from raypaml.data.shards import Sample, write_dataset
 from raypaml.labels import Vocabulary
-from raypaml.preparation.compare import compare_split
-from tools.compare_data import compare, main
+from raypaml.preparation.compare import compare_folders, compare_split
+from tools.compare_data import main
 
 CLASSES = ("a", "b", "c")
 
@@ -49,7 +49,7 @@ def test_every_kind_of_difference(
         [sample("x", "ab"), sample("y", "", "c"), sample("z", image=b"other"), sample("new")],
         ("c", "b", "a", "d"),
     )
-    found = compare(a, b)
+    found = compare_folders(a, b)
     assert counts(found["vocabulary"]) == {"classes only in B": 1, "classes in another order": 1}
     assert counts(found["train"]) == {
         "samples in both": 3,
@@ -73,9 +73,9 @@ def test_every_kind_of_difference(
 def test_a_missing_split_or_folder_is_said(tmp_path: Path) -> None:
     a, b = (data_set(tmp_path / name, [sample("x", "a")]) for name in "ab")
     (b / "test.arrow").unlink()
-    assert compare(a, b)["test"] == {"split only in A": {"count": 1}}
+    assert compare_folders(a, b)["test"] == {"split only in A": {"count": 1}}
     with pytest.raises(ValueError, match="nowhere: no such folder; give two prepared data sets"):
-        compare(a, tmp_path / "nowhere")
+        compare_folders(a, tmp_path / "nowhere")
 
 
 label = st.sampled_from(["", "positive", "negative"])

@@ -58,7 +58,7 @@ def test_recipes_are_sound_and_know_their_name(name: str) -> None:
     [
         ("digit", "did you mean 'digits'?"),
         ("openimages", "did you mean 'openimages_v3'?"),
-        ("zzz", "no such recipe; Known"),
+        ("zzz", "no such recipe. Known"),
     ],
 )
 def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, said: str) -> None:
@@ -298,10 +298,10 @@ def stored(path: Path, **values: Any) -> str:
 
 def test_a_configuration_file_stands_in_for_the_recipe_and_flags_win(tmp_path: Path) -> None:
     path = stored(tmp_path / "best.json", delta_rel=0.7)
-    found = parse(["--config", path, "--alpha", "4"])
+    found, _ = parse(["--config", path, "--alpha", "4"])
     assert (found.model.alpha, found.loss.delta_rel) == (4.0, 0.7)
     assert (found.run.name, found.run.storage) == ("", "runs")
-    assert parse(["digits", "--config", path, "--name", "mine"]).run.name == "mine"
+    assert parse(["digits", "--config", path, "--name", "mine"])[0].run.name == "mine"
 
 
 def test_a_configuration_file_of_another_recipe_or_none_is_refused(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from raypaml import doctor
-from raypaml.cluster import nodes
+from raypaml.cluster import checks, nodes
+from raypaml.cluster.checks import FATAL, FINE, WARNING
 from raypaml.cluster.nodes import Node
 from raypaml.config import TrainConfig
-from raypaml.doctor import FATAL, FINE, WARNING
 from raypaml.recipes import recipe
 
 GB = 10**9
@@ -26,7 +25,6 @@ GOOD = Node(
     cpus=8,
     gpu_memory=(24 * GB,),
     memory=64 * GB,
-    shm=8 * GB,
     cache_free=100 * GB,
     storage_free=100 * GB,
     storage_fault="",
@@ -46,8 +44,8 @@ def config(**values: Any) -> TrainConfig:
 
 def test_versions_that_differ_are_named_with_their_hosts() -> None:
     other = like(host="b", versions={"torch": "2.14.0", "ray": "2.60.0"})
-    assert doctor.same_versions([GOOD, GOOD]).level == FINE
-    found = doctor.same_versions([GOOD, other])
+    assert checks.same_versions([GOOD, GOOD]).level == FINE
+    found = checks.same_versions([GOOD, other])
     assert (found.level, found.remedy) == (FATAL, "install the same constraints.txt on every node")
     assert found.what == "versions differ: torch: 2.14.0 on b, 2.15.0 on a"
 
@@ -64,7 +62,7 @@ def test_versions_that_differ_are_named_with_their_hosts() -> None:
     ],
 )
 def test_gpus(gpus: int, by_ray: int, values: dict[str, Any], level: str, remedy: str) -> None:
-    found = doctor.gpus_seen([like(gpu_memory=(24 * GB,) * gpus)], by_ray, config(**values))
+    found = checks.gpus_seen([like(gpu_memory=(24 * GB,) * gpus)], by_ray, config(**values))
     assert found.level == level
     assert remedy in found.remedy
 
@@ -77,34 +75,27 @@ def test_gpus(gpus: int, by_ray: int, values: dict[str, Any], level: str, remedy
     ],
 )
 def test_storage_that_is_not_what_a_run_needs(bad: dict[str, Any], said: str) -> None:
-    found = doctor.storage([GOOD, like(host="b", **bad)], config(storage="/runs"))
+    found = checks.storage([GOOD, like(host="b", **bad)], config(storage="/runs"))
     assert found.level == FATAL
     assert said in found.what
     assert "--storage" in found.remedy
 
 
 def test_disks_for_checkpoints_and_for_the_cache() -> None:
-    assert list(doctor.disks([GOOD], config(), 3 * GB, 0)) == []
-    (full,) = doctor.disks([like(storage_free=GB)], config(), 3 * GB, 0)
+    assert list(checks.disks([GOOD], config(), 3 * GB, 0)) == []
+    (full,) = checks.disks([like(storage_free=GB)], config(), 3 * GB, 0)
     assert (full.level, full.what) == (FATAL, "storage=runs: 1.0 GB free, the run's checkpoints take 3.0 GB")
-    (small,) = doctor.disks([like(cache_free=9 * GB)], config(cache_gb=50), GB, 189 * GB)
+    (small,) = checks.disks([like(cache_free=9 * GB)], config(cache_gb=50), GB, 189 * GB)
     assert (small.level, small.remedy) == (WARNING, "--cache on a larger disk, or --cache-gb 9")
-    assert list(doctor.disks([like(cache_free=9 * GB)], config(), GB, 5 * GB)) == []
-
-
-def test_shared_memory_of_containers() -> None:
-    found = doctor.shared_memory([like(shm=64 * 2**20)], config(), 128 * 448 * 448 * 3)
-    assert found.level == FATAL
-    assert "--shm-size" in found.remedy
-    assert doctor.shared_memory([GOOD], config(loader_workers=0), 1).level == FINE
+    assert list(checks.disks([like(cache_free=9 * GB)], config(), GB, 5 * GB)) == []
 
 
 def test_doors() -> None:
     answers = {"10.0.0.1": 200, "10.0.0.2": 401, "10.0.0.3": 0}
-    found = list(doctor.doors([GOOD], [*answers, "127.0.0.1"], answers.__getitem__))
+    found = list(checks.doors([GOOD], [*answers, "127.0.0.1"], answers.__getitem__))
     assert [one.level for one in found] == [FATAL, WARNING]
     assert "anybody may submit jobs on 10.0.0.1:8265" in found[0].what
-    (open_node,) = doctor.doors([like(token=False)], [], answers.__getitem__)
+    (open_node,) = checks.doors([like(token=False)], [], answers.__getitem__)
     assert (open_node.level, "get-auth-token" in open_node.remedy) == (WARNING, True)
 
 
@@ -120,22 +111,24 @@ def test_knock(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(doctor, "DASHBOARD", server.server_address[1])
-        assert doctor.knock("127.0.0.1") == status
+        monkeypatch.setattr(checks, "DASHBOARD", server.server_address[1])
+        assert checks.knock("127.0.0.1") == status
         server.shutdown()
-    assert doctor.knock("127.0.0.1") == 0
+    assert checks.knock("127.0.0.1") == 0
 
 
 def test_interval_is_young_and_daly() -> None:
     from types import SimpleNamespace
 
     found: Any = SimpleNamespace(flops=10**12, images=10**6, steps=4000)  # a worker of 100 TFLOP/s: 100 images/s
-    said = doctor.interval(found, config(epochs=10), 10 * GB, 1e9, 100, 5.0)
+    said = checks.checkpoint_interval(found, config(epochs=10), 10 * GB, 1e9, 100, 5.0)
     # 10 s a checkpoint, a loss every 18,000 s: sqrt(2 x 10 x 18,000) = 600 s of 200 images/s in steps of 256
     assert said.remedy == "--checkpoint-steps 469 saves every 10 minutes (Young-Daly)"
     assert said.what.startswith("13.9 h at 200 images/s")
     assert said.what.endswith("3.3%")  # 300 / 18,000 + 10 / 600
-    assert doctor.interval(found, config(epochs=10, checkpoint_steps=400), 10 * GB, 1e9, 100, 5.0).remedy == ""
+    assert (
+        checks.checkpoint_interval(found, config(epochs=10, checkpoint_steps=400), 10 * GB, 1e9, 100, 5.0).remedy == ""
+    )
 
 
 def test_what_a_disk_must_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

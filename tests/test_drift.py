@@ -18,7 +18,7 @@ from raypaml.explanations.drift import make_probe
 from raypaml.recipes import recipe
 from raypaml.runs import models as run_models
 from raypaml.runs.run_folder import read_history
-from raypaml.train import prepare
+from raypaml.training.job import prepare_job
 from tests.conftest import train_here
 
 
@@ -68,6 +68,6 @@ def test_a_model_does_not_drift_from_itself(trained: tuple[Path, str], tiny_digi
 def test_a_reference_that_is_none_is_said_before_the_start(tiny_digits: Path, tmp_path: Path) -> None:
     config = config_of(tiny_digits, tmp_path, reference=str(tmp_path))
     with pytest.raises(ValueError, match=r"reference=.*: neither the folder of a run nor one of its checkpoints"):
-        prepare(config, lambda _: None)
+        prepare_job(config, lambda _: None)
     with pytest.raises(ValueError, match="probe_images=0: must be at least 1"):
         config_of(tiny_digits, tmp_path, probe_images=0).check()

@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(
 
 @pytest.mark.parametrize("flags", [["--workers", "2:8"], ["--workers=2:8"]])
 def test_a_range_of_workers(flags: list[str]) -> None:
-    run = command.parse(["openimages_v3", *flags]).run
+    run = command.parse(["openimages_v3", *flags])[0].run
     assert (run.min_workers, run.workers) == (2, 8)
 
 

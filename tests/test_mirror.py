@@ -14,8 +14,8 @@ import torch
 
 from raypaml.data.storage import Location
 from raypaml.runs import mirror
-from raypaml.runs.checkpoint import MARKER, valid_checkpoints
-from raypaml.runs.mirror import Mirror, local_folder
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.mirror import MARKER, Mirror, local_folder
 from raypaml.runs.run_folder import open_run
 from raypaml.training.loop import train
 from tests.conftest import run_distributed
@@ -184,6 +184,6 @@ def test_a_store_out_of_order_does_not_stop_the_run_and_gets_all_later(
 
 
 def test_a_store_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirror, "PATIENCE", 0.2)
+    monkeypatch.setattr(mirror, "_PATIENCE", 0.2)
     with pytest.raises(ValueError, match=r"storage=s3://runs.*config.json.*: given up after \d+ attempts"):
         open_run("s3://runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1", "r")

@@ -21,13 +21,14 @@ import torch
 from PIL import Image
 
 import raypaml
-from raypaml import predict
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
+from raypaml.inference.choice import choose
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.predict import main
-from raypaml.runs.checkpoint import MARKER, valid_checkpoints
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.mirror import MARKER
 from tests.test_sharding_s3 import running as running_store
 
 Run = tuple[Path, str]
@@ -97,7 +98,7 @@ def test_thresholds_of_a_prediction_set_are_used(trained: Run, pictures: Path, t
     out = tmp_path / "best.parquet"
     assert main([str(run), str(pictures), "--thresholds-from", str(run / "predictions/test"), "--out", str(out)]) == 0
     model = raypaml.load(run)
-    limits = predict._best_thresholds(str(run / "predictions" / "test"), model)
+    limits = choose(model.card, thresholds_from=str(run / "predictions" / "test")).thresholds
     for row in pq.read_table(out).to_pylist():
         k = model.card.class_ids.index(row["class"])
         assert row["score"] >= sigmoid(limits[k : k + 1])[0] - 1e-6

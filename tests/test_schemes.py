@@ -37,7 +37,7 @@ from raypaml.losses.selection import rejection_count
 from raypaml.runs.run_folder import claim
 from raypaml.search.spaces import make_space
 from raypaml.train import parse
-from raypaml.training.scheme_state import STATES
+from raypaml.training.scheme_state import STATE_BUILDERS
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, train_here
 
@@ -390,7 +390,7 @@ def test_an_absolute_threshold_must_last() -> None:
 def test_a_record_says_what_there_is(scheme: str) -> None:
     record, fields = SCHEMES[scheme], TrainConfig().flat()
     assert callable(loss_function(record.loss))
-    assert record.state in STATES
+    assert record.state in STATE_BUILDERS
     assert record.about.endswith(".")
     assert record.corrects <= (record.rejected_become == "positive")
     assert bool(record.rejects_by) <= bool(record.rejected_become)
@@ -408,7 +408,7 @@ def test_records_and_checks_need_no_torch() -> None:
 def test_the_tables_of_the_readme_are_those_of_the_records(mark: str, table: Callable[[], str]) -> None:
     text = (Path(__file__).parent.parent / "raypaml" / "losses" / "README.md").read_text()
     written = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- /{mark} -->")[0]
-    assert written == table(), f"put what raypaml.losses.schemes.{table.__name__}() returns between the marks {mark}"
+    assert written == table(), "run python tools/scheme_tables.py"
 
 
 # --- A scheme of one's own -------------------------------------------------------------------------------------------
@@ -470,7 +470,7 @@ def test_help_is_readable_in_eighty_columns() -> None:
 
 
 def test_a_scheme_that_is_not_registered_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"scheme='hil': no such scheme; did you mean hill\? Known: full, an, ignore"):
+    with pytest.raises(ValueError, match=r"scheme='hil': no such scheme; did you mean 'hill'\? Known: full, an"):
         scheme_of("hil")
     with pytest.raises(ValueError, match=r"scheme='own': must be one of full, an, .*, splc"):
         TrainConfig().override({"scheme": "own"}).check()

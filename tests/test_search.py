@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import open_folder
 from raypaml.data.digits import digits_folder
+from raypaml.files import share
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.recipes import recipe
-from raypaml.search.spaces import FOLDER, Space, check_spaces, make_space, parse_search, read_spaces
+from raypaml.search.spaces import Space, check_spaces, make_space, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import grid_trials, own_trial, proposed, random_trials
 from raypaml.tune import parse
@@ -24,7 +25,7 @@ BASE = recipe("digits")
 
 
 def known() -> dict[str, Space]:
-    return read_spaces(sorted(FOLDER.glob("*.yaml")), BASE)
+    return read_spaces(sorted(share("tune").glob("*.yaml")), BASE)
 
 
 def spaces(text: str, config: TrainConfig = BASE) -> list[Space]:
@@ -43,7 +44,7 @@ def refused(text: str, config: TrainConfig = BASE) -> str:
 def test_the_spaces_that_come_with_raypaml_say_where_their_bounds_are_from() -> None:
     wanted = {"alpha", "delta_rel", "scheme", "lr", "head_lr_mult", "warmup_epochs", "schedule"}
     assert wanted <= set(known())
-    for path in FOLDER.glob("*.yaml"):
+    for path in share("tune").glob("*.yaml"):
         assert "Published" in path.read_text()
 
 
@@ -60,8 +61,8 @@ def test_inline_spaces_are_read_with_the_type_of_their_field() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("alhpa", "no such space; did you mean alpha? Known: alpha, delta_rel"),
-        ("aplha=1:10", "field 'aplha': no such field; did you mean alpha?"),
+        ("alhpa", "no such space; did you mean 'alpha'? Known: alpha, delta_rel"),
+        ("aplha=1:10", "field 'aplha': no such field; did you mean 'alpha'?"),
         ("alpha=10:1", "alpha: bounds 10:1, the first must be below the second"),
         ("delta_rel=log:0:1", "a logarithmic range must start above 0"),
         ("delta_rel=1:2:3", "expected LOW:HIGH, log:LOW:HIGH or A|B|C"),
@@ -155,9 +156,9 @@ def test_a_trial_is_what_its_name_says() -> None:
 
 
 def test_flags_of_the_recipe_set_the_starting_point() -> None:
-    asked, config = parse(["digits", "--delta-rel", "0.5", "--trials", "3"])
+    config, asked = parse(["digits", "--delta-rel", "0.5", "--trials", "3"])
     assert (config.loss.delta_rel, config.run.workers, asked.trials) == (0.5, 1, 3)
-    assert parse(["--workers", "2"])[1].run.workers == 2
+    assert parse(["--workers", "2"])[0].run.workers == 2
     with pytest.raises(ValueError, match="trials=0: must be at least 1"):
         parse(["--trials", "0"])
 

@@ -120,7 +120,7 @@ def test_what_a_search_leaves(searched: tuple[Search, list[Trial]]) -> None:
     assert "rank 0: logits are not finite" in page
     assert "failed: " + trials[3].name in trial_table(search, outcomes)
     best = max(outcomes[:2], key=lambda found: found.score)
-    config = command.parse(["--config", str(search.folder / "best.json"), "--lr", "0.5"])
+    config = command.parse(["--config", str(search.folder / "best.json"), "--lr", "0.5"])[0]
     assert config.model.alpha == dict(best.trial.values)["alpha"]
     assert (config.optim.lr, config.run.name, config.run.workers, config.run.storage) == (0.5, "", 2, "runs")
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from raypaml import train as command
 from raypaml.config import TrainConfig
 from raypaml.evaluation.measures import alpha_curve
 from raypaml.evaluation.parts import open_set
 from raypaml.files import write_json
 from raypaml.recipes import recipe
+from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.run_folder import claim
 from raypaml.search.queue import Queue
@@ -25,6 +25,7 @@ from raypaml.search.search_result import cost
 from raypaml.search.spaces import parse_search
 from raypaml.search.trials import Trial, random_trials
 from raypaml.search.warmup import AFTER_WARMUP, keep, start_from, warmup_key
+from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 
 EPOCHS = 5
@@ -51,7 +52,7 @@ def _one_thread() -> Iterator[None]:
 
 def run(search: Search, trial: Trial, marks: set[int]) -> int:
     """Train a trial as raypaml.tune does, in this process; returns the number of epochs that were trained."""
-    job = command.prepare(search.config(trial), lambda _: None)
+    job = prepare_job(search.config(trial), lambda _: None)
     claim(job.folder, job.config, job.data)
     trained = 0
 
@@ -68,7 +69,7 @@ def run(search: Search, trial: Trial, marks: set[int]) -> int:
     assert train(job.config, job.data.path, job.folder, torch.device("cpu"), report, splits=("validation", "test"))
     predictions = open_set(job.folder / "predictions" / "validation")
     write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, ALPHAS))
-    command.conclude(job)
+    conclude_run(job)
     return trained
 
 

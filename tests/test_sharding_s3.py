@@ -113,7 +113,7 @@ def test_nobody_listens(release: Release, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_store_that_stays_down_ends_the_work_and_not_what_is_finished(
     folder: Path, release: Release, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_store, "PATIENCE", 0.3)
+    monkeypatch.setattr(image_store, "_PATIENCE", 0.3)
     out = tmp_path / "out"
     with running(folder, 0.0) as store:
         images = store.address("images")

@@ -9,7 +9,7 @@ import pytest
 
 from raypaml.labels import GROUP_NAMES
 from raypaml.recipes import recipe
-from raypaml.train import conclude
+from raypaml.run_report.conclude import conclude_run
 from tests.conftest import train_here
 from tests.openimages_release import NO_LABEL, NO_POSITIVE, TRAINABLE, Release
 from tests.shard_tool import shard
@@ -31,7 +31,7 @@ def test_openimages_trains_on_what_was_sharded(sample: Path, tmp_path: Path) -> 
     }
     values |= {"loader_workers": 0, "data": str(sample), "storage": str(tmp_path), "name": "run", "device": "cpu"}
     job = train_here(recipe("openimages_v3").override(values))
-    result = conclude(job)
+    result = conclude_run(job)
     assert result["classes_scored"] < len(TRAINABLE)  # of NO_LABEL nothing is known
     assert result["groups"].keys() == set(GROUP_NAMES)
     assert 0 < result["mean_ap"] < 1

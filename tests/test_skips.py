@@ -16,8 +16,8 @@ from raypaml.data.index import open_index
 from raypaml.data.plan import Plan
 from raypaml.data.shards import SPLITS
 from raypaml.evaluation.parts import open_set
+from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.skips import check_budget
-from raypaml.train import conclude
 from raypaml.training.loop import train
 from tests import conftest
 from tests.conftest import run_distributed
@@ -142,7 +142,7 @@ def test_reports_and_probes_leave_broken_images_out(damaged: Path, tmp_path: Pat
     damage(folder, "test", [0])
     settings = skipping(data=str(folder), storage=str(tmp_path), name="run", workers=1, epochs=2)
     job = conftest.train_here(settings)
-    assert conclude(job)["skipped"] == 2
+    assert conclude_run(job)["skipped"] == 2
     assert "38 test images, evenly spaced" in (job.folder / "report.html").read_text()
     watched = conftest.train_here(settings.override({"name": "watched", "reference": str(job.folder)}))
     assert all(

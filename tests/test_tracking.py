@@ -56,7 +56,7 @@ def test_a_display_tells_its_tracker_all() -> None:
 
 
 def test_a_tracker_that_hangs_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    monkeypatch.setattr(tracking, "_PATIENCE", 0.2)
     monkeypatch.setattr(tracking, "WAITING", 5)
     release, said = threading.Event(), list[str]()
     hanging = Tracking(lambda: Slow(release), said.append)
@@ -103,7 +103,7 @@ def test_mlflow_gets_the_curves_in_the_runs_folder(tmp_path: Path, monkeypatch: 
     assert told is not None
     for event in EVENTS:
         told.update(event)
-    monkeypatch.setattr(tracking, "PATIENCE", 250)
+    monkeypatch.setattr(tracking, "_PATIENCE", 250)
     told.close()
     assert said == []
     from mlflow import MlflowClient
@@ -133,6 +133,6 @@ def test_weights_and_biases_is_offline_unless_told(tmp_path: Path, monkeypatch: 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"tracker=wandb: not installed; pip install 'raypaml\[wandb\]'"):
+    with pytest.raises(ValueError, match=r"tracker=wandb: not installed; .*python.* -m pip install 'raypaml\[wandb\]'"):
         tracking.tracking("wandb", tmp_path, {}, print)
     assert tracking.tracking("none", tmp_path, {}, print) is None

@@ -15,17 +15,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from raypaml import train as command
+from raypaml.cluster.ray_tune import _scheduler
 from raypaml.data.data_folder import open_folder
 from raypaml.recipes import recipe
+from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.run_folder import claim
 from raypaml.search.queue import Queue
 from raypaml.search.search_flags import open_queue, plan_search
 from raypaml.search.search_folder import Search, note
 from raypaml.search.spaces import parse_search
 from raypaml.search.trials import Trial, random_trials
+from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
-from raypaml.tune import _scheduler, parse
+from raypaml.tune import parse
 
 SHORT = {"epochs": 4, "warmup_epochs": 2, "delta_rel": 2.0}
 GRID = "delta_rel=2|4,lr=0.004|1e30"  # the second learning rate leads to logits that are not finite
@@ -45,10 +47,10 @@ def alone(data: Path, storage: Path, delta_rel: float) -> tuple[float, float]:
     """Validation and test mAP of a trial trained here, without Ray and without sharing."""
     torch.set_num_threads(1)
     values = SHORT | {"delta_rel": delta_rel, "workers": 1, "data": str(data), "storage": str(storage), "name": "a"}
-    job = command.prepare(recipe("digits").override(values | {"name": f"{delta_rel}"}), lambda _: None)
+    job = prepare_job(recipe("digits").override(values | {"name": f"{delta_rel}"}), lambda _: None)
     claim(job.folder, job.config, job.data)
     train(job.config, job.data.path, job.folder, torch.device("cpu"), lambda _: False)
-    result = command.conclude(job)
+    result = conclude_run(job)
     return result["validation_mean_ap"], result["mean_ap"]
 
 
@@ -145,7 +147,7 @@ def test_as_many_trials_are_stopped_as_run_at_once_and_the_search_ends(tiny_digi
     slow = ("--epochs", "40", "--warmup-epochs", "1", "--delta-rel", "0.05")
     space = "lr=0.005|0.006|0.007|0.008|0.01|0.02|0.03"
     asked = tune(tiny_digits, tmp_path, *slow, "--search", space, "--searcher", "grid")
-    flags, config = parse(asked[3:])
+    config, flags = parse(asked[3:])
     search = plan_search(flags, config, open_folder(tiny_digits))
     queue, _ = open_queue(search, flags, lambda _: None)
     good = {"validation_mean_ap": 0.9, "rejected": 0, "rejection_precision": None, "seconds": 1.0}

@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from raypaml.data.data_folder import VOCABULARY, DataFolder
 from raypaml.data.index import Index, write_index
+from raypaml.files import whole_folder
 from raypaml.labels import NEGATIVE, POSITIVE, Vocabulary
+from raypaml.preparation.data_card import CARD
 
-COLUMNS = ("key", "class", "answer")
+_COLUMNS = ("key", "class", "answer")
 YES, NO = ("yes", "1", "true", "positive"), ("no", "0", "false", "negative")
 UNDECIDED = ("", "unsure", "skip")
-CARD = "data_card.json"
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,9 @@ def _lines(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if not set(COLUMNS) <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path}: columns {reader.fieldnames}, expected at least {', '.join(COLUMNS)}")
-            return [{name: line[name] or "" for name in COLUMNS} for line in reader]
+            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
+                raise ValueError(f"{path}: columns {reader.fieldnames}, expected at least {', '.join(_COLUMNS)}")
+            return [{name: line[name] or "" for name in _COLUMNS} for line in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file ({error})") from None
 
@@ -106,18 +107,14 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
         raise ValueError(f"{data.path}: answers are applied to a data set on disk; copy it first")
     if out.exists():
         raise ValueError(f"{out}: exists already; give another --out")
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for path in sorted(data.path.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.name not in ("train.arrow", VOCABULARY):
-            _link(path, unfinished / path.name)
-    vocabulary = _counted(data.vocabulary, answers)
-    vocabulary.write(unfinished / VOCABULARY)
-    _write_index(data.splits["train"], answers, vocabulary, unfinished / "train.arrow")
-    record = _record(data, answers, source)
-    _write_card(unfinished, record)
-    unfinished.replace(out)
+    record, vocabulary = _record(data, answers, source), _counted(data.vocabulary, answers)
+    with whole_folder(out) as unfinished:
+        for path in sorted(data.path.iterdir()):
+            if path.is_file() and not path.name.startswith(".") and path.name not in ("train.arrow", VOCABULARY):
+                _link(path, unfinished / path.name)
+        vocabulary.write(unfinished / VOCABULARY)
+        _write_index(data.splits["train"], answers, vocabulary, unfinished / "train.arrow")
+        _write_card(unfinished, record)
     return record
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from raypaml.explanations.gallery import SIDE, overlay
+from raypaml.explanations.gallery import SHOWN_SIDE, overlay
 from raypaml.reports.pages import write_page
 
 PICTURES = "data"
@@ -54,13 +54,13 @@ def place(cam: NDArray[np.floating[Any]], height: int, width: int) -> tuple[int,
 def strip(pixels: NDArray[np.uint8], cam: NDArray[np.floating[Any]], box: tuple[int, int, int, int]) -> Image.Image:
     """The image with the place outlined, the map over it, and the place enlarged, side by side."""
     image = Image.fromarray(pixels)
-    plain = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    scale = np.array([SIDE / pixels.shape[1], SIDE / pixels.shape[0]] * 2)
+    plain = image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
+    scale = np.array([SHOWN_SIDE / pixels.shape[1], SHOWN_SIDE / pixels.shape[0]] * 2)
     ImageDraw.Draw(plain).rectangle(tuple(np.array(box) * scale - [0, 0, 1, 1]), outline=(90, 200, 255))
-    found = Image.new("RGB", (3 * SIDE, SIDE))
+    found = Image.new("RGB", (3 * SHOWN_SIDE, SHOWN_SIDE))
     found.paste(plain, (0, 0))
-    found.paste(overlay(pixels, cam.clip(0) / max(float(cam.max()), 1e-9), None), (SIDE, 0))
-    found.paste(image.crop(box).resize((SIDE, SIDE), Image.Resampling.BILINEAR), (2 * SIDE, 0))
+    found.paste(overlay(pixels, cam.clip(0) / max(float(cam.max()), 1e-9), None), (SHOWN_SIDE, 0))
+    found.paste(image.crop(box).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR), (2 * SHOWN_SIDE, 0))
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from raypaml.auditing.candidates import (
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
+from raypaml.files import write_json
 from raypaml.labels import IntArray, RealArray
 from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.thresholds import sigmoid
@@ -86,7 +86,7 @@ def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     candidates = _candidates(order[:top], rejected, scored.logits, run, model, out / PICTURES)
     write_tables(out, candidates)
-    (out / "audit.json").write_text(json.dumps({"entries": len(order), "figures": known}, indent=2) + "\n")
+    write_json(out / "audit.json", {"entries": len(order), "figures": known})
     write_audit_page(out, run.folder, candidates, epochs, known)
     return known
 

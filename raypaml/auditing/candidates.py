@@ -21,7 +21,7 @@ from raypaml.training.rejections import read_epochs
 
 POOL = 1_000_000
 """Entries that are scored, at most; all that were rejected as often as the last of them are among them or none."""
-BATCH = 64
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def score(model: CamClassifier, data: DataFolder, entries: IntArray, rows: NDArr
 
 
 def _batches(data: DataFolder, rows: NDArray[np.int64]) -> Iterator[Batch]:
-    parts = [part_of(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+    parts = [part_of(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
     return read(Reader(data.shards, data.splits["train"], parts, skip_broken=True))
 
 

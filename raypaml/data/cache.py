@@ -22,7 +22,7 @@ from raypaml.data.mixing import cache_bytes
 from raypaml.data.plan import Span
 from raypaml.data.storage import Location, with_retries
 
-CHUNK = 1 << 23
+_CHUNK = 1 << 23
 """Bytes asked for at once; a failed chunk is asked for again, what came before it is kept."""
 TOUCH_SECONDS = 10.0
 """A shard that is read says so this often."""
@@ -167,14 +167,14 @@ def copy(
         if abandoned():
             return False
         what = f"{source}: bytes from {offset:,}"
-        chunk = with_retries(partial(file.read_at, min(CHUNK, size - offset), offset), what, patience=patience)
+        chunk = with_retries(partial(file.read_at, min(_CHUNK, size - offset), offset), what, patience=patience)
         return os.pwrite(descriptor, chunk, offset) == len(chunk)
 
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT)  # not emptied: its length keeps its room in the cache
     try:
         os.truncate(descriptor, size)
         with file, ThreadPoolExecutor(THREADS) as pool:
-            return all(pool.map(fetch_chunk, range(0, size, CHUNK)))
+            return all(pool.map(fetch_chunk, range(0, size, _CHUNK)))
     finally:
         os.close(descriptor)
 

@@ -17,6 +17,7 @@ from raypaml.data.index import Index, open_index
 from raypaml.data.shard_files import LocalShards, Shards
 from raypaml.data.shards import SPLITS
 from raypaml.data.storage import Location, brief, with_retries
+from raypaml.files import sweep, whole
 from raypaml.labels import Vocabulary
 
 VOCABULARY = "vocabulary.csv"
@@ -123,14 +124,14 @@ def _check_listing(where: Path | Location, found: Mapping[str, int]) -> None:
 def _copy_index(where: Location, folder: Path, sizes: Mapping[str, int]) -> None:
     """Copy index and vocabulary; each process for itself, all with the same result."""
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, shared=True)
     for name in (VOCABULARY, *(f"{split}.arrow" for split in SPLITS)):
         if name in sizes and not (folder / name).is_file():
-            unfinished = folder / f".{name}-{os.getpid()}"
             try:
-                copy(where / name, unfinished, sizes[name])
+                with whole(folder / name, shared=True) as unfinished:
+                    copy(where / name, unfinished, sizes[name])
             except OSError as error:
                 raise ValueError(f"{where / name}: cannot be read: {brief(error)}") from None
-            unfinished.replace(folder / name)
 
 
 def _open_split(path: Path, split: str, vocabulary: Vocabulary) -> Index:

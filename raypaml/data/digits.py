@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raypaml.data.shards import Box, Sample, write_dataset
+from raypaml.files import sweep, whole_folder
 
 SIDE = 64
 """Scene side, px."""
@@ -191,15 +190,8 @@ def digits_folder(
 
 
 def _write(folder: Path, hiding: str, seed: int, counts: dict[str, int]) -> None:
-    """Write beside the folder, then rename: two processes at once end with one whole data set."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
+    """Write the data set, whole; two processes that do so at once end with one."""
+    sweep(folder.parent, "digits-*", shared=True)
+    splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
+    with whole_folder(folder, shared=True) as unfinished:
         write_dataset(unfinished, splits, CLASS_IDS, NAMES)
-        unfinished.replace(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was first, with the same bytes
-            raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -17,14 +17,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypaml.cli import command
+from raypaml.files import whole
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 
-FORMAT = 1
+_FORMAT = 1
 CHECK_ROWS = 2048
 """Rows whose labels are checked at once."""
 
 _CLASSES = pa.list_(pa.int32())
-_BOXES = pa.list_(pa.struct([("class", pa.int32()), *((side, pa.float32()) for side in ("x0", "y0", "x1", "y1"))]))
+BOX_SIDES = ("x0", "y0", "x1", "y1")
+"""Left, top, right and bottom of a box, in pixels of its image."""
+_BOXES = pa.list_(pa.struct([("class", pa.int32()), *((side, pa.float32()) for side in BOX_SIDES)]))
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -83,9 +86,9 @@ class Index:
 
     def __init__(self, table: pa.Table, where: Path):
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if meta.get("format") != str(FORMAT) or table.schema.names != SCHEMA.names:
+        if meta.get("format") != str(_FORMAT) or table.schema.names != SCHEMA.names:
             raise ValueError(
-                f"{where}: not an index of format {FORMAT}; write it again with {command('shard index')} DIR"
+                f"{where}: not an index of format {_FORMAT}; write it again with {command('shard index')} DIR"
             )
         self.where = where
         self.shards: list[str] = json.loads(meta["shards"])
@@ -218,7 +221,7 @@ def write_index(
     `label_form` says how labels are written in tars of others (`data.label_forms`).
     """
     meta = {
-        "format": str(FORMAT),
+        "format": str(_FORMAT),
         "shards": json.dumps(list(shards)),
         "shard_bytes": json.dumps(list(shard_bytes)),
         "vocabulary": vocabulary.digest,
@@ -228,10 +231,12 @@ def write_index(
     if label_form:
         meta["label_form"] = label_form
     table = rows.combine_chunks().replace_schema_metadata(meta)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        whole(path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table, max_chunksize=max(len(table), 1))  # one batch: columns stay zero-copy
-    unfinished.replace(path)
 
 
 def open_index(path: Path) -> Index:

@@ -10,7 +10,6 @@ scanning the finished tar, so that every data set, ours or not, goes through the
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import zlib
 from collections import Counter
@@ -24,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypaml.data.index import SCHEMA, write_index
+from raypaml.data.index import BOX_SIDES, SCHEMA, write_index
 from raypaml.data.label_forms import OWN, LabelForm
 from raypaml.data.tars import Scanned, scan
+from raypaml.files import whole
 from raypaml.labels import Vocabulary
 
 SPLITS = ("train", "validation", "test")
@@ -78,17 +78,15 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
     import webdataset  # here, for it imports torch, which nothing else in this room needs
 
     places: list[dict[str, Any]] = []
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
-            for sample in samples:
-                place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
-                places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
-                writer.write(sample.members())  # the JPEG first, after a header of one block
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with (
+        whole(path, shared=True) as unfinished,  # a task that is thought lost may be at work on it still
+        unfinished.open("wb") as file,
+        webdataset.TarWriter(file, encoder=False, mtime=0) as writer,
+    ):
+        for sample in samples:
+            place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
+            places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
+            writer.write(sample.members())  # the JPEG first, after a header of one block
     return places
 
 
@@ -208,7 +206,7 @@ def label_columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> 
             "positives": sorted(map(column, label["positive"])),
             "negatives": sorted(map(column, label["negative"])),
             "truth": sorted(map(column, label["truth"])) if "truth" in label else None,
-            "boxes": [dict(zip(("class", "x0", "y0", "x1", "y1"), box, strict=True)) for box in boxes],
+            "boxes": [dict(zip(("class", *BOX_SIDES), box, strict=True)) for box in boxes],
         }
     except KeyError as error:
         raise ValueError(f"{where}: class {error} is not among the {len(vocabulary)} of the vocabulary") from None

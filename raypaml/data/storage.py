@@ -17,13 +17,13 @@ from typing import TypeVar
 
 from pyarrow import fs
 
-SCHEMES = ("s3", "gs", "gcs", "file")
+_SCHEMES = ("s3", "gs", "gcs", "file")
 PUBLIC_BUCKETS = ("open-images-dataset",)
 """Read without credentials; others so with `s3://anonymous@bucket/...`."""
 FIRST_WAIT = 0.1
 LONGEST_WAIT = 20.0
 
-Answer = TypeVar("Answer")
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Location:
 
     def __post_init__(self) -> None:
         scheme = re.match(r"([a-z][a-z0-9+.-]*):", self.address)
-        if scheme and scheme[1] not in SCHEMES:
+        if scheme and scheme[1] not in _SCHEMES:
             raise ValueError(
-                f"{self.address}: cannot read {scheme[1]}: addresses; use a path or {', '.join(SCHEMES)}:// "
+                f"{self.address}: cannot read {scheme[1]}: addresses; use a path or {', '.join(_SCHEMES)}:// "
                 "(nothing is ever run through pipe:)"
             )
 
@@ -102,7 +102,7 @@ def read_file(location: Location) -> bytes:
         raise
 
 
-def with_retries(call: Callable[[], Answer], what: str, *, patience: float = 60.0) -> Answer:
+def with_retries(call: Callable[[], _Answer], what: str, *, patience: float = 60.0) -> _Answer:
     """Call until it succeeds, waiting ever longer (0.1 s, doubled, up to 20 s, with jitter), for `patience` seconds.
 
     A file that is not there, or not ours to read, is an answer: it is not asked for again.

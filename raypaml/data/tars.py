@@ -18,7 +18,7 @@ from raypaml.data.label_forms import OWN, LabelForm
 KEY = re.compile(r"[0-9A-Za-z_-]+")
 END_BYTES = 512
 """Zeros that end a tar, beyond the first block of them that its reader takes."""
-IMAGES = ("jpg", "jpeg")
+JPEG_SUFFIXES = ("jpg", "jpeg")
 PICKLED = ("pyd", "pickle", "pkl", "pth", "pt", "joblib")
 
 Scanned = tuple[dict[str, Any], dict[str, Any]]
@@ -43,7 +43,7 @@ def scan(path: Path, form: LabelForm | None = None) -> Iterator[Scanned]:
         return
     for key, found in groupby(members(path, directories=True), key=lambda member: member[0]):
         group = list(found)
-        images = [member for member in group if member[1].lower() in IMAGES]
+        images = [member for member in group if member[1].lower() in JPEG_SUFFIXES]
         labels = [member for member in group if member[1] == form.suffix]
         if len(images) != 1 or len(labels) != 1:
             names = ", ".join(f"{key}.{suffix}" for _, suffix, _, _ in group)

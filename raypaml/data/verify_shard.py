@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from raypaml.data.images import decode as decode_image
-from raypaml.data.index import Index
+from raypaml.data.index import BOX_SIDES, Index
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import label_columns
-from raypaml.data.tars import IMAGES, members
+from raypaml.data.tars import JPEG_SUFFIXES, members
 from raypaml.labels import Vocabulary
 
-CORNERS = ("x0", "y0", "x1", "y1")
 LABEL_COLUMNS = ("positives", "negatives", "truth")
 
 
@@ -93,7 +92,7 @@ def _tar_faults(path: Path, index: Index, shard: int, vocabulary: Vocabulary) ->
             where = f"{path}: {key}.{suffix} at byte {offset}"
             if key not in places:
                 yield f"{where}: the index has no such key in this shard"
-            elif suffix.lower() in IMAGES:
+            elif suffix.lower() in JPEG_SUFFIXES:
                 row = places[key]
                 if key in images or (offset, len(content)) != (index.offset[row], index.size[row]):
                     yield f"{where}, {len(content)} bytes: the index says byte {index.offset[row]}, {index.size[row]}"
@@ -122,7 +121,7 @@ def _label_faults(
             ids = [vocabulary.class_ids[column] for column in differ[:5]]
             yield f"{where}: {name} differ from the index in {len(differ)} classes, such as {ids}"
     boxes, indexed = (
-        [(b["class"], *(np.float32(b[c]) for c in CORNERS)) for b in found]
+        [(b["class"], *(np.float32(b[c]) for c in BOX_SIDES)) for b in found]
         for found in (columns["boxes"], index.boxes(row))
     )
     if boxes != indexed:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from raypaml.evaluation.measures import NAMES, Evaluation
+from raypaml.evaluation.measures import GROUPS, Evaluation
 from raypaml.evaluation.summary import summary, table
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.metrics.bootstrap import interval
@@ -94,14 +94,14 @@ def _convention(found: Evaluation, name: Convention) -> dict[str, Any]:
     counts = counted(name, found.positives, found.negatives)
     entry: dict[str, Any] = {
         "mean_ap": means["All"],
-        "groups": {group: means[group] for group in NAMES[:-1]},
+        "groups": {group: means[group] for group in GROUPS[:-1]},
         "classes_counted": int(counts.sum()),
         "classes_counted_by_group": np.bincount(found.vocabulary.class_group[counts], minlength=6)[1:].tolist(),
         "classes_skipped": skipped(name, found.positives, found.negatives),
     }
     if found.replicates is not None and name in PER_CLASS:
         draws = found.replicate_means(name)
-        entry["interval_95"] = {group: interval(means[group], draws[group]) for group in NAMES}
+        entry["interval_95"] = {group: interval(means[group], draws[group]) for group in GROUPS}
     return entry
 
 
@@ -117,11 +117,11 @@ def comparison(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         before, after = first.means(name), second.means(name)
         assert before is not None
         assert after is not None
-        found[name] = {"difference": {group: after[group] - before[group] for group in NAMES}}
+        found[name] = {"difference": {group: after[group] - before[group] for group in GROUPS}}
         if first.replicates is not None and second.replicates is not None:
             a, b = first.replicate_means(name), second.replicate_means(name)
             shift = found[name]["difference"]
-            found[name]["interval_95"] = {group: interval(shift[group], b[group] - a[group]) for group in NAMES}
+            found[name]["interval_95"] = {group: interval(shift[group], b[group] - a[group]) for group in GROUPS}
     return found
 
 
@@ -155,14 +155,14 @@ def report(found: dict[str, Any]) -> str:
     sections = [table(found), _conventions(found["conventions"])]
     if "alpha_curve" in found:
         rows = [[alpha, *map(percent, means.values())] for alpha, means in found["alpha_curve"].items()]
-        sections.append("mAP by alpha, convention 'paper':\n\n" + markdown(["alpha", *NAMES], rows))
+        sections.append("mAP by alpha, convention 'paper':\n\n" + markdown(["alpha", *GROUPS], rows))
     if "decisions" in found:
         names, values = zip(*found["decisions"].items(), strict=True)
         text = "Precision, recall, F1 over observed entries (O: all entries, C: mean of classes), percent:\n\n"
         sections.append(text + markdown(list(names), [[percent(value) for value in values]]))
     if "precision_at_recall" in found:
         row = [percent(value) for value in found["precision_at_recall"].values()]
-        sections.append("Precision at the recall asked for, percent:\n\n" + markdown(list(NAMES), [row]))
+        sections.append("Precision at the recall asked for, percent:\n\n" + markdown(list(GROUPS), [row]))
     sections.append(f"Expected calibration error over observed entries: {percent(found['calibration_error'])} %.")
     return "\n\n".join(sections)
 
@@ -178,7 +178,7 @@ def _conventions(conventions: dict[Convention, Any]) -> str:
         if "interval_95" in entry:
             rows.append(["  95 % from", *(percent(low) for low, _ in entry["interval_95"].values()), "", ""])
             rows.append(["  to", *(percent(high) for _, high in entry["interval_95"].values()), "", ""])
-    names = ["convention", *NAMES, "classes", "skipped"]
+    names = ["convention", *GROUPS, "classes", "skipped"]
     return "\n".join(["mAP in percent by convention:", "", markdown(names, rows, left=1), "", *notes])
 
 
@@ -192,7 +192,7 @@ def difference(found: dict[str, Any]) -> str:
             rows.append(["  95 % from", *(f"{100 * value:+.2f}" for value in low)])
             rows.append(["  to", *(f"{100 * value:+.2f}" for value in high)])
     return "Second minus first, mAP points, the same images drawn for both:\n\n" + markdown(
-        ["convention", *NAMES], rows, left=1
+        ["convention", *GROUPS], rows, left=1
     )
 
 

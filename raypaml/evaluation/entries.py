@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 1 << 17
 FLUSH_ROWS = 1 << 17
 """Rows that wait in memory to be sorted out."""
 
-LABELS = (POSITIVE, NEGATIVE, UNOBSERVED)
+_LABELS = (POSITIVE, NEGATIVE, UNOBSERVED)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class SpilledSet:
     canonical: NDArray[np.int32]
     """Number of an image among `keys`, by its number in the spill files."""
     tally: IntArray
-    """[K, 3] entries of each class that are positive, negative, unobserved (LABELS)."""
+    """[K, 3] entries of each class that are positive, negative, unobserved, in this order."""
     files: list[Path]
 
     def buckets(self) -> Iterator[Entries]:
@@ -119,7 +119,7 @@ class _Spill:
         self.parts: list[IntArray] = []
         """The part that each came from, in the same order."""
         self.next_image = 0
-        self.tally = np.zeros((predictions.num_classes, len(LABELS)), np.int64)
+        self.tally = np.zeros((predictions.num_classes, len(_LABELS)), np.int64)
         self._waiting: list[pa.Table] = []
         self._writers: dict[int, pq.ParquetWriter] = {}
 
@@ -139,7 +139,7 @@ class _Spill:
         self.parts.append(np.full(len(images.dictionary), part))
         self.next_image += len(images.dictionary)
         classes, label = table["class"].to_numpy(), table["label"].to_numpy()
-        for column, value in enumerate(LABELS):
+        for column, value in enumerate(_LABELS):
             self.tally[:, column] += np.bincount(classes[label == value], minlength=len(self.tally))
         self._waiting.append(table)
         if sum(map(len, self._waiting)) >= FLUSH_ROWS:

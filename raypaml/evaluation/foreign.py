@@ -21,7 +21,7 @@ from raypaml.evaluation.parts import BATCH_ROWS, PredictionSet, open_set, read_v
 from raypaml.labels import Vocabulary
 
 Scores = Literal["logits", "probabilities"]
-COLUMNS = ("key", "class", "label", "score")
+_COLUMNS = ("key", "class", "label", "score")
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,14 @@ def _checked(table: pa.Table, path: Path, scores: Scores) -> pa.Table:
 
 def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
     types = {"key": pa.string(), "class": pa.string(), "label": pa.int64(), "score": pa.float64()}
-    options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(COLUMNS), null_values=[""])
+    options = pyarrow.csv.ConvertOptions(column_types=types, include_columns=list(_COLUMNS), null_values=[""])
 
     def batches() -> Iterator[pa.Table]:
         try:
             with pyarrow.csv.open_csv(path, convert_options=options) as reader:
                 yield from (pa.Table.from_batches([batch]) for batch in reader)
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            raise ValueError(f"{path}: {error}; expected the columns {', '.join(COLUMNS)}") from None
+            raise ValueError(f"{path}: {error}; expected the columns {', '.join(_COLUMNS)}") from None
 
     return path.stat().st_size // 32, batches
 
@@ -158,21 +158,21 @@ def _parquet(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
         metadata = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a whole Parquet file ({error})") from None
-    if not set(COLUMNS) <= set(metadata.schema.names):
-        raise ValueError(f"{path}: columns {metadata.schema.names}, expected {', '.join(COLUMNS)}")
+    if not set(_COLUMNS) <= set(metadata.schema.names):
+        raise ValueError(f"{path}: columns {metadata.schema.names}, expected {', '.join(_COLUMNS)}")
 
     def batches() -> Iterator[pa.Table]:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(COLUMNS)):
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(_COLUMNS)):
                 yield pa.Table.from_batches([batch])
 
     return metadata.num_rows, batches
 
 
 def _table(path: Path, rows: pa.Table, vocabulary: Vocabulary, coding: Coding) -> pa.Table:
-    empty = [name for name in COLUMNS if rows[name].null_count]
+    empty = [name for name in _COLUMNS if rows[name].null_count]
     if empty:
-        raise ValueError(f"{path}: empty cells in column {empty[0]!r}; give every row all of {', '.join(COLUMNS)}")
+        raise ValueError(f"{path}: empty cells in column {empty[0]!r}; give every row all of {', '.join(_COLUMNS)}")
     classes = rows["class"]
     if not pa.types.is_integer(classes.type):
         found = pc.index_in(classes.cast(pa.string()), value_set=pa.array(vocabulary.class_ids, pa.string()))

@@ -25,7 +25,8 @@ from raypaml.metrics.thresholds import (
     sigmoid,
 )
 
-NAMES = (*GROUP_NAMES, "All")
+GROUPS = (*GROUP_NAMES, "All")
+"""Groups of classes whose means are given: G1 (rarest) to G5, and all classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,8 @@ class Evaluation:
         assert self.replicates is not None
         counts = ~np.isnan(under(convention, self.ap, *self.tally[:, :2].T))
         found = {}
-        for name in NAMES:
-            group = NAMES.index(name) + 1
+        for name in GROUPS:
+            group = GROUPS.index(name) + 1
             mine = np.flatnonzero(counts & ((self.vocabulary.class_group == group) | (name == "All")))
             values = np.where(self.positives[mine] > 0, self.replicates[:, mine], 0.0)
             drawn = ~np.isnan(values)
@@ -245,7 +246,7 @@ class _Micro:
         pairs: Sequence[tuple[slice, slice]] = list(zip(cuts[:count], cuts[count:], strict=True))
         pairs = [*pairs, (slice(0, self._ends[count - 1]), slice(self._ends[count - 1], self._ends[-1]))]
         found = {}
-        for name, (negative, positive) in zip(NAMES, pairs, strict=True):
+        for name, (negative, positive) in zip(GROUPS, pairs, strict=True):
             self._scores[negative].sort()
             self._scores[positive].sort()
             found[name] = micro_average_precision(self._scores[positive], self._scores[negative])

@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypaml.files import whole
 from raypaml.labels import Vocabulary
 
-SCHEMA = pa.schema(
+_SCHEMA = pa.schema(
     [("key", pa.string()), ("class", pa.int32()), ("positive", pa.bool_()), ("P", pa.float32()), ("N", pa.float32())]
 )
 BATCH_ROWS = 1 << 15
@@ -82,7 +83,7 @@ class PredictionSet:
     rows: int
     """How many, at least about."""
     batches: Callable[[], Iterator[tuple[int, pa.Table]]]
-    """(part, rows) again and again, columns as SCHEMA; P and N may be float64."""
+    """(part, rows) again and again, columns as in the files we write; P and N may be float64."""
     skipped: tuple[dict[str, Any], ...] = ()
     """Broken images among `samples`, which have no rows: shard, key, offset, reason."""
 
@@ -91,10 +92,9 @@ def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Seq
     """Write one part, whole or not at all, with the names of the broken samples that were skipped in it."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"raypaml": json.dumps(dataclasses.asdict(part)), "skipped": json.dumps(skipped)}
-    table = table.cast(SCHEMA).replace_schema_metadata(metadata)
-    unfinished = (folder / part.name).with_suffix(".unfinished")
-    pq.write_table(table, unfinished, row_group_size=BATCH_ROWS, write_page_checksum=True)
-    unfinished.replace(folder / part.name)
+    table = table.cast(_SCHEMA).replace_schema_metadata(metadata)
+    with whole(folder / part.name) as unfinished:
+        pq.write_table(table, unfinished, row_group_size=BATCH_ROWS, write_page_checksum=True)
 
 
 def is_predicted(folder: Path, part: PredictionPart) -> bool:

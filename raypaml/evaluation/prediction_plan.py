@@ -17,6 +17,7 @@ from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import Part, Plan, default_lanes
 from raypaml.evaluation.parts import PredictionPart, is_predicted, read_part, read_skipped, write_part
 from raypaml.evaluation.predicting import predict_steps
+from raypaml.files import sweep
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.models import checkpoint_model, find_checkpoint
@@ -25,7 +26,7 @@ from raypaml.runs.skips import check_budget, named
 
 EVALUATION_BATCHES = 4
 """Evaluation takes this many training batches at once: it keeps no activations."""
-PART_BATCHES = 4
+_PART_BATCHES = 4
 """Evaluation batches of one part: what an interruption can cost a worker."""
 
 
@@ -48,8 +49,8 @@ class PredictionPlan:
     def steps(self, part: PredictionPart) -> list[Part]:
         """What a part reads: the lanes of the run that was trained, whoever predicts it."""
         plan = _plan(self.config, part.samples)
-        first = part.part * PART_BATCHES
-        return plan.epoch(0, 0, 1)[first : first + PART_BATCHES]
+        first = part.part * _PART_BATCHES
+        return plan.epoch(0, 0, 1)[first : first + _PART_BATCHES]
 
 
 def plan_asked(
@@ -99,7 +100,7 @@ def plan_prediction(
     """Cut the evaluation of a split into parts; their bounds depend on the configuration and the split alone."""
     index = data.splits[split]
     steps = _plan(config, len(index)).epoch(0, 0, 1)
-    chunks = [steps[first : first + PART_BATCHES] for first in range(0, len(steps), PART_BATCHES)]
+    chunks = [steps[first : first + _PART_BATCHES] for first in range(0, len(steps), _PART_BATCHES)]
     sizes = [sum(len(step.rows) for step in chunk) for chunk in chunks]
     first = PredictionPart(
         split=split,
@@ -136,7 +137,8 @@ def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> No
         ValueError: there are parts of another set, and `replace` is False.
     """
     plan.folder.mkdir(parents=True, exist_ok=True)
-    for path in plan.folder.glob(".part-*.unfinished"):
+    sweep(plan.folder)
+    for path in plan.folder.glob("part-*.unfinished"):  # of versions that did not hide them
         path.unlink()
     for path in plan.folder.glob("part-*.parquet"):
         if not _belongs(path, plan.parts[0]):

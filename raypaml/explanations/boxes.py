@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from raypaml.data.index import Index
+from raypaml.data.index import BOX_SIDES, Index
 from raypaml.labels import Vocabulary
 
-SIDES = ("XMin", "YMin", "XMax", "YMax")
-_TYPES = {"ImageID": pa.string(), "LabelName": pa.string(), **dict.fromkeys(SIDES, pa.float64())}
+_SIDES = ("XMin", "YMin", "XMax", "YMax")
+_TYPES = {"ImageID": pa.string(), "LabelName": pa.string(), **dict.fromkeys(_SIDES, pa.float64())}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Boxes:
     def boxes(self, row: int) -> list[dict[str, float]]:
         """As `Index.boxes`: class column and pixel corners of each box of one sample."""
         found = slice(*np.searchsorted(self.row, (row, row + 1)))
-        names = ("class", "x0", "y0", "x1", "y1")
+        names = ("class", *BOX_SIDES)
         pairs = zip(self.class_index[found], self.corners[found], strict=True)
         return [dict(zip(names, (int(k), *corners.tolist()), strict=True)) for k, corners in pairs]
 
@@ -60,7 +60,7 @@ def read_boxes(path: Path, index: Index, vocabulary: Vocabulary, image: tuple[in
     table = _read(path)
     rows = pc.index_in(table["ImageID"], value_set=index.key_column)
     classes = pc.index_in(table["LabelName"], value_set=pa.array(vocabulary.class_ids))
-    corners = np.stack([table[side].to_numpy() for side in SIDES], 1)
+    corners = np.stack([table[side].to_numpy() for side in _SIDES], 1)
     whole = ((corners >= 0) & (corners <= 1)).all(1) & (corners[:, :2] < corners[:, 2:]).all(1)
     here, known = (column.is_valid().to_numpy(zero_copy_only=False) for column in _whole(rows, classes))
     chosen = np.flatnonzero(here & known & whole)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from raypaml.data.plan import Plan
 from raypaml.explanations.boxes import Boxes, read_boxes
 from raypaml.explanations.comparing import explain_steps
 from raypaml.explanations.explain_page import write_explain_page, write_pairs
+from raypaml.files import write_json
 from raypaml.labels import GROUP_NAMES, IntArray
 from raypaml.mapper import Mapper
 from raypaml.metrics.pairs import Pairs
@@ -195,7 +195,7 @@ class ExplainedRuns:
         figures = write_explain_page(
             out, pairs, self.data, self.split, models, shown, names, histories, boosted=boosted, boxes=boxes
         )
-        (out / "explanations.json").write_text(json.dumps(figures, indent=1) + "\n")
+        write_json(out / "explanations.json", figures, indent=1)
         write_pairs(out / "pairs.csv", pairs, self.data, self.split)
         return out / "explanations.html"
 

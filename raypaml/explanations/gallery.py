@@ -22,7 +22,7 @@ from raypaml.labels import POSITIVE, RealArray
 from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier, pool_parts
 
-SIDE = 160
+SHOWN_SIDE = 160
 """Shown size, px."""
 MOST_CLASSES = 6
 
@@ -151,18 +151,18 @@ def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row
 
 
 def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    return Image.fromarray(pixels).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.NEAREST)
 
 
 def overlay(pixels: NDArray[np.uint8], heat: RealArray, box: tuple[float, float, float, float] | None) -> Image.Image:
     """The image in grey, the map 0..1 in colour over it, the known box outlined."""
     grey = np.asarray(_enlarged(pixels).convert("L").convert("RGB"), np.float32)
-    smooth = Image.fromarray(heat.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    smooth = Image.fromarray(heat.astype(np.float32)).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
     strength = np.asarray(smooth).clip(0, 1)[..., None]
     colour = 255 * mpl.colormaps["inferno"](strength[..., 0])[..., :3]
     mixed = Image.fromarray((grey * 0.75 * (1 - strength) + colour * strength).clip(0, 255).astype(np.uint8))
     if box is not None:
-        scale = np.array([SIDE / pixels.shape[1], SIDE / pixels.shape[0]] * 2)
+        scale = np.array([SHOWN_SIDE / pixels.shape[1], SHOWN_SIDE / pixels.shape[0]] * 2)
         ImageDraw.Draw(mixed).rectangle(tuple(np.array(box) * scale - [0, 0, 1, 1]), outline=(90, 200, 255))
     return mixed
 

@@ -13,9 +13,11 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-COLUMNS = ("image", "class", "name", "score")
-SCHEMA = pa.schema([("image", pa.string()), ("class", pa.string()), ("name", pa.string()), ("score", pa.float32())])
-SUFFIXES = (".csv", ".parquet", ".jsonl")
+from raypaml.files import whole
+
+_COLUMNS = ("image", "class", "name", "score")
+_SCHEMA = pa.schema([("image", pa.string()), ("class", pa.string()), ("name", pa.string()), ("score", pa.float32())])
+_SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
 class Writer(Protocol):
@@ -36,29 +38,28 @@ def writer(out: str) -> Iterator[Writer]:
         yield _Csv(sys.stdout)
         return
     path = Path(out)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        with pq.ParquetWriter(unfinished, SCHEMA) as file:
-            table = _Parquet(file)
-            yield table
-            table.flush()
-    else:
-        with unfinished.open("w", newline="", encoding="utf-8") as text:
-            yield _Csv(text) if path.suffix == ".csv" else _Lines(text)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        if path.suffix == ".parquet":
+            with pq.ParquetWriter(unfinished, _SCHEMA) as file:
+                table = _Parquet(file)
+                yield table
+                table.flush()
+        else:
+            with unfinished.open("w", newline="", encoding="utf-8") as text:
+                yield _Csv(text) if path.suffix == ".csv" else _Lines(text)
 
 
 def check_out(out: str) -> None:
     """Raise ValueError unless `out` is a file that can be written."""
-    if out and Path(out).suffix not in SUFFIXES:
-        raise ValueError(f"out={out}: must end in {', '.join(SUFFIXES)}")
+    if out and Path(out).suffix not in _SUFFIXES:
+        raise ValueError(f"out={out}: must end in {', '.join(_SUFFIXES)}")
 
 
 class _Csv:
     def __init__(self, file: IO[str]):
         self._writer = csv.writer(file, lineterminator="\n")
-        self._writer.writerow(COLUMNS)
+        self._writer.writerow(_COLUMNS)
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
         self._writer.writerows((image, class_id, name, f"{score:.6g}") for class_id, name, score in rows)
@@ -88,6 +89,6 @@ class _Parquet:
             self.flush()
 
     def flush(self) -> None:
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(COLUMNS)
-        self._file.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True)), schema=SCHEMA))
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(_COLUMNS)
+        self._file.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_SCHEMA))
         self._rows = []

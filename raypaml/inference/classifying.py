@@ -18,8 +18,8 @@ from raypaml.inference.classifier import Classifier, load
 from raypaml.inference.pictures import Picture, read_picture
 from raypaml.mapper import Mapper, in_this_process
 
-BATCH = 32
-CHUNK = 1024
+_BATCH = 32
+_CHUNK = 1024
 """Pictures of a task: what one worker does between two reports."""
 READERS = 4
 """Threads that read and decode ahead of the model, a batch each."""
@@ -45,7 +45,7 @@ def classify(
         yield from answers(loaded(model, device), pictures, choice, overlays)
         return
     model, overlays = str(Path(model).absolute()), overlays and str(Path(overlays).absolute())
-    chunks = enumerate(batched(pictures, CHUNK))
+    chunks = enumerate(batched(pictures, _CHUNK))
     yield from _in_order(
         run(answers_of_chunk, ((number, model, device, chunk, choice, overlays) for number, chunk in chunks))
     )
@@ -82,7 +82,7 @@ def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, over
         return [_pixels(picture, model.card.height, model.card.width) for picture in batch]
 
     with ThreadPoolExecutor(READERS) as pool:
-        batches = batched(pictures, BATCH)
+        batches = batched(pictures, _BATCH)
         pending = [(batch, pool.submit(read, batch)) for batch in islice(batches, READERS)]
         while pending:
             batch, found = pending.pop(0)

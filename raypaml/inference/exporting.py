@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 """Of logits, from PyTorch's, in float32."""
 CHECKED_SIZES = (1, 3)
 """Of the batches that are compared."""
-EXAMPLES = 2
+_EXAMPLES = 2
 """Images traced with; 1 would fix the size of a batch."""
 
 
@@ -85,7 +85,7 @@ def _program(model: Classifier) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with torch.no_grad():
         return torch.export.export(
-            LogitsAndMap(model.model).eval(), (_examples(model, EXAMPLES),), dynamic_shapes={"images": {0: batch}}
+            LogitsAndMap(model.model).eval(), (_examples(model, _EXAMPLES),), dynamic_shapes={"images": {0: batch}}
         )
 
 

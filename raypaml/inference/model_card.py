@@ -17,14 +17,14 @@ from raypaml.runs.run_folder import read_config
 
 NAME = "card.json"
 WEIGHTS = "model.safetensors"
-FORMAT = 1
+_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """What one has to know of a model to use it."""
 
-    format: int = FORMAT
+    format: int = _FORMAT
     class_ids: list[str]
     names: list[str]
     vocabulary: str
@@ -53,8 +53,8 @@ class Card:
             card = cls(**json.loads((folder / NAME).read_text()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / NAME}: not the card of a model ({error}); export it again") from None
-        if card.format != FORMAT:
-            raise ValueError(f"{folder / NAME}: format {card.format}, this version reads {FORMAT}; export it again")
+        if card.format != _FORMAT:
+            raise ValueError(f"{folder / NAME}: format {card.format}, this version reads {_FORMAT}; export it again")
         if Vocabulary.digest_of(card.class_ids) != card.vocabulary or len(card.names) != len(card.class_ids):
             raise ValueError(f"{folder / NAME}: its classes are not those of its vocabulary digest; export it again")
         if digest(folder / WEIGHTS) != card.weights:

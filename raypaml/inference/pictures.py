@@ -17,10 +17,10 @@ from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
 from raypaml.preparation.image_form import UNREADABLE, upright_rgb
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Of pictures, within folders and shards; a file given by name may have any."""
 SHARD = ".tar"
-PATIENCE = 60.0
+_PATIENCE = 60.0
 EXIF = b"Exif\0\0"
 
 
@@ -72,7 +72,7 @@ def _as_trained(content: bytes, height: int, width: int) -> bool:
 def _content(picture: Picture) -> bytes:
     where = Location(picture.address)
     try:
-        return with_retries(lambda: _read(picture, where), picture.name, patience=PATIENCE)
+        return with_retries(lambda: _read(picture, where), picture.name, patience=_PATIENCE)
     except FileNotFoundError:
         raise ValueError("no such file") from None
     except OSError as error:
@@ -101,7 +101,7 @@ def find_pictures(given: Sequence[str]) -> Iterator[Picture]:
         for file in _files(where) if kind == "folder" else [one]:
             if _plain(file).lower().endswith(SHARD):
                 yield from _members(file)
-            elif kind == "file" or _plain(file).lower().endswith(SUFFIXES):
+            elif kind == "file" or _plain(file).lower().endswith(_SUFFIXES):
                 yield _picture(file, file)
 
 
@@ -128,7 +128,7 @@ def _members(address: str) -> list[Picture]:
     """The pictures in a shard, by one scan of its headers."""
     where = Location(address)
     try:
-        return with_retries(lambda: _scan(where, address), address, patience=PATIENCE)
+        return with_retries(lambda: _scan(where, address), address, patience=_PATIENCE)
     except tarfile.TarError as error:
         raise ValueError(f"{address}: not a readable tar ({error})") from None
     except OSError as error:
@@ -141,5 +141,5 @@ def _scan(where: Location, address: str) -> list[Picture]:
         return [
             _picture(str(where / member.name), address, member.offset_data, member.size)
             for member in tar
-            if member.isfile() and member.name.lower().endswith(SUFFIXES)
+            if member.isfile() and member.name.lower().endswith(_SUFFIXES)
         ]

@@ -22,7 +22,7 @@ PASL = (
 WHOLE_FORMULA = "The gradient is that of the whole formula; the published code holds the focusing weights constant."
 EXPECTED = Setting("expected", 0.0, "positives expected in an image; 0: as many as observed in the validation split")
 
-RECORDS = (
+FORMULA_SCHEMES = (
     Scheme(
         name="wan",
         about="Weak assume negative: an unobserved entry costs -weight log(1 - p).",
@@ -101,10 +101,11 @@ RECORDS = (
         equation="section 4, L_ROLE",
         loss="raypaml.losses.scheme_losses:role_loss",
         loss_of="batch",
-        settings=(EXPECTED, Setting("step", 1.0, "length of the estimates' steps of gradient descent")),
+        settings=(EXPECTED, Setting("step", 1.0, "length of the estimates' steps of gradient descent, our choice")),
         state="label_estimates",
-        differs="The estimates learn by gradient descent and start at 0, where the published code has Adam and a "
-        "random start; of each sample those of the 64 highest classes are kept, and one number for all others.",
+        differs="The estimates learn by gradient descent and start at a probability of 0.5; the published code has "
+        "Adam, and the paper a random start between 0.4 and 0.6. Of each sample those of the 64 highest classes are "
+        "kept, and one number for all others.",
     ),
     Scheme(
         name="em",
@@ -112,7 +113,7 @@ RECORDS = (
         paper=ZHOU,
         equation="section 3",
         loss="raypaml.losses.formulas:em",
-        settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha"),),
+        settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"),),
         published=(
             Published(("VOC",), {"weight": 0.2}, "code"),
             Published(("COCO", "NUS-WIDE"), {"weight": 0.1}, "code"),
@@ -128,8 +129,8 @@ RECORDS = (
         loss="raypaml.losses.scheme_losses:em_apl_loss",
         loss_of="batch",
         settings=(
-            Setting("weight", 0.1, "weight of the entropy, the paper's alpha"),
-            Setting("pseudo_weight", 0.9, "weight of a pseudo-negative, the paper's beta"),
+            Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"),
+            Setting("pseudo_weight", 0.9, "weight of a pseudo-negative, the paper's beta, as for COCO"),
             Setting("share", 0.9, "share of a class's unobserved entries that become pseudo-negative", SHARE),
         ),
         state="class_scores",
@@ -160,7 +161,7 @@ RECORDS = (
             Setting("centre", 0.5, "v(p) is a Gaussian around it, at the start"),
             Setting("centre_end", 0.8, "centre in the last epoch"),
             Setting("width", 2.0, "width of that Gaussian at the start", ABOVE_ZERO),
-            Setting("width_end", 0.5, "width in the last epoch", ABOVE_ZERO),
+            Setting("width_end", 0.5, "width in the last epoch"),
         ),
         published=(Published(("COCO",), {"slope_end": 10.0, "offset_end": -8.0}, "AEVLP's code"),),
         differs="A positive costs -log p, the limit of q1 = 0; k and v move linearly with the epoch, as in the "

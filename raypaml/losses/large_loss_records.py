@@ -31,13 +31,20 @@ def _published(boostlu: float, best: Mapping[str, float]) -> tuple[Published, ..
 
 
 THRESHOLD = (
-    Setting("threshold", 1.5, "R0, the loss above which an entry is rejected, before it falls", ABOVE_ZERO),
-    Setting("delta_abs", 0.1, "by how much the threshold falls with each epoch since the warm-up"),
+    Setting(
+        "threshold",
+        1.5,
+        "R0, the loss above which an entry is rejected, before it falls; one of those searched",
+        ABOVE_ZERO,
+    ),
+    Setting(
+        "delta_abs", 0.1, "by how much the threshold falls with each epoch since the warm-up; one of those searched"
+    ),
 )
 SEARCHED = (Published((), {"threshold": (1.0, 1.5, 2.0), "delta_abs": (0.1, 0.15, 0.2)}, "supplement, searched"),)
 SAME_THRESHOLD = "All three schemes take the same threshold, and its epochs count from the warm-up on."
 
-RECORDS = (
+LARGE_LOSS_SCHEMES = (
     Scheme(
         name="full",
         about="Binary cross-entropy with every label known.",

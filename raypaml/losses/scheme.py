@@ -57,7 +57,7 @@ class Setting:
 
     name: str
     default: float
-    """The published value, which holds where nothing is given."""
+    """The value that holds where nothing is given: the published one, or ours where `about` says so."""
     about: str
     bounds: Bounds = ANY_NUMBER
 
@@ -96,7 +96,7 @@ class Scheme:
     batch: (logits [B, K], labels [B, K], StepContext) -> this rank's share of the loss, and the rejected entries."""
     settings: tuple[Setting, ...] = ()
     state: str = ""
-    """What it keeps from step to step, by its name in `training.scheme_state.STATES`; empty where it keeps nothing."""
+    """What it keeps from step to step, a name in `training.scheme_state.STATE_BUILDERS`; empty where it is nothing."""
     rejects_by: Literal["", "rate", "threshold"] = ""
     """rate: delta_rel percent of all entries, by the schedule. threshold: every entry whose loss exceeds one."""
     rate_is_constant: bool = False
@@ -122,7 +122,7 @@ class Scheme:
 
     @property
     def defaults(self) -> dict[str, float]:
-        """Every setting with its published value."""
+        """Every setting with its default."""
         return {setting.name: setting.default for setting in self.settings}
 
     @property

@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 import textwrap
 
-from raypaml.losses import formula_records, large_loss_records
+from raypaml.cli import known_names
+from raypaml.losses.formula_records import FORMULA_SCHEMES
+from raypaml.losses.large_loss_records import LARGE_LOSS_SCHEMES
 from raypaml.losses.scheme import Scheme
 
 SCHEMES: dict[str, Scheme] = {}
@@ -36,9 +38,7 @@ def scheme_names() -> tuple[str, ...]:
 def scheme_of(name: str) -> Scheme:
     """The record of this name; ValueError suggests the nearest name where there is none."""
     if name not in SCHEMES:
-        near = difflib.get_close_matches(name, SCHEMES, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"scheme={name!r}: no such scheme; {hint}Known: {', '.join(SCHEMES)}")
+        raise ValueError(f"scheme={name!r}: no such scheme{known_names(name, SCHEMES)}")
     return SCHEMES[name]
 
 
@@ -111,5 +111,5 @@ def _markdown(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in ruled)
 
 
-for record in (*large_loss_records.RECORDS, *formula_records.RECORDS):
+for record in (*LARGE_LOSS_SCHEMES, *FORMULA_SCHEMES):
     register(record)

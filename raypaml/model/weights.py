@@ -15,7 +15,7 @@ Weights = dict[str, Tensor]
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where training scripts put the state dict of the model."""
-NAMED = 4
+_NAMED = 4
 """Keys that a message names."""
 
 
@@ -80,7 +80,7 @@ def load_weights(net: nn.Module, left_out: Collection[str], path: Path) -> str:
     if faults:
         known = f" (prefix {prefix!r})" if prefix else ""
         more_faults = f"; {len(faults)} in all" if len(faults) > 1 else ""
-        raise ValueError(f"weights={path}{known}: another network: {'; '.join(faults[:NAMED])}{more_faults}")
+        raise ValueError(f"weights={path}{known}: another network: {'; '.join(faults[:_NAMED])}{more_faults}")
     net.load_state_dict({name: value for name, value in mine.items() if name in wanted}, strict=False)
     strangers = [name for name in found if name.removeprefix(prefix) not in wanted]
     strangers = [name for name in strangers if name.removeprefix(prefix) not in left_out]
@@ -93,6 +93,6 @@ def _loaded(path: Path, prefix: str, used: int, left_out: int, strangers: list[s
     said = f"weights={path}: {used} tensors" + (f" by prefix {prefix!r}" if prefix else "")
     said += f", {left_out} of the classifier left out" if left_out else ""
     if strangers:
-        more = f" and {len(strangers) - NAMED} more" if len(strangers) > NAMED else ""
-        said += f"; {len(strangers)} belong to nothing here: {', '.join(strangers[:NAMED])}{more}"
+        more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
+        said += f"; {len(strangers)} belong to nothing here: {', '.join(strangers[:_NAMED])}{more}"
     return said

@@ -14,8 +14,8 @@ from raypaml.cli import Parser
 from raypaml.data.index import Index, open_index
 from raypaml.data.shards import SPLITS
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
+from raypaml.preparation.findings import EXAMPLES
 
-EXAMPLES = 5
 STATES = {POSITIVE: "positive", NEGATIVE: "negative", UNOBSERVED: "unobserved"}
 
 Codes = NDArray[np.int64]

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from raypaml.data.index import open_index
 from raypaml.data.shards import SPLITS
+from raypaml.files import write_json, write_whole
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.finish import Finished, count_fates, label_counts
-from raypaml.preparation.record import write_json
 from raypaml.preparation.requests import LABELS
 
 CARD = "data_card.json"
@@ -87,7 +87,7 @@ def write_card(out: Path, split: str, card: dict[str, Any], parameters: dict[str
     path = out / CARD
     before = json.loads(path.read_text())["splits"] if path.is_file() else {}
     splits = {name: card if name == split else before[name] for name in SPLITS if name == split or name in before}
-    whole = {
+    content = {
         "digest": whole_digest(out, splits),
         "parameters": parameters,
         "vocabulary": {
@@ -98,12 +98,9 @@ def write_card(out: Path, split: str, card: dict[str, Any], parameters: dict[str
         "in_two_splits": _in_two_splits(out, splits),
         "splits": splits,
     }
-    write_json(path, whole)
-    text = "\n".join(card_markdown(whole, vocabulary)) + "\n"
-    unfinished = out / ".data_card.unfinished"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(out / "data_card.md")
-    return str(whole["digest"])
+    write_json(path, content, indent=1, ensure_ascii=False)
+    write_whole(out / "data_card.md", "\n".join(card_markdown(content, vocabulary)) + "\n")
+    return str(content["digest"])
 
 
 def whole_digest(out: Path, splits: Iterable[str]) -> str:

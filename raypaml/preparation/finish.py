@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from raypaml.data.index import SCHEMA, write_index
 from raypaml.data.shards import SPLITS
+from raypaml.files import whole
 from raypaml.labels import IntArray, Vocabulary
 from raypaml.preparation.requests import KNOWN, LABELS
 from raypaml.preparation.shard_tasks import PLACE, ShardJob, read_receipt
@@ -103,22 +104,19 @@ def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Voc
 
 def write_ledger(out: Path, split: str, rows: list[pa.Table]) -> None:
     """Write this split's rows into `ledger.parquet` beside those of the other splits."""
-    path, unfinished = out / LEDGER, out / f".{LEDGER}.unfinished"
+    path = out / LEDGER
     before = pq.read_table(path, schema=LEDGER_SCHEMA) if path.is_file() else LEDGER_SCHEMA.empty_table()
-    with pq.ParquetWriter(unfinished, LEDGER_SCHEMA, compression="zstd") as writer:
+    with whole(path) as unfinished, pq.ParquetWriter(unfinished, LEDGER_SCHEMA, compression="zstd") as writer:
         for name in SPLITS:
             other = before.filter(pc.equal(before["split"], name))
             writer.write_table(pa.concat_tables(rows if name == split else [other]))
-    unfinished.replace(path)
 
 
 def write_implied(out: Path, split: str, implied: pa.Table, requested: pa.ChunkedArray) -> pa.Table:
     """Write `implied-<split>.parquet`: which labels of the images asked for a hierarchy added; returns them."""
     rows = implied.filter(pc.is_in(implied["key"], value_set=requested))
-    path = out / f"implied-{split}.parquet"
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    pq.write_table(rows, unfinished, compression="zstd")
-    unfinished.replace(path)
+    with whole(out / f"implied-{split}.parquet") as unfinished:
+        pq.write_table(rows, unfinished, compression="zstd")
     return rows
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 SIZE = 448
 QUALITY = 90
 END_OF_IMAGE = b"\xff\xd9"
-END_BYTES = 64
+_END_BYTES = 64
 """Within so many last bytes a whole JPEG ends; some cameras add a little padding."""
 _ORIENTATION = 0x0112
 UNREADABLE = (
@@ -106,7 +106,7 @@ def convert(content: bytes, form: ImageForm) -> Converted:
 
 def _is_plain(image: Image.Image, content: bytes) -> bool:
     """A whole upright RGB JPEG, as far as can be told without decoding it."""
-    whole = image.format == "JPEG" and image.mode == "RGB" and END_OF_IMAGE in content[-END_BYTES:]
+    whole = image.format == "JPEG" and image.mode == "RGB" and END_OF_IMAGE in content[-_END_BYTES:]
     return whole and ("exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1)
 
 

@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Literal, TypeVar
 
 from raypaml.data.storage import Location, brief, read_file, with_retries
+from raypaml.data.tars import END_BYTES
 from raypaml.preparation.image_form import Converted
 
 Item = TypeVar("Item")
@@ -27,16 +28,14 @@ Asked = tuple[str, str]
 """The key of an image, and its file below the folder of images."""
 Convert = Callable[[bytes], Converted]
 
-PATIENCE = 600.0
+_PATIENCE = 600.0
 """Seconds that a store may be out of order before the work stops; what is finished stays."""
 LOCAL_READERS = 4
 """Threads that read from a disk: more of them only cost the core that converts."""
-AHEAD = 8
+_AHEAD = 8
 """Results, by thread, that may wait for one before them, which is tried again."""
 DIGITS = "0123456789abcdef"
 STREAM_BYTES = 8 * 2**20
-END_BYTES = 512
-"""Zeros that end a tar, beyond the first block of them that its reader takes."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Store:
         A worker is one core: threads that convert beside each other on it only take each other's caches and memory.
 
         Raises:
-            ValueError: the store was out of order for longer than PATIENCE.
+            ValueError: the store was out of order for longer than _PATIENCE.
         """
         threads = min(self.concurrency, LOCAL_READERS) if self.root.is_local else self.concurrency
         for image in in_order(lambda asked: self._fetch(*asked), images, threads):
@@ -76,7 +75,7 @@ class Store:
     def _fetch(self, key: str, name: str) -> Fetched:
         file = self.root / name
         try:
-            content = with_retries(lambda: read_file(file), f"{file}", patience=PATIENCE)
+            content = with_retries(lambda: read_file(file), f"{file}", patience=_PATIENCE)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return Fetched(key, fate="not_found")
         except PermissionError as error:
@@ -92,7 +91,7 @@ def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
-                if len(pending) >= AHEAD * threads:
+                if len(pending) >= _AHEAD * threads:
                     yield pending.popleft().result()
                 pending.append(pool.submit(function, item))
             while pending:
@@ -186,7 +185,7 @@ class _Remote(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
-        read = with_retries(lambda: self._file.read_at(len(buffer), self._place), self._name, patience=PATIENCE)
+        read = with_retries(lambda: self._file.read_at(len(buffer), self._place), self._name, patience=_PATIENCE)
         buffer[: len(read)] = read
         self._place += len(read)
         return len(read)

@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 
 from raypaml.cli import clock
 from raypaml.data.shards import SPLITS
+from raypaml.files import write_whole
 from raypaml.labels import Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
 from raypaml.preparation.data_card import split_card, write_card
 from raypaml.preparation.finish import collect_shards, write_implied, write_ledger, write_split_index
 from raypaml.preparation.image_form import ImageForm, codec_versions
 from raypaml.preparation.image_store import Archives, Store, find_images
-from raypaml.preparation.probe import IMAGES, Probe, probe
+from raypaml.preparation.probe import PROBE_IMAGES, Probe, probe
 from raypaml.preparation.progress import Progress
 from raypaml.preparation.record import (
     check_folder,
@@ -44,7 +45,6 @@ from raypaml.preparation.shard_tasks import (
     is_shard_finished,
     write_archive_shards,
     write_store_shard,
-    write_whole,
 )
 
 TAR_BYTES = 2048
@@ -227,7 +227,7 @@ def _shard_samples(asked: Preparation, split: str, source: Store | Archives, req
 
 
 def _probe(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> Probe:
-    many = len(requests) if isinstance(source, Archives) else IMAGES
+    many = len(requests) if isinstance(source, Archives) else PROBE_IMAGES
     return probe(source, split, asked_for(requests.slice(0, many)), asked.form)
 
 

@@ -10,7 +10,7 @@ from itertools import islice
 from raypaml.preparation.image_form import ImageForm, convert
 from raypaml.preparation.image_store import Archives, Asked, Fetched, Store, archive_members, converted
 
-IMAGES = 64
+PROBE_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ def probe(source: Store | Archives, split: str, asked: Sequence[Asked], form: Im
     began = time.monotonic()
     if isinstance(source, Archives):
         wanted = {key for key, _ in asked}
-        found = islice((item for item in archive_members(source.files[0]) if item[0] in wanted), IMAGES)
+        found = islice((item for item in archive_members(source.files[0]) if item[0] in wanted), PROBE_IMAGES)
         images = [converted(key, content(), lambda content: convert(content, form)) for key, content in found]
         where = str(source.files[0])
     else:
-        images = list(source.fetch(asked[:IMAGES], lambda content: convert(content, form)))
+        images = list(source.fetch(asked[:PROBE_IMAGES], lambda content: convert(content, form)))
         where = str(source.root / asked[0][1])
     seconds = (time.monotonic() - began) / max(len(images), 1)
     _check(images, split, where)

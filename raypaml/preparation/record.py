@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypaml.data.storage import brief
-from raypaml.preparation.shard_tasks import write_whole
+from raypaml.files import sweep, write_json
 
 RECORD = "preparation.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,12 +46,8 @@ def read_record(out: Path) -> dict[str, Any] | None:
 
 def write_record(out: Path, record: dict[str, Any]) -> None:
     """Write the record whole; the same whatever the order in which splits were prepared."""
-    write_json(out / RECORD, record | {"splits": dict(sorted(record["splits"].items()))})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    content = record | {"splits": dict(sorted(record["splits"].items()))}
+    write_json(out / RECORD, content, indent=1, ensure_ascii=False)
 
 
 def check_folder(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -94,8 +90,7 @@ def claimed(out: Path) -> Iterator[Path]:
         raise ValueError(f"out={out}: cannot be written: {error.strerror}; give a folder of your own") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for unfinished in out.glob(".*.unfinished"):  # of an earlier run that was killed
-            unfinished.unlink()
+        sweep(out)
         yield work
     except BlockingIOError:
         raise ValueError(f"out={out}: another process is preparing into it; wait for it or end it") from None

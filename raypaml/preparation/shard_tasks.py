@@ -7,7 +7,6 @@ bytes are the same from any number of workers and after any interruption.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypaml.data.index import SCHEMA
+from raypaml.data.index import BOX_SIDES, SCHEMA
 from raypaml.data.shards import Sample, write_shard
 from raypaml.data.storage import Location, brief
+from raypaml.files import write_whole
 from raypaml.preparation.image_form import Converted, ImageForm, convert
 from raypaml.preparation.image_store import Asked, Fetched, Store, archive_members, converted, in_order
 from raypaml.preparation.requests import KNOWN, LABELS
@@ -26,7 +26,6 @@ from raypaml.preparation.requests import KNOWN, LABELS
 CONVERTERS = 4
 """Threads that convert what one archive gives."""
 PLACE = ("offset", "size", "crc32")
-SIDES = ("x0", "y0", "x1", "y1")
 RECEIPT = pa.schema(
     [
         ("key", pa.string()),
@@ -92,7 +91,7 @@ def write_archive_shards(job: ShardJob, unit: str, requests: pa.Table, archive: 
             write_fetched_shard(
                 job, name, requests.take(pa.array(np.array(rows)[order])), (images[place] for place in order)
             )
-    write_whole(job.work / f"{unit}.done", b"")
+    write_whole(job.work / f"{unit}.done", b"", shared=True)
 
 
 def is_read(job: ShardJob, unit: str) -> bool:
@@ -159,14 +158,16 @@ def _sample(job: ShardJob, image: Fetched, row: dict[str, Any]) -> Sample:
         positive=tuple(names[column] for column in row["positives"]),
         negative=tuple(names[column] for column in row["negatives"]),
         truth=None if row["truth"] is None else tuple(names[column] for column in row["truth"]),
-        boxes=tuple((names[box["class"]], *(box[side] for side in SIDES)) for box in boxes),
+        boxes=tuple((names[box["class"]], *(box[side] for side in BOX_SIDES)) for box in boxes),
     )
 
 
 def scaled(boxes: Iterable[dict[str, Any]], scale: tuple[float, float]) -> list[dict[str, Any]]:
     """Boxes of a source image in pixels of what became of it, to hundredths: JSON and index then say the same."""
-    factors = dict(zip(SIDES, scale * 2, strict=True))
-    return [{"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in SIDES} for box in boxes]
+    factors = dict(zip(BOX_SIDES, scale * 2, strict=True))
+    return [
+        {"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in BOX_SIDES} for box in boxes
+    ]
 
 
 def write_receipt(
@@ -190,7 +191,7 @@ def write_receipt(
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    write_whole(job.receipt(name), sink.getvalue().to_pybytes())
+    write_whole(job.receipt(name), sink.getvalue().to_pybytes(), shared=True)
 
 
 def read_receipt(path: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -209,10 +210,3 @@ def is_shard_finished(job: ShardJob, name: str) -> bool:
         return bool(job.shard(name).stat().st_size == meta["bytes"])
     except (OSError, pa.ArrowInvalid):
         return False
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is seen whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from raypaml.files import whole
+from raypaml.files import write_whole
 
 SHARED = Path(__file__).parent
 """Folder of the macros that templates share."""
@@ -24,6 +24,4 @@ def write_page(page: Path, template: Path, **values: Any) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, SHARED]), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    text = environment.get_template(template.name).render(values)
-    with whole(page) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+    write_whole(page, environment.get_template(template.name).render(values))

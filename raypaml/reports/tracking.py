@@ -19,7 +19,7 @@ TrackerName = Literal["none", "tensorboard", "mlflow", "wandb"]
 
 WAITING = 10_000
 """Events that may wait for a slow tracker; later ones are dropped, and counted."""
-PATIENCE = 30.0
+_PATIENCE = 30.0
 """Seconds that the end of a run waits for a tracker."""
 
 Values = dict[str, float]
@@ -60,7 +60,7 @@ class Tracking:
             self._events.put_nowait(None)
         except queue.Full:
             self._dropped += 1
-        self._thread.join(PATIENCE)
+        self._thread.join(_PATIENCE)
         if self._thread.is_alive():
             self._say(f"the tracker hangs: {self._events.qsize():,} events were not logged; metrics.jsonl has them")
         if self._dropped:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -24,10 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raypaml.data.index import Index
+from raypaml.files import sweep, sync
 from raypaml.runs.corrections import Corrections
+from raypaml.runs.mirror import MARKER
 from raypaml.runs.skips import Reason
 
-MARKER = "COMMITTED"
 TRAINED = "trained.safetensors"
 MEMORY = "memory.safetensors"
 _NAME = re.compile(r"\d{4,}-\d{6,}")
@@ -85,7 +85,7 @@ def save_checkpoint(
         ) from None
     shutil.rmtree(final, ignore_errors=True)
     unfinished.replace(final)
-    _to_disk(folder)
+    sync(folder)
     return final
 
 
@@ -114,7 +114,7 @@ def _write(
     digests = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
     (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
     for path in unfinished.iterdir():
-        _to_disk(path)
+        sync(path)
 
 
 def _save_weights(model: nn.Module, path: Path) -> None:
@@ -193,7 +193,8 @@ def retain(folder: Path) -> None:
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Delete what was left unfinished."""
+    """Delete what was left unfinished, by `save_checkpoint` and by copying from a store."""
+    sweep(folder)
     for path in folder.glob(".unfinished-*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -214,11 +215,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypaml.data.index import Index
-from raypaml.labels import IntArray, POSITIVE
+from raypaml.labels import POSITIVE, IntArray
 from raypaml.runs.ranks import Ranks
-
 
 
 class Corrections:

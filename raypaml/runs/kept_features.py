@@ -8,7 +8,6 @@ network or other images. Parts have fixed bounds, whoever computes them; each is
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +23,16 @@ from raypaml.data.batches import Reader, read
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
 from raypaml.data.plan import Plan
+from raypaml.files import sweep, whole
 from raypaml.model.cam import CamClassifier
-from raypaml.runs.ranks import Ranks
 from raypaml.runs.models import autocast
+from raypaml.runs.ranks import Ranks
 
-BATCH = 32
+_BATCH = 32
 """Images that the backbone takes at once; fixed, for its last bit may depend on it."""
-PART_BATCHES = 8
+_PART_BATCHES = 8
 """Of one file, and so what an interruption can cost a worker."""
-PART = BATCH * PART_BATCHES
+PART = _BATCH * _PART_BATCHES
 RUN_FOLDER = "features"
 """Where feature_cache=run keeps them, within the run's folder."""
 
@@ -78,12 +78,13 @@ def open_features(
         ValueError: the disk has no room for them, or a feature is beyond float16.
     """
     index = data.splits[split]
-    steps = Plan(num_samples=len(index), global_batch_size=BATCH, lanes=1, shuffle=False).epoch(0, 0, 1)
+    steps = Plan(num_samples=len(index), global_batch_size=_BATCH, lanes=1, shuffle=False).epoch(0, 0, 1)
     reader = Reader(data.shards, index, steps)
     kept = folder / _digest(model, index, team.device, config)
     paths = [kept / f"{split}-{number:05d}.npy" for number in range(-(-len(index) // PART))]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     kept.mkdir(parents=True, exist_ok=True)
+    sweep(kept, shared=True)
     if missing:
         one_part = PART * _compute(model, reader[0].images[:1], team, config).nbytes
         said = f"features of {split}: {len(paths) - len(missing)} of {len(paths)} parts are there, "
@@ -91,7 +92,7 @@ def open_features(
     team.barrier()  # all have looked before anyone writes
     mine = missing[team.rank :: team.world_size]
     for done, number in enumerate(mine, start=1):
-        chunk = steps[number * PART_BATCHES : (number + 1) * PART_BATCHES]
+        chunk = steps[number * _PART_BATCHES : (number + 1) * _PART_BATCHES]
         batches = read(Reader(data.shards, index, chunk), loader_workers=config.data.loader_workers)
         computed = [_compute(model, batch.images, team, config) for batch in batches]
         _write(paths[number], torch.cat(computed).cpu().numpy())
@@ -132,7 +133,6 @@ def _digest(model: CamClassifier, index: Index, device: torch.device, config: Tr
 
 
 def _write(path: Path, features: NDArray[np.float16]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    with unfinished.open("wb") as file:
+    # Two runs may keep the features of the same data in the same folder at once.
+    with whole(path, shared=True) as unfinished, unfinished.open("wb") as file:
         np.save(file, features, allow_pickle=False)
-    unfinished.replace(path)

@@ -17,9 +17,11 @@ from pathlib import Path
 from pyarrow import fs
 
 from raypaml.data.storage import Location, read_file, with_retries
+from raypaml.files import sweep, whole_folder, write_whole
 
 MARKER = "COMMITTED"
-PATIENCE = 60.0
+"""File of a checkpoint that says that all others are whole."""
+_PATIENCE = 60.0
 """Seconds that a store may be out of order."""
 
 
@@ -58,7 +60,10 @@ class Mirror:
 
     def pull(self, *names: str) -> None:
         """Copy files and folders from the store, those that are not here in that size."""
-        for path, size in self.there(names).items():
+        there = self.there(names)
+        for parent in {(self.local / path).parent for path in there}:
+            sweep(parent, shared=True)
+        for path, size in there.items():
             file = self.local / path
             if not file.is_file() or file.stat().st_size != size:
                 self._fetch(path, file)
@@ -92,15 +97,9 @@ class Mirror:
     def _fetch_checkpoint(self, checkpoint: str, paths: list[str]) -> None:
         """Whole, under its name; another process of this node may be doing the same."""
         final = self.local / checkpoint
-        unfinished = final.with_name(f".unfinished-{os.getpid()}-{final.name}")
-        for path in paths:
-            self._fetch(path, unfinished / Path(path).name)
-        try:
-            unfinished.replace(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-            shutil.rmtree(unfinished)
+        with whole_folder(final, shared=True) as unfinished:
+            for path in paths:
+                self._fetch(path, unfinished / Path(path).name)
 
     def _here(self, names: Iterable[str]) -> dict[str, Path]:
         """Files by path below the run, of files and of folders."""
@@ -124,13 +123,13 @@ class Mirror:
 
         found: list[fs.FileInfo] = []
         for name in names:
-            found += with_retries(partial(look, name), f"{self.store / name}", patience=PATIENCE)
+            found += with_retries(partial(look, name), f"{self.store / name}", patience=_PATIENCE)
         return {info.path.removeprefix(prefix): info.size for info in found if info.type == fs.FileType.File}
 
     def read(self, path: str) -> bytes | None:
         """A file of the store, None if there is none; as all requests, repeated for a minute, then OSError."""
         try:
-            return with_retries(lambda: read_file(self.store / path), f"{self.store / path}", patience=PATIENCE)
+            return with_retries(lambda: read_file(self.store / path), f"{self.store / path}", patience=_PATIENCE)
         except FileNotFoundError:
             return None
 
@@ -143,22 +142,20 @@ class Mirror:
             with filesystem.open_output_stream(target) as file:
                 file.write(content)
 
-        with_retries(write, f"{self.store / path}", patience=PATIENCE)
+        with_retries(write, f"{self.store / path}", patience=_PATIENCE)
 
     def _fetch(self, path: str, file: Path) -> None:
         content = self.read(path)
         if content is None:
             return  # removed meanwhile
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f".unfinished-{os.getpid()}-{file.name}")
-        unfinished.write_bytes(content)
-        unfinished.replace(file)
+        write_whole(file, content, shared=True)
 
     def delete(self, path: str) -> None:
         """A file from the store."""
         filesystem, _ = self.store.open()
         target = (self.store / path).open()[1]
-        with_retries(lambda: filesystem.delete_file(target), f"{self.store / path}", patience=PATIENCE)
+        with_retries(lambda: filesystem.delete_file(target), f"{self.store / path}", patience=_PATIENCE)
 
 
 def _marker_last(path: str) -> bool:

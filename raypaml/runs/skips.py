@@ -14,11 +14,12 @@ import torch
 from raypaml.data.batches import Batch
 from raypaml.data.batches import BrokenReason as Broken
 from raypaml.data.index import Index
+from raypaml.files import write_whole
 from raypaml.runs.ranks import Ranks
 
 Reason = Literal[Broken, "was in a step that was not finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
-NAMED = 5
+_NAMED = 5
 """Samples that an error names."""
 
 Skip = tuple[int, Reason]
@@ -44,7 +45,7 @@ def check_budget(skipped: Sequence[Named], split: str, samples: int, skip_budget
     allowed = int(skip_budget * samples)
     if len(skipped) > allowed:
         first = "; ".join(
-            f"{s['shard']}: image {s['key']!r} at byte {s['offset']} {s['reason']}" for s in skipped[:NAMED]
+            f"{s['shard']}: image {s['key']!r} at byte {s['offset']} {s['reason']}" for s in skipped[:_NAMED]
         )
         raise ValueError(
             f"{split}: {len(skipped):,} broken samples found, skip_budget={skip_budget:g} of {samples:,} allows "
@@ -64,8 +65,6 @@ def named(skipped: Sequence[Skip], index: Index) -> list[Named]:
 def write_skipped(path: Path, by_epoch: Sequence[tuple[int, int, Reason]], index: Index) -> None:
     """Write `skipped.jsonl`: a line for every sample skipped in every epoch."""
     lines = named([(row, reason) for _, row, reason in by_epoch], index)
-    unfinished = path.with_suffix(".unfinished")
     epochs = (epoch for epoch, _, _ in by_epoch)
     text = (json.dumps({"epoch": epoch} | line) + "\n" for epoch, line in zip(epochs, lines, strict=True))
-    unfinished.write_text("".join(text))
-    unfinished.replace(path)
+    write_whole(path, "".join(text))

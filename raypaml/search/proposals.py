@@ -8,10 +8,7 @@ from raypaml.cli import extra
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import Search, add_proposed, outcome
 from raypaml.search.spaces import Space
-from raypaml.search.trials import Trial, proposed
-
-TRIES = 100
-"""Proposals for one new trial, before the spaces count as exhausted."""
+from raypaml.search.trials import TRIES, Trial, proposed
 
 
 class Proposals:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
-from raypaml.files import write_json
+from raypaml.files import whole, write_json
 from raypaml.recipes import recipe
 from raypaml.runs.run_folder import read_history
 from raypaml.search.spaces import Space
@@ -217,7 +217,7 @@ def write_best(search: Search, best: Outcome, verdict: str) -> None:
     write_json(search.folder / "best.json", {"found": found, "config": config})
 
 
-COLUMNS = [
+_COLUMNS = [
     *("trial", "state", "seed", "epochs_done", "epochs_shared", "validation_mean_ap", "best_epoch", "test_mean_ap"),
     *("best_alpha", "validation_mean_ap_at_best_alpha", "rejected", "rejection_precision", "rejection_recall"),
     *("seconds", "error"),
@@ -242,14 +242,13 @@ def row(found: Outcome) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "error": found.error,
     }
-    return dict.fromkeys(COLUMNS) | {k: last.get(k) for k in COLUMNS if k.startswith("reject")} | values
+    return dict.fromkeys(_COLUMNS) | {k: last.get(k) for k in _COLUMNS if k.startswith("reject")} | values
 
 
 def write_csv(search: Search, outcomes: Sequence[Outcome]) -> None:
     """Write `trials.csv`, one row a trial in the order of the plan, a column for every searched field."""
-    unfinished = search.folder / ".trials.unfinished"
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [COLUMNS[0], *search.fields, *COLUMNS[1:]], lineterminator="\n")
+    path = search.folder / "trials.csv"
+    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [_COLUMNS[0], *search.fields, *_COLUMNS[1:]], lineterminator="\n")
         writer.writeheader()
         writer.writerows(row(found) | dict(found.trial.values) for found in outcomes)
-    unfinished.replace(search.folder / "trials.csv")

@@ -15,7 +15,7 @@ from raypaml.reports.tables import percent
 from raypaml.search.search_folder import Outcome, Search
 from raypaml.search.trials import Trial
 
-COLUMNS = ("trial", "state", "epoch", "validation mAP", "best", "rejected", "of them missed")
+_COLUMNS = ("trial", "state", "epoch", "validation mAP", "best", "rejected", "of them missed")
 ENDED = ["finished", "stopped", "failed"]
 
 
@@ -95,7 +95,7 @@ class SearchDisplay:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for number, name in enumerate(COLUMNS):
+        for number, name in enumerate(_COLUMNS):
             table.add_column(name, justify="left" if number < 2 else "right")
         for name, row in self._rows.items():
             table.add_row(name, *_cells(row, self._epochs), style="dim" if row.get("state") in ENDED[1:] else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -12,12 +11,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from raypaml.cli import field_types
+from raypaml.cli import field_types, known_names
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 
 SUGGESTED = "suggested"
 """Bounds taken from the data; see search.suggestion."""
-CORNERS = 4096
+_CORNERS = 4096
 """Combinations of bounds that are checked before the start, at most."""
 _KEYS = {"name", "field", "distribution", "low", "high", "values", "unit"}
 
@@ -149,7 +148,7 @@ def make_space(
 def _kind(config: TrainConfig, field: str) -> Any:
     kinds = {name: kind for _, group in config.groups() for name, kind in field_types(type(group)).items()}
     if field not in kinds:
-        raise ValueError(f"field {field!r}: no such field{_near(field, kinds)}")
+        raise ValueError(f"field {field!r}: no such field{known_names(field, sorted(kinds))}")
     if field in (*EXECUTION_FIELDS, "seed"):
         raise ValueError(f"field {field!r}: not searched" + (", repeated with --seeds" if field == "seed" else ""))
     return kinds[field]
@@ -165,11 +164,6 @@ def _as(kind: Any, value: Any, name: str) -> Any:
     except (KeyError, ValueError, TypeError):
         wanted = "|".join(map(str, get_args(kind))) or kind.__name__
         raise ValueError(f"{name}: value {value!r}, expected {wanted}") from None
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known := list(known), 1)
-    return (f"; did you mean {near[0]}?" if near else "") + f" Known: {', '.join(sorted(known))}"
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -196,7 +190,9 @@ def parse_search(text: str, config: TrainConfig, known: dict[str, Space], sugges
         elif name in known:
             found.append(known[name])
         else:
-            raise ValueError(f"search {name!r}: no such space{_near(name, known)}; or {name or 'FIELD'}=LOW:HIGH")
+            raise ValueError(
+                f"search {name!r}: no such space{known_names(name, sorted(known))}; or {name or 'FIELD'}=LOW:HIGH"
+            )
     fields = [space.field for space in found]
     if len(set(fields)) < len(fields):
         raise ValueError(f"search {text!r}: a field is given twice")
@@ -217,7 +213,7 @@ def _inline(name: str, spec: str, config: TrainConfig, known: dict[str, Space]) 
 def check_spaces(spaces: Sequence[Space], config: TrainConfig) -> None:
     """Raise ValueError where a combination of bounds is no valid configuration, such as one that rejects everything."""
     corners = itertools.product(*(space.bounds for space in spaces))
-    for corner in itertools.islice(corners, CORNERS):
+    for corner in itertools.islice(corners, _CORNERS):
         values = dict(zip((space.field for space in spaces), corner, strict=True))
         try:
             config.override(values).check()

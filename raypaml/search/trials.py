@@ -16,7 +16,7 @@ from raypaml.search.warmup import acts_after_warmup
 CANDIDATES = 8
 """Of which each random point is chosen."""
 TRIES = 100
-"""Draws without a new trial after which the spaces count as exhausted."""
+"""Draws or proposals without a new trial after which the spaces count as exhausted."""
 
 
 @dataclass(frozen=True)

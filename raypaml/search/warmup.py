@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.files import whole_folder
 from raypaml.losses.schemes import scheme_of
 
 if TYPE_CHECKING:
@@ -38,11 +39,9 @@ def keep(run_folder: Path, warmups: Path, epoch: int) -> None:
     kept = warmups / f"after-{epoch}"
     if kept.is_dir():
         return
-    unfinished = warmups / f".unfinished-{epoch}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(run_folder / "checkpoints", unfinished / "checkpoints", ignore=shutil.ignore_patterns(".*"))
-    shutil.copy2(run_folder / "metrics.jsonl", unfinished)
-    unfinished.replace(kept)
+    with whole_folder(kept) as unfinished:
+        shutil.copytree(run_folder / "checkpoints", unfinished / "checkpoints", ignore=shutil.ignore_patterns(".*"))
+        shutil.copy2(run_folder / "metrics.jsonl", unfinished)
 
 
 def start_from(warmups: Path, run_folder: Path, warmup_epochs: int) -> int:
@@ -60,9 +59,7 @@ def start_from(warmups: Path, run_folder: Path, warmup_epochs: int) -> int:
     epoch = max((epoch for epoch in kept if epoch <= warmup_epochs), default=0)
     if not epoch or (run_folder / "checkpoints").is_dir():
         return 0
-    unfinished = run_folder / ".warmup"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(warmups / f"after-{epoch}" / "checkpoints", unfinished)
-    shutil.copy2(warmups / f"after-{epoch}" / "metrics.jsonl", run_folder)
-    unfinished.replace(run_folder / "checkpoints")
+    with whole_folder(run_folder / "checkpoints") as unfinished:
+        shutil.copytree(warmups / f"after-{epoch}" / "checkpoints", unfinished, dirs_exist_ok=True)
+        shutil.copy2(warmups / f"after-{epoch}" / "metrics.jsonl", run_folder)
     return epoch

@@ -25,7 +25,7 @@ from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import Reason, check_budget, gather, named, seen_together
 from raypaml.training.nonfinite import DivergedError
-from raypaml.training.resume import restore, roll_back, save_state, share
+from raypaml.training.resume import restore, roll_back, save_state, share_checkpoints
 from raypaml.training.step import settle, train_step
 from raypaml.training.watchdog import Beats, beating
 from raypaml.training.worker import READING, TALLY, LoopSignal, Report, Worker, build_worker, drop_features, enter_epoch
@@ -82,7 +82,7 @@ def train(
         drop_features(worker)
 
         # --- Test ---------------------------------------------------------------------------------------------
-        share(worker)
+        share_checkpoints(worker)
         checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
         for split in splits:
             _predict(worker, split)

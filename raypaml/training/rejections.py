@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypaml.data.index import Index
+from raypaml.files import whole
 from raypaml.labels import IntArray
 
 FOLDER = "rejected"
-SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
+_SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
 _NAME = re.compile(r"(\d{4,})-\d{6,}-\d+\.parquet")
 
 
@@ -47,9 +48,8 @@ class Rejections:
         self._folder.mkdir(parents=True, exist_ok=True)
         columns = [np.concatenate(self._rows), np.concatenate(self._classes)]
         path = self._folder / f"{epoch:04d}-{step:06d}-{self._rank}.parquet"
-        unfinished = path.with_suffix(".unfinished")
-        pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata(self._about)), unfinished, compression="zstd")
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            pq.write_table(pa.table(columns, schema=_SCHEMA.with_metadata(self._about)), unfinished, compression="zstd")
         self._rows, self._classes = [], []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from raypaml.files import write_whole
 from raypaml.runs import checkpoint
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.skips import write_skipped
@@ -66,9 +67,8 @@ def save_state(worker: Worker) -> None:
             worker.scheme_state.tensors(),
         )
         checkpoint.retain(folder)
-        lines = worker.run_folder / ".metrics.unfinished"
-        lines.write_text("".join(json.dumps(record) + "\n" for record in worker.state.history))
-        lines.replace(worker.run_folder / "metrics.jsonl")
+        lines = (json.dumps(record) + "\n" for record in worker.state.history)
+        write_whole(worker.run_folder / "metrics.jsonl", "".join(lines))
         if worker.state.skipped:
             write_skipped(worker.run_folder / "skipped.jsonl", worker.state.skipped, index)
     if worker.store:
@@ -76,7 +76,7 @@ def save_state(worker: Worker) -> None:
     worker.team.barrier()
 
 
-def share(worker: Worker) -> None:
+def share_checkpoints(worker: Worker) -> None:
     """The checkpoints of rank 0 on every node; what the store did not take yet, it must take now."""
     if worker.store and worker.team.rank == 0:
         worker.store.push_checkpoints()

@@ -1,6 +1,6 @@
 """What some schemes remember from step to step, of each class or, sparsely, of each sample; the same on every rank.
 
-A scheme's record declares what it keeps, and `STATES` says how a run begins; checkpoints hold it in memory.safetensors.
+A scheme's record declares what it keeps, and `STATE_BUILDERS` makes it; checkpoints hold it in memory.safetensors.
 """
 
 from __future__ import annotations
@@ -245,10 +245,10 @@ class Start:
     config: TrainConfig
     data: DataFolder
     settings: Mapping[str, float]
-    """All settings of the scheme, given or published."""
+    """All settings of the scheme, given or by default."""
 
 
-STATES: dict[str, Callable[[Start], SchemeState]] = {
+STATE_BUILDERS: dict[str, Callable[[Start], SchemeState]] = {
     "": lambda _: SchemeState(),
     "class_means": lambda start: ClassMeans(len(start.data.vocabulary)),
     "class_priors": lambda start: ClassPriors(read_priors(start.config.loss.priors, start.data)),
@@ -276,7 +276,7 @@ def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
     settings = scheme.defaults | read_settings(scheme.name, loss.scheme_settings)
     last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     check_schedule(scheme.name, settings, last)
-    return STATES[scheme.state](Start(config=config, data=data, settings=settings))
+    return STATE_BUILDERS[scheme.state](Start(config=config, data=data, settings=settings))
 
 
 def _positives(data: DataFolder) -> float:

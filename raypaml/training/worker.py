@@ -31,7 +31,7 @@ from raypaml.training.rejections import Rejections
 from raypaml.training.scheme_state import SchemeState, scheme_state_of
 
 READING = "reading"
-NAMED = 3
+_NAMED = 3
 """Shards that a message names."""
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
 
@@ -119,7 +119,7 @@ class Worker:
         index = self.data.splits["train"]
         part = self.plan.epoch(state.epoch, self.team.rank, self.team.world_size)[state.step]  # not the reader's own
         shards = [index.shards[number] for number in sorted(set(index.shard[part.rows].tolist()))]
-        return f"{text} {', '.join(shards[:NAMED])}{' ...' if len(shards) > NAMED else ''}"
+        return f"{text} {', '.join(shards[:_NAMED])}{' ...' if len(shards) > _NAMED else ''}"
 
 
 def build_worker(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Box, Source, SourceSplit, classes_of
+from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
 
 
 def read_coco(folder: Path) -> Source:
@@ -49,7 +49,7 @@ def _read_split(path: Path, content: dict[str, Any], column: dict[int, int]) -> 
     findings = Findings()
     folder = path.stem.removeprefix("instances_")
     file_of = {image["id"]: f"{folder}/{image['file_name']}" for image in content["images"]}
-    classes, boxes = defaultdict[int, set[int]](set), defaultdict[int, list[Box]](list)
+    classes, boxes = defaultdict[int, set[int]](set), defaultdict[int, list[SourceBox]](list)
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in file_of or category not in column:
@@ -70,6 +70,6 @@ def _read_split(path: Path, content: dict[str, Any], column: dict[int, int]) -> 
     )
 
 
-def _box(corner_and_size: list[float], column: int) -> Box:
+def _box(corner_and_size: list[float], column: int) -> SourceBox:
     x, y, width, height = corner_and_size
     return {"class": column, "x0": x, "y0": y, "x1": x + width, "y1": y + height}

@@ -14,7 +14,7 @@ from raypaml.labels import IntArray
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.requests import Classes
 
-Box = dict[str, Any]
+SourceBox = dict[str, Any]
 """class (a column), x0, y0, x1, y1 in pixels of the upright image."""
 
 
@@ -28,7 +28,7 @@ class SourceSplit:
     """Class columns, ascending."""
     negatives: list[IntArray] | None = None
     """None: every class that is not positive is negative, the labels are complete."""
-    boxes: list[list[Box]] | None = None
+    boxes: list[list[SourceBox]] | None = None
     findings: Findings = field(default_factory=Findings)
 
 

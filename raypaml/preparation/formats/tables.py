@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from raypaml.data.index import BOX_SIDES
 from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Box, Source, SourceSplit, classes_of
+from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
 from raypaml.preparation.label_join import Labels, join_labels, pack
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -135,7 +136,7 @@ def _split(
     files: list[str],
     labels: Labels,
     form: TableForm,
-    boxes: dict[str, list[Box]] | None,
+    boxes: dict[str, list[SourceBox]] | None,
     findings: Findings,
 ) -> SourceSplit:
     sides = []
@@ -153,14 +154,14 @@ def _split(
     )
 
 
-def _boxes(path: Path, files: list[str], names: Sequence[str], findings: Findings) -> dict[str, list[Box]]:
+def _boxes(path: Path, files: list[str], names: Sequence[str], findings: Findings) -> dict[str, list[SourceBox]]:
     column, known = {name: k for k, name in enumerate(names)}, set(files)
-    found = defaultdict[str, list[Box]](list)
+    found = defaultdict[str, list[SourceBox]](list)
     for row in _load(path, BOX_COLUMNS).select(BOX_COLUMNS).to_pylist():
         if row["image"] not in known or row["class"] not in column:
             findings.add("boxes of unknown images or classes", 1, [f"{row['image']} {row['class']}"])
             continue
-        corners = zip(("x0", "y0", "x1", "y1"), BOX_COLUMNS[2:], strict=True)
+        corners = zip(BOX_SIDES, BOX_COLUMNS[2:], strict=True)
         found[row["image"]].append({"class": column[row["class"]], **{ours: float(row[its]) for ours, its in corners}})
     return found
 

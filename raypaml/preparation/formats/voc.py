@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Box, Source, SourceSplit, classes_of, text_lines
+from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of, text_lines
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -73,7 +73,7 @@ def _states(path: Path) -> list[tuple[str, int]]:
     return found
 
 
-def _boxes(path: Path) -> list[Box]:
+def _boxes(path: Path) -> list[SourceBox]:
     """The objects of an annotation, difficult ones too, in pixels from 0."""
     if not path.is_file():
         return []
@@ -84,7 +84,7 @@ def _boxes(path: Path) -> list[Box]:
         raise ValueError(f"{path}: not a VOC annotation ({error})") from None
 
 
-def _box(found: ElementTree.Element) -> Box:
+def _box(found: ElementTree.Element) -> SourceBox:
     corners = found.find("bndbox")
     assert corners is not None
     x0, y0, x1, y1 = (float(str(corners.findtext(side))) for side in ("xmin", "ymin", "xmax", "ymax"))

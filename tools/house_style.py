@@ -1,0 +1,113 @@
+"""Measures how long and how plain the code of a checkout is; tools/house.py prints the results and enforces limits.
+
+Every function takes the root folder of a checkout and lists what offends, as `path:line name`.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tools.source_tree import Function, Module, assigned, functions, imports, nodes, package, references, told
+
+ENTRY_POINTS = {"main", "parse"}
+"""The functions of commands and tools that are called from outside; every command may have its own."""
+LONGEST_FILE, LONGEST_README = 300, 150
+LONGEST_FUNCTION, MEDIAN_FUNCTION, LONGEST_HELPER = 60, 12, 6
+UNOBSERVED = re.compile(r"(labels?|truth)\b[^#\n]*(==|!=|>=|<=|=) *-1\b")
+"""A label of -1 is written UNOBSERVED outside raypaml/labels.py; other literals -1 are axes, slices and exponents."""
+
+
+def function_lengths(root: Path) -> list[tuple[int, str]]:
+    """Lists the length of the body of every function, of which the docstring is a part, with its place."""
+    return sorted(
+        ((n.end_lineno or 0) - n.body[0].lineno + 1, f"{m.path}:{n.lineno} {n.name}") for m, n in functions(root)
+    )
+
+
+def long_functions(root: Path) -> list[str]:
+    """Lists the functions that are too long."""
+    return [f"{place}: {lines} lines" for lines, place in function_lengths(root) if lines > LONGEST_FUNCTION]
+
+
+def typical_function(root: Path, share: float) -> int:
+    """Returns the length of the function at a share of all functions, ordered by length."""
+    lengths = [lines for lines, _ in function_lengths(root)] or [0]
+    return lengths[int(share * (len(lengths) - 1))]
+
+
+def typical_function_too_long(root: Path) -> list[str]:
+    """Says whether the median function is too long."""
+    median = typical_function(root, 0.5)
+    return [f"raypaml/ and tools/: the median function has {median} lines"] if median > MEDIAN_FUNCTION else []
+
+
+def long_files(files: Iterable[Module], limit: int = LONGEST_FILE) -> list[str]:
+    """Lists the files that are longer than a limit."""
+    lines = ((module.path, len(module.text.splitlines())) for module in files)
+    return [f"{path}:{limit + 1} the file has {count} lines" for path, count in lines if count > limit]
+
+
+def readme_lines(root: Path) -> int:
+    """Counts the lines of README.md; a missing one has none."""
+    path = root / "README.md"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+
+
+def long_readme(root: Path) -> list[str]:
+    """Says whether README.md is too long."""
+    lines = readme_lines(root)
+    return [f"README.md:{LONGEST_README + 1} the file has {lines} lines"] if lines > LONGEST_README else []
+
+
+def unobserved_literals(root: Path) -> list[str]:
+    """Lists the lines where a literal -1 stands for an unobserved label."""
+    lines = ((m.path, *line) for m in package(root) for line in enumerate(m.text.splitlines(), 1))
+    return [f"{p}:{n} {t.strip()}" for p, n, t in lines if UNOBSERVED.search(t) and p != "raypaml/labels.py"]
+
+
+def one_caller_helpers(root: Path) -> list[str]:
+    """Lists the short functions and methods of raypaml/ whose name exactly one other function or module uses.
+
+    A name is counted wherever raypaml/ and tools/ use it; tests do not count. Names are compared, not what they mean:
+    a method whose name is common is never listed.
+    """
+    sites, helpers = references(root), []
+    for module, parent in nodes(package(root)):
+        for node in parent.body if isinstance(parent, ast.Module | ast.ClassDef) else []:
+            if isinstance(node, Function) and _is_helper(node):
+                users = sites.get(node.name, set()) - {place := f"{module.path}:{node.lineno}"}
+                helpers += [f"{place} {node.name}, used by {next(iter(users))}"] if len(users) == 1 else []
+    return helpers
+
+
+def _is_helper(node: Function) -> bool:
+    """Says whether a function is short and its name is its own: no entry point, no special method."""
+    lines = (node.end_lineno or 0) - node.lineno + 1
+    return lines <= LONGEST_HELPER and node.name not in ENTRY_POINTS and not node.name.startswith("__")
+
+
+def uses_of_any(root: Path) -> list[str]:
+    """Lists the uses of `Any` in raypaml/."""
+    uses = ((m, node) for m, node in nodes(package(root)) if isinstance(node, ast.Name) and node.id == "Any")
+    return [f"{module.path}:{node.lineno} Any" for module, node in uses]
+
+
+def results_named_found(root: Path) -> list[str]:
+    """Lists the assignments in raypaml/ to a variable `found`, which does not say what it holds."""
+    statements = ((m, node) for m, node in nodes(package(root)) if isinstance(node, ast.stmt))
+    return [f"{module.path}:{node.lineno} found" for module, node in statements if "found" in assigned(node)]
+
+
+def docstrings_with_of(root: Path) -> list[str]:
+    """Lists the docstrings in raypaml/, those of fields too, that begin with `Of`."""
+    statements = ((m, node) for m, node in nodes(package(root)) if isinstance(node, ast.Expr))
+    texts = ((m, node.value) for m, node in statements if isinstance(node.value, ast.Constant))
+    return [f"{m.path}:{t.lineno} {t.value!s}" for m, t in texts if re.match(r"\s*Of\b", str(t.value))]
+
+
+def lazy_imports(root: Path) -> list[str]:
+    """Lists the imports inside functions of raypaml/."""
+    return told(edge for edge in imports(root) if edge.lazy and not edge.module.is_tool)
