@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from raypaml.cli import field_types
-from raypaml.losses.schemes import scheme_names, scheme_of
+from raypaml.losses.schemes import read_settings, scheme_names, scheme_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise ValueError, naming the field to change, where values are out of range or do not go together."""
         _check_ranges(self)
-        _check_schedule(self)
+        _check_loss(self)
         _check_step(self)
         _check_run(self)
 
@@ -238,10 +238,11 @@ def _check_ranges(config: TrainConfig) -> None:
         raise ValueError(f"lanes={values['lanes']}: must divide global_batch_size={values['global_batch_size']}")
 
 
-def _check_schedule(config: TrainConfig) -> None:
+def _check_loss(config: TrainConfig) -> None:
     loss, epochs = config.loss, config.optim.epochs
     steps = rejecting_epochs(epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     scheme = scheme_of(loss.scheme)
+    read_settings(scheme.name, loss.scheme_settings)
     most = 1 if scheme.rate_is_constant else steps
     if scheme.rejects_by == "rate" and loss.delta_rel * most > 100:
         raise ValueError(

@@ -449,6 +449,8 @@ def test_a_registered_scheme_has_its_own_bounds(own: str) -> None:
             read_settings(own, f"gamma={value}")
     with pytest.raises(ValueError, match=r"gamma=0\.5: 0, or from 1 on"):
         read_settings("hill", "gamma=0.5")
+    with pytest.raises(ValueError, match=r"gamma=2: at least 0\.25"):
+        TrainConfig().override({"scheme": own, "scheme_settings": "gamma=2"}).check()
 
 
 def test_a_registered_scheme_can_be_asked_for(own: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -457,7 +459,7 @@ def test_a_registered_scheme_can_be_asked_for(own: str, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         parse(["--help"])
     help_of_all = capsys.readouterr().out
-    assert "|splc|own\n" in help_of_all
+    assert f"|{ALL[-1]}|own\n" in help_of_all
     assert "  own        A loss of the tests. [gamma=0.5]\n" in help_of_all
     assert "| `own` | A loss of the tests. |" in markdown_table()
 
