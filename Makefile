@@ -33,6 +33,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff check raypaml tests tools
 	$(BIN)/ruff format --check raypaml tests tools
 	$(BIN)/mypy
+	$(BIN)/python -m tools.house
 
 format: $(VENV)/ready
 	$(BIN)/ruff format raypaml tests tools

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-from raypaml.cli import command, run_command
+from raypaml.cli import command, known_names, run_command
 from raypaml.files import share
 
 COMMANDS = {
@@ -45,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{name}: no such command{hint} Known: {', '.join(COMMANDS)}")
+        raise ValueError(f"{name}: no such command{known_names(name, COMMANDS)}")
     return run_command(lambda: importlib.import_module(f"raypaml.{name}").main(rest), command(name))
 
 

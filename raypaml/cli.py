@@ -10,7 +10,7 @@ import importlib.metadata
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -101,6 +101,13 @@ def extra(name: str) -> str:
     except importlib.metadata.PackageNotFoundError:  # a checkout on the path
         what = str(Path(__file__).parent.parent)
     return f"{sys.executable} -m pip install '{what}[{name}]'"
+
+
+def known_names(name: str, known: Iterable[str]) -> str:
+    """The end of a message that refuses a name: the nearest of those that are known, and all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 1)
+    return (f"; did you mean {near[0]!r}?" if near else ".") + f" Known: {', '.join(known)}"
 
 
 def say(text: str) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
+from raypaml.cli import known_names
 from raypaml.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 
 
@@ -17,7 +17,7 @@ def digits() -> TrainConfig:
     alpha 5 and head_lr_mult 10 are published; the rest is our choice for a network that starts from nothing: a
     warm-up long enough for it to see anything (published runs start from ImageNet weights and warm up one epoch),
     and four lanes of eight images, so that one to four workers compute the same weights.
-    Measured time and figures: README.md, "What it does to digits".
+    Measured time and figures: tools/papers/README.md.
     """
     return TrainConfig(
         recipe="digits",
@@ -128,7 +128,5 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 def recipe(name: str) -> TrainConfig:
     """The recipe of this name."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"recipe {name!r}: no such recipe; {hint}Known: {', '.join(RECIPES)}")
+        raise ValueError(f"recipe {name!r}: no such recipe{known_names(name, RECIPES)}")
     return RECIPES[name]()

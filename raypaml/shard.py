@@ -5,14 +5,13 @@ Interrupted, the same command goes on where it stopped, and ends with the same b
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from raypaml.cli import Parser, command, run_command, say
+from raypaml.cli import Parser, command, known_names, run_command, say
 from raypaml.cluster.tasks import mapper
 from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
 from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation
@@ -78,10 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
         return 0
     kind, *rest = argv
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, 1)
-        raise ValueError(
-            f"{kind}: no such kind{f'; did you mean {near[0]}?' if near else ''} Known: {', '.join(KINDS)}"
-        )
+        raise ValueError(f"{kind}: no such kind{known_names(kind, KINDS)}")
     about, add_flags, act = KINDS[kind]
     parser = Parser(prog=prog or command(f"shard {kind}"), description=f"{about[0].upper()}{about[1:]}.")
     parser.set_defaults(format=kind)

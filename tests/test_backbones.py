@@ -126,7 +126,9 @@ def test_an_unknown_backbone_is_refused_with_the_nearest_names(name: str, hint: 
 
 def test_without_timm_its_models_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
-    with pytest.raises(ValueError, match=r"timm:resnet18': timm is not installed; pip install 'raypaml\[timm\]'"):
+    with pytest.raises(
+        ValueError, match=r"timm:resnet18': timm is not installed; .*python.* -m pip install 'raypaml\[timm\]'"
+    ):
         build_backbone("timm:resnet18")
 
 

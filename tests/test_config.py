@@ -58,7 +58,7 @@ def test_recipes_are_sound_and_know_their_name(name: str) -> None:
     [
         ("digit", "did you mean 'digits'?"),
         ("openimages", "did you mean 'openimages_v3'?"),
-        ("zzz", "no such recipe; Known"),
+        ("zzz", "no such recipe. Known"),
     ],
 )
 def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, said: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from raypaml import evaluate
 from raypaml.cli import run_command
 from raypaml.data.data_folder import open_folder
-from raypaml.evaluation import predicting
+from raypaml.evaluation import prediction_plan
 from raypaml.evaluation.entries import spilled
 from raypaml.evaluation.parts import open_set
 from raypaml.labels import UNOBSERVED
@@ -101,13 +101,13 @@ def test_killed_and_given_again_gives_the_same_parts(run: Path, tmp_path: Path) 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(work: object, part: predicting.Part, device: str) -> int:
+    def interrupted(work: object, part: prediction_plan.PredictionPart, device: str) -> int:
         if part.part == 1:
             raise KeyboardInterrupt
         return alone(work, part, device)
 
-    alone = predicting.predict_part_alone
-    monkeypatch.setattr(predicting, "predict_part_alone", interrupted)
+    alone = prediction_plan.predict_part_alone
+    monkeypatch.setattr(prediction_plan, "predict_part_alone", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run_command(lambda: evaluate.main([str(run), "--out", str(tmp_path)]), "python -m raypaml.evaluate")
     assert stopped.value.code == 130

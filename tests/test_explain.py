@@ -19,7 +19,7 @@ from raypaml import explain
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
 from raypaml.data.plan import Plan
-from raypaml.explanations import explain_page
+from raypaml.explanations import explain_page, explain_runs
 from raypaml.labels import POSITIVE
 from raypaml.runs import models as run_models
 from raypaml.runs.checkpoint import best_checkpoint, valid_checkpoints
@@ -111,7 +111,7 @@ def test_parts_change_nothing(
     runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = run(monkeypatch, capsys, runs[0], "--out", tmp_path / "whole", "--limit", 90)
-    monkeypatch.setattr(explain, "PART_SAMPLES", 32)
+    monkeypatch.setattr(explain_runs, "PART_SAMPLES", 32)
     parts = run(monkeypatch, capsys, runs[0], "--out", tmp_path / "parts", "--limit", 90)
     for name in ("explanations.json", "pairs.csv"):
         assert (whole.parent / name).read_bytes() == (parts.parent / name).read_bytes()

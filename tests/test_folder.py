@@ -95,7 +95,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_shards_without_an_index_are_refused(folder: Path) -> None:
     for path in folder.glob("*.arrow"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"shards without an index; write it with tools/index_shards\.py"):
+    with pytest.raises(ValueError, match=r"shards without an index; write it with python -m raypaml\.shard index DIR"):
         open_folder(folder)
 
 

@@ -217,5 +217,7 @@ def test_a_malformed_vocabulary_is_refused(tmp_path: Path, content: str, message
 
 
 def test_a_missing_vocabulary_says_how_to_get_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere\.csv: no such vocabulary; write it with tools/index_shards.py"):
+    with pytest.raises(
+        ValueError, match=r"nowhere\.csv: no such vocabulary; write it with python -m raypaml\.shard index DIR"
+    ):
         Vocabulary.read(tmp_path / "nowhere.csv")

@@ -61,8 +61,8 @@ def test_inline_spaces_are_read_with_the_type_of_their_field() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("alhpa", "no such space; did you mean alpha? Known: alpha, delta_rel"),
-        ("aplha=1:10", "field 'aplha': no such field; did you mean alpha?"),
+        ("alhpa", "no such space; did you mean 'alpha'? Known: alpha, delta_rel"),
+        ("aplha=1:10", "field 'aplha': no such field; did you mean 'alpha'?"),
         ("alpha=10:1", "alpha: bounds 10:1, the first must be below the second"),
         ("delta_rel=log:0:1", "a logarithmic range must start above 0"),
         ("delta_rel=1:2:3", "expected LOW:HIGH, log:LOW:HIGH or A|B|C"),

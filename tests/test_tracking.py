@@ -133,6 +133,6 @@ def test_weights_and_biases_is_offline_unless_told(tmp_path: Path, monkeypatch: 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"tracker=wandb: not installed; pip install 'raypaml\[wandb\]'"):
+    with pytest.raises(ValueError, match=r"tracker=wandb: not installed; .*python.* -m pip install 'raypaml\[wandb\]'"):
         tracking.tracking("wandb", tmp_path, {}, print)
     assert tracking.tracking("none", tmp_path, {}, print) is None

@@ -57,7 +57,7 @@ ORDER = (
     ("data", "model", "losses", "metrics"),
     ("labels", "files", "mapper", "cli", "share"),
 )
-"""The rooms from the top down, as in section 2 of DESIGN.md. Rooms of one row may import each other one way."""
+"""The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
 
 APART = {"data", "model", "losses", "metrics"}
 """These rooms never import each other."""

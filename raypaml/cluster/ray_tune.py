@@ -119,10 +119,6 @@ def run_search(search: Search, queue: Queue, proposals: Proposals | None, displa
 
 
 def _run_tuner(search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
-    from raypaml.cluster import session
-
-    from ray import tune  # isort: skip
-
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is reported by us, in one line
     run = search.base.run
     use_gpu = gpu_wanted(run, display.say)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
+from raypaml.cli import known_names
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 
 SUGGESTED = "suggested"
@@ -148,7 +148,7 @@ def make_space(
 def _kind(config: TrainConfig, field: str) -> Any:
     kinds = {name: kind for _, group in config.groups() for name, kind in get_type_hints(type(group)).items()}
     if field not in kinds:
-        raise ValueError(f"field {field!r}: no such field{_near(field, kinds)}")
+        raise ValueError(f"field {field!r}: no such field{known_names(field, sorted(kinds))}")
     if field in (*EXECUTION_FIELDS, "seed"):
         raise ValueError(f"field {field!r}: not searched" + (", repeated with --seeds" if field == "seed" else ""))
     return kinds[field]
@@ -164,11 +164,6 @@ def _as(kind: Any, value: Any, name: str) -> Any:
     except (KeyError, ValueError, TypeError):
         wanted = "|".join(map(str, get_args(kind))) or kind.__name__
         raise ValueError(f"{name}: value {value!r}, expected {wanted}") from None
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known := list(known), 1)
-    return (f"; did you mean {near[0]}?" if near else "") + f" Known: {', '.join(sorted(known))}"
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -195,7 +190,9 @@ def parse_search(text: str, config: TrainConfig, known: dict[str, Space], sugges
         elif name in known:
             found.append(known[name])
         else:
-            raise ValueError(f"search {name!r}: no such space{_near(name, known)}; or {name or 'FIELD'}=LOW:HIGH")
+            raise ValueError(
+                f"search {name!r}: no such space{known_names(name, sorted(known))}; or {name or 'FIELD'}=LOW:HIGH"
+            )
     fields = [space.field for space in found]
     if len(set(fields)) < len(fields):
         raise ValueError(f"search {text!r}: a field is given twice")

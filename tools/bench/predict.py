@@ -29,7 +29,7 @@ from raypaml.inference.classifying import answers
 from raypaml.inference.pictures import find_pictures
 from raypaml.runs.models import checkpoint_model, find_checkpoint
 from raypaml.runs.run_folder import stored_config
-from raypaml.train import prepare
+from raypaml.training.job import prepare_job
 
 TOP = 5
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--rounds", type=int, default=8)
     asked = parser.parse_args()
-    data = prepare(stored_config(asked.run), lambda _: None).data
+    data = prepare_job(stored_config(asked.run), lambda _: None).data
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder)
         count = write_pictures(data, pictures)

@@ -27,7 +27,7 @@ import torch.multiprocessing as mp
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
 from raypaml.runs.run_folder import claim, read_history
-from raypaml.train import prepare
+from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 
 
@@ -42,7 +42,7 @@ def bare(rank: int, world_size: int, port: int, config: TrainConfig, data: str, 
 
 def run_bare(config: TrainConfig) -> tuple[float, float]:
     """Steps per second, and the seconds of the whole."""
-    job = prepare(config, lambda _: None)
+    job = prepare_job(config, lambda _: None)
     claim(job.folder, job.config, job.data)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,7 +55,7 @@ def run_bare(config: TrainConfig) -> tuple[float, float]:
 
 def run_ray(config: TrainConfig) -> tuple[float, float]:
     """The same under the command."""
-    job = prepare(config, lambda _: None)
+    job = prepare_job(config, lambda _: None)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asked(job.config).items()]
     began = time.monotonic()
     command = [sys.executable, "-m", "raypaml.train", "digits", *flags]

@@ -1,4 +1,4 @@
-"""Train the same recipe with several schemes and seeds, and print the table of README, "What it does to digits".
+"""Train the same recipe with several schemes and seeds, and print the table of tools/papers/README.md.
 
     python tools/papers/compare_schemes.py                     # 47 minutes on two cores, beside other work
     python tools/papers/compare_schemes.py --rows an:1,ll_r:5 --seeds 0 --epochs 5
@@ -36,13 +36,14 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
     """
     import torch
 
+    from raypaml.run_report.conclude import conclude_run
     from raypaml.runs.run_folder import claim
     from raypaml.search.warmup import keep, start_from, warmup_key
-    from raypaml.train import conclude, prepare
+    from raypaml.training.job import prepare_job
     from raypaml.training.loop import train
 
     torch.set_num_threads(1)
-    job = prepare(config, lambda _: None)
+    job = prepare_job(config, lambda _: None)
     finished = job.folder / "result.json"
     if finished.is_file():
         return dict(json.loads(finished.read_text()))
@@ -58,7 +59,7 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
         return False
 
     train(config, job.data.path, job.folder, torch.device("cpu"), report)
-    result = conclude(job)
+    result = conclude_run(job)
     print(f"{config.run.name}: {100 * result['mean_ap']:.2f}", flush=True)
     return result
 
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
-    base = parse([asked.recipe, *asked.more])
+    base, _ = parse([asked.recipe, *asked.more])
     epochs, data = asked.epochs or base.optim.epochs, asked.data or base.data.data
     values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": epochs, "data": data, "workers": 1}
     name = data.strip("/").replace(":", "-").replace("/", "-")

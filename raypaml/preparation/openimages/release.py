@@ -170,7 +170,10 @@ def find_file(folder: Path, kind: str, split: str = "") -> ReleaseFile:
     for path in sorted(folder.glob(archive)):
         if official in _members(path):
             return ReleaseFile(path, official)
-    raise ValueError(f"{folder}: no {official}, nor {later}, nor an archive {archive} that holds it; see README")
+    raise ValueError(
+        f"{folder}: no {official}, nor {later}, nor an archive {archive} that holds it; "
+        "put the files of the release, or its archives as they were downloaded, into this folder"
+    )
 
 
 def _members(path: Path) -> list[str]:
