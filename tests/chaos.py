@@ -31,11 +31,11 @@ CONTEXT.set_forkserver_preload(["tests.chaos"])
 
 SAVING = ("killed saving", "disk full")
 ENDING = ("killed", "stopped", "connection", *SAVING)
-"""These end a team by themselves; after the others it is asked to stop, so that the next one has something to do."""
+"""These end a ranks by themselves; after the others it is asked to stop, so that the next one has something to do."""
 DAMAGE = ("checkpoint cut", "checkpoint empty", "checkpoint altered", "orphan")
 KINDS = (*ENDING, "not finite", "asked to stop", *DAMAGE)
 PATIENCE = 20.0
-"""Seconds without an end that make a team hung, to be killed."""
+"""Seconds without an end that make a ranks hung, to be killed."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Fault:
     moment: int
     """Step of the whole run before which it happens, or after which the next save is met."""
     workers: int
-    """Of the team that meets it."""
+    """Of the ranks that meets it."""
 
 
 def draw(seed: int, count: int, steps: int) -> list[Fault]:
@@ -61,7 +61,7 @@ def draw(seed: int, count: int, steps: int) -> list[Fault]:
 
 
 def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -> list[tuple[Fault, float]]:
-    """Start a team for every fault and one for the rest; each fault with the seconds to the next step of any team."""
+    """Start a ranks for every fault and one for the rest; each fault with the seconds to the next step of any ranks."""
     recovered: list[tuple[Fault, float]] = []
     waiting: list[tuple[Fault, float]] = []
     for life, fault in enumerate([*faults, None]):
@@ -74,7 +74,7 @@ def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -
             waiting.append((fault, time.monotonic()))
         if fault and fault.kind in DAMAGE:
             damage(run, fault)
-    assert not waiting, "the last team had nothing left to do"
+    assert not waiting, "the last ranks had nothing left to do"
     return recovered
 
 
@@ -95,33 +95,33 @@ def damage(run: Path, fault: Fault) -> None:
 
 
 def live(settings: TrainConfig, data: Path, run: Path, life: int, fault: Fault) -> tuple[list[int], float]:
-    """One team until its end; its exit codes, and when its first step was done (0: never).
+    """One ranks until its end; its exit codes, and when its first step was done (0: never).
 
     Once one is lost, or nothing ends for long, the others are killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    team = [
+    ranks = [
         CONTEXT.Process(target=_worker, args=(rank, port, settings, data, run, life, fault), daemon=True)
         for rank in range(fault.workers)
     ]
-    for process in team:
+    for process in ranks:
         process.start()
     deadline, first_step = time.monotonic() + PATIENCE * 6, 0.0
-    while any(process.exitcode is None for process in team):
+    while any(process.exitcode is None for process in ranks):
         time.sleep(0.02)
         if not first_step and any(run.glob(f"ledger-{life}-*")):
             first_step = time.monotonic()
-        lost = any(process.exitcode for process in team)
-        if lost or time.monotonic() > deadline or _is_stopped(team):
-            _kill(team)
-    return [process.exitcode or 0 for process in team], first_step
+        lost = any(process.exitcode for process in ranks)
+        if lost or time.monotonic() > deadline or _is_stopped(ranks):
+            _kill(ranks)
+    return [process.exitcode or 0 for process in ranks], first_step
 
 
-def _is_stopped(team: list[ForkServerProcess]) -> bool:
+def _is_stopped(ranks: list[ForkServerProcess]) -> bool:
     """Whether a process was stopped by a signal: the watchdog's work, see tests of it."""
-    for process in team:
+    for process in ranks:
         try:
             if ") T " in Path(f"/proc/{process.pid}/stat").read_text():
                 return True
@@ -130,8 +130,8 @@ def _is_stopped(team: list[ForkServerProcess]) -> bool:
     return False
 
 
-def _kill(team: list[ForkServerProcess]) -> None:
-    for process in team:
+def _kill(ranks: list[ForkServerProcess]) -> None:
+    for process in ranks:
         process.kill()
         process.join()
 

@@ -26,8 +26,8 @@ def lives(run: Path) -> list[dict[int, list[str]]]:
     by_life: dict[int, dict[int, list[list[str]]]] = defaultdict(lambda: defaultdict(list))
     teams: dict[int, int] = {}
     for path in sorted(run.glob("ledger-*.jsonl")):
-        _, life, _, _, team = path.stem.split("-")
-        teams[int(life)] = int(team)
+        _, life, _, _, ranks = path.stem.split("-")
+        teams[int(life)] = int(ranks)
         for line in path.read_text().splitlines():
             number, keys = json.loads(line)
             by_life[int(life)][number].append(keys)

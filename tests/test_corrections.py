@@ -81,14 +81,14 @@ def test_entries_beyond_32_bit_keep_apart() -> None:
 
 
 def exchange_and_read(rank: int, world_size: int, index: Path, overlay: Path) -> tuple[list[int], ...]:
-    team = Ranks.here(torch.device("cpu"))
+    ranks = Ranks.here(torch.device("cpu"))
     ours = Corrections(K)
-    ours.exchange(team)  # nobody has anything
+    ours.exchange(ranks)  # nobody has anything
     first = ours.entries.tolist()
     for _ in range(rank):  # rank 0 has nothing, rank 2 has two batches
         ours.add(np.array([10 * rank, 5]), mask(2, (0, rank), (1, 1)))
-    ours.exchange(team)
-    ours.exchange(team)
+    ours.exchange(ranks)
+    ours.exchange(ranks)
     return first, ours.entries.tolist(), Corrections.read(overlay, open_index(index)).entries.tolist()
 
 

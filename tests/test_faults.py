@@ -113,8 +113,8 @@ def train_poisoned(
         bad = where == "logits" and rank == world_size - 1 and poisons(worker.state)
         return forward(worker, images) * (torch.nan if bad else 1.0)
 
-    def gradients(model: Any, lanes: Any, team: Any) -> None:
-        add(model, lanes, team)
+    def gradients(model: Any, lanes: Any, ranks: Any) -> None:
+        add(model, lanes, ranks)
         if where == "gradients" and poisons(current[0].state):
             model.head.weight.grad[0] = torch.inf
 

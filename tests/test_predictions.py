@@ -35,8 +35,8 @@ def _model(alpha: float = 5.0) -> CamClassifier:
     return model
 
 
-def _predict(data: DataFolder, split: str, team: Ranks, lanes: int = 8, batch_size: int = 16) -> Predictions:
-    return predict_split(_model(), data, split, team, lanes=lanes, batch_size=batch_size, loader_workers=0)
+def _predict(data: DataFolder, split: str, ranks: Ranks, lanes: int = 8, batch_size: int = 16) -> Predictions:
+    return predict_split(_model(), data, split, ranks, lanes=lanes, batch_size=batch_size, loader_workers=0)
 
 
 def _some(seed: int, entries: int = 60, classes: int = 4) -> Predictions:
@@ -56,9 +56,9 @@ def data(tiny_digits: Path) -> DataFolder:
 
 
 def _on_one_rank(rank: int, world_size: int, folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    team, data = Ranks.here(CPU), open_folder(folder)
-    mine = _predict(data, "test", team)
-    together = mine.gather(team)
+    ranks, data = Ranks.here(CPU), open_folder(folder)
+    mine = _predict(data, "test", ranks)
+    together = mine.gather(ranks)
     return [getattr(mine, name) for name in COLUMNS], [getattr(together, name) for name in COLUMNS]
 
 

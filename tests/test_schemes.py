@@ -272,7 +272,7 @@ def test_sweeps_of_any_length_give_the_same_bits(scheme: Any, monkeypatch: pytes
     logits, labels = draw(2, 300)
     at = moment(scheme, 300)
     _, gradient = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.float())
-    monkeypatch.setattr(fused_terms, "SWEEP_ENTRIES", {"cpu": 320, "cuda": 320})
+    monkeypatch.setattr(fused_terms, "_SWEEP_ENTRIES", {"cpu": 320, "cuda": 320})
     _, swept = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.float())
     assert torch.equal(gradient, swept)
 

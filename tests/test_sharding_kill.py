@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from tests.openimages_release import Release
 from tests.processes import die_before, finish, kill, named, note_states, start
-from tests.shard_tool import ROOT, flags, hashes
+from tests.shard_tool import ROOT, flags, hashes, shard
 
 KILLS = 20
 CHANGES = 20
@@ -62,6 +63,21 @@ def test_nothing_is_opened_for_writing_under_its_final_name(clean: Clean) -> Non
     opened = {Path(path).name for event, path in clean.changed if event == "open"}
     assert len(opened) > 10
     assert {name for name in opened if not name.endswith(".unfinished")} == {"lock"}
+
+
+def test_a_marker_waits_until_what_it_vouches_for_is_on_the_disk(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "out", []
+
+    def note() -> None:
+        shards = [path.name for path in out.rglob("*.tar")]
+        is_finished = "finished" in json.loads((out / "preparation.json").read_text())["splits"]["validation"]
+        seen.append((shards, bool(list(out.rglob("complete"))), is_finished))
+
+    monkeypatch.setattr(os, "sync", note)
+    shard(release, out, "--split", "validation", "--limit", 2)
+    assert seen == [(["000000.tar"], False, False), (["validation-000000.tar"], True, False)]
 
 
 def goes_on(clean: Clean, out: Path) -> None:

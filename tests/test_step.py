@@ -39,7 +39,7 @@ def worker_for(settings: TrainConfig, data: Path) -> Worker:
 
 
 def reader_of(worker: Worker, epoch: int) -> Reader:
-    parts = worker.plan.epoch(epoch, worker.team.rank, worker.team.world_size)
+    parts = worker.plan.epoch(epoch, worker.ranks.rank, worker.ranks.world_size)
     return Reader(worker.data.path, worker.data.splits["train"], parts)
 
 
@@ -316,5 +316,5 @@ def test_batch_norm_of_several_workers_needs_gpus(tiny_digits: Path) -> None:
 def test_a_doubt_is_settled_once(tiny_digits: Path) -> None:
     worker = worker_for(config(), tiny_digits)
     train_step(worker, reader_of(worker, 0)[0])
-    assert worker.doubt is None
+    assert worker.finite_check is None
     settle(worker)

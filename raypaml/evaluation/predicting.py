@@ -37,17 +37,17 @@ class Predictions:
         logits = np.float32(alpha) * self.P + self.N
         return average_precision(self.class_index, logits, self.label == POSITIVE, num_classes)
 
-    def gather(self, team: Ranks) -> Predictions:
+    def gather(self, ranks: Ranks) -> Predictions:
         """The entries of all ranks, on every rank; what they skipped is gathered by `skips.gather`."""
         columns = (self.row, self.class_index, self.label, self.P, self.N)
-        return Predictions(*(team.gather(column) for column in columns))  # type: ignore[arg-type]
+        return Predictions(*(ranks.gather(column) for column in columns))  # type: ignore[arg-type]
 
 
 def predict_split(
     model: CamClassifier,
     data: DataFolder,
     split: str,
-    team: Ranks,
+    ranks: Ranks,
     *,
     lanes: int,
     batch_size: int,
@@ -61,13 +61,13 @@ def predict_split(
     `moved` is called for every batch.
     """
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=batch_size, lanes=lanes, shuffle=False)
-    steps = plan.epoch(0, team.rank, team.world_size)
+    steps = plan.epoch(0, ranks.rank, ranks.world_size)
     return predict_steps(
         model,
         data,
         split,
         steps,
-        team.device,
+        ranks.device,
         loader_workers=loader_workers,
         features=features,
         skip_broken=skip_broken,

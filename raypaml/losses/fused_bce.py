@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from raypaml.labels import NEGATIVE
 
-SWEEP_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
+_SWEEP_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Entries swept together: on a CPU as many as stay in its cache, on a GPU about all of them."""
 FACTORS = 512
 """Numbers from 1 to 2 whose product float64 holds with room to spare."""
@@ -55,7 +55,7 @@ class _MeanLoss(torch.autograd.Function):
         kind = torch.promote_types(logits.dtype, torch.float32)
         gradient = torch.empty_like(logits, dtype=kind)
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        rows = max(1, SWEEP_ENTRIES.get(logits.device.type, SWEEP_ENTRIES["cuda"]) // max(1, logits.shape[1]))
+        rows = max(1, _SWEEP_ENTRIES.get(logits.device.type, _SWEEP_ENTRIES["cuda"]) // max(1, logits.shape[1]))
         for start in range(0, len(logits), rows):
             part = slice(start, start + rows)
             sign = _signs(labels[part], None if flipped is None else flipped[part]).to(kind)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-SWEEP_ENTRIES = {"cpu": 1 << 14, "cuda": 1 << 24}
+_SWEEP_ENTRIES = {"cpu": 1 << 14, "cuda": 1 << 24}
 """Entries swept together: on a CPU few enough for one thread, whose last bits then do not depend on where they lie."""
 WHOLE = 64
 """A sweep's length is a multiple of this: what remains beyond a vector's end is computed otherwise, to the last bit."""
@@ -52,7 +52,7 @@ class _MeanTerm(torch.autograd.Function):
         numbers = {name: value for name, value in known.items() if not isinstance(value, Tensor)}
         gradient = torch.empty_like(flat["logits"])
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        size = SWEEP_ENTRIES.get(logits.device.type, SWEEP_ENTRIES["cuda"])
+        size = _SWEEP_ENTRIES.get(logits.device.type, _SWEEP_ENTRIES["cuda"])
         for start in range(0, len(gradient), size):
             part = {name: value[start : start + size] for name, value in flat.items()}
             losses, slopes = _swept(term, part, numbers)

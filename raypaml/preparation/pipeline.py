@@ -134,9 +134,10 @@ def _prepare_split(
         with Progress(split, job, len(requests), say):
             for _ in run(write, _calls(job, split, requests, source)):
                 pass
+        os.sync()  # from here on no receipt is compared with its shard again: after a power cut one may be empty
         write_whole(complete, b"")  # from here on shards leave for their final names
     _finish(asked, split, job, labels, vocabulary, requests, say)
-    os.sync()  # one for all shards, before the record says that they are there
+    os.sync()  # final names and index, before the record says that they are there
     record["splits"][split]["finished"] = True
     write_record(asked.out, record)
 

@@ -32,10 +32,10 @@ class Corrections:
         position, classes = rejected.cpu().numpy().nonzero()
         self._fresh.append(rows[position] * self.num_classes + classes)
 
-    def exchange(self, team: Ranks) -> None:
+    def exchange(self, ranks: Ranks) -> None:
         """Make everything noted on any rank effective on all."""
         fresh = np.concatenate([np.empty(0, np.int64), *self._fresh])
-        self.entries = np.union1d(self.entries, team.gather(fresh).astype(np.int64))
+        self.entries = np.union1d(self.entries, ranks.gather(fresh).astype(np.int64))
         self._fresh = []
 
     def apply(self, labels: Tensor, rows: NDArray[np.int64]) -> Tensor:

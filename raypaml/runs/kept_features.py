@@ -67,7 +67,7 @@ def open_features(
     model: CamClassifier,
     data: DataFolder,
     split: str,
-    team: Ranks,
+    ranks: Ranks,
     config: TrainConfig,
     folder: Path,
     say: Callable[[str], None],
@@ -80,32 +80,32 @@ def open_features(
     index = data.splits[split]
     steps = Plan(num_samples=len(index), global_batch_size=_BATCH, lanes=1, shuffle=False).epoch(0, 0, 1)
     reader = Reader(data.shards, index, steps)
-    kept = folder / _digest(model, index, team.device, config)
+    kept = folder / _digest(model, index, ranks.device, config)
     paths = [kept / f"{split}-{number:05d}.npy" for number in range(-(-len(index) // PART))]
     missing = [number for number, path in enumerate(paths) if not path.is_file()]
     kept.mkdir(parents=True, exist_ok=True)
     sweep(kept, shared=True)
     if missing:
-        one_part = PART * _compute(model, reader[0].images[:1], team, config).nbytes
+        one_part = PART * _compute(model, reader[0].images[:1], ranks, config).nbytes
         said = f"features of {split}: {len(paths) - len(missing)} of {len(paths)} parts are there, "
         say(f"{said}{_room(kept, split, len(missing) * one_part)} to come, in {kept}")
-    team.barrier()  # all have looked before anyone writes
-    mine = missing[team.rank :: team.world_size]
+    ranks.barrier()  # all have looked before anyone writes
+    mine = missing[ranks.rank :: ranks.world_size]
     for done, number in enumerate(mine, start=1):
         chunk = steps[number * _PART_BATCHES : (number + 1) * _PART_BATCHES]
         batches = read(Reader(data.shards, index, chunk), loader_workers=config.data.loader_workers)
-        computed = [_compute(model, batch.images, team, config) for batch in batches]
+        computed = [_compute(model, batch.images, ranks, config) for batch in batches]
         _write(paths[number], torch.cat(computed).cpu().numpy())
         say(f"features of {split}: {done} of {len(mine)} parts")
-    team.barrier()
+    ranks.barrier()
     return Features([np.load(path, mmap_mode="r", allow_pickle=False) for path in paths])
 
 
 @torch.no_grad()
-def _compute(model: CamClassifier, images: Tensor, team: Ranks, config: TrainConfig) -> Tensor:
+def _compute(model: CamClassifier, images: Tensor, ranks: Ranks, config: TrainConfig) -> Tensor:
     """float16 [B, D, h, w] of uint8 images."""
-    with autocast(config.optim.precision, team.device):
-        features = model.features(images.to(team.device)).half()
+    with autocast(config.optim.precision, ranks.device):
+        features = model.features(images.to(ranks.device)).half()
     if not features.isfinite().all():
         raise ValueError("feature_cache: a feature is beyond float16's 65,504; use --feature-cache off")
     return features

@@ -30,7 +30,7 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Average gradients over the team; buffers follow rank 0."""
+        """Average gradients over the ranks; buffers follow rank 0."""
         if self.group is None:
             return model
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)

@@ -27,16 +27,16 @@ Named = dict[str, Any]
 """Shard, key, offset and reason of a skipped sample."""
 
 
-def seen_together(batch: Batch, team: Ranks) -> Batch:
+def seen_together(batch: Batch, ranks: Ranks) -> Batch:
     """The batch with the number of samples that all ranks really have of its global batch."""
-    seen = int(team.sum(torch.tensor([len(batch.rows)])).item())
+    seen = int(ranks.sum(torch.tensor([len(batch.rows)])).item())
     return dataclasses.replace(batch, global_rows=seen)
 
 
-def gather(team: Ranks, mine: Iterable[Skip]) -> list[Skip]:
+def gather(ranks: Ranks, mine: Iterable[Skip]) -> list[Skip]:
     """What all ranks skipped, on every rank, by sample number."""
     coded = np.array([row * len(REASONS) + REASONS.index(reason) for row, reason in mine], np.int64)
-    found = sorted(team.gather(coded).tolist())
+    found = sorted(ranks.gather(coded).tolist())
     return [(code // len(REASONS), REASONS[code % len(REASONS)]) for code in found]
 
 

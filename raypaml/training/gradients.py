@@ -37,31 +37,31 @@ def check_reproducible(model: nn.Module, micro_batch_size: int, lane: int, *, al
             )
 
 
-def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], team: Ranks) -> None:
+def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], ranks: Ranks) -> None:
     """Set every parameter's gradient to the exactly rounded sum over all lanes of all ranks.
 
     Args:
         model: its parameters that learn gave the logits.
         lanes: of each lane of this rank the logits [b, K] and the loss's gradient by them; none in an empty part.
-        team: the ranks to add over.
+        ranks: the ranks to add over.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = [parameter.numel() for parameter in parameters]
     found = [torch.autograd.grad(logits, parameters, gradient) for logits, gradient in lanes]
-    largest = torch.zeros(len(parameters), dtype=torch.float64, device=team.device)
+    largest = torch.zeros(len(parameters), dtype=torch.float64, device=ranks.device)
     for lane in found:
         largest = largest.maximum(torch.stack([gradient.abs().amax() for gradient in lane]).double())
-    if team.group is not None:
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=team.group)
+    if ranks.group is not None:
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=ranks.group)
     if not largest.isfinite().all():
-        raise FloatingPointError(f"rank {team.rank}: gradients are not finite; lower lr")
+        raise FloatingPointError(f"rank {ranks.rank}: gradients are not finite; lower lr")
     _, exponent = torch.frexp(largest)
     unit = torch.ldexp(torch.ones_like(largest), exponent - BITS)
-    unit = unit.repeat_interleave(torch.tensor(sizes, device=team.device))
-    total = torch.zeros(sum(sizes), dtype=torch.int64, device=team.device)
+    unit = unit.repeat_interleave(torch.tensor(sizes, device=ranks.device))
+    total = torch.zeros(sum(sizes), dtype=torch.int64, device=ranks.device)
     for lane in found:
         total += (torch.cat([gradient.flatten() for gradient in lane]).double() / unit).round().long()
-    total = team.sum(total)
+    total = ranks.sum(total)
     summed = torch.split(total.double() * unit, sizes)
     for parameter, gradient in zip(parameters, summed, strict=True):
         parameter.grad = gradient.view_as(parameter).to(parameter.dtype)

@@ -33,7 +33,6 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         ValueError: what is wrong, with the field to change.
     """
     data = _checked_data(config, say)
-    check_backbone(config.model.backbone)
     scheme_state_of(config, data)
     make_probe(config, data, "cpu")
     check_model(config, data, say)
@@ -52,5 +51,6 @@ def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
 
 def _checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:
     config.check()
+    check_backbone(config.model.backbone)  # before data that may have to be drawn or fetched
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
     return open_folder(resolve_data(config.data.data, say), **config.data.opening)

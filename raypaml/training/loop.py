@@ -31,7 +31,7 @@ from raypaml.training.watchdog import Beats, beating
 from raypaml.training.worker import READING, TALLY, LoopSignal, Report, Worker, build_worker, drop_features, enter_epoch
 
 REPORT_SECONDS = 1.0
-"""Between two agreements on progress, about: reporting costs no collective per step, a wish is heard soon."""
+"""Between two agreements on progress, about: reporting costs no collective per step, a signal is heard soon."""
 NOT_FINITE: Reason = "was in a step that was not finite"
 
 
@@ -92,7 +92,7 @@ def train(
 def _train_epoch(worker: Worker) -> bool:
     """Train to the end of the epoch; False if asked to stop before, with a checkpoint saved."""
     config, state = worker.config, worker.state
-    parts = worker.plan.epoch(state.epoch, worker.team.rank, worker.team.world_size)
+    parts = worker.plan.epoch(state.epoch, worker.ranks.rank, worker.ranks.world_size)
     reader = Reader(
         worker.data.shards,
         worker.data.splits["train"],
@@ -102,7 +102,7 @@ def _train_epoch(worker: Worker) -> bool:
         skip_broken=config.data.skip_budget > 0,
         with_images=not worker.features,
     )
-    pin = worker.team.device.type == "cuda"
+    pin = worker.ranks.device.type == "cuda"
     threads = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
     batches = read(reader, start_step=state.step, loader_workers=threads, pin_memory=pin)
     began, since = time.monotonic(), 0
@@ -111,7 +111,7 @@ def _train_epoch(worker: Worker) -> bool:
         worker.now("computing")
         if config.data.skip_budget:
             worker.skipped += batch.skipped
-            batch = seen_together(batch, worker.team)
+            batch = seen_together(batch, worker.ranks)
         if batch.global_rows:
             _train_step(worker, batch)
         state.step += 1
@@ -120,13 +120,13 @@ def _train_epoch(worker: Worker) -> bool:
         save_now = config.run.checkpoint_steps and state.step % config.run.checkpoint_steps == 0
         if since >= worker.report_steps or last or save_now:
             now = time.monotonic()
-            wish = _agree(worker, now - began, since)
+            signal = _agree(worker, now - began, since)
             began, since = now, 0
-            if (save_now or wish) and not last:
+            if (save_now or signal) and not last:
                 save_state(worker)
-            if wish == LoopSignal.SAVE:
+            if signal == LoopSignal.SAVE:
                 worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
-            if wish == LoopSignal.STOP and not last:
+            if signal == LoopSignal.STOP and not last:
                 return False
         worker.now(READING)
     return True
@@ -149,13 +149,13 @@ def _train_step(worker: Worker, batch: Batch) -> None:
 
 def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     """Add up what all ranks counted in these steps and seconds, report it; what anyone was asked for."""
-    state, team = worker.state, worker.team
+    state, ranks = worker.state, worker.ranks
     settle(worker)  # before anything of this step is reported or saved
     state.seconds += seconds
-    *summed, together = team.sum(torch.cat([worker.tally, worker.tally.new_tensor([seconds])])).tolist()
+    *summed, together = ranks.sum(torch.cat([worker.tally, worker.tally.new_tensor([seconds])])).tolist()
     worker.tally.zero_()
-    worker.report_steps = max(1, int(REPORT_SECONDS * steps * team.world_size / together))
-    worker.scheme_state.exchange(team)
+    worker.report_steps = max(1, int(REPORT_SECONDS * steps * ranks.world_size / together))
+    worker.scheme_state.exchange(ranks)
     _agree_on_skips(worker)
     state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
     totals = dict(zip(TALLY, state.tally, strict=True))
@@ -177,8 +177,8 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
 
 def _anyone(worker: Worker, asked: LoopSignal | bool) -> LoopSignal:
     """What any rank was asked for; to stop, rather than to save."""
-    stop, save = worker.team.sum(
-        torch.tensor([float(asked == wish) for wish in (LoopSignal.STOP, LoopSignal.SAVE)])
+    stop, save = worker.ranks.sum(
+        torch.tensor([float(asked == signal) for signal in (LoopSignal.STOP, LoopSignal.SAVE)])
     ).tolist()
     return LoopSignal.STOP if stop else LoopSignal.SAVE if save else LoopSignal.NOTHING
 
@@ -187,7 +187,7 @@ def _agree_on_skips(worker: Worker) -> None:
     """Make what any rank skipped known to all; ValueError above the budget."""
     budget, index, state = worker.config.data.skip_budget, worker.data.splits["train"], worker.state
     if budget:
-        fresh = gather(worker.team, worker.skipped)
+        fresh = gather(worker.ranks, worker.skipped)
         worker.skipped.clear()
         state.skipped += [(state.epoch, row, reason) for row, reason in fresh]
         now = [(row, reason) for epoch, row, reason in state.skipped if epoch == state.epoch]
@@ -199,16 +199,16 @@ def _finish_epoch(worker: Worker) -> bool:
     state, config = worker.state, worker.config
     worker.now("validating")
     worker.rejections.write(state.epoch, state.step)
-    worker.corrections.exchange(worker.team)
+    worker.corrections.exchange(worker.ranks)
     worker.scheme_state.close(state.epoch)
     features = worker.features.get("validation")
     mine = predict_split(
-        worker.evaluated, worker.data, "validation", worker.team, features=features, **_evaluation(worker)
+        worker.evaluated, worker.data, "validation", worker.ranks, features=features, **_evaluation(worker)
     )
-    skipped = gather(worker.team, mine.skipped)
+    skipped = gather(worker.ranks, mine.skipped)
     index = worker.data.splits["validation"]
     check_budget(named(skipped, index), "validation", len(index), config.data.skip_budget)
-    ap = mine.gather(worker.team).ap(config.model.alpha, len(worker.data.vocabulary))
+    ap = mine.gather(worker.ranks).ap(config.model.alpha, len(worker.data.vocabulary))
     totals = dict(zip(TALLY, state.tally, strict=True))
     rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))
     known = worker.data.splits["train"].has_truth
@@ -255,17 +255,17 @@ def _predict(worker: Worker, split: str) -> None:
     best, store = tested_checkpoint(worker.run_folder), worker.store
     folder = worker.run_folder / "predictions" / split
     evaluation = plan_prediction(best, worker.config, worker.data, split, folder)
-    if worker.team.rank == 0:  # what an earlier prediction with another checkpoint left
+    if worker.ranks.rank == 0:  # what an earlier prediction with another checkpoint left
         clear_folder(evaluation, worker.data, replace=True)
-    worker.team.barrier()
+    worker.ranks.barrier()
     unfinished = evaluation.unfinished()
-    worker.team.barrier()  # all have looked before anyone writes
-    for part in unfinished[worker.team.rank :: worker.team.world_size]:
+    worker.ranks.barrier()  # all have looked before anyone writes
+    for part in unfinished[worker.ranks.rank :: worker.ranks.world_size]:
         worker.now(f"predicting part {part.part} of {split}")
-        predict_part(evaluation, part, worker.model, worker.data, worker.team.device)
+        predict_part(evaluation, part, worker.model, worker.data, worker.ranks.device)
     if store:
         store.push(f"predictions/{split}")
-    worker.team.barrier()
+    worker.ranks.barrier()
     if store:
         store.pull(f"predictions/{split}")
     check_skipped(evaluation)

@@ -41,10 +41,10 @@ class FiniteCheck:
         if bad := self._bad():
             raise FloatingPointError(self._said(bad))
 
-    def settle_together(self, team: Ranks) -> None:
+    def settle_together(self, ranks: Ranks) -> None:
         """Raise DivergedError on every rank, unless all are finite on all ranks; a collective, and a wait."""
         bad = self._bad()
-        if team.sum(torch.tensor([len(bad)])).item():
+        if ranks.sum(torch.tensor([len(bad)])).item():
             raise DivergedError(self._said(bad) if bad else f"{self.where}: logits of another rank are not finite")
 
     def _bad(self) -> list[str]:

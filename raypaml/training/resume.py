@@ -22,8 +22,8 @@ def restore(worker: Worker) -> None:
     valid, damaged = checkpoint.valid_checkpoints(worker.run_folder / "checkpoints")
     if damaged:
         worker.report({"event": f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"})
-    worker.team.barrier()  # nobody may save before all have looked
-    if worker.team.rank == 0:
+    worker.ranks.barrier()  # nobody may save before all have looked
+    if worker.ranks.rank == 0:
         checkpoint.sweep_unfinished(worker.run_folder / "checkpoints")
     if not valid:
         return
@@ -32,7 +32,7 @@ def restore(worker: Worker) -> None:
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
     worker.scheme_state.restore(checkpoint.read_memory(valid[-1]))
-    count = worker.team.world_size
+    count = worker.ranks.world_size
     worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
 
 
@@ -41,8 +41,8 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
     if worker.place in worker.rolled_back:
         raise FloatingPointError(f"{error}; again, after going back to the last checkpoint") from None
     worker.report({"event": f"{error}; going back to the last checkpoint"})
-    team = worker.team
-    fresh = build_worker(worker.config, worker.data.address, worker.run_folder, team.device, worker.report)
+    ranks = worker.ranks
+    fresh = build_worker(worker.config, worker.data.address, worker.run_folder, ranks.device, worker.report)
     fresh.rolled_back = worker.rolled_back | {worker.place}
     restore(fresh)
     return fresh
@@ -52,8 +52,8 @@ def save_state(worker: Worker) -> None:
     """A checkpoint of what all ranks hold, and the records that go with it."""
     worker.now("saving")
     worker.rejections.write(worker.state.epoch, worker.state.step)
-    worker.corrections.exchange(worker.team)
-    if worker.team.rank == 0:
+    worker.corrections.exchange(worker.ranks)
+    if worker.ranks.rank == 0:
         folder = worker.run_folder / "checkpoints"
         index = worker.data.splits["train"]
         checkpoint.save_checkpoint(
@@ -73,17 +73,17 @@ def save_state(worker: Worker) -> None:
             write_skipped(worker.run_folder / "skipped.jsonl", worker.state.skipped, index)
     if worker.store:
         _push(worker, worker.store)
-    worker.team.barrier()
+    worker.ranks.barrier()
 
 
 def share_checkpoints(worker: Worker) -> None:
     """The checkpoints of rank 0 on every node; what the store did not take yet, it must take now."""
-    if worker.store and worker.team.rank == 0:
+    if worker.store and worker.ranks.rank == 0:
         worker.store.push_checkpoints()
-    worker.team.barrier()
-    if worker.store and worker.team.rank > 0:
+    worker.ranks.barrier()
+    if worker.store and worker.ranks.rank > 0:
         worker.store.pull_checkpoints()
-    worker.team.barrier()
+    worker.ranks.barrier()
 
 
 def _push(worker: Worker, store: Mirror) -> None:
@@ -91,7 +91,7 @@ def _push(worker: Worker, store: Mirror) -> None:
     try:
         if worker.config.run.history:
             store.push_new(rejections.FOLDER)  # every rank has written its own
-        if worker.team.rank == 0:
+        if worker.ranks.rank == 0:
             store.push_checkpoints()
             store.push("metrics.jsonl", "skipped.jsonl", "logs")
     except PermissionError as error:

@@ -34,10 +34,10 @@ class SchemeState:
         """What the loss of samples, with these rows [B] of the index and labels [B, K], takes besides these."""
         return {}
 
-    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, team: Ranks, global_rows: int) -> None:
+    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:
         """Remember a step by this rank's rows [B], labels [B, K] and logits [B, K]. Called on every rank."""
 
-    def exchange(self, team: Ranks) -> None:
+    def exchange(self, ranks: Ranks) -> None:
         """Make what any rank noted known to all ranks."""
 
     def close(self, epoch: int) -> None:
@@ -61,14 +61,14 @@ class ClassMeans(SchemeState):
         self.means = torch.zeros(num_classes, dtype=torch.float64)
         self._sums, self._fresh = (torch.zeros(num_classes + 1, dtype=torch.int64) for _ in range(2))
 
-    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, team: Ranks, global_rows: int) -> None:  # noqa: ARG002
+    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:  # noqa: ARG002
         """Add the probabilities of this rank's part, by class."""
         self._fresh[:-1] += probability_sum(logits, 0).cpu()
         self._fresh[-1] += len(rows)
 
-    def exchange(self, team: Ranks) -> None:
+    def exchange(self, ranks: Ranks) -> None:
         """Add the ranks' sums."""
-        self._sums += team.sum(self._fresh).cpu()
+        self._sums += ranks.sum(self._fresh).cpu()
         self._fresh.zero_()
 
     def close(self, epoch: int) -> None:  # noqa: ARG002
@@ -138,16 +138,16 @@ class ClassScores(SchemeState):
         """The threshold [K] and the soft label [K] of each class."""
         return {"threshold": self.thresholds.to(labels.device), "soft": self.soft.to(labels.device)}
 
-    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, team: Ranks, global_rows: int) -> None:  # noqa: ARG002
+    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:  # noqa: ARG002
         """Count the logits of unobserved entries, by class and bin."""
         position, classes = (labels == UNOBSERVED).nonzero(as_tuple=True)
         bins = (logits.detach()[position, classes].double() / self.WIDTH).floor().long() + self.BINS // 2
         cells = classes * self.BINS + bins.clamp(0, self.BINS - 1)
         self._fresh += torch.bincount(cells, minlength=self._fresh.numel()).view_as(self._fresh).cpu()
 
-    def exchange(self, team: Ranks) -> None:
+    def exchange(self, ranks: Ranks) -> None:
         """Add the ranks' counts."""
-        self._counts += team.sum(self._fresh).cpu()
+        self._counts += ranks.sum(self._fresh).cpu()
         self._fresh.zero_()
 
     def close(self, epoch: int) -> None:
@@ -205,10 +205,10 @@ class LabelEstimates(ExpectedPositives):
         seen = ~others.isnan()[:, None].to(labels.device)
         return {"expected": self.expected, "estimates": torch.where(seen, dense.to(labels.device), first)}
 
-    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, team: Ranks, global_rows: int) -> None:
+    def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:
         """Let the estimates of these samples learn from the classifier."""
         before = torch.as_tensor(self.known(rows, labels)["estimates"]).double()
-        count = global_sum(probability_sum(before), team.group).item() / UNIT / global_rows
+        count = global_sum(probability_sum(before), ranks.group).item() / UNIT / global_rows
         logits = logits.detach().double()
         after = estimates_step(before, logits, labels, step=self._step, expected=self.expected, count=count)
         after = after.float().cpu()
@@ -217,11 +217,11 @@ class LabelEstimates(ExpectedPositives):
         others = rest / max(1, self._num_classes - self.logits.shape[1])
         self._fresh.append((torch.from_numpy(rows), best.indices.int(), best.values, others))
 
-    def exchange(self, team: Ranks) -> None:
+    def exchange(self, ranks: Ranks) -> None:
         """Put what all ranks learned into the estimates of every rank."""
         empty = (torch.zeros(0, dtype=torch.int64), self.classes[:0], self.logits[:0], self.others[:0])
         learned = [torch.cat(parts).flatten().numpy() for parts in zip(empty, *self._fresh, strict=True)]
-        rows, classes, logits, others = (torch.from_numpy(team.gather(values)) for values in learned)
+        rows, classes, logits, others = (torch.from_numpy(ranks.gather(values)) for values in learned)
         self.classes[rows], self.logits[rows] = classes.view(len(rows), -1), logits.view(len(rows), -1)
         self.others[rows] = others
         self._fresh = []

@@ -35,7 +35,7 @@ def train_step(worker: Worker, batch: Batch) -> None:
     Raises:
         FloatingPointError: logits are not finite; with nonfinite=skip or rollback DivergedError, on every rank at once.
     """
-    config, team = worker.config, worker.team
+    config, ranks = worker.config, worker.ranks
     images, pieces = _images(worker, batch), _pieces(worker, batch)
     twice = config.optim.micro_batch_size > 0 and len(pieces) > 1
 
@@ -44,19 +44,19 @@ def train_step(worker: Worker, batch: Batch) -> None:
         outputs = [_forward(worker, images[piece]) for piece in pieces]
     logits = torch.cat([*outputs, _no_logits(worker)]).detach().requires_grad_()
     settle(worker)
-    where = f"rank {team.rank}, {worker.place}"
-    doubt = FiniteCheck.about(logits, batch.keys, where)
+    where = f"rank {ranks.rank}, {worker.place}"
+    finite_check = FiniteCheck.about(logits, batch.keys, where)
     careful = config.run.nonfinite != "stop"
     if careful:
-        doubt.settle_together(team)
+        finite_check.settle_together(ranks)
     else:
-        worker.doubt = doubt
-        if team.device.type == "cpu":
+        worker.finite_check = finite_check
+        if ranks.device.type == "cpu":
             settle(worker)
 
     # --- Rejection and loss -----------------------------------------------------------------------------------
     check_labels(batch.labels, config.loss.scheme)
-    labels = worker.corrections.apply(batch.labels, batch.rows).to(team.device, non_blocking=True)
+    labels = worker.corrections.apply(batch.labels, batch.rows).to(ranks.device, non_blocking=True)
     loss, rejected = _loss(worker, batch, logits, labels)
 
     # --- Gradients and update ---------------------------------------------------------------------------------
@@ -68,12 +68,12 @@ def train_step(worker: Worker, batch: Batch) -> None:
 
     if config.optim.reproducible:
         lanes = ((output(number), gradient[piece]) for number, piece in enumerate(pieces))
-        add_exactly(worker.model, lanes, team)
+        add_exactly(worker.model, lanes, ranks)
     else:
         for number, piece in enumerate(pieces):
             with _gradients_stay(worker) if number < len(pieces) - 1 else nullcontext():
                 # the wrapper averages over ranks
-                output(number).backward(gradient[piece] * team.world_size)  # type: ignore[no-untyped-call]
+                output(number).backward(gradient[piece] * ranks.world_size)  # type: ignore[no-untyped-call]
     if careful:
         check_gradients(worker.model, where)
 
@@ -82,25 +82,25 @@ def train_step(worker: Worker, batch: Batch) -> None:
         worker.corrections.add(batch.rows, rejected)
     if config.run.history:
         worker.rejections.add(batch.rows, rejected)
-    worker.scheme_state.note(batch.rows, labels, logits, team, batch.global_rows)
+    worker.scheme_state.note(batch.rows, labels, logits, ranks, batch.global_rows)
     _update(worker)
     _count(worker, batch, labels, loss.detach(), rejected)
 
 
 def settle(worker: Worker) -> None:
     """Raise FloatingPointError if the logits of the last step turn out not to be finite."""
-    if worker.doubt is not None:
-        worker.doubt.settle()
-        worker.doubt = None
+    if worker.finite_check is not None:
+        worker.finite_check.settle()
+        worker.finite_check = None
 
 
 def _images(worker: Worker, batch: Batch) -> Tensor:
     """uint8 images [B, 3, H, W], or their features where these are kept."""
     if worker.features:
-        return worker.features["train"].take(batch.rows).to(worker.team.device)
-    images = batch.images.to(worker.team.device, non_blocking=True)
+        return worker.features["train"].take(batch.rows).to(worker.ranks.device)
+    images = batch.images.to(worker.ranks.device, non_blocking=True)
     if worker.config.data.flip:
-        flip = batch.flip.to(worker.team.device)[:, None, None, None]
+        flip = batch.flip.to(worker.ranks.device)[:, None, None, None]
         images = torch.where(flip, images.flip(-1), images)
     return images
 
@@ -116,7 +116,7 @@ def _pieces(worker: Worker, batch: Batch) -> list[slice]:
 def _forward(worker: Worker, images: Tensor) -> Tensor:
     """Logits [b, K]. An empty part of a short last batch still takes part in what ranks do together, with zeros."""
     padded = images if len(images) else images.new_zeros((1, *images.shape[1:]))
-    with autocast(worker.config.optim.precision, worker.team.device):
+    with autocast(worker.config.optim.precision, worker.ranks.device):
         logits: Tensor = worker.wrapped(padded)
     return logits[: len(images)]
 
@@ -136,7 +136,7 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
 
 def _gradients_stay(worker: Worker) -> AbstractContextManager[None]:
     """Not the last micro batch: gradients add up on this rank, to be added over ranks with the last."""
-    if worker.team.group is None:
+    if worker.ranks.group is None:
         return nullcontext()
     stay: AbstractContextManager[None] = worker.wrapped.no_sync()  # type: ignore[operator]
     return stay
@@ -158,7 +158,7 @@ def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple
         continuous=config.schedule == "samples",
         global_rows=batch.global_rows,
         first_row=batch.first_row,
-        group=worker.team.group,
+        group=worker.ranks.group,
         scope=config.rejection_scope,
         settings=read_settings(config.scheme, config.scheme_settings),
         known=worker.scheme_state.known(batch.rows, labels),

@@ -60,8 +60,8 @@ def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> 
     while True:
         worker = current()
         place = worker.whereabouts(stuck=worker.moves == before)
-        before, team = worker.moves, worker.team
-        beat = Beat(rank=team.rank, world_size=team.world_size, process=process, moves=before, place=place)
+        before, ranks = worker.moves, worker.ranks
+        beat = Beat(rank=ranks.rank, world_size=ranks.world_size, process=process, moves=before, place=place)
         if hear(beat):
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)  # where it really stands, into its log
             os._exit(HUNG)

@@ -37,17 +37,17 @@ TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
 
 
 class LoopSignal(IntEnum):
-    """What is wished of the workers, at their next agreement."""
+    """What the driver asks of the workers; they learn it when they next add up what they counted."""
 
     NOTHING = 0
     STOP = 1
-    """With a checkpoint. (True says the same.)"""
+    """Save a checkpoint and stop. True says the same."""
     SAVE = 2
-    """A checkpoint now, and go on: somebody's machine is about to be taken away."""
+    """Save a checkpoint and go on: a machine is about to be taken away."""
 
 
 Report = Callable[[dict[str, Any]], LoopSignal | bool]
-"""Takes progress; answers what is wished."""
+"""Takes an event of training; answers what the driver asks of the workers."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Worker:
 
     config: TrainConfig
     run_folder: Path
-    team: Ranks
+    ranks: Ranks
     data: DataFolder
     plan: Plan
     model: CamClassifier
@@ -81,7 +81,7 @@ class Worker:
     """On rank 0, if the run has a reference."""
     features: dict[str, Features] = field(default_factory=dict)
     """Of `train` and `validation`, while the backbone is frozen and they are kept."""
-    doubt: FiniteCheck | None = None
+    finite_check: FiniteCheck | None = None
     """Of the last step's logits."""
     report_steps: int = 1
     """Steps between two agreements; every rank's is the same."""
@@ -117,7 +117,7 @@ class Worker:
         if not (stuck and self.doing == READING and state.step < self.plan.steps):
             return text
         index = self.data.splits["train"]
-        part = self.plan.epoch(state.epoch, self.team.rank, self.team.world_size)[state.step]  # not the reader's own
+        part = self.plan.epoch(state.epoch, self.ranks.rank, self.ranks.world_size)[state.step]  # not the reader's own
         shards = [index.shards[number] for number in sorted(set(index.shard[part.rows].tolist()))]
         return f"{text} {', '.join(shards[:_NAMED])}{' ...' if len(shards) > _NAMED else ''}"
 
@@ -126,7 +126,7 @@ def build_worker(
     config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report
 ) -> Worker:
     """Build a new worker: data, plan, model from the seed, optimizer."""
-    team = Ranks.here(device)
+    ranks = Ranks.here(device)
     data = open_folder(data_folder, **config.data.opening)
     index = data.splits["train"]
     size = config.data.global_batch_size
@@ -141,7 +141,7 @@ def build_worker(
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, len(data.vocabulary))
     if config.model.sync_batchnorm:
-        model = _synchronised(model, team)
+        model = _synchronised(model, ranks)
     model = model.to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
@@ -154,26 +154,26 @@ def build_worker(
     return Worker(
         config=config,
         run_folder=run_folder,
-        team=team,
+        ranks=ranks,
         data=data,
         plan=plan,
         model=model,
-        wrapped=_wrapped(model, config, team),
+        wrapped=_wrapped(model, config, ranks),
         average=copy.deepcopy(model).requires_grad_(False) if config.optim.ema else None,
         optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
         scheme_state=scheme_state_of(config, data),
-        rejections=Rejections(run_folder, index, team.rank),
+        rejections=Rejections(run_folder, index, ranks.rank),
         report=report,
         store=Mirror.of(config.run.storage, run_folder),
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
-        probe=make_probe(config, data, device) if team.rank == 0 else None,
+        probe=make_probe(config, data, device) if ranks.rank == 0 else None,
     )
 
 
-def _wrapped(module: nn.Module, config: TrainConfig, team: Ranks) -> nn.Module:
-    wrapped = module if config.optim.reproducible else team.wrap(module)
+def _wrapped(module: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
+    wrapped = module if config.optim.reproducible else ranks.wrap(module)
     return torch.compile(wrapped) if config.optim.compile else wrapped  # type: ignore[return-value]
 
 
@@ -186,7 +186,7 @@ def enter_epoch(worker: Worker) -> None:
     model.freeze(frozen)
     worker.features = _features(worker) if frozen and keeps_features(config) else {}
     module = FeatureClassifier(model) if worker.features else model
-    worker.wrapped = _wrapped(module, config, worker.team)
+    worker.wrapped = _wrapped(module, config, worker.ranks)
     if not frozen:
         drop_features(worker)
 
@@ -195,7 +195,7 @@ def _features(worker: Worker) -> dict[str, Features]:
     folder = features_folder(worker.config, worker.run_folder)
 
     def of(split: str) -> Features:
-        return open_features(worker.model, worker.data, split, worker.team, worker.config, folder, worker.say)
+        return open_features(worker.model, worker.data, split, worker.ranks, worker.config, folder, worker.say)
 
     return {split: of(split) for split in ("train", "validation")}
 
@@ -203,15 +203,15 @@ def _features(worker: Worker) -> dict[str, Features]:
 def drop_features(worker: Worker) -> None:
     """Remove the features that the run kept for itself."""
     worker.features = {}
-    worker.team.barrier()  # nobody reads them any more
-    if worker.team.rank == 0:
+    worker.ranks.barrier()  # nobody reads them any more
+    if worker.ranks.rank == 0:
         shutil.rmtree(worker.run_folder / RUN_FOLDER, ignore_errors=True)
 
 
-def _synchronised(model: CamClassifier, team: Ranks) -> CamClassifier:
+def _synchronised(model: CamClassifier, ranks: Ranks) -> CamClassifier:
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         raise ValueError("sync_batchnorm: this backbone has no BatchNorm; use --no-sync-batchnorm")
-    if team.group is not None and team.device.type != "cuda":
+    if ranks.group is not None and ranks.device.type != "cuda":
         raise ValueError("sync_batchnorm: torch synchronises BatchNorm on GPUs only; use one worker or GPUs")
     whole: CamClassifier = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return whole

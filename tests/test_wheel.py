@@ -1,0 +1,73 @@
+"""The wheel, installed into a folder of its own and used from an empty one: commands, search spaces, cluster files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the installed wheel; what it depends on is this environment's."""
+    wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(wheels), str(ROOT)], check=True, timeout=280)
+    (wheel,) = wheels.glob("raypaml-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=280)
+    return site
+
+
+def raypaml(site: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The console script of the wheel, run in a folder."""
+    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, str(site / "bin" / "raypaml"), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_it_lists_its_commands_and_where_its_files_are(site: Path, tmp_path: Path) -> None:
+    done = raypaml(site, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "train " in done.stdout
+    assert "shard " in done.stdout
+    for name in ("clusters/aws.yaml", "tune/alpha.yaml"):
+        assert str(site / "raypaml" / "share") in done.stdout
+        assert (site / "raypaml" / "share" / name).is_file()
+
+
+def test_it_knows_the_search_spaces(site: Path, tmp_path: Path) -> None:
+    done = raypaml(site, tmp_path, "tune", "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: raypaml tune")
+    done = raypaml(site, tmp_path, "tune", "digits", "--search", "alhpa", "--suggest", "--data", "nowhere")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_it_shards_a_table_and_names_the_command_that_is_there(site: Path, tmp_path: Path) -> None:
+    rows = ["image,labels,split"]
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.jpg")
+        rows.append(f"{number}.jpg,{('cat', 'dog')[number % 2]},{('train', 'validation', 'test')[number % 3]}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    flags = ("--images", ".", "--resize", 32, "--complete", "--workers", 1, "--out", "out")
+    done = raypaml(site, tmp_path, "shard", "table", "labels.csv", *flags)
+    assert done.returncode == 0, done.stderr
+    assert raypaml(site, tmp_path, "shard", "verify", "out").returncode == 0
+    for index in (tmp_path / "out").glob("*.arrow"):
+        index.unlink()
+    done = raypaml(site, tmp_path, "shard", "verify", "out")
+    assert done.returncode == 2
+    assert "write it with raypaml shard index DIR" in done.stderr
