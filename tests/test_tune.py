@@ -170,7 +170,7 @@ def test_errors_before_the_start_are_one_line(tiny_digits: Path, tmp_path: Path)
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "did you mean alpha?" in done.stderr
+    assert "did you mean 'alpha'?" in done.stderr
     assert not (tmp_path / "s").exists()
 
 
