@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from raypaml.cli import command, known_names, run_command
+from raypaml.cli import command, known_names, listed, run_command
 from raypaml.files import share
 
 COMMANDS = {
@@ -32,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("Train multi-label image classifiers from partial annotations.\n\nCommands:")
-        print("\n".join(f"  {name:<{width}}  {about}" for name, about in COMMANDS.items()))
+        print(listed("raypaml COMMAND ...", "Train multi-label image classifiers from partial annotations.", COMMANDS))
         print(f"\nEach says more with --help. Cluster files: {share('clusters')}, search spaces: {share('tune')}")
         return 0
     name, *rest = argv

@@ -10,7 +10,7 @@ import importlib.metadata
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -121,6 +121,13 @@ def extra(name: str) -> str:
     except importlib.metadata.PackageNotFoundError:  # a checkout on the path
         what = str(Path(__file__).parent.parent)
     return f"{sys.executable} -m pip install '{what}[{name}]'"
+
+
+def listed(usage: str, about: str, names: Mapping[str, str]) -> str:
+    """A help text that lists names, each with its line."""
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {said}" for name, said in names.items()]
+    return "\n".join([f"usage: {usage}", "", about, "", *lines])
 
 
 def known_names(name: str, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from raypaml.cli import Parser, command, known_names, run_command, say
+from raypaml.cli import Parser, command, known_names, listed, run_command, say
 from raypaml.cluster.tasks import mapper
 from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
 from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
     """Run one kind of sharding; `prog` is the command as it was typed, where it is another."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print("Turn images and labels into a data set of verified shards.\n\nKinds:")
-        print("\n".join(f"  {name:<10}  {about}" for name, (about, _, _) in KINDS.items()))
+        about = "Turn images and labels into a data set of verified shards."
+        print(listed(f"{command('shard')} KIND ...", about, {name: said for name, (said, _, _) in KINDS.items()}))
         print(f"\nEach says more: {command('shard table')} --help")
         return 0
     kind, *rest = argv
