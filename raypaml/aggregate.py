@@ -49,10 +49,10 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
 def questions(asked: Any) -> Questions:
     """What the flags ask for."""
     from raypaml.evaluation.foreign import open_predictions
-    from raypaml.evaluation.measures import Questions, evaluate_set
+    from raypaml.evaluation.measures import Questions, evaluate_set, read_alphas
     from raypaml.evaluation.parts import check_predicted_classes
 
-    alpha, alphas = _alphas(asked.alpha)
+    alpha, alphas = read_alphas(asked.alpha)
     if asked.bootstrap < 0 or asked.bootstrap == 1:
         raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
     thresholds = None
@@ -71,18 +71,6 @@ def questions(asked: Any) -> Questions:
         class_thresholds=thresholds,
         recall=asked.recall,
     )
-
-
-def _alphas(text: str) -> tuple[float | None, tuple[float, ...]]:
-    """The alpha of `A`, or those of `A:B`."""
-    try:
-        ends = [float(value) for value in text.split(":")] if text else []
-        alphas = tuple(ends[0] + step for step in range(int(ends[1] - ends[0]) + 1)) if ends[1:] else ()
-    except ValueError:
-        raise ValueError(f"alpha={text!r}: expected A or A:B, such as 5 or 1:10") from None
-    if len(ends) > 2 or (ends[1:] and not alphas):
-        raise ValueError(f"alpha={text!r}: expected A or A:B with B >= A, such as 5 or 1:10")
-    return (ends[0] if len(ends) == 1 else None), alphas
 
 
 def _form(asked: Any) -> dict[str, Any]:

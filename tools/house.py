@@ -222,7 +222,7 @@ def size_measures(root: Path) -> list[Measure]:
     too_long = typical_function_too_long(root)
     return [
         Measure("long-files", f"files of more than {LONGEST_FILE} lines", long_files(modules(root)), "0"),
-        Measure("long-commands", f"commands of more than {LONGEST_COMMAND} lines", long_commands(root)),
+        Measure("long-commands", f"commands of more than {LONGEST_COMMAND} lines", long_commands(root), "0"),
         Measure("readme", "lines of README.md", long_readme(root), f"{LONGEST_README}", f"{readme_lines(root)}"),
         Measure("functions", "functions per 100 lines", [], figure=density),
         Measure("median", f"{about}: the median", too_long, f"{MEDIAN_FUNCTION}", median),

@@ -253,6 +253,18 @@ class _Micro:
         return found
 
 
+def read_alphas(text: str) -> tuple[float | None, tuple[float, ...]]:
+    """The alpha of `A`, or those of `A:B`, in steps of 1; ValueError for anything else."""
+    try:
+        ends = [float(value) for value in text.split(":")] if text else []
+        alphas = tuple(ends[0] + step for step in range(int(ends[1] - ends[0]) + 1)) if ends[1:] else ()
+    except ValueError:
+        raise ValueError(f"alpha={text!r}: expected A or A:B, such as 5 or 1:10") from None
+    if len(ends) > 2 or (ends[1:] and not alphas):
+        raise ValueError(f"alpha={text!r}: expected A or A:B with B >= A, such as 5 or 1:10")
+    return (ends[0] if len(ends) == 1 else None), alphas
+
+
 def alpha_curve(predictions: PredictionSet, vocabulary: Vocabulary, alphas: Sequence[float]) -> dict[str, float]:
     """Mean AP (0..1, convention `paper`) by alpha; the set holds P and N, so that nothing is predicted again."""
     found = evaluate_set(predictions, vocabulary, Questions(alphas=tuple(alphas)))
