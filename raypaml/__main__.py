@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from raypaml import __version__
 from raypaml.cli import command, known_names, listed, run_command
 from raypaml.files import share
 
@@ -37,8 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = argv
     if name == "--version":
-        from raypaml import __version__
-
         print(__version__)
         return 0
     if name not in COMMANDS:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     out = Path(asked.out) if asked.out else run.folder / "audit"
     known = audit_run(run, asked.top, out, own_device(asked.device), say)
-    if known is not None:
+    if known is not None and known["precision"]:
         print(figures_as_text(known))
     print(out / "index.html")
     return 0

@@ -38,7 +38,7 @@ class DataConfig:
 
     @property
     def opening(self) -> dict[str, Any]:
-        """How `data.folder.open_folder` opens the data."""
+        """How `data.data_folder.open_folder` opens the data."""
         return {"cache": self.cache, "cache_gb": self.cache_gb, "lenient": self.skip_budget > 0}
 
 

@@ -22,30 +22,25 @@ _ABANDONED_SECONDS = 3600.0
 
 
 @contextmanager
-def whole(path: Path, *, durable: bool = False, shared: bool = False) -> Iterator[Path]:
+def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a path to write in the block; at its end, what was written takes the name `path`.
 
     Whoever looks sees the file as it was before or as it is after. Where the block raises, the file stays as it was,
-    and nothing lies beside it.
+    and nothing lies beside it. After a loss of power a renamed file may be empty: a marker that vouches for files is
+    written after a `sync` of each of them.
 
     Args:
         path: the final name; its folder exists. A file of this name is replaced.
-        durable: wait until the content is on the disk before it takes the name. Needed only where something written
-            later vouches for it, such as a marker: after a loss of power a renamed file may otherwise be empty.
         shared: other processes, of this or another machine, may be writing the same file; the last one stays.
     """
     unfinished = _unfinished(path, shared=shared)
     try:
         yield unfinished
-        if durable:
-            sync(unfinished)
         unfinished.replace(path)
     except BaseException:
         with suppress(OSError):  # the first error is the one to see
             unfinished.unlink()
         raise
-    if durable:
-        sync(path.parent)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = find_pictures(asked.images)
     broken: list[tuple[str, str]] = []
     progress = PictureCount(say)
-    with device_mapper(asked.workers, asked.address, asked.device) as (run, device), writer(asked.out) as out:
+    with writer(asked.out) as out, device_mapper(asked.workers, asked.address, asked.device) as (run, device):
         for name, answer in classify(asked.model, pictures, choice, asked.overlays, run, device):
             progress.count(bool(answer))
             if isinstance(answer, str):

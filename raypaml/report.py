@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.training.job import Job
 
     data = open_folder(resolve_data(asked.data or config.data.data, say), **config.data.opening)
-    result = conclude_run(Job(config, data, asked.run))
+    result = conclude_run(Job(config.override({"name": asked.run.resolve().name}), data, asked.run))
     print(f"{table(result)}\n\nReport: {asked.run / 'report.html'}")
     return 0
 

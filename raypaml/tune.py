@@ -27,7 +27,8 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, Any]:
 
 
 def _add_own(parser: Parser) -> None:
-    parser.epilog = "Values in [brackets] are the recipe's, but for workers: a trial has one unless told otherwise."
+    more = " But for workers: a trial has one unless told otherwise."
+    parser.epilog = (parser.epilog or "").replace("recipe's.", "recipe's." + more, 1)
     for action in parser._actions:
         if action.dest in NOT_OF_TRIALS:
             action.help = argparse.SUPPRESS

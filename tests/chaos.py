@@ -31,11 +31,11 @@ CONTEXT.set_forkserver_preload(["tests.chaos"])
 
 SAVING = ("killed saving", "disk full")
 ENDING = ("killed", "stopped", "connection", *SAVING)
-"""These end a ranks by themselves; after the others it is asked to stop, so that the next one has something to do."""
+"""These end a group by themselves; after the others it is asked to stop, so that the next one has something to do."""
 DAMAGE = ("checkpoint cut", "checkpoint empty", "checkpoint altered", "orphan")
 KINDS = (*ENDING, "not finite", "asked to stop", *DAMAGE)
 PATIENCE = 20.0
-"""Seconds without an end that make a ranks hung, to be killed."""
+"""Seconds without an end that make a group of ranks hung, to be killed."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def draw(seed: int, count: int, steps: int) -> list[Fault]:
 
 
 def survive(settings: TrainConfig, data: Path, run: Path, faults: list[Fault]) -> list[tuple[Fault, float]]:
-    """Start a ranks for every fault and one for the rest; each fault with the seconds to the next step of any ranks."""
+    """Start a group of ranks for every fault, one for the rest; each with the seconds to any group's next step."""
     recovered: list[tuple[Fault, float]] = []
     waiting: list[tuple[Fault, float]] = []
     for life, fault in enumerate([*faults, None]):
@@ -95,7 +95,7 @@ def damage(run: Path, fault: Fault) -> None:
 
 
 def live(settings: TrainConfig, data: Path, run: Path, life: int, fault: Fault) -> tuple[list[int], float]:
-    """One ranks until its end; its exit codes, and when its first step was done (0: never).
+    """One group of ranks until its end; its exit codes, and when its first step was done (0: never).
 
     Once one is lost, or nothing ends for long, the others are killed.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ def test_ray_takes_the_file(name: str, workers: int) -> None:
     assert prepared["max_workers"] == workers
     with pytest.raises(Exception, match="Additional properties"):
         validate_config(prepared | {"max_worker": 3})  # the schema would see a typo
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "local.yaml"])
+def test_every_file_of_the_package_travels_to_the_nodes(name: str) -> None:
+    """By rsync's rules: a pattern that begins with a slash holds at the top, one with ** at any depth."""
+    patterns = load(name)["rsync_exclude"]
+    names = [pattern.rpartition("/")[2] for pattern in patterns if not pattern.startswith("/")]
+    tops = [pattern[1:] for pattern in patterns if pattern.startswith("/")]
+    for path in (ROOT / "raypaml").rglob("*.py"):
+        parts = path.relative_to(ROOT).parts
+        assert not any(fnmatch(part, name) for part in parts for name in names), path
+        assert not any(fnmatch(parts[0], top) for top in tops), path
+    assert any(fnmatch("runs", top) for top in tops)  # what was trained here stays here
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

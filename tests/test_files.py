@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from raypaml import files
 from raypaml.files import sweep, whole, whole_folder, write_json, write_whole
 
 KINDS = pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
@@ -113,47 +112,6 @@ def test_a_file_is_readable_as_the_umask_says(umask: int, path: Path, tmp_path: 
     with whole_folder(tmp_path / "folder"):
         pass
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
-
-
-def _notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names that are synced or renamed, as it happens."""
-    noted: list[str] = []
-    sync, replace = files.sync, Path.replace
-
-    def syncing(path: Path) -> None:
-        noted.append(f"sync {path.name}")
-        sync(path)
-
-    def renaming(path: Path, target: Path) -> Any:
-        noted.append(f"rename {path.name}")
-        return replace(path, target)
-
-    monkeypatch.setattr(files, "sync", syncing)
-    monkeypatch.setattr(Path, "replace", renaming)
-    return noted
-
-
-def test_durable_is_on_the_disk_before_it_has_the_name_and_the_name_after(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    noted = _notes(monkeypatch)
-    with whole(path, durable=True) as unfinished:
-        unfinished.write_text("new")
-    assert noted == [f"sync {unfinished.name}", f"rename {unfinished.name}", f"sync {path.parent.name}"]
-    noted.clear()
-    write_whole(path, "again")
-    assert noted == [f"rename .{path.name}.unfinished"]
-
-
-def test_durable_that_cannot_be_waited_for_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="Input/output"), whole(path, durable=True) as unfinished:
-        unfinished.write_text("new")
-    assert path.read_text() == "old"
-    assert names(path.parent) == [path.name]
 
 
 def test_json_is_utf_8_with_a_line_end(path: Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raypaml.data.digits import digits_folder
+
 ROOT = Path(__file__).parent.parent
 
 pytestmark = pytest.mark.cluster
@@ -50,9 +52,11 @@ def test_it_knows_the_search_spaces(site: Path, tmp_path: Path) -> None:
     done = raypaml(site, tmp_path, "tune", "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: raypaml tune")
-    done = raypaml(site, tmp_path, "tune", "digits", "--search", "alhpa", "--suggest", "--data", "nowhere")
+    data = digits_folder(num_scenes={"train": 16, "validation": 8, "test": 8})
+    done = raypaml(site, tmp_path, "tune", "digits", "--search", "alhpa", "--data", data)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "no such space; did you mean 'alpha'?" in done.stderr
 
 
 def test_it_shards_a_table_and_names_the_command_that_is_there(site: Path, tmp_path: Path) -> None:

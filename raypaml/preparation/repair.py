@@ -19,7 +19,7 @@ from raypaml.cli import command
 from raypaml.data.index import Index, open_index
 from raypaml.data.verify_shard import verify_shard
 from raypaml.labels import Vocabulary
-from raypaml.mapper import Mapper
+from raypaml.mapper import OpenMapper
 from raypaml.preparation.data_card import CARD, whole_digest
 from raypaml.preparation.finish import LEDGER
 from raypaml.preparation.image_form import Converted, ImageForm, codec_versions, convert
@@ -38,7 +38,9 @@ class Broken:
     faults: list[str]
 
 
-def verify(out: Path, splits: Sequence[str], run: Mapper, say: Callable[[str], None]) -> list[Broken]:
+def verify(
+    out: Path, splits: Sequence[str], workers: int, address: str, open_mapper: OpenMapper, say: Callable[[str], None]
+) -> list[Broken]:
     """Read every shard of these splits, as training would and as any tar reader would, and compare digests.
 
     Says each fault; then how many shards were read.
@@ -56,7 +58,8 @@ def verify(out: Path, splits: Sequence[str], run: Mapper, say: Callable[[str], N
         raise ValueError(f"out={out}: {', '.join(unfinished)} not finished; run the preparation to its end first")
     _check_digest(out)
     calls = _calls(out, splits)
-    broken = [found for found in run(check_shard, calls) if found.faults]
+    with open_mapper(workers, address) as run:
+        broken = [found for found in run(check_shard, calls) if found.faults]
     broken.sort(key=lambda found: (splits.index(found.split), found.shard))
     for found in broken:
         for fault in found.faults:

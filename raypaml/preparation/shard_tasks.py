@@ -64,7 +64,7 @@ class ShardJob:
 
 
 def write_store_shard(job: ShardJob, name: str, requests: pa.Table, store: Store) -> None:
-    """Write the shard of these images (rows of source.REQUEST, in this order) from single files."""
+    """Write the shard of these images (rows of requests.REQUEST, in this order) from single files."""
     write_fetched_shard(job, name, requests, store.fetch(asked_for(requests), job.convert))
 
 

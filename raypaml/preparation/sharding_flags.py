@@ -107,8 +107,7 @@ def run_sharding(flags: Any, asked: Callable[[], Preparation], open_mapper: Open
         return 0
     if flags.repair and not flags.images:
         raise ValueError("--repair: give --images, to fetch the images of broken shards again")
-    with open_mapper(flags.workers, flags.address) as run:
-        faults = verify(flags.out, splits, run, say)
+    faults = verify(flags.out, splits, flags.workers, flags.address, open_mapper, say)
     if faults and flags.repair:
         faults = repair(flags.out, flags.images, faults, flags.concurrency, say)
     return 1 if faults else 0

@@ -23,7 +23,7 @@ import torch
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.evaluation import predicting
-from raypaml.inference.answer_files import Choice
+from raypaml.inference.choice import Choice
 from raypaml.inference.classifier import load
 from raypaml.inference.classifying import answers
 from raypaml.inference.pictures import find_pictures
