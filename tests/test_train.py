@@ -15,8 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from raypaml.labels import GROUP_NAMES
+from raypaml.model.backbones import build_backbone
 from raypaml.runs.checkpoint import read_state, valid_checkpoints
 
 pytestmark = pytest.mark.ray
@@ -92,6 +95,19 @@ def test_report_is_one_file_with_pictures_and_needs_no_network(undisturbed: tupl
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page)
     assert all(link.startswith(("data:", "#")) for link in links)
     assert re.search(r"(red|green|blue|yellow|pink) \d 0\.\d\d", page)
+
+
+@pytest.mark.cluster
+def test_relative_paths_mean_on_workers_what_they_mean_here(tiny_digits: Path, tmp_path: Path) -> None:
+    """Weights, storage and cache are named from the folder in which the command is given."""
+    torch.manual_seed(1)
+    save_file(build_backbone("small").state_dict(), tmp_path / "start.safetensors")
+    flags = ("--workers", "2", "--name", "r", "--epochs", "2", "--freeze-backbone", "1", "--no-flip")
+    asked = command(tiny_digits, Path("here"), *flags, "--weights", "start.safetensors", "--feature-cache", "kept")
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "here" / "r" / "result.json").is_file()
+    assert list((tmp_path / "kept").glob("*/train-*.npy"))
 
 
 def test_the_same_name_again_prints_the_table_without_training(
