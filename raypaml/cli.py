@@ -8,6 +8,8 @@ import dataclasses
 import difflib
 import importlib.metadata
 import inspect
+import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flag = unknown[0].split("=")[0]
             near = difflib.get_close_matches(flag, self._option_string_actions, 1)
-            self.error(f"{flag}: no such flag{f'; did you mean {near[0]}?' if near else ''} --help lists them")
+            self.error(f"{flag}: no such flag; {f'did you mean {near[0]}? ' if near else ''}--help lists them")
         return arguments
 
     def error(self, message: str) -> NoReturn:
@@ -150,10 +152,14 @@ def clock(seconds: float) -> str:
 
 
 def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
-    """Run a command's main: a ValueError becomes one line and exit code 2, Ctrl-C exit code 130, no traceback."""
+    """Run a command's main: one line and exit code 2 for ValueError and OSError, 130 for Ctrl-C, no traceback."""
     try:
         code = main() or 0
-    except ValueError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has had enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it flushes
+        code = 128 + signal.SIGPIPE
+    except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,7 +214,7 @@ def test_only_the_flags_given_appear_with_their_types() -> None:
         (["--aplha", "2"], "--aplha: no such flag; did you mean --alpha?"),
         (["--epochs", "3", "--delta_rel=0.1"], "--delta_rel: no such flag; did you mean --delta-rel?"),
         (["--no-filp"], "--no-filp: no such flag; did you mean --no-flip?"),
-        (["--qqqqqq"], "--qqqqqq: no such flag --help lists them"),
+        (["--qqqqqq"], "--qqqqqq: no such flag; --help lists them"),
         (["stray"], "stray: no such flag"),
     ],
 )
@@ -263,6 +266,10 @@ def _refuse() -> int:
     raise ValueError("lr=0: must be above 0")
 
 
+def _no_folder() -> int:
+    return len(Path("/nowhere/at/all").read_text())
+
+
 def _interrupted() -> int:
     raise KeyboardInterrupt
 
@@ -271,6 +278,7 @@ def _interrupted() -> int:
     ("main", "answer"),
     [
         (_refuse, (2, "", "raypaml.train: lr=0: must be above 0\n")),
+        (_no_folder, (2, "", "raypaml.train: [Errno 2] No such file or directory: '/nowhere/at/all'\n")),
         (_interrupted, (130, "", "")),
         (lambda: None, (0, "", "")),
         (lambda: 3, (3, "", "")),
@@ -280,6 +288,16 @@ def test_a_command_ends_with_a_code_and_at_most_one_line(
     main: Callable[[], int | None], answer: tuple[int, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _answer(lambda: cli.run_command(main, "raypaml.train"), capsys) == answer
+
+
+def test_a_reader_that_has_had_enough_ends_a_command_in_silence() -> None:
+    lists = [sys.executable, "-m", "raypaml", "--help"]
+    with subprocess.Popen(lists, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert (process.returncode, said) == (128 + signal.SIGPIPE, b"")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

@@ -1,4 +1,4 @@
-"""The rooms of DESIGN.md, section 2, and its sizes. What is measured, and how, is in tools/house.py."""
+"""Who imports whom, names, sizes, and what --help loads. What is measured, and how, is in tools/house.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from raypaml.__main__ import COMMANDS
+from raypaml.shard import KINDS
 from tools import house
 
 ROOT = Path(__file__).parent.parent
@@ -28,8 +30,6 @@ for words in map(str.split, sys.argv[1:]):
         print(*words, "--help loads", name)
     heavy -= sys.modules.keys()
 """
-COMMANDS = ["train", "tune", "evaluate", "explain", "predict", "export", "audit", "doctor", "aggregate", "report"]
-FORMATS = ["openimages", "table", "folder", "voc", "coco", "nuswide", "cub", "index", "verify", "compare"]
 
 
 def assert_none(*offenders: str) -> None:
@@ -60,7 +60,7 @@ def test_unobserved_is_no_literal_and_metrics_need_only_numpy_and_scipy() -> Non
 
 def test_help_loads_neither_torch_nor_ray_nor_matplotlib() -> None:
     """One process asks all commands in turn; of those that load the same package, the first is named."""
-    words = [*COMMANDS, "shard", *(f"shard {name}" for name in FORMATS)]
+    words = [*COMMANDS, *(f"shard {name}" for name in KINDS)]
     process = subprocess.run(
         [sys.executable, "-c", HELP, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -35,7 +35,7 @@ def count(labels: dict[str, dict[str, bool]], name: str) -> list[int]:
 
 
 def groups(release: Release) -> list[int]:
-    """DESIGN.md 4.8, by sorting."""
+    """Five equal groups by number of training annotations, ties by vocabulary order, by sorting."""
     labels = release.splits["train"].labels
     total = np.add(count(labels, "positives"), count(labels, "negatives")).tolist()
     rank = sorted(range(len(TRAINABLE)), key=lambda k: (total[k], k))

@@ -258,7 +258,7 @@ def read_alphas(text: str) -> tuple[float | None, tuple[float, ...]]:
     try:
         ends = [float(value) for value in text.split(":")] if text else []
         alphas = tuple(ends[0] + step for step in range(int(ends[1] - ends[0]) + 1)) if ends[1:] else ()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"alpha={text!r}: expected A or A:B, such as 5 or 1:10") from None
     if len(ends) > 2 or (ends[1:] and not alphas):
         raise ValueError(f"alpha={text!r}: expected A or A:B with B >= A, such as 5 or 1:10")

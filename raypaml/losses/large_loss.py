@@ -80,9 +80,9 @@ def large_loss(
 
     Schemes: `full` every entry observed · `an` unobserved means negative · `ignore` observed entries only · `ll_r`
     the rejected entries' loss is 0 · `ll_ct` the rejected entries' target is 1 in this step · `ll_cp` the same, and
-    the caller keeps the targets (`training.corrections`). Rejected are exactly the k unobserved entries of largest
+    the caller keeps the targets (`runs.corrections`). Rejected are exactly the k unobserved entries of largest
     loss in the global batch, k = round-half-up(rate x all entries), or all of them where there are fewer. They stay
-    in the denominator. (LL, CVPR 2022, equations 4 to 7; where the published code differs, DESIGN.md 4.)
+    in the denominator. (LL, CVPR 2022, equations 4 to 7; what differs from the published code is in losses/README.md.)
 
     Args:
         logits: [B, K], any float type; the loss is computed in float32 (float64 stays).

@@ -55,22 +55,26 @@ def small() -> Backbone:
     return Backbone(stages, num_channels=widths[-1][1], stride=8)
 
 
+OWN_BACKBONES: dict[str, Callable[[], Backbone]] = {"small": small}
+"""Networks written here, by their names; all others are torchvision's and timm's."""
+
+
 def check_backbone(name: str) -> None:
     """Raise ValueError unless `name` is a backbone; whether it has a map is seen when it is built."""
-    if name == "small":
+    if name in OWN_BACKBONES:
         return
     if name.startswith(TIMM):
         timm, own = _timm(name), name.removeprefix(TIMM)
         if not timm.is_model(own):
             raise ValueError(f"backbone={name!r}: timm has no such model; {_nearest(own, timm.list_models(), TIMM)}")
     elif name not in _torchvision_names():
-        nearest = _nearest(name, ["small", *_torchvision_names()])
+        nearest = _nearest(name, [*OWN_BACKBONES, *_torchvision_names()])
         raise ValueError(f"backbone={name!r}: no such backbone; {nearest}")
 
 
 def _nearest(name: str, known: Iterable[str], before: str = "") -> str:
     near = difflib.get_close_matches(name, known, 3)
-    where = "small, torchvision's classification models by their names, and timm:NAME"
+    where = f"{', '.join(OWN_BACKBONES)}, torchvision's classification models by their names, and timm:NAME"
     return f"did you mean {', '.join(repr(before + one) for one in near)}?" if near else f"known: {where}"
 
 
@@ -101,10 +105,10 @@ def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = la
         ValueError: no such backbone, or none with a map; weights that cannot be had or do not fit.
     """
     check_backbone(name)
-    if name == "small":
+    if name in OWN_BACKBONES:
         if weights == "imagenet":
-            raise ValueError("weights=imagenet: there are none for backbone 'small'; leave --weights out")
-        backbone = small()
+            raise ValueError(f"weights=imagenet: there are none for backbone {name!r}; leave --weights out")
+        backbone = OWN_BACKBONES[name]()
         if weights:
             say(load_weights(backbone, ("fc.weight", "fc.bias"), Path(weights)))
         return backbone
@@ -166,7 +170,7 @@ def linear_classifier(name: str) -> str:
     Seen from what it computes: with random weights, the model's logits must be those of that layer for the mean of the
     map. Raises ValueError where they are not.
     """
-    if name == "small":
+    if name in OWN_BACKBONES:
         return "fc"
     whole = build_whole(name).eval()
     found = without_classifier(name, copy.deepcopy(whole))

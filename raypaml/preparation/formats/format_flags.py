@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,23 @@ from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.pipeline import Preparation
 from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
 
+FOLDERS: dict[str, tuple[str, Callable[[Path], Source]]] = {
+    "folder": ("your own images in folders CLASS/IMAGE or SPLIT/CLASS/IMAGE", read_folder),
+    "voc": ("PASCAL VOC 2007 or 2012, from the devkit as released", read_voc),
+    "coco": ("MS COCO, from its instances_*.json", read_coco),
+    "nuswide": ("NUS-WIDE, from its official lists or the re-crawled arrays", read_nuswide),
+    "cub": ("CUB-200-2011, its attributes as classes", read_cub),
+}
+"""Formats that are a folder: what each is, and its reader. A new one is a reader and a line here."""
 FORMATS = {
     "table": "your own labels: a CSV or Parquet table with a row an image",
-    "folder": "your own images in folders CLASS/IMAGE or SPLIT/CLASS/IMAGE",
-    "voc": "PASCAL VOC 2007 or 2012, from the devkit as released",
-    "coco": "MS COCO, from its instances_*.json",
-    "nuswide": "NUS-WIDE, from its official lists or the re-crawled arrays",
-    "cub": "CUB-200-2011, its attributes as classes",
+    **{name: about for name, (about, _) in FOLDERS.items()},
 }
+"""What each format is."""
 
 
-def add_format_flags(parser: Parser) -> None:
-    """Add where the files are, which labels are hidden, and how the splits are cut."""
+def add_format_flags(parser: Parser, *, table: bool = True) -> None:
+    """Add where the files are, which labels are hidden, how the splits are cut, and what only a table needs."""
     add = parser.add_argument
     add("path", nargs="?", type=Path, help="the folder as released, or the table")
     add("--images", metavar="DIR_OR_URL", help="folder of the images [where the format has them; a table: its folder]")
@@ -37,11 +43,17 @@ def add_format_flags(parser: Parser) -> None:
     add("--validation", type=float, default=0.2, metavar="X", help="share of train cut off, if there is none [0.2]")
     add("--test", type=float, default=0.2, metavar="X", help="share of all images cut off, if there is no test [0.2]")
     add("--split-seed", type=int, default=1200, metavar="N", help="of both [1200, the published split]")
+    if table:
+        _add_table_flags(parser)
+    add_sharding_flags(parser)
+
+
+def _add_table_flags(parser: Parser) -> None:
+    add = parser.add_argument
     add("--classes", type=Path, metavar="FILE", help="of a table: classes, one per line [all that occur, sorted]")
     add("--separator", default=" ", metavar="TEXT", help="of a table: between the labels of an image [a space]")
     add("--complete", action="store_true", help="of a table: what is not listed is negative [it is unobserved]")
     add("--boxes", type=Path, metavar="FILE", help="of a table: CSV of image,class,xmin,ymin,xmax,ymax in pixels")
-    add_sharding_flags(parser)
 
 
 def _source_of(flags: Any) -> Source:
@@ -54,8 +66,8 @@ def _source_of(flags: Any) -> Source:
         return read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
     if not flags.path.is_dir():
         raise ValueError(f"{flags.path}: no such folder; give the one that holds the {flags.format} files")
-    readers = {"voc": read_voc, "coco": read_coco, "nuswide": read_nuswide, "cub": read_cub, "folder": read_folder}
-    return readers[flags.format](flags.path)
+    _, read = FOLDERS[flags.format]
+    return read(flags.path)
 
 
 def format_preparation(flags: Any) -> Preparation:
