@@ -15,8 +15,8 @@ from raypaml.runs.run_flags import parse_run
 from raypaml.search.search_flags import add_search_flags, check_search_flags
 
 _ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
-NOT_OF_TRIALS = ("max_failures", "hang_seconds")
-"""Flags of a run that trials have no use for: a trial is neither watched nor started again."""
+NOT_OF_TRIALS = ("max_failures", "hang_seconds", "tracker")
+"""Flags of a run that trials have no use for: a trial is neither watched, nor started again, nor tracked."""
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, Any]:
@@ -51,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with SearchDisplay() as display:
         for name in NOT_OF_TRIALS:
             if any(flag.split("=")[0] == "--" + name.replace("_", "-") for flag in argv):
-                display.say(
-                    f"--{name.replace('_', '-')}: trials are neither watched nor started again; it has no effect"
-                )
+                flag = "--" + name.replace("_", "-")
+                display.say(f"{flag} has no effect: trials are neither watched, nor started again, nor tracked")
         data = prepare_job(config, display.say).data
         if asked.suggest:
             print(suggest(data.splits["train"], data.splits["validation"], config).text)

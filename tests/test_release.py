@@ -13,7 +13,7 @@ import pytest
 
 from raypaml.preparation.label_join import ConflictRule
 from raypaml.preparation.openimages import release as release_module
-from raypaml.preparation.openimages.labels import read_classes, read_split
+from raypaml.preparation.openimages.release_labels import read_classes, read_split
 from raypaml.preparation.requests import SplitLabels
 from tests.openimages_release import ODD, THRESHOLD, TRAINABLE, Planted, Release
 

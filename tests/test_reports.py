@@ -21,9 +21,10 @@ from raypaml.evaluation.summary import table
 from raypaml.explanations.comparing import explain_steps
 from raypaml.labels import Vocabulary
 from raypaml.recipes import recipe
-from raypaml.reports.figures import groups, missed_positives, rejections, training_curves
+from raypaml.reports.figures import missed_positives
 from raypaml.reports.progress import Display
 from raypaml.run_report.result import run_result
+from raypaml.run_report.run_figures import groups, rejections, training_curves
 from raypaml.runs import models as run_models
 from raypaml.runs.run_folder import rejection_quality, stored_config
 

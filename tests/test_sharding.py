@@ -15,7 +15,7 @@ import webdataset
 from raypaml.data.data_folder import open_folder
 from raypaml.data.index import open_index
 from raypaml.labels import Vocabulary
-from raypaml.preparation.openimages.labels import OFFICIAL_TOTALS
+from raypaml.preparation.openimages.release_labels import OFFICIAL_TOTALS
 from tests.odd_images import RESIZED
 from tests.openimages_release import NO_LABEL, NO_NEGATIVE, NO_POSITIVE, THRESHOLD, TRAINABLE, Planted, Release
 from tests.shard_tool import card, contents, fates, flags, hashes, labels_of, ledger, run_tool, shard

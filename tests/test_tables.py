@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypaml.preparation.formats.common import Source
-from raypaml.preparation.formats.tables import TableForm, read_folder, read_table
+from raypaml.preparation.formats.own_labels import TableForm, read_folder, read_table
 
 COMPLETE = TableForm(complete=True)
 

@@ -16,7 +16,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.data.windows import Windows
+from raypaml.data.shuffle_windows import Windows
 from raypaml.labels import IntArray
 
 MAX_LANES = 64

@@ -19,6 +19,7 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
 from raypaml.data.plan import Part
 from raypaml.explanations.boxes import Boxes
+from raypaml.explanations.pairs import Pairs
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.metrics.localisation import max_box_iou
 from raypaml.metrics.maps import (
@@ -29,7 +30,6 @@ from raypaml.metrics.maps import (
     pointing_game,
     spearman,
 )
-from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier, pool_parts
 
 Grid = tuple[int, int]

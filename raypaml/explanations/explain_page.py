@@ -15,7 +15,7 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.explanations.boxes import Boxes
 from raypaml.explanations.explanation_figures import attributions, by_group, correlations, map_summary
 from raypaml.explanations.gallery import side_by_side
-from raypaml.metrics.pairs import Pairs
+from raypaml.explanations.pairs import Pairs
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.figures import History, missed_positives
 from raypaml.reports.pages import write_page

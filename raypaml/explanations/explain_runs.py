@@ -17,10 +17,10 @@ from raypaml.data.plan import Plan
 from raypaml.explanations.boxes import Boxes, read_boxes
 from raypaml.explanations.comparing import explain_steps
 from raypaml.explanations.explain_page import write_explain_page, write_pairs
+from raypaml.explanations.pairs import Pairs
 from raypaml.files import write_json
 from raypaml.labels import GROUP_NAMES, IntArray
 from raypaml.mapper import Mapper
-from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.models import checkpoint_model, find_checkpoint
 from raypaml.runs.run_folder import check_trained_classes, read_history, stored_config

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from raypaml.explanations.pairs import Pairs
 from raypaml.labels import GROUP_NAMES, FloatArray
 from raypaml.metrics.maps import scale_ratio
-from raypaml.metrics.pairs import Pairs
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
 
 QUARTILES = (25, 50, 75)

@@ -18,8 +18,8 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
 from raypaml.data.plan import Plan
 from raypaml.explanations.boxes import Boxes
+from raypaml.explanations.pairs import Pairs
 from raypaml.labels import POSITIVE, RealArray
-from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier, pool_parts
 
 SHOWN_SIDE = 160

@@ -27,7 +27,6 @@ from raypaml.preparation.finish import collect_shards, write_implied, write_ledg
 from raypaml.preparation.image_form import ImageForm, codec_versions
 from raypaml.preparation.image_store import Archives, Store, find_images
 from raypaml.preparation.probe import PROBE_IMAGES, Probe, probe
-from raypaml.preparation.progress import Progress
 from raypaml.preparation.record import (
     check_folder,
     claimed,
@@ -46,6 +45,7 @@ from raypaml.preparation.shard_tasks import (
     write_archive_shards,
     write_store_shard,
 )
+from raypaml.preparation.sharding_progress import Progress
 
 TAR_BYTES = 2048
 """Of a sample beside its image: two headers, its labels, padding."""

@@ -1,4 +1,4 @@
-"""Figures of a run as inline SVG."""
+"""What figures share, colours, panels and SVG text, and the figures that several pages show."""
 
 from __future__ import annotations
 
@@ -27,47 +27,6 @@ History = list[dict[str, Any]]
 
 
 @mpl.rc_context(STYLE)
-def training_curves(history: History, best_epoch: int) -> str:
-    """Training loss and validation mAP by epoch."""
-    figure, (left, right) = panels(2)
-    epochs = [record["epoch"] + 1 for record in history]
-    left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
-    for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set(title="training loss", xlabel="epoch", ylim=(0, None))
-    scores = [100 * record["validation_mean_ap"] for record in history]
-    right.plot(epochs, scores, color=BLUE, marker=".")
-    right.plot([best_epoch + 1], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint")
-    right.set(title="validation mAP, %", xlabel="epoch", ylim=(0, None))
-    right.legend(frameon=False)
-    return svg(figure)
-
-
-@mpl.rc_context(STYLE)
-def rejections(history: History) -> str:
-    """Entries rejected per epoch and, where the truth is known, how many were missed positives."""
-    known = history[0]["missed"] is not None
-    figure, axes = panels(2 if known else 1)
-    epochs = [record["epoch"] + 1 for record in history]
-    rejected = [record["rejected"] for record in history]
-    for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].bar(epochs, rejected, color=GREY, label="rejected")
-    axes[0].set(title="rejected entries per epoch", xlabel="epoch")
-    if known:
-        hits = [record["rejected_missed"] for record in history]
-        axes[0].bar(epochs, hits, color=ORANGE, label="of them missed positives")
-        judged = [record for record in history if record["rejection_precision"] is not None]
-        for name, colour in (("precision", ORANGE), ("recall", BLUE)):
-            values = [100 * record[f"rejection_{name}"] for record in judged]
-            axes[1].plot([record["epoch"] + 1 for record in judged], values, color=colour, marker=".", label=name)
-        axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
-        axes[1].legend(frameon=False)
-    axes[0].legend(frameon=False)
-    return svg(figure)
-
-
-@mpl.rc_context(STYLE)
 def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
     """Rejected entries that were missed positives, and precision and recall of rejection, by epoch, of several runs.
 
@@ -91,35 +50,6 @@ def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=words, xlabel="epoch", ylim=(0, 100) if times == 100 else (0, None))
     axes[0].legend(frameon=False, fontsize=7)
-    return svg(figure)
-
-
-@mpl.rc_context(STYLE)
-def drift(history: History) -> str:
-    """Maps against the reference's, by epoch: rank correlation, and top attributions over the reference's."""
-    figure, axes = panels(2)
-    seen = [record for record in history if "drift" in record]
-    for axis, name, title in (
-        (axes[0], "rank_correlation", "rank correlation with the reference's maps"),
-        (axes[1], "scale_ratio", "top attributions over the reference's"),
-    ):
-        values = [np.nan if record["drift"][name] is None else record["drift"][name] for record in seen]
-        axis.plot([record["epoch"] + 1 for record in seen], values, color=BLUE, marker=".")
-        axis.axhline(1, color=GREY, lw=0.8)
-        axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return svg(figure)
-
-
-@mpl.rc_context(STYLE)
-def groups(result: dict[str, Any]) -> str:
-    """Bars of the five class groups and all classes."""
-    figure, (axis,) = panels(1)
-    names = [*result["groups"], "All"]
-    values = [100 * value for value in (*result["groups"].values(), result["mean_ap"])]
-    bars = axis.bar(names, values, color=[BLUE] * 5 + [ORANGE])
-    axis.bar_label(bars, fmt="%.1f", padding=2)
-    axis.set(title="test mAP by class group, %", ylim=(0, 105))
     return svg(figure)
 
 

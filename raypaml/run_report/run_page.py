@@ -12,11 +12,12 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.evaluation.summary import caption
 from raypaml.explanations.explanation_figures import by_group, map_summary
 from raypaml.explanations.gallery import gallery, of_every_group
+from raypaml.explanations.pairs import Pairs
 from raypaml.labels import GROUP_NAMES
-from raypaml.metrics.pairs import Pairs
 from raypaml.model.cam import CamClassifier
-from raypaml.reports.figures import History, drift, groups, rejections, training_curves
+from raypaml.reports.figures import History
 from raypaml.reports.pages import write_page
+from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 
 
 def write_report(

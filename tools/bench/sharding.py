@@ -33,7 +33,7 @@ from raypaml.data.storage import Location
 from raypaml.preparation.image_form import QUALITY, SIZE, ImageForm
 from raypaml.preparation.image_store import Store
 from raypaml.preparation.openimages.image_ids import hex_keys
-from raypaml.preparation.openimages.labels import read_classes, read_split
+from raypaml.preparation.openimages.release_labels import read_classes, read_split
 from raypaml.preparation.requests import as_requests
 from raypaml.preparation.shard_tasks import ShardJob, read_receipt, write_store_shard
 from raypaml.reports.tables import markdown

@@ -11,8 +11,8 @@ import numpy as np
 
 from raypaml.explanations.explanation_figures import attributions, correlations
 from raypaml.explanations.gallery import Row as PictureRow
+from raypaml.explanations.pairs import Pairs
 from raypaml.files import write_json
-from raypaml.metrics.pairs import Pairs
 from raypaml.reports.figures import missed_positives
 from raypaml.reports.pages import write_page
 from tools.papers.claims import Claim, claims, controls

@@ -14,7 +14,7 @@ from raypaml.data.digits import CLASS_IDS, NUM_SCENES, digits_folder
 from raypaml.recipes import recipe
 
 if TYPE_CHECKING:
-    from raypaml.metrics.pairs import Pairs
+    from raypaml.explanations.pairs import Pairs
 
 HIDINGS = ("single_positive", "verified")
 FIRST, LATER = ("full", "an"), ("ll_r", "ll_ct", "ll_cp")

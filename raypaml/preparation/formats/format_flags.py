@@ -12,7 +12,7 @@ from raypaml.preparation.formats.coco import read_coco
 from raypaml.preparation.formats.common import Source, text_lines
 from raypaml.preparation.formats.cub import read_cub
 from raypaml.preparation.formats.nuswide import read_nuswide
-from raypaml.preparation.formats.tables import TableForm, read_folder, read_table
+from raypaml.preparation.formats.own_labels import TableForm, read_folder, read_table
 from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.pipeline import Preparation
