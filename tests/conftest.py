@@ -24,12 +24,14 @@ from tests.processes import CONTEXT
 TINY = {"train": 96, "validation": 40, "test": 40}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give the tests of real Ray to one process, where pytest-xdist shares tests out; it reads groups after this."""
+    if item.get_closest_marker("ray"):
+        item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the tests of real Ray first, in one process, where pytest-xdist shares the tests out."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    """Start the tests of real Ray first, for they take longest."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
 
 
