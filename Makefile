@@ -14,12 +14,12 @@ demo: $(VENV)/ready
 experiment: $(VENV)/ready
 	$(BIN)/python tools/papers/experiment.py  # about an hour on two idle cores; an interrupted one goes on
 
-# Three processes: one for Ray's tests, which wait a lot (tests/conftest.py), two for all others. Ray's workers would yield
-# to these, and one thread a process is what two cores have.
+# Three processes on two cores, for Ray's tests wait a lot; they come first (tests/conftest.py). Ray's workers would yield
+# to all others, and one thread a process is what two cores have.
 test: export RAY_worker_niceness := 0
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not cluster and not gpu"
+	$(BIN)/python -m pytest -n 3 -m "not cluster and not gpu"
 
 # Several hosts on one machine need root, and what install-hosts installs on Debian. Where that cannot be had, their
 # tests are skipped and say why; RAYPAML_HOSTS=1 makes that a failure.
