@@ -55,7 +55,7 @@ ORDER = (
     ("config",),
     ("preparation",),
     ("data", "model", "losses", "metrics"),
-    ("labels", "files", "mapper", "cli", "share"),
+    ("labels", "files", "mapper", "cli", "share", "collectives"),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raypaml.collectives import all_reduce
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.losses.fused_bce import mean_loss
 from raypaml.losses.large_loss_records import BY_RATE
@@ -161,7 +162,7 @@ def corrected_bce(scheme: str, logits: Tensor, labels: Tensor, rejected: Tensor,
 
 def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
-        dist.all_reduce(count, group=group)
+        all_reduce(count, group)
     return count.clamp(min=1)
 
 

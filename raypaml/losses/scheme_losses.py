@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raypaml.collectives import all_reduce
 from raypaml.labels import UNOBSERVED
 from raypaml.losses import formulas
 from raypaml.losses.fused_bce import mean_loss
@@ -230,5 +231,5 @@ def global_sum(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum over the ranks of a group; of integers, exact."""
     if group is not None:
         values = values.clone()
-        dist.all_reduce(values, group=group)
+        all_reduce(values, group)
     return values

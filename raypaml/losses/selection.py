@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raypaml.collectives import all_gather
 from raypaml.labels import UNOBSERVED
 
 FIRST_STRETCH = 1 << 14
@@ -124,5 +125,5 @@ def _gather(offered: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:
     """What all ranks offer, each padded to the same length."""
     padded = torch.cat([offered, offered.new_full((count - len(offered),), _NEVER)])
     parts = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, padded, group=group)
+    all_gather(parts, padded, group)
     return torch.cat(parts)

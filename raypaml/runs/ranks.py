@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raypaml.collectives import all_gather, all_reduce, count_buckets
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -33,13 +35,15 @@ class Ranks:
         """Average gradients over the ranks; buffers follow rank 0."""
         if self.group is None:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        wrapped = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        count_buckets(wrapped, self.group)
+        return wrapped
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank."""
         if self.group is not None:
             values = values.to(self.device, copy=True)
-            dist.all_reduce(values, group=self.group)
+            all_reduce(values, self.group)
         return values
 
     def gather(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -50,7 +54,7 @@ class Ranks:
         sizes = self.sum(torch.eye(self.world_size, dtype=torch.int64)[self.rank] * len(mine)).tolist()
         padded = torch.nn.functional.pad(mine, (0, max(sizes) - len(mine)))
         parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded, group=self.group)
+        all_gather(parts, padded, self.group)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).cpu().numpy()
 
     def barrier(self) -> None:

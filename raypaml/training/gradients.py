@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from raypaml.collectives import all_reduce
 from raypaml.runs.ranks import Ranks
 
 BITS = 52
@@ -52,7 +53,7 @@ def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], ranks:
     for lane in found:
         largest = largest.maximum(torch.stack([gradient.abs().amax() for gradient in lane]).double())
     if ranks.group is not None:
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=ranks.group)
+        all_reduce(largest, ranks.group, dist.ReduceOp.MAX)
     if not largest.isfinite().all():
         raise FloatingPointError(f"rank {ranks.rank}: gradients are not finite; lower lr")
     _, exponent = torch.frexp(largest)

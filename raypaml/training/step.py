@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from raypaml.collectives import CLOCK
 from raypaml.data.batches import Batch
 from raypaml.data.plan import lane_slices
 from raypaml.labels import POSITIVE, UNOBSERVED
@@ -74,6 +75,7 @@ def train_step(worker: Worker, batch: Batch) -> None:
             with _gradients_stay(worker) if number < len(pieces) - 1 else nullcontext():
                 # the wrapper averages over ranks
                 output(number).backward(gradient[piece] * ranks.world_size)  # type: ignore[no-untyped-call]
+        CLOCK.arrive(ranks.device)
     if careful:
         check_gradients(worker.model, where)
 
