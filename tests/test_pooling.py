@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from raypaml.config import ModelConfig
 from raypaml.model import pooling
@@ -40,7 +41,8 @@ def learnt(parts: tuple[Tensor, Tensor], tensors: list[Tensor]) -> tuple[Tensor,
     positive, negative = parts
     slope = torch.linspace(-1, 2, positive.numel(), dtype=positive.dtype).view_as(positive)
     total = ((ALPHA * positive + negative) * slope).sum() + (negative * slope.square()).sum()
-    return positive.detach(), negative.detach(), *torch.autograd.grad(total, tensors)
+    learning = [tensor for tensor in tensors if tensor.requires_grad]
+    return positive.detach(), negative.detach(), *torch.autograd.grad(total, learning)
 
 
 @given(
@@ -49,15 +51,17 @@ def learnt(parts: tuple[Tensor, Tensor], tensors: list[Tensor]) -> tuple[Tensor,
     tile=st.integers(1, 60),
     exact=st.booleans(),
     last=st.booleans(),
+    frozen=st.booleans(),
     seed=st.integers(0, 999),
 )
 @settings(deadline=None, max_examples=150)
 def test_values_and_gradients_are_those_of_the_whole_map(
-    shape: tuple[int, ...], classes: int, tile: int, exact: bool, last: bool, seed: int
+    shape: tuple[int, ...], classes: int, tile: int, exact: bool, last: bool, frozen: bool, seed: int
 ) -> None:
     tensors = inputs(shape, classes, torch.float64, seed=seed, exact=exact)
     if last:
-        tensors[0] = tensors[0].detach().to(memory_format=torch.channels_last).requires_grad_()
+        tensors[0] = tensors[0].detach().to(memory_format=torch.channels_last)
+    tensors[0].requires_grad_(not frozen)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(pooling.TILE_VALUES, "cpu", tile)
         found = learnt(pooled_map(*tensors), tensors)
@@ -65,6 +69,29 @@ def test_values_and_gradients_are_those_of_the_whole_map(
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
     assert (found[0] >= 0).all()
     assert (found[1] <= 0).all()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_nothing_is_computed_for_a_frozen_backbone(last: bool) -> None:
+    tensors = inputs((4, 32, 7, 7), 18, torch.float32)
+    if last:
+        tensors[0] = tensors[0].detach().to(memory_format=torch.channels_last)
+    found = {}
+    for frozen in (False, True):
+        tensors[0].requires_grad_(not frozen)
+        with FlopCounterMode(display=False) as counter:
+            learnt(pooled_map(*tensors), tensors)
+        found[frozen] = counter.get_total_flops() / (2 * 4 * 7 * 7 * 32 * 18)
+    assert found[False] - found[True] == 1  # product, that of the gradient by the features
+
+
+def test_features_kept_in_half_precision_are_pooled_in_that_of_the_weights() -> None:
+    features, weight, bias = inputs((3, 16, 4, 5), 7, torch.float32)
+    features = features.detach().half()
+    for part, wanted in zip(
+        pooled_map(features, weight, bias), pooled_map(features.float(), weight, bias), strict=True
+    ):
+        assert torch.equal(part, wanted)
 
 
 def test_in_float32_values_and_gradients_are_right_to_rounding() -> None:

@@ -24,7 +24,7 @@ def pooled_map(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, 
     """P = mean(max(cam, 0)) and N = mean(min(cam, 0)) of `cam = conv1x1(features)`, added up in float32.
 
     As `pool_parts(conv2d(features, weight, bias))`, but forward and backward keep one byte a map value and one tile of
-    the map. Autocast decides the map's type, float64 stays float64. At 0 the gradient goes to P, as in `boostlu`.
+    the map. Autocast decides the map's type, else features and weight. At 0 the gradient goes to P, as in `boostlu`.
 
     Args:
         features: [B, D, h, w]; B may be 0. Channels-last features are read where they lie, others copied tile by tile.
@@ -34,10 +34,10 @@ def pooled_map(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, 
     Returns:
         P [B, K] >= 0 and N [B, K] <= 0.
     """
-    kind = _working_type(features)
+    kind = _working_type(features, weight)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (features, weight, bias)):
         return _PooledMap.apply(features, weight, bias, kind)  # type: ignore[no-any-return]
-    return _pool(features, weight, bias, kind, None)
+    return _pool(features, weight, bias, kind)
 
 
 def tile_images(num_classes: int, num_cells: int, device_type: str) -> int:
@@ -45,11 +45,11 @@ def tile_images(num_classes: int, num_cells: int, device_type: str) -> int:
     return max(1, TILE_VALUES.get(device_type, TILE_VALUES["cuda"]) // (num_classes * num_cells))
 
 
-def _working_type(features: Tensor) -> torch.dtype:
+def _working_type(features: Tensor, weight: Tensor) -> torch.dtype:
     device_type = features.device.type
     if torch.is_autocast_enabled(device_type) and features.dtype != torch.float64:
         return torch.get_autocast_dtype(device_type)
-    return features.dtype
+    return torch.promote_types(features.dtype, weight.dtype)  # kept features are float16
 
 
 def _sum_type(kind: torch.dtype) -> torch.dtype:
@@ -66,8 +66,33 @@ def _cells(features: Tensor, kind: torch.dtype) -> Tensor:
     return features.to(kind).permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def _where_they_lie(features: Tensor, kind: torch.dtype) -> Tensor | None:
+    """Features [b, D, h, w] as [b, h w, D], where multiplying them image by image is cheaper than copying them as rows.
+
+    With few classes the copy costs more than the products. A GPU copies fast, and would start a kernel an image.
+    """
+    if features.device.type != "cpu" or features.is_contiguous(memory_format=torch.channels_last):
+        return None
+    return features.to(kind).flatten(2).transpose(1, 2)
+
+
+def _map(features: Tensor, matrix: Tensor, offset: Tensor, *, copy: bool) -> Tensor:
+    """The map [b, h w, K] of features [b, D, h, w]; matrix [D, K], offset [K]."""
+    images = None if copy else _where_they_lie(features, matrix.dtype)
+    if images is not None:
+        return torch.baddbmm(offset, images, matrix.expand(len(images), -1, -1))
+    num_cells = features.shape[2] * features.shape[3]
+    return torch.addmm(offset, _cells(features, matrix.dtype), matrix).view(-1, num_cells, len(offset))
+
+
 def _pool(
-    features: Tensor, weight: Tensor, bias: Tensor, kind: torch.dtype, signs: list[Tensor] | None
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    kind: torch.dtype,
+    signs: list[Tensor] | None = None,
+    *,
+    copy: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """P and N; `signs` takes, tile by tile, where the map [b, h w, K] is at least 0."""
     num_cells = features.shape[2] * features.shape[3]
@@ -75,7 +100,7 @@ def _pool(
     positive = features.new_empty((len(features), len(weight)), dtype=_sum_type(kind))
     negative = torch.empty_like(positive)
     for tile in _tiles(features, len(weight)):
-        cam = torch.addmm(offset, _cells(features[tile], kind), matrix).view(-1, num_cells, len(weight))
+        cam = _map(features[tile], matrix, offset, copy=copy)
         if signs is not None:
             signs.append(cam >= 0)
         positive[tile] = cam.clamp(min=0).sum(1, dtype=positive.dtype)
@@ -89,27 +114,42 @@ class _PooledMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
         signs: list[Tensor] = []
-        parts = _pool(features, weight, bias, kind, signs)
+        parts = _pool(features, weight, bias, kind, signs, copy=ctx.needs_input_grad[0])
         ctx.save_for_backward(features, weight, *signs)
         ctx.kind = kind
         return parts
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_positive: Tensor, by_negative: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, by_positive: Tensor, by_negative: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         features, weight, *signs = ctx.saved_tensors
+        learns = ctx.needs_input_grad[0]  # not so where the backbone is frozen
         matrix, num_cells = weight.flatten(1).to(ctx.kind), features.shape[2] * features.shape[3]
         above, below = ((slope / num_cells).to(ctx.kind).unsqueeze(1) for slope in (by_positive, by_negative))
-        by_cells = features.new_empty((len(features), num_cells, features.shape[1]))  # channels last
+        by_cells = features.new_empty((len(features), num_cells, features.shape[1])) if learns else None
         by_weight = torch.zeros_like(matrix, dtype=by_positive.dtype)
         by_bias = torch.zeros_like(by_weight[:, 0])
         for tile, sign in zip(_tiles(features, len(matrix)), signs, strict=True):
-            by_cam = torch.where(sign, above[tile], below[tile]).flatten(0, 1)
-            _add_product(by_weight, by_cam.t(), _cells(features[tile], ctx.kind))
-            by_bias += by_cam.sum(0, dtype=by_bias.dtype)
-            by_cells[tile] = (by_cam @ matrix).view(-1, num_cells, features.shape[1])
-        by_features = by_cells.view(len(features), *features.shape[2:], features.shape[1]).permute(0, 3, 1, 2)
+            by_cam = torch.where(sign, above[tile], below[tile])
+            by_bias += by_cam.sum((0, 1), dtype=by_bias.dtype)
+            _add_products(by_weight, by_cam, features[tile], copy=learns)
+            if by_cells is not None:
+                by_cells[tile] = (by_cam.flatten(0, 1) @ matrix).view(-1, num_cells, features.shape[1])
+        by_features = None
+        if by_cells is not None:  # channels last
+            by_features = by_cells.view(len(features), *features.shape[2:], features.shape[1]).permute(0, 3, 1, 2)
         return by_features, by_weight.view_as(weight), by_bias, None
+
+
+def _add_products(total: Tensor, by_cam: Tensor, features: Tensor, *, copy: bool) -> None:
+    """Add the gradient by the weight [K, D] of a map [b, h w, K] of features [b, D, h, w]."""
+    images = None if copy else _where_they_lie(features, by_cam.dtype)
+    if images is None:
+        _add_product(total, by_cam.flatten(0, 1).t(), _cells(features, by_cam.dtype))
+    elif total.dtype == by_cam.dtype:
+        total.addbmm_(by_cam.transpose(1, 2), images)
+    else:
+        total += torch.bmm(by_cam.transpose(1, 2), images).sum(0, dtype=total.dtype)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
