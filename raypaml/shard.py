@@ -14,7 +14,7 @@ from typing import Any
 from raypaml.cli import Parser, command, known_names, listed, run_command, say
 from raypaml.cluster.tasks import mapper
 from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
-from raypaml.preparation.formats.format_flags import FOLDERS, FORMATS, add_format_flags, format_preparation
+from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation
 from raypaml.preparation.index_folder import add_index_flags, index_folder
 from raypaml.preparation.openimages.openimages_flags import add_openimages_flags, openimages_preparation
 from raypaml.preparation.sharding_flags import run_sharding
@@ -60,8 +60,7 @@ def _compare(asked: Any) -> int:
 
 KINDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Any], int]]] = {
     "openimages": ("Open Images V3 (and V2, V4 to V7), from the official files", add_openimages_flags, _openimages),
-    "table": (FORMATS["table"], add_format_flags, shard_format),
-    **{name: (about, partial(add_format_flags, table=False), shard_format) for name, (about, _) in FOLDERS.items()},
+    **{name: (about, partial(add_format_flags, kind=name), shard_format) for name, about in FORMATS.items()},
     "index": ("write vocabulary and indexes beside WebDataset tars", add_index_flags, _index),
     "verify": ("check shards against their indexes; exit code 1 where there are faults", add_verify_flags, _verify),
     "compare": ("say how two data sets differ; exit code 1 if they do", add_compare_flags, _compare),

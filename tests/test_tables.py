@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raypaml.preparation.formats.class_folders import read_folder
 from raypaml.preparation.formats.common import Source
-from raypaml.preparation.formats.own_labels import TableForm, read_folder, read_table
+from raypaml.preparation.formats.own_labels import TableForm, read_table
 
 COMPLETE = TableForm(complete=True)
 

@@ -57,7 +57,10 @@ def assemble(source: Source, hiding: Hiding, cut: Cut) -> dict[str, SplitLabels]
         observed = tuple([side[row] for row in train] for side in observed)  # type: ignore[assignment]
     keys = _keys([file for split in SPLITS for file in splits[split].files])
     shown = {split: observed if split == "train" else _observed(splits[split], num_classes) for split in SPLITS}
-    return {split: _labels(splits[split], shown[split], keys, num_classes) for split in SPLITS}
+    labels = {split: _labels(splits[split], shown[split], keys, num_classes) for split in SPLITS}
+    for split, file, reason in source.skipped:
+        labels[split].skipped.setdefault(reason, []).append(file)
+    return labels
 
 
 def _rows(split: SourceSplit, rows: NDArray[np.int64]) -> SourceSplit:

@@ -16,7 +16,7 @@ from raypaml.data.index import SCHEMA, write_index
 from raypaml.data.shards import SPLITS
 from raypaml.files import whole
 from raypaml.labels import IntArray, Vocabulary
-from raypaml.preparation.requests import KNOWN, LABELS
+from raypaml.preparation.requests import KNOWN, LABELS, SplitLabels
 from raypaml.preparation.shard_tasks import PLACE, ShardJob, read_receipt
 
 LEDGER = "ledger.parquet"
@@ -30,7 +30,8 @@ LEDGER_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""A row per image of the source: its file (null: KEY.jpg), what became of it, and the shard that holds it."""
+"""A row per image of the source: its file (null: KEY.jpg), what became of it, and the shard that holds it; and a row
+per file among the images that was not taken, without a key."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,12 @@ class Finished:
     """Rows of LEDGER_SCHEMA."""
 
 
-def collect_shards(
-    job: ShardJob, out: Path, split: str, requested: pa.ChunkedArray, others: dict[str, pa.Array]
-) -> Finished:
+def collect_shards(job: ShardJob, out: Path, split: str, requested: pa.ChunkedArray, labels: SplitLabels) -> Finished:
     """Give the finished shards their names in `out`, numbered without gaps, and gather their receipts.
 
     Args:
         requested: keys of all images that were asked for; one without a receipt was not found.
-        others: fate -> keys of images that were not asked for.
+        labels: of the split; the images that were not asked for are listed too, and files that are none.
     """
     found = Finished([], SCHEMA.empty_table(), [])
     places = [found.index]
@@ -66,8 +65,10 @@ def collect_shards(
             places.append(_index_rows(receipt.filter(is_written), number))
     asked = pa.chunked_array([chunk for part in found.ledger for chunk in part["key"].chunks], pa.string())
     lost = requested.filter(pc.invert(pc.is_in(requested, value_set=asked)))
-    for fate, keys in {"not_found": lost, **others}.items():
+    for fate, keys in {"not_found": lost, **labels.others}.items():
         found.ledger.append(_ledger(split, pa.table({"key": keys, "fate": pa.repeat(fate, len(keys))})))
+    for fate, files in labels.skipped.items():
+        found.ledger.append(_ledger(split, pa.table({"file": files, "fate": pa.repeat(fate, len(files))})))
     return replace(found, index=pa.concat_tables(places).combine_chunks())
 
 
@@ -110,6 +111,18 @@ def write_ledger(out: Path, split: str, rows: list[pa.Table]) -> None:
         for name in SPLITS:
             other = before.filter(pc.equal(before["split"], name))
             writer.write_table(pa.concat_tables(rows if name == split else [other]))
+
+
+def ledger_summary(out: Path) -> str:
+    """How many images were written and what became of all the others, by reason with an example, in one line."""
+    ledger = pq.read_table(out / LEDGER, columns=["split", "key", "file", "fate"])
+    parts = []
+    for fate, count in sorted(count_fates([ledger]).items(), key=lambda item: item[0] != "written"):
+        row = ledger.filter(pc.equal(ledger["fate"], fate)).slice(0, 1).to_pylist()[0]
+        example = f" (such as {row['file'] or row['key']})" if fate != "written" else ""
+        parts.append(f"{fate.replace('_', ' ')} {count:,}{example}")
+    splits = [split for split in SPLITS if split in set(ledger["split"].unique().to_pylist())]
+    return f"{', '.join(splits)}: {', '.join(parts)}; {LEDGER} names each"
 
 
 def write_implied(out: Path, split: str, implied: pa.Table, requested: pa.ChunkedArray) -> pa.Table:

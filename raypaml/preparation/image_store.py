@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 from raypaml.data.storage import Location, brief, read_file, with_retries
 from raypaml.data.tars import END_BYTES
 from raypaml.preparation.image_form import Converted
+from raypaml.preparation.split_names import folder_names
 
 Item = TypeVar("Item")
 Fate = Literal["written", "not_found", "denied", "undecodable"]
@@ -59,6 +60,8 @@ class Store:
     root: Location
     concurrency: int = 32
     """Images asked for at once, by each worker."""
+    split_folder: str = ""
+    """Folder below `root` where a file is looked for that is not there by the path it was listed with."""
 
     def fetch(self, images: Iterable[Asked], convert: Convert) -> Iterator[Fetched]:
         """The images in the order asked for: read by threads, a bounded number ahead, and converted here, one by one.
@@ -77,6 +80,8 @@ class Store:
         try:
             content = with_retries(lambda: read_file(file), f"{file}", patience=_PATIENCE)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            if self.split_folder:
+                return Store(self.root / self.split_folder)._fetch(key, name)
             return Fetched(key, fate="not_found")
         except PermissionError as error:
             return Fetched(key, fate="denied", detail=brief(error))
@@ -191,8 +196,16 @@ class _Remote(io.RawIOBase):
         return len(read)
 
 
-def find_images(images: str, split: str, concurrency: int = 32) -> Store | Archives:
-    """The images of a split at `images`: `{split}.tar.gz` or `{split}_*.tar.gz`, `{split}/KEY.jpg`, or `KEY.jpg`.
+def find_images(images: str, split: str, concurrency: int = 32, *, listed: bool = False) -> Store | Archives:
+    """The images of a split at `images`.
+
+    Args:
+        images: folder or address.
+        split: `train`, `validation` or `test`.
+        concurrency: of a store.
+        listed: the labels name a file for each image. That file is `images/FILE`, or `images/SPLIT/FILE` with the
+            folder that is named for the split (`val`, `Train`, ...); nothing else there is looked at. Without, they are
+            `{split}.tar.gz` or `{split}_*.tar.gz`, `{split}/KEY.jpg`, or `KEY.jpg`.
 
     Raises:
         ValueError: no such folder, or one that cannot be read.
@@ -202,10 +215,14 @@ def find_images(images: str, split: str, concurrency: int = 32) -> Store | Archi
     root = Location(images)
     if root.kind() != "folder":
         what = "a file, not a folder" if root.kind() == "file" else "no such folder"
-        raise ValueError(f"images={images}: {what}; give the folder of the images, or of {split}*.tar.gz")
+        of = "" if listed else f", or of {split}*.tar.gz"
+        raise ValueError(f"images={images}: {what}; give the folder of the images{of}")
+    if listed:
+        there = (name for name in folder_names(split) if (root / name).kind() == "folder")
+        return Store(root, concurrency, next(there, ""))
     archives = [root / name for name in (f"{split}.tar.gz", *(f"{split}_{digit}.tar.gz" for digit in DIGITS))]
-    there = tuple(archive for archive in archives if archive.kind() == "file")
-    if there:
-        return Archives(there)
+    found = tuple(archive for archive in archives if archive.kind() == "file")
+    if found:
+        return Archives(found)
     inner = root / split
     return Store(inner if inner.kind() == "folder" else root, concurrency)

@@ -23,7 +23,7 @@ from raypaml.files import write_whole
 from raypaml.labels import Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
 from raypaml.preparation.data_card import split_card, write_card
-from raypaml.preparation.finish import collect_shards, write_implied, write_ledger, write_split_index
+from raypaml.preparation.finish import collect_shards, ledger_summary, write_implied, write_ledger, write_split_index
 from raypaml.preparation.image_form import ImageForm, codec_versions
 from raypaml.preparation.image_store import Archives, Store, find_images
 from raypaml.preparation.probe import PROBE_IMAGES, Probe, probe
@@ -113,6 +113,7 @@ def prepare_data(asked: Preparation, splits: list[str], open_mapper: OpenMapper,
                     _prepare_split(asked, split, work, record, run, say)
                     remove_work(work, split)
         remove_if_finished(work, record)
+    say(ledger_summary(asked.out))
 
 
 def _check(asked: Preparation) -> None:
@@ -126,7 +127,7 @@ def _prepare_split(
 ) -> None:
     labels, requests = _requests(asked, split, say)
     vocabulary = _vocabulary(asked, split, labels, say)
-    source = find_images(asked.images, split, asked.concurrency)
+    source = _find(asked, split, requests)
     job = _begin(asked, split, source, requests, work, record)
     complete = job.work / "complete"
     if not complete.is_file():
@@ -140,6 +141,10 @@ def _prepare_split(
     os.sync()  # final names and index, before the record says that they are there
     record["splits"][split]["finished"] = True
     write_record(asked.out, record)
+
+
+def _find(asked: Preparation, split: str, requests: pa.Table) -> Store | Archives:
+    return find_images(asked.images, split, asked.concurrency, listed=not requests["file"].null_count)
 
 
 def _begin(
@@ -172,7 +177,7 @@ def _finish(
     say: Callable[[str], None],
 ) -> None:
     """Give every shard its final name, and write vocabulary, index, ledger and card."""
-    finished = collect_shards(job, asked.out, split, requests["key"], labels.others)
+    finished = collect_shards(job, asked.out, split, requests["key"], labels)
     if not len(finished.index):
         raise ValueError(f"images={asked.images}: not one of {len(requests):,} images of split {split!r} was written")
     vocabulary.write(asked.out / "vocabulary.csv")
@@ -253,7 +258,7 @@ def describe_preparation(asked: Preparation, splits: list[str], say: Callable[[s
     total = 0.0
     for split in splits:
         _, requests = _requests(asked, split, say)
-        source = find_images(asked.images, split, asked.concurrency)
+        source = _find(asked, split, requests)
         seen = _probe(asked, split, source, requests)
         share = seen.written / seen.asked
         size = share * len(requests) * seen.bytes_written

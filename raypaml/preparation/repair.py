@@ -103,7 +103,8 @@ def repair(
     left: list[Broken] = []
     with claimed(out) as work:
         for found in broken:
-            fault = _repair_shard(out, work, images, found, form, concurrency)
+            layout = record["splits"][found.split]["from"]
+            fault = _repair_shard(out, work, images, found, form, concurrency, layout)
             say(fault or f"{out}: {found.split} shard {found.shard} written again")
             if fault:
                 left.append(Broken(found.split, found.shard, [fault]))
@@ -113,13 +114,16 @@ def repair(
     return left
 
 
-def _repair_shard(out: Path, work: Path, images: str, found: Broken, form: ImageForm, concurrency: int) -> str:
+def _repair_shard(
+    out: Path, work: Path, images: str, found: Broken, form: ImageForm, concurrency: int, layout: str
+) -> str:
     """Write one shard again; what stands in the way, or nothing."""
     index, vocabulary = open_index(out / f"{found.split}.arrow"), Vocabulary.read(out / "vocabulary.csv")
     rows = index.rows_of_shard(found.shard)
     requests = _requests(out, found.split, index, rows)
     job = ShardJob(work, vocabulary.class_ids, form, seed=0, shard_samples=max(len(rows), 1))
-    source = find_images(images, found.split, concurrency)
+    listed = not requests["file"].null_count and layout != "archives"
+    source = find_images(images, found.split, concurrency, listed=listed)
     fetch = partial(fetch_from_archives, source) if isinstance(source, Archives) else source.fetch
     unscaled = partial(_convert, form)
     write_fetched_shard(job, "repair", requests, fetch(asked_for(requests), unscaled))

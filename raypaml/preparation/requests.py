@@ -38,6 +38,8 @@ class SplitLabels:
     findings: Findings
     others: dict[str, pa.Array] = field(default_factory=dict)
     """Fate -> keys of images that are not asked for."""
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    """Fate -> files that lie among the images and are not taken."""
     implied: pa.Table | None = None
     """key, class of the positives in the table that a hierarchy added; None: none was given."""
 

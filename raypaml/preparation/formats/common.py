@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,17 @@ class SourceSplit:
     findings: Findings = field(default_factory=Findings)
 
 
+class Skipped(NamedTuple):
+    """A file that is not taken."""
+
+    split: str
+    """In whose part of the ledger it is listed."""
+    file: str
+    """Below the folder of images."""
+    reason: str
+    """Its fate in the ledger, such as `hidden`."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A labelled set of images as it was found."""
@@ -41,6 +52,8 @@ class Source:
     """`train` and `test`, and `validation` where the source has one."""
     images: Path
     """Where its images usually lie."""
+    skipped: tuple[Skipped, ...] = ()
+    """Files that lie there and are not taken."""
 
 
 def text_lines(path: Path) -> list[str]:

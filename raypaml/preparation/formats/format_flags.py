@@ -8,18 +8,18 @@ from typing import Any
 
 from raypaml.cli import Parser
 from raypaml.preparation.assemble import Cut, assemble
+from raypaml.preparation.formats.class_folders import LAYOUTS, read_folder
 from raypaml.preparation.formats.coco import read_coco
 from raypaml.preparation.formats.common import Source, text_lines
 from raypaml.preparation.formats.cub import read_cub
 from raypaml.preparation.formats.nuswide import read_nuswide
-from raypaml.preparation.formats.own_labels import TableForm, read_folder, read_table
+from raypaml.preparation.formats.own_labels import TableForm, read_table
 from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.pipeline import Preparation
 from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
 
 FOLDERS: dict[str, tuple[str, Callable[[Path], Source]]] = {
-    "folder": ("your own images in folders CLASS/IMAGE or SPLIT/CLASS/IMAGE", read_folder),
     "voc": ("PASCAL VOC 2007 or 2012, from the devkit as released", read_voc),
     "coco": ("MS COCO, from its instances_*.json", read_coco),
     "nuswide": ("NUS-WIDE, from its official lists or the re-crawled arrays", read_nuswide),
@@ -28,13 +28,18 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Source]]] = {
 """Formats that are a folder: what each is, and its reader. A new one is a reader and a line here."""
 FORMATS = {
     "table": "your own labels: a CSV or Parquet table with a row an image",
+    "folder": "your own images in folders CLASS/IMAGE or SPLIT/CLASS/IMAGE",
     **{name: about for name, (about, _) in FOLDERS.items()},
 }
 """What each format is."""
 
 
-def add_format_flags(parser: Parser, *, table: bool = True) -> None:
-    """Add where the files are, which labels are hidden, how the splits are cut, and what only a table needs."""
+def add_format_flags(parser: Parser, kind: str = "") -> None:
+    """Add where the files are, which labels are hidden, how the splits are cut.
+
+    Args:
+        kind: the format, whose own flags are added too; empty: those of every format.
+    """
     add = parser.add_argument
     add("path", nargs="?", type=Path, help="the folder as released, or the table")
     add("--images", metavar="DIR_OR_URL", help="folder of the images [where the format has them; a table: its folder]")
@@ -43,8 +48,15 @@ def add_format_flags(parser: Parser, *, table: bool = True) -> None:
     add("--validation", type=float, default=0.2, metavar="X", help="share of train cut off, if there is none [0.2]")
     add("--test", type=float, default=0.2, metavar="X", help="share of all images cut off, if there is no test [0.2]")
     add("--split-seed", type=int, default=1200, metavar="N", help="of both [1200, the published split]")
-    if table:
+    if kind in ("", "table"):
         _add_table_flags(parser)
+    if kind in ("", "folder"):
+        add(
+            "--layout",
+            choices=LAYOUTS,
+            default="",
+            help="of a folder: CLASS/IMAGE or SPLIT/CLASS/IMAGE [as it is named]",
+        )
     add_sharding_flags(parser)
 
 
@@ -66,6 +78,8 @@ def _source_of(flags: Any) -> Source:
         return read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
     if not flags.path.is_dir():
         raise ValueError(f"{flags.path}: no such folder; give the one that holds the {flags.format} files")
+    if flags.format == "folder":
+        return read_folder(flags.path, flags.layout)
     _, read = FOLDERS[flags.format]
     return read(flags.path)
 

@@ -1,4 +1,4 @@
-"""One's own labels: a CSV or Parquet table of images, or folders named by class."""
+"""One's own labels: a CSV or Parquet table of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
 from raypaml.preparation.label_join import Labels, join_labels, pack
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 BOX_COLUMNS = ("image", "class", "xmin", "ymin", "xmax", "ymax")
 
 
@@ -164,24 +163,3 @@ def _boxes(path: Path, files: list[str], names: Sequence[str], findings: Finding
         corners = zip(BOX_SIDES, BOX_COLUMNS[2:], strict=True)
         found[row["image"]].append({"class": column[row["class"]], **{ours: float(row[its]) for ours, its in corners}})
     return found
-
-
-def read_folder(folder: Path) -> Source:
-    """Read `CLASS/IMAGE`, or `SPLIT/CLASS/IMAGE`: one label an image, complete."""
-    roots = {split: folder / split for split in SPLITS if (folder / split).is_dir()} or {"train": folder}
-    names = sorted({path.name for root in roots.values() for path in root.iterdir() if path.is_dir()})
-    splits = {}
-    for split, root in roots.items():
-        files = [
-            (path.relative_to(folder), names.index(path.parent.name))
-            for name in names
-            for path in sorted((root / name).glob("*"))
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        findings = Findings()
-        findings.add("images listed", len(files))
-        positives = [np.array([column]) for _, column in files]
-        splits[split] = SourceSplit([str(path) for path, _ in files], positives, findings=findings)
-    if not any(split.files for split in splits.values()):
-        raise ValueError(f"{folder}: no images in folders named by class; expected CLASS/IMAGE or SPLIT/CLASS/IMAGE")
-    return Source(classes_of(names), splits, folder)

@@ -1,0 +1,199 @@
+"""One's own images in folders named by class: which file is an image of which class and split, and why others are not.
+
+Two layouts are read, CLASS/IMAGE and SPLIT/CLASS/IMAGE; below a folder of a class an image may lie at any depth. Where
+a folder can be read in both ways, it is refused and both are named; `--layout` says which one is meant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from heapq import heappop, heappush
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from raypaml.data.shards import SPLITS
+from raypaml.preparation.findings import EXAMPLES, Findings
+from raypaml.preparation.formats.common import Skipped, Source, SourceSplit, classes_of
+from raypaml.preparation.split_names import split_named
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+LAYOUTS = ("class", "split")
+Layout = Literal["", "class", "split"]
+"""class: CLASS/IMAGE; split: SPLIT/CLASS/IMAGE; empty: what the folder's names tell, if they tell one of them."""
+
+Place = tuple[str, str]
+"""The split and the class of an image."""
+
+
+def read_folder(folder: Path, layout: Layout = "") -> Source:
+    """Read CLASS/IMAGE, or SPLIT/CLASS/IMAGE: one label an image, complete.
+
+    Every file that is not taken is in `skipped` of the result, with its reason.
+
+    Raises:
+        ValueError: no image lies in a folder of a class, or the folder can be read in two ways.
+    """
+    reasons, again = files_below(folder)
+    images = sorted((file for file, reason in reasons.items() if not reason), key=lambda file: file.split("/"))
+    named = layout or _layout_of(folder, images)
+    places = {file: place for file in images if (place := _place(file, named))}
+    _check_links(folder, again, named)
+    if not places:
+        raise ValueError(f"{folder}: no images in folders named by class; expected CLASS/IMAGE or SPLIT/CLASS/IMAGE")
+    reasons |= dict.fromkeys(set(images) - set(places), "no_class_folder")
+    names = sorted({name for _, name in places.values()})
+    column = {name: k for k, name in enumerate(names)}
+    splits = {}
+    for split in SPLITS:
+        files = [file for file, (of, _) in places.items() if of == split]
+        if files:
+            positives = [np.array([column[places[file][1]]]) for file in files]
+            splits[split] = SourceSplit(files, positives, findings=_findings(len(files)))
+    skipped = [Skipped(_split_of(file, named), file, reason) for file, reason in sorted(reasons.items()) if reason]
+    return Source(classes_of(names), splits, folder, tuple(skipped))
+
+
+def _findings(images: int) -> Findings:
+    findings = Findings()
+    findings.add("images listed", images)
+    return findings
+
+
+def _place(file: str, layout: str) -> Place | None:
+    """Where an image belongs; None if it lies in no folder of a class."""
+    parts = file.split("/")
+    if layout == "class":
+        return ("train", parts[0]) if len(parts) > 1 else None
+    split = split_named(parts[0])
+    return (split, parts[1]) if split and len(parts) > 2 else None
+
+
+def _split_of(file: str, layout: str) -> str:
+    """The split in whose part of the ledger a file is listed that is not taken."""
+    return (layout == "split" and split_named(file.partition("/")[0])) or "train"
+
+
+def _layout_of(folder: Path, images: Sequence[str]) -> str:
+    """The layout that the names of the folders tell; ValueError where they tell both or neither."""
+    deep = {file.split("/")[0] for file in images if file.count("/") > 1}
+    tops = {file.split("/")[0] for file in images if "/" in file}
+    splits, others = ({top for top in tops if bool(split_named(top)) == wanted} for wanted in (True, False))
+    if splits and splits == tops:
+        if not splits & deep:
+            raise _two_ways(
+                folder, f"images lie directly in {_some(splits)}, named like splits, in no folder of a class"
+            )
+        return "split"
+    if splits & deep:
+        raise _two_ways(
+            folder, f"{_some(splits & deep)} may be splits with folders of classes, or classes as {_some(others)}"
+        )
+    inner = {"/".join(file.split("/")[:2]) for file in images if file.count("/") > 1}
+    below = {name for name in inner if split_named(name.split("/")[1])}
+    if below:
+        raise _two_ways(
+            folder, f"{_some(below)} may be splits below what is no split; SPLIT/CLASS/IMAGE has splits first"
+        )
+    if inner and len(tops) == 1:
+        raise _two_ways(
+            folder,
+            f"all images lie in {_some(tops)}, with {_some(inner)}; for these as classes give {folder / min(tops)}",
+        )
+    return "class"
+
+
+def _two_ways(folder: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{folder}: {why}; say --layout class (each folder here is a class, whatever lies below it) or "
+        "--layout split (SPLIT/CLASS/IMAGE)"
+    )
+
+
+def _some(names: set[str]) -> str:
+    more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
+    return ", ".join(sorted(names)[:EXAMPLES]) + more
+
+
+def _check_links(folder: Path, again: Mapping[str, str], layout: str) -> None:
+    """Refuse a file or folder that links put under two classes or splits: neither label would be right."""
+    for name, before in again.items():
+        if any(a and b and a != b for a, b in zip(_owner(name, layout), _owner(before, layout), strict=True)):
+            raise ValueError(
+                f"{folder}: {before} and {name} are the same by a link, under two classes or splits; remove the link, "
+                "or give the labels as a table"
+            )
+
+
+def _owner(path: str, layout: str) -> Place:
+    """Split and class of a file, or of a folder whose path ends with `/`; empty where it has none."""
+    parts = [*path.split("/")[:-1], "", ""]
+    return (split_named(parts[0]) or "", parts[1]) if layout == "split" else ("train", parts[0])
+
+
+def files_below(root: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Every file below a folder, by its path there, and why it is not an image: empty where its name is that of one.
+
+    Links are followed once, after everything that is really there: what a link leads to again is not taken.
+
+    Returns:
+        The reasons by path; and by the path of what a link leads to again, the path that it has already. Paths of
+        folders end with `/` there.
+    """
+    reasons, again = dict[str, str](), dict[str, str]()
+    first = dict[Path, str]()
+    folders, links = [""], list[str]()
+    while folders or links:
+        name = folders.pop() if folders else heappop(links)
+        real = Path(os.path.realpath(root / name))
+        if _is_hidden(name) and (root / name).is_symlink():
+            reasons[name] = "hidden"
+        elif real in first:
+            mark = "/" if real.is_dir() else ""
+            again[name + mark], reasons[name] = first[real] + mark, "linked_before"
+        elif real.is_dir():
+            _note(first, real, name, _is_hidden(name))
+            reasons |= _listed(real, name, folders, links, first)
+        else:
+            reasons[name] = _reason(name) if real.is_file() else "broken_link"
+            _note(first, real, name, bool(reasons[name]))
+    return reasons, again
+
+
+def _listed(real: Path, name: str, folders: list[str], links: list[str], first: dict[Path, str]) -> dict[str, str]:
+    """The files of one folder with their reasons; its folders and links are added to those that are left."""
+    try:
+        entries = list(os.scandir(real))
+    except OSError:
+        return {name: "denied"}
+    reasons = {}
+    for entry in entries:
+        path = f"{name}/{entry.name}" if name else entry.name
+        if entry.is_symlink():
+            heappush(links, path)
+        elif entry.is_dir():
+            folders.append(path)
+        else:
+            reasons[path] = _reason(path) if entry.is_file() else "not_a_file"
+            _note(first, real / entry.name, path, bool(reasons[path]))
+    return reasons
+
+
+def _note(first: dict[Path, str], real: Path, name: str, is_passed_over: bool) -> None:
+    # what is not taken under its own name may be taken under that of a link: images kept in a hidden cache
+    if not is_passed_over:
+        first[real] = name
+
+
+def _is_hidden(path: str) -> bool:
+    parts = path.split("/")
+    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
+
+
+def _reason(path: str) -> str:
+    """Why a file of this name is no image; empty if it may be one."""
+    if _is_hidden(path):
+        return "hidden"
+    return "" if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES else "not_an_image"
