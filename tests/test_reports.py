@@ -25,6 +25,7 @@ from raypaml.reports.figures import missed_positives
 from raypaml.reports.progress import Display
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_figures import groups, rejections, training_curves
+from raypaml.run_report.run_page import usage_by_epoch
 from raypaml.runs import models as run_models
 from raypaml.runs.run_folder import rejection_quality, stored_config
 
@@ -41,8 +42,13 @@ def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any
         "rejection_precision": hits / rejected if known and rejected else None,
         "rejection_recall": hits / 40 if known else None,
         "validation_mean_ap": 0.1 * (epoch + 1),
+        "samples": 122,
         "seconds": 61.0 * (epoch + 1),
     }
+
+
+USAGE = {"epoch_seconds": 61.0, "images_per_second": 1234.0, "data_wait_share": 0.25, "collective_share": 0.125}
+USAGE |= {"peak_memory_bytes": 2_500_000_000, "model_flop_utilisation": None}
 
 
 HISTORY = [record(0), record(1, 20, 15), record(2, 40, 10)]
@@ -109,7 +115,7 @@ STEP = {
 def test_the_epoch_line_says_what_the_comparison_of_maps_cost() -> None:
     said = io.StringIO()
     with Display(Console(file=said, width=200)) as display:
-        display.update({"record": HISTORY[1] | {"drift": {"share_of_epoch": 0.0231}}, "epochs": 3})
+        display.update({"record": HISTORY[1] | USAGE | {"drift": {"share_of_epoch": 0.0231}}, "epochs": 3})
     assert "maps against the reference 2.3% of the epoch" in said.getvalue()
 
 
@@ -118,14 +124,21 @@ def test_progress_shows_everything_once(terminal: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr("raypaml.reports.progress.PLAIN_SECONDS", -1.0)
     said = io.StringIO()
     with Display(Console(file=said, force_terminal=terminal, width=200)) as display:
-        display.update({"record": HISTORY[1], "epochs": 3})
+        display.update({"record": HISTORY[1] | USAGE, "epochs": 3})
         display.update(STEP)
         display.update({"event": "continues from epoch 1, step 2"})
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.getvalue())
     for shown in ("epoch 2/3", "loss 0.2500", "rejected 1,234", "100 images/s", "1:12 left", "validation mAP 20.00"):
         assert shown in text, shown
     assert "rejected 20 (75% of them missed positives, 38% of all missed)" in text
+    assert "2:02  1,234 images/s, 25% waiting for data, 12% in collectives, 2.50 GB at most" in text
     assert "continues from epoch 1, step 2" in text
+
+
+def test_the_report_has_the_seconds_of_each_epoch_also_of_earlier_versions_records() -> None:
+    old, new = usage_by_epoch([HISTORY[0], HISTORY[1] | USAGE | {"epoch_seconds": 60.0}])
+    assert (old["epoch_seconds"], old["images_per_second"], old["data_wait_share"]) == (61.0, 2.0, None)
+    assert (new["epoch_seconds"], new["images_per_second"], new["data_wait_share"]) == (60.0, 1234.0, 0.25)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -168,6 +181,7 @@ def test_a_report_says_what_the_model_looked_at(trained: tuple[Path, str]) -> No
     parts = Plan(num_samples=600, global_batch_size=1, lanes=1, shuffle=False).epoch(0, 0, 1)
     pairs = explain_steps(model, None, data, "test", [parts[row] for row in rows], torch.device("cpu"))
     page = (trained[0] / "report.html").read_text()
+    assert "<th>waiting for data</th><th>in collectives</th>" in page
     assert f"{pairs.positive.sum():,} positive and {(~pairs.positive).sum():,} negative labels" in page
     for figure in (np.nanmean(pairs.pointing), np.nanmean(pairs.chance)):
         assert f"<td>{figure:.3f}</td>" in page

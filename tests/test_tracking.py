@@ -18,11 +18,13 @@ STEP = {"epoch": 1, "step": 3, "steps": 10, "epochs": 2, "loss": 0.5, "rejected"
 STEP |= {"images_per_second": 20.0}
 RECORD = {"epoch": 1, "loss": 0.25, "rejected": 7, "corrected": 0, "seconds": 2.0, "samples": 96}
 RECORD |= {"validation_mean_ap": 0.75, "validation_groups": {"G1": 0.5}, "rejection_precision": None}
-RECORD |= {"rejection_recall": 0.125}
+RECORD |= {"rejection_recall": 0.125, "epoch_seconds": 1.5, "images_per_second": 64.0, "data_wait_share": 0.25}
+RECORD |= {"collective_share": 0.5, "peak_memory_bytes": 2 * 10**9, "model_flop_utilisation": None}
 EVENTS: list[dict[str, Any]] = [{"event": "continues"}, STEP, {"record": RECORD, "epochs": 2}]
 EXPECTED = {"epoch/loss": 0.25, "epoch/rejected": 7.0, "epoch/corrected": 0.0, "epoch/seconds": 2.0}
 EXPECTED |= {"epoch/validation_mean_ap": 0.75, "epoch/validation_G1": 0.5, "epoch/rejection_recall": 0.125}
-EXPECTED |= {"epoch/images_per_second": 48.0}
+EXPECTED |= {"epoch/epoch_seconds": 1.5, "epoch/images_per_second": 64.0, "epoch/data_wait_share": 0.25}
+EXPECTED |= {"epoch/collective_share": 0.5, "epoch/peak_memory_bytes": 2e9}
 
 
 def test_events_become_curves() -> None:

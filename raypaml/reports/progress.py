@@ -93,10 +93,21 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
-    line += f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}"
+    line += (
+        f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}  {usage_text(record)}"
+    )
     if "drift" in record:
         line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
     return line
+
+
+def usage_text(record: dict[str, Any]) -> str:
+    """What an epoch used, without what is not known of it."""
+    shares = {"data_wait_share": "waiting for data", "collective_share": "in collectives"}
+    shares |= {"model_flop_utilisation": "of the device's peak"}
+    parts = [f"{record[name]:.0%} {said}" for name, said in shares.items() if record[name] is not None]
+    rate, memory = f"{record['images_per_second']:,.0f} images/s", f"{record['peak_memory_bytes'] / 1e9:.2f} GB at most"
+    return ", ".join([rate, *parts, memory])
 
 
 class PictureCount:

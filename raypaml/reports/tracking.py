@@ -19,6 +19,12 @@ TrackerName = Literal["none", "tensorboard", "mlflow", "wandb"]
 
 WAITING = 10_000
 """Events that may wait for a slow tracker; later ones are dropped, and counted."""
+EPOCH_CURVES = (
+    *("loss", "rejected", "corrected", "seconds", "validation_mean_ap", "rejection_precision", "rejection_recall"),
+    *("epoch_seconds", "images_per_second", "data_wait_share", "collective_share", "peak_memory_bytes"),
+    "model_flop_utilisation",
+)
+"""Of an epoch's record."""
 _PATIENCE = 30.0
 """Seconds that the end of a run waits for a tracker."""
 
@@ -80,13 +86,10 @@ def tracked_values(event: dict[str, Any]) -> tuple[Values, int] | None:
     """What there is to draw of an event, and at which step."""
     if "record" in event:
         record = event["record"]
-        found = {name: record[name] for name in ("loss", "rejected", "corrected", "seconds", "validation_mean_ap")}
-        found |= {name: record[name] for name in ("rejection_precision", "rejection_recall")}
+        found = {name: record[name] for name in EPOCH_CURVES}
         found |= {f"validation_{group}": value for group, value in record["validation_groups"].items()}
         numbers = {f"epoch/{name}": float(value) for name, value in found.items() if value is not None}
-        return numbers | {"epoch/images_per_second": record["samples"] / max(record["seconds"], 1e-9)}, record[
-            "epoch"
-        ] + 1
+        return numbers, record["epoch"] + 1
     if "images_per_second" not in event:
         return None
     step = event["epoch"] * event["steps"] + event["step"]

@@ -20,6 +20,17 @@ from raypaml.reports.pages import write_page
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 
 
+def usage_by_epoch(history: History) -> list[dict[str, Any]]:
+    """What each epoch used: what its record says, and of earlier versions' records its own seconds and images/s."""
+    before = [0.0, *(record["seconds"] for record in history[:-1])]
+    spent = (record["seconds"] - earlier for record, earlier in zip(history, before, strict=True))
+    unknown = dict.fromkeys(("data_wait_share", "collective_share", "peak_memory_bytes", "model_flop_utilisation"))
+    return [
+        unknown | {"epoch_seconds": seconds, "images_per_second": record["samples"] / max(seconds, 1e-9)} | record
+        for record, seconds in zip(history, spent, strict=True)
+    ]
+
+
 def write_report(
     folder: Path,
     config: TrainConfig,
@@ -47,6 +58,7 @@ def write_report(
         drift=drift(history) if any("drift" in record for record in history) else "",
         drift_share=sum(record["drift"]["seconds"] for record in history if "drift" in record) / history[-1]["seconds"],
         history=history,
+        usage=usage_by_epoch(history),
         looks=looks,
         images=len(np.unique(pairs.row)),
         places={**looks["groups"], "all": looks["localisation"]},

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from raypaml.collectives import CLOCK
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.evaluation.predicting import predict_split
@@ -20,15 +21,25 @@ from raypaml.evaluation.prediction_plan import (
     predict_part,
 )
 from raypaml.losses.schemes import scheme_of
-from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import Reason, check_budget, gather, named, seen_together
+from raypaml.training.epoch_record import add_up, epoch_record, state_totals
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.resume import restore, roll_back, save_state, share_checkpoints
 from raypaml.training.step import settle, train_step
+from raypaml.training.usage import awaited
 from raypaml.training.watchdog import Beats, beating
-from raypaml.training.worker import READING, TALLY, LoopSignal, Report, Worker, build_worker, drop_features, enter_epoch
+from raypaml.training.worker import (
+    READING,
+    TALLY,
+    LoopSignal,
+    Report,
+    Worker,
+    build_worker,
+    drop_features,
+    enter_epoch,
+)
 
 REPORT_SECONDS = 1.0
 """Between two agreements on progress, about: reporting costs no collective per step, a signal is heard soon."""
@@ -107,7 +118,7 @@ def _train_epoch(worker: Worker) -> bool:
     batches = read(reader, start_step=state.step, loader_workers=threads, pin_memory=pin)
     began, since = time.monotonic(), 0
     worker.now(READING)
-    for batch in batches:
+    for batch in awaited(worker, batches):
         worker.now("computing")
         if config.data.skip_budget:
             worker.skipped += batch.skipped
@@ -152,13 +163,15 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     state, ranks = worker.state, worker.ranks
     settle(worker)  # before anything of this step is reported or saved
     state.seconds += seconds
-    *summed, together = ranks.sum(torch.cat([worker.tally, worker.tally.new_tensor([seconds])])).tolist()
+    times = [seconds, worker.data_seconds, CLOCK.take()]
+    summed = ranks.sum(torch.cat([worker.tally, worker.tally.new_tensor(times)])).tolist()
     worker.tally.zero_()
-    worker.report_steps = max(1, int(REPORT_SECONDS * steps * ranks.world_size / together))
+    worker.data_seconds = 0.0
+    worker.report_steps = max(1, int(REPORT_SECONDS * steps * ranks.world_size / summed[len(TALLY)]))
     worker.scheme_state.exchange(ranks)
     _agree_on_skips(worker)
-    state.tally = [a + b for a, b in zip(state.tally or [0.0] * len(TALLY), summed, strict=True)]
-    totals = dict(zip(TALLY, state.tally, strict=True))
+    state.tally = add_up(state.tally, summed)
+    totals = state_totals(state)
     asked = worker.report(
         {
             "epoch": state.epoch,
@@ -209,29 +222,7 @@ def _finish_epoch(worker: Worker) -> bool:
     index = worker.data.splits["validation"]
     check_budget(named(skipped, index), "validation", len(index), config.data.skip_budget)
     ap = mine.gather(worker.ranks).ap(config.model.alpha, len(worker.data.vocabulary))
-    totals = dict(zip(TALLY, state.tally, strict=True))
-    rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))
-    known = worker.data.splits["train"].has_truth
-    record: dict[str, Any] = {
-        "epoch": state.epoch,
-        "loss": totals["loss"] / totals["samples"],
-        "expected": worker.plan.num_samples,
-        "samples": int(totals["samples"]),
-        "skipped": sum(epoch == state.epoch for epoch, _, _ in state.skipped),
-        "rejected": rejected,
-        "rejected_missed": hits if known else None,
-        "missed": missed if known else None,
-        "rejection_precision": hits / rejected if known and rejected else None,
-        "rejection_recall": hits / missed if known and missed else None,
-        "corrected": len(worker.corrections.entries),
-        "validation_skipped": len(skipped),
-        "validation_mean_ap": mean_ap(ap),
-        "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
-        "seconds": round(state.seconds, 3),
-    }
-    if worker.probe is not None:
-        before = state.history[-1]["seconds"] if state.history else 0.0
-        record["drift"] = worker.probe.measure(worker.evaluated, state.seconds - before)
+    record = epoch_record(worker, ap, len(skipped))
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []

@@ -34,6 +34,9 @@ READING = "reading"
 _NAMED = 3
 """Shards that a message names."""
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
+TIMES = ("rank_seconds", "data_seconds", "collective_seconds")
+"""Sums over steps and ranks that follow those of TALLY in a checkpoint: all time spent training, waiting for data, and
+in collectives. NaN where the epoch was begun by an earlier version, which did not count them."""
 
 
 class LoopSignal(IntEnum):
@@ -77,6 +80,8 @@ class Worker:
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
     skipped: list[Skip] = field(default_factory=list)
     """Broken samples of this rank since the last agreement."""
+    data_seconds: float = 0.0
+    """That this rank waited for batches since the last agreement."""
     probe: DriftProbe | None = None
     """On rank 0, if the run has a reference."""
     features: dict[str, Features] = field(default_factory=dict)

@@ -1,0 +1,61 @@
+"""The record of a finished epoch, a line of metrics.jsonl."""
+
+from __future__ import annotations
+
+import math
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypaml.metrics.average_precision import group_means, mean_ap
+from raypaml.runs.checkpoint import State
+from raypaml.training.usage import epoch_usage
+from raypaml.training.worker import TALLY, TIMES, Worker
+
+
+def add_up(before: list[float], more: list[float]) -> list[float]:
+    """The sums of an epoch and of its further steps; NaN for those that an earlier version did not count."""
+    return [a + b for a, b in zip_longest(before or [0.0] * len(more), more, fillvalue=math.nan)]
+
+
+def state_totals(state: State) -> dict[str, float]:
+    """The sums of this epoch so far over steps and ranks, by name."""
+    return dict(zip((*TALLY, *TIMES), state.tally, strict=True))
+
+
+def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: int) -> dict[str, Any]:
+    """What the epoch just trained came to; called by every rank.
+
+    Args:
+        worker: at the end of the epoch, which its state still counts.
+        ap: [K] of the validation split, 0..1, NaN where a class cannot be scored.
+        validation_skipped: broken samples of that split.
+    """
+    state, index = worker.state, worker.data.splits["train"]
+    totals = state_totals(state)
+    rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))
+    known = index.has_truth
+    seconds = state.seconds - (state.history[-1]["seconds"] if state.history else 0.0)
+    record: dict[str, Any] = {
+        "epoch": state.epoch,
+        "loss": totals["loss"] / totals["samples"],
+        "expected": worker.plan.num_samples,
+        "samples": int(totals["samples"]),
+        "skipped": sum(epoch == state.epoch for epoch, _, _ in state.skipped),
+        "rejected": rejected,
+        "rejected_missed": hits if known else None,
+        "missed": missed if known else None,
+        "rejection_precision": hits / rejected if known and rejected else None,
+        "rejection_recall": hits / missed if known and missed else None,
+        "corrected": len(worker.corrections.entries),
+        "validation_skipped": validation_skipped,
+        "validation_mean_ap": mean_ap(ap),
+        "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
+        "seconds": round(state.seconds, 3),
+        **epoch_usage(worker, totals, seconds),
+    }
+    if worker.probe is not None:
+        record["drift"] = worker.probe.measure(worker.evaluated, seconds)
+    return record
