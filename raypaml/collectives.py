@@ -90,6 +90,12 @@ def all_gather(parts: list[Tensor], values: Tensor, group: dist.ProcessGroup) ->
         dist.all_gather(parts, values, group=group)
 
 
+def broadcast(values: Tensor, group: dist.ProcessGroup) -> None:
+    """The values of rank 0 on every rank, in place, and counted."""
+    with CLOCK.holding(values.device):
+        dist.broadcast(values, 0, group=group)
+
+
 def count_buckets(model: DistributedDataParallel, group: dist.ProcessGroup) -> None:
     """Note when the buckets of the model's gradients depart; they are averaged over the group as without this."""
     # without annotations, which torch wants as classes and not as the strings of this module

@@ -94,7 +94,8 @@ def update_average(average: CamClassifier, model: CamClassifier, decay: float, s
         steps: done before this one.
     """
     share = 1 - min(decay, (1 + steps) / (10 + steps))
-    for mine, weights in zip(average.parameters(), model.parameters(), strict=True):
-        mine.lerp_(weights, share)
-    for statistics, current in zip(average.buffers(), model.buffers(), strict=True):
-        statistics.copy_(current)
+    # a few launches on a GPU, where one for each tensor were 628 of a ResNet-101
+    torch._foreach_lerp_([*average.parameters()], [*model.parameters()], share)
+    for kind in {buffer.dtype for buffer in model.buffers()}:
+        mine, current = ([each for each in one.buffers() if each.dtype == kind] for one in (average, model))
+        torch._foreach_copy_(mine, current)

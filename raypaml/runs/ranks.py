@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raypaml.collectives import all_gather, all_reduce, count_buckets
+from raypaml.collectives import all_gather, all_reduce, broadcast, count_buckets
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,20 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Average gradients over the ranks; buffers follow rank 0."""
+        """Average gradients over the ranks; buffers that training reads follow rank 0 at every step."""
         if self.group is None:
             return model
-        wrapped = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        wrapped.broadcast_buffers = _reads_buffers(model)  # set here, they are still given out once, as it begins
         count_buckets(wrapped, self.group)
         return wrapped
+
+    def follow_first(self, model: nn.Module) -> None:
+        """Give every rank the buffers of rank 0, which are those that its checkpoints have."""
+        if self.group is not None:
+            for buffer in model.buffers():
+                broadcast(buffer, self.group)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, on every rank."""
@@ -60,6 +68,19 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for every rank."""
         self.sum(torch.zeros(1))
+
+
+def _reads_buffers(model: nn.Module) -> bool:
+    """Whether training may read a buffer that it also changes.
+
+    BatchNorm only notes its statistics then, tables of indices are integers, and what no checkpoint keeps is constant.
+    """
+    return any(
+        buffer.is_floating_point() and name not in module._non_persistent_buffers_set
+        for module in model.modules()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+    )
 
 
 def own_gpu(device: str) -> bool:

@@ -215,6 +215,7 @@ def _finish_epoch(worker: Worker) -> bool:
     worker.corrections.exchange(worker.ranks)
     worker.scheme_state.close(state.epoch)
     features = worker.features.get("validation")
+    worker.ranks.follow_first(worker.evaluated)
     mine = predict_split(
         worker.evaluated, worker.data, "validation", worker.ranks, features=features, **_evaluation(worker)
     )
