@@ -46,17 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.search.search_progress import SearchDisplay
     from raypaml.search.search_result import conclude_search, trial_table
     from raypaml.search.suggestion import suggest
-    from raypaml.training.job import prepare_job
+    from raypaml.training.job import checked_data, prepare_job
 
     with SearchDisplay() as display:
         for name in NOT_OF_TRIALS:
             if any(flag.split("=")[0] == "--" + name.replace("_", "-") for flag in argv):
                 flag = "--" + name.replace("_", "-")
                 display.say(f"{flag} has no effect: trials are neither watched, nor started again, nor tracked")
-        data = prepare_job(config, display.say).data
-        if asked.suggest:
+        if asked.suggest:  # needs labels only: no weights, no folder of a run
+            data = checked_data(config, display.say)
             print(suggest(data.splits["train"], data.splits["validation"], config).text)
             return 0
+        data = prepare_job(config, display.say).data
         # trials may start in another folder of another machine
         config = config.override({"storage": str(Path(config.run.storage).absolute())})
         if data.path == Path(config.data.data):  # a folder, not a name

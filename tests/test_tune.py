@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -176,9 +177,15 @@ def test_errors_before_the_start_are_one_line(tiny_digits: Path, tmp_path: Path)
 
 def test_suggest_says_what_it_found_and_starts_nothing(tiny_digits: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        tune(tiny_digits, tmp_path, "--suggest"), capture_output=True, text=True, timeout=100, check=False
+        [*tune(tiny_digits, tmp_path, "--suggest"), "--weights", "imagenet", "--backbone", "resnet50"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "TORCH_HOME": str(tmp_path / "no_weights"), "HTTPS_PROXY": "http://127.0.0.1:9"},
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr  # labels are enough: no weights are loaded, and nothing is downloaded
+    assert not (tmp_path / "no_weights").exists()
     assert re.search(r"missed positives: \d\.\d+% of the unobserved training entries", done.stdout)
-    assert "after 2 rejecting epochs" in done.stdout
+    assert "halfway through 2 rejecting epochs" in done.stdout
     assert not (tmp_path / "s").exists()

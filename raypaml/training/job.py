@@ -32,7 +32,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     Raises:
         ValueError: what is wrong, with the field to change.
     """
-    data = _checked_data(config, say)
+    data = checked_data(config, say)
     scheme_state_of(config, data)
     make_probe(config, data, "cpu")
     check_model(config, data, say)
@@ -46,10 +46,11 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
 
 def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
     """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
-    return describe_estimate(config, estimate(config, _checked_data(config, say)))
+    return describe_estimate(config, estimate(config, checked_data(config, say)))
 
 
-def _checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:
+def checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:
+    """The data of a configuration whose fields are in order; ValueError otherwise."""
     config.check()
     check_backbone(config.model.backbone)  # before data that may have to be drawn or fetched
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
