@@ -32,10 +32,19 @@ def shard_format(asked: Any) -> int:
 
 def _index(asked: Any) -> int:
     globs = {split: getattr(asked, split) for split in ("train", "validation", "test")}
-    data = index_folder(asked.folder, globs, asked.labels, asked.classes)
+    data, passed_over = index_folder(
+        asked.folder,
+        globs,
+        asked.labels,
+        asked.classes,
+        image_suffix=asked.image_ext,
+        dotted_keys=asked.dotted_keys,
+    )
     for split, index in data.splits.items():
         print(f"{split}: {len(index):,} samples in {len(index.shards)} shards")
     print(f"{len(data.vocabulary):,} classes, digest {data.vocabulary.digest[:12]}")
+    for reason, names in passed_over.items():
+        print(f"members passed over, {reason}: {len(names):,}, such as {names[0]}")
     return 0
 
 

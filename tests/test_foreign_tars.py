@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import pickle
@@ -15,16 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import index_dataset
-from raypaml.data.tars import scan
+from raypaml.data.tars import PassedOver, scan
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from tests.conftest import verify_split
 
 TOOLS = Path(__file__).parent.parent / "tools"
-Members = Sequence[tuple[str, bytes]]
+Members = Sequence[tuple[str, bytes | None]]
 
 
 def _jpeg() -> bytes:
@@ -40,8 +42,11 @@ def _tar(path: Path, members: Members) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+            if content is None:
+                info.type = tarfile.DIRTYPE
+            else:
+                info.size = len(content)
+            tar.addfile(info, io.BytesIO(content or b""))
     return path
 
 
@@ -73,7 +78,7 @@ def test_json_fields_of_any_name_and_depth(tmp_path: Path) -> None:
     data = _indexed(tmp_path, members, "json:positive=notes.seen,negative=notes.gone")
     assert data.vocabulary.class_ids == ("cat", "dog", "eel")
     assert _labels(data) == {"a": [POSITIVE, POSITIVE, NEGATIVE], "b": [UNOBSERVED, UNOBSERVED, POSITIVE]}
-    assert data.splits["train"].label_form == "json:positive=notes.seen,negative=notes.gone"
+    assert data.splits["train"].tar_form == {"label_form": "json:positive=notes.seen,negative=notes.gone"}
     assert verify_split(tmp_path, data.splits["train"]) == []
 
 
@@ -134,6 +139,127 @@ def test_unknown_forms_are_refused(form: str) -> None:
         LabelForm(form)
 
 
+# --- Tars as others make them -------------------------------------------------------------------------------------
+
+
+def _image(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (10, 200, 10)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+FOLDER = ("train/", None)
+IMAGES = ("jpg", "png", "webp")
+NAMES: dict[str, tuple[list[tuple[str, bytes | None]], list[str], dict[str, list[str]]]] = {
+    "folders": (
+        [FOLDER, ("train/a.jpg", JPEG), ("train/a.cls", b"0")],
+        ["train__a"],
+        {"folder": ["t.tar: train"]},
+    ),
+    "dot and slash": ([("./", None), ("./a.jpg", JPEG), ("./a.cls", b"0")], ["a"], {"folder": ["t.tar: ."]}),
+    "hidden": (
+        [
+            *(("._a.jpg", b"x"), (".DS_Store", b"x"), ("a.jpg", JPEG), ("a.cls", b"0"), ("__MACOSX/._a.jpg", b"x")),
+            *(("x/._b.jpg", b"x"), (".ipynb_checkpoints/a-checkpoint.cls", b"0")),
+        ],
+        ["a"],
+        {
+            "hidden": [
+                *("t.tar: ._a.jpg", "t.tar: .DS_Store", "t.tar: __MACOSX/._a.jpg", "t.tar: x/._b.jpg"),
+                "t.tar: .ipynb_checkpoints/a-checkpoint.cls",
+            ]
+        },
+    ),
+    "of webdataset": (
+        [("__index__", b"{}"), ("__meta__/x.json", b"{}"), ("a.jpg", JPEG), ("a.cls", b"0")],
+        ["a"],
+        {"of WebDataset itself": ["t.tar: __index__", "t.tar: __meta__/x.json"]},
+    ),
+    "without an extension": (
+        [("README", b"x"), ("a.jpg", JPEG), ("a.cls", b"0")],
+        ["a"],
+        {"without an extension": ["t.tar: README"]},
+    ),
+    "blanks, unicode, dots in folders": (
+        [("v1.0/my \u732b.jpg", JPEG), ("v1.0/my \u732b.cls", b"0"), ("\u00fc.JPG", JPEG), ("\u00fc.CLS", b"1")],
+        ["v1.0__my \u732b", "\u00fc"],
+        {},
+    ),
+    "png and webp": (
+        [("a.png", _image("PNG")), ("a.cls", b"0"), ("b.webp", _image("WEBP")), ("b.cls", b"1")],
+        ["a", "b"],
+        {},
+    ),
+    "a mask beside": ([("a.jpg", JPEG), ("a.png", _image("PNG")), ("a.cls", b"0")], ["a"], {}),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_tars_as_others_make_them(case: str, tmp_path: Path) -> None:
+    members, keys, passed = NAMES[case]
+    passed_over = PassedOver(list)
+    shard = _tar(tmp_path / "t.tar", members)
+    assert [row["key"] for row, _ in scan(shard, LabelForm("cls"), passed_over)] == keys
+    assert dict(passed_over) == passed
+    data = _indexed(tmp_path, members, "cls")
+    assert verify_split(tmp_path, data.splits["train"]) == []
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_webdataset_has_the_same_images(case: str, tmp_path: Path) -> None:
+    members, keys, _ = NAMES[case]
+    shard = _tar(tmp_path / "t.tar", members)
+    with shard.open("rb") as file:
+        theirs = list(group_by_keys(tar_file_expander([{"url": "", "stream": file}])))
+    content = shard.read_bytes()
+    places = [row for row, _ in scan(shard, LabelForm("cls"))]
+    ours = {row["key"]: content[row["offset"] : row["offset"] + row["size"]] for row in places}
+    images = {
+        sample["__key__"].removeprefix("./").replace("/", "__"): next(filter(None, map(sample.get, IMAGES)), None)
+        for sample in theirs
+    }
+    assert {key: images[key] for key in keys} == ours
+    assert case == "hidden" or set(images) == set(keys), "WebDataset takes some hidden members for samples"
+
+
+def test_extensions_are_said_by_flags(tmp_path: Path) -> None:
+    members: Members = [("a.input.jpg", JPEG), ("a.mask.jpg", b"x"), ("a.output.json", b'{"p": ["cat"]}')]
+    shards = {split: [_tar(tmp_path / f"{split}.tar", members)] for split in ("train", "validation", "test")}
+    with pytest.raises(ValueError, match=r"found a\.input\.jpg, a\.mask\.jpg, a\.output\.json; .*--image-ext EXT"):
+        index_dataset(tmp_path, shards, labels="json:positive=p")
+    index_dataset(tmp_path, shards, labels="output.json:positive=p", image_suffix="input.jpg")
+    data = open_folder(tmp_path)
+    assert _labels(data) == {"a": [POSITIVE]}
+    assert data.splits["train"].size.tolist() == [len(JPEG)]
+    assert verify_split(tmp_path, data.splits["train"]) == []
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "input.jpg"])
+def test_keys_with_dots_are_said_by_a_flag(suffix: str, tmp_path: Path) -> None:
+    names = ("IMG.001", "IMG.002")
+    members = [m for name in names for m in ((f"{name}.{suffix}", JPEG), (f"{name}.cls", b"0"))]
+    shards = {split: [_tar(tmp_path / f"{split}.tar", members)] for split in ("train", "validation", "test")}
+    with pytest.raises(ValueError, match=rf"found IMG\.001\.{suffix}, .*; .*--dotted-keys"):
+        index_dataset(tmp_path, shards, labels="cls")
+    said = "" if suffix == "jpg" else suffix
+    index_dataset(tmp_path, shards, labels="cls", image_suffix=said, dotted_keys=True)
+    data = open_folder(tmp_path)
+    assert list(_labels(data)) == list(names)
+    assert verify_split(tmp_path, data.splits["train"]) == []
+
+
+def test_a_compressed_tar_is_refused_for_the_true_reason(tmp_path: Path) -> None:
+    (tmp_path / "t.tar").write_bytes(gzip.compress(_tar(tmp_path / "u.tar", [("a.jpg", JPEG)]).read_bytes()))
+    with pytest.raises(ValueError, match=r"t\.tar: compressed by gzip; shards are read by offset: decompress it first"):
+        list(scan(tmp_path / "t.tar", LabelForm("cls")))
+
+
+def test_raypamls_own_form_stays_strict(tmp_path: Path) -> None:
+    shard = _tar(tmp_path / "t.tar", [FOLDER, ("train/a.jpg", JPEG), ("train/a.json", b"{}")])
+    with pytest.raises(ValueError, match=r"member 'train' is not a file .*--labels json:positive=positive,negative="):
+        list(scan(shard))
+
+
 # --- Refusals -----------------------------------------------------------------------------------------------------
 
 OBJECTS = io.BytesIO()
@@ -155,7 +281,7 @@ def test_arrays_of_numbers_are_not(tmp_path: Path) -> None:
     assert [row["key"] for row, _ in scan(shard, LabelForm("cls"))] == ["a"]
 
 
-@pytest.mark.parametrize("name", ["../a", "x/../a", "/etc/a", "two words", "\u00fc", ""])
+@pytest.mark.parametrize("name", ["../a", "x/../a", "/etc/a", "a\nb", "a\x1b[31m", "a\udcff"])
 def test_names_outside_the_grammar_are_refused(tmp_path: Path, name: str) -> None:
     shard = _tar(tmp_path / "t.tar", [(f"{name}.jpg", JPEG), (f"{name}.cls", b"0")])
     with pytest.raises(ValueError, match=r"t\.tar: member .* is not a file named by a key"):

@@ -152,7 +152,7 @@ def _write_index(index: Index, answers: Answers, vocabulary: Vocabulary, path: P
             shard_bytes=index.shard_bytes,
             vocabulary=vocabulary,
             has_truth=index.has_truth,
-            label_form="" if index.label_form == "json" else index.label_form,
+            tar_form=index.tar_form,
         )
 
 

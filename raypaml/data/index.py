@@ -6,7 +6,7 @@ Training reads images by byte offset and labels from here; the tars stay plain W
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 _FORMAT = 1
 CHECK_ROWS = 2048
 """Rows whose labels are checked at once."""
+
+TAR_FORM = ("label_form", "image_suffix", "dotted_keys")
+"""What an index remembers of how the samples of its tars are written, where they are those of others."""
 
 _CLASSES = pa.list_(pa.int32())
 BOX_SIDES = ("x0", "y0", "x1", "y1")
@@ -96,7 +99,7 @@ class Index:
         self.vocabulary_digest = meta["vocabulary"]
         self.num_classes = int(meta["num_classes"])
         self.has_truth = meta["has_truth"] == "1"
-        self.label_form = meta.get("label_form", "json")
+        self.tar_form = {name: meta[name] for name in TAR_FORM if name in meta}
         if any(Path(name).name != name for name in self.shards):
             raise ValueError(f"{where}: names shards outside its folder; write it again")
         self.key_column: pa.ChunkedArray = table["key"]
@@ -214,11 +217,11 @@ def write_index(
     shard_bytes: Sequence[int],
     vocabulary: Vocabulary,
     has_truth: bool,
-    label_form: str = "",
+    tar_form: Mapping[str, str] | None = None,
 ) -> None:
     """Write one split's index, whole or not at all; `rows` follow SCHEMA, in shard order.
 
-    `label_form` says how labels are written in tars of others (`data.label_forms`).
+    `tar_form` says how the samples of tars of others are written (`data.label_forms`).
     """
     meta = {
         "format": str(_FORMAT),
@@ -228,9 +231,7 @@ def write_index(
         "num_classes": str(len(vocabulary)),
         "has_truth": "1" if has_truth else "0",
     }
-    if label_form:
-        meta["label_form"] = label_form
-    table = rows.combine_chunks().replace_schema_metadata(meta)
+    table = rows.combine_chunks().replace_schema_metadata(meta | dict(tar_form or {}))
     with (
         whole(path) as unfinished,
         pa.OSFile(str(unfinished), "wb") as sink,

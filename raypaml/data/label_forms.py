@@ -4,6 +4,7 @@
     json:positive=FIELD,negative=FIELD any JSON object; FIELD may lead inside (`annotations.verified`); also truth=FIELD
     cls                                KEY.cls: the classes that are positive, separated by blanks
     txt                                KEY.txt: the same, one a line
+    output.json:positive=FIELD         of the members KEY.output.json; likewise for the other forms of others
 
 A class is its id, or, where it is a number that is no id, its place in the class list, from 0. Beside its image and
 its labels a sample may have other members; they are not read.
@@ -12,7 +13,7 @@ its labels a sample may have other members; they are not read.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,12 +30,34 @@ class LabelForm:
     """As it is given; what an index remembers."""
     class_ids: tuple[str, ...] = ()
     """The class list, if it is known before."""
+    image_suffix: str = ""
+    """Of the member that is the image, such as `input.jpg`; empty: the JPEG, or where there is none, the one image."""
+    dotted_keys: bool = False
+    """Keys have dots: they end where the suffix of image or labels begins, else at the last dot, not at the first."""
 
     def __post_init__(self) -> None:
-        kind, mark, _ = self.name.partition(":")
+        mark = self.name.partition(":")[1]
         known = set(self.fields) <= set(ROLES) and "positive" in self.fields and all(self.fields.values())
-        if not (self.name in (OWN, "cls", "txt") or (kind == "json" and mark and known)):
+        plain = self.kind in ("cls", "txt") and not mark
+        if not (self.is_own or plain or (self.kind == "json" and mark and known)):
             raise ValueError(f"labels={self.name!r}: expected json, json:positive=FIELD[,negative=FIELD], cls or txt")
+        if self.is_own and (self.image_suffix or self.dotted_keys):
+            raise ValueError(
+                "labels='json': raypaml's own shards have KEY.jpg and keys without dots; say "
+                "--labels json:positive=FIELD,negative=FIELD for the tars of others"
+            )
+
+    @classmethod
+    def from_index(cls, remembered: Mapping[str, str], class_ids: Sequence[str]) -> LabelForm:
+        """The form that an index remembers, with its class list."""
+        name, suffix = remembered.get("label_form", OWN), remembered.get("image_suffix", "")
+        return cls(name, tuple(class_ids), suffix, "dotted_keys" in remembered)
+
+    def for_index(self) -> dict[str, str]:
+        """What the index of such tars remembers; nothing of raypaml's own."""
+        remembered = {"label_form": "" if self.is_own else self.name, "image_suffix": self.image_suffix}
+        remembered["dotted_keys"] = "1" if self.dotted_keys else ""
+        return {name: value for name, value in remembered.items() if value}
 
     @cached_property
     def _known(self) -> frozenset[str]:
@@ -51,6 +74,11 @@ class LabelForm:
         return self.name.partition(":")[0]
 
     @property
+    def kind(self) -> str:
+        """How that member is read: json, cls or txt."""
+        return self.suffix.rpartition(".")[2]
+
+    @property
     def fields(self) -> dict[str, str]:
         """Field of the JSON by role."""
         pairs = (pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair)
@@ -60,7 +88,7 @@ class LabelForm:
         """The labels of one sample, as raypaml's own JSON says them; ValueError, beginning with `where`."""
         if self.is_own:
             return own_labels(content, where)
-        if self.suffix == "json":
+        if self.kind == "json":
             found = _object(content, where)
             roles = {role: _field(found, field, where) for role, field in self.fields.items()}
         else:
@@ -69,7 +97,7 @@ class LabelForm:
             except UnicodeDecodeError as error:
                 raise ValueError(f"{where}: not text ({error})") from None
             lines = (line.strip() for line in text.splitlines())
-            roles = {"positive": text.split() if self.suffix == "cls" else [line for line in lines if line]}
+            roles = {"positive": text.split() if self.kind == "cls" else [line for line in lines if line]}
         return {"negative": []} | {role: [self._class_id(v, where) for v in values] for role, values in roles.items()}
 
     def _class_id(self, value: Any, where: str) -> str:

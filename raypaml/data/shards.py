@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from raypaml.data.index import BOX_SIDES, SCHEMA, write_index
 from raypaml.data.label_forms import OWN, LabelForm
-from raypaml.data.tars import Scanned, scan
+from raypaml.data.tars import PassedOver, Scanned, scan
 from raypaml.files import whole
 from raypaml.labels import Vocabulary
 
@@ -126,16 +126,21 @@ def index_dataset(
     class_ids: Sequence[str] = (),
     names: Sequence[str] = (),
     labels: str = OWN,
+    *,
+    image_suffix: str = "",
+    dotted_keys: bool = False,
+    passed_over: PassedOver | None = None,
 ) -> Vocabulary:
     """Write vocabulary and indexes beside finished shards.
 
     Args:
         shards: the tars by split name, in order; they lie in `out`.
         class_ids, names: the classes; default: every class id that a training sample names, sorted.
-        labels: how they are written (`data.label_forms`).
+        labels, image_suffix, dotted_keys: how samples are written (`data.label_forms`).
+        passed_over: takes members that are no part of a sample.
     """
-    form = LabelForm(labels, tuple(class_ids))
-    scans = {split: [_pack(scan(path, form)) for path in paths] for split, paths in shards.items()}
+    form = LabelForm(labels, tuple(class_ids), image_suffix, dotted_keys)
+    scans = {split: [_pack(scan(path, form, passed_over)) for path in paths] for split, paths in shards.items()}
     positives, negatives, others = _count_labels(label for packed in scans["train"] for _, label in _unpack(packed))
     if not class_ids:
         class_ids = names = sorted(positives.keys() | negatives.keys() | others)
@@ -147,7 +152,7 @@ def index_dataset(
     )
     vocabulary.write(out / "vocabulary.csv")
     for split, paths in shards.items():
-        index_split(out, split, paths, map(_unpack, scans[split]), vocabulary, labels)
+        index_split(out, split, paths, map(_unpack, scans[split]), vocabulary, form)
     return vocabulary
 
 
@@ -168,7 +173,7 @@ def index_split(
     shards: Sequence[Path],
     scans: Iterable[Iterable[Scanned]],
     vocabulary: Vocabulary,
-    labels: str = OWN,
+    form: LabelForm | None = None,
 ) -> None:
     """Write `<split>.arrow` from what `scan` found in each of its tars."""
     tables, has_truth = [SCHEMA.empty_table()], True
@@ -190,7 +195,7 @@ def index_split(
         shard_bytes=[path.stat().st_size for path in shards],
         vocabulary=vocabulary,
         has_truth=has_truth and len(table) > 0,
-        label_form="" if labels == OWN else labels,
+        tar_form=form.for_index() if form else {},
     )
 
 

@@ -6,7 +6,8 @@ import io
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,27 @@ KEY = re.compile(r"[0-9A-Za-z_-]+")
 END_BYTES = 512
 """Zeros that end a tar, beyond the first block of them that its reader takes."""
 JPEG_SUFFIXES = ("jpg", "jpeg")
+OTHER_SUFFIXES = ("png", "webp", "jfif", "avif", "jp2", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
+"""Of images that are no JPEG, or are not called so."""
 PICKLED = ("pyd", "pickle", "pkl", "pth", "pt", "joblib")
+_META = re.compile(r"__[^/]*__($|/)")
+"""Names that WebDataset keeps for what is no sample, such as `__index__`."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 Scanned = tuple[dict[str, Any], dict[str, Any]]
 """The place of a sample's image, and its labels."""
 Member = tuple[str, str, int, bytes]
 """Key, suffix, offset and content."""
+PassedOver = defaultdict[str, list[str]]
+"""Reason -> names of members that are no part of a sample, each after the name of its tar."""
 
 
-def scan(path: Path, form: LabelForm | None = None) -> Iterator[Scanned]:
+def scan(path: Path, form: LabelForm | None = None, passed_over: PassedOver | None = None) -> Iterator[Scanned]:
     """Read one tar: per sample its place (key, offset, size, crc32 of the image) and its labels.
 
     Args:
         form: how the labels are written; default: raypaml's own form.
+        passed_over: takes the members of tars of others that WebDataset passes over too.
 
     Raises:
         ValueError: naming file and member or byte, for anything but whole samples of plain files: in raypaml's own form
@@ -41,19 +50,36 @@ def scan(path: Path, form: LabelForm | None = None) -> Iterator[Scanned]:
     if form.is_own:
         yield from _scan_pairs(path, form)
         return
-    for key, found in groupby(members(path, directories=True), key=lambda member: member[0]):
-        group = list(found)
-        images = [member for member in group if member[1].lower() in JPEG_SUFFIXES]
-        labels = [member for member in group if member[1] == form.suffix]
+    for key, group in samples(path, form, passed_over):
+        images = images_of(group, form)
+        labels = [member for member in group if member[1].lower() == form.suffix.lower()]
         if len(images) != 1 or len(labels) != 1:
             names = ", ".join(f"{key}.{suffix}" for _, suffix, _, _ in group)
-            raise ValueError(f"{path}: found {names}; expected one {key}.jpg and one {key}.{form.suffix}")
-        yield _place(images[0]), form.read(labels[0][3], f"{path}: {key}.{form.suffix} at byte {labels[0][2]}")
+            raise ValueError(
+                f"{path}: found {names}; expected one {key}.{form.image_suffix or 'jpg'} and one {key}.{form.suffix} "
+                "(--image-ext EXT and --labels EXT... say which members they are; --dotted-keys, that keys have dots)"
+            )
+        yield _place(images[0]), form.read(labels[0][3], f"{path}: {key}.{labels[0][1]} at byte {labels[0][2]}")
+
+
+def samples(path: Path, form: LabelForm, passed_over: PassedOver | None = None) -> Iterator[tuple[str, list[Member]]]:
+    """Key and members of each sample of a tar: members beside each other that have one key, as WebDataset has it."""
+    for key, group in groupby(members(path, form, passed_over), key=lambda member: member[0]):
+        yield key, list(group)
+
+
+def images_of(group: Iterable[Member], form: LabelForm) -> list[Member]:
+    """The members of a sample that may be its image: those of the suffix that was said, or JPEGs, or any image."""
+    for suffixes in ((form.image_suffix.lower(),) if form.image_suffix else JPEG_SUFFIXES, OTHER_SUFFIXES):
+        images = [member for member in group if member[1].lower() in suffixes]
+        if images or form.image_suffix or form.is_own:
+            break
+    return images
 
 
 def _scan_pairs(path: Path, form: LabelForm) -> Iterator[Scanned]:
     image: Member | None = None
-    for member in members(path):
+    for member in members(path, form):
         key, suffix, _, content = member
         if suffix == "jpg" and image is None:
             image = member
@@ -72,11 +98,15 @@ def _place(image: Member) -> dict[str, Any]:
     return {"key": key, "offset": offset, "size": len(content), "crc32": zlib.crc32(content)}
 
 
-def members(path: Path, *, directories: bool = False) -> Iterator[Member]:
+def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) -> Iterator[Member]:
     """Every member of a tar that is whole.
 
+    In the tars of others, names may lead through folders, which become part of the key, joined by `__`. What WebDataset
+    passes over is passed over here too: folders, hidden files, names without an extension, `__index__` and its like.
+
     Args:
-        directories: a name may lead through directories; they become part of the key, joined by `__`.
+        form: how the samples of the tar are written.
+        passed_over: takes the names of those members.
 
     Raises:
         ValueError: naming file and byte or member, where the tar is damaged or cut short, or a member is not a file
@@ -86,9 +116,14 @@ def members(path: Path, *, directories: bool = False) -> Iterator[Member]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                key, suffix = _split_name(member.name, directories=directories)
-                if not member.isreg() or member.issparse() or not KEY.fullmatch(key):
-                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key {KEY.pattern}")
+                reason = "" if form.is_own else _passed_over(member)
+                if reason:
+                    if passed_over is not None:
+                        passed_over[reason].append(f"{path.name}: {member.name}")
+                    continue
+                key, suffix = member.name.partition(".")[::2] if form.is_own else _split_name(member.name, form)
+                if not member.isreg() or member.issparse() or not _is_key(key, form):
+                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{_grammar(form)}")
                 offset = member.offset_data
                 content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
                 if _is_pickled(suffix, content):
@@ -97,17 +132,52 @@ def members(path: Path, *, directories: bool = False) -> Iterator[Member]:
                 offset = tar.offset
             _check_end(path, tar.offset)
     except (tarfile.TarError, EOFError) as error:
+        _refuse_compressed(path)
         raise ValueError(f"{path}: damaged or truncated at byte {offset} ({error}); write the shard again") from None
 
 
-def _split_name(name: str, *, directories: bool) -> tuple[str, str]:
-    """Key and suffix: what WebDataset calls so, up to and after the first dot of the file's name."""
-    if not directories:
-        key, _, suffix = name.partition(".")
-        return key, suffix
-    folder, _, file = name.removeprefix("./").rpartition("/")
+def _passed_over(member: tarfile.TarInfo) -> str:
+    """Why a member is no part of a sample; empty if it is one, or must be refused."""
+    parts = [part for part in member.name.split("/") if part not in ("", ".", "..")]
+    if member.isdir():
+        return "folder"
+    if "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+        return "hidden"
+    if _META.match(member.name.removeprefix("./")):
+        return "of WebDataset itself"
+    return "" if parts and "." in parts[-1] else "without an extension"
+
+
+def _split_name(name: str, form: LabelForm) -> tuple[str, str]:
+    """Key and suffix: what WebDataset calls so, up to and after the first dot of the file's name; empty where none is.
+
+    A path that leads out of the tar has no key.
+    """
+    *folders, file = [part for part in name.split("/") if part not in ("", ".")]
     stem, _, suffix = file.partition(".")
-    return f"{folder}/{stem}".lstrip("/").replace("/", "__") if not name.startswith("/") else name, suffix
+    if form.dotted_keys:
+        known = [s for s in (form.image_suffix, form.suffix) if s and file.lower().endswith(f".{s.lower()}")]
+        suffix = max(known, key=len) if known else file.rpartition(".")[2]
+        stem = file[: -len(suffix) - 1]
+    outside = name.startswith("/") or ".." in folders
+    return "" if outside or not stem else "__".join([*folders, stem]), suffix
+
+
+def _is_key(key: str, form: LabelForm) -> bool:
+    return bool(KEY.fullmatch(key)) if form.is_own else key.isprintable() and bool(key)
+
+
+def _grammar(form: LabelForm) -> str:
+    own = f" {KEY.pattern}; tars of others are read with --labels json:positive=positive,negative=negative"
+    return own if form.is_own else " of printable characters, within the tar"
+
+
+def _refuse_compressed(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(6)
+    for sign, name in _COMPRESSED.items():
+        if start.startswith(sign):
+            raise ValueError(f"{path}: compressed by {name}; shards are read by offset: decompress it first") from None
 
 
 def _is_pickled(suffix: str, content: bytes) -> bool:

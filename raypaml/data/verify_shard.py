@@ -17,7 +17,7 @@ from raypaml.data.images import decode as decode_image
 from raypaml.data.index import BOX_SIDES, Index
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import label_columns
-from raypaml.data.tars import JPEG_SUFFIXES, members
+from raypaml.data.tars import images_of, samples
 from raypaml.labels import Vocabulary
 
 LABEL_COLUMNS = ("positives", "negatives", "truth")
@@ -86,24 +86,27 @@ def _tar_faults(path: Path, index: Index, shard: int, vocabulary: Vocabulary) ->
     rows = index.rows_of_shard(shard)
     places = dict(zip(index.keys(rows), rows.tolist(), strict=True))
     images: set[str] = set()
-    form = LabelForm(index.label_form, vocabulary.class_ids)
+    form = LabelForm.from_index(index.tar_form, vocabulary.class_ids)
     try:
-        for key, suffix, offset, content in members(path, directories=not form.is_own):
-            where = f"{path}: {key}.{suffix} at byte {offset}"
+        for key, group in samples(path, form):
             if key not in places:
-                yield f"{where}: the index has no such key in this shard"
-            elif suffix.lower() in JPEG_SUFFIXES:
-                row = places[key]
+                yield f"{path}: {key}.{group[0][1]} at byte {group[0][2]}: the index has no such key in this shard"
+                continue
+            row = places[key]
+            for _, suffix, offset, content in images_of(group, form):
                 if key in images or (offset, len(content)) != (index.offset[row], index.size[row]):
+                    where = f"{path}: {key}.{suffix} at byte {offset}"
                     yield f"{where}, {len(content)} bytes: the index says byte {index.offset[row]}, {index.size[row]}"
                 images.add(key)
-            elif suffix == form.suffix:
-                yield from _label_faults(where, form, content, index, places[key], vocabulary)
+            for _, suffix, offset, content in group:
+                if suffix.lower() == form.suffix.lower():
+                    where = f"{path}: {key}.{suffix} at byte {offset}"
+                    yield from _label_faults(where, form, content, index, row, vocabulary)
     except ValueError as error:
         yield str(error)
         return  # what follows the break is only known through the index
     for key in places.keys() - images:
-        yield f"{path}: image {key!r} at byte {index.offset[places[key]]}: the tar has no member {key}.jpg"
+        yield f"{path}: image {key!r} at byte {index.offset[places[key]]}: the tar has no image of it"
 
 
 def _label_faults(
