@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raypaml.data.digits import digits_folder
 from raypaml.data.index import Index
 from raypaml.data.verify_shard import verify_shard
 from raypaml.training.job import Job
+from tests.late_group import late_group
 from tests.openimages_release import Release, make_release
 from tests.processes import CONTEXT
 
@@ -41,17 +43,18 @@ def tiny_digits(_private_cache: None) -> Path:
     return digits_folder(num_scenes=TINY)
 
 
-def run_distributed(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+def run_distributed(function: Callable[..., Any], world_size: int, *args: Any, late: bool = False) -> list[Any]:
     """Run `function(rank, world_size, *args)` on real gloo processes; returns their results by rank.
 
-    `function` must be a module-level function, and what it returns must be picklable.
+    `function` must be a module-level function, and what it returns must be picklable. With `late`, collectives return
+    before they are done, see `late_group`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     results = CONTEXT.SimpleQueue()
     spawned = [
-        CONTEXT.Process(target=_rank, args=(function, rank, world_size, port, results, args), daemon=True)
+        CONTEXT.Process(target=_rank, args=(function, rank, world_size, port, late, results, args), daemon=True)
         for rank in range(world_size)
     ]
     for process in spawned:
@@ -75,15 +78,25 @@ def _expect(results: Any, spawned: list[Any]) -> tuple[int, Any]:
     return rank, value
 
 
-def _rank(function: Callable[..., Any], rank: int, world_size: int, port: int, results: Any, args: Any) -> None:
+def _rank(
+    function: Callable[..., Any], rank: int, world_size: int, port: int, late: bool, results: Any, args: Any
+) -> None:
     torch.set_num_threads(1)
+    group = late_group if late else _gloo_group
     try:
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-        results.put((rank, function(rank, world_size, *args), None))
-        dist.destroy_process_group()
+        with group(f"tcp://127.0.0.1:{port}", rank, world_size):
+            found = function(rank, world_size, *args)
+        results.put((rank, found, None))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
         raise
+
+
+@contextmanager
+def _gloo_group(address: str, rank: int, world_size: int) -> Iterator[None]:
+    dist.init_process_group("gloo", address, rank=rank, world_size=world_size)
+    yield
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ class Ranks:
                 broadcast(buffer, self.group)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank."""
+        """The sum over all ranks, on every rank; on a GPU it may still be under way."""
         if self.group is not None:
             values = values.to(self.device, copy=True)
             all_reduce(values, self.group)
@@ -66,8 +66,8 @@ class Ranks:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).cpu().numpy()
 
     def barrier(self) -> None:
-        """Wait for every rank."""
-        self.sum(torch.zeros(1))
+        """Wait on the host for every rank: with NCCL only a host that reads a collective's result waits for it."""
+        self.sum(torch.zeros(1)).item()
 
 
 def _reads_buffers(model: nn.Module) -> bool:
