@@ -40,15 +40,15 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
 
 
-def rays_of(pid: int) -> list[int]:
-    """Processes of the private cluster that the command `pid` started."""
+def owned_by(storage: Path) -> list[int]:
+    """Processes of the private cluster that trains into `storage`, where that is marked as their owner."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             environ = (entry / "environ").read_bytes()
         except OSError:
             continue
-        if f"RAYPAML_TEST_OWNER={os.getpid()}-{pid}".encode() in environ:
+        if f"RAYPAML_TEST_OWNER={storage}".encode() in environ:
             found.append(int(entry.name))
     return found
 
@@ -56,9 +56,19 @@ def rays_of(pid: int) -> list[int]:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     storage = tmp_path_factory.mktemp("undisturbed")
-    done = run(*command(tiny_digits, storage, "--workers", "2", "--name", "a"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYPAML_TEST_OWNER", str(storage))
+        done = run(*command(tiny_digits, storage, "--workers", "2", "--name", "a"))
     assert done.returncode == 0, done.stderr
     return storage / "a", done.stdout
+
+
+def test_no_process_is_left_behind(undisturbed: tuple[Path, str]) -> None:
+    storage = undisturbed[0].parent
+    deadline = time.monotonic() + 10
+    while owned_by(storage) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert owned_by(storage) == []
 
 
 def test_leaves_result_metrics_predictions_config_and_prints_the_table(undisturbed: tuple[Path, str]) -> None:
@@ -178,14 +188,3 @@ def test_an_error_on_a_worker_is_one_message(tiny_digits: Path, tmp_path: Path) 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert re.search(r"train-000000.tar: image 'train-\d{6}' at byte \d+ does not match its CRC-32", done.stderr)
-
-
-def test_no_process_is_left_behind(tiny_digits: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"RAYPAML_TEST_OWNER": f"{os.getpid()}-0"}
-    arguments = command(tiny_digits, tmp_path, "--epochs", "2", "--name", "d")
-    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    assert process.wait(120) == 0
-    deadline = time.monotonic() + 10
-    while rays_of(0) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert rays_of(0) == []
