@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ def parse(argv: Sequence[str]) -> Any:
     about = "predictions of a validation split: each class at the threshold of its best F1 there"
     add("--thresholds-from", default="", metavar="PREDICTIONS", help=about)
     add("--overlays", default="", metavar="DIR", help="write each picture with the map of its best class")
+    add("--background", default="white", metavar="COLOUR", help="under transparent pixels; as in preparation [white]")
     add_worker_flags(parser)
     return parser.parse(argv)
 
@@ -38,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_out(asked.out)
     card = loaded(asked.model, "cpu").card
     choice = choose(card, top=asked.top, threshold=asked.threshold, thresholds_from=asked.thresholds_from)
-    pictures = find_pictures(asked.images)
+    passed_over = Counter[str]()
+    pictures = find_pictures(asked.images, asked.background, passed_over)
     broken: list[tuple[str, str]] = []
     progress = PictureCount(say)
     with writer(asked.out) as out, device_mapper(asked.workers, asked.address, asked.device) as (run, device):
@@ -49,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 out.write(name, [(card.class_ids[k], card.names[k], score) for k, score in answer])
     progress.end(len(broken))
+    if passed_over:
+        kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in passed_over.most_common())
+        say(f"{passed_over.total():,} files passed over, for they are not named as pictures: {kinds}")
     for name, reason in broken:
         say(f"broken: {name}: {reason}")
     return 1 if broken else 0

@@ -55,8 +55,14 @@ def by_hand(name: str) -> Image.Image:
     if name == "grey":
         return Image.fromarray(np.stack([raw] * 3, -1))
     if name == "palette":
-        return Image.fromarray(np.array(image.getpalette(), np.uint8).reshape(-1, 3)[raw])
-    return Image.fromarray(np.ascontiguousarray(raw[..., :3]))
+        colours = np.array(image.getpalette(), np.float64).reshape(-1, 3)[raw]
+        return on_white(colours, np.frombuffer(image.info["transparency"], np.uint8)[raw])
+    return on_white(raw[..., :3], raw[..., 3]) if raw.shape[2] == 4 else Image.fromarray(raw)
+
+
+def on_white(colours: NDArray[np.float64], alpha: NDArray[np.uint8]) -> Image.Image:
+    share = alpha[..., None] / 255
+    return Image.fromarray((colours * share + 255 * (1 - share)).round().astype(np.uint8))
 
 
 @pytest.mark.parametrize("name", READABLE)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+
+from raypaml.data.colours import as_rgb
+from raypaml.data.image_files import MAX_PIXELS, opened
 
 Pixels = NDArray[np.uint8]
 
@@ -16,7 +16,7 @@ _FAST = ("YCbCr", "Gray")
 
 
 def decode(content: bytes, into: Pixels | None = None) -> Pixels:
-    """[H, W, 3] RGB, as it is stored: no resize; grey and other modes are converted.
+    """[H, W, 3] RGB, as it is stored: no resize; grey, transparency and other modes as `colours.as_rgb` converts them.
 
     Sound JPEGs go through simplejpeg, which is a third faster than PIL, equal to the bit with these settings, and
     decodes into the place where the batch lies. Whatever it complains of, PIL judges.
@@ -28,13 +28,14 @@ def decode(content: bytes, into: Pixels | None = None) -> Pixels:
         ValueError: not an image, or a broken one.
     """
     try:
-        if simplejpeg.decode_jpeg_header(content)[2] in _FAST:
+        height, width, coding = simplejpeg.decode_jpeg_header(content)[:3]
+        if coding in _FAST and height * width <= MAX_PIXELS:
             fast: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, buffer=into)
             return fast
-    except ValueError:
-        pass  # truncated, broken, no JPEG, or too large for `into`
+    except (ValueError, MemoryError):
+        pass  # truncated, broken, no JPEG, or too large for `into` or for memory
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        with opened(content) as image:
+            return np.asarray(as_rgb(image))
+    except ValueError as error:
         raise ValueError(f"cannot be decoded: {error}") from None

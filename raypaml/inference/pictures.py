@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pyarrow import fs
 
+from raypaml.data.colours import WHITE, check_background
+from raypaml.data.image_files import IMAGE_SUFFIXES, opened, shrink_early
 from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
-from raypaml.preparation.image_form import UNREADABLE, upright_rgb
+from raypaml.preparation.image_form import upright_rgb
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Of pictures, within folders and shards; a file given by name may have any."""
 SHARD = ".tar"
 _PATIENCE = 60.0
-EXIF = b"Exif\0\0"
+_TURNING = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
+"""How the segments of a JPEG begin that may say that it is not upright: EXIF and XMP."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Picture:
     offset: int = 0
     size: int = -1
     """-1: the whole file."""
+    background: str = WHITE
+    """Colour under its transparent pixels, or `none` (`data.colours`)."""
 
 
-def fit_to_size(picture: Image.Image, height: int, width: int) -> Pixels:
+def fit_to_size(picture: Image.Image, height: int, width: int, background: str = WHITE) -> Pixels:
     """[height, width, 3]: upright, RGB, resized with Pillow's antialiased bilinear filter, aspect not kept."""
-    upright = upright_rgb(picture)
+    upright = upright_rgb(picture, background)
     if upright.size != (width, height):
         upright = upright.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(upright)
@@ -51,22 +54,21 @@ def read_picture(picture: Picture, height: int, width: int) -> Pixels:
         ValueError: not there, not readable, or not a picture; the message is the reason.
     """
     content = _content(picture)
-    try:
-        if _as_trained(content, height, width):
-            return decode(content)
-        with Image.open(io.BytesIO(content)) as image:
-            return fit_to_size(image, height, width)
-    except UnidentifiedImageError:
-        raise ValueError("not an image of a known format") from None
-    except UNREADABLE as error:
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    if _as_trained(content, height, width):
+        return decode(content)
+    with opened(content) as image:
+        shrink_early(image, width, height)
+        return fit_to_size(image, height, width, picture.background)
 
 
 def _as_trained(content: bytes, height: int, width: int) -> bool:
     """An upright JPEG of the model's size, which training would read as it is."""
-    if not simplejpeg.is_jpeg(content) or EXIF in content:
+    if not simplejpeg.is_jpeg(content) or any(sign in content for sign in _TURNING):
         return False
-    return bool(simplejpeg.decode_jpeg_header(content)[:2] == (height, width))
+    try:
+        return bool(simplejpeg.decode_jpeg_header(content)[:2] == (height, width))
+    except ValueError:
+        return False
 
 
 def _content(picture: Picture) -> bytes:
@@ -87,12 +89,19 @@ def _read(picture: Picture, where: Location) -> bytes:
         return bytes(file.read_at(picture.size, picture.offset))
 
 
-def find_pictures(given: Sequence[str]) -> Iterator[Picture]:
+def find_pictures(
+    given: Sequence[str], background: str = WHITE, passed_over: Counter[str] | None = None
+) -> Iterator[Picture]:
     """The pictures of files, folders (all below them, by name) and shards, in the order given.
 
+    Args:
+        background: of each of them.
+        passed_over: takes how many files of a folder are not named as pictures, by suffix.
+
     Raises:
-        ValueError: a path that is not there, a store that does not answer, a damaged shard.
+        ValueError: a path that is not there, a store that does not answer, a damaged shard; no background.
     """
+    check_background(background)
     for one in given:
         where = Location(one)
         kind = where.kind()
@@ -100,9 +109,11 @@ def find_pictures(given: Sequence[str]) -> Iterator[Picture]:
             raise ValueError(f"{one}: no such file or folder")
         for file in _files(where) if kind == "folder" else [one]:
             if _plain(file).lower().endswith(SHARD):
-                yield from _members(file)
-            elif kind == "file" or _plain(file).lower().endswith(_SUFFIXES):
-                yield _picture(file, file)
+                yield from (replace(picture, background=background) for picture in _members(file))
+            elif kind == "file" or _plain(file).lower().endswith(IMAGE_SUFFIXES):
+                yield replace(_picture(file, file), background=background)
+            elif passed_over is not None:
+                passed_over[PurePosixPath(_plain(file)).suffix.lower() or "no suffix"] += 1
 
 
 def _picture(name: str, address: str, offset: int = 0, size: int = -1) -> Picture:
@@ -141,5 +152,5 @@ def _scan(where: Location, address: str) -> list[Picture]:
         return [
             _picture(str(where / member.name), address, member.offset_data, member.size)
             for member in tar
-            if member.isfile() and member.name.lower().endswith(_SUFFIXES)
+            if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
         ]

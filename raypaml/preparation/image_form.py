@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, features
+
+from raypaml.data.colours import HIDDEN, WHITE, as_rgb, check_background
+from raypaml.data.image_files import opened, shrink_early
 
 SIZE = 448
 QUALITY = 90
@@ -16,24 +17,27 @@ END_OF_IMAGE = b"\xff\xd9"
 _END_BYTES = 64
 """Within so many last bytes a whole JPEG ends; some cameras add a little padding."""
 _ORIENTATION = 0x0112
-UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises of files that are damaged, not pictures, or larger than 179 million pixels (a bomb, perhaps)."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its orientation in EXIF or XMP. From 5 on, width and height change places."""
+EARLIER: dict[str, Any] = {"background": HIDDEN, "large_jpegs": "whole"}
+"""Parameters of data sets that were begun before these could be chosen."""
 
 
 @dataclass(frozen=True)
 class ImageForm:
     """What every image of a data set becomes.
 
-    Rotated as EXIF says, converted to RGB (alpha dropped), resized with Pillow's antialiased bilinear filter, the one
-    of torchvision's Resize, and encoded as baseline JPEG with 4:2:0 chroma. A JPEG that already is all of that, upright
-    and of that size, is copied byte for byte.
+    Rotated as EXIF or XMP says, converted to RGB on a background where it is transparent, resized with Pillow's
+    antialiased bilinear filter, the one of torchvision's Resize, and encoded as baseline JPEG with 4:2:0 chroma. A JPEG
+    that already is all of that, upright and of that size, is copied byte for byte.
     """
 
     resize: Literal["squash", "short", "none"] = "squash"
@@ -42,10 +46,14 @@ class ImageForm:
     """Pixels."""
     quality: int = QUALITY
     """Of JPEG, 1..95."""
+    background: str = WHITE
+    """Colour under transparent pixels; `none`: those that are hidden there."""
+    large_jpegs: Literal["reduced", "whole"] = "reduced"
+    """How JPEGs of more than 50 million pixels are decoded: at the fraction of their size that is enough, or whole."""
 
     @classmethod
-    def parse(cls, resize: str, quality: int = QUALITY) -> ImageForm:
-        """From `448`, `short`, `short:256` or `none`."""
+    def parse(cls, resize: str, quality: int = QUALITY, background: str = WHITE) -> ImageForm:
+        """From `448`, `short`, `short:256` or `none`, and a colour."""
         name, colon, size = resize.partition(":")
         if name.isdecimal() and not colon:
             name, size = "squash", name
@@ -54,7 +62,19 @@ class ImageForm:
             raise ValueError(f"resize={resize!r}: give pixels up to 8192 (448: squash), short, short:PIXELS or none")
         if not 1 <= quality <= 95:
             raise ValueError(f"quality={quality}: of JPEG, 1..95")
-        return cls(name, int(size or SIZE), quality)  # type: ignore[arg-type]  # just checked
+        return cls(name, int(size or SIZE), quality, check_background(background))  # type: ignore[arg-type]  # checked
+
+    @classmethod
+    def of_parameters(cls, parameters: dict[str, Any]) -> ImageForm:
+        """The form that a data set was made with, from the parameters of its record."""
+        known = EARLIER | {"size": SIZE} | parameters
+        return cls(**{name: known[name] for name in ("resize", "size", "quality", "background", "large_jpegs")})
+
+    def parameters(self) -> dict[str, Any]:
+        """What of it decides the bytes of a data set, for its record."""
+        size = {} if self.resize == "none" else {"size": self.size}
+        rest = {"quality": self.quality, "background": self.background, "large_jpegs": self.large_jpegs}
+        return {"resize": self.resize, **size, **rest}
 
     def target(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that an upright image of this size becomes."""
@@ -82,38 +102,41 @@ class Converted:
 
 
 def convert(content: bytes, form: ImageForm) -> Converted:
-    """The picture in `content`, of any format that Pillow reads, as a JPEG of this form.
+    """The picture in `content`, of any format that is read, as a JPEG of this form.
 
     Raises:
         ValueError: it cannot be decoded; the message is the reason.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if _is_plain(image, content) and form.target(*image.size) == image.size:
-                return Converted(content)
-            picture = upright_rgb(image)
-            before, size = picture.size, form.target(*picture.size)
-            if size != before:
-                picture = picture.resize(size, Image.Resampling.BILINEAR)
-            encoded = io.BytesIO()
-            picture.save(encoded, "JPEG", quality=form.quality, subsampling="4:2:0")
-            return Converted(encoded.getvalue(), (size[0] / before[0], size[1] / before[1]))
-    except UnidentifiedImageError:  # its text holds an address, another one each time
-        raise ValueError("not an image of a known format") from None
-    except UNREADABLE as error:
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+    with opened(content) as image:
+        if _is_plain(image, content) and form.target(*image.size) == image.size:
+            return Converted(content)
+        before = image.size
+        if form.large_jpegs == "reduced":
+            shrink_early(image, *form.target(*before))
+        picture = upright_rgb(image, form.background)
+        if _is_on_its_side(image):
+            before = before[::-1]
+        size = form.target(*before)
+        if size != picture.size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
+        encoded = io.BytesIO()
+        picture.save(encoded, "JPEG", quality=form.quality, subsampling="4:2:0")
+        return Converted(encoded.getvalue(), (size[0] / before[0], size[1] / before[1]))
 
 
 def _is_plain(image: Image.Image, content: bytes) -> bool:
     """A whole upright RGB JPEG, as far as can be told without decoding it."""
     whole = image.format == "JPEG" and image.mode == "RGB" and END_OF_IMAGE in content[-_END_BYTES:]
-    return whole and ("exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1)
+    return whole and image.getexif().get(_ORIENTATION, 1) not in _TURNS
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Rotated as EXIF says, converted to RGB, alpha dropped."""
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    image.info.pop("transparency", None)  # of palettes: dropped as any other alpha
-    upright = ImageOps.exif_transpose(image)
-    return upright if upright.mode == "RGB" else upright.convert("RGB")
+def _is_on_its_side(image: Image.Image) -> bool:
+    """Whether width and height change places where a picture becomes upright."""
+    return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+
+
+def upright_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
+    """Rotated as EXIF or XMP says, as RGB on a background; the picture given stays as it is."""
+    image.load()  # the orientation of a PNG may follow its pixels
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    return as_rgb(image if turn is None else image.transpose(turn), background)

@@ -79,12 +79,11 @@ class Preparation:
     def parameters(self) -> dict[str, Any]:
         """What decides the bytes of the result."""
         size = {"shard_bytes": self.shard_bytes} if self.shard_bytes else {"shard_samples": self.shard_samples}
-        form = {"resize": self.form.resize, "size": self.form.size, "quality": self.form.quality}
         return {
             "source": self.source,
             "vocabulary": Vocabulary.digest_of(self.classes.class_ids),
             **self.settings,
-            **(form if self.form.resize != "none" else {"resize": "none", "quality": self.form.quality}),
+            **self.form.parameters(),
             "codec": codec_versions(),
             **size,
             "seed": self.seed,

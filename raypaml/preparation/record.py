@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from raypaml.data.storage import brief
 from raypaml.files import sweep, write_json
+from raypaml.preparation.image_form import EARLIER
 
 RECORD = "preparation.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,13 +34,17 @@ def table_digest(table: pa.Table) -> str:
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
-    """The record of a data folder, None where there is none."""
+    """The record of a data folder, None where there is none.
+
+    Parameters that it was written without have the value that they had before there was a choice.
+    """
     path = out / RECORD
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text())
-        return {"parameters": dict(record["parameters"]), "splits": dict(record["splits"])}
+        parameters = record["parameters"]
+        return {"parameters": parameters | EARLIER | parameters, "splits": dict(record["splits"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the record of a preparation ({error}); prepare into another folder") from None
 

@@ -99,7 +99,7 @@ def repair(
     parameters = record["parameters"]
     if parameters["codec"] != codec_versions():
         raise ValueError(f"{out}: written with {parameters['codec']}, this is {codec_versions()}; install that version")
-    form = ImageForm(parameters["resize"], parameters.get("size", ImageForm.size), parameters["quality"])
+    form = ImageForm.of_parameters(parameters)
     left: list[Broken] = []
     with claimed(out) as work:
         for found in broken:

@@ -6,16 +6,19 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, say
+from raypaml.data.colours import HIDDEN, WHITE
 from raypaml.data.shards import SPLITS
 from raypaml.mapper import OpenMapper
 from raypaml.preparation.hierarchy import Parents, expand, read_hierarchy
 from raypaml.preparation.image_form import QUALITY, ImageForm
 from raypaml.preparation.pipeline import Preparation, describe_preparation, prepare_data
+from raypaml.preparation.record import read_record
 from raypaml.preparation.repair import repair, verify
 from raypaml.preparation.requests import Classes, SplitLabels
 
@@ -29,6 +32,8 @@ def add_sharding_flags(parser: Parser) -> None:
     add("--split", choices=SPLITS, help="[all three]")
     add("--resize", default="448", metavar="448|short|none", help="squash to 448 x 448; short[:PIXELS]; none [448]")
     add("--quality", type=int, default=QUALITY, metavar="N", help=f"of JPEG, where encoded [{QUALITY}]")
+    about = f"colour under transparent pixels; {HIDDEN}: what is hidden there [{WHITE}; a begun data set: its own]"
+    add("--background", metavar="COLOUR", help=about)
     add("--shard-samples", type=int, default=2000, metavar="N", help="images asked for per shard [2000]")
     add("--shard-bytes", default="", metavar="N[MB|GB]", help="size of a shard, about, instead")
     add("--hierarchy", type=Path, metavar="FILE", help="a positive implies its ancestors: Open Images' JSON, or CSV")
@@ -73,7 +78,7 @@ def preparation(
         classes=classes,
         read_split=read_split,
         official=official,
-        form=ImageForm.parse(flags.resize, flags.quality),
+        form=_form(flags),
         seed=flags.seed,
         shard_samples=flags.shard_samples,
         shard_bytes=number_of_bytes(flags.shard_bytes),
@@ -82,6 +87,16 @@ def preparation(
         address=flags.address,
         concurrency=flags.concurrency,
     )
+
+
+def _form(flags: Any) -> ImageForm:
+    """What every image becomes; a data set that was begun goes on as it began, where the flags do not say otherwise."""
+    record = read_record(flags.out)
+    before: dict[str, Any] = (
+        record["parameters"] if record else {"background": WHITE, "large_jpegs": ImageForm.large_jpegs}
+    )
+    form = ImageForm.parse(flags.resize, flags.quality, flags.background or before["background"])
+    return replace(form, large_jpegs=before["large_jpegs"])
 
 
 def _expanded(

@@ -14,12 +14,12 @@ from typing import Literal
 
 import numpy as np
 
+from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import EXAMPLES, Findings
 from raypaml.preparation.formats.common import Skipped, Source, SourceSplit, classes_of
 from raypaml.preparation.split_names import split_named
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 LAYOUTS = ("class", "split")
 Layout = Literal["", "class", "split"]
 """class: CLASS/IMAGE; split: SPLIT/CLASS/IMAGE; empty: what the folder's names tell, if they tell one of them."""
