@@ -144,6 +144,9 @@ class RunConfig:
     """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
     tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
     """Curves for one of these too, in the run's folder, without network unless its environment variables name one."""
+    profile: int = 0
+    """Trace so many training steps of every worker with torch.profiler, from its sixth on, into the run's folder
+    profile; 0: none."""
     history: bool = False
     """Write which entries each epoch rejected, for raypaml.audit; a GPU then waits for them at every step."""
     probe_images: int = 200
@@ -152,7 +155,7 @@ class RunConfig:
 
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
-    *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker"),
+    *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker", "profile"),
     *("min_workers", "max_failures", "hang_seconds", "nonfinite"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
@@ -224,7 +227,7 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
     at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0, "freeze_backbone": 0, "probe_images": 1}
-    at_least |= {"min_workers": 0, "max_failures": 0}
+    at_least |= {"min_workers": 0, "max_failures": 0, "profile": 0}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""

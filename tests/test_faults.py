@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 
 from raypaml import train as command
@@ -18,7 +20,7 @@ from raypaml.recipes import recipe
 from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.training import loop, step
-from raypaml.training.watchdog import Beat, Watch
+from raypaml.training.watchdog import Beat, Watch, leave_traces
 from raypaml.training.worker import LoopSignal
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, undisturbed, weights  # noqa: F401
@@ -51,7 +53,9 @@ def test_the_furthest_behind_is_blamed_the_others_wait_for_it() -> None:
     found = watch((0, beat(0, 8)), (0, beat(1, 7, slow)), (0, beat(2, 8)))
     for rank, moves in enumerate((8, 7, 8)):
         found.hear(beat(rank, moves, slow if rank == 1 else ""), 9.0)
-    assert found.hung(11) == [f"rank 1 (h:1) hangs, no move for 11 s: {slow}"]
+    assert found.hung(11) == [
+        f"rank 1 (h:1) hangs, no move for 11 s: {slow}; it leaves its stacks in logs/worker-1-stacks.txt"
+    ]
     assert found.hung(12) == []  # said once
     assert all(found.hear(beat(rank, 8), 12) for rank in range(3))  # all are to end
 
@@ -90,6 +94,30 @@ def test_a_worker_stuck_in_reading_says_which_shard(
     named = [one for one in said if ".tar" in one.place]
     assert named[0].place == "epoch 0, step 2, reading train-000000.tar"
     assert (named[0].rank, named[0].world_size) == (0, 1)
+
+
+def test_a_worker_that_is_to_end_leaves_its_stacks_and_its_collectives(tmp_path: Path) -> None:
+    def stuck_here() -> None:
+        started.set()
+        release.wait(20)
+
+    started, release = threading.Event(), threading.Event()
+    thread = threading.Thread(target=stuck_here)
+    thread.start()
+    started.wait()
+    worker: Any = type("Worker", (), {"run_folder": tmp_path, "store": None})
+    leave_traces(worker, beat(1, 9, "epoch 0, step 7, computing"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.all_reduce(torch.ones(3))
+    leave_traces(worker, beat(1, 9, "epoch 0, step 8, computing"))
+    dist.destroy_process_group()
+    release.set()
+    thread.join()
+    stacks = (tmp_path / "logs" / "worker-1-stacks.txt").read_text()
+    assert re.findall(r"h:1 hangs: (.*)", stacks) == [f"epoch 0, step {step}, computing" for step in (7, 8)]
+    assert "in stuck_here" in stacks
+    collectives = json.loads((tmp_path / "logs" / "worker-1-collectives.json").read_text())
+    assert collectives["entries"][-1]["input_sizes"] == [[3]]
 
 
 # --- Not finite -------------------------------------------------------------------------------------------------------

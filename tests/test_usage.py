@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import time
 from pathlib import Path
@@ -103,3 +105,20 @@ def test_utilisation_is_the_work_over_the_peak(monkeypatch: pytest.MonkeyPatch) 
     worker: Any = type("Worker", (), {"ranks": type("Ranks", (), {"device": torch.device("cuda")})})
     assert usage._utilisation(worker, 100, 2.0) == pytest.approx(0.05)
     assert usage._utilisation(worker, 100, math.nan) is None
+
+
+def test_profile_leaves_a_trace_of_so_many_steps(tiny_digits: Path, tmp_path: Path) -> None:
+    events = list[str]()
+
+    def report(event: dict[str, Any]) -> bool:
+        events.append(event.get("event", ""))
+        return False
+
+    settings = config(epochs=3, profile=3, global_batch_size=16)
+    assert loop.train(settings, tiny_digits, tmp_path, torch.device("cpu"), report)
+    with gzip.open(tmp_path / "profile" / "rank-0.json.gz") as file:
+        trace = json.load(file)
+    steps = [one["name"] for one in trace["traceEvents"] if one["name"].startswith("ProfilerStep")]
+    assert sorted(steps) == ["ProfilerStep#5", "ProfilerStep#6", "ProfilerStep#7"]
+    assert "aten::convolution" in (tmp_path / "profile" / "rank-0.txt").read_text()
+    assert any(event.startswith("wrote a trace") for event in events)

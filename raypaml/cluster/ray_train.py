@@ -20,6 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from raypaml.cluster import session
 from raypaml.cluster.channel import Channel
+from raypaml.cluster.gauges import RunGauges
 from raypaml.config import RunConfig
 from raypaml.data.storage import Location
 from raypaml.reports.progress import Display
@@ -242,13 +243,16 @@ class RunReporter:
         self._channel = channel
         self.beats: Beats | None = channel.beat
 
-    def on_worker(self, rank: int, folder: Path) -> Report:  # noqa: ARG002
+    def on_worker(self, rank: int, folder: Path) -> Report:
         """A function that sends the events of rank 0, and asks Ray about preemptions on every rank."""
         noticed: set[str] = set()
+        gauges = RunGauges(folder.name) if rank == 0 else None
 
         def report(event: dict[str, Any]) -> LoopSignal | bool:
             if "event" in event:
                 logging.info(event["event"])
+            if gauges:
+                gauges.update(event)
             stop = rank == 0 and self._channel.put(event)
             # a barrier: asked on all ranks alike
             notice = ray.train.get_preemption_info() if "loss" in event else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import Reason, check_budget, gather, named, seen_together
 from raypaml.training.epoch_record import add_up, epoch_record, state_totals
 from raypaml.training.nonfinite import DivergedError
+from raypaml.training.profiling import profiled
 from raypaml.training.resume import restore, roll_back, save_state, share_checkpoints
 from raypaml.training.step import settle, train_step
 from raypaml.training.usage import awaited
@@ -72,7 +73,7 @@ def train(
     """
     # --- Data, model, optimizer -------------------------------------------------------------------------------
     worker = build_worker(config, data_folder, run_folder, device, report)
-    with beating(lambda: worker, beats):
+    with beating(lambda: worker, beats), profiled(worker) as step_done:
         # --- Restore ------------------------------------------------------------------------------------------
         restore(worker)
 
@@ -80,7 +81,7 @@ def train(
         while worker.state.epoch < config.optim.epochs:
             enter_epoch(worker)
             try:
-                finished = _train_epoch(worker)
+                finished = _train_epoch(worker, step_done)
             except DivergedError as error:
                 worker = roll_back(worker, error)
                 continue
@@ -100,7 +101,7 @@ def train(
     return True
 
 
-def _train_epoch(worker: Worker) -> bool:
+def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
     """Train to the end of the epoch; False if asked to stop before, with a checkpoint saved."""
     config, state = worker.config, worker.state
     parts = worker.plan.epoch(state.epoch, worker.ranks.rank, worker.ranks.world_size)
@@ -125,6 +126,7 @@ def _train_epoch(worker: Worker) -> bool:
             batch = seen_together(batch, worker.ranks)
         if batch.global_rows:
             _train_step(worker, batch)
+        step_done()
         state.step += 1
         since += 1
         last = state.step == worker.plan.steps

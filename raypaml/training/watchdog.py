@@ -7,7 +7,9 @@ a thread of its own; `Watch` hears all of them, and when none has moved for the 
 
 from __future__ import annotations
 
+import datetime
 import faulthandler
+import json
 import os
 import socket
 import sys
@@ -17,9 +19,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
+import torch.distributed as dist
+
 from raypaml.training.worker import Worker
 
 BEAT_SECONDS = 5.0
+TRACE_SECONDS = 20.0
+"""That a worker may take for writing down where it stands, before it ends."""
 HUNG = 70
 """Exit code of a worker that was told to end."""
 
@@ -63,10 +70,43 @@ def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> 
         before, ranks = worker.moves, worker.ranks
         beat = Beat(rank=ranks.rank, world_size=ranks.world_size, process=process, moves=before, place=place)
         if hear(beat):
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)  # where it really stands, into its log
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)  # where it really stands, into Ray's log
+            traces = threading.Thread(target=leave_traces, args=(worker, beat), daemon=True)
+            traces.start()
+            traces.join(TRACE_SECONDS)  # what hangs may be the folder's disk
             os._exit(HUNG)
         if over.wait(min(BEAT_SECONDS, worker.config.run.hang_seconds / 5)):
             return
+
+
+def leave_traces(worker: Worker, beat: Beat) -> None:
+    """Write into the run's logs where this process stands, for people: it is about to be ended.
+
+    `worker-RANK-stacks.txt` gets the Python stacks of all threads; `worker-RANK-collectives.json` the newest
+    collectives, finished or not, that torch's flight recorder holds for this process (of NCCL, or of gloo), if it is on
+    (TORCH_FR_BUFFER_SIZE, with NCCL TORCH_NCCL_TRACE_BUFFER_SIZE, above 0).
+    """
+    logs, rank = worker.run_folder / "logs", beat.rank
+    logs.mkdir(parents=True, exist_ok=True)
+    with (logs / f"worker-{rank}-stacks.txt").open("a") as file:
+        file.write(f"{datetime.datetime.now().astimezone()}: {beat.process} hangs: {beat.place}\n")
+        file.flush()
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.write("\n")
+    if recorded := _flight_record():
+        (logs / f"worker-{rank}-collectives.json").write_bytes(recorded)
+    if worker.store:
+        worker.store.push(*(f"logs/{path.name}" for path in logs.glob(f"worker-{rank}-*")))
+
+
+def _flight_record() -> bytes | None:
+    """What the flight recorder of this process's group holds, as JSON; None where it is off or torch has none."""
+    if not dist.is_initialized():
+        return None
+    name = "_dump_nccl_trace_json" if dist.get_backend() == "nccl" else "_dump_fr_trace_json"
+    dump: Callable[[], bytes] | None = getattr(torch._C._distributed_c10d, name, None)
+    recorded = dump() if dump else b"{}"
+    return recorded if json.loads(recorded).get("entries") else None
 
 
 @dataclass
@@ -109,5 +149,7 @@ class Watch:
 
 
 def _line(known: _Known, now: float, silent: bool) -> str:
+    rank = known.beat.rank
     said = f"nothing heard of it for {now - known.heard:.0f} s" if silent else f"no move for {now - known.moved:.0f} s"
-    return f"rank {known.beat.rank} ({known.beat.process}) hangs, {said}: {known.beat.place}"
+    line = f"rank {rank} ({known.beat.process}) hangs, {said}: {known.beat.place}"
+    return line if silent else f"{line}; it leaves its stacks in logs/worker-{rank}-stacks.txt"
