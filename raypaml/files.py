@@ -19,6 +19,22 @@ from typing import Any
 
 _ABANDONED_SECONDS = 3600.0
 """A file not written to for so long is nobody's work any more."""
+_INSTEAD = (
+    (b"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"<?xml", "XML, such as a store's error"),
+)
+START_BYTES = 256
+"""Of a file, enough for `came_instead`."""
+
+
+def came_instead(start: bytes) -> str:
+    """What downloads and checkouts leave in the place of a file of data, by its first bytes; empty: none of these."""
+    if not start.strip(b"\0"):
+        return "nothing but zeros" if start else "0 bytes"
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for sign, what in _INSTEAD if text.startswith(sign)), "")
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def isobmff(brand: bytes) -> bytes:
     ("content", "kind"),
     [
         (b"", "0 bytes"),
-        (bytes(500), "500 bytes, all of them zero"),
+        (bytes(500), "nothing but zeros"),
         (b"\n <!DOCTYPE HTML><html>404</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a Git LFS pointer: run git lfs pull"),
         (b"%PDF-1.7", "PDF"),

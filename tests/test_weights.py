@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from raypaml.config import ModelConfig
 from raypaml.model.backbones import Backbone, build_backbone
 from raypaml.model.cam import CamClassifier, load_classifier
-from raypaml.model.weights import common_prefix
+from raypaml.model.weights import NESTED, common_prefix, read_weights
 from raypaml.runs.models import build_model
 
 
@@ -36,10 +38,30 @@ def test_safetensors_weights_load(whole_resnet18: dict[str, Tensor], tmp_path: P
     assert_holds(build_backbone("resnet18", str(tmp_path / "w.safetensors")), whole_resnet18)
 
 
-@pytest.mark.parametrize("wrapped", ["", "state_dict", "model"])
+@pytest.mark.parametrize("wrapped", ["", "model"])
 def test_pytorch_weights_load(whole_resnet18: dict[str, Tensor], tmp_path: Path, wrapped: str) -> None:
     torch.save({wrapped: whole_resnet18, "epoch": 3} if wrapped else whole_resnet18, tmp_path / "w.pth")
-    assert_holds(build_backbone("resnet18", str(tmp_path / "w.pth")), whole_resnet18)
+    said: list[str] = []
+    assert_holds(build_backbone("resnet18", str(tmp_path / "w.pth"), said.append), whole_resnet18)
+    place = f" of {wrapped}" if wrapped else ""
+    assert said == [f"weights={tmp_path / 'w.pth'}: 120 tensors{place}, 2 of the classifier left out"]
+
+
+@pytest.mark.parametrize("wrapped", NESTED)
+def test_where_training_scripts_put_their_weights_is_known_and_named(wrapped: str, tmp_path: Path) -> None:
+    torch.save({wrapped: {"a": torch.ones(1)}, "epoch": 3, "args": {"lr": 1.0}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth") == ({"a": 1}, f" of {wrapped}")
+
+
+def test_of_several_state_dicts_one_is_taken_and_all_are_named(tmp_path: Path) -> None:
+    weights = build_backbone("small").state_dict()
+    others = {name: torch.zeros_like(value) for name, value in weights.items()}
+    inner = {"model": {"config": "small"}, "state_dict": {"net": weights}, "state_dict_ema": others}
+    torch.save(inner, tmp_path / "w.pth")
+    said: list[str] = []
+    backbone = build_backbone("small", str(tmp_path / "w.pth"), said.append)
+    assert all(torch.equal(value, weights[name]) for name, value in backbone.state_dict().items())
+    assert f"{len(weights)} tensors of state_dict.net, and not of state_dict_ema" in said[0]
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "module.pre.", "a.b.c."])
@@ -104,6 +126,78 @@ def test_a_pickled_payload_is_refused_and_never_runs(tmp_path: Path, suffix: str
     with pytest.raises(ValueError, match=rf"w\.{suffix}: {refusal}"):
         build_backbone("small", str(tmp_path / f"w.{suffix}"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "holds no weights but 0 bytes; copy or download the file itself"),
+        (b"\n<!DOCTYPE html><html>", "holds no weights but a web page; copy or"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "but a Git LFS pointer: run git lfs pull;",
+        ),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", "but XML, such as a store's error;"),
+        (bytes(1000), "but nothing but zeros;"),
+        (b"PK\3\4" + bytes(100), "not a readable weight file (PytorchStreamReader failed reading zip archive: failed "),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_what_came_instead_of_weights_is_called_what_it_is(
+    content: bytes, reason: str, suffix: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"w.{suffix}").write_bytes(content)
+    said = refusal(tmp_path / f"w.{suffix}")
+    assert reason in said or (suffix == "safetensors" and content.startswith(b"PK"))
+
+
+def refusal(path: Path) -> str:
+    """Why a file is refused: one line, without torch's advice and the codes of terminals."""
+    with pytest.raises(ValueError, match=f"^weights={re.escape(str(path))}: ") as raised:
+        build_backbone("small", str(path))
+    said = str(raised.value)
+    assert not re.search(r"[\n\t\x1b]|weights_only|safe_globals|PyTorch 2|file an issue", said), said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            {"model": {}, "args": argparse.Namespace(lr=1)},
+            "more than tensors: argparse.Namespace, which is only made by",
+        ),
+        (nn.Linear(1, 1), "refused, it holds more than tensors: torch.nn.modules.linear.Linear, which"),
+        ({0: torch.zeros(1)}, "not a state dict of tensors by name: 0 is a key;"),
+        ({"a": torch.zeros(1), "epoch": 3}, "not a state dict of tensors: epoch is of the type int;"),
+        ({"a": torch.eye(2).to_sparse()}, "a is sparse (sparse_coo); save it dense: tensor.to_dense()"),
+        ({"a": torch.zeros(2, device="meta")}, "a is a meta tensor, which has a shape and no values;"),
+        ({"net": {"a": torch.zeros(2, dtype=torch.complex64)}}, "a is complex (complex64); weights are real numbers"),
+        ({"a": torch.zeros(2, dtype=torch.int8)}, "a is quantised (int8); give the weights before they were quantised"),
+        ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "a is quantised (float8_e4m3fn);"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_contents_that_are_no_weights_are_refused_for_the_true_reason(
+    content: object, reason: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    assert reason in refusal(tmp_path / "w.pth")
+
+
+def test_a_plain_pickle_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(pickle.dumps({"a": 1}))
+    assert "refused, it holds more than tensors, or is no weight file (unsupported operand" in refusal(
+        tmp_path / "w.pth"
+    )
+
+
+def test_whole_numbers_where_weights_are_wanted_are_another_network(tmp_path: Path) -> None:
+    weights = build_backbone("small").state_dict()
+    weights["block2.1.bias"] = weights["block2.1.bias"].to(torch.int64)
+    torch.save(weights, tmp_path / "w.pth")
+    assert "another network: block2.1.bias is torch.int64, expected torch.float32" in refusal(tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth")[1] == ""
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(1)], {}, {"epoch": 3}, {"model": {}}, torch.zeros(2)])

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image, features
 
 from raypaml.cli import extra
+from raypaml.files import START_BYTES, came_instead
 
 MAX_PIXELS = 200_000_000
 """Of a picture; more is refused before a pixel is decoded. In memory a pixel takes up to four bytes."""
@@ -43,11 +44,7 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
     (b"8BPS", "Photoshop"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
-    (b"<!doctype html", "a web page"),
-    (b"<html", "a web page"),
     (b"<svg", "SVG"),
-    (b"<?xml", "XML"),
     (b"FUJIFILM", "a camera's raw file"),
     (b"PK\3\4", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
@@ -125,12 +122,12 @@ def _refuse_raw(image: Any, start: bytes) -> None:
 
 def _kind(content: bytes) -> str:
     """What bytes seem to be that are no picture of a format that is read."""
-    if not content.strip(b"\0"):
-        return f"{len(content):,} bytes, all of them zero" if content else "0 bytes"
+    if instead := came_instead(content[:START_BYTES]):
+        return instead
     if content[4:8] == b"ftyp":
         return _kind_of_brand(content[8:12])
-    start = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return next((kind for sign, kind in _SIGNS if start.startswith(sign.lower())), f"it begins with {content[:8]!r}")
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return next((kind for sign, kind in _SIGNS if start.startswith(sign)), f"it begins with {content[:8]!r}")
 
 
 def _kind_of_brand(brand: bytes) -> str:

@@ -144,7 +144,7 @@ def load_classifier(model: CamClassifier, path: Path, layer: str = "fc") -> None
     Raises:
         ValueError: the file has no such tensors, or of another shape.
     """
-    found = read_weights(path)
+    found, _ = read_weights(path)
     names = [f"{layer}.{name}" for name, _ in model.head.named_parameters()]
     prefix = common_prefix(found, {*names, *(name.removeprefix("net.") for name in model.backbone.state_dict())})
     for name, parameter in zip(names, model.head.parameters(), strict=True):

@@ -2,44 +2,132 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from raypaml.files import START_BYTES, came_instead
+
 Weights = dict[str, Tensor]
 
-NESTED = ("state_dict", "model_state_dict", "model")
-"""Where training scripts put the state dict of the model."""
+NESTED = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "teacher"),
+    *("state_dict_ema", "model_ema", "ema", "student", "params"),
+)
+"""Where training scripts put the state dict of the model; where a file has several, the first of these is taken."""
 _NAMED = 4
 """Keys that a message names."""
+_NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+"""Of quantised networks: their values mean nothing without scales, which are kept elsewhere."""
+_REMEDY = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
 
 
-def read_weights(path: Path) -> Weights:
-    """Read tensors by name from a safetensors file or a PyTorch state dict; nothing is executed."""
+def read_weights(path: Path) -> tuple[Weights, str]:
+    """Read tensors by name from a safetensors file or a PyTorch state dict; nothing is executed.
+
+    Returns:
+        The tensors, all dense and of plain numbers; and what there is to say of where in the file they lay.
+
+    Raises:
+        ValueError: in one line, why the file is not that.
+    """
     if not path.is_file():
         raise ValueError(f"weights={path}: no such file")
+    with path.open("rb") as file:
+        instead = came_instead(file.read(START_BYTES))
+    if instead:
+        raise ValueError(f"weights={path}: holds no weights but {instead}; copy or download the file itself")
+    content, place = _state_dict(_load(path))
+    _check_tensors(path, content, place)
+    return content, place
+
+
+def _load(path: Path) -> Any:
+    """The content of a weight file, safe to look at."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused below anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"weights={path}: not a readable weight file ({_first_line(error)})") from None
+        raise ValueError(f"weights={path}: not a readable weight file ({_unreadable(error)})") from None
     except Exception as error:  # UnpicklingError, and whatever a damaged pickle stream provokes
-        raise ValueError(f"weights={path}: refused, it holds more than tensors ({_first_line(error)})") from None
-    for name in NESTED:
-        content = content.get(name, content) if isinstance(content, dict) else None
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"weights={path}: not a state dict of tensors")
-    return dict(content)
+        raise ValueError(f"weights={path}: {_refusal(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+def _unreadable(error: Exception) -> str:
+    """The first sentence, for the rest is torch's advice; a KeyError's text is a byte that no pickle begins with."""
+    if isinstance(error, KeyError):
+        return "it does not begin as one"
+    if "TorchScript" in str(error):
+        return f"a TorchScript archive, which is a program; {_REMEDY}"
+    return re.split(r"\. |\n", str(error).strip())[0][:200] or type(error).__name__
+
+
+def _refusal(error: Exception) -> str:
+    """Why a pickle is not read, without torch's advice how to run what is in it."""
+    named = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+    if named:
+        return f"refused, it holds more than tensors: {named[1]}, which is only made by running the file; {_REMEDY}"
+    operand = re.search(r"Unsupported operand \d+", str(error))
+    why = operand[0].lower() if operand else type(error).__name__
+    return f"refused, it holds more than tensors, or is no weight file ({why}); {_REMEDY}"
+
+
+def _state_dict(content: Any) -> tuple[Any, str]:
+    """The innermost dictionary that training scripts wrap, and what there is to say of its place."""
+    names, others = list[str](), list[str]()
+    while isinstance(content, dict) and (there := [name for name in NESTED if _wraps(content.get(name))]):
+        content = content[there[0]]
+        names.append(there[0])
+        others += there[1:]
+    beside = f", and not of {', '.join(others)}" if others else ""
+    return content, f" of {'.'.join(names)}{beside}" if names else ""
+
+
+def _wraps(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(inner, Tensor | dict) for inner in value.values())
+
+
+def _check_tensors(path: Path, content: Any, place: str) -> None:
+    """Raise ValueError, naming the first of them, unless these are tensors by name that a network can take."""
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"weights={path}: not a state dict of tensors but {_described(content)}{place}; {_REMEDY}")
+    for name, value in content.items():
+        if not isinstance(name, str):
+            raise ValueError(f"weights={path}: not a state dict of tensors by name: {name!r} is a key; {_REMEDY}")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"weights={path}: not a state dict of tensors: {name} is {_described(value)}; {_REMEDY}")
+        fault = _fault(value)
+        if fault:
+            raise ValueError(f"weights={path}: {name} is {fault}")
+
+
+def _described(value: Any) -> str:
+    empty = isinstance(value, dict | list) and not value
+    return f"an empty {type(value).__name__}" if empty else f"of the type {type(value).__name__}"
+
+
+def _fault(value: Tensor) -> str:
+    """What makes a tensor one that no weight can be copied from; empty: nothing."""
+    if value.is_meta:
+        return "a meta tensor, which has a shape and no values; save the model after its weights were loaded"
+    if value.layout != torch.strided:
+        return f"sparse ({str(value.layout).removeprefix('torch.')}); save it dense: tensor.to_dense()"
+    if value.is_complex():
+        return f"complex ({str(value.dtype).removeprefix('torch.')}); weights are real numbers"
+    if value.is_quantized or value.dtype in _NARROW:
+        return f"quantised ({str(value.dtype).removeprefix('torch.')}); give the weights before they were quantised"
+    return ""
 
 
 def common_prefix(names: Collection[str], wanted: Collection[str]) -> str:
@@ -65,7 +153,8 @@ def load_weights(net: nn.Module, left_out: Collection[str], path: Path) -> str:
         ValueError: the file is of another architecture: weights missing, of another shape, or more within the same
             parts of the network. Weights outside these parts (another head, a second network) are named only.
     """
-    found, wanted = read_weights(path), net.state_dict()
+    found, place = read_weights(path)
+    wanted = net.state_dict()
     prefix = common_prefix(found, wanted)
     mine = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
     parts = {name for name, _ in net.named_children()}
@@ -77,6 +166,11 @@ def load_weights(net: nn.Module, left_out: Collection[str], path: Path) -> str:
         for name, value in wanted.items()
         if name in mine and mine[name].shape != value.shape
     ]
+    faults += [
+        f"{name} is {mine[name].dtype}, expected {value.dtype}"
+        for name, value in wanted.items()
+        if name in mine and value.is_floating_point() and not mine[name].is_floating_point()
+    ]
     if faults:
         known = f" (prefix {prefix!r})" if prefix else ""
         more_faults = f"; {len(faults)} in all" if len(faults) > 1 else ""
@@ -84,13 +178,12 @@ def load_weights(net: nn.Module, left_out: Collection[str], path: Path) -> str:
     net.load_state_dict({name: value for name, value in mine.items() if name in wanted}, strict=False)
     strangers = [name for name in found if name.removeprefix(prefix) not in wanted]
     strangers = [name for name in strangers if name.removeprefix(prefix) not in left_out]
-    return _loaded(
-        path, prefix, sum(name in mine for name in wanted), sum(name in mine for name in left_out), strangers
-    )
+    used, without = sum(name in mine for name in wanted), sum(name in mine for name in left_out)
+    return _loaded(f"weights={path}: {used} tensors{place}", prefix, without, strangers)
 
 
-def _loaded(path: Path, prefix: str, used: int, left_out: int, strangers: list[str]) -> str:
-    said = f"weights={path}: {used} tensors" + (f" by prefix {prefix!r}" if prefix else "")
+def _loaded(said: str, prefix: str, left_out: int, strangers: list[str]) -> str:
+    said += f" by prefix {prefix!r}" if prefix else ""
     said += f", {left_out} of the classifier left out" if left_out else ""
     if strangers:
         more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""

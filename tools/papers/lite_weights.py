@@ -40,7 +40,7 @@ def main() -> None:
     from raypaml.model.weights import read_weights
 
     check_backbone(asked.model)
-    found, wanted = read_weights(asked.weights), build_whole(asked.model).state_dict()
+    (found, _), wanted = read_weights(asked.weights), build_whole(asked.model).state_dict()
     pairs = list(zip(wanted, found.values(), strict=False))
     wrong = next((name for name, value in pairs if value.shape != wanted[name].shape), None)
     if wrong or len(found) != len(wanted):
