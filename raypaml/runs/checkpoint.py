@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from raypaml.data.index import Index
 from raypaml.files import sweep, sync
+from raypaml.model.layout import laid_out_as
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.mirror import MARKER
 from raypaml.runs.skips import Reason
@@ -205,10 +206,13 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".")
-        state.setdefault(int(number), {})[name] = value
+        weight = weights[int(number)]
+        is_moment = value.shape == weight.shape  # else the count of steps; files have no strides
+        state.setdefault(int(number), {})[name] = laid_out_as(weight, value) if is_moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

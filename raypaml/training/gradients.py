@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from raypaml.collectives import all_reduce
+from raypaml.model.layout import laid_out_as
 from raypaml.runs.ranks import Ranks
 
 BITS = 52
@@ -65,4 +66,11 @@ def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], ranks:
     total = ranks.sum(total)
     summed = torch.split(total.double() * unit, sizes)
     for parameter, gradient in zip(parameters, summed, strict=True):
-        parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+        parameter.grad = laid_out_as(parameter, gradient.view_as(parameter))
+
+
+def lay_out_gradients(model: nn.Module) -> None:
+    """Give every gradient the strides of its parameter, where autograd may differ: in dimensions of size 1."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = laid_out_as(parameter, parameter.grad)

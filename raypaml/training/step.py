@@ -22,7 +22,7 @@ from raypaml.losses.large_loss import check_labels
 from raypaml.losses.scheme_losses import StepContext, scheme_loss
 from raypaml.losses.schemes import read_settings, scheme_of
 from raypaml.runs.models import autocast, update_average
-from raypaml.training.gradients import add_exactly
+from raypaml.training.gradients import add_exactly, lay_out_gradients
 from raypaml.training.nonfinite import FiniteCheck, check_gradients
 from raypaml.training.worker import Worker
 
@@ -76,6 +76,7 @@ def train_step(worker: Worker, batch: Batch) -> None:
                 # the wrapper averages over ranks
                 output(number).backward(gradient[piece] * ranks.world_size)  # type: ignore[no-untyped-call]
         CLOCK.arrive(ranks.device)
+        lay_out_gradients(worker.model)
     if careful:
         check_gradients(worker.model, where)
 

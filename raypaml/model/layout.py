@@ -1,0 +1,22 @@
+"""How the tensors of a network lie in memory, which is part of its state.
+
+CUDA's fused Adam takes a weight, its gradient and its moments only if they have the same strides; the CPU's goes
+through all four as they lie, and takes what meets for one entry.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The order in which a device keeps maps and convolutions' weights: channels last on a GPU, where it is faster."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def laid_out_as(weight: Tensor, values: Tensor) -> Tensor:
+    """These values, in the shape, the type and the strides of a weight; a copy unless they are so already."""
+    if values.dtype == weight.dtype and values.stride() == weight.stride():
+        return values
+    return torch.empty_like(weight, requires_grad=False, device=values.device).copy_(values)

@@ -1,0 +1,90 @@
+"""Networks that lie channels last, as on a GPU: everything that belongs to a weight keeps its strides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from raypaml.config import TrainConfig
+from raypaml.training import worker as training_worker
+from raypaml.training.resume import restore
+from raypaml.training.step import train_step
+from raypaml.training.worker import build_worker
+from tests.conftest import run_distributed
+from tests.test_faults import train_poisoned
+from tests.test_step import CPU, config, newest_files, reader_of, train_here
+
+
+def as_cuda_asks(optimizer: Optimizer, *_: Any) -> None:
+    """What CUDA's fused Adam checks before a step: a weight, its gradient and its moments lie alike."""
+    for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+        moments = [value for value in optimizer.state.get(weight, {}).values() if value.ndim]
+        for other in [weight.grad, *moments]:
+            assert other is None or other.stride() == weight.stride(), (weight.shape, other.stride(), weight.stride())
+
+
+@contextmanager
+def on_channels_last() -> Iterator[None]:
+    """A network on the CPU lies as on a GPU, and Adam is as strict as there."""
+    strict = register_optimizer_step_pre_hook(as_cuda_asks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_worker, "memory_format", lambda _: torch.channels_last)
+        yield
+    strict.remove()
+
+
+@pytest.fixture
+def channels_last() -> Iterator[None]:
+    with on_channels_last():
+        yield
+
+
+def stop_at(rank: int, world_size: int, settings: TrainConfig, data: Path, run: Path, step: int) -> bool:
+    with on_channels_last():
+        return not train_here(settings, data, run, step)
+
+
+EVERY_STEP = {"checkpoint_steps": 1}
+KINDS = [{}, {"reproducible": False, "ema": 0.9}, {"reproducible": False, "micro_batch_size": 5, "freeze_backbone": 1}]
+
+
+@pytest.mark.usefixtures("channels_last")
+@pytest.mark.parametrize("values", KINDS, ids=str)
+def test_a_stopped_run_continues_exactly(values: dict[str, Any], tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(**EVERY_STEP, **values)
+    assert train_here(settings, tiny_digits, tmp_path / "whole")
+    assert not train_here(settings, tiny_digits, tmp_path / "stopped", stop_at=5)
+    assert train_here(settings, tiny_digits, tmp_path / "stopped")
+    assert newest_files(tmp_path / "stopped") == newest_files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("channels_last")
+def test_a_run_resized_or_rolled_back_continues_exactly(tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(**EVERY_STEP, nonfinite="rollback")
+    assert train_here(settings, tiny_digits, tmp_path / "whole")
+    assert run_distributed(stop_at, 2, settings, tiny_digits, tmp_path / "resized", 5) == [True, True]
+    assert train_here(settings, tiny_digits, tmp_path / "resized")
+    assert train_poisoned(0, 1, settings, tiny_digits, tmp_path / "back", 1, "logits")
+    for run in ("resized", "back"):
+        assert newest_files(tmp_path / run) == newest_files(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("channels_last")
+def test_every_tensor_of_a_restored_worker_lies_as_before(tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(ema=0.9, **EVERY_STEP)
+    assert not train_here(settings, tiny_digits, tmp_path, stop_at=1)
+    worker = build_worker(settings, tiny_digits, tmp_path, CPU, lambda _: False)
+    restore(worker)
+    train_step(worker, reader_of(worker, 0)[1])
+    assert worker.average is not None
+    for weight, averaged in zip(worker.model.parameters(), worker.average.parameters(), strict=True):
+        own = worker.optimizer.state[weight]
+        for other in (averaged, weight.grad, own["exp_avg"], own["exp_avg_sq"]):
+            assert other.stride() == weight.stride()
+    assert worker.model.backbone.block1[0].weight.is_contiguous(memory_format=torch.channels_last)
