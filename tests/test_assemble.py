@@ -111,7 +111,7 @@ def test_a_table_becomes_shards_with_truth_and_boxes(
     arguments = ["table", table / "labels.csv", "--boxes", table / "boxes.csv", "--complete", "--out", out]
     assert run(monkeypatch, *arguments, "--hide", "single-positive", "--resize", "32") == 0
     data = open_folder(out)
-    assert {split: len(index) for split, index in data.splits.items()} == {"train": 19, "validation": 5, "test": 6}
+    assert {split: len(index) for split, index in data.splits.items()} == {"train": 20, "validation": 4, "test": 6}
     index = data.splits["train"]
     rows = np.arange(len(index))
     assert index.has_truth

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,11 @@ from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceSplit
 from raypaml.preparation.hiding import Hiding, hide, validation_split
 from raypaml.preparation.requests import REQUEST, SplitLabels, as_requests
+from raypaml.preparation.stratify import stratified_split
 
 _NOT_IN_KEYS = re.compile(r"[^0-9A-Za-z_-]+")
+
+Method = Literal["random", "stratified"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Cut:
     """Share of everything, where there is no test split."""
     seed: int = 1200
     """Published."""
+    method: Method = "random"
+    """random: as published; stratified: each class has the same share in both parts, and no group is divided."""
 
 
 def assemble(source: Source, hiding: Hiding, cut: Cut) -> dict[str, SplitLabels]:
@@ -45,13 +51,14 @@ def assemble(source: Source, hiding: Hiding, cut: Cut) -> dict[str, SplitLabels]
     splits = dict(source.splits)
     if "train" not in splits:
         raise ValueError(f"no training images; the source has {', '.join(splits) or 'nothing'}")
-    if "test" not in splits:
-        train, test = validation_split(len(splits["train"].files), cut.test, cut.seed)
-        splits |= {"train": _rows(splits["train"], train), "test": _rows(splits["train"], test)}
     num_classes = len(source.classes.class_ids)
+    _check_groups(splits)
+    if "test" not in splits:
+        train, test = _cut(splits["train"], cut.test, cut, num_classes)
+        splits |= {"train": _rows(splits["train"], train), "test": _rows(splits["train"], test)}
     observed = _hidden(splits["train"], num_classes, hiding)
     if "validation" not in splits:
-        train, validation = validation_split(len(splits["train"].files), cut.validation, cut.seed)
+        train, validation = _cut(splits["train"], cut.validation, cut, num_classes)
         splits["validation"] = _rows(splits["train"], validation)
         splits["train"] = _rows(splits["train"], train)
         observed = tuple([side[row] for row in train] for side in observed)  # type: ignore[assignment]
@@ -63,6 +70,31 @@ def assemble(source: Source, hiding: Hiding, cut: Cut) -> dict[str, SplitLabels]
     return labels
 
 
+def _check_groups(splits: dict[str, SourceSplit]) -> None:
+    """ValueError where the splits that a source has divide a group."""
+    place: dict[str, str] = {}
+    for split, content in splits.items():
+        for group in filter(None, content.groups or ()):
+            if place.setdefault(group, split) != split:
+                raise ValueError(
+                    f"group {group!r} is in {place[group]} and in {split}, so that near-duplicates of training images "
+                    "would be tested; give it one split, or say --group-column none"
+                )
+
+
+def _cut(split: SourceSplit, fraction: float, cut: Cut, num_classes: int) -> tuple[IntArray, IntArray]:
+    """The rows to keep, and those to cut off."""
+    if cut.method == "random":
+        if split.groups is not None:
+            raise ValueError(
+                "--split-method random divides groups; say --split-method stratified, or --group-column none"
+            )
+        return validation_split(len(split.files), fraction, cut.seed)
+    negatives = split.negatives if split.negatives is not None else [np.zeros(0, np.int64)] * len(split.files)
+    strata = [np.r_[yes, num_classes + no] for yes, no in zip(split.positives, negatives, strict=True)]
+    return stratified_split(strata, 2 * num_classes, fraction, cut.seed, split.groups)
+
+
 def _rows(split: SourceSplit, rows: NDArray[np.int64]) -> SourceSplit:
     return replace(
         split,
@@ -70,6 +102,7 @@ def _rows(split: SourceSplit, rows: NDArray[np.int64]) -> SourceSplit:
         positives=[split.positives[row] for row in rows],
         negatives=None if split.negatives is None else [split.negatives[row] for row in rows],
         boxes=None if split.boxes is None else [split.boxes[row] for row in rows],
+        groups=None if split.groups is None else [split.groups[row] for row in rows],
     )
 
 

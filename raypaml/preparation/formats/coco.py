@@ -1,54 +1,126 @@
-"""MS COCO, from the instances JSON of a year."""
+"""MS COCO, from the instances JSON of a year, and exports of labelling tools in its form."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
+from raypaml.preparation.split_names import split_named
 
 
-def read_coco(folder: Path) -> Source:
-    """Read `annotations/instances_{train,val}YEAR.json`; val is the test split.
+def read_coco(path: Path) -> Source:
+    """Read MS COCO as it was released, or an export in its form: a JSON file, or a folder with one for each split.
 
-    A class is positive where any annotation names it, crowds too. Images without an annotation are left out and
-    counted. Images go in the order of their ids as text, as published. (Protocol of E. Cole et al., CVPR 2021.)
+    As released (`annotations/instances_{train,val}YEAR.json`), val is the test split, and images go in the order of
+    their ids as text, as published. (Protocol of E. Cole et al., CVPR 2021.) An export is `DIR/SPLIT/
+    _annotations.coco.json` (Roboflow), `DIR/annotations/instances_SPLIT.json` (CVAT), or JSON files in DIR (Label
+    Studio's `result.json`, FiftyOne's `labels.json`); there val is the validation split, and categories that no
+    annotation has are left out. A class is positive where any annotation names it, crowds too. Images without an
+    annotation are left out and counted.
 
     Raises:
         ValueError: naming the file and what is missing in it.
     """
-    contents = {split: _load(folder, name) for split, name in (("train", "train"), ("test", "val"))}
-    names = {split: [c["name"] for c in content["categories"]] for split, (_, content) in contents.items()}
+    files = [path] if path.is_file() else _exported(path)
+    return _read_export(files, path if path.is_dir() else path.parent) if files else _read_released(path)
+
+
+def _read_released(folder: Path) -> Source:
+    paths = {split: _released(folder, name) for split, name in (("train", "train"), ("test", "val"))}
+    contents = {split: _load(path) for split, path in paths.items()}
+    names = {split: [c["name"] for c in content["categories"]] for split, content in contents.items()}
     if names["train"] != names["test"]:
         raise ValueError(f"{folder}: train and val have other categories; two formats mixed?")
-    column = {category["id"]: k for k, category in enumerate(contents["train"][1]["categories"])}
-    splits = {split: _read_split(path, content, column) for split, (path, content) in contents.items()}
+    column = {category["id"]: k for k, category in enumerate(contents["train"]["categories"])}
+    splits = {
+        split: _read_split(content, column, paths[split].stem.removeprefix("instances_") + "/")
+        for split, content in contents.items()
+    }
     return Source(classes_of(names["train"]), splits, folder)
 
 
-def _load(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
+def _released(folder: Path, name: str) -> Path:
     found = sorted((folder / "annotations").glob(f"instances_{name}*.json"))
     if len(found) != 1:
         raise ValueError(f"{folder}: {len(found)} files annotations/instances_{name}*.json; keep the one of your year")
+    return found[0]
+
+
+def _exported(folder: Path) -> list[Path]:
+    """The files of an export; none where the folder is COCO as released, or nothing that is known."""
+    instances = sorted((folder / "annotations").glob("instances_*.json"))
+    by_split = {split: [file for file in instances if _split_of(file) == split] for split in SPLITS}
+    if by_split["train"] and by_split["validation"] and not by_split["test"]:
+        return []
+    return sorted(folder.glob("*/_annotations.coco.json")) or instances or sorted(folder.glob("*.json"))
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that the name of a file says, or of its folder where all files are called the same."""
+    name = file.parent.name if file.name == "_annotations.coco.json" else file.stem
+    splits = {split for word in re.split(r"[^A-Za-z]+", name) if (split := split_named(word))}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _read_export(files: list[Path], folder: Path) -> Source:
+    contents = {file: _load(file) for file in files}
+    splits = {file: _split_of(file) or ("train" if len(files) == 1 else None) for file in files}
+    if None in splits.values() or len(set(splits.values())) < len(files):
+        said = ", ".join(f"{file.relative_to(folder)} ({split or 'no split'})" for file, split in splits.items())
+        raise ValueError(f"{folder}: {said}; name each file by one split ({', '.join(SPLITS)}), or give one file")
+    used = {file: {one["category_id"] for one in content["annotations"]} for file, content in contents.items()}
+    names = sorted(
+        {c["name"] for file, content in contents.items() for c in content["categories"] if c["id"] in used[file]}
+    )
+    if not names:
+        raise ValueError(f"{folder}: no annotation in {', '.join(file.name for file in files)}")
+    found = {}
+    for file, content in contents.items():
+        column = {c["id"]: names.index(c["name"]) for c in content["categories"] if c["id"] in used[file]}
+        split = str(splits[file])
+        found[split] = _read_split(content, column, _prefix(file, content, folder))
+        unused = [c["name"] for c in content["categories"] if c["id"] not in used[file]]
+        found[split].findings.add("categories without an annotation here", len(unused), unused)
+    return Source(
+        classes_of(names), found, folder, about="an export in COCO's form; images without annotations left out"
+    )
+
+
+def _prefix(file: Path, content: dict[str, Any], folder: Path) -> str:
+    """What comes before the names of a file's images, as each tool lays them out; empty where none of it is there."""
+    subset = file.stem.removeprefix("instances_")
+    places = (file.parent, file.parent / "data", folder / "images" / subset, folder / "images", folder / subset)
+    name = _file_name(content["images"][0]) if content["images"] else ""
+    place = next((place for place in places if name and (place / name).is_file()), folder)
+    return "" if place == folder else f"{place.relative_to(folder).as_posix()}/"
+
+
+def _file_name(image: dict[str, Any]) -> str:
+    return str(image["file_name"]).replace("\\", "/")
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(found[0].read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{found[0]}: not JSON ({error})") from None
+        raise ValueError(f"{path}: not JSON ({error})") from None
     missing = [part for part in ("images", "annotations", "categories") if part not in content]
     if missing:
-        raise ValueError(f"{found[0]}: no {', '.join(missing)}; not COCO's instances JSON")
-    return found[0], content
+        raise ValueError(f"{path}: no {', '.join(missing)}; not COCO's instances JSON")
+    return dict(content)
 
 
-def _read_split(path: Path, content: dict[str, Any], column: dict[int, int]) -> SourceSplit:
+def _read_split(content: dict[str, Any], column: dict[int, int], prefix: str) -> SourceSplit:
     findings = Findings()
-    folder = path.stem.removeprefix("instances_")
-    file_of = {image["id"]: f"{folder}/{image['file_name']}" for image in content["images"]}
+    file_of = {image["id"]: prefix + _file_name(image) for image in content["images"]}
     classes, boxes = defaultdict[int, set[int]](set), defaultdict[int, list[SourceBox]](list)
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
@@ -56,7 +128,7 @@ def _read_split(path: Path, content: dict[str, Any], column: dict[int, int]) -> 
             findings.add("annotations of unknown images or categories", 1, [annotation["id"]])
             continue
         classes[image].add(column[category])
-        if not annotation.get("iscrowd"):
+        if not annotation.get("iscrowd") and len(annotation.get("bbox", ())) == 4:
             boxes[image].append(_box(annotation["bbox"], column[category]))
     findings.add("images listed", len(file_of))
     without = [file for image, file in file_of.items() if image not in classes]

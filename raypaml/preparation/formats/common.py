@@ -29,6 +29,8 @@ class SourceSplit:
     negatives: list[IntArray] | None = None
     """None: every class that is not positive is negative, the labels are complete."""
     boxes: list[list[SourceBox]] | None = None
+    groups: list[str] | None = None
+    """Of each image the group that no cut may divide, such as near-duplicates of one picture; empty: it has none."""
     findings: Findings = field(default_factory=Findings)
 
 
@@ -54,6 +56,10 @@ class Source:
     """Where its images usually lie."""
     skipped: tuple[Skipped, ...] = ()
     """Files that lie there and are not taken."""
+    about: str = ""
+    """In words how the labels were read, where they could be written in several ways."""
+    has_certain_names: bool = True
+    """No name of a class was cut out of text between separators, unless a class list holds it."""
 
 
 def text_lines(path: Path) -> list[str]:

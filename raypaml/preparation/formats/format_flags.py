@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from raypaml.cli import Parser
-from raypaml.preparation.assemble import Cut, assemble
+from raypaml.cli import Parser, say
+from raypaml.preparation.assemble import Cut, Method, assemble
 from raypaml.preparation.formats.class_folders import LAYOUTS, read_folder
 from raypaml.preparation.formats.coco import read_coco
-from raypaml.preparation.formats.common import Source, text_lines
+from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.cub import read_cub
 from raypaml.preparation.formats.nuswide import read_nuswide
-from raypaml.preparation.formats.own_labels import TableForm, read_table
+from raypaml.preparation.formats.table_flags import add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.hiding import Hiding
+from raypaml.preparation.label_overview import CHECKS, check_names, overview, positives_of
 from raypaml.preparation.pipeline import Preparation
+from raypaml.preparation.record import read_record
 from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
 
 FOLDERS: dict[str, tuple[str, Callable[[Path], Source]]] = {
     "voc": ("PASCAL VOC 2007 or 2012, from the devkit as released", read_voc),
-    "coco": ("MS COCO, from its instances_*.json", read_coco),
+    "coco": ("MS COCO, from its instances_*.json, or an export in its form", read_coco),
     "nuswide": ("NUS-WIDE, from its official lists or the re-crawled arrays", read_nuswide),
     "cub": ("CUB-200-2011, its attributes as classes", read_cub),
 }
 """Formats that are a folder: what each is, and its reader. A new one is a reader and a line here."""
+PUBLISHED = tuple(FOLDERS)
+"""Formats that papers use: they are cut into splits as published, and their labels are as they are."""
 FORMATS = {
-    "table": "your own labels: a CSV or Parquet table with a row an image",
+    "table": "your own labels: a CSV or Parquet table, or an export of Label Studio, CVAT or FiftyOne",
     "folder": "your own images in folders CLASS/IMAGE or SPLIT/CLASS/IMAGE",
     **{name: about for name, (about, _) in FOLDERS.items()},
 }
@@ -48,8 +52,10 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
     add("--validation", type=float, default=0.2, metavar="X", help="share of train cut off, if there is none [0.2]")
     add("--test", type=float, default=0.2, metavar="X", help="share of all images cut off, if there is no test [0.2]")
     add("--split-seed", type=int, default=1200, metavar="N", help="of both [1200, the published split]")
+    add("--split-method", choices=get_args(Method), help="of both [stratified by class; random for published formats]")
+    add("--allow", default="", metavar="CHECK,..", help=f"use labels that look wrong: {', '.join(CHECKS)}")
     if kind in ("", "table"):
-        _add_table_flags(parser)
+        add_table_flags(parser)
     if kind in ("", "folder"):
         add(
             "--layout",
@@ -60,23 +66,13 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
     add_sharding_flags(parser)
 
 
-def _add_table_flags(parser: Parser) -> None:
-    add = parser.add_argument
-    add("--classes", type=Path, metavar="FILE", help="of a table: classes, one per line [all that occur, sorted]")
-    add("--separator", default=" ", metavar="TEXT", help="of a table: between the labels of an image [a space]")
-    add("--complete", action="store_true", help="of a table: what is not listed is negative [it is unobserved]")
-    add("--boxes", type=Path, metavar="FILE", help="of a table: CSV of image,class,xmin,ymin,xmax,ymax in pixels")
-
-
 def _source_of(flags: Any) -> Source:
     """The labelled images."""
     if not flags.format or not flags.path:
         raise ValueError(f"give a format ({', '.join(FORMATS)}) and where it is; --help says more")
     if flags.format == "table":
-        form = TableForm(flags.separator, flags.complete)
-        class_ids = [line.strip() for line in text_lines(flags.classes) if line.strip()] if flags.classes else ()
-        return read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
-    if not flags.path.is_dir():
+        return table_source(flags)
+    if not flags.path.is_dir() and not (flags.format == "coco" and flags.path.is_file()):
         raise ValueError(f"{flags.path}: no such folder; give the one that holds the {flags.format} files")
     if flags.format == "folder":
         return read_folder(flags.path, flags.layout)
@@ -84,16 +80,32 @@ def _source_of(flags: Any) -> Source:
     return read(flags.path)
 
 
+def _split_method(flags: Any) -> Method:
+    """How splits are cut: as asked, else as the data set in the folder was begun, else as its format is cut."""
+    if flags.split_method:
+        return cast("Method", flags.split_method)
+    record = read_record(flags.out)
+    if record is not None:
+        return cast("Method", record["parameters"].get("split_method", "random"))  # those before it had no other
+    return "random" if flags.format in PUBLISHED and flags.path.is_dir() else "stratified"
+
+
 def format_preparation(flags: Any) -> Preparation:
-    """What the flags ask for."""
+    """What the flags ask for; says what the labels look like, and refuses what looks wrong in one's own."""
     source = _source_of(flags)
+    allowed = [name.strip() for name in flags.allow.split(",") if name.strip()]
+    if flags.format not in PUBLISHED:
+        check_names(source.classes.class_ids, positives_of(source), allowed, given=source.has_certain_names)
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
-    cut = Cut(flags.validation, flags.test, flags.split_seed)
-    labels = assemble(source, hiding, cut)
+    method = _split_method(flags)
+    labels = assemble(source, hiding, Cut(flags.validation, flags.test, flags.split_seed, method))
+    for line in overview(source, labels):
+        say(line)
+    settings = {"hide": flags.hide, "hide_seed": flags.hide_seed, "split_seed": flags.split_seed}
     return preparation(
         flags,
         source=flags.format,
-        settings={"hide": flags.hide, "hide_seed": flags.hide_seed, "split_seed": flags.split_seed},
+        settings=settings if method == "random" else settings | {"split_method": method},
         classes=source.classes,
         read_split=labels.__getitem__,
         images=flags.images or str(source.images),

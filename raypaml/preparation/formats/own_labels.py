@@ -1,165 +1,156 @@
-"""One's own labels: a CSV or Parquet table of images."""
+"""One's own labels: a table of images as CSV or Parquet, or what a labelling tool exports."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from pyarrow import csv
 
 from raypaml.data.index import BOX_SIDES
-from raypaml.data.shards import SPLITS
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
-from raypaml.preparation.label_join import Labels, join_labels, pack
+from raypaml.preparation.formats.class_columns import Uncertain, class_columns, read_class_columns
+from raypaml.preparation.formats.common import Source
+from raypaml.preparation.formats.exports import read_export
+from raypaml.preparation.formats.image_names import relative_names
+from raypaml.preparation.formats.label_cells import IN_LISTS, label_lists
+from raypaml.preparation.formats.listed_images import ListedImages, NamedBoxes, source_of
+from raypaml.preparation.formats.table_file import Dialect, column_named, load_table
 
 BOX_COLUMNS = ("image", "class", "xmin", "ymin", "xmax", "ymax")
+COLUMN_ROLES = ("image", "labels", "negatives", "split", "group")
+"""What a column may be; called so unless a flag says otherwise."""
+EXPORTS = (".json", ".xml")
+"""Files that labelling tools write."""
 
 
 @dataclass(frozen=True)
 class TableForm:
     """How a table says its labels."""
 
-    separator: str = " "
-    """Between labels of one image."""
+    separator: str = ""
+    """Between labels of one image; `none`: a cell is one label; empty: what classes or cells show."""
     complete: bool = False
     """What is not listed is negative; otherwise it is unobserved."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Role -> the column's name, for those that are not called by their role; `none`: there is no such column."""
+    class_columns: tuple[str, ...] = ()
+    """Columns or ranges `A..Z` that are classes, with 1, 0, blank or -1."""
+    uncertain: Uncertain = ""
+    """What -1 means in columns of classes."""
+    dialect: Dialect = field(default_factory=Dialect)
+    images: str = ""
+    """Folder or address of the images; empty: the table's folder."""
+    prefix: str = ""
+    """Cut from the front of names of images."""
 
 
 def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_ids: Sequence[str] = ()) -> Source:
-    """Read a table with the columns `image`, `labels`, and optionally `split` and `negatives`.
+    """Read a table with a column `image`, and either `labels` or one column a class, or an export.
 
-    `labels` and `negatives` hold class names between separators, or lists (Parquet). Rows of the same image are merged;
-    a class that is positive and negative in one image is dropped; labels outside `class_ids` are left out; all of it
-    is counted. Without `split` every image is of train.
+    `labels` and `negatives` hold names between separators, or lists. `split` and `group` are optional. Rows of the same
+    image are merged, see `source_of`.
 
     Args:
+        path: CSV, Parquet, or the JSON or XML of a labelling tool.
+        form: how it says its labels.
         boxes: a table with the columns image, class, xmin, ymin, xmax, ymax in pixels.
         class_ids: the classes, in order; default: all that occur, sorted.
 
     Raises:
         ValueError: naming file and column or row.
     """
-    table = _load(path, ("image", "labels"))
-    findings = Findings()
-    listed = [
-        (name, *_labels(table, name, form.separator)) for name in ("labels", "negatives") if name in table.schema.names
-    ]
-    names = list(class_ids) or sorted({value for _, _, values in listed for value in pc.unique(values).to_pylist()})
-    if not names:
-        raise ValueError(f"{path}: no label in it; the column 'labels' holds class names between {form.separator!r}")
-    image = table["image"].combine_chunks().dictionary_encode()
-    files: list[str] = image.dictionary.to_pylist()
-    findings.add("rows", len(table))
-    findings.add("rows of an image listed before, merged", len(table) - len(files))
-    packed = [_packed(rows, values, image, names, name == "labels", findings) for name, rows, values in listed]
-    labels = join_labels(np.concatenate(packed), "drop", findings, lambda i, c: f"{files[i]} {names[c]}")
-    split_of = _splits(table, path, image, files)
-    found = _boxes(boxes, files, names, findings) if boxes else None
-    splits = {}
-    for number, split in enumerate(SPLITS):
-        rows = np.flatnonzero(split_of == number)
-        if len(rows):
-            splits[split] = _split(rows, files, labels, form, found, findings)
-    return Source(classes_of(names), splits, path.parent)
-
-
-def _load(path: Path, needed: Sequence[str]) -> pa.Table:
+    images = form.images or str(path.parent)
+    if path.suffix.lower() in EXPORTS:
+        listed = read_export(path, images, {role: form.columns.get(role, "") for role in COLUMN_ROLES})
+    else:
+        listed = _read_rows(path, form, class_ids)
+    listed.complete |= form.complete and not form.class_columns
     try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else csv.read_csv(path, convert_options=_AS_TEXT)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    missing = [name for name in needed if name not in table.schema.names]
-    if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")
-    return table
+        listed.files = relative_names(listed.files, images, form.prefix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if boxes:
+        listed.boxes = _boxes(boxes, form)
+    return source_of(listed, path, class_ids)
 
 
-_AS_TEXT = csv.ConvertOptions(
-    column_types={name: pa.string() for name in ("image", "labels", "negatives", "split", "class")},
-    strings_can_be_null=False,
-)
-
-
-def _labels(table: pa.Table, name: str, separator: str) -> tuple[NDArray[np.int64], pa.Array]:
-    """The row and the class name of each label in a column."""
-    column = table[name].combine_chunks()
-    lists = column if pa.types.is_list(column.type) else pc.split_pattern(pc.fill_null(column, ""), separator)
-    values, rows = pc.utf8_trim_whitespace(lists.flatten()), pc.list_parent_indices(lists)
-    there = pc.not_equal(values, "")
-    return rows.filter(there).to_numpy().astype(np.int64), values.filter(there)
-
-
-def _packed(
-    rows: NDArray[np.int64],
-    values: pa.Array,
-    image: pa.DictionaryArray,
-    names: Sequence[str],
-    positive: bool,
-    findings: Findings,
-) -> NDArray[np.uint64]:
-    columns = pc.fill_null(pc.index_in(values, value_set=pa.array(names, pa.string())), -1).to_numpy()
-    outside = columns < 0
-    findings.add("labels outside the classes", outside.sum(), pc.unique(values.filter(pa.array(outside))).to_pylist())
-    images = image.indices.to_numpy()[rows[~outside]].astype(np.int64)
-    none = np.zeros(len(images), np.int64)
-    return pack(images, columns[~outside].astype(np.int64), none, np.full(len(images), positive))
-
-
-def _splits(table: pa.Table, path: Path, image: pa.DictionaryArray, files: list[str]) -> NDArray[np.int64]:
-    """The number in SPLITS of each image's split."""
-    if "split" not in table.schema.names:
-        return np.zeros(len(files), np.int64)
-    number = pc.index_in(table["split"].combine_chunks(), value_set=pa.array(SPLITS))
-    if number.null_count:
-        row = int(np.flatnonzero(pc.is_null(number).to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{path}: row {row + 1}: split {table['split'][row]}; expected {', '.join(SPLITS)}")
-    split_of = np.full(len(files), -1)
-    rows, splits = image.indices.to_numpy(), number.to_numpy()
-    split_of[rows] = splits
-    other = np.flatnonzero(split_of[rows] != splits)
-    if len(other):
-        raise ValueError(f"{path}: row {other[0] + 1}: {files[rows[other[0]]]} is in two splits; keep one")
-    return split_of
-
-
-def _split(
-    rows: NDArray[np.int64],
-    files: list[str],
-    labels: Labels,
-    form: TableForm,
-    boxes: dict[str, list[SourceBox]] | None,
-    findings: Findings,
-) -> SourceSplit:
-    sides = []
-    for wanted in (labels.positive, ~labels.positive):
-        first, end = (np.searchsorted(labels.image[wanted], rows, side) for side in ("left", "right"))
-        columns = labels.class_index[wanted].astype(np.int64)
-        sides.append([columns[a:b] for a, b in zip(first, end, strict=True)])
-    chosen = [files[row] for row in rows]
-    return SourceSplit(
-        files=chosen,
-        positives=sides[0],
-        negatives=None if form.complete else sides[1],
-        boxes=[boxes.get(file, []) for file in chosen] if boxes else None,
+def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedImages:
+    table = load_table(path, [form.columns.get("image") or "image"], form.dialect)
+    columns = _columns(table, path, form)
+    findings = Findings()
+    about = ""
+    if form.class_columns or "labels" not in columns:
+        taken = [name for role, name in columns.items() if role != "labels"]
+        names = class_columns(table, path, form.class_columns, taken)
+        labels = read_class_columns(table, path, names, form.uncertain, form.complete, findings)
+        lists = {"labels": _lists(labels == POSITIVE, names), "negatives": _lists(labels == NEGATIVE, names)}
+        about, complete = "one column a class", not (labels == UNOBSERVED).any()
+    else:
+        names, complete = [], form.complete
+        cells: dict[str, pa.Array] = {
+            role: _cells(table, columns[role]) for role in ("labels", "negatives") if role in columns
+        }
+        try:
+            lists, about = label_lists(cells, form.separator, class_ids)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    unread = [name for name in table.column_names if name and name not in (*columns.values(), *names)]
+    return ListedImages(
+        files=_texts(table, columns["image"]),
+        labels=lists["labels"],
+        negatives=lists.get("negatives"),
+        splits=_texts(table, columns["split"]) if "split" in columns else None,
+        groups=_texts(table, columns["group"]) if "group" in columns else None,
+        complete=complete,
+        has_certain_names=bool(names) or about == IN_LISTS,
+        about="; ".join([about] * bool(about) + [f"columns not read: {', '.join(unread)}"] * bool(unread)),
         findings=findings,
     )
 
 
-def _boxes(path: Path, files: list[str], names: Sequence[str], findings: Findings) -> dict[str, list[SourceBox]]:
-    column, known = {name: k for k, name in enumerate(names)}, set(files)
-    found = defaultdict[str, list[SourceBox]](list)
-    for row in _load(path, BOX_COLUMNS).select(BOX_COLUMNS).to_pylist():
-        if row["image"] not in known or row["class"] not in column:
-            findings.add("boxes of unknown images or classes", 1, [f"{row['image']} {row['class']}"])
-            continue
-        corners = zip(BOX_SIDES, BOX_COLUMNS[2:], strict=True)
-        found[row["image"]].append({"class": column[row["class"]], **{ours: float(row[its]) for ours, its in corners}})
-    return found
+def _columns(table: pa.Table, path: Path, form: TableForm) -> dict[str, str]:
+    """Role -> column, of the roles that there are."""
+    columns: dict[str, str] = {}
+    for role in COLUMN_ROLES:
+        given = form.columns.get(role, "")
+        name = column_named(table, path, given or role, f"--{role}-column", given=bool(given))
+        columns |= {role: name} if name else {}
+    return columns
+
+
+def _cells(table: pa.Table, name: str) -> pa.Array:
+    column = table[name].combine_chunks()
+    if pa.types.is_nested(column.type):
+        return column.cast(pa.list_(pa.string()))
+    return pc.fill_null(column.cast(pa.string()), "")
+
+
+def _texts(table: pa.Table, name: str) -> list[str]:
+    return [text.strip() for text in pc.fill_null(table[name].cast(pa.string()), "").to_pylist()]
+
+
+def _lists(chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], names: Sequence[str]) -> pa.Array:
+    """The names of the chosen columns of each row."""
+    _, columns = np.nonzero(chosen)
+    offsets = np.r_[0, np.cumsum(chosen.sum(axis=1))].astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(names, pa.string()).take(pa.array(columns)))
+
+
+def _boxes(path: Path, form: TableForm) -> NamedBoxes:
+    table = load_table(path, BOX_COLUMNS, form.dialect)
+    columns = {name: _texts(table, column_named(table, path, name, "", given=False) or name) for name in BOX_COLUMNS}
+    files = relative_names(columns["image"], form.images or str(path.parent), form.prefix)
+    boxes = defaultdict(list)
+    for row, (file, name, *corners) in enumerate(zip(files, *list(columns.values())[1:], strict=True), start=1):
+        try:
+            sides = dict(zip(BOX_SIDES, map(float, corners), strict=True))
+        except ValueError as error:
+            raise ValueError(f"{path}: row {row}: {error}; corners are numbers of pixels") from None
+        boxes[file].append({"class": name, **sides})
+    return boxes

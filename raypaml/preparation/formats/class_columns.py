@@ -1,0 +1,115 @@
+"""Tables with one column a class: 1 positive, 0 negative, blank unobserved, -1 uncertain, as CheXpert's labels are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
+from raypaml.preparation.findings import Findings
+from raypaml.preparation.formats.table_file import matching
+
+Uncertain = Literal["", "unobserved", "negative", "positive"]
+"""What uncertain labels become: U-Ignore, U-Zeros and U-Ones of CheXpert (J. Irvin et al., AAAI 2019). Empty:
+unobserved, unless there is no 0 among the labels, so that -1 may mean negative."""
+_UNCERTAIN = UNOBSERVED - 1
+VALUES = {
+    **dict.fromkeys(("1", "1.0", "true"), POSITIVE),
+    **dict.fromkeys(("0", "0.0", "false"), NEGATIVE),
+    **dict.fromkeys(("", "nan"), UNOBSERVED),
+    **dict.fromkeys(("-1", "-1.0", "u", "uncertain"), _UNCERTAIN),
+}
+"""What a cell may hold, in any case of letters, and what it means."""
+_SHOWN = "1, 0, blank, and -1 or 'uncertain'"
+
+
+def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The columns that are classes.
+
+    Args:
+        asked: names, or ranges such as `Cardiomegaly..Edema` in the order of the table; empty: all columns that have no
+            other role, and each must hold labels.
+        others: columns that have another role.
+
+    Raises:
+        ValueError: a column is not there, or none of them holds labels.
+    """
+    if asked:
+        return [name for one in asked for name in _asked(table.column_names, path, one)]
+    names = [name for name in table.column_names if name and name not in others]
+    strange = {name: value for name in names if (value := _strange(table[name])) is not None}
+    if strange or not names:
+        such = "; ".join(f"{name} holds {value!r}" for name, value in list(strange.items())[:3])
+        raise ValueError(
+            f"{path}: no column labels, and not all others are classes with {_SHOWN} ({such or 'there is none'}). "
+            "Say --labels-column NAME for a column of names, or --class-columns A,B or A..Z for one column a class"
+        )
+    return names
+
+
+def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:
+    ends = [matching(end, names) for end in one.split("..")]
+    if len(ends) > 2 or any(len(end) != 1 for end in ends):
+        raise ValueError(f"{path}: --class-columns {one}: no such column, or several; it has {', '.join(names)}")
+    first, last = names.index(ends[0][0]), names.index(ends[-1][0])
+    return list(names[first : last + 1])
+
+
+def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    texts = pc.fill_null(column.cast(pa.string()).combine_chunks(), "")
+    return pc.utf8_lower(pc.utf8_trim_whitespace(texts)).dictionary_encode()
+
+
+def _strange(column: pa.ChunkedArray) -> str | None:
+    """The first value that is no label, None where all are."""
+    if pa.types.is_nested(column.type):
+        return str(column[0])
+    return next((value for value in _texts(column).dictionary.to_pylist() if value not in VALUES), None)
+
+
+def read_class_columns(
+    table: pa.Table, path: Path, names: Sequence[str], uncertain: Uncertain, complete: bool, findings: Findings
+) -> NDArray[np.int8]:
+    """The labels of all rows, [rows, K] in {1 positive, 0 negative, -1 unobserved}.
+
+    Args:
+        names: the columns, from `class_columns`.
+        uncertain: what uncertain labels become.
+        complete: blanks are negative; otherwise they are unobserved.
+        findings: takes the count of uncertain labels.
+
+    Raises:
+        ValueError: a cell holds something else, or -1 may mean negative.
+    """
+    if uncertain not in get_args(Uncertain):
+        raise ValueError(f"--uncertain {uncertain}: give unobserved, negative or positive")
+    labels = np.stack([_column(table, path, name) for name in names], axis=1)
+    doubtful = labels == _UNCERTAIN
+    if doubtful.any() and not uncertain and not (labels == NEGATIVE).any():
+        raise ValueError(
+            f"{path}: the columns of classes hold -1 and never 0; say --uncertain negative where -1 is that, or "
+            "--uncertain unobserved"
+        )
+    labels[(labels == UNOBSERVED) & complete] = NEGATIVE
+    meaning = {"negative": NEGATIVE, "positive": POSITIVE}.get(uncertain, UNOBSERVED)
+    labels[doubtful] = meaning
+    word = uncertain or "unobserved"
+    rows = np.flatnonzero(doubtful.any(axis=1))[:3]
+    findings.add(f"uncertain labels, taken as {word}", doubtful.sum(), [f"row {row + 1}" for row in rows])
+    return labels
+
+
+def _column(table: pa.Table, path: Path, name: str) -> NDArray[np.int8]:
+    strange = _strange(table[name])
+    coded = None if strange is not None else _texts(table[name])
+    if coded is None:
+        raise ValueError(f"{path}: column {name!r} holds {strange!r}; a column of a class holds {_SHOWN}")
+    values = np.array([VALUES[value] for value in coded.dictionary.to_pylist()], np.int8)
+    numbers: NDArray[np.int32] = coded.indices.to_numpy(zero_copy_only=False)
+    return values[numbers]

@@ -1,0 +1,168 @@
+"""A table as somebody saved it: its encoding, delimiter and quoting, and which columns are meant.
+
+Nothing is guessed: UTF-8 and byte order marks are recognised, any other encoding is said by a word; the delimiter is
+the one that makes the needed columns appear in the first line; quoting that is broken is refused with its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypaml.cli import known_names
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+"""Tried where none is given."""
+SIGNS = {
+    "tab": "\t",
+    "\\t": "\t",
+    "comma": ",",
+    "semicolon": ";",
+    "space": " ",
+    "blank": " ",
+    "newline": "\n",
+    "\\n": "\n",
+}
+"""What a flag may call a sign that is hard to type."""
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
+_MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_SEP_LINE = re.compile(r"sep=(.)\r?\n")
+"""Excel's own first line, which names the delimiter."""
+_HEADER = 1 << 20
+"""Characters in which the first row of a table must end."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a text table is written."""
+
+    delimiter: str = ""
+    """Empty: the one of DELIMITERS with which the first line has the needed columns."""
+    encoding: str = ""
+    """Empty: what a byte order mark says, else UTF-8."""
+
+
+def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None) -> pa.Table:
+    """Read a CSV as text, or Parquet as it is; names of columns lose the blanks around them.
+
+    Args:
+        path: `.parquet`, or text with a first row of names.
+        needed: columns that there must be, in any case of letters.
+        dialect: how the text is written.
+
+    Raises:
+        ValueError: naming the file, the line where there is one, and the remedy.
+    """
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
+    except (pa.ArrowInvalid, OSError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    missing = [name for name in needed if not matching(name, table.column_names)]
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    return table
+
+
+def matching(name: str, names: Sequence[str]) -> list[str]:
+    """The columns that a name means: the one that is equal, else those that differ by case and blanks only."""
+    equal = [other for other in names if other == name]
+    return equal or [other for other in names if other.strip().casefold() == name.strip().casefold()]
+
+
+def column_named(table: pa.Table, path: Path, name: str, flag: str, *, given: bool) -> str | None:
+    """The column for a role: None where it was not asked for and is not there.
+
+    Raises:
+        ValueError: it was asked for and is not there, or several columns are called so.
+    """
+    if name == "none" and given:
+        return None
+    matches = matching(name, table.column_names)
+    if len(matches) > 1:
+        raise ValueError(f"{path}: {len(matches)} columns are called {name!r}; rename all but one of them")
+    if not matches and given:
+        raise ValueError(f"{path}: {flag} {name}: no such column{known_names(name, table.column_names)}")
+    return matches[0] if matches else None
+
+
+def _read_text(path: Path, needed: Sequence[str], dialect: Dialect) -> pa.Table:
+    text = _decoded(path, dialect.encoding)
+    line = _SEP_LINE.match(text)
+    text = text[line.end() :] if line else text
+    delimiter = SIGNS.get(dialect.delimiter, dialect.delimiter) or (line[1] if line else _delimiter(path, text, needed))
+    if len(delimiter) != 1:
+        raise ValueError(f"--delimiter {delimiter!r}: give one sign, such as ';', or the word tab")
+    names, *rows = _rows(path, text, delimiter)
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], names=names)
+
+
+def _decoded(path: Path, encoding: str) -> str:
+    content = path.read_bytes()
+    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "")
+    if not encoding and not marked and b"\0" in content[:4096]:
+        raise ValueError(f"{path}: holds zero bytes, so it is no UTF-8 text; if it is UTF-16, say --encoding utf-16-le")
+    try:
+        return content.decode(encoding or marked or "utf-8").removeprefix("\ufeff")
+    except LookupError:
+        raise ValueError(f"--encoding {encoding}: no such encoding; such as utf-8, utf-16, cp1252, latin-1") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        advice = (
+            "say --encoding cp1252 if it was saved by a Windows program in a Western language, or the encoding it has"
+        )
+        raise ValueError(f"{path}: line {line} is not {encoding or marked or 'UTF-8'}; {advice}") from None
+
+
+def _reader(text: str, delimiter: str) -> Any:  # csv.reader is no class that can be named
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    try:
+        return [name.strip() for name in next(filter(any, _reader(text[:_HEADER], delimiter)), [])]
+    except csv.Error:
+        return []
+
+
+def _delimiter(path: Path, text: str, needed: Sequence[str]) -> str:
+    headers = {sign: _header(text, sign) for sign in DELIMITERS}
+    fits = [sign for sign, names in headers.items() if all(matching(name, names) for name in needed)]
+    if not fits:
+        names = max(headers.values(), key=len)
+        missing = ", ".join(name for name in needed if not matching(name, names))
+        raise ValueError(
+            f"{path}: no column {missing}; it has {', '.join(names)}. Flags such as --image-column say which one is "
+            "meant, --delimiter what is between columns where it is none of comma, semicolon and tab"
+        )
+    widest = max(fits, key=lambda sign: len(headers[sign]))
+    if sum(len(headers[sign]) > 1 for sign in fits) > 1:
+        raise ValueError(f"{path}: can be read with {' or '.join(map(repr, fits))} between columns; say --delimiter")
+    return widest
+
+
+def _rows(path: Path, text: str, delimiter: str) -> Iterator[list[str]]:
+    """The rows that hold anything, the names first, all as long as these."""
+    reader = _reader(text, delimiter)
+    width = 0
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                width = width or len(row)
+                if len(row) != width:
+                    advice = "a cell that holds the delimiter or a line break must be quoted"
+                    raise ValueError(f"{path}: line {reader.line_num}: {len(row)} cells instead of {width}; {advice}")
+                yield row
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: {error}; its quotes do not match") from None
+    if not width:
+        raise ValueError(f"{path}: empty; expected a first row with the names of the columns")

@@ -1,0 +1,106 @@
+"""Cut images with several labels each into two splits that hold the same share of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import sparse
+
+from raypaml.labels import IntArray
+
+
+def stratified_split(
+    strata: Sequence[IntArray], num_strata: int, fraction: float, seed: int, groups: Sequence[str] | None = None
+) -> tuple[IntArray, IntArray]:
+    """Iterative stratification (K. Sechidis et al., ECML PKDD 2011): images to keep, and to cut off, both ascending.
+
+    The stratum with the fewest images left comes first. Each of its images, in random order, goes where most of this
+    stratum are still wanted; of equals, to where most images are wanted, and then to what is kept. Images of one group
+    are dealt with as one image with all their labels, the largest groups of a stratum first. Images without a stratum
+    come last.
+
+    The method goes from image to image only within a stratum, where a choice depends on this stratum's own counts; what
+    the choices mean for all other strata is added up for a whole stratum at once. The result is the same.
+
+    Args:
+        strata: of each image the numbers of its strata, such as its positive classes.
+        num_strata: how many there are.
+        fraction: share of the images to cut off.
+        seed: of the order of the images.
+        groups: of each image the group that is not divided; empty: it has none.
+
+    Raises:
+        ValueError: a split would be empty.
+    """
+    unit_of, sizes = _units(len(strata), groups)
+    counts = _counts(strata, num_strata, unit_of, len(sizes))
+    cut = _assigned(counts, sizes, fraction, np.random.default_rng(seed))[unit_of]
+    if cut.all() or not cut.any():
+        where = f" in {len(sizes):,} groups" if groups is not None else ""
+        raise ValueError(
+            f"a share of {fraction} of {len(strata):,} images{where} is {int(cut.sum()):,}; both splits need one: give "
+            "other shares, or a column split"
+        )
+    return np.flatnonzero(~cut), np.flatnonzero(cut)
+
+
+def _units(num_images: int, groups: Sequence[str] | None) -> tuple[IntArray, IntArray]:
+    """The number of each image's unit, which is dealt with as one, and how many images each unit has."""
+    names = [group or image for image, group in enumerate(groups)] if groups is not None else range(num_images)
+    number: dict[object, int] = {}
+    unit_of = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
+    return unit_of, np.bincount(unit_of)
+
+
+def _counts(strata: Sequence[IntArray], num_strata: int, unit_of: IntArray, num_units: int) -> sparse.csc_array:
+    """[units, strata] images of each stratum in each unit."""
+    rows = np.repeat(unit_of, [len(numbers) for numbers in strata])
+    columns = np.concatenate([np.zeros(0, np.int64), *strata])
+    return sparse.csc_array((np.ones(len(rows), np.int64), (rows, columns)), shape=(num_units, num_strata))
+
+
+def _assigned(counts: sparse.csc_array, sizes: IntArray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """[units] whether each unit is cut off."""
+    shares = np.array([1 - fraction, fraction])
+    by_unit, left = counts.tocsr(), np.asarray(counts.sum(axis=0)).astype(np.int64)
+    wanted = shares[:, None] * left  # [2, strata] images of each that each split still lacks
+    wanted_images = shares * sizes.sum()
+    place = rng.permutation(len(sizes))
+    cut, is_open = np.zeros(len(sizes), bool), np.ones(len(sizes), bool)
+    while (left > 0).any():
+        stratum = int(np.where(left > 0, left, left.max() + 1).argmin())
+        units, weights = _open_units(counts, stratum, is_open, place)
+        lacks = wanted[:, stratum].tolist()
+        cut[units] = _dealt(lacks, wanted_images, weights.tolist(), sizes[units].tolist())
+        is_open[units] = False
+        rows = by_unit[units]
+        left -= np.asarray(rows.sum(axis=0)).astype(np.int64)
+        for side, chosen in enumerate((~cut[units], cut[units])):
+            wanted[side] -= np.asarray(rows[np.flatnonzero(chosen)].sum(axis=0))
+    rest = np.flatnonzero(is_open)[np.argsort(place[is_open])]
+    cut[rest] = _dealt([0.0, 0.0], wanted_images, [0] * len(rest), sizes[rest].tolist())
+    return cut
+
+
+def _open_units(
+    counts: sparse.csc_array, stratum: int, is_open: np.ndarray, place: IntArray
+) -> tuple[IntArray, IntArray]:
+    """The units of a stratum that are not dealt yet, the heaviest first, at random among equals; and their weights."""
+    span = slice(counts.indptr[stratum], counts.indptr[stratum + 1])
+    units, weights = counts.indices[span].astype(np.int64), counts.data[span]
+    units, weights = units[is_open[units]], weights[is_open[units]]
+    order = np.lexsort((place[units], -weights))
+    return units[order], weights[order]
+
+
+def _dealt(lacks: list[float], wanted_images: np.ndarray, weights: Sequence[int], sizes: Sequence[int]) -> list[bool]:
+    """Deal units one by one to the split that lacks most; `wanted_images` is changed."""
+    images, dealt = wanted_images.tolist(), []
+    for weight, size in zip(weights, sizes, strict=True):
+        side = (lacks[1], images[1]) > (lacks[0], images[0])
+        lacks[side] -= weight
+        images[side] -= size
+        dealt.append(side)
+    wanted_images[:] = images
+    return dealt
