@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from raypaml.config import TrainConfig
-from raypaml.runs import checkpoint
+from raypaml.runs import checkpoint_writer
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.training import loop, step
 from raypaml.training.step import train_step
@@ -181,7 +181,7 @@ def _at_a_step(fault: Fault) -> dict[str, Callable[[], None]]:
         "connection": _raise(ConnectionResetError("the store closed the connection")),
         "not finite": _not_finite_once,
         "killed saving": lambda: _before_write("sync", fault.victim, kill),
-        "disk full": lambda: _before_write("save_file", fault.victim % 2, full),
+        "disk full": lambda: _before_write("write_tensors", fault.victim % 2, full),
     }
     return {"step": calls[fault.kind]} if fault.kind in calls else {}
 
@@ -204,7 +204,7 @@ def _not_finite_once() -> None:
 
 
 def _before_write(name: str, number: int, call: Callable[[], None]) -> None:
-    before, left = getattr(checkpoint, name), [number]
+    before, left = getattr(checkpoint_writer, name), [number]
 
     def write(*args: Any) -> Any:
         left[0] -= 1
@@ -212,4 +212,4 @@ def _before_write(name: str, number: int, call: Callable[[], None]) -> None:
             call()
         return before(*args)
 
-    setattr(checkpoint, name, write)
+    setattr(checkpoint_writer, name, write)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raypaml.data.index import SCHEMA, Index, open_index, write_index
 from raypaml.labels import Vocabulary
-from raypaml.runs import checkpoint
+from raypaml.runs import checkpoint_writer
 from raypaml.runs.checkpoint import (
     State,
     best_checkpoint,
@@ -28,9 +28,9 @@ from raypaml.runs.checkpoint import (
     load_checkpoint,
     read_state,
     retain,
-    save_checkpoint,
     valid_checkpoints,
 )
+from raypaml.runs.checkpoint_writer import take_snapshot, write_checkpoint
 from raypaml.runs.corrections import Corrections
 
 K = 3
@@ -83,6 +83,10 @@ def _identical(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
+def _save(folder: Path, *parts: Any) -> Path:
+    return write_checkpoint(folder, take_snapshot(*parts))
+
+
 def _save_epoch(folder: Path, index: Index, epoch: int, score: float | None = None, step: int = 0) -> Path:
     """A checkpoint in which the weights, the optimizer, the corrections and the state all say `epoch`."""
     model = _model()
@@ -92,7 +96,7 @@ def _save_epoch(folder: Path, index: Index, epoch: int, score: float | None = No
         nn.init.constant_(value, epoch)
     history = [] if score is None else [{"validation_mean_ap": score}]
     state = State(epoch=epoch, step=step, history=history, vocabulary=index.vocabulary_digest)
-    return save_checkpoint(folder, state, model, optimizer, Corrections(K, np.array([epoch, 100])), index)
+    return _save(folder, state, model, optimizer, Corrections(K, np.array([epoch, 100])), index)
 
 
 def _epoch_everywhere(path: Path, index: Index) -> int:
@@ -117,7 +121,7 @@ def test_everything_comes_back_bit_for_bit(folder: Path, index: Index) -> None:
     told = {"tally": [1 / 3, 2e-300], "seconds": 0.1, "history": history, "vocabulary": index.vocabulary_digest}
     state = State(epoch=1, step=7, **told)
     corrections = Corrections(K, np.array([5, 149, 5, 0]))
-    path = save_checkpoint(folder, state, model, optimizer, corrections, index)
+    path = _save(folder, state, model, optimizer, corrections, index)
     other = _model(seed=1)
     other_optimizer = _adam(other)
     found, overlay = load_checkpoint(path, other, other_optimizer, index)
@@ -133,7 +137,7 @@ def test_a_resumed_adam_continues_bit_identically(folder: Path, index: Index) ->
     model = _model()
     optimizer = _adam(model)
     _train(model, optimizer, range(3))
-    path = save_checkpoint(folder, State(vocabulary=index.vocabulary_digest), model, optimizer, Corrections(K), index)
+    path = _save(folder, State(vocabulary=index.vocabulary_digest), model, optimizer, Corrections(K), index)
     _train(model, optimizer, range(3, 5))
     resumed = _model(seed=9)
     resumed_optimizer = _adam(resumed)
@@ -144,9 +148,7 @@ def test_a_resumed_adam_continues_bit_identically(folder: Path, index: Index) ->
 
 def test_a_checkpoint_before_the_first_step_has_no_moments_and_no_corrections(folder: Path, index: Index) -> None:
     model = _model()
-    path = save_checkpoint(
-        folder, State(vocabulary=index.vocabulary_digest), model, _adam(model), Corrections(K), index
-    )
+    path = _save(folder, State(vocabulary=index.vocabulary_digest), model, _adam(model), Corrections(K), index)
     optimizer = _adam(model)
     _, corrections = load_checkpoint(path, model, optimizer, index)
     assert optimizer.state_dict()["state"] == {}
@@ -174,7 +176,7 @@ def _halve(call: Callable[..., Any], path: Path, *args: Any, **options: Any) -> 
     """Do half of a write: half the bytes of a file, one file less in a deleted folder."""
     if call.__name__ == "rmtree" and path.is_dir():
         min(path.iterdir()).unlink()
-    elif call.__name__ in ("save_file", "write", "write_text"):
+    elif call.__name__ in ("write_tensors", "write", "write_text"):
         call(*args, **options)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -187,15 +189,16 @@ def _kill_at(patch: pytest.MonkeyPatch, number: int, when: str) -> list[str]:
         writes.append(call.__name__)
         dies = len(writes) == number
         if dies and when == "half":
-            _halve(call, Path(args[argument]), *args, **options)
+            target = args[argument]  # a path, or a file that is open
+            _halve(call, Path(getattr(target, "name", "") if hasattr(target, "write") else target), *args, **options)
         if not dies or when == "after":
             result = call(*args, **options)
         if dies:
             raise Kill
         return result
 
-    places = [(checkpoint, "save_file", 1), (Corrections, "write", 1), (Path, "write_text", 0), (Path, "replace", 0)]
-    for owner, name, argument in [*places, (checkpoint, "sync", 0), (shutil, "rmtree", 0)]:
+    writer = [(checkpoint_writer, "write_tensors", 1), (Corrections, "write", 1), (checkpoint_writer, "sync", 0)]
+    for owner, name, argument in [*writer, (Path, "write_text", 0), (Path, "replace", 0), (shutil, "rmtree", 0)]:
         call = partial(write, getattr(owner, name), argument)
         patch.setattr(owner, name, lambda *args, _call=call, **options: _call(*args, **options))
     return writes
@@ -225,7 +228,7 @@ def test_a_kill_at_any_write_leaves_the_old_or_the_new_checkpoint_whole(
         assert [path.name for path in folder.iterdir()] == ["0004-000000"]
         if len(writes) < number:
             break
-    assert set(writes) == {"save_file", "write", "write_text", "replace", "sync", "rmtree"}
+    assert set(writes) == {"write_tensors", "write", "write_text", "replace", "sync", "rmtree"}
     assert set(newest) == {2, 3}
     assert newest == sorted(newest)  # once the new one is there it stays
 

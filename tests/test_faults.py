@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import threading
@@ -12,14 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from raypaml import train as command
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
-from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint import valid_checkpoints
-from raypaml.training import loop, step
+from raypaml.training import loop, resume, step
 from raypaml.training.watchdog import Beat, Watch, leave_traces
 from raypaml.training.worker import LoopSignal
 from tests.conftest import run_distributed
@@ -216,8 +213,14 @@ def test_a_notice_makes_a_checkpoint_at_once_and_training_goes_on(
 ) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)  # agree at every step
     saved: list[str] = []
-    save = checkpoint.save_checkpoint
-    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda *args: saved.append(save(*args).name))
+    save = resume.write_checkpoint
+
+    def write(*args: Any) -> Path:
+        path = save(*args)
+        saved.append(path.name)
+        return path
+
+    monkeypatch.setattr(resume, "write_checkpoint", write)
 
     def report(event: dict[str, Any]) -> LoopSignal:
         return LoopSignal.SAVE if (event.get("epoch"), event.get("step")) == (1, 2) else LoopSignal.NOTHING
@@ -235,25 +238,6 @@ def test_a_wish_to_stop_is_stronger_than_one_to_save(tiny_digits: Path, tmp_path
 def _wishing(rank: int, _: int, data: Path, run: Path) -> bool:
     torch.set_num_threads(1)
     return loop.train(config(), data, run, CPU, lambda _: (LoopSignal.SAVE, LoopSignal.STOP)[rank])
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("IoError: 28")])
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(
-    error: Exception, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = checkpoint.save_file, [0]
-
-    def full(tensors: Any, path: Path) -> None:
-        calls[0] += 1
-        if calls[0] == 4:  # the optimizer of the second checkpoint
-            path.write_bytes(b"half")
-            raise error
-        real(tensors, path)
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(ValueError, match=r"0002-000000: cannot be written \(.*\); [\d,]+ MB are free .* --name"):
-        loop.train(config(), tiny_digits, tmp_path, CPU, lambda _: False)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["0001-000000"]
 
 
 # --- What is asked ----------------------------------------------------------------------------------------------------

@@ -144,6 +144,10 @@ class Reporter(Protocol):
     """Where a worker's progress goes, and what it is told in return; made by the driver, used on every worker."""
 
     @property
+    def commit_first(self) -> bool:
+        """Whether it takes the record of an epoch only when the epoch's checkpoint is written."""
+
+    @property
     def beats(self) -> Beats | None:
         """Takes the watchdog's beats; None where nobody watches."""
 
@@ -239,6 +243,8 @@ def _brief(error: Exception) -> str:
 class RunReporter:
     """Progress of a run: to the driver, which answers whether to stop; a preemption asks for a checkpoint."""
 
+    commit_first = False
+
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
         self.beats: Beats | None = channel.beat
@@ -284,6 +290,7 @@ def train_on_worker(settings: dict[str, Any]) -> bool:
                 reporter.on_worker(rank, folder),
                 splits=settings["splits"],
                 beats=reporter.beats,
+                commit_first=reporter.commit_first,
             )
         except Exception as error:
             logging.exception("rank %d failed", rank)

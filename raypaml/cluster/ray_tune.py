@@ -85,6 +85,7 @@ class TrialReporter:
         self._search = search
         self._warmups = warmups
         self._marks = marks
+        self.commit_first = bool(marks)  # whose checkpoints are copied
 
     def on_worker(self, rank: int, folder: Path) -> Report:
         """A function that reports epochs to Tune on every rank; rank 0 also says where the trial runs."""

@@ -13,24 +13,28 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raypaml.data.index import Index
-from raypaml.files import sweep, sync
+from raypaml.files import sweep
 from raypaml.model.layout import laid_out_as
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.mirror import MARKER
 from raypaml.runs.skips import Reason
 
+MODEL = "model.safetensors"
 TRAINED = "trained.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 MEMORY = "memory.safetensors"
+CORRECTIONS = "corrections.parquet"
+STATE = "state.json"
 _NAME = re.compile(r"\d{4,}-\d{6,}")
 
 
@@ -58,70 +62,6 @@ class State:
         return float(self.history[-1]["validation_mean_ap"]) if self.history and self.step == 0 else -1.0
 
 
-def save_checkpoint(
-    folder: Path,
-    state: State,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    corrections: Corrections,
-    index: Index,
-    average: nn.Module | None = None,
-    memory: dict[str, Tensor] | None = None,
-) -> Path:
-    """Write a checkpoint under its final name, atomically, and return its folder; `memory` is the scheme's.
-
-    Raises:
-        ValueError: there is no room for it.
-    """
-    final = folder / f"{state.epoch:04d}-{state.step:06d}"
-    unfinished = folder / f".unfinished-{final.name}"
-    try:
-        _write(unfinished, state, model, optimizer, corrections, index, average, memory or {})
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)  # what is there may fill the disk
-        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-        raise ValueError(
-            f"{final}: cannot be written ({error}); {free / 1e6:,.0f} MB are free there. The last checkpoint is whole: "
-            "make room and give the command again, with this --name"
-        ) from None
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.replace(final)
-    sync(folder)
-    return final
-
-
-def _write(
-    unfinished: Path,
-    state: State,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    corrections: Corrections,
-    index: Index,
-    average: nn.Module | None,
-    memory: dict[str, Tensor],
-) -> None:
-    """All files of a checkpoint, on the disk; the marker last."""
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    _save_weights(model if average is None else average, unfinished / "model.safetensors")
-    if average is not None:
-        _save_weights(model, unfinished / TRAINED)
-    save_file(_optimizer_tensors(optimizer), unfinished / "optimizer.safetensors")
-    if len(corrections.entries):
-        corrections.write(unfinished / "corrections.parquet", index)
-    if memory:
-        save_file({name: value.contiguous() for name, value in memory.items()}, unfinished / MEMORY)
-    (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
-    digests = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
-    (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
-    for path in unfinished.iterdir():
-        sync(path)
-
-
-def _save_weights(model: nn.Module, path: Path) -> None:
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
-
-
 def is_valid(checkpoint: Path) -> bool:
     """Whether every file is there as it was written."""
     try:
@@ -131,11 +71,38 @@ def is_valid(checkpoint: Path) -> bool:
         return False
 
 
-def valid_checkpoints(folder: Path) -> tuple[list[Path], list[Path]]:
+class Verified:
+    """Which checkpoints this process knows to be whole: their files are as they were when it wrote or verified them.
+
+    What changes bytes without the file system's knowledge is found when a checkpoint is used, not before.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, list[tuple[str, int, int]]] = {}
+
+    def note(self, checkpoint: Path) -> None:
+        """This process has just written it."""
+        self._seen[checkpoint] = _on_disk(checkpoint)
+
+    def is_valid(self, checkpoint: Path) -> bool:
+        """Whether it is whole; it is hashed only where somebody else wrote it, or touched a file."""
+        if self._seen.get(checkpoint) != _on_disk(checkpoint):
+            if not is_valid(checkpoint):
+                return False
+            self.note(checkpoint)
+        return True
+
+
+def _on_disk(checkpoint: Path) -> list[tuple[str, int, int]]:
+    stats = ((path.name, path.stat()) for path in sorted(checkpoint.iterdir()))
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def valid_checkpoints(folder: Path, valid: Callable[[Path], bool] = is_valid) -> tuple[list[Path], list[Path]]:
     """The checkpoints of a run, oldest first: the valid ones, and those that are damaged and passed over."""
-    found = sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=_cursor)
-    valid = [path for path in found if is_valid(path)]
-    return valid, [path for path in found if path not in valid]
+    everything = sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=_cursor)
+    whole = [path for path in everything if valid(path)]
+    return whole, [path for path in everything if path not in whole]
 
 
 def _cursor(checkpoint: Path) -> tuple[int, ...]:
@@ -144,7 +111,7 @@ def _cursor(checkpoint: Path) -> tuple[int, ...]:
 
 def read_state(checkpoint: Path) -> State:
     """The state of a checkpoint, without its tensors."""
-    return State(**json.loads((checkpoint / "state.json").read_text()))
+    return State(**json.loads((checkpoint / STATE).read_text()))
 
 
 def best_checkpoint(checkpoints: list[Path]) -> Path:
@@ -155,7 +122,7 @@ def best_checkpoint(checkpoints: list[Path]) -> Path:
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Load the weights of a checkpoint."""
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    model.load_state_dict(load_file(checkpoint / MODEL))
 
 
 def load_checkpoint(
@@ -172,8 +139,8 @@ def load_checkpoint(
     load_model(checkpoint, model if average is None else average)
     if average is not None:
         model.load_state_dict(load_file(checkpoint / TRAINED))
-    _load_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"))
-    overlay = checkpoint / "corrections.parquet"
+    _load_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
+    overlay = checkpoint / CORRECTIONS
     return state, Corrections.read(overlay, index) if overlay.is_file() else Corrections(index.num_classes)
 
 
@@ -183,26 +150,21 @@ def read_memory(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(path) if path.is_file() else {}
 
 
-def retain(folder: Path) -> None:
+def retain(folder: Path, valid: Callable[[Path], bool] = is_valid) -> None:
     """Delete all but the newest and the best valid checkpoint, and what was left unfinished."""
-    valid, damaged = valid_checkpoints(folder)
-    keep = {valid[-1], best_checkpoint(valid)} if valid else set()
-    for path in [*valid, *damaged]:
+    whole, damaged = valid_checkpoints(folder, valid)
+    keep = {whole[-1], best_checkpoint(whole)} if whole else set()
+    for path in [*whole, *damaged]:
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
     sweep_unfinished(folder)
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Delete what was left unfinished, by `save_checkpoint` and by copying from a store."""
+    """Delete what was left unfinished, by `write_checkpoint` and by copying from a store."""
     sweep(folder)
     for path in folder.glob(".unfinished-*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value.contiguous() for number, slots in state.items() for name, value in slots.items()}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

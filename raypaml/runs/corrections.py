@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ class Corrections:
         labels[torch.from_numpy(position), torch.from_numpy(found % self.num_classes)] = POSITIVE
         return labels
 
-    def write(self, path: Path, index: Index) -> None:
+    def write(self, file: Path | BinaryIO, index: Index) -> None:
         """Write the overlay as Parquet: sample key, class column."""
         table = pa.table(
             {
@@ -55,7 +56,7 @@ class Corrections:
                 "class": (self.entries % self.num_classes).astype(np.int32),
             }
         )
-        pq.write_table(table, path)
+        pq.write_table(table, file)
 
     @classmethod
     def read(cls, path: Path, index: Index) -> Corrections:

@@ -27,7 +27,15 @@ from raypaml.runs.skips import Reason, check_budget, gather, named, seen_togethe
 from raypaml.training.epoch_record import add_up, epoch_record, state_totals
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.profiling import profiled
-from raypaml.training.resume import restore, roll_back, save_state, share_checkpoints
+from raypaml.training.resume import (
+    hear_of_saving,
+    restore,
+    roll_back,
+    save_state,
+    saving,
+    settle_saving,
+    share_checkpoints,
+)
 from raypaml.training.step import settle, train_step
 from raypaml.training.usage import awaited
 from raypaml.training.watchdog import Beats, beating
@@ -55,6 +63,8 @@ def train(
     report: Report,
     splits: Sequence[str] = ("test",),
     beats: Beats | None = None,
+    *,
+    commit_first: bool = False,
 ) -> bool:
     """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
 
@@ -67,13 +77,14 @@ def train(
             record of an epoch at its very end, or to save.
         splits: what to predict with the best checkpoint.
         beats: called from another thread every few seconds, see `training.watchdog`.
+        commit_first: report the record of an epoch only when its checkpoint is written, for `report` copies that.
 
     Returns:
         Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
     """
     # --- Data, model, optimizer -------------------------------------------------------------------------------
     worker = build_worker(config, data_folder, run_folder, device, report)
-    with beating(lambda: worker, beats), profiled(worker) as step_done:
+    with beating(lambda: worker, beats), saving(lambda: worker), profiled(worker) as step_done:
         # --- Restore ------------------------------------------------------------------------------------------
         restore(worker)
 
@@ -87,7 +98,10 @@ def train(
                 continue
             if not finished:
                 return False
-            stop = _finish_epoch(worker)
+            _finish_epoch(worker)
+            if commit_first:
+                settle_saving(worker)
+            stop = _report_epoch(worker)
             if stop and worker.state.epoch < config.optim.epochs:
                 return False
 
@@ -138,6 +152,7 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
             if (save_now or signal) and not last:
                 save_state(worker)
             if signal == LoopSignal.SAVE:
+                settle_saving(worker)
                 worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
             if signal == LoopSignal.STOP and not last:
                 return False
@@ -164,6 +179,7 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     """Add up what all ranks counted in these steps and seconds, report it; what anyone was asked for."""
     state, ranks = worker.state, worker.ranks
     settle(worker)  # before anything of this step is reported or saved
+    hear_of_saving(worker)
     state.seconds += seconds
     times = [seconds, worker.data_seconds, CLOCK.take()]
     summed = ranks.sum(torch.cat([worker.tally, worker.tally.new_tensor(times)])).tolist()
@@ -209,8 +225,8 @@ def _agree_on_skips(worker: Worker) -> None:
         check_budget(named(now, index), "train", len(index), budget)
 
 
-def _finish_epoch(worker: Worker) -> bool:
-    """Validate, record, save; whether anyone was asked to stop."""
+def _finish_epoch(worker: Worker) -> None:
+    """Validate, record, save."""
     state, config = worker.state, worker.config
     worker.now("validating")
     worker.rejections.write(state.epoch, state.step)
@@ -230,7 +246,12 @@ def _finish_epoch(worker: Worker) -> bool:
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
     save_state(worker)
-    return _anyone(worker, worker.report({"record": record, "epochs": config.optim.epochs})) == LoopSignal.STOP
+
+
+def _report_epoch(worker: Worker) -> bool:
+    """Report the last epoch's record; whether anyone was asked to stop."""
+    event = {"record": worker.state.history[-1], "epochs": worker.config.optim.epochs}
+    return _anyone(worker, worker.report(event)) == LoopSignal.STOP
 
 
 def _evaluation(worker: Worker) -> dict[str, Any]:

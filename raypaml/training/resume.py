@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from raypaml.files import write_whole
 from raypaml.runs import checkpoint
+from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
 from raypaml.runs.mirror import Mirror
-from raypaml.runs.skips import write_skipped
+from raypaml.runs.skips import Reason, write_skipped
 from raypaml.training import rejections
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.worker import Worker, build_worker
@@ -41,43 +45,89 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
     if worker.place in worker.rolled_back:
         raise FloatingPointError(f"{error}; again, after going back to the last checkpoint") from None
     worker.report({"event": f"{error}; going back to the last checkpoint"})
+    settle_saving(worker)
     ranks = worker.ranks
+    ranks.barrier()  # it is there for all
     fresh = build_worker(worker.config, worker.data.address, worker.run_folder, ranks.device, worker.report)
+    fresh.saving = worker.saving
     fresh.rolled_back = worker.rolled_back | {worker.place}
     restore(fresh)
     return fresh
 
 
+@contextmanager
+def saving(current: Callable[[], Worker]) -> Iterator[None]:
+    """However the block ends, what it began to save is committed then."""
+    try:
+        yield
+    except BaseException:
+        try:
+            settle_saving(current())
+        except (OSError, ValueError) as error:  # the first error is the one to raise
+            current().report({"event": str(error)})
+        raise
+    else:
+        settle_saving(current())
+    finally:
+        current().saving.close()
+
+
+def settle_saving(worker: Worker) -> None:
+    """Wait until what this worker saved last is committed; say, or raise, what there is to be said of it."""
+    if worker.saving.is_running:
+        worker.now("waiting until the last checkpoint is written")
+    if said := worker.saving.wait():
+        worker.say(said)
+
+
+def hear_of_saving(worker: Worker) -> None:
+    """The same, where it has ended already."""
+    if not worker.saving.is_running:
+        settle_saving(worker)
+
+
 def save_state(worker: Worker) -> None:
-    """A checkpoint of what all ranks hold, and the records that go with it."""
+    """Begin a checkpoint of what all ranks hold, and the records that go with it; the one before is then committed.
+
+    Only copying it takes the time of a step; the rest is the thread's. No rank waits for another.
+    """
+    settle_saving(worker)
     worker.now("saving")
     worker.rejections.write(worker.state.epoch, worker.state.step)
     worker.corrections.exchange(worker.ranks)
     if worker.ranks.rank == 0:
-        folder = worker.run_folder / "checkpoints"
-        index = worker.data.splits["train"]
-        checkpoint.save_checkpoint(
-            folder,
+        snapshot = take_snapshot(
             worker.state,
             worker.model,
             worker.optimizer,
             worker.corrections,
-            index,
+            worker.data.splits["train"],
             worker.average,
             worker.scheme_state.tensors(),
+            worker.saving.host,
         )
-        checkpoint.retain(folder)
-        lines = (json.dumps(record) + "\n" for record in worker.state.history)
-        write_whole(worker.run_folder / "metrics.jsonl", "".join(lines))
-        if worker.state.skipped:
-            write_skipped(worker.run_folder / "skipped.jsonl", worker.state.skipped, index)
-    if worker.store:
-        _push(worker, worker.store)
-    worker.ranks.barrier()
+        lines = "".join(json.dumps(record) + "\n" for record in worker.state.history)
+        worker.saving.start(partial(_commit, worker, snapshot, lines, list(worker.state.skipped), worker.place))
+    elif worker.store:
+        worker.saving.start(partial(_push, worker, worker.store, worker.place))
+
+
+def _commit(
+    worker: Worker, snapshot: Snapshot, metrics: str, skipped: list[tuple[int, int, Reason]], place: str
+) -> str:
+    """Write the checkpoint, then what must not be ahead of it. In another thread: of the worker only what stays."""
+    folder, verified = worker.run_folder / "checkpoints", worker.saving.verified
+    verified.note(write_checkpoint(folder, snapshot))
+    checkpoint.retain(folder, verified.is_valid)
+    write_whole(worker.run_folder / "metrics.jsonl", metrics)
+    if skipped:
+        write_skipped(worker.run_folder / "skipped.jsonl", skipped, snapshot.index)
+    return _push(worker, worker.store, place) if worker.store else ""
 
 
 def share_checkpoints(worker: Worker) -> None:
     """The checkpoints of rank 0 on every node; what the store did not take yet, it must take now."""
+    settle_saving(worker)
     if worker.store and worker.ranks.rank == 0:
         worker.store.push_checkpoints()
     worker.ranks.barrier()
@@ -86,8 +136,11 @@ def share_checkpoints(worker: Worker) -> None:
     worker.ranks.barrier()
 
 
-def _push(worker: Worker, store: Mirror) -> None:
-    """To the store. One that is out of order does not stop the run: the next checkpoint takes along what is missing."""
+def _push(worker: Worker, store: Mirror, place: str) -> str:
+    """To the store. One that is out of order does not stop the run: the next checkpoint takes along what is missing.
+
+    Returns what is then to be said.
+    """
     try:
         if worker.config.run.history:
             store.push_new(rejections.FOLDER)  # every rank has written its own
@@ -97,4 +150,5 @@ def _push(worker: Worker, store: Mirror) -> None:
     except PermissionError as error:
         raise ValueError(f"storage={worker.config.run.storage}: {error}; give this machine's role the right") from None
     except OSError as error:
-        worker.say(f"{worker.place}: not in the store yet, training goes on: {error}")
+        return f"{place}: not in the store yet, training goes on: {error}"
+    return ""

@@ -29,6 +29,7 @@ from raypaml.runs.skips import Skip
 from raypaml.training.gradients import check_reproducible
 from raypaml.training.nonfinite import FiniteCheck
 from raypaml.training.rejections import Rejections
+from raypaml.training.saving import Saving
 from raypaml.training.scheme_state import SchemeState, scheme_state_of
 
 READING = "reading"
@@ -83,6 +84,7 @@ class Worker:
     """Broken samples of this rank since the last agreement."""
     data_seconds: float = 0.0
     """That this rank waited for batches since the last agreement."""
+    saving: Saving = field(default_factory=Saving)
     probe: DriftProbe | None = None
     """On rank 0, if the run has a reference."""
     features: dict[str, Features] = field(default_factory=dict)

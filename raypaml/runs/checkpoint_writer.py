@@ -1,0 +1,199 @@
+"""Checkpoints written while training goes on: copied to the host first, then hashed once, as they are written.
+
+`take_snapshot` is all that a step waits for, and on a GPU not even the copy: it is queued between two steps, into
+pinned memory. `write_checkpoint` does the rest, in whichever thread.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from raypaml.data.index import Index
+from raypaml.files import sync
+from raypaml.runs.checkpoint import CORRECTIONS, MEMORY, MODEL, OPTIMIZER, STATE, TRAINED, State
+from raypaml.runs.corrections import Corrections
+from raypaml.runs.mirror import MARKER
+
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""What safetensors calls them."""
+
+
+class HostCopies:
+    """The host's memory for the tensors of a checkpoint, used again for the next: new pages cost more than the copy.
+
+    It is as large as a checkpoint. The next one may be taken once the last one is written.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], Tensor] = {}
+
+    def take(self, file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of the tensors of a file, in their own memory layout; a GPU has them queued, not done."""
+        return {
+            name: self._place((file, name), value).copy_(value, non_blocking=True) for name, value in tensors.items()
+        }
+
+    def _place(self, key: tuple[str, str], value: Tensor) -> Tensor:
+        kept = self._kept.get(key)
+        if kept is None or (kept.shape, kept.dtype, kept.stride()) != (value.shape, value.dtype, value.stride()):
+            pinned = value.device.type == "cuda"
+            kept = self._kept[key] = torch.empty_like(value, device="cpu", pin_memory=pinned, requires_grad=False)
+        return kept
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, as it was at one moment; training may go on."""
+
+    name: str
+    tensors: dict[str, dict[str, Tensor]]
+    """By file and name, on the host."""
+    copied: torch.cuda.Event | None
+    """When they are."""
+    state: str
+    corrections: Corrections
+    index: Index
+
+    def files(self) -> Iterator[tuple[str, Callable[[BinaryIO], None]]]:
+        """The files of the checkpoint, and what writes each."""
+        for name, tensors in self.tensors.items():
+            yield name, partial(write_tensors, tensors)
+        if len(self.corrections.entries):
+            yield CORRECTIONS, partial(self.corrections.write, index=self.index)
+        yield STATE, partial(_write_text, self.state)
+
+
+def take_snapshot(
+    state: State,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    corrections: Corrections,
+    index: Index,
+    average: nn.Module | None = None,
+    memory: Mapping[str, Tensor] | None = None,
+    host: HostCopies | None = None,
+) -> Snapshot:
+    """Copy what a checkpoint holds; `memory` is the scheme's, `host` where earlier ones were copied to."""
+    sources: dict[str, Mapping[str, Tensor]] = {
+        MODEL: (model if average is None else average).state_dict(),
+        OPTIMIZER: _optimizer_tensors(optimizer),
+    }
+    if average is not None:
+        sources[TRAINED] = model.state_dict()
+    if memory:
+        sources[MEMORY] = memory
+    host = host or HostCopies()
+    copies = {file: host.take(file, tensors) for file, tensors in sources.items()}
+    copied = None
+    if any(value.is_cuda for value in model.state_dict().values()):
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+    return Snapshot(
+        name=f"{state.epoch:04d}-{state.step:06d}",
+        tensors=copies,
+        copied=copied,
+        state=json.dumps(asdict(state), indent=1),
+        corrections=copy.copy(corrections),  # whose entries are replaced, never changed
+        index=index,
+    )
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
+    """Write a checkpoint under its final name, atomically, and return its folder.
+
+    Raises:
+        ValueError: there is no room for it.
+    """
+    final = folder / snapshot.name
+    unfinished = folder / f".unfinished-{snapshot.name}"
+    try:
+        _write(unfinished, snapshot)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)  # what is there may fill the disk
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        raise ValueError(
+            f"{final}: cannot be written ({error}); {free / 1e6:,.0f} MB are free there. The last checkpoint is whole: "
+            "make room and give the command again, with this --name"
+        ) from None
+    shutil.rmtree(final, ignore_errors=True)
+    unfinished.replace(final)
+    sync(folder)
+    return final
+
+
+def _write(unfinished: Path, snapshot: Snapshot) -> None:
+    """All files of a checkpoint, on the disk; the marker last."""
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if snapshot.copied is not None:
+        snapshot.copied.synchronize()
+    digests = {name: _write_hashed(unfinished / name, write) for name, write in snapshot.files()}
+    (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
+    for path in unfinished.iterdir():
+        sync(path)
+
+
+class _HashedFile(io.BufferedWriter):
+    """A file that knows the SHA-256 of what was written to it."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path, "w"))
+        self.hash = hashlib.sha256()
+
+    def write(self, content: bytes | memoryview, /) -> int:  # type: ignore[override]
+        """Write, and hash, all of it."""
+        self.hash.update(content)
+        return super().write(content)
+
+
+def _write_hashed(path: Path, write: Callable[[BinaryIO], None]) -> str:
+    """Write a file; the digest of it."""
+    with _HashedFile(path) as file:
+        write(file)
+    return file.hash.hexdigest()
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
+    """The format of safetensors, tensor by tensor: its own writer holds Python's lock, and copies everything twice."""
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so each is aligned
+    about, end = dict[str, object](), 0
+    for name, value in ordered.items():
+        begin, end = end, end + value.nbytes
+        about[name] = {"dtype": _TYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+    header = json.dumps(about, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header)
+    for value in ordered.values():
+        file.write(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, slots in state.items() for name, value in slots.items()}
