@@ -139,7 +139,7 @@ class RunConfig:
     """Save also every so many steps; 0: after each epoch only, when stopped, and before a preemption."""
     nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """Logits or gradients that are not finite: stop; leave that step's samples out, of skip_budget; or go back to the
-    last checkpoint, once (a second time at the same step stops)."""
+    last checkpoint, once (a second time at the same step stops). The last two wait for the GPU at every step."""
     reference: str = ""
     """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
     tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
@@ -148,7 +148,7 @@ class RunConfig:
     """Trace so many training steps of every worker with torch.profiler, from its sixth on, into the run's folder
     profile; 0: none."""
     history: bool = False
-    """Write which entries each epoch rejected, for raypaml.audit; a GPU then waits for them at every step."""
+    """Write which entries each epoch rejected, for raypaml.audit."""
     probe_images: int = 200
     """Validation images, evenly spaced, of that comparison."""
 

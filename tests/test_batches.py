@@ -370,10 +370,14 @@ def test_pinned_batches_are_read_into_pinned_memory(
         return memory
 
     expected = [batch.images for batch in read(_reader(tiny_digits))]
+    beside: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (beside.append(tensor), tensor)[1])
     monkeypatch.setattr(torch, "empty", pinning)
     pinned = list(read(_reader(tiny_digits), loader_workers=loader_workers, pin_memory=True))
     assert [batch.images.data_ptr() for batch in pinned] == given
     assert all(torch.equal(a, b.images) for a, b in zip(expected, pinned, strict=True))
+    small = [tensor for batch in pinned for tensor in (batch.labels, batch.flip)]
+    assert all(any(tensor is one for one in beside) for tensor in small)
 
 
 # --- Memory -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from raypaml.config import ModelConfig
 from raypaml.data.batches import Reader
 from raypaml.labels import UNOBSERVED
 from raypaml.losses.large_loss import large_loss
+from raypaml.losses.schemes import scheme_names
 from raypaml.losses.selection import select
 from raypaml.model import pooling
 from raypaml.model.cam import pool_parts
@@ -33,6 +37,18 @@ def gpu_worker(data: Path, **values: Any) -> Worker:
     return build_worker(
         recipe("digits").override(short | values), data, Path("nowhere"), torch.device("cuda"), lambda _: False
     )
+
+
+@contextmanager
+def waiting_for_nothing() -> Iterator[None]:
+    """What makes the host wait for the GPU in the block is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that this is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def reader_of(worker: Worker) -> Reader:
@@ -62,11 +78,21 @@ def test_loss_and_gradient_are_those_of_the_cpu(scheme: str) -> None:
 def test_selection_and_loss_wait_for_nothing() -> None:
     logits = torch.randn(64, 500, device="cuda", requires_grad=True)
     labels = torch.full((64, 500), UNOBSERVED, dtype=torch.int8, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_for_nothing():
         large_loss(logits, labels, "ll_r", 0.01, check_values=False)[0].backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("scheme", [name for name in scheme_names() if name not in ("full", "csl")])
+def test_no_step_waits(scheme: str, tiny_digits: Path) -> None:
+    """Of every scheme; tests/test_waits.py says the same without a GPU, and of those that need more than this data."""
+    worker = gpu_worker(tiny_digits, scheme=scheme, history=True, flip=True, ema=0.9, clip_gradient=1.0)
+    worker.state.epoch = 2
+    reader = reader_of(worker)
+    train_step(worker, reader.batch(0, pin_memory=True))  # the first one builds what later ones use
+    batch = reader.batch(1, pin_memory=True)
+    with waiting_for_nothing():
+        train_step(worker, batch)
+    settle(worker)
 
 
 @pytest.mark.parametrize("tile", [1, 1 << 26])

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -102,10 +102,10 @@ class Reader:
         return self.batch(step)
 
     def batch(self, step: int, *, pin_memory: bool = False) -> Batch:
-        """One step's batch, read by the calling thread; `pin_memory`: its images where a GPU fetches them by itself."""
+        """One step's batch, read by the calling thread; `pin_memory`: where a GPU fetches it by itself."""
         part = self.parts[step]
         images, pixels = self._memory(len(part.rows), pin_memory)
-        return self._batch(part, images, self._fill(part, pixels, range(len(part.rows))))
+        return self._batch(part, images, self._fill(part, pixels, range(len(part.rows))), pin_memory)
 
     def begin(
         self, step: int, threads: ThreadPoolExecutor, loader_workers: int, *, pin_memory: bool = False
@@ -114,7 +114,12 @@ class Reader:
         part = self.parts[step]
         images, pixels = self._memory(len(part.rows), pin_memory)
         started = [threads.submit(self._fill, part, pixels, piece) for piece in pieces(len(part.rows), loader_workers)]
-        return lambda: self._batch(part, images, {k: why for piece in started for k, why in piece.result().items()})
+
+        def finish() -> Batch:
+            broken = {position: why for piece in started for position, why in piece.result().items()}
+            return self._batch(part, images, broken, pin_memory)
+
+        return finish
 
     def _fill(self, part: Part, pixels: Pixels, positions: range) -> dict[int, BrokenReason]:
         """Read some samples of a part into their places; those that are broken, by position."""
@@ -149,17 +154,22 @@ class Reader:
         self._buffers = [*others, (buffer, weakref.ref(images))][-MAX_BUFFERS:]
         return images
 
-    def _batch(self, part: Part, images: Tensor, broken: dict[int, BrokenReason]) -> Batch:
+    def _batch(self, part: Part, images: Tensor, broken: dict[int, BrokenReason], pin_memory: bool) -> Batch:
         """The batch of the samples kept; their order, and so their place among ties, is the planned one."""
+
+        def pinned(values: NDArray[Any]) -> Tensor:
+            tensor = torch.from_numpy(values)
+            return tensor.pin_memory() if pin_memory else tensor
+
         kept = np.delete(np.arange(len(part.rows)), list(broken))
         rows = part.rows[kept]
         lane_of = np.repeat(np.arange(len(part.lane_sizes)), part.lane_sizes)[kept]
         labels = self.index.truth(rows) if self.full_labels else self.index.labels(rows)
         return Batch(
-            images=(images[kept] if broken else images).permute(0, 3, 1, 2),
-            labels=torch.from_numpy(labels),
-            truth=torch.from_numpy(self.index.truth(rows)) if self.with_truth else None,
-            flip=torch.from_numpy(part.flip[kept]),
+            images=(pinned(images.numpy()[kept]) if broken else images).permute(0, 3, 1, 2),
+            labels=pinned(labels),
+            truth=pinned(self.index.truth(rows)) if self.with_truth else None,
+            flip=pinned(part.flip[kept]),
             rows=rows,
             keys=self.index.keys(rows),
             lane_sizes=tuple(np.bincount(lane_of, minlength=len(part.lane_sizes)).tolist()),

@@ -180,7 +180,7 @@ def role(logits: Tensor, labels: Tensor, *, pull: Tensor, estimates: Tensor) -> 
 
 
 def estimates_step(
-    estimates: Tensor, logits: Tensor, labels: Tensor, *, step: float, expected: float, count: float
+    estimates: Tensor, logits: Tensor, labels: Tensor, *, step: float, expected: float, count: float | Tensor
 ) -> Tensor:
     """The estimates' logits [B, K] after one step on their half of ROLE's loss, in units of an entry's cross-entropy.
 

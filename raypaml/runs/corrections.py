@@ -15,6 +15,7 @@ from torch import Tensor
 from raypaml.data.index import Index
 from raypaml.labels import POSITIVE, IntArray
 from raypaml.runs.ranks import Ranks
+from raypaml.runs.transfer import HostCopy
 
 
 class Corrections:
@@ -27,23 +28,33 @@ class Corrections:
         self.num_classes = num_classes
         self.entries: IntArray = np.empty(0, np.int64) if entries is None else np.unique(entries)
         self._fresh: list[IntArray] = []
+        self._coming: list[tuple[NDArray[np.int64], HostCopy]] = []
 
     def add(self, rows: NDArray[np.int64], rejected: Tensor) -> None:
-        """Note the rejected entries [B, K] of these rows."""
-        position, classes = rejected.cpu().numpy().nonzero()
-        self._fresh.append(rows[position] * self.num_classes + classes)
+        """Note the rejected entries [B, K] of these rows; a GPU's are read with the next step's, or at the end."""
+        self._read()
+        self._coming.append((rows, HostCopy.of(rejected)))
+
+    def _read(self) -> None:
+        for rows, rejected in self._coming:
+            position, classes = rejected.wait().numpy().nonzero()
+            self._fresh.append(rows[position] * self.num_classes + classes)
+        self._coming = []
 
     def exchange(self, ranks: Ranks) -> None:
         """Make everything noted on any rank effective on all."""
+        self._read()
         fresh = np.concatenate([np.empty(0, np.int64), *self._fresh])
         self.entries = np.union1d(self.entries, ranks.gather(fresh).astype(np.int64))
         self._fresh = []
 
     def apply(self, labels: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Labels [B, K] of these rows with the corrected entries positive."""
+        """Labels [B, K] of these rows with the corrected entries positive; these labels themselves where none is."""
         low, high = (np.searchsorted(self.entries, (rows + end) * self.num_classes) for end in (0, 1))
         position = np.repeat(np.arange(len(rows)), high - low)
         found = np.concatenate([np.empty(0, np.int64), *(self.entries[a:b] for a, b in zip(low, high, strict=True))])
+        if not len(found):
+            return labels
         labels = labels.clone()
         labels[torch.from_numpy(position), torch.from_numpy(found % self.num_classes)] = POSITIVE
         return labels

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raypaml.losses.large_loss import finite_rows
 from raypaml.runs.ranks import Ranks
+from raypaml.runs.transfer import HostCopy
 
 
 class DivergedError(FloatingPointError):
@@ -19,9 +20,8 @@ class DivergedError(FloatingPointError):
 class FiniteCheck:
     """Which rows of a step are finite. On a GPU the answer comes back beside the work that is queued after it."""
 
-    finite: Tensor
-    """Bool [B] on the host, once `answered`."""
-    answered: torch.cuda.Event | None
+    finite: HostCopy
+    """Bool [B]."""
     keys: list[str]
     """[B] samples."""
     where: str
@@ -29,12 +29,7 @@ class FiniteCheck:
     @classmethod
     def about(cls, logits: Tensor, keys: list[str], where: str) -> FiniteCheck:
         """Ask, and do not wait."""
-        finite = finite_rows(logits).to("cpu", non_blocking=True)
-        if logits.device.type != "cuda":
-            return cls(finite, None, keys, where)
-        answered = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        answered.record()
-        return cls(finite, answered, keys, where)
+        return cls(HostCopy.of(finite_rows(logits)), keys, where)
 
     def settle(self) -> None:
         """Raise FloatingPointError, naming rank, step and samples, unless all are finite."""
@@ -48,9 +43,7 @@ class FiniteCheck:
             raise DivergedError(self._said(bad) if bad else f"{self.where}: logits of another rank are not finite")
 
     def _bad(self) -> list[str]:
-        if self.answered is not None:
-            self.answered.synchronize()
-        return [self.keys[row] for row in (~self.finite).nonzero().flatten().tolist()]
+        return [self.keys[row] for row in (~self.finite.wait()).nonzero().flatten().tolist()]
 
     def _said(self, bad: list[str]) -> str:
         return f"{self.where}: logits are not finite for {len(bad)} samples, such as {bad[:8]}"

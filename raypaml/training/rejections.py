@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from raypaml.data.index import Index
 from raypaml.files import whole
 from raypaml.labels import IntArray
+from raypaml.runs.transfer import HostCopy
 
 FOLDER = "rejected"
 _SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
@@ -34,15 +34,23 @@ class Rejections:
         self._about = {"samples": str(len(index)), "vocabulary": index.vocabulary_digest}
         self._rows: list[NDArray[np.int64]] = []
         self._classes: list[NDArray[np.int32]] = []
+        self._coming: list[tuple[NDArray[np.int64], HostCopy]] = []
 
     def add(self, rows: NDArray[np.int64], rejected: Tensor) -> None:
-        """Note the rejected entries [B, K] of these rows."""
-        position, classes = (found.cpu().numpy() for found in torch.nonzero(rejected, as_tuple=True))
-        self._rows.append(rows[position])
-        self._classes.append(classes.astype(np.int32))
+        """Note the rejected entries [B, K] of these rows; a GPU's are read with the next step's, or at the end."""
+        self._read()
+        self._coming.append((rows, HostCopy.of(rejected)))
+
+    def _read(self) -> None:
+        for rows, rejected in self._coming:
+            position, classes = rejected.wait().numpy().nonzero()
+            self._rows.append(rows[position])
+            self._classes.append(classes.astype(np.int32))
+        self._coming = []
 
     def write(self, epoch: int, step: int) -> None:
         """Write what was noted, of this epoch up to this step, whole or not at all; nothing where there is nothing."""
+        self._read()
         if not sum(map(len, self._rows)):
             return
         self._folder.mkdir(parents=True, exist_ok=True)

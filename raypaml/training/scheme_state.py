@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,14 +20,16 @@ from raypaml.losses.formulas import estimates_step
 from raypaml.losses.fused_terms import UNIT, probability_sum
 from raypaml.losses.scheme_losses import check_schedule, global_sum
 from raypaml.losses.schemes import read_settings, scheme_of
-from raypaml.runs.checkpoint import read_memory
-from raypaml.runs.models import find_checkpoint
 from raypaml.runs.ranks import Ranks
-from raypaml.runs.run_folder import check_trained_classes
+from raypaml.runs.transfer import send
+from raypaml.training.priors import mean_positives, read_priors
 
 
 class SchemeState:
     """The state of a scheme that remembers nothing, and the interface of all states."""
+
+    def live_on(self, device: torch.device) -> None:
+        """Keep on this device what every step reads or adds to, so that no step waits for it; before the first step."""
 
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor | float]:  # noqa: ARG002
         """What the loss of samples, with these rows [B] of the index and labels [B, K], takes besides these."""
@@ -61,9 +62,13 @@ class ClassMeans(SchemeState):
         self.means = torch.zeros(num_classes, dtype=torch.float64)
         self._sums, self._fresh = (torch.zeros(num_classes + 1, dtype=torch.int64) for _ in range(2))
 
+    def live_on(self, device: torch.device) -> None:
+        """The sums of the steps."""
+        self._fresh = self._fresh.to(device)
+
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:  # noqa: ARG002
         """Add the probabilities of this rank's part, by class."""
-        self._fresh[:-1] += probability_sum(logits, 0).cpu()
+        self._fresh[:-1] += probability_sum(logits, 0)
         self._fresh[-1] += len(rows)
 
     def exchange(self, ranks: Ranks) -> None:
@@ -91,9 +96,13 @@ class ClassPriors(SchemeState):
     def __init__(self, priors: Tensor):
         self.priors = priors
 
+    def live_on(self, device: torch.device) -> None:
+        """The priors."""
+        self.priors = self.priors.to(device)
+
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The priors [K]."""
-        return {"priors": self.priors.to(labels.device)}
+        return {"priors": self.priors}
 
     def tensors(self) -> dict[str, Tensor]:
         """The priors."""
@@ -101,7 +110,7 @@ class ClassPriors(SchemeState):
 
     def restore(self, kept: dict[str, Tensor]) -> None:
         """Go on with the priors that the run began with."""
-        self.priors = kept["priors"]
+        self.priors = kept["priors"].to(self.priors.device)
 
 
 class ExpectedPositives(SchemeState):
@@ -134,16 +143,22 @@ class ClassScores(SchemeState):
         self.thresholds = torch.full((num_classes,), -torch.inf)
         self.soft = torch.zeros(num_classes)
 
+    def live_on(self, device: torch.device) -> None:
+        """Thresholds, soft labels, and the counts of the steps."""
+        self.thresholds, self.soft = self.thresholds.to(device), self.soft.to(device)
+        self._fresh = self._fresh.to(device)
+
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The threshold [K] and the soft label [K] of each class."""
-        return {"threshold": self.thresholds.to(labels.device), "soft": self.soft.to(labels.device)}
+        return {"threshold": self.thresholds, "soft": self.soft}
 
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:  # noqa: ARG002
         """Count the logits of unobserved entries, by class and bin."""
-        position, classes = (labels == UNOBSERVED).nonzero(as_tuple=True)
-        bins = (logits.detach()[position, classes].double() / self.WIDTH).floor().long() + self.BINS // 2
+        bins = (logits.detach().double() / self.WIDTH).floor().long() + self.BINS // 2
+        classes = torch.arange(len(self._fresh), device=logits.device)
         cells = classes * self.BINS + bins.clamp(0, self.BINS - 1)
-        self._fresh += torch.bincount(cells, minlength=self._fresh.numel()).view_as(self._fresh).cpu()
+        # not bincount of the unobserved ones: on a GPU the host would wait to learn how many these are
+        self._fresh.view(-1).scatter_add_(0, cells.flatten(), (labels == UNOBSERVED).long().flatten())
 
     def exchange(self, ranks: Ranks) -> None:
         """Add the ranks' counts."""
@@ -161,10 +176,11 @@ class ClassScores(SchemeState):
     def _choose(self, share: float) -> None:
         below = self._counts.cumsum(1)
         bins = (below <= (share * below[:, -1:]).floor()).sum(1)  # whole bins below the threshold
-        self.thresholds = (bins - self.BINS // 2) * self.WIDTH
+        self.thresholds = ((bins - self.BINS // 2) * self.WIDTH).to(self.soft.device)
         middle = (torch.arange(self.BINS) - self.BINS // 2 + 0.5) * self.WIDTH
         chosen = self._counts * (torch.arange(self.BINS) < bins[:, None])
-        self.soft = ((chosen * torch.sigmoid(middle.double())).sum(1) / chosen.sum(1).clamp(min=1)).float()
+        soft = (chosen * torch.sigmoid(middle.double())).sum(1) / chosen.sum(1).clamp(min=1)
+        self.soft = soft.float().to(self.soft.device)
 
     def tensors(self) -> dict[str, Tensor]:
         """The thresholds, the soft labels, and this epoch's counts."""
@@ -172,7 +188,8 @@ class ClassScores(SchemeState):
 
     def restore(self, kept: dict[str, Tensor]) -> None:
         """Go on with what a checkpoint kept."""
-        self.thresholds, self.soft, self._counts = kept["thresholds"], kept["soft"], kept["counts"]
+        self.thresholds, self.soft = (kept[name].to(self.soft.device) for name in ("thresholds", "soft"))
+        self._counts = kept["counts"]
 
 
 class LabelEstimates(ExpectedPositives):
@@ -199,19 +216,19 @@ class LabelEstimates(ExpectedPositives):
         """The logits of the estimates [B, K], and the expected number of positives."""
         at = torch.from_numpy(rows)
         first = self.OBSERVED * ((labels == POSITIVE).float() - (labels == NEGATIVE).float())
-        others = self.others[at]
+        kept = [values[at] for values in (self.others, self.classes, self.logits)]
+        others, classes, logits = send(kept, labels.device)
         dense = others[:, None].repeat(1, labels.shape[1])
-        dense.scatter_(1, self.classes[at].long(), self.logits[at])
-        seen = ~others.isnan()[:, None].to(labels.device)
-        return {"expected": self.expected, "estimates": torch.where(seen, dense.to(labels.device), first)}
+        dense.scatter_(1, classes.long(), logits)
+        return {"expected": self.expected, "estimates": torch.where(others.isnan()[:, None], first, dense)}
 
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:
         """Let the estimates of these samples learn from the classifier."""
         before = torch.as_tensor(self.known(rows, labels)["estimates"]).double()
-        count = global_sum(probability_sum(before), ranks.group).item() / UNIT / global_rows
+        count = global_sum(probability_sum(before), ranks.group).double() / UNIT / global_rows
         logits = logits.detach().double()
         after = estimates_step(before, logits, labels, step=self._step, expected=self.expected, count=count)
-        after = after.float().cpu()
+        after = after.float()
         best = after.topk(self.logits.shape[1])
         rest = after.sum(1) - best.values.sum(1)
         others = rest / max(1, self._num_classes - self.logits.shape[1])
@@ -220,7 +237,8 @@ class LabelEstimates(ExpectedPositives):
     def exchange(self, ranks: Ranks) -> None:
         """Put what all ranks learned into the estimates of every rank."""
         empty = (torch.zeros(0, dtype=torch.int64), self.classes[:0], self.logits[:0], self.others[:0])
-        learned = [torch.cat(parts).flatten().numpy() for parts in zip(empty, *self._fresh, strict=True)]
+        fresh = ([values.cpu() for values in step] for step in self._fresh)
+        learned = [torch.cat(parts).flatten().numpy() for parts in zip(empty, *fresh, strict=True)]
         rows, classes, logits, others = (torch.from_numpy(ranks.gather(values)) for values in learned)
         self.classes[rows], self.logits[rows] = classes.view(len(rows), -1), logits.view(len(rows), -1)
         self.others[rows] = others
@@ -252,11 +270,13 @@ STATE_BUILDERS: dict[str, Callable[[Start], SchemeState]] = {
     "": lambda _: SchemeState(),
     "class_means": lambda start: ClassMeans(len(start.data.vocabulary)),
     "class_priors": lambda start: ClassPriors(read_priors(start.config.loss.priors, start.data)),
-    "expected_positives": lambda start: ExpectedPositives(_positives(start.data)),
+    "expected_positives": lambda start: ExpectedPositives(mean_positives(start.data)),
     "class_scores": lambda start: ClassScores(
         len(start.data.vocabulary), start.config.loss, start.config.optim.epochs, start.settings["share"]
     ),
-    "label_estimates": lambda start: LabelEstimates(start.data.splits["train"], _positives(start.data), start.settings),
+    "label_estimates": lambda start: LabelEstimates(
+        start.data.splits["train"], mean_positives(start.data), start.settings
+    ),
 }
 """The state at the start, by what the record of a scheme declares as its `state`."""
 
@@ -277,23 +297,3 @@ def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
     last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     check_schedule(scheme.name, settings, last)
     return STATE_BUILDERS[scheme.state](Start(config=config, data=data, settings=settings))
-
-
-def _positives(data: DataFolder) -> float:
-    """The mean number of observed positives of a validation image."""
-    index = data.splits["validation"]
-    return len(index.positives.values) / len(index)
-
-
-def read_priors(run: str, data: DataFolder) -> Tensor:
-    """[K] mean scores of the classes, from a run of scheme `ignore` or a checkpoint of it."""
-    if not run:
-        raise ValueError("scheme=csl needs class priors: train with --scheme ignore first, then give --priors RUN")
-    if not Path(run).is_dir():
-        raise ValueError(f"priors={run}: no such run")
-    folder, checkpoint = find_checkpoint(Path(run))
-    check_trained_classes(folder, data.vocabulary.digest, str(data.path))
-    kept = read_memory(checkpoint)
-    if "means" not in kept:
-        raise ValueError(f"priors={run}: holds no mean scores; give a run of --scheme ignore")
-    return kept["means"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from raypaml.losses.large_loss import check_labels
 from raypaml.losses.scheme_losses import StepContext, scheme_loss
 from raypaml.losses.schemes import read_settings, scheme_of
 from raypaml.runs.models import autocast, update_average
+from raypaml.runs.transfer import send
 from raypaml.training.gradients import add_exactly, lay_out_gradients
 from raypaml.training.nonfinite import FiniteCheck, check_gradients
 from raypaml.training.worker import Worker
@@ -37,7 +39,9 @@ def train_step(worker: Worker, batch: Batch) -> None:
         FloatingPointError: logits are not finite; with nonfinite=skip or rollback DivergedError, on every rank at once.
     """
     config, ranks = worker.config, worker.ranks
-    images, pieces = _images(worker, batch), _pieces(worker, batch)
+    check_labels(batch.labels, config.loss.scheme)  # on the host: of a GPU one would have to wait for the answer
+    sent, pieces = _send(worker, batch), _pieces(worker, batch)
+    images, labels = sent.images, sent.labels
     twice = config.optim.micro_batch_size > 0 and len(pieces) > 1
 
     # --- Forward ----------------------------------------------------------------------------------------------
@@ -56,8 +60,6 @@ def train_step(worker: Worker, batch: Batch) -> None:
             settle(worker)
 
     # --- Rejection and loss -----------------------------------------------------------------------------------
-    check_labels(batch.labels, config.loss.scheme)
-    labels = worker.corrections.apply(batch.labels, batch.rows).to(ranks.device, non_blocking=True)
     loss, rejected = _loss(worker, batch, logits, labels)
 
     # --- Gradients and update ---------------------------------------------------------------------------------
@@ -87,7 +89,7 @@ def train_step(worker: Worker, batch: Batch) -> None:
         worker.rejections.add(batch.rows, rejected)
     worker.scheme_state.note(batch.rows, labels, logits, ranks, batch.global_rows)
     _update(worker)
-    _count(worker, batch, labels, loss.detach(), rejected)
+    _count(worker, batch, sent, loss.detach(), rejected)
 
 
 def settle(worker: Worker) -> None:
@@ -97,15 +99,27 @@ def settle(worker: Worker) -> None:
         worker.finite_check = None
 
 
-def _images(worker: Worker, batch: Batch) -> Tensor:
-    """uint8 images [B, 3, H, W], or their features where these are kept."""
-    if worker.features:
-        return worker.features["train"].take(batch.rows).to(worker.ranks.device)
-    images = batch.images.to(worker.ranks.device, non_blocking=True)
+@dataclass(frozen=True)
+class _Sent:
+    """What a step needs of its batch, on the device."""
+
+    images: Tensor
+    """uint8 [B, 3, H, W], or features [B, D, h, w] where these are kept."""
+    labels: Tensor
+    """int8 [B, K], corrected ones positive."""
+    truth: Tensor
+    """int8 [B, K]; [0] where it is not known."""
+
+
+def _send(worker: Worker, batch: Batch) -> _Sent:
+    """The batch on the device; a GPU copies it while it computes the step before."""
+    inputs = worker.features["train"].take(batch.rows) if worker.features else batch.images
+    labels = worker.corrections.apply(batch.labels, batch.rows)
+    truth = torch.empty(0, dtype=torch.int8) if batch.truth is None else batch.truth
+    images, labels, truth, flip = send((inputs, labels, truth, batch.flip), worker.ranks.device)
     if worker.config.data.flip:
-        flip = batch.flip.to(worker.ranks.device)[:, None, None, None]
-        images = torch.where(flip, images.flip(-1), images)
-    return images
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    return _Sent(images, labels, truth)
 
 
 def _pieces(worker: Worker, batch: Batch) -> list[slice]:
@@ -187,10 +201,10 @@ def _update(worker: Worker) -> None:
         update_average(worker.average, worker.model, optim.ema, done)
 
 
-def _count(worker: Worker, batch: Batch, labels: Tensor, loss: Tensor, rejected: Tensor) -> None:
-    counts = [loss * batch.global_rows, loss.new_tensor(len(batch.rows)), rejected.sum()]
+def _count(worker: Worker, batch: Batch, sent: _Sent, loss: Tensor, rejected: Tensor) -> None:
+    counts = [loss * batch.global_rows, loss.new_full((), len(batch.rows)), rejected.sum()]
     if batch.truth is not None:
-        missed = (labels == UNOBSERVED) & (batch.truth.to(labels.device) == POSITIVE)
+        missed = (sent.labels == UNOBSERVED) & (sent.truth == POSITIVE)
         counts += [(rejected & missed).sum(), missed.sum()]
     else:
         counts += [loss.new_zeros(()), loss.new_zeros(())]

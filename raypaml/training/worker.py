@@ -156,6 +156,8 @@ def build_worker(
         lane = plan.global_batch_size // plan.lanes
         check_reproducible(model, config.optim.micro_batch_size, lane, always_frozen=always_frozen)
         torch.backends.cudnn.deterministic = True
+    scheme_state = scheme_state_of(config, data)
+    scheme_state.live_on(device)
     groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
     return Worker(
         config=config,
@@ -169,7 +171,7 @@ def build_worker(
         optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
-        scheme_state=scheme_state_of(config, data),
+        scheme_state=scheme_state,
         rejections=Rejections(run_folder, index, ranks.rank),
         report=report,
         store=Mirror.of(config.run.storage, run_folder),
