@@ -29,8 +29,10 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", 
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _FREE, _ALONE, _VARIETY = 0.8, 0.2, 1.5
-"""Of the names in cells with several: how many must be seen without any other one, how many alone in a cell; and how
-many different cells there must be for each name."""
+"""Of the names in cells with several: how many must be free, which is seen without any other one, and how many alone in
+a cell; and how many different cells there must be for each name."""
+_SELDOM_IN_NAMES, _FREE_ENOUGH = (";", "|", "\t", "\n"), 0.5
+"""Signs that are hardly ever a part of a name, and how many names must be free for them."""
 
 Split = dict[str, tuple[str, ...]]
 """Cell -> its names."""
@@ -93,7 +95,7 @@ def _found(cells: Sequence[str], class_ids: Sequence[str]) -> tuple[Split, str]:
     known = [sign for sign in ways if _is_known(ways[sign], ways, set(class_ids))]
     if len(known) == 1:
         return ways[known[0]], f"labels {_between(known[0])}, as the classes show"
-    shown = [sign for sign in ways if sign != _WHOLE and _is_evident(ways[sign])]
+    shown = [sign for sign in ways if sign != _WHOLE and _is_evident(ways[sign], sign)]
     if known or len(candidates) > 1 or candidates[0] not in shown or _holds_blank_lists(ways[candidates[0]]):
         possible = known or [sign for sign in ways if sign in (*candidates, *shown, _WHOLE)]
         raise ValueError(_two_ways({sign: ways[sign] for sign in possible}))
@@ -109,12 +111,12 @@ def _is_known(way: Split, ways: Mapping[str, Split], class_ids: set[str]) -> boo
     )
 
 
-def _is_evident(way: Split) -> bool:
+def _is_evident(way: Split, sign: str) -> bool:
     """Whether cells with several names can be nothing else than that.
 
     They are if each of these names is also alone in a cell. They are too if nearly all of these names are seen in
     varied company, some of them alone, in many more different cells than there are names: parts of names, such as those
-    of `polar bear`, are seen together only.
+    of `polar bear`, are seen together only. Less of it is enough for a sign that is hardly ever a part of a name.
     """
     several = [set(names) for names in set(way.values()) if len(set(names)) > 1]
     names = set[str]().union(*several)
@@ -126,6 +128,8 @@ def _is_evident(way: Split) -> bool:
         for name in cell:
             company[name] = company.get(name, cell) & cell
     free = sum(len(others) == 1 for others in company.values())
+    if sign in _SELDOM_IN_NAMES:
+        return free >= _FREE_ENOUGH * len(names)
     varied = len({cell for cell in way.values() if names & set(cell)}) >= _VARIETY * len(names)
     return varied and free >= _FREE * len(names) and len(alone) >= _ALONE * len(names)
 
@@ -133,7 +137,7 @@ def _is_evident(way: Split) -> bool:
 def _holds_blank_lists(way: Split) -> bool:
     """Whether names that were cut out are themselves names between blanks."""
     parts = sorted({name for names in way.values() for name in names})
-    return any(BLANK in part for part in parts) and _is_evident(_cut(parts, BLANK))
+    return any(BLANK in part for part in parts) and _is_evident(_cut(parts, BLANK), BLANK)
 
 
 def _two_ways(ways: Mapping[str, Split]) -> str:

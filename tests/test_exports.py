@@ -1,0 +1,200 @@
+"""What labelling tools export: small files in the true forms give the expected labels, splits and boxes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raypaml.preparation.formats.coco import read_coco
+from raypaml.preparation.formats.own_labels import TableForm, read_table
+from tests.test_tables import named
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version>
+<meta><project><name>x</name><labels><label><name>dog</name></label></labels></project></meta>
+<image id="0" name="a.jpg" subset="Train" width="72" height="56">
+ <tag label="dog" source="manual"></tag>
+ <box label="cat" source="manual" occluded="0" xtl="1.5" ytl="2" xbr="30" ybr="40">
+  <attribute name="q">1</attribute></box>
+</image>
+<image id="1" name="sub/b.jpg" subset="val" width="72" height="56">
+ <polygon label="dog" points="1,2;3,4;5,6"></polygon></image>
+<image id="2" name="c.jpg" subset="Test" width="72" height="56"></image>
+</annotations>
+"""
+
+
+def written(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_cvat(tmp_path: Path) -> None:
+    source = read_table(written(tmp_path / "annotations.xml", CVAT), TableForm())
+    assert source.classes.class_ids == ("cat", "dog")
+    assert named(source, "train") == {"a.jpg": (["cat", "dog"], [])}
+    assert named(source, "validation") == {"sub/b.jpg": (["dog"], [])}
+    assert named(source, "test") == {"c.jpg": ([], [])}
+    assert source.splits["train"].boxes == [[{"class": 0, "x0": 1.5, "y0": 2.0, "x1": 30.0, "y1": 40.0}]]
+    complete = read_table(tmp_path / "annotations.xml", TableForm(complete=True))
+    assert complete.splits["train"].negatives is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CVAT.replace('subset="val" ', ""), "1 images have no split, such as sub/b.jpg; give all one"),
+        (
+            "<annotations><track id='0' label='dog'/></annotations>",
+            "holds tracks of a video; export it as `CVAT for images",
+        ),
+        ("<annotation><object/></annotation>", "its root is <annotation>, not CVAT's <annotations>"),
+        ("<annotations>", "cannot be read: no element found"),
+    ],
+)
+def test_what_is_not_cvats_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_table(written(tmp_path / "a.xml", content), TableForm())
+
+
+def result(choices: list[str], name: str = "kind") -> dict[str, Any]:
+    return {"from_name": name, "to_name": "image", "type": "choices", "value": {"choices": choices}}
+
+
+def task(image: str, *answers: list[dict[str, Any]], cancelled: bool = False) -> dict[str, Any]:
+    annotations = [{"id": n, "result": results, "was_cancelled": cancelled} for n, results in enumerate(answers)]
+    return {"id": 1, "data": {"image": image, "note": "x"}, "annotations": annotations, "predictions": []}
+
+
+def test_label_studio(tmp_path: Path) -> None:
+    region = {"from_name": "kind", "type": "rectanglelabels", "value": {"x": 1, "rectanglelabels": ["cow"]}}
+    tasks = [
+        task("/data/upload/1/8f-a.jpg", [result(["bird", "hot dog"])]),
+        task("/data/local-files/?d=b.jpg", [result(["cat"]), region], [result(["cat", "bird"])]),
+        task("c.jpg", [result(["cat"])], cancelled=True),
+        task("d.jpg", []),
+    ]
+    source = read_table(written(tmp_path / "p.json", tasks), TableForm())
+    assert named(source, "train") == {
+        "1/8f-a.jpg": (["bird", "hot dog"], []),
+        "b.jpg": (["bird", "cat", "cow"], []),
+        "d.jpg": ([], []),
+    }
+    counts = source.splits["train"].findings.counts
+    assert counts["tasks without an annotation, left out"] == 1
+    assert counts["tasks whose annotators differ, any of them counts"] == 1
+
+
+def test_several_questions_or_images_are_asked_about(tmp_path: Path) -> None:
+    tasks = [task("a.jpg", [result(["cat"]), result(["blurred"], "quality")])]
+    path = written(tmp_path / "p.json", tasks)
+    with pytest.raises(ValueError, match=r"several questions were asked \(kind, quality\); say --labels-column NAME"):
+        read_table(path, TableForm())
+    assert named(read_table(path, TableForm(columns={"labels": "kind"})), "train") == {"a.jpg": (["cat"], [])}
+    tasks[0]["data"] = {"photo": "a.jpg", "other": "b.jpg"}
+    with pytest.raises(ValueError, match="data are photo, other; say with --image-column which one is the image"):
+        read_table(written(path, tasks), TableForm())
+    columns = {"labels": "kind", "image": "other"}
+    assert named(read_table(path, TableForm(columns=columns)), "train") == {"b.jpg": (["cat"], [])}
+
+
+@pytest.mark.parametrize("by_number", [True, False])
+def test_fiftyones_classifications(tmp_path: Path, by_number: bool) -> None:
+    for file in ("data/a.jpg", "data/sub/b.png", "data/c.jpg"):
+        written(tmp_path / file, "")
+    labels: dict[str, Any] = {"a": [1, 0], "sub/b": {"label": 1, "confidence": 0.9}, "c": None, "lost": 0}
+    if not by_number:
+        labels = {"a": ["dog", "cat"], "sub/b": {"label": "dog"}, "c": None, "lost": "cat"}
+    content = {"classes": ["cat", "dog"] if by_number else None, "labels": labels}
+    source = read_table(written(tmp_path / "labels.json", content), TableForm())
+    expected = {"a.jpg": ["cat", "dog"], "sub/b.png": ["dog"], "c.jpg": [], "lost": ["cat"]}
+    assert named(source, "train") == {f"data/{file}": (names, []) for file, names in expected.items()}
+    written(tmp_path / "data/a.png", "")
+    with pytest.raises(ValueError, match=r"a may be any of a\.jpg, a\.png in .*data; keep one"):
+        read_table(tmp_path / "labels.json", TableForm())
+
+
+def test_fiftyones_samples(tmp_path: Path) -> None:
+    def sample(file: str, tags: list[str], *names: str) -> dict[str, Any]:
+        several = {
+            "_cls": "Classifications",
+            "classifications": [{"_cls": "Classification", "label": n} for n in names],
+        }
+        return {"filepath": file, "tags": tags, "kind": several, "metadata": {"_cls": "ImageMetadata"}}
+
+    samples = [sample("data/a.jpg", ["train", "x"], "cat", "dog"), sample("data/b.jpg", ["val"], "dog")]
+    source = read_table(written(tmp_path / "samples.json", {"samples": samples}), TableForm())
+    assert named(source, "train") == {"data/a.jpg": (["cat", "dog"], [])}
+    assert named(source, "validation") == {"data/b.jpg": (["dog"], [])}
+    samples[0]["other"] = {"_cls": "Classification", "label": "day"}
+    with pytest.raises(ValueError, match="fields with classifications: kind, other; say with --labels-column which"):
+        read_table(written(tmp_path / "samples.json", {"samples": samples}), TableForm())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [], "annotations": [], "categories": []}, "COCO's JSON is read by the kind coco"),
+        ([{"image": "a.jpg", "choice": "cat"}], "not Label Studio's JSON of tasks with data and annotations"),
+        ({"labels": {"a": 7}, "classes": ["cat"]}, "not the export it seems to be"),
+        ('{"labels": ', "cannot be read: Expecting value"),
+        ("[1, 2]", "not the export it seems to be"),
+    ],
+)
+def test_what_is_no_export_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_table(written(tmp_path / "x.json", content), TableForm())
+
+
+def coco(*files: str) -> dict[str, Any]:
+    """As Roboflow writes it: a category that nothing has comes first, under the name of the project."""
+    images = [{"id": n, "file_name": file} for n, file in enumerate(files)]
+    annotations = [{"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": [1, 2, 3, 4]} for n in range(len(files))]
+    categories = [{"id": 0, "name": "pets"}, {"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def test_coco_as_roboflow_lays_it_out(tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        written(tmp_path / split / "_annotations.coco.json", coco("a.jpg", "b.jpg"))
+        written(tmp_path / split / "a.jpg", "")
+    source = read_coco(tmp_path)
+    assert source.classes.class_ids == ("cat", "dog")
+    for split, folder in (("train", "train"), ("validation", "valid"), ("test", "test")):
+        assert named(source, split) == {f"{folder}/a.jpg": (["dog"], None), f"{folder}/b.jpg": (["cat"], None)}
+        assert source.splits[split].findings.examples["categories without an annotation here"] == ["pets"]
+
+
+@pytest.mark.parametrize(
+    ("file", "listed", "there"),
+    [
+        ("annotations/instances_default.json", "a.jpg", "images/default/a.jpg"),  # CVAT
+        ("result.json", "images\\8f-a.jpg", "images/8f-a.jpg"),  # Label Studio on Windows
+        ("labels.json", "a.jpg", "data/a.jpg"),  # FiftyOne
+    ],
+)
+def test_coco_of_one_file(tmp_path: Path, file: str, listed: str, there: str) -> None:
+    path = written(tmp_path / file, coco(listed))
+    written(tmp_path / there, "")
+    assert named(read_coco(tmp_path), "train") == {there: (["dog"], None)}
+    if path.parent == tmp_path:
+        assert named(read_coco(path), "train") == {there: (["dog"], None)}
+
+
+def test_coco_of_cvat_with_three_subsets(tmp_path: Path) -> None:
+    for subset in ("Train", "Validation", "Test"):
+        written(tmp_path / "annotations" / f"instances_{subset}.json", coco(f"{subset}.jpg"))
+        written(tmp_path / "images" / subset / f"{subset}.jpg", "")
+    source = read_coco(tmp_path)
+    assert {split: found.files for split, found in source.splits.items()} == {
+        "train": ["images/Train/Train.jpg"],
+        "validation": ["images/Validation/Validation.jpg"],
+        "test": ["images/Test/Test.jpg"],
+    }
+    written(tmp_path / "annotations" / "instances_more.json", coco("x.jpg"))
+    with pytest.raises(ValueError, match=r"instances_more.json \(no split\); name each file by one split"):
+        read_coco(tmp_path)
