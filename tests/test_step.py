@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raypaml.cluster.ray_train import _as_user_error
+from raypaml.cluster.worker_errors import as_user_error
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.losses.scheme_losses import scheme_loss
@@ -274,8 +274,8 @@ def test_samples_whose_logits_are_not_finite_are_named(tiny_digits: Path) -> Non
 
 def test_the_driver_says_the_rank_once() -> None:
     failures = {1: FloatingPointError("rank 1, epoch 0, step 3: logits are not finite"), 2: ValueError("other")}
-    assert str(_as_user_error(failures)) == "rank 1, epoch 0, step 3: logits are not finite"
-    assert str(_as_user_error({2: ValueError("other")})) == "rank 2: other"
+    assert str(as_user_error(failures)) == "rank 1, epoch 0, step 3: logits are not finite"
+    assert str(as_user_error({2: ValueError("other")})) == "rank 2: other"
 
 
 # --- torch.compile ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import signal
 import threading
@@ -21,6 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from raypaml.cluster import session
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
+from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, is_disk_full
 from raypaml.config import RunConfig
 from raypaml.data.storage import Location
 from raypaml.reports.progress import Display
@@ -33,8 +33,6 @@ from raypaml.training.worker import LoopSignal, Report
 POLL_SECONDS = 0.3
 RESIZE_SECONDS = 30.0
 """Between two looks at whether an elastic run can grow; growing costs what was done since the last checkpoint."""
-CHANCE = (OSError, RuntimeError)
-"""Errors that another try may not meet: a lost connection, a device. All others are the same every time."""
 
 
 def fit(job: Job, prog: str, display: Display) -> None:
@@ -194,7 +192,7 @@ def run_workers(
     try:
         return bool(trainer.fit().return_value)
     except WorkerGroupError as error:
-        raise _as_user_error(error.worker_failures) from None
+        raise as_user_error(error.worker_failures) from None
     except (ControllerError, TrainingFailedError) as error:
         raise RuntimeError(f"Ray Train failed: {error}") from None
 
@@ -203,25 +201,6 @@ def _of_ray(job: Job) -> str:
     """Where all nodes see Ray's own small files: the run folder, or the store."""
     where = Location(job.config.run.storage)
     return str(job.folder if where.is_local else where / job.config.run.name)
-
-
-def _as_user_error(failures: dict[int, Exception]) -> Exception:
-    """What the first failing rank said, without Ray's wrapping."""
-    rank, error = min(failures.items())
-    return _said(rank, getattr(error, "cause", None) or error)
-
-
-def _said(rank: int, error: BaseException) -> Exception:
-    kind = ValueError if isinstance(error, ValueError | FloatingPointError) or _is_full(error) else RuntimeError
-    said = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
-    if _is_full(error):
-        said += ". The last checkpoint is whole: make room and give the command again, with this --name"
-    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
-
-
-def _is_full(error: BaseException) -> bool:
-    """Whether the error says that a disk is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class _LostWorkers(UserCallback):  # type: ignore[misc]
@@ -272,8 +251,8 @@ class RunReporter:
 
     def failed(self, rank: int, error: Exception) -> None:
         """Tell the driver at once of an error that every other try would meet too."""
-        if not isinstance(error, CHANCE) or _is_full(error):
-            self._channel.put({"failed": _said(rank, error)})
+        if not isinstance(error, CHANCE) or is_disk_full(error):
+            self._channel.put({"failed": as_said(rank, error)})
 
 
 def train_on_worker(settings: dict[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from raypaml.model.cam import CamClassifier
 from raypaml.reports.figures import History
 from raypaml.reports.pages import write_page
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
+from raypaml.training.out_of_memory import read_halving
 
 
 def usage_by_epoch(history: History) -> list[dict[str, Any]]:
@@ -58,6 +59,7 @@ def write_report(
         drift=drift(history) if any("drift" in record for record in history) else "",
         drift_share=sum(record["drift"]["seconds"] for record in history if "drift" in record) / history[-1]["seconds"],
         history=history,
+        halving=read_halving(folder),
         usage=usage_by_epoch(history),
         looks=looks,
         images=len(np.unique(pairs.row)),

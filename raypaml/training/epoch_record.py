@@ -54,6 +54,7 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
         "validation_mean_ap": mean_ap(ap),
         "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
         "seconds": round(state.seconds, 3),
+        "micro_batch_size": worker.config.optim.micro_batch_size,
         **epoch_usage(worker, totals, seconds),
     }
     if worker.probe is not None:

@@ -26,6 +26,7 @@ from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import Reason, check_budget, gather, named, seen_together
 from raypaml.training.epoch_record import add_up, epoch_record, state_totals
 from raypaml.training.nonfinite import DivergedError
+from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
 from raypaml.training.profiling import profiled
 from raypaml.training.resume import (
     hear_of_saving,
@@ -83,8 +84,14 @@ def train(
         Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
     """
     # --- Data, model, optimizer -------------------------------------------------------------------------------
-    worker = build_worker(config, data_folder, run_folder, device, report)
-    with beating(lambda: worker, beats), saving(lambda: worker), profiled(worker) as step_done:
+    worker = build_worker(as_halved(config, run_folder), data_folder, run_folder, device, report)
+    if halving := read_halving(run_folder):
+        report({"event": str(halving)})
+
+    def current() -> Worker:
+        return worker
+
+    with beating(current, beats), saving(current), halving_once(current), profiled(worker) as step_done:
         # --- Restore ------------------------------------------------------------------------------------------
         restore(worker)
 

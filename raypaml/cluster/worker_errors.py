@@ -1,0 +1,33 @@
+"""What is said of workers that failed, and whether another try may go better."""
+
+from __future__ import annotations
+
+import errno
+
+from raypaml.training.out_of_memory import HalvedError
+
+CHANCE = (OSError, RuntimeError)
+"""Errors that another try may not meet: a lost connection, a device. All others are the same every time."""
+
+
+def as_user_error(failures: dict[int, Exception]) -> Exception:
+    """What the first failing rank said, without Ray's wrapping; that memory ran out before what others made of it."""
+    causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
+    rank = min(causes, key=lambda rank: (not isinstance(causes[rank], HalvedError), rank))
+    return as_said(rank, causes[rank])
+
+
+def as_said(rank: int, error: BaseException) -> Exception:
+    """The error as its user is told it: ValueError where a line is enough."""
+    kind = ValueError if isinstance(error, ValueError | FloatingPointError) or is_disk_full(error) else RuntimeError
+    said = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
+    if isinstance(error, HalvedError):
+        return ValueError(f"{said}; give the command again, with this --name")
+    if is_disk_full(error):
+        said += ". The last checkpoint is whole: make room and give the command again, with this --name"
+    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error says that a disk is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
