@@ -102,6 +102,13 @@ class OptimConfig:
     the backbone stays frozen."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; auto: bfloat16 where the GPU has it. Published: float32."""
+    evaluation_precision: Literal["run", "float32"] = "run"
+    """Autocast type of validation, prediction and serving: run for that of training, or float32 always."""
+    matmul_precision: Literal["high", "highest", "medium", "torch"] = "high"
+    """float32 products and convolutions on a GPU: high in TF32, medium products in bfloat16, highest exact, torch as
+    torch comes (exact products, TF32 convolutions)."""
+    cudnn_benchmark: bool = True
+    """Let cuDNN time its algorithms for every new size on a GPU and take the fastest; never under reproducible."""
     micro_batch_size: int = 0
     """Images a worker takes through the network at once (reproducible: whole lanes); its part is accumulated in two
     passes, rejection still sees the global batch. 0: all at once (published)."""
@@ -161,6 +168,14 @@ EXECUTION_FIELDS = (
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
 
+EARLIER: dict[str, Any] = {
+    "evaluation_precision": "float32",
+    "matmul_precision": "torch",
+    "cudnn_benchmark": False,
+}
+"""What settings were before they existed, where that is not their default: a run that was begun then goes on so."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a run."""
@@ -186,13 +201,13 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; unknown groups or fields are refused."""
+        """The inverse of `to_dict`; unknown groups or fields are refused, for those it lacks `EARLIER` holds."""
         names = {field.name for field in dataclasses.fields(cls)}
         if set(content) != names:
             raise ValueError(f"a configuration has the groups {sorted(names)}, found {sorted(content)}")
         blank = cls(recipe=content["recipe"])
         fields = {name: dict(content[name]) for name, _ in blank.groups()}
-        return blank.override({field: value for group in fields.values() for field, value in group.items()})
+        return blank.override(EARLIER | {name: value for group in fields.values() for name, value in group.items()})
 
     def override(self, values: dict[str, Any]) -> TrainConfig:
         """A copy with some fields set, each found in its group."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from raypaml.config import OptimConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan
@@ -36,7 +37,9 @@ def _model(alpha: float = 5.0) -> CamClassifier:
 
 
 def _predict(data: DataFolder, split: str, ranks: Ranks, lanes: int = 8, batch_size: int = 16) -> Predictions:
-    return predict_split(_model(), data, split, ranks, lanes=lanes, batch_size=batch_size, loader_workers=0)
+    return predict_split(
+        _model(), data, split, ranks, optim=OptimConfig(), lanes=lanes, batch_size=batch_size, loader_workers=0
+    )
 
 
 def _some(seed: int, entries: int = 60, classes: int = 4) -> Predictions:
@@ -121,7 +124,7 @@ def test_a_rank_whose_parts_are_all_empty_predicts_nothing(data: DataFolder) -> 
 
 def test_predicting_leaves_the_model_in_training(data: DataFolder) -> None:
     model = _model()
-    predict_split(model, data, "test", _team(), lanes=1, batch_size=40, loader_workers=0)
+    predict_split(model, data, "test", _team(), optim=OptimConfig(), lanes=1, batch_size=40, loader_workers=0)
     assert model.training
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raypaml.config import OptimConfig
 from raypaml.data.batches import Reader, read
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.plan import Part, Plan, lane_slices
@@ -16,6 +17,7 @@ from raypaml.labels import POSITIVE, UNOBSERVED, FloatArray
 from raypaml.metrics.average_precision import average_precision
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.kept_features import Features
+from raypaml.runs.models import evaluating
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
 
@@ -49,6 +51,7 @@ def predict_split(
     split: str,
     ranks: Ranks,
     *,
+    optim: OptimConfig,
     lanes: int,
     batch_size: int,
     loader_workers: int,
@@ -58,7 +61,7 @@ def predict_split(
 ) -> Predictions:
     """Predict this rank's share of a split, from kept features if there are any; each sample belongs to one rank.
 
-    `moved` is called for every batch.
+    `optim` says in which precision; `moved` is called for every batch.
     """
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=batch_size, lanes=lanes, shuffle=False)
     steps = plan.epoch(0, ranks.rank, ranks.world_size)
@@ -68,6 +71,7 @@ def predict_split(
         split,
         steps,
         ranks.device,
+        optim=optim,
         loader_workers=loader_workers,
         features=features,
         skip_broken=skip_broken,
@@ -82,18 +86,19 @@ def predict_steps(
     steps: Sequence[Part],
     device: torch.device,
     *,
+    optim: OptimConfig,
     loader_workers: int,
     unobserved: bool = False,
     features: Features | None = None,
     skip_broken: bool = False,
     moved: Callable[[], None] = lambda: None,
 ) -> Predictions:
-    """Predict the samples of some steps of a plan: their observed entries, or all."""
+    """Predict the samples of some steps of a plan, in the precision of `optim`: their observed entries, or all."""
     index = data.splits[split]
     reader = Reader(data.shards, index, steps, skip_broken=skip_broken, with_images=features is None)
     columns, skipped = [_empty()], list[Skip]()
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(optim, device):
         threads = loader_workers if features is None else 0
         for batch in read(reader, loader_workers=threads, pin_memory=device.type == "cuda"):
             moved()
@@ -103,7 +108,7 @@ def predict_steps(
             # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'
             lanes = lane_slices(batch.lane_sizes)
             if features is None:
-                parts = [model.pooled(batch.images[lane].to(device)) for lane in lanes]
+                parts = [model.pooled(batch.images[lane].to(device, non_blocking=True)) for lane in lanes]
             else:
                 parts = [model.pooled_features(features.take(batch.rows[lane]).to(device)) for lane in lanes]
             p, n = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))

@@ -20,7 +20,7 @@ from raypaml.evaluation.predicting import predict_steps
 from raypaml.files import sweep
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.model.cam import CamClassifier
-from raypaml.runs.models import checkpoint_model, find_checkpoint
+from raypaml.runs.models import checkpoint_model, find_checkpoint, placed, prepare_device
 from raypaml.runs.run_folder import check_trained_classes, stored_config
 from raypaml.runs.skips import check_budget, named
 
@@ -168,6 +168,7 @@ def predict_part(
         part.split,
         plan.steps(part),
         device,
+        optim=plan.config.optim,
         loader_workers=plan.config.data.loader_workers,
         unobserved=part.unobserved,
         skip_broken=plan.config.data.skip_budget > 0,
@@ -204,4 +205,5 @@ def predict_part_alone(plan: PredictionPlan, part: PredictionPart, device: str) 
 @functools.lru_cache(maxsize=1)
 def _opened(checkpoint: Path, config: TrainConfig, data: str, device: str) -> tuple[CamClassifier, DataFolder]:
     folder = open_folder(data, **config.data.opening)
-    return checkpoint_model(checkpoint, config.model, len(folder.vocabulary)).to(device), folder
+    prepare_device(config.optim, torch.device(device))
+    return placed(checkpoint_model(checkpoint, config.model, len(folder.vocabulary)), torch.device(device)), folder

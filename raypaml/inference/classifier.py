@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from raypaml.labels import RealArray
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier, pool_parts
+from raypaml.runs.models import evaluating, placed, prepare_device
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,13 @@ class Classifier:
 
     def __init__(self, model: CamClassifier, card: Card, device: torch.device | str = "cpu"):
         self.card, self.device = card, torch.device(device)
-        self.model = model.to(self.device).eval()
+        self.model = placed(model, self.device).eval()
+        prepare_device(card.optim, self.device)
+
+    @contextmanager
+    def _serving(self) -> Iterator[None]:
+        with torch.inference_mode(), evaluating(self.card.optim, self.device):
+            yield
 
     def predict(self, picture: Image.Image, *, top: int = 5, threshold: float = 0.0) -> list[Found]:
         """The `top` classes of a picture whose probability is at least `threshold`, best first.
@@ -53,17 +61,17 @@ class Classifier:
     def map(self, picture: Image.Image) -> RealArray:
         """The raw class activation map [K, h, w] of a picture."""
         images = self._images([fit_to_size(picture, self.card.height, self.card.width)])
-        with torch.inference_mode():
+        with self._serving():
             return self.model.cam(images)[0].float().cpu().numpy()
 
     def logits(self, pixels: Sequence[NDArray[np.uint8]]) -> RealArray:
         """[B, K] of images [H, W, 3] of the card's size."""
-        with torch.inference_mode():
+        with self._serving():
             return self.model(self._images(pixels)).cpu().numpy()  # type: ignore[no-any-return]
 
     def logits_and_map(self, pixels: Sequence[NDArray[np.uint8]]) -> tuple[RealArray, RealArray]:
         """[B, K], and the raw map [B, K, h, w]."""
-        with torch.inference_mode():
+        with self._serving():
             cam = self.model.cam(self._images(pixels))
             above, below = pool_parts(cam)
             return (self.model.alpha * above + below).cpu().numpy(), cam.float().cpu().numpy()

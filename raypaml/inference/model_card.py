@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raypaml.config import TrainConfig
+from raypaml.config import EARLIER, OptimConfig, TrainConfig
 from raypaml.labels import Vocabulary
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.models import find_checkpoint
@@ -41,6 +41,13 @@ class Card:
     """result.json of the run, and its validation mAP; empty for what is not known."""
     origin: dict[str, Any]
     """The run, the checkpoint, and the run's configuration."""
+
+    @property
+    def optim(self) -> OptimConfig:
+        """How the run computed: its precision is that of serving. Of an earlier version, what that had."""
+        known = {field.name for field in dataclasses.fields(OptimConfig)}
+        stored = EARLIER | self.origin.get("config", {}).get("optim", {})
+        return OptimConfig(**{name: value for name, value in stored.items() if name in known})
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from raypaml.config import ModelConfig, TrainConfig
+from raypaml.config import ModelConfig, OptimConfig, TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.model.backbones import build_backbone, linear_classifier
 from raypaml.model.cam import CamClassifier, load_classifier
+from raypaml.model.layout import memory_format
 from raypaml.runs.checkpoint import best_checkpoint, is_valid, load_model, valid_checkpoints
 
 
@@ -82,6 +83,26 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     if precision == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
+
+
+def evaluating(optim: OptimConfig, device: torch.device) -> torch.autocast:
+    """The context in which a configuration validates, predicts and serves."""
+    return autocast("float32" if optim.evaluation_precision == "float32" else optim.precision, device)
+
+
+def prepare_device(optim: OptimConfig, device: torch.device) -> None:
+    """Tell torch how this process computes float32 on its GPU, and whether cuDNN may try its algorithms."""
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = optim.cudnn_benchmark and not optim.reproducible
+    exact = optim.matmul_precision in ("highest", "torch")
+    torch.set_float32_matmul_precision("highest" if exact else optim.matmul_precision)
+    torch.backends.cudnn.allow_tf32 = optim.matmul_precision != "highest"
+
+
+def placed(model: CamClassifier, device: torch.device) -> CamClassifier:
+    """The model on a device, its weights in the order in which that computes fastest."""
+    return model.to(device).to(memory_format=memory_format(device))
 
 
 @torch.no_grad()

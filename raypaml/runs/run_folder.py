@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror, local_folder
@@ -67,6 +67,21 @@ def check_trained_classes(run: Path, digest: str, data: str) -> None:
         raise ValueError(
             f"{data}: another vocabulary (digest {digest[:12]}) than {run} was trained with ({trained[:12]})"
         )
+
+
+def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration with what the run in this folder had before some settings existed, where nothing else is asked.
+
+    The stored one has no such settings: the run goes on as it began.
+    """
+    if stored_config(folder) is None:
+        return config
+    groups = json.loads((folder / "config.json").read_text())["config"]
+    stored = {name for group in groups.values() if isinstance(group, dict) for name in group}
+    asked, usual = config.flat(), TrainConfig().flat()
+    return config.override(
+        {name: value for name, value in EARLIER.items() if name not in stored and asked[name] == usual[name]}
+    )
 
 
 def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:

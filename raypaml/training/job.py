@@ -12,7 +12,7 @@ from raypaml.data.plan import check_world_size, default_lanes
 from raypaml.explanations.drift import make_probe
 from raypaml.model.backbones import check_backbone
 from raypaml.runs.models import check_model
-from raypaml.runs.run_folder import check_same_run, new_name, open_run
+from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
 from raypaml.training.estimate import describe_estimate, estimate
 from raypaml.training.scheme_state import scheme_state_of
 
@@ -40,6 +40,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
     config = config.override({"name": config.run.name or new_name(config)})
     folder = open_run(config.run.storage, config.run.name)
+    config = as_begun(folder, config)
     check_same_run(folder, config, data)
     return Job(config, data, folder)
 

@@ -263,6 +263,7 @@ def _report_epoch(worker: Worker) -> bool:
 
 def _evaluation(worker: Worker) -> dict[str, Any]:
     return {
+        "optim": worker.config.optim,
         "lanes": worker.plan.lanes,
         "batch_size": worker.plan.global_batch_size * EVALUATION_BATCHES,
         "loader_workers": worker.config.data.loader_workers,

@@ -18,12 +18,11 @@ from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, default_lanes
 from raypaml.explanations.drift import DriftProbe, make_probe
 from raypaml.model.cam import CamClassifier, FeatureClassifier
-from raypaml.model.layout import memory_format
 from raypaml.runs.checkpoint import State
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.kept_features import RUN_FOLDER, Features, features_folder, keeps_features, open_features
 from raypaml.runs.mirror import Mirror
-from raypaml.runs.models import build_model
+from raypaml.runs.models import build_model, placed, prepare_device
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
 from raypaml.training.gradients import check_reproducible
@@ -150,7 +149,8 @@ def build_worker(
     model = build_model(config.model, len(data.vocabulary))
     if config.model.sync_batchnorm:
         model = _synchronised(model, ranks)
-    model = model.to(device).to(memory_format=memory_format(device))
+    model = placed(model, device)
+    prepare_device(config.optim, device)
     if config.optim.reproducible:
         always_frozen = config.optim.freeze_backbone >= config.optim.epochs
         lane = plan.global_batch_size // plan.lanes

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raypaml.config import OptimConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.evaluation import predicting
@@ -60,7 +61,9 @@ def rates(run: Path, pictures: Path, count: int, data: DataFolder, rounds: int) 
     cpu = torch.device("cpu")
     by_round = [
         (
-            seconds(lambda: predicting.predict_steps(model, data, "test", steps, cpu, loader_workers=0)),
+            seconds(
+                lambda: predicting.predict_steps(model, data, "test", steps, cpu, optim=OptimConfig(), loader_workers=0)
+            ),
             seconds(lambda: list(answers(ready, find_pictures([str(pictures)]), choice, ""))),
         )
         for _ in range(rounds)
