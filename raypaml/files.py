@@ -127,6 +127,22 @@ def write_json(path: Path, content: Any, *, indent: int = 2, ensure_ascii: bool 
     write_whole(path, json.dumps(content, indent=indent, ensure_ascii=ensure_ascii) + "\n")
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name: by a hard link if it is a tar and the file system can, else by a copy.
+
+    Tars are replaced and never changed in place; other files may be edited, so they are always copied. A file that has
+    the name already stays if it is as large.
+    """
+    if target.is_file() and target.stat().st_size == source.stat().st_size:
+        return
+    if source.suffix == ".tar":
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    with whole(target) as unfinished:
+        shutil.copy2(source, unfinished)
+
+
 def share(name: str) -> Path:
     """The folder `tune` of search spaces or `clusters` of cluster files: of the wheel, or of the checkout."""
     package = Path(__file__).parent

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import pyarrow as pa
 
 from raypaml.data.data_folder import VOCABULARY, DataFolder
 from raypaml.data.index import Index, write_index
-from raypaml.files import whole_folder
+from raypaml.files import link_or_copy, whole_folder
 from raypaml.labels import NEGATIVE, POSITIVE, Vocabulary
 from raypaml.preparation.data_card import CARD
 
@@ -111,20 +109,11 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
     with whole_folder(out) as unfinished:
         for path in sorted(data.path.iterdir()):
             if path.is_file() and not path.name.startswith(".") and path.name not in ("train.arrow", VOCABULARY):
-                _link(path, unfinished / path.name)
+                link_or_copy(path, unfinished / path.name)
         vocabulary.write(unfinished / VOCABULARY)
         _write_index(data.splits["train"], answers, vocabulary, unfinished / "train.arrow")
         _write_card(unfinished, record)
     return record
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        if source.suffix != ".tar":
-            raise OSError  # what may be edited is copied
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _counted(vocabulary: Vocabulary, answers: Answers) -> Vocabulary:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -39,11 +41,17 @@ class Cut:
     """random: as published; stratified: each class has the same share in both parts, and no group is divided."""
 
 
-def assemble(source: Source, hiding: Hiding, cut: Cut) -> dict[str, SplitLabels]:
+def assemble(source: Source, hiding: Hiding, cut: Cut, taken: Collection[str] = ()) -> dict[str, SplitLabels]:
     """The three splits, labels of train hidden, those of validation and test as they are.
 
     As published, the labels of the whole of train are hidden first, and validation is cut from it afterwards, with
     its full labels. (E. Cole et al., CVPR 2021; method: facts of the papers' code.)
+
+    Args:
+        source: what was found.
+        hiding: which labels of train are hidden.
+        cut: how splits are cut that the source has not.
+        taken: keys that no image gets, for others have them.
 
     Raises:
         ValueError: hidden labels are asked of a source whose labels are not complete; a split would be empty.
@@ -55,14 +63,14 @@ def assemble(source: Source, hiding: Hiding, cut: Cut) -> dict[str, SplitLabels]
     _check_groups(splits)
     if "test" not in splits:
         train, test = _cut(splits["train"], cut.test, cut, num_classes)
-        splits |= {"train": _rows(splits["train"], train), "test": _rows(splits["train"], test)}
+        splits |= {"train": splits["train"].rows(train), "test": splits["train"].rows(test)}
     observed = _hidden(splits["train"], num_classes, hiding)
     if "validation" not in splits:
         train, validation = _cut(splits["train"], cut.validation, cut, num_classes)
-        splits["validation"] = _rows(splits["train"], validation)
-        splits["train"] = _rows(splits["train"], train)
+        splits["validation"] = splits["train"].rows(validation)
+        splits["train"] = splits["train"].rows(train)
         observed = tuple([side[row] for row in train] for side in observed)  # type: ignore[assignment]
-    keys = _keys([file for split in SPLITS for file in splits[split].files])
+    keys = _keys([file for split in SPLITS for file in splits[split].files], taken)
     shown = {split: observed if split == "train" else _observed(splits[split], num_classes) for split in SPLITS}
     labels = {split: _labels(splits[split], shown[split], keys, num_classes) for split in SPLITS}
     for split, file, reason in source.skipped:
@@ -95,17 +103,6 @@ def _cut(split: SourceSplit, fraction: float, cut: Cut, num_classes: int) -> tup
     return stratified_split(strata, 2 * num_classes, fraction, cut.seed, split.groups)
 
 
-def _rows(split: SourceSplit, rows: NDArray[np.int64]) -> SourceSplit:
-    return replace(
-        split,
-        files=[split.files[row] for row in rows],
-        positives=[split.positives[row] for row in rows],
-        negatives=None if split.negatives is None else [split.negatives[row] for row in rows],
-        boxes=None if split.boxes is None else [split.boxes[row] for row in rows],
-        groups=None if split.groups is None else [split.groups[row] for row in rows],
-    )
-
-
 def _hidden(split: SourceSplit, num_classes: int, hiding: Hiding) -> tuple[list[IntArray], list[IntArray]]:
     if hiding.kind == "none":
         return _observed(split, num_classes)
@@ -121,18 +118,21 @@ def _observed(split: SourceSplit, num_classes: int) -> tuple[list[IntArray], lis
     return split.positives, [np.setdiff1d(every, positive, assume_unique=True) for positive in split.positives]
 
 
-def _keys(files: Sequence[str]) -> dict[str, str]:
-    """A key for each file: its stem, or its whole path where two stems are the same."""
-    stems = [_NOT_IN_KEYS.sub("_", PurePosixPath(file).stem) for file in files]
-    if len(set(stems)) < len(stems):
-        stems = [_NOT_IN_KEYS.sub("_", str(PurePosixPath(file).with_suffix(""))) for file in files]
-    key_of = dict(zip(files, stems, strict=True))
-    if len(key_of) < len(files):
-        raise ValueError(f"{len(files) - len(key_of)} images are listed in two splits; keep one")
-    if len(set(stems)) < len(stems):
-        twice = next(file for file, stem in key_of.items() if stems.count(stem) > 1)
-        raise ValueError(f"{twice}: another image has the same name but for signs outside 0-9A-Za-z_-; rename one")
-    return key_of
+def _keys(files: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """A key for each file: its stem, or its whole path where two stems are the same.
+
+    Where two paths differ only by signs that no key has, such as letters of other alphabets, a digest is added.
+    """
+    keys = [_NOT_IN_KEYS.sub("_", PurePosixPath(file).stem) for file in files]
+    if len(set(keys)) < len(keys) or not set(taken).isdisjoint(keys):
+        keys = [_NOT_IN_KEYS.sub("_", str(PurePosixPath(file).with_suffix(""))) for file in files]
+    if len(set(files)) < len(files):
+        raise ValueError(f"{len(files) - len(set(files))} images are listed in two splits; keep one")
+    counts = Counter([*keys, *taken])
+    return {
+        file: key if counts[key] == 1 else f"{key}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"
+        for file, key in zip(files, keys, strict=True)
+    }
 
 
 def _labels(

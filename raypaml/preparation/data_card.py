@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from raypaml.data.shards import SPLITS
 from raypaml.files import write_json, write_whole
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.finish import Finished, count_fates, label_counts
+from raypaml.preparation.image_store import Fate
 from raypaml.preparation.requests import LABELS
 
 CARD = "data_card.json"
@@ -41,9 +42,10 @@ def split_card(
         official: published totals, by name.
         implied: class columns of the requested positives that a hierarchy added, if one was given.
     """
+    fates = count_fates(finished.ledger)
     asked, found = (label_counts(table, len(vocabulary)) for table in (requested, finished.index))
     return {
-        "images": {"requested": len(requested), **count_fates(finished.ledger)},
+        "images": {"requested": sum(fates.get(fate, 0) for fate in get_args(Fate)), **fates},
         "labels": {name: {"requested": int(asked[name].sum()), "written": int(found[name].sum())} for name in LABELS},
         "official": official,
         "doctor": doctor,
@@ -82,8 +84,24 @@ def _unusable(found: dict[str, IntArray], vocabulary: Vocabulary) -> dict[str, l
     return {name: [vocabulary.class_ids[k] for k in np.flatnonzero(mask)] for name, mask in lacking.items()}
 
 
-def write_card(out: Path, split: str, card: dict[str, Any], parameters: dict[str, Any], vocabulary: Vocabulary) -> str:
-    """Write both files, with the other splits as they were; returns the digest of the whole data set."""
+def write_card(
+    out: Path,
+    split: str,
+    card: dict[str, Any],
+    parameters: dict[str, Any],
+    vocabulary: Vocabulary,
+    lineage: Sequence[dict[str, Any]] = (),
+) -> str:
+    """Write both files, with the other splits as they were; returns the digest of the whole data set.
+
+    Args:
+        out: folder of the data set.
+        split: whose card this is.
+        card: what there is to say of it.
+        parameters: what decided the result.
+        vocabulary: the classes.
+        lineage: the versions that this one grew from, the first one first.
+    """
     path = out / CARD
     before = json.loads(path.read_text())["splits"] if path.is_file() else {}
     splits = {name: card if name == split else before[name] for name in SPLITS if name == split or name in before}
@@ -95,6 +113,7 @@ def write_card(out: Path, split: str, card: dict[str, Any], parameters: dict[str
             "digest": vocabulary.digest,
             "class_ids": list(vocabulary.class_ids),
         },
+        **({"lineage": list(lineage)} if lineage else {}),
         "in_two_splits": _in_two_splits(out, splits),
         "splits": splits,
     }
@@ -127,6 +146,13 @@ def card_markdown(whole: dict[str, Any], vocabulary: Vocabulary) -> Iterator[str
     yield "Class groups G1 (rarest) to G5 count the source's verified training labels, whatever images were found."
     yield ""
     yield "Made with: " + ", ".join(f"{name} {value}" for name, value in whole["parameters"].items()) + "."
+    if "lineage" in whole:
+        yield ""
+        yield "Grown from earlier versions, whose shards it holds as they were:"
+        yield ""
+    for version in whole.get("lineage", ()):
+        images = ", ".join(f"{split} {count:,}" for split, count in version["images"].items())
+        yield f"- `{version['folder']}`, digest `{version['digest'][:16]}`: {images}; {version['classes']:,} classes"
     shared = {pair: count for pair, count in whole["in_two_splits"].items() if count}
     if shared:
         yield ""

@@ -43,21 +43,29 @@ class Finished:
     """Rows of data.index.SCHEMA."""
     ledger: list[pa.Table]
     """Rows of LEDGER_SCHEMA."""
+    has_all_labels: bool = True
+    """Full labels, where images have them, are those of all classes: none was added later."""
 
 
-def collect_shards(job: ShardJob, out: Path, split: str, requested: pa.ChunkedArray, labels: SplitLabels) -> Finished:
+def collect_shards(
+    job: ShardJob, out: Path, split: str, requested: pa.ChunkedArray, labels: SplitLabels, first: int = 0
+) -> Finished:
     """Give the finished shards their names in `out`, numbered without gaps, and gather their receipts.
 
     Args:
+        job: of the split.
+        out: folder of the data set.
+        split: its name.
         requested: keys of all images that were asked for; one without a receipt was not found.
         labels: of the split; the images that were not asked for are listed too, and files that are none.
+        first: number of the first shard.
     """
     found = Finished([], SCHEMA.empty_table(), [])
     places = [found.index]
     for path in sorted(job.work.glob("*.arrow")):
         receipt, _ = read_receipt(path)
         is_written = pc.equal(receipt["fate"], "written")
-        number = len(found.shards)
+        number = first + len(found.shards)
         found.ledger.append(_ledger(split, receipt, pc.if_else(is_written, pa.scalar(number, pa.int32()), None)))
         if pc.any(is_written).as_py():
             found.shards.append(f"{split}-{number:06d}.tar")
@@ -99,7 +107,7 @@ def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Voc
         shards=finished.shards,
         shard_bytes=[(out / name).stat().st_size for name in finished.shards],
         vocabulary=vocabulary,
-        has_truth=not finished.index["truth"].null_count,
+        has_truth=finished.has_all_labels and not finished.index["truth"].null_count,
     )
 
 

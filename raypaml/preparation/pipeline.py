@@ -24,6 +24,7 @@ from raypaml.labels import Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
 from raypaml.preparation.data_card import split_card, write_card
 from raypaml.preparation.finish import collect_shards, ledger_summary, write_implied, write_ledger, write_split_index
+from raypaml.preparation.growing import Earlier, check_settings, group_changes, joined, joined_vocabulary
 from raypaml.preparation.image_form import ImageForm, codec_versions
 from raypaml.preparation.image_store import Archives, Store, find_images
 from raypaml.preparation.probe import PROBE_IMAGES, Probe, probe
@@ -75,6 +76,8 @@ class Preparation:
     workers: int = 1
     address: str = ""
     concurrency: int = 32
+    earlier: Earlier | None = None
+    """The version that this one grows from; only what is new is asked for."""
 
     def parameters(self) -> dict[str, Any]:
         """What decides the bytes of the result."""
@@ -88,6 +91,7 @@ class Preparation:
             **size,
             "seed": self.seed,
             "limit": self.limit,
+            **({"grown_from": self.earlier.digest[:16]} if self.earlier else {}),
         }
 
 
@@ -112,6 +116,8 @@ def prepare_data(asked: Preparation, splits: list[str], open_mapper: OpenMapper,
                     _prepare_split(asked, split, work, record, run, say)
                     remove_work(work, split)
         remove_if_finished(work, record)
+    if asked.earlier:
+        say(group_changes(asked.earlier, Vocabulary.read(asked.out / "vocabulary.csv")))
     say(ledger_summary(asked.out))
 
 
@@ -119,6 +125,8 @@ def _check(asked: Preparation) -> None:
     for name, least in {"concurrency": 1, "shard_samples": 1, "limit": 0, "seed": 0, "shard_bytes": 0}.items():
         if getattr(asked, name) < least:
             raise ValueError(f"{name}={getattr(asked, name)}: must be at least {least}")
+    if asked.earlier:
+        check_settings(asked.earlier, asked.parameters())
 
 
 def _prepare_split(
@@ -129,7 +137,7 @@ def _prepare_split(
     source = _find(asked, split, requests)
     job = _begin(asked, split, source, requests, work, record)
     complete = job.work / "complete"
-    if not complete.is_file():
+    if len(requests) and not complete.is_file():
         write: Callable[..., None] = write_archive_shards if isinstance(source, Archives) else write_store_shard
         with Progress(split, job, len(requests), say):
             for _ in run(write, _calls(job, split, requests, source)):
@@ -153,7 +161,10 @@ def _begin(
     layout = "archives" if isinstance(source, Archives) else "files"
     plan: dict[str, Any] = {"labels": table_digest(requests), "from": layout}
     before = record["splits"].get(split)
-    plan["shard_samples"] = before["shard_samples"] if before else _shard_samples(asked, split, source, requests)
+    if before:
+        plan["shard_samples"] = before["shard_samples"]
+    else:
+        plan["shard_samples"] = _shard_samples(asked, split, source, requests) if len(requests) else 0
     changed = [f"{name}={before[name]} (now: {plan[name]})" for name in plan if before and before[name] != plan[name]]
     if changed:
         raise ValueError(
@@ -176,17 +187,23 @@ def _finish(
     say: Callable[[str], None],
 ) -> None:
     """Give every shard its final name, and write vocabulary, index, ledger and card."""
-    finished = collect_shards(job, asked.out, split, requests["key"], labels)
-    if not len(finished.index):
+    first = asked.earlier.shards(split) if asked.earlier else 0
+    finished = collect_shards(job, asked.out, split, requests["key"], labels, first)
+    if len(requests) and not len(finished.index):
         raise ValueError(f"images={asked.images}: not one of {len(requests):,} images of split {split!r} was written")
+    if asked.earlier:
+        finished = joined(asked.earlier, split, finished, len(vocabulary), asked.out)
+        requests = asked.earlier.requested(split, requests)
     vocabulary.write(asked.out / "vocabulary.csv")
     write_split_index(asked.out, split, finished, vocabulary)
     write_ledger(asked.out, split, finished.ledger)
     implied = None
     if labels.implied is not None:
-        implied = write_implied(asked.out, split, labels.implied, requests["key"])["class"].to_numpy()
+        added = asked.earlier.implied(split, labels.implied) if asked.earlier else labels.implied
+        implied = write_implied(asked.out, split, added, requests["key"])["class"].to_numpy()
     card = split_card(requests, finished, vocabulary, labels.findings.to_dict(), asked.official.get(split, {}), implied)
-    digest = write_card(asked.out, split, card, asked.parameters(), vocabulary)
+    lineage = asked.earlier.lineage() if asked.earlier else ()
+    digest = write_card(asked.out, split, card, asked.parameters(), vocabulary, lineage)
     fates = {name: count for name, count in card["images"].items() if not name.startswith("no_label")}
     say(f"{split}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in fates.items()))
     say(f"{split}: {len(finished.shards):,} shards; digest of the data set so far {digest[:16]}")
@@ -196,7 +213,7 @@ def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tup
     """The split's labels, and its labelled images in the order of the shards."""
     say(f"{split}: reading labels")
     labels = asked.read_split(split)
-    if not len(labels.table):
+    if not len(labels.table) and not asked.earlier:
         raise ValueError(f"split {split!r}: no image has a label among the {len(asked.classes.class_ids):,} classes")
     order = np.random.default_rng([asked.seed, SPLITS.index(split)]).permutation(len(labels.table))
     requests = labels.table.take(pa.array(order[: asked.limit or None])).combine_chunks()
@@ -213,12 +230,13 @@ def _vocabulary(asked: Preparation, split: str, labels: SplitLabels, say: Callab
         say("train: reading labels, for the counts in vocabulary.csv")
         labels = asked.read_split("train")
     counts = labels.verified
-    return Vocabulary(
+    vocabulary = Vocabulary(
         class_ids=asked.classes.class_ids,
         names=asked.classes.names,
         train_positives=counts["positives"],
         train_negatives=counts["negatives"],
     )
+    return joined_vocabulary(asked.earlier, vocabulary) if asked.earlier else vocabulary
 
 
 def _shard_samples(asked: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> int:
@@ -257,6 +275,9 @@ def describe_preparation(asked: Preparation, splits: list[str], say: Callable[[s
     total = 0.0
     for split in splits:
         _, requests = _requests(asked, split, say)
+        if not len(requests):
+            say(f"{split}: nothing new")
+            continue
         source = _find(asked, split, requests)
         seen = _probe(asked, split, source, requests)
         share = seen.written / seen.asked

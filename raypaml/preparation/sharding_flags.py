@@ -78,7 +78,7 @@ def preparation(
         classes=classes,
         read_split=read_split,
         official=official,
-        form=_form(flags),
+        form=form_of(flags),
         seed=flags.seed,
         shard_samples=flags.shard_samples,
         shard_bytes=number_of_bytes(flags.shard_bytes),
@@ -89,9 +89,10 @@ def preparation(
     )
 
 
-def _form(flags: Any) -> ImageForm:
-    """What every image becomes; a data set that was begun goes on as it began, where the flags do not say otherwise."""
-    record = read_record(flags.out)
+def form_of(flags: Any) -> ImageForm:
+    """What every image becomes; a data set that was begun or grows goes on as it began where the flags say nothing."""
+    grown_from = getattr(flags, "grow", None)
+    record = read_record(flags.out) or (read_record(grown_from) if grown_from else None)
     before: dict[str, Any] = (
         record["parameters"] if record else {"background": WHITE, "large_jpegs": ImageForm.large_jpegs}
     )

@@ -53,7 +53,7 @@ def read_folder(folder: Path, layout: Layout = "") -> Source:
             positives = [np.array([column[places[file][1]]]) for file in files]
             splits[split] = SourceSplit(files, positives, findings=_findings(len(files)))
     skipped = [Skipped(_split_of(file, named), file, reason) for file, reason in sorted(reasons.items()) if reason]
-    return Source(classes_of(names), splits, folder, tuple(skipped))
+    return Source(classes_of(names), splits, folder, tuple(skipped), has_splits=named == "split")
 
 
 def _findings(images: int) -> Findings:

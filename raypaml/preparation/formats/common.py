@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,17 @@ class SourceSplit:
     """Of each image the group that no cut may divide, such as near-duplicates of one picture; empty: it has none."""
     findings: Findings = field(default_factory=Findings)
 
+    def rows(self, rows: IntArray) -> SourceSplit:
+        """Some of its images, in this order."""
+        return replace(
+            self,
+            files=[self.files[row] for row in rows],
+            positives=[self.positives[row] for row in rows],
+            negatives=None if self.negatives is None else [self.negatives[row] for row in rows],
+            boxes=None if self.boxes is None else [self.boxes[row] for row in rows],
+            groups=None if self.groups is None else [self.groups[row] for row in rows],
+        )
+
 
 class Skipped(NamedTuple):
     """A file that is not taken."""
@@ -56,6 +67,8 @@ class Source:
     """Where its images usually lie."""
     skipped: tuple[Skipped, ...] = ()
     """Files that lie there and are not taken."""
+    has_splits: bool = False
+    """It says the split of every image; where a data set grows, a split that it lacks then gets no new image."""
     about: str = ""
     """In words how the labels were read, where they could be written in several ways."""
     has_certain_names: bool = True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from raypaml.cli import Parser, say
 from raypaml.preparation.assemble import Cut, Method, assemble
+from raypaml.preparation.formats.added_images import check_pictures, grown_source
 from raypaml.preparation.formats.class_folders import LAYOUTS, read_folder
 from raypaml.preparation.formats.coco import read_coco
 from raypaml.preparation.formats.common import Source
@@ -15,11 +17,12 @@ from raypaml.preparation.formats.cub import read_cub
 from raypaml.preparation.formats.nuswide import read_nuswide
 from raypaml.preparation.formats.table_flags import add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
+from raypaml.preparation.growing import open_earlier
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.label_overview import CHECKS, check_names, overview, positives_of
 from raypaml.preparation.pipeline import Preparation
 from raypaml.preparation.record import read_record
-from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
+from raypaml.preparation.sharding_flags import add_sharding_flags, form_of, preparation
 
 FOLDERS: dict[str, tuple[str, Callable[[Path], Source]]] = {
     "voc": ("PASCAL VOC 2007 or 2012, from the devkit as released", read_voc),
@@ -51,6 +54,7 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
     add("--hide-seed", type=int, default=1200, metavar="N", help="[1200, the published draw]")
     add("--validation", type=float, default=0.2, metavar="X", help="share of train cut off, if there is none [0.2]")
     add("--test", type=float, default=0.2, metavar="X", help="share of all images cut off, if there is no test [0.2]")
+    add("--grow", type=Path, metavar="DIR", help="a prepared data set; --out becomes a version of it with more images")
     add("--split-seed", type=int, default=1200, metavar="N", help="of both [1200, the published split]")
     add("--split-method", choices=get_args(Method), help="of both [stratified by class; random for published formats]")
     add("--allow", default="", metavar="CHECK,..", help=f"use labels that look wrong: {', '.join(CHECKS)}")
@@ -98,11 +102,16 @@ def format_preparation(flags: Any) -> Preparation:
         check_names(source.classes.class_ids, positives_of(source), allowed, given=source.has_certain_names)
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
     method = _split_method(flags)
-    labels = assemble(source, hiding, Cut(flags.validation, flags.test, flags.split_seed, method))
+    cut = Cut(flags.validation, flags.test, flags.split_seed, method)
+    earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
+    if earlier:
+        check_pictures(source, earlier, flags.images or str(source.images), form_of(flags))
+        source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
+    labels = assemble(source, hiding, cut, earlier.keys() if earlier else ())
     for line in overview(source, labels):
         say(line)
     settings = {"hide": flags.hide, "hide_seed": flags.hide_seed, "split_seed": flags.split_seed}
-    return preparation(
+    asked = preparation(
         flags,
         source=flags.format,
         settings=settings if method == "random" else settings | {"split_method": method},
@@ -111,3 +120,4 @@ def format_preparation(flags: Any) -> Preparation:
         images=flags.images or str(source.images),
         official={},
     )
+    return replace(asked, earlier=earlier)

@@ -84,7 +84,10 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
             found = _split(chosen, files, labels, listed.complete, boxes, findings)
             splits[split] = found if listed.groups is None else _grouped(found, [groups[k] for k in chosen])
     certain = listed.has_certain_names or bool(class_ids)
-    return Source(classes_of(names), splits, path.parent, about=listed.about, has_certain_names=certain)
+    has_splits = listed.splits is not None
+    return Source(
+        classes_of(names), splits, path.parent, has_splits=has_splits, about=listed.about, has_certain_names=certain
+    )
 
 
 def _flat(lists: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:

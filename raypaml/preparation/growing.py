@@ -1,0 +1,152 @@
+"""A new version of a prepared data set with more images: its shards stay and are linked, new ones come after them.
+
+What the earlier version holds is not made again: an image that its ledger lists as written, by its file, is left out of
+what is prepared, and everything else is new. The earlier folder is only read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raypaml.data.data_folder import open_folder
+from raypaml.data.index import Index
+from raypaml.data.shards import SPLITS
+from raypaml.files import link_or_copy
+from raypaml.labels import GROUP_NAMES, Vocabulary
+from raypaml.preparation.data_card import CARD, whole_digest
+from raypaml.preparation.findings import EXAMPLES
+from raypaml.preparation.finish import LEDGER, LEDGER_SCHEMA, Finished
+from raypaml.preparation.record import is_split_finished, read_record
+from raypaml.preparation.requests import LABELS
+
+AGREE = ("resize", "size", "quality", "background", "large_jpegs", "hide", "hierarchy")
+"""Settings that all images of a data set share."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The version that a data set grows from."""
+
+    folder: Path
+    digest: str
+    """Of vocabulary and indexes as they are."""
+    parameters: dict[str, Any]
+    vocabulary: Vocabulary
+    indexes: dict[str, Index]
+    ledger: pa.Table
+    """Rows of LEDGER_SCHEMA."""
+    card: dict[str, Any]
+
+    def shards(self, split: str) -> int:
+        """How many shards a split has; those that are new come after them."""
+        return len(self.indexes[split].shards)
+
+    def written(self) -> dict[str, tuple[str, str]]:
+        """Split and key of every image that it has, by file."""
+        written = self.ledger.filter(pc.equal(self.ledger["fate"], "written"))
+        return {row["file"]: (row["split"], row["key"]) for row in written.select(["file", "split", "key"]).to_pylist()}
+
+    def keys(self) -> frozenset[str]:
+        """Every key that is taken."""
+        return frozenset(key for index in self.indexes.values() for key in index.key_column.to_pylist())
+
+    def requested(self, split: str, new: pa.Table) -> pa.Table:
+        """Labels of the images asked for: of those that are new, and of those before as far as they were written."""
+        index = self.indexes[split]
+        with pa.memory_map(str(index.where)) as file:
+            before = pa.ipc.open_file(file).read_all().replace_schema_metadata(None)
+        names = ["key", *LABELS]
+        return pa.concat_tables([before.select(names), new.select(names)])
+
+    def implied(self, split: str, new: pa.Table) -> pa.Table:
+        """The labels that a hierarchy added, to the images before and to those that are new."""
+        return pa.concat_tables([pq.read_table(self.folder / f"implied-{split}.parquet", schema=new.schema), new])
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """The versions before the new one, the first one first."""
+        mine = {
+            "folder": str(self.folder.absolute()),
+            "digest": self.digest,
+            "classes": len(self.vocabulary),
+            "images": {split: len(index) for split, index in self.indexes.items()},
+            "parameters": self.parameters,
+        }
+        answers = {"answers": self.card["answers"]} if "answers" in self.card else {}
+        return [*self.card.get("lineage", []), mine | answers]
+
+
+def open_earlier(folder: Path, out: Path) -> Earlier:
+    """Open the version to grow from.
+
+    Raises:
+        ValueError: it is not a prepared data set, is not finished, was not made from listed files, or is `out` itself.
+    """
+    record = read_record(folder)
+    if record is None or not (folder / LEDGER).is_file():
+        raise ValueError(f"grow={folder}: no prepared data set here, with {LEDGER}; only such a one grows")
+    if folder.resolve() == out.resolve():
+        raise ValueError(f"grow={folder}: the earlier version stays as it is; give another --out")
+    unfinished = [split for split in SPLITS if not is_split_finished(record, split)]
+    if unfinished:
+        raise ValueError(f"grow={folder}: {', '.join(unfinished)} not finished; run its preparation to its end first")
+    ledger = pq.read_table(folder / LEDGER, schema=LEDGER_SCHEMA)
+    written = ledger.filter(pc.equal(ledger["fate"], "written"))
+    if written["file"].null_count:
+        raise ValueError(f"grow={folder}: its images are known by key, not by file; only tables and folders grow")
+    data = open_folder(folder)
+    digest = whole_digest(folder, SPLITS)
+    card = json.loads((folder / CARD).read_text())
+    return Earlier(folder, digest, record["parameters"], data.vocabulary, data.splits, ledger, card)
+
+
+def check_settings(earlier: Earlier, parameters: dict[str, Any]) -> None:
+    """Raise ValueError where the new images would have another form, or other labels hidden, than the earlier ones."""
+    before = earlier.parameters
+    other = [f"{name}={parameters.get(name)} (there: {before.get(name)})" for name in AGREE]
+    other = [text for name, text in zip(AGREE, other, strict=True) if parameters.get(name) != before.get(name)]
+    if other:
+        raise ValueError(f"grow={earlier.folder}: made with other settings: {', '.join(other)}; give the same")
+
+
+def joined(earlier: Earlier, split: str, new: Finished, classes: int, out: Path) -> Finished:
+    """A split of the new version: the earlier shards, which are linked into `out`, and those that are new."""
+    index = earlier.indexes[split]
+    for name in index.shards:
+        link_or_copy(earlier.folder / name, out / name)
+    with pa.memory_map(str(index.where)) as file:
+        rows = pa.ipc.open_file(file).read_all().replace_schema_metadata(None)
+    keys = pa.chunked_array([chunk for part in new.ledger for chunk in part["key"].chunks], pa.string()).drop_null()
+    mine = earlier.ledger.filter(pc.equal(earlier.ledger["split"], split))
+    return Finished(
+        shards=[*index.shards, *new.shards],
+        index=pa.concat_tables([rows, new.index]).combine_chunks(),
+        ledger=[mine.filter(pc.invert(pc.is_in(mine["key"], value_set=keys))), *new.ledger],
+        has_all_labels=classes == index.num_classes,
+    )
+
+
+def joined_vocabulary(earlier: Earlier, new: Vocabulary) -> Vocabulary:
+    """The classes of the new version with the training annotations of both."""
+    before, added = earlier.vocabulary, len(new) - len(earlier.vocabulary)
+    return replace(
+        new,
+        train_positives=new.train_positives + np.pad(before.train_positives, (0, added)),
+        train_negatives=new.train_negatives + np.pad(before.train_negatives, (0, added)),
+    )
+
+
+def group_changes(earlier: Earlier, vocabulary: Vocabulary) -> str:
+    """In a sentence: which classes have another class group than before."""
+    pairs = zip(vocabulary.class_ids, earlier.vocabulary.class_group, vocabulary.class_group, strict=False)
+    moved = [f"{name} {GROUP_NAMES[a - 1]} to {GROUP_NAMES[b - 1]}" for name, a, b in pairs if a != b]
+    examples = f" ({', '.join(moved[:EXAMPLES])}{', ...' if len(moved) > EXAMPLES else ''})" if moved else ""
+    count = len(earlier.vocabulary)
+    return f"class groups counted again: {len(moved):,} of the {count:,} classes before have another{examples}"
