@@ -37,6 +37,7 @@ def parse(argv: Sequence[str]) -> Any:
 def predict(plan: PredictionPlan, asked: Any) -> None:
     """Predict the parts that are missing."""
     from raypaml.cluster.tasks import device_mapper
+    from raypaml.counting import Count
     from raypaml.evaluation.prediction_plan import predict_part_alone
 
     left, total = plan.unfinished(), len(plan.parts)
@@ -45,10 +46,13 @@ def predict(plan: PredictionPlan, asked: Any) -> None:
         say(f"{done} of {total} parts are there already")
     if not left:
         return
+    sizes = {part.part: part.part_samples for part in plan.parts}
+    images = sum(sizes.values())
+    before = images - sum(part.part_samples for part in left)
+    count = Count(f"predicting {left[0].split}", images, say, done=before)
     with device_mapper(asked.workers, asked.address, asked.device) as (run, device):
-        for _ in run(predict_part_alone, [(plan, part, device) for part in left]):
-            done += 1
-            say(f"{done}/{total} parts")
+        for _ in count.each(run(predict_part_alone, [(plan, part, device) for part in left]), lambda part: sizes[part]):
+            pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

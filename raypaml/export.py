@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raypaml.cli import Parser, command, run_command
+from raypaml.cli import Parser, command, run_command, say
 
 _FORMATS = ("safetensors", "onnx", "program")
 
@@ -24,6 +24,7 @@ def parse(argv: Sequence[str]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export, compare, say how far apart."""
     asked = parse(sys.argv[1:] if argv is None else argv)
+    from raypaml.counting import Count
     from raypaml.inference import exporting  # with torch
     from raypaml.inference.classifier import load
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "onnx": (exporting.save_onnx, exporting.onnx_runner),
         "program": (exporting.save_program, exporting.program_runner),
     }
-    for name in formats:
+    for name in Count("exporting", len(formats), say, unit="formats").each(formats):
         save, runner = ways[name]
         path = save(model, folder)
         worst = exporting.check_parity(model, runner(path), str(path))

@@ -31,27 +31,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write, and name what was broken."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.cluster.tasks import device_mapper  # all below with torch
+    from raypaml.counting import Count
     from raypaml.inference.answer_files import check_out, writer
     from raypaml.inference.choice import choose
     from raypaml.inference.classifying import classify, loaded
     from raypaml.inference.pictures import find_pictures
-    from raypaml.reports.progress import PictureCount
 
     check_out(asked.out)
     card = loaded(asked.model, "cpu").card
     choice = choose(card, top=asked.top, threshold=asked.threshold, thresholds_from=asked.thresholds_from)
     passed_over = Counter[str]()
-    pictures = find_pictures(asked.images, asked.background, passed_over)
+    pictures = list(find_pictures(asked.images, asked.background, passed_over))
     broken: list[tuple[str, str]] = []
-    progress = PictureCount(say)
+    empty, count = 0, Count("predicting", len(pictures), say)
     with writer(asked.out) as out, device_mapper(asked.workers, asked.address, asked.device) as (run, device):
         for name, answer in classify(asked.model, pictures, choice, asked.overlays, run, device):
-            progress.count(bool(answer))
+            count.add()
+            empty += not answer
             if isinstance(answer, str):
                 broken.append((name, answer))
             else:
                 out.write(name, [(card.class_ids[k], card.names[k], score) for k, score in answer])
-    progress.end(len(broken))
+    count.show(f"{len(broken):,} broken", f"{empty:,} without a class that reaches its threshold")
     if passed_over:
         kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in passed_over.most_common())
         say(f"{passed_over.total():,} files passed over, for they are not named as pictures: {kinds}")

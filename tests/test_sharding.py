@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -234,6 +235,7 @@ def test_a_dry_run_writes_nothing(release: Release, tmp_path: Path, capsys: pyte
     assert not any(tmp_path.iterdir())
     assert "train: 1,691 labelled images, 1,691 of them asked for" in said
     assert "kB written each; so about" in said
+    assert re.search(r"train: the time rests on these 64 images, .* one process .* ms of processor time each", said)
     assert "in all about 0.00 GB" in said
 
 

@@ -55,7 +55,7 @@ ORDER = (
     ("config",),
     ("preparation",),
     ("data", "model", "losses", "metrics"),
-    ("labels", "files", "mapper", "cli", "share", "collectives"),
+    ("labels", "files", "mapper", "cli", "share", "collectives", "counting"),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
 
@@ -66,7 +66,19 @@ COMMANDS = {"train", "tune", "evaluate", "explain", "predict", "export", "audit"
 COMMANDS |= {"shard", "__main__"}
 """The modules of the room `commands`. The room `package` is raypaml/__init__.py; any other module is its own room."""
 
-NO_TORCH = {"labels", "config", "recipes", "cli", "files", "mapper", "metrics", "preparation", "data", "losses.schemes"}
+NO_TORCH = {
+    "labels",
+    "config",
+    "recipes",
+    "cli",
+    "counting",
+    "files",
+    "mapper",
+    "metrics",
+    "preparation",
+    "data",
+    "losses.schemes",
+}
 NO_TORCH |= {f"evaluation.{name}" for name in ("parts", "entries", "foreign", "measures", "aggregation", "summary")}
 TORCH_ALLOWED = {"data.batches"}
 """Rooms and modules in NO_TORCH import neither torch nor what is built on it at module level; these modules may."""

@@ -22,6 +22,7 @@ from raypaml.auditing.candidates import (
     score,
 )
 from raypaml.config import TrainConfig
+from raypaml.counting import Count
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.files import write_json
@@ -78,13 +79,13 @@ def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[
     model = tested_model(run.folder, config.model, len(data.vocabulary)).to(device)
     rows = np.arange(len(index)) if index.has_truth else np.unique(rejected.entries // index.num_classes)
     say(f"{len(rejected.entries):,} entries were rejected; scoring them on {len(rows):,} images")
-    scored = score(model, data, rejected.entries, rows, max(top, *LENGTHS))
+    scored = score(model, data, rejected.entries, rows, max(top, *LENGTHS), say)
     if scored.broken:
         say(f"{scored.broken:,} broken images left out")
     order = ranking(rejected, scored.logits)
     known = audit_figures(index, rejected.entries[order], scored.best, LENGTHS) if index.has_truth else None
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
-    candidates = _candidates(order[:top], rejected, scored.logits, run, model, out / PICTURES)
+    candidates = _candidates(order[:top], rejected, scored.logits, run, model, out / PICTURES, say)
     write_tables(out, candidates)
     write_json(out / "audit.json", {"entries": len(order), "figures": known})
     write_audit_page(out, run.folder, candidates, epochs, known)
@@ -92,7 +93,13 @@ def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[
 
 
 def _candidates(
-    order: IntArray, rejected: Rejected, logits: RealArray, run: AuditedRun, model: CamClassifier, pictures: Path
+    order: IntArray,
+    rejected: Rejected,
+    logits: RealArray,
+    run: AuditedRun,
+    model: CamClassifier,
+    pictures: Path,
+    say: Callable[[str], None],
 ) -> list[Candidate]:
     """The first of the ranking, each with its history and its picture."""
     index, vocabulary = run.data.splits["train"], run.data.vocabulary
@@ -100,7 +107,8 @@ def _candidates(
     entries = rejected.entries[order]
     epochs = history(run.folder, index, entries)
     made = []
-    for rank, (position, entry) in enumerate(zip(order, entries.tolist(), strict=True), start=1):
+    listed = Count("drawing", len(order), say, unit="entries").each(zip(order, entries.tolist(), strict=True))
+    for rank, (position, entry) in enumerate(listed, start=1):
         row, k = divmod(entry, index.num_classes)
         pixels = reader.image(row)
         with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raypaml.counting import Count
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
@@ -88,14 +89,25 @@ class Scored:
     broken: int
 
 
-def score(model: CamClassifier, data: DataFolder, entries: IntArray, rows: NDArray[np.int64], best: int) -> Scored:
-    """Logits of these sorted entries, and the `best` unobserved entries of these rows by logit alone; one pass."""
+def score(
+    model: CamClassifier,
+    data: DataFolder,
+    entries: IntArray,
+    rows: NDArray[np.int64],
+    best: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> Scored:
+    """Logits of these sorted entries, and the `best` unobserved entries of these rows by logit alone; one pass.
+
+    `say` is told how far it is.
+    """
     index, device = data.splits["train"], next(model.parameters()).device
     logits = np.full(len(entries), np.nan, np.float32)
     highest, values, broken = np.empty(0, np.int64), np.empty(0, np.float32), 0
     model.eval()
     with torch.inference_mode():
-        for batch in _batches(data, rows):
+        count = Count("scoring", len(rows), say)
+        for batch in count.each(_batches(data, rows), lambda batch: len(batch.rows) + len(batch.skipped)):
             broken += len(batch.skipped)
             if not len(batch.rows):
                 continue

@@ -17,6 +17,7 @@ _DEFAULTS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",  # Ray's 600 are long for a lone worker that was stopped
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our run folders say it all
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0: nothing on stdout
+    "RAY_worker_niceness": "0",  # of a private cluster, on a machine that is ours to use; Ray's own is 15
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean in a trial what they mean in a run
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from raypaml.config import TrainConfig
+from raypaml.counting import Count
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import Plan
@@ -166,10 +167,7 @@ class ExplainedRuns:
             end = min(first + step, total)
             own = boxes.between(first, end) if boxes else None
             calls.append((self.this, self.other, self.data.address, self.split, own, first, end, device))
-        parts = []
-        for part in run(explain_part, calls):
-            parts.append(part)
-            say(f"{len(parts)}/{len(calls)} parts")
+        parts = list(Count("explaining", len(calls), say, unit="parts").each(run(explain_part, calls)))
         pairs = Pairs.concatenated([Pairs.empty(), *parts])
         return pairs.take(np.lexsort((pairs.class_index, pairs.row)))
 

@@ -273,6 +273,7 @@ def describe_preparation(asked: Preparation, splits: list[str], say: Callable[[s
     _check(asked)
     check_folder(asked.out, asked.parameters())
     total = 0.0
+    cores = asked.workers if asked.address else os.cpu_count() or 1  # a cluster's are not known from here
     for split in splits:
         _, requests = _requests(asked, split, say)
         if not len(requests):
@@ -283,10 +284,16 @@ def describe_preparation(asked: Preparation, splits: list[str], say: Callable[[s
         share = seen.written / seen.asked
         size = share * len(requests) * seen.bytes_written
         total += size
+        seconds = seen.seconds_for(len(requests), asked.workers, cores)
         say(
             f"{split}: of the first {seen.asked} images {seen.written} can be written, {seen.bytes_read / 1e3:.0f} kB "
             f"read and {seen.bytes_written / 1e3:.0f} kB written each; so about {share * len(requests):,.0f} images, "
-            f"{size / 1e9:.2f} GB, {clock(len(requests) * seen.seconds / asked.workers)} with {asked.workers} workers"
+            f"{size / 1e9:.2f} GB, {clock(seconds)} with {asked.workers} workers"
+        )
+        say(
+            f"{split}: the time rests on these {seen.asked} images, read and converted by one process of this machine, "
+            f"{1e3 * seen.seconds:.1f} ms and {1e3 * seen.processor_seconds:.1f} ms of processor time each, and on "
+            f"{cores} cores; starting workers and writing shards come on top"
         )
     where = next(folder for folder in (asked.out, *asked.out.absolute().parents) if folder.is_dir())
     say(f"in all about {total / 1e9:.2f} GB; {shutil.disk_usage(where).free / 1e9:.2f} GB are free at {asked.out}")

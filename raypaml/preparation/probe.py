@@ -24,7 +24,13 @@ class Probe:
     bytes_written: float
     """Mean, of those written."""
     seconds: float
-    """Each, on one worker."""
+    """By the clock, each, in one process."""
+    processor_seconds: float
+    """Of all its threads, each: what as many processes as there are cores cannot share."""
+
+    def seconds_for(self, images: int, workers: int, cores: int) -> float:
+        """How long so many images take: never less than the processors need for them."""
+        return images * max(self.seconds / workers, self.processor_seconds / min(workers, cores))
 
 
 def probe(source: Store | Archives, split: str, asked: Sequence[Asked], form: ImageForm) -> Probe:
@@ -33,7 +39,7 @@ def probe(source: Store | Archives, split: str, asked: Sequence[Asked], form: Im
     Raises:
         ValueError: none of them is there, or none may be read.
     """
-    began = time.monotonic()
+    began, processor_began = time.monotonic(), time.process_time()
     if isinstance(source, Archives):
         wanted = {key for key, _ in asked}
         found = islice((item for item in archive_members(source.files[0]) if item[0] in wanted), PROBE_IMAGES)
@@ -42,7 +48,7 @@ def probe(source: Store | Archives, split: str, asked: Sequence[Asked], form: Im
     else:
         images = list(source.fetch(asked[:PROBE_IMAGES], lambda content: convert(content, form)))
         where = str(source.root / asked[0][1])
-    seconds = (time.monotonic() - began) / max(len(images), 1)
+    seconds, processor = time.monotonic() - began, time.process_time() - processor_began
     _check(images, split, where)
     written = [len(image.content) for image in images if image.fate == "written"]
     read = [image.size for image in images if image.size]
@@ -51,7 +57,8 @@ def probe(source: Store | Archives, split: str, asked: Sequence[Asked], form: Im
         written=len(written),
         bytes_read=sum(read) / max(len(read), 1),
         bytes_written=sum(written) / max(len(written), 1),
-        seconds=seconds,
+        seconds=seconds / max(len(images), 1),
+        processor_seconds=processor / max(len(images), 1),
     )
 
 

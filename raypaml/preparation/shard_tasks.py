@@ -7,6 +7,7 @@ bytes are the same from any number of workers and after any interruption.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from raypaml.preparation.image_form import Converted, ImageForm, convert
 from raypaml.preparation.image_store import Asked, Fetched, Store, archive_members, converted, in_order
 from raypaml.preparation.requests import KNOWN, LABELS
 
+NOTE_SECONDS = 1.0
+"""Between two notes of how many images of a shard are ready."""
 CONVERTERS = 4
 """Threads that convert what one archive gives."""
 PLACE = ("offset", "size", "crc32")
@@ -58,6 +61,10 @@ class ShardJob:
         """Where this shard is, or will be."""
         return self.work / f"{name}.tar"
 
+    def count(self, name: str) -> Path:
+        """Where it says, for people, how many images of this shard are ready, while it is not finished."""
+        return self.work / f"{name}.count"
+
     def convert(self, content: bytes) -> Converted:
         """An image in the form of this data set."""
         return convert(content, self.form)
@@ -65,7 +72,8 @@ class ShardJob:
 
 def write_store_shard(job: ShardJob, name: str, requests: pa.Table, store: Store) -> None:
     """Write the shard of these images (rows of requests.REQUEST, in this order) from single files."""
-    write_fetched_shard(job, name, requests, store.fetch(asked_for(requests), job.convert))
+    images = store.fetch(asked_for(requests), job.convert)
+    write_fetched_shard(job, name, requests, noted(job.count(name), images))
 
 
 def asked_for(requests: pa.Table) -> list[Asked]:
@@ -125,7 +133,8 @@ def _next_block(
         for _ in arriving():
             pass
         return (name, rows, None) if rows else None
-    images = list(in_order(lambda item: converted(*item, job.convert), arriving(), CONVERTERS))
+    arrived = in_order(lambda item: converted(*item, job.convert), arriving(), CONVERTERS)
+    images = list(noted(job.count(name), arrived))
     return (name, rows, images) if rows else None
 
 
@@ -142,11 +151,22 @@ def write_fetched_shard(job: ShardJob, name: str, requests: pa.Table, images: It
     try:
         places = write_shard(job.shard(name), samples())
         write_receipt(job, name, requests, fates, places)
+        job.count(name).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
             f"{job.shard(name)}: cannot be written: {brief(error)}; finished shards stay: make room, then run the same "
             "command again"
         ) from None
+
+
+def noted(file: Path, images: Iterable[Fetched]) -> Iterator[Fetched]:
+    """The same images; how many there were is written into the file about every second."""
+    said = time.monotonic()
+    for number, image in enumerate(images, start=1):
+        yield image
+        if time.monotonic() - said > NOTE_SECONDS:
+            said = time.monotonic()
+            file.write_text(str(number))
 
 
 def _sample(job: ShardJob, image: Fetched, row: dict[str, Any]) -> Sample:

@@ -1,4 +1,4 @@
-"""Progress of sharding, read off the receipts that finished shards leave, whoever writes them."""
+"""Progress of sharding, read off the receipts that finished shards leave, and the counts of those being written."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import pyarrow.compute as pc
 
-from raypaml.cli import clock
+from raypaml.counting import progress_line
 from raypaml.preparation.shard_tasks import ShardJob, read_receipt
 
 SECONDS = 10.0
@@ -24,11 +25,14 @@ class Progress:
     def __init__(self, split: str, job: ShardJob, requested: int, say: Callable[[str], None]):
         self._split, self._job, self._requested, self._say = split, job, requested, say
         self._seen: set[str] = set()
+        self._unfinished = 0
         self._counts = Counter[str]()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
+        for left in self._job.work.glob("*.count"):  # by a run that was killed
+            left.unlink()
         self._count()
         self._before, self._began = self._counts.copy(), time.monotonic()
         if self._before["done"]:
@@ -59,16 +63,24 @@ class Progress:
                 written = pc.sum(pc.equal(table["fate"], "written")).as_py() or 0
                 counts = {"done": len(table), "written": written, "missing": len(table) - written}
                 self._counts.update({**counts, "read": meta["bytes_read"], "wrote": meta["bytes"]})
+        being_written = [path for path in self._job.work.glob("*.count") if f"{path.stem}.arrow" not in self._seen]
+        self._unfinished = sum(map(_noted, being_written))
 
     def line(self) -> str:
         """Where it stands."""
         seconds = max(time.monotonic() - self._began, 1e-9)
-        new = self._counts - self._before
-        rate = new["done"] / seconds
-        left = clock((self._requested - self._counts["done"]) / rate) if rate else "unknown"
-        counts = self._counts
-        return (
-            f"{self._split}: {counts['done']:,} of {self._requested:,} images, {counts['written']:,} found, "
-            f"{counts['missing']:,} missing, {rate:,.0f} images/s, {new['read'] / seconds / 1e6:.1f} MB/s read, "
-            f"{new['wrote'] / seconds / 1e6:.1f} MB/s written, {left} left"
-        )
+        counts, new = self._counts, self._counts - self._before
+        rate = (new["done"] + self._unfinished) / seconds
+        more = [f"of {counts['done']:,} in finished shards {counts['written']:,} found, {counts['missing']:,} missing"]
+        if new["done"]:
+            more.append(f"{new['read'] / seconds / 1e6:.1f} MB/s read, {new['wrote'] / seconds / 1e6:.1f} MB/s written")
+        done = counts["done"] + self._unfinished
+        return progress_line(self._split, done, self._requested, "images", rate, *more)
+
+
+def _noted(path: Path) -> int:
+    """What a count says; 0 where it is gone, for its shard is finished, or just being written."""
+    try:
+        return int(path.read_text() or 0)
+    except OSError:
+        return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,8 +15,6 @@ from raypaml.cli import clock
 from raypaml.config import TrainConfig
 from raypaml.reports.tracking import Tracking, tracking
 
-COUNT_SECONDS = 2.0
-"""Between two lines of a count of pictures."""
 PLAIN_SECONDS = 15.0
 """Between two plain progress lines within an epoch."""
 
@@ -108,28 +105,3 @@ def usage_text(record: dict[str, Any]) -> str:
     parts = [f"{record[name]:.0%} {said}" for name, said in shares.items() if record[name] is not None]
     rate, memory = f"{record['images_per_second']:,.0f} images/s", f"{record['peak_memory_bytes'] / 1e9:.2f} GB at most"
     return ", ".join([rate, *parts, memory])
-
-
-class PictureCount:
-    """Pictures as they are classified: a line every other second, and one at the end."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._began = self._said = time.monotonic()
-        self._images = self._empty = 0
-
-    def count(self, any_class: bool) -> None:
-        """Count one more picture, with or without a class."""
-        self._images += 1
-        self._empty += not any_class
-        if time.monotonic() - self._said > COUNT_SECONDS:
-            self._said = time.monotonic()
-            self._say(f"{self._images:,} images, {self._images / (self._said - self._began):,.0f} a second")
-
-    def end(self, broken: int) -> None:
-        """Say what came out."""
-        rate = self._images / max(time.monotonic() - self._began, 1e-9)
-        self._say(
-            f"{self._images:,} images, {rate:,.0f} a second; {broken:,} broken, "
-            f"{self._empty:,} without a class that reaches its threshold"
-        )

@@ -11,6 +11,7 @@ import torch
 
 from raypaml.collectives import CLOCK
 from raypaml.config import TrainConfig
+from raypaml.counting import Count
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.evaluation.predicting import predict_split
 from raypaml.evaluation.prediction_plan import (
@@ -283,7 +284,10 @@ def _predict(worker: Worker, split: str) -> None:
     worker.ranks.barrier()
     unfinished = evaluation.unfinished()
     worker.ranks.barrier()  # all have looked before anyone writes
-    for part in unfinished[worker.ranks.rank :: worker.ranks.world_size]:
+    mine = unfinished[worker.ranks.rank :: worker.ranks.world_size]
+    each = f", worker {worker.ranks.rank + 1} of {worker.ranks.world_size}" if worker.ranks.group else ""
+    count = Count(f"predicting {split}{each}", sum(part.part_samples for part in mine), worker.say)
+    for part in count.each(mine, lambda part: part.part_samples):
         worker.now(f"predicting part {part.part} of {split}")
         predict_part(evaluation, part, worker.model, worker.data, worker.ranks.device)
     if store:

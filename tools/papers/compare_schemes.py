@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from raypaml.cli import Parser, run_command
+from raypaml.cli import Parser, run_command, say
 from raypaml.config import TrainConfig
+from raypaml.counting import LINE_SECONDS, Count
 from raypaml.labels import GROUP_NAMES
 from raypaml.train import parse
 
@@ -83,9 +84,27 @@ def main() -> None:
         config.check()
     first = [_config(asked, "ignore", c.model.alpha, c.run.seed) for c in configs if c.loss.priors]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        list(pool.map(train_alone, first))
-        results = list(pool.map(train_alone, configs))
+        all_runs = first + configs
+        epochs = sum(config.optim.epochs for config in all_runs)
+        count = Count("training", epochs, say, unit="epochs", done=epochs_done(all_runs))
+        for some in (first, configs):
+            running = [pool.submit(train_alone, config) for config in some]
+            while wait(running, LINE_SECONDS, FIRST_EXCEPTION).not_done and not any(map(_failed, running)):
+                count.reach(epochs_done(all_runs))
+            results = [run.result() for run in running]
+        count.reach(epochs_done(all_runs))
+        count.show()
     print(table(rows, [results[n :: len(rows)] for n in range(len(rows))]))
+
+
+def epochs_done(configs: list[TrainConfig]) -> int:
+    """Finished epochs of these runs, also of those that other processes train at the moment."""
+    files = (Path(config.run.storage) / config.run.name / "metrics.jsonl" for config in configs)
+    return sum(len(file.read_text().splitlines()) for file in files if file.is_file())
+
+
+def _failed(run: Future[dict[str, Any]]) -> bool:
+    return run.done() and run.exception() is not None
 
 
 def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
