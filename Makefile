@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+GPU_PYTHON ?= 3.12
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo experiment test test-cluster install-hosts check format clean
+.PHONY: demo experiment test test-cluster install-hosts gpu-check gpu-bench gpu-wheels check format clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m raypaml.train digits --epochs 12  # of the recipe's 18, to stay under three minutes
@@ -28,6 +29,16 @@ test-cluster: $(VENV)/cluster
 
 install-hosts:
 	apt-get -qq update && apt-get -qq install -y iproute2 openssh-server openssh-client rsync util-linux
+
+# On a machine with a GPU, with its own Python and torch; no .venv. OUT=DIR keeps the table, logs and a trace.
+gpu-check gpu-bench: gpu-%:
+	$(PYTHON) -m tools.gpu $* $(if $(OUT),--out $(OUT))
+
+# What such a machine may lack, fetched where there is a package registry, for its Python on x86-64.
+gpu-wheels:
+	PIP_CONSTRAINT=constraints.txt $(PYTHON) -m pip download --quiet --no-deps --only-binary :all: --dest wheels \
+	    --python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
+	    simplejpeg webdataset braceexpand
 
 check: $(VENV)/ready
 	$(BIN)/ruff check raypaml tests tools

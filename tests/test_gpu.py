@@ -1,4 +1,4 @@
-"""The method on a CUDA device, against the CPU. Not part of `make test`: `python -m pytest -m gpu`."""
+"""The method on a CUDA device, against the CPU. Not part of `make test`: `make gpu-check`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from raypaml.config import ModelConfig
-from raypaml.data.batches import Reader
+from raypaml.data.batches import Batch, Reader
 from raypaml.labels import UNOBSERVED
 from raypaml.losses.large_loss import large_loss
 from raypaml.losses.schemes import scheme_names
@@ -22,7 +23,9 @@ from raypaml.model import pooling
 from raypaml.model.cam import pool_parts
 from raypaml.model.pooling import pooled_map
 from raypaml.recipes import recipe
+from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.models import build_model
+from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import Worker, build_worker
 
@@ -49,6 +52,11 @@ def waiting_for_nothing() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def pinned(worker: Worker, step: int = 0) -> Batch:
+    """A batch as training reads it on a GPU."""
+    return reader_of(worker).batch(step, pin_memory=True)
 
 
 def reader_of(worker: Worker) -> Reader:
@@ -90,6 +98,16 @@ def test_no_step_waits(scheme: str, tiny_digits: Path) -> None:
     reader = reader_of(worker)
     train_step(worker, reader.batch(0, pin_memory=True))  # the first one builds what later ones use
     batch = reader.batch(1, pin_memory=True)
+    with waiting_for_nothing():
+        train_step(worker, batch)
+    settle(worker)
+
+
+@pytest.mark.parametrize("values", [{"precision": "auto"}, {"micro_batch_size": 8}], ids=str)
+def test_no_step_waits_in_half_precision_or_parts(values: dict[str, Any], tiny_digits: Path) -> None:
+    worker = gpu_worker(tiny_digits, **values)
+    train_step(worker, pinned(worker))
+    batch = pinned(worker, 1)
     with waiting_for_nothing():
         train_step(worker, batch)
     settle(worker)
@@ -139,11 +157,16 @@ def test_steps_learn(values: dict[str, Any], tiny_digits: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own
-def test_the_compiled_step_learns(tiny_digits: Path) -> None:
-    worker = gpu_worker(tiny_digits, compile=True)
-    for _ in range(3):
-        train_step(worker, reader_of(worker)[0])
-    settle(worker)
+@pytest.mark.parametrize("values", [{}, {"micro_batch_size": 8}, {"precision": "auto", "ema": 0.9}], ids=str)
+def test_the_compiled_step_learns_what_the_plain_one_does(values: dict[str, Any], tiny_digits: Path) -> None:
+    losses = []
+    for compiled in (False, True):
+        worker = gpu_worker(tiny_digits, compile=compiled, **values)
+        for step in range(3):
+            train_step(worker, pinned(worker, step))
+        settle(worker)
+        losses.append(worker.tally[0].item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02 if "precision" in values else 1e-3)
 
 
 def test_logits_that_are_not_finite_are_named_a_step_later(tiny_digits: Path) -> None:
@@ -171,3 +194,69 @@ def test_the_network_is_channels_last(tiny_digits: Path) -> None:
     worker = gpu_worker(tiny_digits)
     assert worker.model.backbone.block1[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert build_model(ModelConfig(), 3).backbone.block1[0].weight.is_contiguous()
+
+
+def strides_agree(worker: Worker) -> bool:
+    """Whether moments and the average lie as their weights do."""
+    moments = worker.optimizer.state
+    return all(
+        moments[weight][name].stride() == weight.stride()
+        for weight in worker.model.parameters()
+        for name in ("exp_avg", "exp_avg_sq")
+    ) and all(
+        mine.stride() == weight.stride()
+        for mine, weight in zip(worker.evaluated.parameters(), worker.model.parameters(), strict=True)
+    )
+
+
+def test_the_average_is_channels_last_and_that_of_the_cpu(tiny_digits: Path) -> None:
+    worker = gpu_worker(tiny_digits, ema=0.5)
+    wanted = [weight.detach().cpu().clone() for weight in worker.model.parameters()]
+    for step in range(3):
+        train_step(worker, pinned(worker))
+        worker.state.step += 1
+        for mine, weight in zip(wanted, worker.model.parameters(), strict=True):
+            mine.lerp_(weight.detach().cpu(), 1 - min(0.5, (1 + step) / (10 + step)))
+    settle(worker)
+    assert strides_agree(worker)
+    for mine, weight in zip(wanted, worker.evaluated.parameters(), strict=True):
+        torch.testing.assert_close(weight.cpu(), mine, rtol=1e-5, atol=1e-7)
+
+
+def trained(data: Path, run: Path, stop_at: tuple[int, int] | None = None, **values: Any) -> bool:
+    """A digits run by training.loop on the GPU; whether it was finished, rather than stopped."""
+    short = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "workers": 1, "checkpoint_steps": 1}
+
+    def stop(event: dict[str, Any]) -> bool:
+        return stop_at is not None and "loss" in event and (event["epoch"], event["step"]) >= stop_at
+
+    return train(recipe("digits").override(short | values), data, run, torch.device("cuda"), stop)
+
+
+def files(run: Path) -> dict[str, dict[str, Any]]:
+    newest = valid_checkpoints(run / "checkpoints")[0][-1]
+    return {path.name: load_file(path) for path in sorted(newest.glob("*.safetensors"))}
+
+
+@pytest.mark.parametrize(
+    "values", [{"reproducible": True}, {"reproducible": True, "ema": 0.9}, {"reproducible": False, "ema": 0.9}], ids=str
+)
+def test_a_run_stopped_and_continued_is_the_undisturbed_one(
+    values: dict[str, Any], tiny_digits: Path, tmp_path: Path
+) -> None:
+    """To the bit if reproducible; else kernels may add in any order, and the steps after the stop drift apart."""
+    assert trained(tiny_digits, tmp_path / "whole", **values)
+    assert not trained(tiny_digits, tmp_path / "parted", (1, 1), **values)
+    assert trained(tiny_digits, tmp_path / "parted", **values)
+    one, other = files(tmp_path / "whole"), files(tmp_path / "parted")
+    assert one.keys() == other.keys()
+    close = {"rtol": 0, "atol": 0} if values["reproducible"] else {"rtol": 0.05, "atol": 0.02}
+    for name, tensors in one.items():
+        if values["reproducible"] or name == "model.safetensors":
+            torch.testing.assert_close(tensors, other[name], **close)
+
+
+def test_reproducible_runs_are_equal_to_the_bit(tiny_digits: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        assert trained(tiny_digits, tmp_path / name, reproducible=True)
+    torch.testing.assert_close(files(tmp_path / "one"), files(tmp_path / "other"), rtol=0, atol=0)

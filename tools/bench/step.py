@@ -20,6 +20,7 @@ from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.tables import markdown
 from raypaml.training.estimate import PASSES, measure
+from raypaml.training.gradients import lay_out_gradients
 from tools.bench.method import (
     ALPHA,
     CLASSES,
@@ -56,7 +57,7 @@ def step_run(form: str, half: bool, asked: argparse.Namespace, device: str) -> R
         model = model.to(memory_format=torch.channels_last)
     network: nn.Module = model if ours else Published(model)
     if asked.compile and ours:
-        network = torch.compile(network)  # type: ignore[assignment]
+        network = torch.compile(network, backend=asked.compile)  # type: ignore[assignment]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True if ours else None)
     images = torch.randint(0, 256, (asked.images, 3, asked.pixels, asked.pixels), dtype=torch.uint8).to(device)
     labels = labels_of(asked.images, device)
@@ -71,15 +72,18 @@ def step_run(form: str, half: bool, asked: argparse.Namespace, device: str) -> R
             loss = published_losses(logits.float(), targets, RATE, both=True)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if ours:
+            lay_out_gradients(model)
         optimizer.step()
         return None
 
     return run
 
 
-def matrix_peak(device: str) -> float:
-    """Operations per second of one large matrix product, bfloat16 on a GPU."""
-    size, kind = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
+def matrix_peak(device: str, size: int = 0) -> float:
+    """Operations per second of one matrix product, bfloat16 on a GPU; of a large size unless another is given."""
+    usual, kind = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
+    size = size or usual
     left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
     return 2 * size**3 / race({"": lambda: left @ right}, 10, device)[""]
 
@@ -119,7 +123,8 @@ def main() -> None:
     flags.add_argument("--pixels", type=int, default=448, help="height and width of the images [448]")
     flags.add_argument("--images", type=int, default=64, help="of a step [64]")
     flags.add_argument("--repeats", type=int, default=10, help="steps, of which the median counts [10]")
-    flags.add_argument("--compile", action="store_true", help="torch.compile our network")
+    inductor = {"action": "store_const", "const": "inductor", "default": ""}
+    flags.add_argument("--compile", **inductor, help="torch.compile our network")
     print(steps(flags.parse(), "cuda" if torch.cuda.is_available() else "cpu"))
 
 

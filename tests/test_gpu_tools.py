@@ -1,0 +1,109 @@
+"""`make gpu-check` and `make gpu-bench`, small and on a CPU, with nothing imported that a GPU machine may lack."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.gpu import gpu_wheels
+from tools.gpu.gpu_rows import Entry, Row, run_entry
+
+ROOT = Path(__file__).parent.parent
+LACKING = ("ray", "matplotlib", "rich")
+WITHOUT = f"""
+import runpy, sys
+
+sys.modules.update(dict.fromkeys({LACKING!r}))  # as if they were not installed
+sys.argv = ["tools.gpu", *sys.argv[1:]]
+runpy.run_module("tools.gpu", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_both_run_on_a_cpu_without_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT, "check", "bench", "--device", "cpu", "--small", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False)
+    assert not [line for line in done.stderr.splitlines() if "NOT OK" in line]
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "table.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    named = {row[0]: row for row in rows}
+    assert named["digits reproducible: continued"][1:] == ["weights equal to the bit", "differ by 0", "ok"]
+    assert named["gloo, one rank: sum, gather"][2] == "3, [0 1 2]"
+    assert "images/s" in named["published, float32, 1 images, cudnn.benchmark off"][2]
+    for goal in ("step without data, not compiled", "ours, compiled", "head and loss", "host waits", "end to end"):
+        assert any(name.startswith(f"goal: {goal}") for name in named), goal
+    assert (tmp_path / "profile.json.gz").is_file()
+
+
+def asked(tmp_path: Path) -> argparse.Namespace:
+    return argparse.Namespace(logs=str(tmp_path), out="", device="cpu", small=True)
+
+
+def says_a_row(_: argparse.Namespace) -> Iterator[Row]:
+    yield Row("first", "1", "1", True)
+
+
+def fails_after_a_row(given: argparse.Namespace) -> Iterator[Row]:
+    yield from says_a_row(given)
+    raise RuntimeError("CUDA error: an illegal memory access\nCompile with ...")
+
+
+def dies_after_a_row(given: argparse.Namespace) -> Iterator[Row]:
+    yield from says_a_row(given)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hangs_after_a_row(given: argparse.Namespace) -> Iterator[Row]:
+    yield from says_a_row(given)
+    os.write(1, b"a line of output")
+    time.sleep(60)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("check", "found"),
+    [
+        (fails_after_a_row, r"RuntimeError: CUDA error: an illegal memory access (test_gpu_tools.py:"),
+        (dies_after_a_row, "its process ended with code -9"),
+        (hangs_after_a_row, "still running, ended"),
+    ],
+)
+def test_an_entry_that_fails_is_a_row_after_those_it_had(check: object, found: str, tmp_path: Path) -> None:
+    rows = list(run_entry(Entry("it", check, 2.0), asked(tmp_path), 1000.0))  # type: ignore[arg-type]
+    assert [(row.what, row.passed) for row in rows] == [("first", True), ("it", False)]
+    assert rows[1].found.startswith(found)
+    assert ("a line of output" in (tmp_path / "it.log").read_text()) == (check is hangs_after_a_row)
+
+
+def test_an_entry_for_which_no_time_is_left_is_not_run(tmp_path: Path) -> None:
+    (row,) = run_entry(Entry("it", says_a_row, 2.0), asked(tmp_path), -1.0)
+    assert "--minutes" in row.found
+    assert not row.passed
+
+
+def test_a_row_that_is_not_as_expected_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tools.gpu.__main__ import _conclude
+
+    _conclude([("a", "1", "1", "ok"), ("b", "-", "2", "")], str(tmp_path))
+    with pytest.raises(SystemExit, match="1"):
+        _conclude([("a", "1", "1", "ok"), ("b", "1", "2", "NOT OK")], str(tmp_path))
+    assert "NOT OK" in capsys.readouterr().out
+
+
+def test_wheels_give_what_is_missing_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name, module in (("gpu_only_here-1.0-py3-none-any", "gpu_only_here"), ("torch-9.9-py3-none-any", "torch")):
+        with zipfile.ZipFile(tmp_path / f"{name}.whl", "w") as wheel:
+            wheel.writestr(f"{module}.py", "value = 3")
+    assert gpu_wheels.use_wheels(tmp_path / "into", tmp_path) == ["gpu_only_here"]
+    assert __import__("gpu_only_here").value == 3
+    assert not (tmp_path / "into" / "torch.py").exists()

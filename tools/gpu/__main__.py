@@ -1,0 +1,76 @@
+"""Checks and measures training on this machine's GPU, in the order of risk; prints one table.
+
+    python -m tools.gpu check           # make gpu-check: is it right?
+    python -m tools.gpu bench           # make gpu-bench: is it fast?
+    python -m tools.gpu check bench --device cpu --small   # tries the scripts, in seconds
+
+Neither needs Ray, nor raypaml to be installed; packages that are missing are taken from the wheels in `wheels/`. Every
+entry runs in a process of its own with a time limit; one that fails is a row with its error. Exit code 1: some row is
+not as expected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from raypaml.cli import KeptLines, Parser, run_command
+from tools.gpu.gpu_wheels import use_wheels
+
+PROG = "python -m tools.gpu"
+MARKS = {True: "ok", False: "NOT OK", None: ""}
+
+
+def main() -> None:
+    """Run the entries of the sets that were asked for, print the table, exit."""
+    flags = Parser(prog=PROG, description=__doc__, formatter_class=KeptLines)
+    flags.add_argument("sets", nargs="+", choices=("check", "bench"), metavar="check|bench", help="what to run")
+    flags.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="[cuda]")
+    flags.add_argument("--small", action="store_true", help="tiny data and models")
+    flags.add_argument("--minutes", type=float, default=9.0, help="for all entries together [9]")
+    flags.add_argument("--out", default="", metavar="DIR", help="keeps the table, logs and a trace there [none]")
+    asked = flags.parse()
+    if asked.minutes <= 0:
+        raise ValueError(f"minutes={asked.minutes}: must be more than 0")
+    with tempfile.TemporaryDirectory() as folder:
+        used = use_wheels(Path(folder) / "wheels")
+        if used:
+            print(f"from wheels/: {', '.join(used)}", file=sys.stderr)
+        if asked.out:
+            Path(asked.out).mkdir(parents=True, exist_ok=True)
+        asked.logs = asked.out or folder
+        rows = list(_run(asked))
+    _conclude(rows, asked.out)
+
+
+def _run(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Every row of the table as text, reported as it comes."""
+    from tools.gpu.gpu_entries import ENTRIES  # what it imports may come from the wheels
+    from tools.gpu.gpu_rows import run_entry
+
+    deadline = time.monotonic() + 60 * asked.minutes
+    for entry in dict.fromkeys(entry for name in asked.sets for entry in ENTRIES[name]):
+        for row in run_entry(entry, asked, deadline - time.monotonic()):
+            cells = (row.what, row.expected, row.found.replace("|", "/"), MARKS[row.passed])
+            print("  ".join(cells), file=sys.stderr, flush=True)
+            yield cells
+
+
+def _conclude(rows: list[tuple[str, ...]], out: str) -> None:
+    from raypaml.reports.tables import markdown
+
+    table = markdown(["what", "expected", "found", ""], [list(row) for row in rows], left=4)
+    print(table)
+    if out:
+        (Path(out) / "table.md").write_text(table + "\n")
+    failed = sum(row[-1] == MARKS[False] for row in rows)
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)

@@ -1,0 +1,230 @@
+"""How fast training on this device is: whole steps without data, the goals, and end to end from tars."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raypaml.config import TrainConfig
+from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.digits import digits_folder
+from raypaml.recipes import recipe
+from raypaml.training.estimate import PASSES, measure
+from raypaml.training.loop import train
+from raypaml.training.step import settle, train_step
+from raypaml.training.worker import LoopSignal, Worker, build_worker
+from tools.bench.images import prepare
+from tools.bench.method import CLASSES, RUNS, Run, extra_memory, race
+from tools.bench.step import matrix_peak, step_run
+from tools.gpu.gpu_checks import SMALL_SCENES
+from tools.gpu.gpu_rows import Row
+
+GOAL_OF_PEAK, GOAL_OF_PUBLISHED, GOAL_HEAD, GOAL_TARS = 0.45, 3.0, 0.05, 0.95
+SIZES, COMPILED_SIZES = (8, 32, 64), (32, 64)
+PHOTOS, SAMPLES, TARS_BATCH = 32, 8192, 64
+TARS_SECONDS = 20.0
+"""For the end to end run to measure in, and for the loader."""
+
+
+def network(asked: argparse.Namespace) -> tuple[str, int]:
+    """Backbone and pixels: ResNet-101 at 448 px, or one that a CPU computes at once."""
+    return ("small", 64) if asked.small else ("resnet101", 448)
+
+
+def sizes(asked: argparse.Namespace, usual: tuple[int, ...]) -> tuple[int, ...]:
+    """Images of a step."""
+    return (1,) if asked.small else usual
+
+
+def repeats(asked: argparse.Namespace) -> int:
+    """Timed turns, of which the median counts."""
+    return 1 if asked.small else 10
+
+
+# --- Steps without data -----------------------------------------------------------------------------------------------
+
+
+class Steps:
+    """Rates of whole steps of one device, beside the largest rate of its matrix products."""
+
+    def __init__(self, asked: argparse.Namespace):
+        self.asked = asked
+        self.backbone, self.pixels = network(asked)
+        self.peak = matrix_peak(asked.device, 256 if asked.small else 0)
+        self.flops = PASSES * measure(self.backbone, CLASSES, self.pixels, self.pixels, torch.float32).flops
+        self.rates: dict[tuple[str, bool], float] = {}
+        """Best images per second of (form, bfloat16)."""
+
+    def row(self, form: str, half: bool, images: int, *, compiled: bool = False, benchmark: bool = True) -> Row:
+        """Time one form of the step; where memory does not suffice, the row says so."""
+        settings = f"{'bfloat16' if half else 'float32'}, {'compiled, ' if compiled else ''}"
+        name = f"{form}, {settings}{images} images, cudnn.benchmark {'on' if benchmark else 'off'}"
+        torch.backends.cudnn.benchmark = benchmark
+        backend = ("eager" if self.asked.small else "inductor") if compiled else ""
+        wanted = argparse.Namespace(backbone=self.backbone, pixels=self.pixels, images=images, compile=backend)
+        try:
+            told = self._time(step_run(form, half, wanted, self.asked.device), form, half, images)
+        except torch.OutOfMemoryError:
+            told = "out of memory"
+        if self.asked.device == "cuda":
+            torch.cuda.empty_cache()
+        return Row(name, "-", told, None)
+
+    def _time(self, run: Run, form: str, half: bool, images: int) -> str:
+        rate = images / race({"": run}, repeats(self.asked), self.asked.device)[""]
+        self.rates[form, half] = max(rate, self.rates.get((form, half), 0.0))
+        told = f"{rate:,.1f} images/s, {rate * self.flops / self.peak:.0%} of peak"
+        if self.asked.device == "cuda":
+            told += f", {extra_memory(run, 'cuda') / 2**30:.1f} GiB"
+        return told
+
+    def goals(self, how: str) -> Iterator[Row]:
+        """What the best of these rates should reach; on a CPU float32 stands for bfloat16, and nothing is asked."""
+        is_cuda = self.asked.device == "cuda"
+        best = self.rates.get(("ours", is_cuda), 0.0)
+        share = best * self.flops / self.peak
+        yield Row(
+            f"goal: step without data, {how}", *_goal(share, GOAL_OF_PEAK, "{:.0%} of the measured peak", is_cuda)
+        )
+        ratio = best / self.rates.get(("published", False), float("inf"))
+        yield Row(f"goal: ours, {how}", *_goal(ratio, GOAL_OF_PUBLISHED, "{:.2f} times published float32", is_cuda))
+
+
+def _goal(value: float, least: float, text: str, counts: bool) -> tuple[str, str, bool | None]:
+    return f"at least {text.format(least)}", text.format(value), value >= least if counts else None
+
+
+def measure_steps(asked: argparse.Namespace) -> Iterator[Row]:
+    """Published form and ours in both precisions, with and without cudnn.benchmark; then the goals."""
+    steps, halves = Steps(asked), (False, True) if asked.device == "cuda" else (False,)
+    yield Row("matrix peak", "-", f"{steps.peak / 1e12:,.2f} TFLOP/s", None)
+    for images, form, half, benchmark in itertools.product(
+        sizes(asked, SIZES), ("published", "ours"), halves, (True, False)
+    ):
+        yield steps.row(form, half, images, benchmark=benchmark)
+    yield from steps.goals("not compiled")
+
+
+def measure_compiled(asked: argparse.Namespace) -> Iterator[Row]:
+    """Our step compiled, beside the published float32 form; bfloat16 on a GPU."""
+    steps = Steps(asked)
+    images = sizes(asked, COMPILED_SIZES)
+    yield steps.row("published", False, images[-1])
+    for count in images:
+        yield steps.row("ours", asked.device == "cuda", count, compiled=True)
+        yield from steps.goals(f"compiled, up to {count} images")
+
+
+def measure_head(asked: argparse.Namespace) -> Iterator[Row]:
+    """Head and loss alone, forward and backward with their gradients, of the whole step."""
+    images, device = sizes(asked, (32,))[0], asked.device
+    backbone, pixels = network(asked)
+    torch.backends.cudnn.benchmark = True
+    wanted = argparse.Namespace(backbone=backbone, pixels=pixels, images=images, compile="")
+    runs = {
+        "head": RUNS["head"]("ours", device, images),
+        "loss": RUNS["loss"]("ours", device, images),
+        "step": step_run("ours", device == "cuda", wanted, device),
+    }
+    seconds = race(runs, repeats(asked), device)
+    share = (seconds["head"] + seconds["loss"]) / seconds["step"]
+    told = f"{share:.1%}: {1e3 * seconds['head']:.2f} + {1e3 * seconds['loss']:.2f} of {1e3 * seconds['step']:.1f} ms"
+    passed = share < GOAL_HEAD if device == "cuda" else None  # of a small network the head is most
+    yield Row("goal: head and loss of a step", f"under {GOAL_HEAD:.0%}", told, passed)
+
+
+# --- End to end from tars ---------------------------------------------------------------------------------------------
+
+
+def tars_config(asked: argparse.Namespace, work: Path, samples: int = SAMPLES) -> TrainConfig:
+    """A run on so many generated images of 448 px in tars, which are written into `work`."""
+    if asked.small:
+        data, size, threads = digits_folder(num_scenes=SMALL_SCENES), 16, 0
+    else:
+        data, size, threads = work / "shards", TARS_BATCH, os.cpu_count() or 1
+        prepare(work, None, min(PHOTOS, samples), samples)
+    ours = {"data": str(data), "backbone": network(asked)[0], "weights": "", "storage": str(work), "workers": 1}
+    ours |= {"global_batch_size": size, "loader_workers": threads, "device": asked.device, "epochs": 3}
+    return recipe("openimages_v3").override(ours | {"warmup_epochs": 1})
+
+
+def tars_worker(config: TrainConfig) -> Worker:
+    """What trains on them."""
+    return build_worker(config, config.data.data, Path("nowhere"), torch.device(config.run.device), lambda _: False)
+
+
+def first_batches(worker: Worker, epoch: int = 0) -> Iterator[Batch]:
+    """An epoch's batches, as training reads them."""
+    reader = Reader(worker.data.shards, worker.data.splits["train"], worker.plan.epoch(epoch, 0, 1), with_truth=True)
+    pin = worker.ranks.device.type == "cuda"
+    return read(reader, loader_workers=worker.config.data.loader_workers, pin_memory=pin)
+
+
+def measure_tars(asked: argparse.Namespace) -> Iterator[Row]:
+    """The loader alone, steps alone, and a run that reads tars."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = tars_config(asked, Path(folder))
+        worker = tars_worker(config)
+        loader, steps = loader_rate(worker), step_rate(worker, asked)
+        del worker
+        whole = run_rate(config, Path(folder) / "run", asked)
+    share, counts = whole / min(loader, steps), asked.device == "cuda"
+    told = f"{share:.2f}: {whole:,.0f} images/s; loader {loader:,.0f}, step without data {steps:,.0f}"
+    yield Row(
+        "goal: end to end from tars",
+        f"at least {GOAL_TARS} of the smaller",
+        told,
+        share >= GOAL_TARS if counts else None,
+    )
+
+
+def loader_rate(worker: Worker) -> float:
+    """Images per second of reading alone, of an epoch or what a few seconds hold, after the first batches."""
+    batches = first_batches(worker)
+    for _ in range(2):
+        next(batches)
+    began, images = time.perf_counter(), 0
+    for batch in batches:
+        images += len(batch.rows)
+        if time.perf_counter() - began > TARS_SECONDS / 2:
+            break
+    return images / (time.perf_counter() - began)
+
+
+def step_rate(worker: Worker, asked: argparse.Namespace) -> float:
+    """Images per second of the training step on one batch again and again."""
+    batch = next(first_batches(worker))
+    count = 3 if asked.small else 30
+    for _ in range(count // 3):
+        train_step(worker, batch)
+    settle(worker)
+    began = time.perf_counter()
+    for _ in range(count):
+        train_step(worker, batch)
+    settle(worker)
+    worker.tally.tolist()  # waits for the device
+    return count * len(batch.rows) / (time.perf_counter() - began)
+
+
+def run_rate(config: TrainConfig, run: Path, asked: argparse.Namespace) -> float:
+    """Images per second that a run itself reports from step to step, the median after the first ones."""
+    rates: list[float] = []
+    began = time.monotonic()
+
+    def note(event: dict[str, Any]) -> LoopSignal:
+        if "images_per_second" in event and "record" not in event:
+            rates.append(event["images_per_second"])
+        late = time.monotonic() - began > (0 if asked.small else TARS_SECONDS)
+        return LoopSignal.STOP if late and len(rates) > 3 else LoopSignal.NOTHING
+
+    train(config, config.data.data, run, torch.device(asked.device), note, splits=())
+    return statistics.median(rates[2:] or rates)
