@@ -98,8 +98,10 @@ def _cut(split: SourceSplit, fraction: float, cut: Cut, num_classes: int) -> tup
                 "--split-method random divides groups; say --split-method stratified, or --group-column none"
             )
         return validation_split(len(split.files), fraction, cut.seed)
-    negatives = split.negatives if split.negatives is not None else [np.zeros(0, np.int64)] * len(split.files)
-    strata = [np.r_[yes, num_classes + no] for yes, no in zip(split.positives, negatives, strict=True)]
+    strata = split.positives
+    if split.negatives is not None:
+        pairs = zip(split.positives, split.negatives, strict=True)
+        strata = [np.concatenate((yes, no + num_classes)) for yes, no in pairs]
     return stratified_split(strata, 2 * num_classes, fraction, cut.seed, split.groups)
 
 

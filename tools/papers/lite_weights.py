@@ -6,8 +6,8 @@
 Then, on real photos (224 px, head alone, some two seconds an epoch for 1,491 images on two cores), what the table of
 photographs in tools/papers/README.md shows:
 
-    python tools/shard_dataset.py table labels.csv --images images --complete --hide single-positive --split-method random \\
-        --resize 224 --boxes boxes.csv --out DIR
+    python tools/shard_dataset.py table labels.csv --images images --complete --hide single-positive \\
+        --split-method random --resize 224 --boxes boxes.csv --out DIR
     python tools/papers/compare_schemes.py --recipe voc2012_single --data DIR -- \\
         --backbone timm:tf_efficientnet_lite0 --weights lite0.safetensors --freeze-backbone 10 --no-flip \\
         --feature-cache FOLDER --loader-workers 0 --lr 1e-4
