@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -82,19 +83,19 @@ def expected(labels: Labels) -> dict[str, tuple[set[str], set[str]]]:
     return {f"{row}.jpg": (set(yes), set(no)) for row, (yes, no) in enumerate(labels)}
 
 
-def opened(path: Path, form: TableForm) -> tuple[Source | None, str]:
+def opened(path: Path, form: TableForm, class_ids: Sequence[str] = ()) -> tuple[Source | None, str]:
     """What the command would take, or the line with which it refuses."""
     try:
-        source = read_table(path, form)
+        source = read_table(path, form, class_ids=class_ids)
         check_names(source.classes.class_ids, positives_of(source), [], given=source.has_certain_names)
     except ValueError as refused:
         return None, str(refused)
     return source, ""
 
 
-def read(path: Path, form: TableForm) -> dict[str, tuple[set[str], set[str]]] | None:
+def read(path: Path, form: TableForm, class_ids: Sequence[str] = ()) -> dict[str, tuple[set[str], set[str]]] | None:
     """The labels in it; None where it is refused."""
-    source, refused = opened(path, form)
+    source, refused = opened(path, form, class_ids)
     if source is None:
         assert "\n" not in refused
         assert str(path) in refused or "--allow" in refused
@@ -139,6 +140,9 @@ def test_the_labels_that_were_written_or_a_refusal(
     path = folder / "t.csv"
     path.write_bytes(written([["image", "labels", "negatives"], *rows], *dialect))
     found = read(path, TableForm())
+    assert found is None or found == expected(labels)
+    used = sorted({name for sides in labels for side in sides for name in side})
+    found = read(path, TableForm(), used)
     assert found is None or found == expected(labels)
     if how[0] == "separated":  # said, it is read, unless names look wrong
         found = read(path, TableForm(separator=how[1]))

@@ -87,26 +87,33 @@ def test_separators_in_names_that_were_cut_out_of_text(name: str) -> None:
     check_names(["x", name], np.array([2, 2]), ["separators"], given=False)
 
 
-def test_a_data_set_that_was_begun_before_keeps_its_way_of_splitting(tmp_path: Path) -> None:
-    table = photos(tmp_path, ["cat", "dog"] * 20)
-    run(table, tmp_path / "old", "--split-method", "random", "--complete")
+def test_a_data_set_that_was_begun_before_goes_on_as_it_began(tmp_path: Path) -> None:
+    groups = ",".join(f"g{row // 10}" for row in range(40))
+    table = photos(tmp_path, ["hot dog", "Dog"] * 20, groups, header="image,labels,group")
+    begun = ("--split-method", "random", "--separator", "blank", "--group-column", "none", "--allow", "similar-names")
+    run(table, tmp_path / "old", *begun, "--complete")
     record = json.loads((tmp_path / "old" / "preparation.json").read_text())
-    assert "split_method" not in record["parameters"]  # as before there was another
+    assert record["parameters"].pop("split_method") == "random"  # then it was not recorded
     record["splits"]["test"]["finished"] = False  # interrupted
     (tmp_path / "old" / "preparation.json").write_text(json.dumps(record))
     before = (tmp_path / "old" / "test.arrow").read_bytes()
     run(table, tmp_path / "old", "--complete")
     assert (tmp_path / "old" / "test.arrow").read_bytes() == before
-    run(table, tmp_path / "new", "--complete")
-    assert json.loads((tmp_path / "new" / "preparation.json").read_text())["parameters"]["split_method"] == "stratified"
-    run(table, tmp_path / "new", "--complete")
-    counts = {
-        split: index.label_counts() if hasattr(index, "label_counts") else len(index)
-        for split, index in open_folder(tmp_path / "new").splits.items()
-    }
-    assert counts
-    with pytest.raises(ValueError, match=r"holds another data set, made with split_method=stratified \(asked: None\)"):
-        run(table, tmp_path / "new", "--complete", "--split-method", "random")
+    with pytest.raises(ValueError, match="the labels can be read in 2 ways"):
+        run(table, tmp_path / "new", "--complete")
+
+
+def test_the_way_of_splitting_is_recorded(tmp_path: Path) -> None:
+    table = photos(tmp_path, ["cat", "dog"] * 20)
+    run(table, tmp_path / "out", "--complete")
+    assert json.loads((tmp_path / "out" / "preparation.json").read_text())["parameters"]["split_method"] == "stratified"
+    run(table, tmp_path / "out", "--complete")
+    sizes = {split: len(index) for split, index in open_folder(tmp_path / "out").splits.items()}
+    assert sizes == {"train": 26, "validation": 6, "test": 8}
+    with pytest.raises(
+        ValueError, match=r"holds another data set, made with split_method=stratified \(asked: random\)"
+    ):
+        run(table, tmp_path / "out", "--complete", "--split-method", "random")
 
 
 def test_a_group_stays_in_one_split(tmp_path: Path) -> None:

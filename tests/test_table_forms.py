@@ -165,7 +165,7 @@ def test_columns_by_name_and_splits_by_any_usual_name(tmp_path: Path) -> None:
     assert named(source, "train") == {"a.jpg": (["x"], ["y"]), "b.jpg": (["y"], ["x"])}
     assert named(source, "validation") == {"c.jpg": (["x"], ["y"])}
     assert source.splits["train"].groups == ["7", "7"]
-    assert source.about == "labels one a cell; columns not read: ID"
+    assert source.about == "labels one a cell; columns not read: ID; images of one animal stay together"
     with pytest.raises(ValueError, match=r"--split-column flod: no such column; did you mean 'fold'\?"):
         read_table(tmp_path / "t.csv", TableForm(columns=columns | {"split": "flod"}))
     assert read_table(tmp_path / "t.csv", TableForm(columns=columns | {"group": "none"})).splits["train"].groups is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -70,12 +70,12 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
     add_sharding_flags(parser)
 
 
-def _source_of(flags: Any) -> Source:
+def _source_of(flags: Any, is_of_before: bool) -> Source:
     """The labelled images."""
     if not flags.format or not flags.path:
         raise ValueError(f"give a format ({', '.join(FORMATS)}) and where it is; --help says more")
     if flags.format == "table":
-        return table_source(flags)
+        return table_source(flags, is_of_before=is_of_before)
     if not flags.path.is_dir() and not (flags.format == "coco" and flags.path.is_file()):
         raise ValueError(f"{flags.path}: no such folder; give the one that holds the {flags.format} files")
     if flags.format == "folder":
@@ -84,24 +84,29 @@ def _source_of(flags: Any) -> Source:
     return read(flags.path)
 
 
-def _split_method(flags: Any) -> Method:
+def _split_method(flags: Any, begun: Mapping[str, Any] | None) -> Method:
     """How splits are cut: as asked, else as the data set in the folder was begun, else as its format is cut."""
     if flags.split_method:
         return cast("Method", flags.split_method)
-    record = read_record(flags.out)
-    if record is not None:
-        return cast("Method", record["parameters"].get("split_method", "random"))  # those before it had no other
+    if begun is not None:
+        return cast("Method", begun.get("split_method", "random"))
     return "random" if flags.format in PUBLISHED and flags.path.is_dir() else "stratified"
 
 
 def format_preparation(flags: Any) -> Preparation:
-    """What the flags ask for; says what the labels look like, and refuses what looks wrong in one's own."""
-    source = _source_of(flags)
+    """What the flags ask for; says what the labels look like, and refuses what looks wrong in one's own.
+
+    What was begun before the way of cutting was recorded goes on as it began: cut at random, labels of a table between
+    blanks and no column of groups unless a flag says so, names as they are.
+    """
+    record = read_record(flags.out)
+    begun = record["parameters"] if record else None
+    is_of_before = begun is not None and "split_method" not in begun
+    source, method = _source_of(flags, is_of_before), _split_method(flags, begun)
     allowed = [name.strip() for name in flags.allow.split(",") if name.strip()]
-    if flags.format not in PUBLISHED:
+    if flags.format not in PUBLISHED and not is_of_before:
         check_names(source.classes.class_ids, positives_of(source), allowed, given=source.has_certain_names)
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
-    method = _split_method(flags)
     cut = Cut(flags.validation, flags.test, flags.split_seed, method)
     earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
     if earlier:
@@ -111,10 +116,12 @@ def format_preparation(flags: Any) -> Preparation:
     for line in overview(source, labels):
         say(line)
     settings = {"hide": flags.hide, "hide_seed": flags.hide_seed, "split_seed": flags.split_seed}
+    if method != "random" or not is_of_before:
+        settings |= {"split_method": method}
     asked = preparation(
         flags,
         source=flags.format,
-        settings=settings if method == "random" else settings | {"split_method": method},
+        settings=settings,
         classes=source.classes,
         read_split=labels.__getitem__,
         images=flags.images or str(source.images),

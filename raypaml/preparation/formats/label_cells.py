@@ -128,7 +128,7 @@ def _is_evident(way: Split, sign: str) -> bool:
         for name in cell:
             company[name] = company.get(name, cell) & cell
     free = sum(len(others) == 1 for others in company.values())
-    if sign in _SELDOM_IN_NAMES:
+    if sign in _SELDOM_IN_NAMES and not any("/" in name for name in names):  # which would be a list of its own
         return free >= _FREE_ENOUGH * len(names)
     varied = len({cell for cell in way.values() if names & set(cell)}) >= _VARIETY * len(names)
     return varied and free >= _FREE * len(names) and len(alone) >= _ALONE * len(names)

@@ -101,6 +101,8 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     unread = [name for name in table.column_names if name and name not in (*columns.values(), *names)]
+    said = [about, f"columns not read: {', '.join(unread)}" if unread else ""]
+    said.append(f"images of one {columns['group']} stay together" if "group" in columns else "")
     return ListedImages(
         files=_texts(table, columns["image"]),
         labels=lists["labels"],
@@ -109,7 +111,7 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
         groups=_texts(table, columns["group"]) if "group" in columns else None,
         complete=complete,
         has_certain_names=bool(names) or about == IN_LISTS,
-        about="; ".join([about] * bool(about) + [f"columns not read: {', '.join(unread)}"] * bool(unread)),
+        about="; ".join(filter(None, said)),
         findings=findings,
     )
 

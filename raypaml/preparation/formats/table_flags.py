@@ -8,6 +8,7 @@ from typing import Any, get_args
 from raypaml.cli import Parser
 from raypaml.preparation.formats.class_columns import Uncertain
 from raypaml.preparation.formats.common import Source, text_lines
+from raypaml.preparation.formats.label_cells import BLANK
 from raypaml.preparation.formats.own_labels import COLUMN_ROLES, TableForm, read_table
 from raypaml.preparation.formats.table_file import Dialect
 
@@ -36,12 +37,19 @@ def add_table_flags(parser: Parser) -> None:
     add("--path-prefix", default="", metavar="TEXT", help="of a table: cut from the front of images' names")
 
 
-def table_source(flags: Any) -> Source:
-    """The labelled images of a table."""
+def table_source(flags: Any, *, is_of_before: bool = False) -> Source:
+    """The labelled images of a table.
+
+    Args:
+        flags: those of `add_table_flags`, with `path` and `images`.
+        is_of_before: its data set was begun when labels were between blanks unless a flag said otherwise, and no column
+            was one of groups.
+    """
+    columns = {role: getattr(flags, f"{role}_column") for role in COLUMN_ROLES}
     form = TableForm(
-        separator=flags.separator,
+        separator=flags.separator or BLANK * is_of_before,
         complete=flags.complete,
-        columns={role: getattr(flags, f"{role}_column") for role in COLUMN_ROLES},
+        columns=columns | {"group": columns["group"] or "none" * is_of_before},
         class_columns=tuple(name.strip() for name in flags.class_columns.split(",") if name.strip()),
         uncertain=flags.uncertain,
         dialect=Dialect(flags.delimiter, flags.encoding),
