@@ -27,7 +27,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture upright, by its orientation in EXIF or XMP. From 5 on, width and height change places."""
-EARLIER: dict[str, Any] = {"background": HIDDEN, "large_jpegs": "whole"}
+EARLIER_FORM: dict[str, Any] = {"background": HIDDEN, "large_jpegs": "whole"}
 """Parameters of data sets that were begun before these could be chosen."""
 
 
@@ -67,7 +67,7 @@ class ImageForm:
     @classmethod
     def of_parameters(cls, parameters: dict[str, Any]) -> ImageForm:
         """The form that a data set was made with, from the parameters of its record."""
-        known = EARLIER | {"size": SIZE} | parameters
+        known = EARLIER_FORM | {"size": SIZE} | parameters
         return cls(**{name: known[name] for name in ("resize", "size", "quality", "background", "large_jpegs")})
 
     def parameters(self) -> dict[str, Any]:

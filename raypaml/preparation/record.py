@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from raypaml.data.storage import brief
 from raypaml.files import sweep, write_json
-from raypaml.preparation.image_form import EARLIER
+from raypaml.preparation.image_form import EARLIER_FORM
 
 RECORD = "preparation.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,7 +44,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         parameters = record["parameters"]
-        return {"parameters": parameters | EARLIER | parameters, "splits": dict(record["splits"])}
+        return {"parameters": parameters | EARLIER_FORM | parameters, "splits": dict(record["splits"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the record of a preparation ({error}); prepare into another folder") from None
 
