@@ -117,7 +117,8 @@ class OptimConfig:
     ema: float = 0.0
     """Decay per step, < 1, of an average of the weights that is evaluated and kept instead; 0: none (published)."""
     compile: bool = False
-    """Compile the network with torch.compile; takes minutes at first. Published: off."""
+    """Compile the network with torch.compile for whole batches; the first step takes minutes, a short last batch runs
+    uncompiled. Published: off."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,8 @@ class RunConfig:
     max_failures: int = 8
     """Times that workers may be lost and started again from the last checkpoint, preempted nodes not counted."""
     hang_seconds: float = 300.0
-    """Workers of whom none gets any further for so long are ended and started again, and the one to blame is named."""
+    """Workers of whom none gets any further for so long (six times as long while one compiles) are ended and started
+    again, and the one to blame is named."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: one GPU per worker where the cluster has that many, else the CPU."""
     address: str = ""

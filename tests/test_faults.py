@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import threading
@@ -43,6 +44,17 @@ def test_nobody_hangs_while_anybody_moves() -> None:
     found = watch((0, beat(0, 5)), (0, beat(1, 5)), (9, beat(1, 6)), (12, beat(0, 5)))
     assert found.hung(18.9) == []
     assert Watch(10).hung(1e9) == []
+
+
+def test_compiling_takes_longer_than_anything_else_may() -> None:
+    compiling = dataclasses.replace(beat(1, 5), compiling=True)
+    found = watch((0, beat(0, 5)), (0, compiling))
+    for at in range(5, 60, 5):
+        assert found.hear(compiling, at) or found.hear(beat(0, 5), at) or found.hung(at + 4.9) == []
+    assert found.hung(60) != []
+    lost = watch((0, beat(0, 5)), (0, compiling))
+    lost.hear(beat(0, 5), 10)
+    assert [line[:6] for line in lost.hung(11)] == ["rank 1"]  # it says no longer that it compiles
 
 
 def test_the_furthest_behind_is_blamed_the_others_wait_for_it() -> None:

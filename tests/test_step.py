@@ -278,15 +278,6 @@ def test_the_driver_says_the_rank_once() -> None:
     assert str(as_user_error({2: ValueError("other")})) == "rank 2: other"
 
 
-# --- torch.compile ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore")  # torch's own
-def test_a_compiled_step_rejects_and_learns_the_same(tiny_digits: Path) -> None:
-    plain = config(scheme="ll_cp", reproducible=False)
-    assert_same_step([learn(plain.override({"compile": True}), tiny_digits)], learn(plain, tiny_digits))
-
-
 # --- SyncBatchNorm ----------------------------------------------------------------------------------------------------
 
 

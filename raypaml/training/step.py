@@ -26,7 +26,7 @@ from raypaml.runs.models import autocast, update_average
 from raypaml.runs.transfer import send
 from raypaml.training.gradients import add_exactly, lay_out_gradients
 from raypaml.training.nonfinite import FiniteCheck, check_gradients
-from raypaml.training.worker import Worker
+from raypaml.training.worker import COMPILING, Worker
 
 WARMUP_STEPS = 100
 """Of the learning rate, with lr_schedule=trapezoid."""
@@ -35,9 +35,25 @@ WARMUP_STEPS = 100
 def train_step(worker: Worker, batch: Batch) -> None:
     """Train on one global batch, of which `batch` is this rank's part.
 
+    Compiled graphs are of the sizes of a whole batch. A short one, the last of an epoch or one with broken samples,
+    goes through the network uncompiled, and is not padded, for BatchNorm and the loss would see that.
+
     Raises:
         FloatingPointError: logits are not finite; with nonfinite=skip or rollback DivergedError, on every rank at once.
     """
+    if not worker.config.optim.compile:
+        _step(worker, batch)
+    elif batch.global_rows < worker.plan.global_batch_size:
+        with torch.compiler.set_stance("force_eager"):
+            _step(worker, batch)
+    else:
+        if not worker.compiled:
+            worker.now(COMPILING)
+        _step(worker, batch)
+        worker.compiled = True
+
+
+def _step(worker: Worker, batch: Batch) -> None:
     config, ranks = worker.config, worker.ranks
     check_labels(batch.labels, config.loss.scheme)  # on the host: of a GPU one would have to wait for the answer
     sent, pieces = _send(worker, batch), _pieces(worker, batch)

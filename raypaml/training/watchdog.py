@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from raypaml.training.worker import Worker
+from raypaml.training.worker import COMPILING, Worker
 
 BEAT_SECONDS = 5.0
 TRACE_SECONDS = 20.0
 """That a worker may take for writing down where it stands, before it ends."""
+COMPILING_LIMITS = 6
+"""Limits that pass while a worker compiles its network: minutes of one step, in which nobody gets further."""
 HUNG = 70
 """Exit code of a worker that was told to end."""
 
@@ -41,6 +43,7 @@ class Beat:
     """Host and process id: another process of the same rank is another life of it."""
     moves: int
     place: str
+    compiling: bool = False
 
 
 Beats = Callable[[Beat], bool]
@@ -68,7 +71,14 @@ def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> 
         worker = current()
         place = worker.whereabouts(stuck=worker.moves == before)
         before, ranks = worker.moves, worker.ranks
-        beat = Beat(rank=ranks.rank, world_size=ranks.world_size, process=process, moves=before, place=place)
+        beat = Beat(
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            process=process,
+            moves=before,
+            place=place,
+            compiling=worker.doing == COMPILING,
+        )
         if hear(beat):
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)  # where it really stands, into Ray's log
             traces = threading.Thread(target=leave_traces, args=(worker, beat), daemon=True)
@@ -139,10 +149,12 @@ class Watch:
         """A line for each worker to blame, once, if none has moved for the limit; all are then to end."""
         now = time.monotonic() if now is None else now
         known = [known for _, known in sorted(self.known.items()) if known.beat.process not in self.condemned]
-        if not known or now - max(known.moved for known in known) < self.limit:
+        silent = [known for known in known if now - known.heard > self.limit / 2]
+        compiling = any(known.beat.compiling and known not in silent for known in known)
+        limit = self.limit * (COMPILING_LIMITS if compiling else 1)
+        if not known or now - max(known.moved for known in known) < limit:
             return []
         self.condemned |= {known.beat.process for known in known}
-        silent = [known for known in known if now - known.heard > self.limit / 2]
         behind = min(known.beat.moves for known in known)
         blamed = silent or [known for known in known if known.beat.moves == behind]
         return [_line(known, now, known in silent) for known in blamed]

@@ -32,6 +32,7 @@ from raypaml.training.saving import Saving
 from raypaml.training.scheme_state import SchemeState, scheme_state_of
 
 READING = "reading"
+COMPILING = "compiling"
 _NAMED = 3
 """Shards that a message names."""
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
@@ -65,7 +66,7 @@ class Worker:
     plan: Plan
     model: CamClassifier
     wrapped: nn.Module
-    """The model as training calls it: compiled, its gradients averaged over ranks, or just as it is."""
+    """The model as training calls it: compiled, and its gradients averaged over ranks, or just as it is."""
     average: CamClassifier | None
     """The weights' average over steps, if there is one."""
     optimizer: torch.optim.Optimizer
@@ -90,6 +91,8 @@ class Worker:
     """Of `train` and `validation`, while the backbone is frozen and they are kept."""
     finite_check: FiniteCheck | None = None
     """Of the last step's logits."""
+    compiled: bool = False
+    """Whether a whole batch has gone through the compiled network."""
     report_steps: int = 1
     """Steps between two agreements; every rank's is the same."""
     rolled_back: frozenset[str] = frozenset()
@@ -181,8 +184,14 @@ def build_worker(
 
 
 def _wrapped(module: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    wrapped = module if config.optim.reproducible else ranks.wrap(module)
-    return torch.compile(wrapped) if config.optim.compile else wrapped  # type: ignore[return-value]
+    """What training calls: compiled, then wrapped, for the forward of what averages gradients breaks a graph.
+
+    torch still cuts the graph at the buckets of gradients, so that these leave while the rest is computed.
+    """
+    if config.optim.compile:
+        torch.compiler.reset()  # the graphs of what was trained before, of which torch keeps only so many
+        module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
+    return module if config.optim.reproducible else ranks.wrap(module)
 
 
 def enter_epoch(worker: Worker) -> None:
@@ -194,7 +203,7 @@ def enter_epoch(worker: Worker) -> None:
     model.freeze(frozen)
     worker.features = _features(worker) if frozen and keeps_features(config) else {}
     module = FeatureClassifier(model) if worker.features else model
-    worker.wrapped = _wrapped(module, config, worker.ranks)
+    worker.wrapped, worker.compiled = _wrapped(module, config, worker.ranks), False
     if not frozen:
         drop_features(worker)
 
