@@ -51,7 +51,7 @@ def _index(asked: Any) -> int:
 def _verify(asked: Any) -> int:
     indexes, faults = indexes_of(asked.folder, asked.split), 0
     with mapper(asked.workers, asked.address) as run:
-        for fault in faults_of(asked.folder, indexes, run, decode=not asked.no_decode):
+        for fault in faults_of(asked.folder, indexes, run, decode=not asked.no_decode, say=say):
             print(fault, flush=True)
             faults += 1
     shards, samples = sum(len(index.shards) for index in indexes), sum(map(len, indexes))

@@ -329,6 +329,7 @@ def test_a_foreign_folder_is_indexed_verified_and_damage_found(foreign: Path) ->
     verified = _tool("verify_shards.py", foreign)
     assert (verified.returncode, verified.stdout) == (0, "")
     assert "4 shards, 16 samples: no fault" in verified.stderr
+    assert "verifying: 4 of 4 shards, " in verified.stderr
     content = bytearray((foreign / "part1.tar").read_bytes())
     content[600] ^= 1
     (foreign / "part1.tar").write_bytes(content)

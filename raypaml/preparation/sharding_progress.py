@@ -71,7 +71,10 @@ class Progress:
         seconds = max(time.monotonic() - self._began, 1e-9)
         counts, new = self._counts, self._counts - self._before
         rate = (new["done"] + self._unfinished) / seconds
-        more = [f"of {counts['done']:,} in finished shards {counts['written']:,} found, {counts['missing']:,} missing"]
+        more = []
+        if counts["done"]:
+            shards = f" in {counts['done']:,} of finished shards" if self._unfinished else ""
+            more.append(f"{counts['written']:,} found, {counts['missing']:,} missing{shards}")
         if new["done"]:
             more.append(f"{new['read'] / seconds / 1e6:.1f} MB/s read, {new['wrote'] / seconds / 1e6:.1f} MB/s written")
         done = counts["done"] + self._unfinished

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raypaml.cli import Parser
+from raypaml.counting import Count
 from raypaml.data.data_folder import open_folder
 from raypaml.data.index import Index
 from raypaml.data.shards import SPLITS
@@ -29,12 +30,14 @@ def indexes_of(folder: Path, split: str | None) -> list[Index]:
     return [index for name, index in splits.items() if split in (None, name)]
 
 
-def faults_of(folder: Path, indexes: list[Index], run: Mapper, *, decode: bool) -> Iterator[str]:
-    """Every fault, as it is found.
+def faults_of(
+    folder: Path, indexes: list[Index], run: Mapper, *, decode: bool, say: Callable[[str], None] = lambda _: None
+) -> Iterator[str]:
+    """Every fault, as it is found; `say` is told how far it is.
 
     Every image is read where training would read it (size, CRC-32 and, with `decode`, decoding), and every tar as any
     reader of tars would (structure, keys, labels).
     """
     calls = [(folder.absolute(), index, shard, decode) for index in indexes for shard in range(len(index.shards))]
-    for faults in run(verify_shard, calls):
+    for faults in Count("verifying", len(calls), say, unit="shards").each(run(verify_shard, calls)):
         yield from faults
