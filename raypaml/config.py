@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from raypaml.cli import field_types
+from raypaml.credentials import check_no_credentials
 from raypaml.losses.schemes import read_settings, scheme_names, scheme_of
 
 
@@ -281,21 +281,10 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError("sync_batchnorm: statistics would be those of micro batches; use --micro-batch-size 0")
 
 
-SECRETS = re.compile(
-    r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|hf_\w{20,}|://[^/@]+:[^/@]+@|(secret|token|password)[\w-]*=", re.I
-)
-"""What credentials look like: keys of AWS and Hugging Face, user:password@ in an address, secret_key=... behind it."""
-
-
 def _check_run(config: TrainConfig) -> None:
     run = config.run
     if run.min_workers > run.workers:
         raise ValueError(f"min_workers={run.min_workers}: must be at most workers={run.workers}")
     if run.nonfinite == "skip" and not config.data.skip_budget:
         raise ValueError("nonfinite=skip: the samples of skipped steps count against skip_budget, which is 0; raise it")
-    for name, value in config.flat().items():
-        if isinstance(value, str) and SECRETS.search(value):
-            raise ValueError(
-                f"{name}: holds what looks like a credential, and settings are written into records and reports; give "
-                "it by the environment (AWS_PROFILE, AWS_ACCESS_KEY_ID, ...) or the machine's role instead"
-            )
+    check_no_credentials(config.flat())

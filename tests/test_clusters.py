@@ -13,7 +13,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raypaml import train
-from raypaml.config import SECRETS, TrainConfig
+from raypaml.config import TrainConfig
+from raypaml.credentials import SECRETS
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "clusters").glob("*.yaml"))

@@ -55,7 +55,7 @@ ORDER = (
     ("config",),
     ("preparation",),
     ("data", "model", "losses", "metrics"),
-    ("labels", "files", "mapper", "cli", "share", "collectives", "counting"),
+    ("labels", "files", "mapper", "cli", "share", "collectives", "counting", "credentials"),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
 
@@ -72,6 +72,7 @@ NO_TORCH = {
     "recipes",
     "cli",
     "counting",
+    "credentials",
     "files",
     "mapper",
     "metrics",
