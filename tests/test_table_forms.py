@@ -233,3 +233,19 @@ def test_a_slash_separates_where_the_cells_show_it(tmp_path: Path) -> None:
     path = table(tmp_path / "u.csv", ["animal/dog", "animal/cat", "tree"])
     with pytest.raises(ValueError, match="separated by '/', 4 classes"):
         read_table(path, TableForm())
+
+
+def test_messages_are_one_line_of_a_bearable_length(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", joined("|") * 500 + ["even"])
+    with pytest.raises(ValueError, match="no column image; it has ") as refused:
+        read_table(path, TableForm(dialect=Dialect(encoding="utf-16-le")))  # every two letters one sign, no line ends
+    assert len(str(refused.value)) < 500
+    (tmp_path / "w.csv").write_text("image," + ",".join(f"column {k}" for k in range(1000)) + "\na.jpg" + ",x" * 1000)
+    for form in (TableForm(), TableForm(columns={"labels": "colum 7"}), TableForm(class_columns=("nothing",))):
+        with pytest.raises(ValueError, match="column") as refused:
+            read_table(tmp_path / "w.csv", form)
+        assert len(str(refused.value)) < 700
+    (tmp_path / "n.csv").write_text('"two\nlines",labels\na.jpg,x\n')
+    with pytest.raises(ValueError, match="it has two lines, labels") as refused:
+        read_table(tmp_path / "n.csv", TableForm())
+    assert "\n" not in str(refused.value)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.table_file import matching
+from raypaml.preparation.formats.table_file import columns_shown, matching
 
 Uncertain = Literal["", "unobserved", "negative", "positive"]
 """What uncertain labels become: U-Ignore, U-Zeros and U-Ones of CheXpert (J. Irvin et al., AAAI 2019). Empty:
@@ -45,7 +45,7 @@ def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Seq
     names = [name for name in table.column_names if name and name not in others]
     strange = {name: value for name in names if (value := _strange(table[name])) is not None}
     if strange or not names:
-        such = "; ".join(f"{name} holds {value!r}" for name, value in list(strange.items())[:3])
+        such = "; ".join(f"{columns_shown([name])} holds {value[:40]!r}" for name, value in list(strange.items())[:3])
         raise ValueError(
             f"{path}: no column labels, and not all others are classes with {_SHOWN} ({such or 'there is none'}). "
             "Say --labels-column NAME for a column of names, or --class-columns A,B or A..Z for one column a class"
@@ -56,7 +56,7 @@ def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Seq
 def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:
     ends = [matching(end, names) for end in one.split("..")]
     if len(ends) > 2 or any(len(end) != 1 for end in ends):
-        raise ValueError(f"{path}: --class-columns {one}: no such column, or several; it has {', '.join(names)}")
+        raise ValueError(f"{path}: --class-columns {one}: no such column, or several; it has {columns_shown(names)}")
     first, last = names.index(ends[0][0]), names.index(ends[-1][0])
     return list(names[first : last + 1])
 

@@ -42,7 +42,7 @@ def _relative(name: str, folders: Sequence[str]) -> str:
         raise ValueError("a row has labels and no image; fill in its image, or remove it")
     if _ELSEWHERE.match(path):
         raise ValueError(
-            f"{name}: not below the folder of images; --path-prefix TEXT cuts TEXT from the front of each name, and "
-            "--images DIR says where the rest is found"
+            f"{' '.join(name.split())}: not below the folder of images; --path-prefix TEXT cuts TEXT from the "
+            "front of each name, and --images DIR says where the rest is found"
         )
     return path

@@ -20,7 +20,7 @@ from raypaml.preparation.formats.exports import read_export
 from raypaml.preparation.formats.image_names import relative_names
 from raypaml.preparation.formats.label_cells import IN_LISTS, label_lists
 from raypaml.preparation.formats.listed_images import ListedImages, NamedBoxes, source_of
-from raypaml.preparation.formats.table_file import Dialect, column_named, load_table
+from raypaml.preparation.formats.table_file import Dialect, column_named, columns_shown, load_table
 
 BOX_COLUMNS = ("image", "class", "xmin", "ymin", "xmax", "ymax")
 COLUMN_ROLES = ("image", "labels", "negatives", "split", "group")
@@ -101,7 +101,7 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     unread = [name for name in table.column_names if name and name not in (*columns.values(), *names)]
-    said = [about, f"columns not read: {', '.join(unread)}" if unread else ""]
+    said = [about, f"columns not read: {columns_shown(unread)}" if unread else ""]
     said.append(f"images of one {columns['group']} stay together" if "group" in columns else "")
     return ListedImages(
         files=_texts(table, columns["image"]),

@@ -7,6 +7,7 @@ the one that makes the needed columns appear in the first line; quoting that is 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from raypaml.cli import known_names
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 """Tried where none is given."""
@@ -36,6 +35,8 @@ _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xf
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _SEP_LINE = re.compile(r"sep=(.)\r?\n")
 """Excel's own first line, which names the delimiter."""
+_SHOWN, _LONG = 20, 40
+"""Names of columns that a message lists, and characters of each."""
 _HEADER = 1 << 20
 """Characters in which the first row of a table must end."""
 
@@ -68,8 +69,15 @@ def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None
     table = table.rename_columns([name.strip() for name in table.column_names])
     missing = [name for name in needed if not matching(name, table.column_names)]
     if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+        raise ValueError(f"{path}: no column {', '.join(missing)}; it has {columns_shown(table.column_names)}")
     return table
+
+
+def columns_shown(names: Sequence[str]) -> str:
+    """The names of columns for a message: the first ones, each on one line and not endless."""
+    lines = (" ".join(name.split()) for name in names[:_SHOWN])
+    short = [line if len(line) <= _LONG else f"{line[:_LONG]}..." for line in lines]
+    return ", ".join(short) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
 
 def matching(name: str, names: Sequence[str]) -> list[str]:
@@ -90,7 +98,9 @@ def column_named(table: pa.Table, path: Path, name: str, flag: str, *, given: bo
     if len(matches) > 1:
         raise ValueError(f"{path}: {len(matches)} columns are called {name!r}; rename all but one of them")
     if not matches and given:
-        raise ValueError(f"{path}: {flag} {name}: no such column{known_names(name, table.column_names)}")
+        near = difflib.get_close_matches(name, table.column_names, 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{path}: {flag} {name}: no such column; {meant}it has {columns_shown(table.column_names)}")
     return matches[0] if matches else None
 
 
@@ -141,8 +151,8 @@ def _delimiter(path: Path, text: str, needed: Sequence[str]) -> str:
         names = max(headers.values(), key=len)
         missing = ", ".join(name for name in needed if not matching(name, names))
         raise ValueError(
-            f"{path}: no column {missing}; it has {', '.join(names)}. Flags such as --image-column say which one is "
-            "meant, --delimiter what is between columns where it is none of comma, semicolon and tab"
+            f"{path}: no column {missing}; it has {columns_shown(names)}. Flags such as --image-column say which "
+            "one is meant, --delimiter what is between columns where it is none of comma, semicolon and tab"
         )
     widest = max(fits, key=lambda sign: len(headers[sign]))
     if sum(len(headers[sign]) > 1 for sign in fits) > 1:
