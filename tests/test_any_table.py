@@ -130,7 +130,7 @@ dialects = st.tuples(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(labellings(), forms, dialects)
 def test_the_labels_that_were_written_or_a_refusal(
     folder: Path, labels: Labels, how: tuple[str, str], dialect: tuple[str, int, str, str]

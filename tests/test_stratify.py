@@ -38,7 +38,7 @@ def published(strata: list[list[int]], fraction: float, seed: int) -> list[int]:
             return sorted(cut)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(rows, st.sampled_from([0.125, 0.25, 0.5]), st.integers(0, 99))
 def test_it_is_the_published_algorithm(strata: list[list[int]], fraction: float, seed: int) -> None:
     expected = published(strata, fraction, seed)
@@ -72,7 +72,7 @@ def test_every_class_is_divided_in_the_same_shares() -> None:
     assert np.abs(by_chance - 0.2 * total).max() > 5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(st.lists(st.integers(0, 5), max_size=3, unique=True), st.sampled_from(["", *"abcdefg"])), min_size=8
