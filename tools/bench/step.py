@@ -57,7 +57,7 @@ def step_run(form: str, half: bool, asked: argparse.Namespace, device: str) -> R
         model = model.to(memory_format=torch.channels_last)
     network: nn.Module = model if ours else Published(model)
     if asked.compile and ours:
-        network = torch.compile(network, backend=asked.compile)  # type: ignore[assignment]
+        network = torch.compile(network, dynamic=False, backend=asked.compile)  # type: ignore[assignment]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True if ours else None)
     images = torch.randint(0, 256, (asked.images, 3, asked.pixels, asked.pixels), dtype=torch.uint8).to(device)
     labels = labels_of(asked.images, device)

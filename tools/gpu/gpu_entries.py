@@ -12,7 +12,7 @@ ENTRIES = {
         Entry("device", check_device, 60),
         Entry("pytest -m gpu", check_tests, 240),
         Entry("digits stopped and continued", check_resume, 150),
-        Entry("mAP on GPU and CPU", check_map, 120),
+        Entry("training and mAP on GPU and CPU", check_map, 120),
         Entry("process group of one rank", check_group, 60),
     ),
     "bench": (

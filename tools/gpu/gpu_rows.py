@@ -103,8 +103,8 @@ def _send_rows(entry: Entry, asked: argparse.Namespace, sender: Connection) -> N
 
 
 def error_line(error: BaseException) -> str:
-    """The kind of an error, the first line of what it says, and the place that raised it."""
+    """The kind of an error, the first line of what it says, and the last line of ours on the way to it."""
     said = (str(error).strip() or "no message").splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {said}{place}"
+    last = next(frame for frame in reversed(frames) if "site-packages" not in frame.filename)
+    return f"{type(error).__name__}: {said[:200]} ({Path(last.filename).name}:{last.lineno})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import os
 import statistics
@@ -69,12 +70,14 @@ class Steps:
         settings = f"{'bfloat16' if half else 'float32'}, {'compiled, ' if compiled else ''}"
         name = f"{form}, {settings}{images} images, cudnn.benchmark {'on' if benchmark else 'off'}"
         torch.backends.cudnn.benchmark = benchmark
+        torch.compiler.reset()  # else a second size would be compiled for any size
         backend = ("eager" if self.asked.small else "inductor") if compiled else ""
         wanted = argparse.Namespace(backbone=self.backbone, pixels=self.pixels, images=images, compile=backend)
         try:
             told = self._time(step_run(form, half, wanted, self.asked.device), form, half, images)
         except torch.OutOfMemoryError:
             told = "out of memory"
+        gc.collect()
         if self.asked.device == "cuda":
             torch.cuda.empty_cache()
         return Row(name, "-", told, None)
