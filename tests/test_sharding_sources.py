@@ -192,10 +192,10 @@ def interrupted(release: Release, out: Path) -> Path:
 
     whole = shard_tasks.write_shard
 
-    def once(path: Path, samples: Iterator[object]) -> object:
+    def once(path: Path, samples: Iterator[object], **options: bool) -> object:
         if path.name == "000001.tar":
             raise KeyboardInterrupt
-        return whole(path, samples)  # type: ignore[arg-type]
+        return whole(path, samples, **options)  # type: ignore[arg-type]
 
     shard_tasks.write_shard = once  # type: ignore[assignment]
     try:

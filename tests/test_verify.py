@@ -14,6 +14,7 @@ import pytest
 
 from raypaml.data.batches import Batch, Reader
 from raypaml.data.index import Index, open_index
+from raypaml.data.label_forms import BOX_LISTS
 from raypaml.data.plan import Plan
 from raypaml.data.verify_shard import verify_shard
 from tests.conftest import verify_split
@@ -105,7 +106,8 @@ def test_a_class_that_the_index_does_not_have(folder: Path, index: Index) -> Non
     replace(folder / SHARD, start, emptied)
     (fault,) = verify_shard(folder, index, 0)
     assert f"at byte {start}: positives differ from the index in 1 classes, such as {labels['positive']}" in fault
-    replace(folder / SHARD, start, json.dumps(labels | {"boxes": []}).encode().ljust(len(content)))
+    unboxed = labels | {name: [] for name in BOX_LISTS}
+    replace(folder / SHARD, start, json.dumps(unboxed).encode().ljust(len(content)))
     (fault,) = verify_shard(folder, index, 0)
     assert f"train-000007.json at byte {start}: boxes differ from the index: 0 and" in fault
 

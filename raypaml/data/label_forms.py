@@ -1,6 +1,6 @@
 """How the labels of a tar are written: raypaml's own JSON, or a small mapping for the tars of others.
 
-    json                               {"positive": [class ids], "negative": [...]}, and truth and boxes where known
+    json                               {"positive": [class ids], "negative": [...]}, and truth and boxes (`flat_json`)
     json:positive=FIELD,negative=FIELD any JSON object; FIELD may lead inside (`annotations.verified`); also truth=FIELD
     cls                                KEY.cls: the classes that are positive, separated by blanks
     txt                                KEY.txt: the same, one a line
@@ -20,6 +20,8 @@ from typing import Any
 
 ROLES = ("positive", "negative", "truth")
 OWN = "json"
+TRUTH_KNOWN = "truth_known"
+BOX_LISTS = ("box_class", "box_x0", "box_y0", "box_x1", "box_y1")
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,35 @@ class LabelForm:
         raise ValueError(f"{where}: class {text!r} is not among the {len(self.class_ids)} of the class list")
 
 
+def flat_json(labels: dict[str, Any]) -> bytes:
+    """Labels as `own_labels` gives them, as JSON with the same keys and types in every sample.
+
+    So Arrow can tell the types of its columns, and HF datasets and Ray Data read shards without pickled objects: a box
+    is five numbers and texts at the same place of five lists, and that the full labels are not known is a field.
+    """
+    boxes = [(name, *map(float, corners)) for name, *corners in labels.get("boxes", ())]
+    lists = zip(*boxes, strict=True) if boxes else ((),) * len(BOX_LISTS)
+    roles = {role: labels.get(role, ()) for role in ROLES}
+    return json.dumps(roles | {TRUTH_KNOWN: "truth" in labels} | dict(zip(BOX_LISTS, lists, strict=True))).encode()
+
+
 def own_labels(content: bytes, where: str) -> dict[str, Any]:
-    """A JSON of raypaml's own form; ValueError, beginning with `where`, if it is not."""
+    """A JSON of raypaml's own form, flat or as it was before, with `boxes` as a list and `truth` only where known.
+
+    Raises:
+        ValueError: beginning with `where`, if it is not that.
+    """
     labels = _object(content, where)
-    lists = (labels.get(name, []) for name in (*ROLES, "boxes"))
+    lists = (labels.get(name, []) for name in (*ROLES, "boxes", *BOX_LISTS))
     if not {"positive", "negative"} <= set(labels) or not all(isinstance(found, list) for found in lists):
         raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
-    return labels
+    if TRUTH_KNOWN not in labels:
+        return labels
+    sides = [labels.get(name, []) for name in BOX_LISTS]
+    if len(set(map(len, sides))) > 1:
+        raise ValueError(f"{where}: the lists {', '.join(BOX_LISTS)} are not of the same length")
+    roles = {role: labels[role] for role in ROLES if role in labels and (role != "truth" or labels[TRUTH_KNOWN])}
+    return roles | {"boxes": list(zip(*sides, strict=True))}
 
 
 def _object(content: bytes, where: str) -> dict[str, Any]:

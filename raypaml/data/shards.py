@@ -3,7 +3,7 @@
     <out>/vocabulary.csv  <out>/<split>-000000.tar ...  <out>/<split>.arrow
 
 A sample is `<key>.jpg` and `<key>.json`. The JSON holds class ids: `positive` and `negative` (observed labels) and,
-where known, `truth` (all positives) and `boxes` (`[class id, x0, y0, x1, y1]` in pixels). An index is always made by
+where known, `truth` (all positives) and boxes in pixels; `label_forms.flat_json` says how. An index is always made by
 scanning the finished tar, so that every data set, ours or not, goes through the same door.
 """
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypaml.data.index import BOX_SIDES, SCHEMA, write_index
-from raypaml.data.label_forms import OWN, LabelForm
+from raypaml.data.label_forms import OWN, LabelForm, flat_json
 from raypaml.data.tars import PassedOver, Scanned, scan
 from raypaml.files import whole
 from raypaml.labels import Vocabulary
@@ -59,18 +59,22 @@ class Sample:
     """All positive class ids, where the full labels are known; never reaches a partial-label loss."""
     boxes: tuple[Box, ...] = ()
 
-    def members(self) -> dict[str, Any]:
-        """The sample as WebDataset wants it."""
+    def members(self, *, flat: bool = True) -> dict[str, Any]:
+        """The sample as WebDataset wants it; `flat` as in `write_shard`."""
         labels: dict[str, Any] = {"positive": self.positive, "negative": self.negative}
         if self.truth is not None:
             labels["truth"] = self.truth
         if self.boxes:
             labels["boxes"] = self.boxes
-        return {"__key__": self.key, "jpg": self.image, "json": json.dumps(labels).encode()}
+        content = flat_json(labels) if flat else json.dumps(labels).encode()
+        return {"__key__": self.key, "jpg": self.image, "json": content}
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
+def write_shard(path: Path, samples: Iterable[Sample], *, flat: bool = True) -> list[dict[str, Any]]:
     """Write one tar, whole or not at all; same samples, same bytes.
+
+    Args:
+        flat: labels as `flat_json`; else as before, with boxes as lists of lists and `truth` only where known.
 
     Returns:
         The place of every sample's image: key, offset, size, crc32.
@@ -86,7 +90,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> list[dict[str, Any]]:
         for sample in samples:
             place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
             places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
-            writer.write(sample.members())  # the JPEG first, after a header of one block
+            writer.write(sample.members(flat=flat))  # the JPEG first, after a header of one block
     return places
 
 

@@ -27,7 +27,7 @@ from raypaml.preparation.finish import LEDGER, LEDGER_SCHEMA, Finished
 from raypaml.preparation.record import is_split_finished, read_record
 from raypaml.preparation.requests import LABELS
 
-AGREE = ("resize", "size", "quality", "background", "large_jpegs", "hide", "hierarchy")
+AGREE = ("resize", "size", "quality", "background", "large_jpegs", "json", "hide", "hierarchy")
 """Settings that all images of a data set share."""
 
 

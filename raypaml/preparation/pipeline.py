@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ from raypaml.preparation.record import (
     table_digest,
     write_record,
 )
-from raypaml.preparation.requests import Classes, SplitLabels
+from raypaml.preparation.requests import Classes, SplitLabels, types_first
 from raypaml.preparation.shard_tasks import (
     ShardJob,
     asked_for,
@@ -78,6 +78,8 @@ class Preparation:
     concurrency: int = 32
     earlier: Earlier | None = None
     """The version that this one grows from; only what is new is asked for."""
+    json: Literal["flat", "nested"] = "flat"
+    """How the labels beside each image are written (`data.shards.write_shard`); nested: as earlier versions did."""
 
     def parameters(self) -> dict[str, Any]:
         """What decides the bytes of the result."""
@@ -87,6 +89,7 @@ class Preparation:
             "vocabulary": Vocabulary.digest_of(self.classes.class_ids),
             **self.settings,
             **self.form.parameters(),
+            "json": self.json,
             "codec": codec_versions(),
             **size,
             "seed": self.seed,
@@ -172,7 +175,8 @@ def _begin(
         )
     record["splits"][split] = plan
     write_record(asked.out, record)
-    job = ShardJob(work / split, asked.classes.class_ids, asked.form, asked.seed, plan["shard_samples"])
+    flat = asked.json == "flat"
+    job = ShardJob(work / split, asked.classes.class_ids, asked.form, asked.seed, plan["shard_samples"], flat)
     job.work.mkdir(exist_ok=True)
     return job
 
@@ -217,6 +221,7 @@ def _requests(asked: Preparation, split: str, say: Callable[[str], None]) -> tup
         raise ValueError(f"split {split!r}: no image has a label among the {len(asked.classes.class_ids):,} classes")
     order = np.random.default_rng([asked.seed, SPLITS.index(split)]).permutation(len(labels.table))
     requests = labels.table.take(pa.array(order[: asked.limit or None])).combine_chunks()
+    requests = types_first(requests) if asked.json == "flat" else requests
     say(f"{split}: {len(labels.table):,} labelled images, {len(requests):,} of them asked for")
     return labels, requests
 

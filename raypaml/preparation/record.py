@@ -44,7 +44,8 @@ def read_record(out: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         parameters = record["parameters"]
-        return {"parameters": parameters | EARLIER_FORM | parameters, "splits": dict(record["splits"])}
+        earlier = EARLIER_FORM | {"json": "nested"}
+        return {"parameters": parameters | earlier | parameters, "splits": dict(record["splits"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the record of a preparation ({error}); prepare into another folder") from None
 

@@ -101,10 +101,12 @@ def repair(
         raise ValueError(f"{out}: written with {parameters['codec']}, this is {codec_versions()}; install that version")
     form = ImageForm.of_parameters(parameters)
     left: list[Broken] = []
+    class_ids = Vocabulary.read(out / "vocabulary.csv").class_ids
     with claimed(out) as work:
+        job = ShardJob(work, class_ids, form, seed=0, shard_samples=1, flat=parameters["json"] == "flat")
         for found in broken:
             layout = record["splits"][found.split]["from"]
-            fault = _repair_shard(out, work, images, found, form, concurrency, layout)
+            fault = _repair_shard(out, job, images, found, concurrency, layout)
             say(fault or f"{out}: {found.split} shard {found.shard} written again")
             if fault:
                 left.append(Broken(found.split, found.shard, [fault]))
@@ -114,18 +116,15 @@ def repair(
     return left
 
 
-def _repair_shard(
-    out: Path, work: Path, images: str, found: Broken, form: ImageForm, concurrency: int, layout: str
-) -> str:
+def _repair_shard(out: Path, job: ShardJob, images: str, found: Broken, concurrency: int, layout: str) -> str:
     """Write one shard again; what stands in the way, or nothing."""
-    index, vocabulary = open_index(out / f"{found.split}.arrow"), Vocabulary.read(out / "vocabulary.csv")
+    index = open_index(out / f"{found.split}.arrow")
     rows = index.rows_of_shard(found.shard)
     requests = _requests(out, found.split, index, rows)
-    job = ShardJob(work, vocabulary.class_ids, form, seed=0, shard_samples=max(len(rows), 1))
     listed = not requests["file"].null_count and layout != "archives"
     source = find_images(images, found.split, concurrency, listed=listed)
     fetch = partial(fetch_from_archives, source) if isinstance(source, Archives) else source.fetch
-    unscaled = partial(_convert, form)
+    unscaled = partial(_convert, job.form)
     write_fetched_shard(job, "repair", requests, fetch(asked_for(requests), unscaled))
     name, (receipt, meta) = index.shards[found.shard], read_receipt(job.receipt("repair"))
     if meta["bytes"] == index.shard_bytes[found.shard] and _same_images(receipt, index, rows):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypaml.data.index import SCHEMA
 from raypaml.labels import IntArray
@@ -51,3 +53,14 @@ def as_requests(table: pa.Table) -> pa.Table:
         for column in REQUEST
     ]
     return pa.table(columns, schema=REQUEST)
+
+
+def types_first(requests: pa.Table) -> pa.Table:
+    """These requests in their order, but the first ones fill every list of labels that any of them fills.
+
+    HF datasets takes the types of all columns from the first five samples, and an empty list has none.
+    """
+    lengths = [pc.fill_null(pc.list_value_length(requests[name]), 0).to_numpy() for name in (*LABELS, *KNOWN)]
+    front = np.array(sorted({int(np.argmax(length > 0)) for length in lengths if length.any()}), np.int64)
+    order = np.concatenate([front, np.setdiff1d(np.arange(len(requests)), front)])
+    return requests.take(pa.array(order)).combine_chunks()

@@ -22,7 +22,7 @@ from raypaml.data.storage import Location, brief
 from raypaml.files import write_whole
 from raypaml.preparation.image_form import Converted, ImageForm, convert
 from raypaml.preparation.image_store import Asked, Fetched, Store, archive_members, converted, in_order
-from raypaml.preparation.requests import KNOWN, LABELS
+from raypaml.preparation.requests import KNOWN, LABELS, types_first
 
 NOTE_SECONDS = 1.0
 """Between two notes of how many images of a shard are ready."""
@@ -52,6 +52,8 @@ class ShardJob:
     seed: int
     shard_samples: int
     """Images asked for per shard."""
+    flat: bool = True
+    """How labels are written, as in `data.shards.write_shard`."""
 
     def receipt(self, name: str) -> Path:
         """Where the receipt of this shard is, or will be."""
@@ -65,6 +67,10 @@ class ShardJob:
         """Where it says, for people, how many images of this shard are ready, while it is not finished."""
         return self.work / f"{name}.count"
 
+    def order(self, requests: pa.Table) -> pa.Table:
+        """These requests in the order of their shard."""
+        return types_first(requests) if self.flat else requests
+
     def convert(self, content: bytes) -> Converted:
         """An image in the form of this data set."""
         return convert(content, self.form)
@@ -72,6 +78,7 @@ class ShardJob:
 
 def write_store_shard(job: ShardJob, name: str, requests: pa.Table, store: Store) -> None:
     """Write the shard of these images (rows of requests.REQUEST, in this order) from single files."""
+    requests = job.order(requests)
     images = store.fetch(asked_for(requests), job.convert)
     write_fetched_shard(job, name, requests, noted(job.count(name), images))
 
@@ -96,9 +103,9 @@ def write_archive_shards(job: ShardJob, unit: str, requests: pa.Table, archive: 
         name, rows, images = block
         if images is not None:
             order = np.random.default_rng([job.seed, int(unit), number]).permutation(len(rows))
-            write_fetched_shard(
-                job, name, requests.take(pa.array(np.array(rows)[order])), (images[place] for place in order)
-            )
+            mine = job.order(requests.take(pa.array(np.array(rows)[order])))
+            image_of = {image.key: image for image in images}
+            write_fetched_shard(job, name, mine, (image_of[key] for key in mine["key"].to_pylist()))
     write_whole(job.work / f"{unit}.done", b"", shared=True)
 
 
@@ -149,7 +156,7 @@ def write_fetched_shard(job: ShardJob, name: str, requests: pa.Table, images: It
                 yield _sample(job, image, row)
 
     try:
-        places = write_shard(job.shard(name), samples())
+        places = write_shard(job.shard(name), samples(), flat=job.flat)
         write_receipt(job, name, requests, fates, places)
         job.count(name).unlink(missing_ok=True)
     except OSError as error:

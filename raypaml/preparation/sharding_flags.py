@@ -79,6 +79,7 @@ def preparation(
         read_split=read_split,
         official=official,
         form=form_of(flags),
+        json=made_with(flags).get("json", "flat"),
         seed=flags.seed,
         shard_samples=flags.shard_samples,
         shard_bytes=number_of_bytes(flags.shard_bytes),
@@ -89,15 +90,18 @@ def preparation(
     )
 
 
-def form_of(flags: Any) -> ImageForm:
-    """What every image becomes; a data set that was begun or grows goes on as it began where the flags say nothing."""
+def made_with(flags: Any) -> dict[str, Any]:
+    """What a data set that was begun or grows was made with, for it goes on as it began; nothing for a new one."""
     grown_from = getattr(flags, "grow", None)
     record = read_record(flags.out) or (read_record(grown_from) if grown_from else None)
-    before: dict[str, Any] = (
-        record["parameters"] if record else {"background": WHITE, "large_jpegs": ImageForm.large_jpegs}
-    )
-    form = ImageForm.parse(flags.resize, flags.quality, flags.background or before["background"])
-    return replace(form, large_jpegs=before["large_jpegs"])
+    return record["parameters"] if record else {}
+
+
+def form_of(flags: Any) -> ImageForm:
+    """What every image becomes; a data set that was begun or grows goes on as it began where the flags say nothing."""
+    before = made_with(flags)
+    form = ImageForm.parse(flags.resize, flags.quality, flags.background or before.get("background", WHITE))
+    return replace(form, large_jpegs=before.get("large_jpegs", form.large_jpegs))
 
 
 def _expanded(
