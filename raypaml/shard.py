@@ -18,7 +18,7 @@ from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, 
 from raypaml.preparation.index_folder import add_index_flags, index_folder
 from raypaml.preparation.openimages.openimages_flags import add_openimages_flags, openimages_preparation
 from raypaml.preparation.sharding_flags import run_sharding
-from raypaml.preparation.verify_folder import add_verify_flags, faults_of, indexes_of
+from raypaml.preparation.verify_folder import add_verify_flags, faults_of, indexes_of, summary_of
 
 
 def _openimages(asked: Any) -> int:
@@ -54,8 +54,8 @@ def _verify(asked: Any) -> int:
         for fault in faults_of(asked.folder, indexes, run, decode=not asked.no_decode, say=say):
             print(fault, flush=True)
             faults += 1
-    shards, samples = sum(len(index.shards) for index in indexes), sum(map(len, indexes))
-    say(f"{shards:,} shards, {samples:,} samples: {f'{faults:,} faults' if faults else 'no fault'}")
+    for line in summary_of(indexes, faults):
+        say(line)
     return int(faults > 0)
 
 

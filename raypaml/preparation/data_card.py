@@ -19,6 +19,7 @@ from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.finish import Finished, count_fates, label_counts
 from raypaml.preparation.image_store import Fate
 from raypaml.preparation.requests import LABELS
+from raypaml.preparation.same_pictures import indexes_in, said_of_same_pictures
 
 CARD = "data_card.json"
 SHOWN = 10
@@ -115,6 +116,7 @@ def write_card(
         },
         **({"lineage": list(lineage)} if lineage else {}),
         "in_two_splits": _in_two_splits(out, splits),
+        "same_pictures": list(said_of_same_pictures(indexes_in(out, list(splits)))),
         "splits": splits,
     }
     write_json(path, content, indent=1, ensure_ascii=False)
@@ -157,6 +159,11 @@ def card_markdown(whole: dict[str, Any], vocabulary: Vocabulary) -> Iterator[str
     if shared:
         yield ""
         yield "**Images in two splits**: " + ", ".join(f"{pair} {count:,}" for pair, count in shared.items()) + "."
+    if whole["same_pictures"]:
+        yield ""
+        yield "**The same picture more than once**, to the byte of its JPEG:"
+        yield ""
+        yield from (f"- {line}" for line in whole["same_pictures"])
     for name, card in whole["splits"].items():
         yield from _split_lines(name, card, vocabulary)
 

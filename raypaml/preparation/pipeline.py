@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +21,10 @@ from raypaml.data.shards import SPLITS
 from raypaml.files import write_whole
 from raypaml.labels import Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
+from raypaml.preparation.asked import Preparation
 from raypaml.preparation.data_card import split_card, write_card
 from raypaml.preparation.finish import collect_shards, ledger_summary, write_implied, write_ledger, write_split_index
-from raypaml.preparation.growing import Earlier, check_settings, group_changes, joined, joined_vocabulary
-from raypaml.preparation.image_form import ImageForm, codec_versions
+from raypaml.preparation.growing import check_settings, group_changes, joined, joined_vocabulary
 from raypaml.preparation.image_store import Archives, Store, find_images
 from raypaml.preparation.probe import PROBE_IMAGES, Probe, probe
 from raypaml.preparation.record import (
@@ -37,7 +36,8 @@ from raypaml.preparation.record import (
     table_digest,
     write_record,
 )
-from raypaml.preparation.requests import Classes, SplitLabels, types_first
+from raypaml.preparation.requests import SplitLabels, types_first
+from raypaml.preparation.same_pictures import indexes_in, said_of_same_pictures
 from raypaml.preparation.shard_tasks import (
     ShardJob,
     asked_for,
@@ -50,52 +50,6 @@ from raypaml.preparation.sharding_progress import Progress
 
 TAR_BYTES = 2048
 """Of a sample beside its image: two headers, its labels, padding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """What was asked for."""
-
-    out: Path
-    images: str
-    source: str
-    """Name of the kind of files the labels come from."""
-    settings: dict[str, Any]
-    """Further settings of the source that decide the result, for the record."""
-    classes: Classes
-    read_split: Callable[[str], SplitLabels]
-    official: dict[str, dict[str, int]]
-    """Published totals by split."""
-    form: ImageForm
-    seed: int = 0
-    shard_samples: int = 2000
-    shard_bytes: int = 0
-    """Of a shard, about; 0: by samples."""
-    limit: int = 0
-    """Images of each split; 0: all."""
-    workers: int = 1
-    address: str = ""
-    concurrency: int = 32
-    earlier: Earlier | None = None
-    """The version that this one grows from; only what is new is asked for."""
-    json: Literal["flat", "nested"] = "flat"
-    """How the labels beside each image are written (`data.shards.write_shard`); nested: as earlier versions did."""
-
-    def parameters(self) -> dict[str, Any]:
-        """What decides the bytes of the result."""
-        size = {"shard_bytes": self.shard_bytes} if self.shard_bytes else {"shard_samples": self.shard_samples}
-        return {
-            "source": self.source,
-            "vocabulary": Vocabulary.digest_of(self.classes.class_ids),
-            **self.settings,
-            **self.form.parameters(),
-            "json": self.json,
-            "codec": codec_versions(),
-            **size,
-            "seed": self.seed,
-            "limit": self.limit,
-            **({"grown_from": self.earlier.digest[:16]} if self.earlier else {}),
-        }
 
 
 def prepare_data(asked: Preparation, splits: list[str], open_mapper: OpenMapper, say: Callable[[str], None]) -> None:
@@ -121,6 +75,8 @@ def prepare_data(asked: Preparation, splits: list[str], open_mapper: OpenMapper,
         remove_if_finished(work, record)
     if asked.earlier:
         say(group_changes(asked.earlier, Vocabulary.read(asked.out / "vocabulary.csv")))
+    for line in said_of_same_pictures(indexes_in(asked.out, SPLITS)):
+        say(line)
     say(ledger_summary(asked.out))
 
 

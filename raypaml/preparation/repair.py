@@ -26,6 +26,7 @@ from raypaml.preparation.image_form import Converted, ImageForm, codec_versions,
 from raypaml.preparation.image_store import Archives, fetch_from_archives, find_images
 from raypaml.preparation.record import claimed, is_split_finished, read_record, remove_if_finished
 from raypaml.preparation.requests import LABELS, REQUEST, as_requests
+from raypaml.preparation.same_pictures import indexes_in, said_of_same_pictures
 from raypaml.preparation.shard_tasks import ShardJob, asked_for, read_receipt, write_fetched_shard
 
 
@@ -64,6 +65,8 @@ def verify(
     for found in broken:
         for fault in found.faults:
             say(fault)
+    for line in said_of_same_pictures(indexes_in(out, splits)):
+        say(line)
     say(f"{len(calls):,} shards read, {len(broken):,} with faults")
     return broken
 

@@ -15,9 +15,10 @@ from raypaml.cli import Parser, say
 from raypaml.data.colours import HIDDEN, WHITE
 from raypaml.data.shards import SPLITS
 from raypaml.mapper import OpenMapper
+from raypaml.preparation.asked import Preparation
 from raypaml.preparation.hierarchy import Parents, expand, read_hierarchy
 from raypaml.preparation.image_form import QUALITY, ImageForm
-from raypaml.preparation.pipeline import Preparation, describe_preparation, prepare_data
+from raypaml.preparation.pipeline import describe_preparation, prepare_data
 from raypaml.preparation.record import read_record
 from raypaml.preparation.repair import repair, verify
 from raypaml.preparation.requests import Classes, SplitLabels

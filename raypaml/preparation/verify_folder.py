@@ -12,6 +12,7 @@ from raypaml.data.index import Index
 from raypaml.data.shards import SPLITS
 from raypaml.data.verify_shard import verify_shard
 from raypaml.mapper import Mapper
+from raypaml.preparation.same_pictures import said_of_same_pictures
 
 
 def add_verify_flags(parser: Parser) -> None:
@@ -41,3 +42,10 @@ def faults_of(
     calls = [(folder.absolute(), index, shard, decode) for index in indexes for shard in range(len(index.shards))]
     for faults in Count("verifying", len(calls), say, unit="shards").each(run(verify_shard, calls)):
         yield from faults
+
+
+def summary_of(indexes: list[Index], faults: int) -> Iterator[str]:
+    """What else was seen, which is no fault: pictures that occur more than once; and the last line."""
+    yield from said_of_same_pictures({index.where.stem: index for index in indexes})
+    shards, samples = sum(len(index.shards) for index in indexes), sum(map(len, indexes))
+    yield f"{shards:,} shards, {samples:,} samples: {f'{faults:,} faults' if faults else 'no fault'}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from raypaml.cli import Parser, say
+from raypaml.preparation.asked import Preparation
 from raypaml.preparation.assemble import Cut, Method, assemble
 from raypaml.preparation.formats.added_images import check_pictures, grown_source
 from raypaml.preparation.formats.class_folders import LAYOUTS, read_folder
@@ -20,7 +21,6 @@ from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.growing import open_earlier
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.label_overview import CHECKS, check_names, overview, positives_of
-from raypaml.preparation.pipeline import Preparation
 from raypaml.preparation.record import read_record
 from raypaml.preparation.sharding_flags import add_sharding_flags, form_of, preparation
 

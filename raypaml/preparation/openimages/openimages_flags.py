@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from raypaml.cli import Parser
+from raypaml.preparation.asked import Preparation
 from raypaml.preparation.label_join import ConflictRule
 from raypaml.preparation.openimages.release_labels import OFFICIAL_TOTALS, read_classes, read_split
-from raypaml.preparation.pipeline import Preparation
 from raypaml.preparation.requests import Classes, SplitLabels
 from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
 
