@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def test_names_in_lists_keep_their_signs() -> None:
 def test_marked_encodings_are_recognised(tmp_path: Path, encoding: str, delimiter: str, end: str) -> None:
     path = table(tmp_path / "t.csv", joined("|"), delimiter=delimiter, encoding=encoding, end=end)
     assert named(read_table(path, TableForm()), "train") == EXPECTED
+
+
+def test_compressed_tables_are_read_and_damaged_ones_refused(tmp_path: Path) -> None:
+    content = gzip.compress(table(tmp_path / "t.csv", joined("|")).read_bytes())
+    (tmp_path / "t.csv.gz").write_bytes(content)
+    assert named(read_table(tmp_path / "t.csv.gz", TableForm()), "train") == EXPECTED
+    (tmp_path / "t.csv.gz").write_bytes(content[:20])
+    with pytest.raises(ValueError, match=r"t\.csv\.gz: cannot be read: "):
+        read_table(tmp_path / "t.csv.gz", TableForm())
 
 
 def test_other_encodings_are_said_by_a_word(tmp_path: Path) -> None:
