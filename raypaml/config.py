@@ -97,6 +97,9 @@ class OptimConfig:
     feature_cache: str = "run"
     """Where frozen, unmirrored epochs keep the backbone's features, in float16: run (its folder, removed after them), a
     folder (kept, and shared by runs with the same backbone and data), or off (computed again in every epoch)."""
+    test_features: bool = True
+    """Keep the features of the test split too where feature_cache is a folder, and predict it from them; the scores of
+    a float32 run then differ from those of images by float16's rounding."""
     reproducible: bool = False
     """Add gradients exactly, lane by lane: the same weights, to the bit, on any number of workers. No BatchNorm, unless
     the backbone stays frozen."""
@@ -170,7 +173,12 @@ EXECUTION_FIELDS = (
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
 
-EARLIER: dict[str, Any] = {"evaluation_precision": "float32", "matmul_precision": "torch", "cudnn_benchmark": False}
+EARLIER: dict[str, Any] = {
+    "evaluation_precision": "float32",
+    "matmul_precision": "torch",
+    "cudnn_benchmark": False,
+    "test_features": False,
+}
 """What settings were before they existed, where that is not their default: a run that was begun then goes on so."""
 
 

@@ -12,7 +12,7 @@ import torch
 from raypaml.evaluation.parts import open_set
 from raypaml.recipes import recipe
 from raypaml.runs.ranks import Ranks
-from raypaml.training import loop
+from raypaml.training import predict_best
 from raypaml.training.loop import train
 from tests.conftest import run_distributed
 
@@ -36,14 +36,14 @@ def test_a_barrier_waits_for_the_last() -> None:
 
 def train_here(rank: int, world_size: int, values: dict[str, Any], data: Path, run: Path) -> bool:
     """A run in which rank 0 is slow to predict the one part of the test split."""
-    predict_part = loop.predict_part
+    predict_part = predict_best.predict_part
 
     def slow(*args: Any) -> None:
         time.sleep(0.2)
         predict_part(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "predict_part", slow)
+        patch.setattr(predict_best, "predict_part", slow)
         return train(recipe("digits").override({"epochs": 1} | values), data, run, CPU, lambda _: False)
 
 

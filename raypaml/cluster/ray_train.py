@@ -7,8 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import ray.train
 import ray.train.torch
@@ -20,6 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from raypaml.cluster import session
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
+from raypaml.cluster.signals import Signals
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, is_disk_full
 from raypaml.config import RunConfig
 from raypaml.data.storage import Location
@@ -46,6 +46,7 @@ def fit(job: Job, prog: str, display: Display) -> None:
     least = run.min_workers or run.workers
     count = f"{least} to {run.workers}" if least < run.workers else run.workers
     display.say(f"run {run.name}: {count} workers, in {job.folder}")
+    again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
     if least < run.workers:
         session.shrink_soon()
     with session.join(run.address, least):
@@ -56,15 +57,19 @@ def fit(job: Job, prog: str, display: Display) -> None:
         outcome: dict[str, Any] = {}
         thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome), daemon=True)
         thread.start()
-        with _Signals() as signals:
-            while thread.is_alive():
-                thread.join(POLL_SECONDS)
-                signals.forward(channel, display)
-                _show(channel, display)
+        with Signals() as signals:
+            try:
+                while thread.is_alive():
+                    thread.join(POLL_SECONDS)
+                    signals.forward(channel, display)
+                    _show(channel, display)
+            except SystemExit:
+                display.say(f"stopped at once; what came after the last checkpoint is lost; {again}")
+                raise
     if "error" in outcome:
         raise outcome["error"]
     if not outcome["finished"]:
-        display.say(f"stopped; continue with: {prog} --name {run.name} --storage {run.storage}")
+        display.say(f"stopped; {again}")
         raise SystemExit(128 + (signals.received or signal.SIGINT))
 
 
@@ -74,33 +79,6 @@ def _show(channel: Channel, display: Display) -> None:
         if "failed" in event:
             raise event["failed"]
         display.update(event)
-
-
-class _Signals:
-    """Ctrl-C or SIGTERM once: save and stop; twice: stop at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._forwarded = False
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received:
-            raise SystemExit(128 + number)
-        self.received = number
-
-    def forward(self, channel: Channel, display: Display) -> None:
-        if self.received and not self._forwarded:
-            display.say("stopping after this step, with a checkpoint; once more to stop at once")
-            channel.stop()
-            self._forwarded = True
 
 
 def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:

@@ -277,7 +277,7 @@ def _by_threads(reader: Reader, steps: range, loader_workers: int, pin_memory: b
 def _ahead(reader: Reader, start_step: int) -> AbstractContextManager[Callable[[int], None]]:
     """Shards of an epoch are fetched ahead where they lie in a store; takes the number of steps done."""
     shards, parts, index = reader.shards, reader.parts, reader.index
-    if not (isinstance(shards, CachedShards) and isinstance(parts, Epoch)):
+    if not (reader.with_images and isinstance(shards, CachedShards) and isinstance(parts, Epoch)):
         return nullcontext(lambda _: None)
     spans = [span for span in parts.spans() if span.last_step >= start_step]
     return fetching_ahead(shards, index.shards, index.shard_bytes, spans)

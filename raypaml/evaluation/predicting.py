@@ -110,7 +110,7 @@ def predict_steps(
             if features is None:
                 parts = [model.pooled(batch.images[lane].to(device, non_blocking=True)) for lane in lanes]
             else:
-                parts = [model.pooled_features(features.take(batch.rows[lane]).to(device)) for lane in lanes]
+                parts = [model.pooled_features(features.take(batch.rows[lane]).to(device).float()) for lane in lanes]
             p, n = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
             labels = batch.labels.numpy()
             cell = position, classes = np.nonzero((labels != UNOBSERVED) | unobserved)

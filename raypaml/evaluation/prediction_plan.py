@@ -20,6 +20,7 @@ from raypaml.evaluation.predicting import predict_steps
 from raypaml.files import sweep
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.model.cam import CamClassifier
+from raypaml.runs.kept_features import Features
 from raypaml.runs.models import checkpoint_model, find_checkpoint, placed, prepare_device
 from raypaml.runs.run_folder import check_trained_classes, stored_config
 from raypaml.runs.skips import check_budget, named
@@ -159,9 +160,14 @@ def _belongs(path: Path, part: PredictionPart) -> bool:
 
 
 def predict_part(
-    plan: PredictionPlan, part: PredictionPart, model: CamClassifier, data: DataFolder, device: torch.device
+    plan: PredictionPlan,
+    part: PredictionPart,
+    model: CamClassifier,
+    data: DataFolder,
+    device: torch.device,
+    features: Features | None = None,
 ) -> None:
-    """Predict and write one part."""
+    """Predict and write one part, from kept features of the split if there are any."""
     found = predict_steps(
         model,
         data,
@@ -171,6 +177,7 @@ def predict_part(
         optim=plan.config.optim,
         loader_workers=plan.config.data.loader_workers,
         unobserved=part.unobserved,
+        features=features,
         skip_broken=plan.config.data.skip_budget > 0,
     )
     index = data.splits[part.split]

@@ -126,8 +126,8 @@ class FeatureClassifier(nn.Module):
         self.alpha, self.head = model.alpha, model.head
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [B, K], float32."""
-        positive, negative = pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
+        """Logits [B, K], float32; features kept in half precision lose nothing more."""
+        positive, negative = pooled_map(features.to(self.head.weight.dtype), self.head.weight, self.head.bias)  # type: ignore[arg-type]
         return self.alpha * positive + negative
 
 

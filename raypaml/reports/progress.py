@@ -68,6 +68,9 @@ class Display:
             self.say(_epoch_line(event["record"], event["epochs"]))
             self._validation = f"  validation mAP {100 * event['record']['validation_mean_ap']:.2f}"
             self._last_line = time.monotonic()
+        elif "progress" in event:
+            self._progress.update(self._task, description=event["progress"], total=None, state="")
+            self._say_sometimes(event["progress"])
         else:
             self._step(event)
 
@@ -80,8 +83,12 @@ class Display:
         )
         title = f"epoch {event['epoch'] + 1}/{event['epochs']}"
         self._progress.update(self._task, description=title, total=event["steps"], completed=event["step"], state=state)
+        self._say_sometimes(f"{title}  step {event['step']}/{event['steps']}  {state}")
+
+    def _say_sometimes(self, text: str) -> None:
+        """Say a line where there is no live display, unless one was said just before."""
         if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
-            self.say(f"{title}  step {event['step']}/{event['steps']}  {state}")
+            self.say(text)
             self._last_line = time.monotonic()
 
 

@@ -11,16 +11,9 @@ import torch
 
 from raypaml.collectives import CLOCK
 from raypaml.config import TrainConfig
-from raypaml.counting import Count
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.evaluation.predicting import predict_split
-from raypaml.evaluation.prediction_plan import (
-    EVALUATION_BATCHES,
-    check_skipped,
-    clear_folder,
-    plan_prediction,
-    predict_part,
-)
+from raypaml.evaluation.prediction_plan import EVALUATION_BATCHES
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
@@ -28,6 +21,7 @@ from raypaml.runs.skips import Reason, check_budget, gather, named, seen_togethe
 from raypaml.training.epoch_record import add_up, epoch_record, state_totals
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
+from raypaml.training.predict_best import predict_with_best
 from raypaml.training.profiling import profiled
 from raypaml.training.resume import (
     hear_of_saving,
@@ -98,7 +92,8 @@ def train(
 
         # --- Epochs -------------------------------------------------------------------------------------------
         while worker.state.epoch < config.optim.epochs:
-            enter_epoch(worker)
+            if not enter_epoch(worker):
+                return False
             try:
                 finished = _train_epoch(worker, step_done)
             except DivergedError as error:
@@ -119,7 +114,8 @@ def train(
         share_checkpoints(worker)
         checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
         for split in splits:
-            _predict(worker, split)
+            if not predict_with_best(worker, split):
+                return False
     return True
 
 
@@ -139,6 +135,8 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
     pin = worker.ranks.device.type == "cuda"
     threads = 0 if worker.features else config.data.loader_workers  # there is nothing to decode
     batches = read(reader, start_step=state.step, loader_workers=threads, pin_memory=pin)
+    if worker.features:
+        batches = worker.features["train"].instead(batches, pin_memory=pin)
     began, since = time.monotonic(), 0
     worker.now(READING)
     for batch in awaited(worker, batches):
@@ -271,28 +269,3 @@ def _evaluation(worker: Worker) -> dict[str, Any]:
         "skip_broken": worker.config.data.skip_budget > 0,
         "moved": lambda: worker.now("validating"),
     }
-
-
-def _predict(worker: Worker, split: str) -> None:
-    """Predict a split with the best checkpoint, every rank some of the parts; those that are there are kept."""
-    worker.now(f"predicting {split}")
-    best, store = tested_checkpoint(worker.run_folder), worker.store
-    folder = worker.run_folder / "predictions" / split
-    evaluation = plan_prediction(best, worker.config, worker.data, split, folder)
-    if worker.ranks.rank == 0:  # what an earlier prediction with another checkpoint left
-        clear_folder(evaluation, worker.data, replace=True)
-    worker.ranks.barrier()
-    unfinished = evaluation.unfinished()
-    worker.ranks.barrier()  # all have looked before anyone writes
-    mine = unfinished[worker.ranks.rank :: worker.ranks.world_size]
-    each = f", worker {worker.ranks.rank + 1} of {worker.ranks.world_size}" if worker.ranks.group else ""
-    count = Count(f"predicting {split}{each}", sum(part.part_samples for part in mine), worker.say)
-    for part in count.each(mine, lambda part: part.part_samples):
-        worker.now(f"predicting part {part.part} of {split}")
-        predict_part(evaluation, part, worker.model, worker.data, worker.ranks.device)
-    if store:
-        store.push(f"predictions/{split}")
-    worker.ranks.barrier()
-    if store:
-        store.pull(f"predictions/{split}")
-    check_skipped(evaluation)

@@ -120,7 +120,7 @@ class _Sent:
     """What a step needs of its batch, on the device."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], or features [B, D, h, w] where these are kept."""
+    """uint8 [B, 3, H, W], or float16 features [B, D, h, w] where these are kept."""
     labels: Tensor
     """int8 [B, K], corrected ones positive."""
     truth: Tensor
@@ -129,10 +129,9 @@ class _Sent:
 
 def _send(worker: Worker, batch: Batch) -> _Sent:
     """The batch on the device; a GPU copies it while it computes the step before."""
-    inputs = worker.features["train"].take(batch.rows) if worker.features else batch.images
     labels = worker.corrections.apply(batch.labels, batch.rows)
     truth = torch.empty(0, dtype=torch.int8) if batch.truth is None else batch.truth
-    images, labels, truth, flip = send((inputs, labels, truth, batch.flip), worker.ranks.device)
+    images, labels, truth, flip = send((batch.images, labels, truth, batch.flip), worker.ranks.device)
     if worker.config.data.flip:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     return _Sent(images, labels, truth)

@@ -20,7 +20,7 @@ from raypaml.explanations.drift import DriftProbe, make_probe
 from raypaml.model.cam import CamClassifier, FeatureClassifier
 from raypaml.runs.checkpoint import State
 from raypaml.runs.corrections import Corrections
-from raypaml.runs.kept_features import RUN_FOLDER, Features, features_folder, keeps_features, open_features
+from raypaml.runs.kept_features import RUN_FOLDER, Features, keeps_features, open_features
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import build_model, placed, prepare_device
 from raypaml.runs.ranks import Ranks
@@ -194,27 +194,56 @@ def _wrapped(module: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
     return module if config.optim.reproducible else ranks.wrap(module)
 
 
-def enter_epoch(worker: Worker) -> None:
-    """Freeze the backbone, or let it learn, as this epoch asks; kept features are computed, opened or removed."""
+def enter_epoch(worker: Worker) -> bool:
+    """Freeze the backbone, or let it learn, as this epoch asks; kept features are computed, opened or removed.
+
+    Returns:
+        False where the worker was asked to stop before all features were there.
+    """
     config, model = worker.config, worker.model
     frozen = worker.state.epoch < config.optim.freeze_backbone
     if frozen == model.frozen:
-        return
+        return True
     model.freeze(frozen)
-    worker.features = _features(worker) if frozen and keeps_features(config) else {}
+    worker.features = {}
+    if frozen and keeps_features(config):
+        for split in ("train", "validation"):
+            features = kept_features(worker, split)
+            if features is None:
+                return False
+            worker.features[split] = features
     module = FeatureClassifier(model) if worker.features else model
     worker.wrapped, worker.compiled = _wrapped(module, config, worker.ranks), False
     if not frozen:
         drop_features(worker)
+    return True
 
 
-def _features(worker: Worker) -> dict[str, Features]:
-    folder = features_folder(worker.config, worker.run_folder)
+def kept_features(worker: Worker, split: str) -> Features | None:
+    """The features of a split by the worker's model, computed where they are not there; None if asked to stop."""
+    return open_features(
+        worker.model, worker.data, split, worker.ranks, worker.config, worker.run_folder, _FeatureListener(worker)
+    )
 
-    def of(split: str) -> Features:
-        return open_features(worker.model, worker.data, split, worker.ranks, worker.config, folder, worker.say)
 
-    return {split: of(split) for split in ("train", "validation")}
+class _FeatureListener:
+    """Lets a worker tell how far its features are, and hear meanwhile whether to stop."""
+
+    def __init__(self, worker: Worker):
+        self._worker, self._asked = worker, False
+
+    def say(self, text: str) -> None:
+        self._tell("event", text)
+
+    def moved(self, text: str) -> None:
+        self._tell("progress", text)
+
+    def _tell(self, kind: str, text: str) -> None:
+        self._worker.now(text)
+        self._asked |= self._worker.report({kind: text}) == LoopSignal.STOP
+
+    def stops(self) -> bool:
+        return bool(self._worker.ranks.sum(torch.tensor([float(self._asked)])).item())
 
 
 def drop_features(worker: Worker) -> None:

@@ -1,0 +1,188 @@
+"""Computing the features of a split, by one run at a time: alone, within sight, and to be stopped after each part."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from raypaml.config import TrainConfig
+from raypaml.counting import progress_line
+from raypaml.data.batches import Reader, read
+from raypaml.data.data_folder import DataFolder
+from raypaml.data.index import Index
+from raypaml.data.plan import Part, Plan
+from raypaml.files import sweep, whole
+from raypaml.model.cam import CamClassifier
+from raypaml.runs.models import autocast
+from raypaml.runs.ranks import Ranks
+from raypaml.runs.shared_lock import SharedLock, is_missing
+
+_BATCH = 32
+"""Images that the backbone takes at once; fixed, for its last bit may depend on it."""
+_PART_BATCHES = 8
+"""Of one file, and so what an interruption can cost a worker."""
+PART = _BATCH * _PART_BATCHES
+WAIT_SECONDS = 2.0
+"""Between two looks at whether another run has computed what this one needs."""
+
+
+class ProgressListener(Protocol):
+    """Who is told how computing goes, and says whether to stop."""
+
+    def say(self, text: str) -> None:
+        """Told what people are to read."""
+
+    def moved(self, text: str) -> None:
+        """Told where it stands, often."""
+
+    def stops(self) -> bool:
+        """Whether to stop; asked by all ranks at once, and the same on all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureJob:
+    """The features of a split that a run needs, and what it computes them with."""
+
+    model: CamClassifier
+    data: DataFolder
+    split: str
+    ranks: Ranks
+    config: TrainConfig
+    folder: Path
+    listener: ProgressListener
+
+    @property
+    def index(self) -> Index:
+        """Of the split."""
+        return self.data.splits[self.split]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of all parts."""
+        return [self.folder / f"{self.split}-{number:05d}.npy" for number in range(-(-len(self.index) // PART))]
+
+    def missing(self) -> list[int]:
+        """The parts that are not there, as rank 0 sees it; a collective."""
+        seen = torch.tensor([not path.is_file() for path in self.paths], dtype=torch.float64)
+        return self.ranks.sum(seen * (self.ranks.rank == 0)).nonzero().flatten().tolist()
+
+
+@contextmanager
+def turn_to_compute(job: FeatureJob, name: str) -> Iterator[bool]:
+    """Compute alone in the block; False where, while another run computes, this one is asked to stop."""
+    lock, ranks = SharedLock(job.folder / f"{job.split}.lock"), job.ranks
+    said = ""
+    try:
+        while not ranks.sum(torch.tensor([float(ranks.rank == 0 and _taken(job, lock, name))])).item():
+            waiting = f"features of {job.split}: waiting for {lock.holder()}, which computes them"
+            (job.listener.moved if waiting == said else job.listener.say)(waiting)
+            said = waiting
+            if job.listener.stops():
+                yield False
+                return
+            time.sleep(WAIT_SECONDS)
+        yield True
+    finally:
+        lock.release()
+
+
+def _taken(job: FeatureJob, lock: SharedLock, name: str) -> bool:
+    """Whether the lock is held now; without locks, two runs may compute the same, and the last file stays."""
+    try:
+        return lock.take(name)
+    except OSError as error:
+        if not is_missing(error):
+            raise
+        job.listener.say(f"features of {job.split}: {job.folder} has no locks; another run may compute them too")
+        return True
+
+
+def compute_missing(job: FeatureJob) -> bool:
+    """Compute what is still missing; False where the listener asked to stop before its end."""
+    missing, ranks, paths = job.missing(), job.ranks, job.paths
+    if not missing:
+        return True
+    sweep(job.folder, shared=True)
+    steps = Plan(num_samples=len(job.index), global_batch_size=_BATCH, lanes=1, shuffle=False).epoch(0, 0, 1)
+    one_part = PART * _compute(job, Reader(job.data.shards, job.index, steps)[0].images[:1]).nbytes
+    room = _room(job.folder, job.split, len(missing) * one_part)
+    there = f"{len(paths) - len(missing)} of {len(paths)} parts are there"
+    job.listener.say(f"features of {job.split}: {there}, {room} to come as float16, in {job.folder}")
+    ranks.barrier()  # all have seen that there is room before anyone writes
+    progress = _Progress(job, missing)
+    for turn in range(0, len(missing), ranks.world_size):
+        for number in missing[turn + ranks.rank : turn + ranks.rank + 1]:
+            chunk = steps[number * _PART_BATCHES : (number + 1) * _PART_BATCHES]
+            _write(paths[number], _compute_part(job, chunk, progress))
+        left = len(missing) - turn - ranks.world_size
+        if job.listener.stops() and left > 0:
+            job.listener.say(f"features of {job.split}: stopped, {len(paths) - left} of {len(paths)} parts are kept")
+            return False
+    ranks.barrier()
+    return True
+
+
+class _Progress:
+    """How far all ranks are with the features of a split, by what this one has done."""
+
+    def __init__(self, job: FeatureJob, missing: list[int]):
+        self._job, self._began, self._done = job, time.monotonic(), 0
+        self._to_do = sum(min(PART, len(job.index) - PART * number) for number in missing)
+
+    def count(self, images: int) -> None:
+        """This rank has done so many more."""
+        self._done += images
+        total, done = len(self._job.index), min(self._to_do, self._done * self._job.ranks.world_size)
+        rate = done / (time.monotonic() - self._began)
+        left = self._to_do - done
+        self._job.listener.moved(progress_line(f"features of {self._job.split}", total - left, total, "images", rate))
+
+
+def _compute_part(job: FeatureJob, steps: Sequence[Part], progress: _Progress) -> NDArray[np.float16]:
+    """float16 [PART, D, h, w] of the images of some steps."""
+    reader = Reader(job.data.shards, job.index, steps)
+    pin = job.ranks.device.type == "cuda"
+    computed = list[Tensor]()
+    for batch in read(reader, loader_workers=job.config.data.loader_workers, pin_memory=pin):
+        computed.append(_compute(job, batch.images))
+        progress.count(len(batch.rows))
+    return torch.cat(computed).cpu().numpy()
+
+
+@torch.no_grad()
+def _compute(job: FeatureJob, images: Tensor) -> Tensor:
+    """float16 [B, D, h, w] of uint8 images."""
+    device = job.ranks.device
+    with autocast(job.config.optim.precision, device):
+        features = job.model.features(images.to(device, non_blocking=True)).half()
+    if not features.isfinite().all():
+        raise ValueError("feature_cache: a feature is beyond float16's 65,504; use --feature-cache off")
+    return features
+
+
+def _room(folder: Path, split: str, need: int) -> str:
+    """The size that is needed, in words; ValueError if the disk has not that much."""
+    free = shutil.disk_usage(folder).free
+    if need > 0.95 * free:
+        raise ValueError(
+            f"feature_cache: features of {split} need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free at {folder}; "
+            "give --feature-cache a folder on a larger disk, or off, with another --name; or prepare smaller images "
+            "(--resize)"
+        )
+    return f"{need / 1e9:.2f} GB"
+
+
+def _write(path: Path, features: NDArray[np.float16]) -> None:
+    # Two runs may keep the features of the same data in the same folder at once.
+    with whole(path, shared=True) as unfinished, unfinished.open("wb") as file:
+        np.save(file, features, allow_pickle=False)

@@ -1,0 +1,201 @@
+"""What saving a checkpoint takes from a step: written and hashed by the step itself, as until 2026-11, and beside it.
+
+python tools/bench/checkpoint.py                                                      # ResNet-101, 5,000 classes
+python tools/bench/checkpoint.py --backbone resnet18 --pixels 64 --rounds 2 --classes 50    # to try it
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raypaml.cli import Parser, run_command
+from raypaml.data.index import SCHEMA, Index, open_index, write_index
+from raypaml.files import sync
+from raypaml.labels import Vocabulary
+from raypaml.model.backbones import build_backbone
+from raypaml.model.cam import CamClassifier
+from raypaml.reports.tables import markdown
+from raypaml.runs.checkpoint import State, retain
+from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
+from raypaml.runs.corrections import Corrections
+from raypaml.runs.mirror import MARKER
+from raypaml.training.saving import Saving
+
+PROG = "python tools/bench/checkpoint.py"
+BETWEEN = 6
+"""Steps from one checkpoint to the next, at least: the thread has the time that it would have in a run."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    asked = _parse(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = CamClassifier(build_backbone(asked.backbone), asked.classes).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+    images = torch.randint(0, 256, (asked.images, 3, asked.pixels, asked.pixels), dtype=torch.uint8).to(device)
+    step = partial(_step, model, optimizer, images)
+    with tempfile.TemporaryDirectory(dir=asked.folder) as place:
+        index = _index(Path(place) / "train.arrow", asked.classes)
+        ways = {
+            "in the step": InStep(Path(place) / "old", model, optimizer),
+            "beside it": Beside(Path(place) / "new", model, optimizer, index),
+        }
+        for way in ways.values():  # moments of Adam, pages of memory, two checkpoints to retain
+            for _ in range(2):
+                _seconds(step)
+                way.save()
+                way.settle()
+        held: dict[str, list[float]] = {name: [] for name in ways}
+        steps: dict[str, list[float]] = {name: [] for name in (*ways, "no saving")}
+        for _ in range(asked.rounds):
+            steps["no saving"] += [_seconds(step) for _ in range(BETWEEN)]
+            for name, way in ways.items():
+                held[name].append(_seconds(way.save))
+                steps[name] += [_seconds(step) for _ in range(BETWEEN)]
+                way.settle()
+        size = sum(path.stat().st_size for path in max((Path(place) / "new").iterdir()).iterdir())
+    _print(asked, device, size, held, steps)
+    return 0
+
+
+class InStep:
+    """The old way: files by safetensors, then read again for their digests, then all digests of all checkpoints."""
+
+    def __init__(self, folder: Path, model: CamClassifier, optimizer: torch.optim.Optimizer):
+        self.folder, self.model, self.optimizer, self.count = folder, model, optimizer, 0
+
+    def save(self) -> None:
+        """Write the next checkpoint."""
+        self.count += 1
+        state = State(epoch=self.count, history=[{"validation_mean_ap": 1 / self.count}])
+        final = self.folder / f"{state.epoch:04d}-{state.step:06d}"
+        unfinished = self.folder / f".unfinished-{final.name}"
+        unfinished.mkdir(parents=True)
+        _save_file(self.model.state_dict(), unfinished / "model.safetensors")
+        slots = self.optimizer.state_dict()["state"]
+        moments = {f"{number}.{name}": value for number, slot in slots.items() for name, value in slot.items()}
+        _save_file(moments, unfinished / "optimizer.safetensors")
+        (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        digests = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
+        (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
+        for path in unfinished.iterdir():
+            sync(path)
+        unfinished.replace(final)
+        sync(self.folder)
+        retain(self.folder)
+
+    def settle(self) -> None:
+        """Nothing is left to do."""
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Beside:
+    """Our way: a copy, and a thread for the rest."""
+
+    def __init__(self, folder: Path, model: CamClassifier, optimizer: torch.optim.Optimizer, index: Index):
+        self.folder, self.model, self.optimizer, self.index = folder, model, optimizer, index
+        self.saving, self.corrections, self.count = Saving(), Corrections(index.num_classes), 0
+
+    def save(self) -> None:
+        """Begin the next checkpoint."""
+        self.saving.wait()
+        self.count += 1
+        state = State(epoch=self.count, history=[{"validation_mean_ap": 1 / self.count}])
+        snapshot = take_snapshot(state, self.model, self.optimizer, self.corrections, self.index, host=self.saving.host)
+        self.saving.start(lambda: self._commit(snapshot))
+
+    def _commit(self, snapshot: Snapshot) -> str:
+        verified = self.saving.verified
+        verified.note(write_checkpoint(self.folder, snapshot))
+        retain(self.folder, verified.is_valid)
+        return ""
+
+    def settle(self) -> None:
+        """Wait for the thread."""
+        self.saving.wait()
+
+
+def _step(model: CamClassifier, optimizer: torch.optim.Optimizer, images: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    model(images).square().mean().backward()
+    optimizer.step()
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    """By the clock of the host, as the loop feels it; a GPU finishes what is queued before and after."""
+    _synchronize()
+    began = time.perf_counter()
+    run()
+    _synchronize()
+    return time.perf_counter() - began
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _index(path: Path, classes: int) -> Index:
+    ids = tuple(f"c{number}" for number in range(classes))
+    zeros = torch.zeros(classes, dtype=torch.int64).numpy()
+    vocabulary = Vocabulary(class_ids=ids, names=ids, train_positives=zeros, train_negatives=zeros)
+    place = {"shard": 0, "offset": 512, "size": 1, "crc32": 0, "truth": None, "boxes": []}
+    table = pa.Table.from_pylist([place | {"key": "s", "positives": [], "negatives": []}], schema=SCHEMA)
+    write_index(path, table, shards=["t.tar"], shard_bytes=[0], vocabulary=vocabulary, has_truth=False)
+    return open_index(path)
+
+
+def _print(
+    asked: argparse.Namespace, device: str, size: int, held: dict[str, list[float]], steps: dict[str, list[float]]
+) -> None:
+    old = statistics.median(held["in the step"])
+    plain = statistics.fmean(steps["no saving"])
+    print(
+        f"{asked.backbone}, {asked.classes:,} classes, {asked.images} images of {asked.pixels} px on {device}: "
+        f"{size / 1e6:,.0f} MB a checkpoint, {asked.rounds} rounds in turns, {BETWEEN} steps between two\n"
+    )
+    rows = []
+    for name, times in held.items():
+        median, slower = statistics.median(times), sum(steps[name]) / asked.rounds - BETWEEN * plain
+        cells = (median, min(times), max(times), slower)
+        rows.append([name, *(f"{cell:.3f}" for cell in cells), f"{median / old:.1%}", f"{(median + slower) / old:.1%}"])
+    heads = ["saved", "the step waits, s", "least", "most", "the next steps are slower by, s", "waits, of old"]
+    print(markdown([*heads, "waits and slower, of old"], rows))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(prog=PROG, description=__doc__)
+    parser.add_argument("--backbone", default="resnet101", help="as in raypaml.train (default: resnet101)")
+    parser.add_argument("--classes", type=int, default=5000, help="(default: 5000)")
+    parser.add_argument("--images", type=int, default=2, help="of a step (default: 2)")
+    parser.add_argument("--pixels", type=int, default=224, help="their height and width (default: 224)")
+    parser.add_argument("--rounds", type=int, default=5, help="checkpoints of each kind (default: 5)")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="on the disk to write to (default: the system's /tmp)"
+    )
+    return parser.parse(argv)
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)
