@@ -36,7 +36,14 @@ pytestmark = [
 
 
 def gpu_worker(data: Path, **values: Any) -> Worker:
-    short = {"epochs": 3, "warmup_epochs": 1, "delta_rel": 2.0, "reproducible": False, "precision": "float32"}
+    short = {
+        "epochs": 3,
+        "warmup_epochs": 1,
+        "delta_rel": 2.0,
+        "reproducible": False,
+        "precision": "float32",
+        "matmul_precision": "highest",
+    }
     return build_worker(
         recipe("digits").override(short | values), data, Path("nowhere"), torch.device("cuda"), lambda _: False
     )
