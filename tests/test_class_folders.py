@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -155,6 +156,15 @@ def test_files_that_are_not_taken_have_a_reason_each(tmp_path: Path) -> None:
         "val/cat/notes.txt",
         "val/loose.jpg",
     }
+
+
+def test_names_that_are_no_text_are_counted(tmp_path: Path) -> None:
+    made(tmp_path, ["cat/1.jpg", "cat/a -> cat/b", "cat/b -> cat/a"])
+    Path(os.fsdecode(bytes(tmp_path) + b"/cat/\xe9t\xe9.jpg")).touch()
+    source = read_folder(tmp_path)
+    assert placed(source) == {"train": {"cat/1.jpg": "cat"}}
+    broken = dict.fromkeys(("cat/a", "cat/b"), "broken_link")
+    assert reasons(source) == broken | {"cat/\\xe9t\\xe9.jpg": "name_not_utf8"}
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:

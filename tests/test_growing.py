@@ -178,7 +178,11 @@ REFUSED: dict[str, tuple[list[Row], list[str], str]] = {
         "1 images of split 'test' are there in another one",
     ),
     "other labels": ([("a0.jpg", "cat", "", "train"), *NEW], [], "1 images have other labels there, such as a0.jpg"),
-    "a class by case": ([("b0.jpg", "Cat", "", "train"), *NEW[2:]], [], "'Cat' is new and differs from 'cat' only by"),
+    "a class by case": (
+        [("b0.jpg", "Cat", "", "train"), *NEW[2:]],
+        [],
+        "blanks only: 2 of 4, such as 'cat', 'Cat'",
+    ),
     "another size": (NEW, ["--resize", "9"], r"other settings: size=9 \(there: 8\); give the same"),
 }
 

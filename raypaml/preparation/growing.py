@@ -20,7 +20,7 @@ from raypaml.data.data_folder import open_folder
 from raypaml.data.index import Index
 from raypaml.data.shards import SPLITS
 from raypaml.files import link_or_copy
-from raypaml.labels import GROUP_NAMES, Vocabulary
+from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.data_card import CARD, whole_digest
 from raypaml.preparation.findings import EXAMPLES
 from raypaml.preparation.finish import LEDGER, LEDGER_SCHEMA, Finished
@@ -57,6 +57,11 @@ class Earlier:
     def keys(self) -> frozenset[str]:
         """Every key that is taken."""
         return frozenset(key for index in self.indexes.values() for key in index.key_column.to_pylist())
+
+    def positives(self, num_classes: int) -> IntArray:
+        """[num_classes] in how many of its images each class is positive; of classes that came later, none."""
+        columns = np.concatenate([index.positives.values for index in self.indexes.values()])
+        return np.bincount(columns, minlength=num_classes)
 
     def requested(self, split: str, new: pa.Table) -> pa.Table:
         """Labels of the images asked for: of those that are new, and of those before as far as they were written."""

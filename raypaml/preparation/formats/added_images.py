@@ -98,17 +98,6 @@ def _all_classes(classes: Classes, earlier: Earlier, say: Callable[[str], None])
     """The classes of before in their order, then those that are new."""
     before = earlier.vocabulary
     new = [k for k, name in enumerate(classes.class_ids) if name not in before.index_of]
-    plain = {_plain(name): name for name in before.class_ids}
-    alike = [
-        (classes.class_ids[k], plain[_plain(classes.class_ids[k])])
-        for k in new
-        if _plain(classes.class_ids[k]) in plain
-    ]
-    if alike:
-        raise ValueError(
-            f"grow={earlier.folder}: class {alike[0][0]!r} is new and differs from {alike[0][1]!r} only by case or "
-            "blanks; write it as before"
-        )
     if new:
         names = ", ".join(classes.class_ids[k] for k in new[:EXAMPLES]) + (", ..." if len(new) > EXAMPLES else "")
         say(f"{len(new):,} new classes ({names}); they are unobserved in the images of {earlier.folder}")
@@ -117,10 +106,6 @@ def _all_classes(classes: Classes, earlier: Earlier, say: Callable[[str], None])
         (*before.names, *(classes.names[k] for k in new)),
         classes.known,
     )
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.lower().split())
 
 
 def _mapped(given: SourceSplit, column: IntArray) -> SourceSplit:
@@ -162,7 +147,7 @@ def _check_known(known: SourceSplit, split: str, place: Mapping[str, tuple[str, 
 def _same_labels(earlier: Earlier, split: str, row: int, positive: IntArray, negative: IntArray | None) -> bool:
     """Whether an image had these labels, as far as the classes of before go; an audit may have added some."""
     index = earlier.indexes[split]
-    sides = [("truth" if index.has_truth else "positives", positive)]
+    sides = [("truth" if index.classes("truth", row) else "positives", positive)]
     sides += [] if negative is None else [("negatives", negative)]
     for name, columns in sides:
         ours, theirs = {int(k) for k in columns if k < index.num_classes}, set(index.classes(name, row))

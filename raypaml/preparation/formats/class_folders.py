@@ -52,7 +52,11 @@ def read_folder(folder: Path, layout: Layout = "") -> Source:
         if files:
             positives = [np.array([column[places[file][1]]]) for file in files]
             splits[split] = SourceSplit(files, positives, findings=_findings(len(files)))
-    skipped = [Skipped(_split_of(file, named), file, reason) for file, reason in sorted(reasons.items()) if reason]
+    skipped = [
+        Skipped(_split_of(file, named), os.fsencode(file).decode(errors="backslashreplace"), reason)
+        for file, reason in sorted(reasons.items())
+        if reason
+    ]
     return Source(classes_of(names), splits, folder, tuple(skipped), has_splits=named == "split")
 
 
@@ -192,8 +196,15 @@ def _is_hidden(path: str) -> bool:
     return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
 
 
+def _is_text(path: str) -> bool:
+    """Whether a name that the file system gives is one that can be written down: bytes that are no UTF-8 are not."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in path)
+
+
 def _reason(path: str) -> str:
     """Why a file of this name is no image; empty if it may be one."""
     if _is_hidden(path):
         return "hidden"
+    if not _is_text(path):
+        return "name_not_utf8"
     return "" if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES else "not_an_image"

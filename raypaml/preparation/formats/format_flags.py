@@ -18,7 +18,7 @@ from raypaml.preparation.formats.cub import read_cub
 from raypaml.preparation.formats.nuswide import read_nuswide
 from raypaml.preparation.formats.table_flags import add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
-from raypaml.preparation.growing import open_earlier
+from raypaml.preparation.growing import Earlier, open_earlier
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.label_overview import CHECKS, check_names, overview, positives_of
 from raypaml.preparation.record import read_record
@@ -93,6 +93,14 @@ def _split_method(flags: Any, begun: Mapping[str, Any] | None) -> Method:
     return "random" if flags.format in PUBLISHED and flags.path.is_dir() else "stratified"
 
 
+def _check_classes(source: Source, earlier: Earlier | None, allow: str) -> None:
+    """Refuse classes that look wrong, of a data set that grows together with those before."""
+    images = positives_of(source)
+    images += earlier.positives(len(images)) if earlier else 0
+    allowed = [name.strip() for name in allow.split(",") if name.strip()]
+    check_names(source.classes.class_ids, images, allowed, given=source.has_certain_names)
+
+
 def format_preparation(flags: Any) -> Preparation:
     """What the flags ask for; says what the labels look like, and refuses what looks wrong in one's own.
 
@@ -103,15 +111,14 @@ def format_preparation(flags: Any) -> Preparation:
     begun = record["parameters"] if record else None
     is_of_before = begun is not None and "split_method" not in begun
     source, method = _source_of(flags, is_of_before), _split_method(flags, begun)
-    allowed = [name.strip() for name in flags.allow.split(",") if name.strip()]
-    if flags.format not in PUBLISHED and not is_of_before:
-        check_names(source.classes.class_ids, positives_of(source), allowed, given=source.has_certain_names)
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
     cut = Cut(flags.validation, flags.test, flags.split_seed, method)
     earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
     if earlier:
         check_pictures(source, earlier, flags.images or str(source.images), form_of(flags))
         source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
+    if flags.format not in PUBLISHED and not is_of_before:
+        _check_classes(source, earlier, flags.allow)
     labels = assemble(source, hiding, cut, earlier.keys() if earlier else ())
     for line in overview(source, labels):
         say(line)
