@@ -139,12 +139,15 @@ def joined(earlier: Earlier, split: str, new: Finished, classes: int, out: Path)
 
 
 def joined_vocabulary(earlier: Earlier, new: Vocabulary) -> Vocabulary:
-    """The classes of the new version with the training annotations of both."""
-    before, added = earlier.vocabulary, len(new) - len(earlier.vocabulary)
+    """The classes of the new version with the training annotations of both.
+
+    Those of images that were missing before are counted where they are asked for again, and so are with the new ones.
+    """
+    train, num_classes = earlier.indexes["train"], len(new)
     return replace(
         new,
-        train_positives=new.train_positives + np.pad(before.train_positives, (0, added)),
-        train_negatives=new.train_negatives + np.pad(before.train_negatives, (0, added)),
+        train_positives=new.train_positives + np.bincount(train.positives.values, minlength=num_classes),
+        train_negatives=new.train_negatives + np.bincount(train.negatives.values, minlength=num_classes),
     )
 
 

@@ -48,6 +48,8 @@ class TableForm:
     """Folder or address of the images; empty: the table's folder."""
     prefix: str = ""
     """Cut from the front of names of images."""
+    known: tuple[str, ...] = ()
+    """Classes of the data set that grows: they may show how labels are separated, but there may be others."""
 
 
 def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_ids: Sequence[str] = ()) -> Source:
@@ -97,7 +99,7 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
             role: _cells(table, columns[role]) for role in ("labels", "negatives") if role in columns
         }
         try:
-            lists, about = label_lists(cells, form.separator, class_ids)
+            lists, about = label_lists(cells, form.separator, class_ids or form.known)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     unread = [name for name in table.column_names if name and name not in (*columns.values(), *names)]

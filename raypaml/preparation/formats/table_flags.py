@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from raypaml.cli import Parser
+from raypaml.data.data_folder import VOCABULARY
+from raypaml.labels import Vocabulary
 from raypaml.preparation.formats.class_columns import Uncertain
 from raypaml.preparation.formats.common import Source, text_lines
 from raypaml.preparation.formats.label_cells import BLANK
@@ -46,6 +48,7 @@ def table_source(flags: Any, *, is_of_before: bool = False) -> Source:
             was one of groups.
     """
     columns = {role: getattr(flags, f"{role}_column") for role in COLUMN_ROLES}
+    before = flags.grow / VOCABULARY if flags.grow else None
     form = TableForm(
         separator=flags.separator or BLANK * is_of_before,
         complete=flags.complete,
@@ -55,6 +58,7 @@ def table_source(flags: Any, *, is_of_before: bool = False) -> Source:
         dialect=Dialect(flags.delimiter, flags.encoding),
         images=flags.images or "",
         prefix=flags.path_prefix,
+        known=Vocabulary.read(before).class_ids if before and before.is_file() else (),
     )
     class_ids = [line.strip() for line in text_lines(flags.classes) if line.strip()] if flags.classes else ()
     return read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
