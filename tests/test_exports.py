@@ -89,6 +89,18 @@ def test_label_studio(tmp_path: Path) -> None:
     assert counts["tasks whose annotators differ, any of them counts"] == 1
 
 
+def test_label_studios_short_json(tmp_path: Path) -> None:
+    rows = [
+        {"image": "/data/upload/1/a.jpg", "id": 1, "choice": {"choices": ["hot dog", "cat"]}, "annotator": 1},
+        {"image": "/data/upload/1/b.jpg", "id": 2, "choice": "hot dog", "lead_time": 1.5},
+        {"image": "/data/upload/1/c.jpg", "id": 3, "choice": None},
+    ]
+    source = read_table(written(tmp_path / "min.json", rows), TableForm(columns={"labels": "choice"}))
+    expected = {"1/a.jpg": (["cat", "hot dog"], []), "1/b.jpg": (["hot dog"], []), "1/c.jpg": ([], [])}
+    assert named(source, "train") == expected
+    assert source.about == "labels in lists; columns not read: id, annotator, lead_time"
+
+
 def test_several_questions_or_images_are_asked_about(tmp_path: Path) -> None:
     tasks = [task("a.jpg", [result(["cat"]), result(["blurred"], "quality")])]
     path = written(tmp_path / "p.json", tasks)
@@ -139,7 +151,8 @@ def test_fiftyones_samples(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"images": [], "annotations": [], "categories": []}, "COCO's JSON is read by the kind coco"),
-        ([{"image": "a.jpg", "choice": "cat"}], "not Label Studio's JSON of tasks with data and annotations"),
+        ([{"image": "a.jpg", "choice": "cat"}], "no column labels, and not all others are classes"),
+        ([{"data": {"image": "a.jpg"}}], "not Label Studio's JSON of tasks with data and annotations"),
         ({"labels": {"a": 7}, "classes": ["cat"]}, "not the export it seems to be"),
         ('{"labels": ', "cannot be read: Expecting value"),
         ("[1, 2]", "not the export it seems to be"),

@@ -125,8 +125,8 @@ def _read_label_studio(path: Path, tasks: list[Any], flags: Flags) -> ListedImag
     """Tasks with `data` and `annotations`; a class is positive where any annotator says so."""
     if not tasks or not all(isinstance(task.get("data"), dict) and "annotations" in task for task in tasks):
         raise ValueError(
-            f"{path}: not Label Studio's JSON of tasks with data and annotations; export it as JSON, or as CSV and "
-            "read that with --labels-column"
+            f"{path}: not Label Studio's JSON of tasks with data and annotations; export it as JSON, or as JSON_MIN or "
+            "CSV and read that with --labels-column"
         )
     rows, questions = _Rows(), set[str]()
     for task in tasks:

@@ -20,7 +20,7 @@ from raypaml.preparation.formats.exports import read_export
 from raypaml.preparation.formats.image_names import relative_names
 from raypaml.preparation.formats.label_cells import IN_LISTS, label_lists
 from raypaml.preparation.formats.listed_images import ListedImages, NamedBoxes, source_of
-from raypaml.preparation.formats.table_file import Dialect, column_named, columns_shown, load_table
+from raypaml.preparation.formats.table_file import Dialect, column_named, columns_shown, json_rows, load_table
 
 BOX_COLUMNS = ("image", "class", "xmin", "ymin", "xmax", "ymax")
 COLUMN_ROLES = ("image", "labels", "negatives", "split", "group")
@@ -59,7 +59,7 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
     image are merged, see `source_of`.
 
     Args:
-        path: CSV, Parquet, or the JSON or XML of a labelling tool.
+        path: CSV, Parquet, JSON with a list of rows, or the JSON or XML of a labelling tool.
         form: how it says its labels.
         boxes: a table with the columns image, class, xmin, ymin, xmax, ymax in pixels.
         class_ids: the classes, in order; default: all that occur, sorted.
@@ -68,7 +68,7 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
         ValueError: naming file and column or row.
     """
     images = form.images or str(path.parent)
-    if path.suffix.lower() in EXPORTS:
+    if path.suffix.lower() in EXPORTS and not (path.suffix == ".json" and json_rows(path)):
         listed = read_export(path, images, {role: form.columns.get(role, "") for role in COLUMN_ROLES})
     else:
         listed = _read_rows(path, form, class_ids)

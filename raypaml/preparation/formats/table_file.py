@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import io
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None
     """Read a CSV as text, or Parquet as it is; names of columns lose the blanks around them.
 
     Args:
-        path: `.parquet`, or text with a first row of names.
+        path: `.parquet`, `.json` with a list of rows, or text with a first row of names.
         needed: columns that there must be, in any case of letters.
         dialect: how the text is written.
 
@@ -63,7 +64,10 @@ def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None
         ValueError: naming the file, the line where there is one, and the remedy.
     """
     try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
+        if path.suffix == ".json":
+            table = _from_rows(json_rows(path) or [])
+        else:
+            table = pq.read_table(path) if path.suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
     except (pa.ArrowInvalid, OSError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     table = table.rename_columns([name.strip() for name in table.column_names])
@@ -71,6 +75,29 @@ def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)}; it has {columns_shown(table.column_names)}")
     return table
+
+
+def json_rows(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a JSON that is a table, such as Label Studio's JSON_MIN; None where it is something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    is_table = isinstance(content, list) and content and all(isinstance(row, dict) for row in content)
+    return content if is_table and not any("annotations" in row or "data" in row for row in content) else None
+
+
+def _from_rows(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as text: lists and the like as JSON, what a row lacks as nothing."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    texts = {name: [_as_text(row.get(name)) for row in rows] for name in names}
+    return pa.table({name: pa.array(column, pa.string()) for name, column in texts.items()})
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def columns_shown(names: Sequence[str]) -> str:
