@@ -102,6 +102,7 @@ def test_without_exact_gradients_two_workers_still_train_on_the_same_batches(tin
     run_distributed(train_here, 2, settings, tiny_digits, tmp_path / "two", None)
     (one,), (two,) = history(tmp_path / "one"), history(tmp_path / "two")
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert 0 < two["collective_share"] < 1
 
 
 GOLDEN = {

@@ -137,6 +137,7 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
     batches = read(reader, start_step=state.step, loader_workers=threads, pin_memory=pin)
     if worker.features:
         batches = worker.features["train"].instead(batches, pin_memory=pin)
+    CLOCK.take()  # what validation and saving waited for each other is no time of training
     began, since = time.monotonic(), 0
     worker.now(READING)
     for batch in awaited(worker, batches):
