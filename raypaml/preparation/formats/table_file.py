@@ -145,7 +145,7 @@ def _read_text(path: Path, needed: Sequence[str], dialect: Dialect) -> pa.Table:
 
 def _decoded(path: Path, encoding: str) -> str:
     with pa.input_stream(str(path)) as file:  # decompresses `.gz` and the like
-        content = file.read()
+        content: bytes = file.read()
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "")
     if not encoding and not marked and b"\0" in content[:4096]:
         raise ValueError(f"{path}: holds zero bytes, so it is no UTF-8 text; if it is UTF-16, say --encoding utf-16-le")
