@@ -15,8 +15,9 @@ demo: $(VENV)/ready
 experiment: $(VENV)/ready
 	$(BIN)/python tools/papers/experiment.py  # about an hour on two idle cores; an interrupted one goes on
 
-# Three processes on two cores, for Ray's tests wait a lot; they come first (tests/conftest.py). Ray's workers would yield
-# to all others, and one thread a process is what two cores have.
+# Three processes on two cores, for Ray's tests wait a lot; they come first (tests/conftest.py). Neighbours stay in one
+# process, which builds what they share once (--dist loadgroup would build it in all three). Ray's workers would yield to
+# all others, and one thread a process is what two cores have.
 test: export RAY_worker_niceness := 0
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/ready

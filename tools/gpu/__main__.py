@@ -30,7 +30,9 @@ def main() -> None:
     flags = Parser(prog=PROG, description=__doc__, formatter_class=KeptLines)
     flags.add_argument("sets", nargs="+", choices=("check", "bench"), metavar="check|bench", help="what to run")
     flags.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="[cuda]")
-    flags.add_argument("--small", action="store_true", help="tiny data and models")
+    flags.add_argument(
+        "--small", action="store_true", help="tiny data and models, and no code generated where a step is compiled"
+    )
     flags.add_argument("--minutes", type=float, default=9.0, help="for all entries together [9]")
     flags.add_argument("--out", default="", metavar="DIR", help="keeps the table, logs and a trace there [none]")
     asked = flags.parse()
