@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from raypaml.data.batches import Batch, Reader
 from raypaml.losses.schemes import scheme_names
+from raypaml.model.cam import FeatureClassifier
 from raypaml.runs import transfer
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.transfer import HostCopy
@@ -232,6 +233,15 @@ def test_no_scheme_waits(scheme: str, training: Training, monkeypatch: pytest.Mo
 
 def test_micro_batches_do_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(training, monkeypatch, scheme="ll_cp", micro_batch_size=20) == []
+
+
+def test_the_head_on_kept_features_does_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = training.worker.model
+    kept = [torch.zeros(len(batch.rows), model.head.in_channels, 7, 7).half() for batch in training.batches]
+    batches = [dataclasses.replace(batch, images=images) for batch, images in zip(training.batches, kept, strict=True)]
+    worker = dataclasses.replace(training.worker, wrapped=FeatureClassifier(model))
+    frozen = dataclasses.replace(training, worker=worker, batches=batches)
+    assert waits(frozen, monkeypatch, scheme="ll_cp", flip=False) == []
 
 
 def test_a_step_that_waits_is_seen(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
