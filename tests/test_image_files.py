@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +23,12 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from raypaml import shard
 from raypaml.data import image_files
-from raypaml.data.batches import Reader
+from raypaml.data.batches import BrokenSampleError, Reader
 from raypaml.data.colours import as_rgb
 from raypaml.data.images import decode
 from raypaml.data.index import open_index
+from raypaml.data.shards import Sample, write_dataset
+from raypaml.data.verify_shard import verify_shard
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.preparation.image_form import ImageForm, convert
 from tests.odd_images import encoded, picture
@@ -414,3 +417,19 @@ def test_each_file_that_cannot_be_read_is_named_and_the_rest_is_prepared(
     assert "HEIC" in ledger["c"]
     assert "PostScript" in ledger["e"]
     assert (ledger["d"], ledger["train"]) == ("", "")
+
+
+def test_a_picture_that_the_decoder_gives_up_is_a_broken_sample_of_its_shard(tmp_path: Path) -> None:
+    """Training skips it within its budget or names it, and `verify` finds it, as any other broken sample."""
+    avif = bytearray(encoded(picture(np.random.default_rng(1), (64, 64)), "AVIF"))
+    avif[avif.index(b"mdat") + 4 :] = b"\xff" * (len(avif) - avif.index(b"mdat") - 4)
+    good = Sample(key="good", image=encoded(flat((9, 9, 9))), positive=("a",), negative=())
+    broken = {"avif": bytes(avif), "ps": b"%!PS-"}
+    given = [good, *(replace(good, key=key, image=image) for key, image in broken.items())]
+    write_dataset(tmp_path, dict.fromkeys(("train", "validation", "test"), given), "a", "a")
+    reader = Reader(tmp_path, open_index(tmp_path / "train.arrow"), [])
+    for row, reason in ((1, "image 'avif' at byte .* cannot be decoded: RuntimeError"), (2, "image 'ps' .*PostScript")):
+        with pytest.raises(BrokenSampleError, match=reason) as raised:
+            reader.image(row)
+        assert raised.value.reason == "cannot be decoded"
+    assert len(verify_shard(tmp_path, open_index(tmp_path / "train.arrow"), 0)) == 2

@@ -15,7 +15,7 @@ from tests.odd_images import encoded, picture
 
 LINES = [
     "train: 14 images show only 2 pictures; perhaps placeholders of lost photographs: that of FIRST 12 times",
-    "train and test: 3 images of test (30 %) show a picture that is in train too: PAIRS",
+    "train and test: 3 images of test (30.0 %) show a picture that is in train too: PAIRS",
 ]
 
 

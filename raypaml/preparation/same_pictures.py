@@ -91,7 +91,7 @@ def said_of_same_pictures(indexes: Mapping[str, Index]) -> Iterator[str]:
         named = ", ".join(f"{theirs} = {mine}" for mine, theirs in both.pairs)
         more = ", ..." if both.images > len(both.pairs) else ""
         yield (
-            f"{both.first} and {both.second}: {both.images:,} images of {both.second} ({share:.2g} %) show a picture "
+            f"{both.first} and {both.second}: {both.images:,} images of {both.second} ({share:.1f} %) show a picture "
             f"that is in {both.first} too: {named}{more}"
         )
 
