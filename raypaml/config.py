@@ -112,6 +112,8 @@ class OptimConfig:
     torch comes (exact products, TF32 convolutions)."""
     cudnn_benchmark: bool = True
     """Let cuDNN time its algorithms for every new size on a GPU and take the fastest; never under reproducible."""
+    threads: int = 1
+    """Threads of a worker's arithmetic on the CPU, on which last bits depend; 0: as OMP_NUM_THREADS says."""
     micro_batch_size: int = 0
     """Images a worker takes through the network at once (reproducible: whole lanes); its part is accumulated in two
     passes, rejection still sees the global batch. 0: all at once (published)."""
@@ -173,12 +175,8 @@ EXECUTION_FIELDS = (
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
 
-EARLIER: dict[str, Any] = {
-    "evaluation_precision": "float32",
-    "matmul_precision": "torch",
-    "cudnn_benchmark": False,
-    "test_features": False,
-}
+EARLIER: dict[str, Any] = {"evaluation_precision": "float32", "matmul_precision": "torch", "cudnn_benchmark": False}
+EARLIER |= {"test_features": False, "threads": 0}
 """What settings were before they existed, where that is not their default: a run that was begun then goes on so."""
 
 
@@ -248,7 +246,7 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least = {"alpha": 1, "delta_rel": 0, "warmup_epochs": 1, "epochs": 1, "global_batch_size": 1, "workers": 1}
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
     at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0, "freeze_backbone": 0, "probe_images": 1}
-    at_least |= {"min_workers": 0, "max_failures": 0, "profile": 0}
+    at_least |= {"min_workers": 0, "max_failures": 0, "profile": 0, "threads": 0}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""

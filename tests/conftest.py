@@ -18,6 +18,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.digits import digits_folder
 from raypaml.data.index import Index
 from raypaml.data.verify_shard import verify_shard
+from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.training.job import Job
 from tests.late_group import late_group
 from tests.openimages_release import Release, make_release
@@ -131,6 +132,12 @@ def train_here(config: TrainConfig) -> Job:
     train(job.config, job.data.address, job.folder, torch.device("cpu"), lambda _: False)
     torch.set_num_threads(before)
     return job
+
+
+def newest_files(run: Path) -> dict[str, bytes]:
+    """The tensors of a run's newest checkpoint, by their file."""
+    newest = valid_checkpoints(run / "checkpoints")[0][-1]
+    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
 
 
 def verify_split(folder: Path, index: Index) -> list[str]:

@@ -12,13 +12,16 @@ import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from raypaml.config import TrainConfig
-from raypaml.training import worker as training_worker
+from raypaml.data.batches import Reader
+from raypaml.runs import models
 from raypaml.training.resume import restore
 from raypaml.training.step import train_step
 from raypaml.training.worker import build_worker
-from tests.conftest import run_distributed
+from tests.conftest import newest_files, run_distributed
 from tests.test_faults import train_poisoned
-from tests.test_step import CPU, config, newest_files, reader_of, train_here
+from tests.test_loop import config, train_here
+
+CPU = torch.device("cpu")
 
 
 def as_cuda_asks(optimizer: Optimizer, *_: Any) -> None:
@@ -34,7 +37,7 @@ def on_channels_last() -> Iterator[None]:
     """A network on the CPU lies as on a GPU, and Adam is as strict as there."""
     strict = register_optimizer_step_pre_hook(as_cuda_asks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_worker, "memory_format", lambda _: torch.channels_last)
+        patch.setattr(models, "memory_format", lambda _: torch.channels_last)
         yield
     strict.remove()
 
@@ -47,7 +50,7 @@ def channels_last() -> Iterator[None]:
 
 def stop_at(rank: int, world_size: int, settings: TrainConfig, data: Path, run: Path, step: int) -> bool:
     with on_channels_last():
-        return not train_here(settings, data, run, step)
+        return not train_here(rank, world_size, settings, data, run, step)
 
 
 EVERY_STEP = {"checkpoint_steps": 1}
@@ -58,18 +61,18 @@ KINDS = [{}, {"reproducible": False, "ema": 0.9}, {"reproducible": False, "micro
 @pytest.mark.parametrize("values", KINDS, ids=str)
 def test_a_stopped_run_continues_exactly(values: dict[str, Any], tiny_digits: Path, tmp_path: Path) -> None:
     settings = config(**EVERY_STEP, **values)
-    assert train_here(settings, tiny_digits, tmp_path / "whole")
-    assert not train_here(settings, tiny_digits, tmp_path / "stopped", stop_at=5)
-    assert train_here(settings, tiny_digits, tmp_path / "stopped")
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "whole", None)
+    assert not train_here(0, 1, settings, tiny_digits, tmp_path / "stopped", 5)
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "stopped", None)
     assert newest_files(tmp_path / "stopped") == newest_files(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("channels_last")
 def test_a_run_resized_or_rolled_back_continues_exactly(tiny_digits: Path, tmp_path: Path) -> None:
     settings = config(**EVERY_STEP, nonfinite="rollback")
-    assert train_here(settings, tiny_digits, tmp_path / "whole")
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "whole", None)
     assert run_distributed(stop_at, 2, settings, tiny_digits, tmp_path / "resized", 5) == [True, True]
-    assert train_here(settings, tiny_digits, tmp_path / "resized")
+    assert train_here(0, 1, settings, tiny_digits, tmp_path / "resized", None)
     assert train_poisoned(0, 1, settings, tiny_digits, tmp_path / "back", 1, "logits")
     for run in ("resized", "back"):
         assert newest_files(tmp_path / run) == newest_files(tmp_path / "whole")
@@ -78,10 +81,10 @@ def test_a_run_resized_or_rolled_back_continues_exactly(tiny_digits: Path, tmp_p
 @pytest.mark.usefixtures("channels_last")
 def test_every_tensor_of_a_restored_worker_lies_as_before(tiny_digits: Path, tmp_path: Path) -> None:
     settings = config(ema=0.9, **EVERY_STEP)
-    assert not train_here(settings, tiny_digits, tmp_path, stop_at=1)
+    assert not train_here(0, 1, settings, tiny_digits, tmp_path, 1)
     worker = build_worker(settings, tiny_digits, tmp_path, CPU, lambda _: False)
     restore(worker)
-    train_step(worker, reader_of(worker, 0)[1])
+    train_step(worker, Reader(worker.data.path, worker.data.splits["train"], worker.plan.epoch(0, 0, 1))[1])
     assert worker.average is not None
     for weight, averaged in zip(worker.model.parameters(), worker.average.parameters(), strict=True):
         own = worker.optimizer.state[weight]

@@ -22,7 +22,7 @@ from raypaml.training import step
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import Worker, build_worker
-from tests.conftest import run_distributed
+from tests.conftest import newest_files, run_distributed
 
 CPU = torch.device("cpu")
 REJECTING_EPOCH = 2
@@ -218,11 +218,6 @@ def train_here(settings: TrainConfig, data: Path, run: Path, stop_at: int | None
         return counted and stop_at is not None and event["epoch"] * event["steps"] + event["step"] >= stop_at
 
     return train(settings, data, run, CPU, report)
-
-
-def newest_files(run: Path) -> dict[str, bytes]:
-    newest = valid_checkpoints(run / "checkpoints")[0][-1]
-    return {path.name: path.read_bytes() for path in newest.glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("values", [{"ema": 0.9}, {"schedule": "samples"}, {"clip_gradient": 0.05}], ids=str)

@@ -145,7 +145,7 @@ def load_checkpoint(
 
 
 def read_memory(checkpoint: Path) -> dict[str, Tensor]:
-    """What the scheme remembered, by name; nothing for most schemes."""
+    """What the scheme remembered and where the streams of random numbers stood, by name; nothing for most runs."""
     path = checkpoint / MEMORY
     return load_file(path) if path.is_file() else {}
 

@@ -96,7 +96,7 @@ def take_snapshot(
     memory: Mapping[str, Tensor] | None = None,
     host: HostCopies | None = None,
 ) -> Snapshot:
-    """Copy what a checkpoint holds; `memory` is the scheme's, `host` where earlier ones were copied to."""
+    """Copy what a checkpoint holds; `memory` is the scheme's and the random streams', `host` took earlier copies."""
     sources: dict[str, Mapping[str, Tensor]] = {
         MODEL: (model if average is None else average).state_dict(),
         OPTIMIZER: _optimizer_tensors(optimizer),

@@ -46,7 +46,10 @@ def parse_run(
     values = parse(base, argv)  # once more, so that --help shows this recipe's values
     fields = base.flat()
     own = SimpleNamespace(**{name: value for name, value in values.items() if name not in fields})
-    return base.override({name: value for name, value in values.items() if name in fields}), own
+    config = base.override({name: value for name, value in values.items() if name in fields})
+    if values.get("threads") == 0 and config.optim.reproducible:  # what earlier versions stored is not refused
+        raise ValueError("threads=0: reproducible gradients depend on the number of threads; use --threads 1")
+    return config, own
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:

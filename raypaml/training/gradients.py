@@ -7,6 +7,8 @@ runs, and lanes are added as integers, which is exact in any order.
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -37,6 +39,27 @@ def check_reproducible(model: nn.Module, micro_batch_size: int, lane: int, *, al
                 f"reproducible: {name} is a BatchNorm, its running statistics depend on the number of workers; "
                 "use --no-reproducible, a backbone without BatchNorm (small), or --freeze-backbone for all epochs"
             )
+
+
+def check_draws_nothing(model: nn.Module, height: int, width: int) -> None:
+    """Raise ValueError, with its name, for a layer that draws random numbers when the model trains on images [H, W].
+
+    Dropout and its kin are known by what they do, whoever wrote them: torch's generator has moved after their forward.
+    """
+    trial, before = copy.deepcopy(model).cpu().train(), dict[str, Tensor]()
+    for name, module in trial.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: before.update({name: torch.get_rng_state()}))
+        module.register_forward_hook(functools.partial(_refuse_draws, name, before))  # inner ones are asked first
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        trial(torch.zeros((2, 3, height, width), dtype=torch.uint8))
+
+
+def _refuse_draws(name: str, before: dict[str, Tensor], module: nn.Module, *_: object) -> None:
+    if not torch.equal(before[name], torch.get_rng_state()):
+        raise ValueError(
+            f"reproducible: {name} ({type(module).__name__}) draws random numbers, other ones on other workers; "
+            "use --no-reproducible, a backbone that draws none (small), or --freeze-backbone for all epochs"
+        )
 
 
 def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], ranks: Ranks) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,23 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     folder = open_run(config.run.storage, config.run.name)
     config = as_begun(folder, config)
     check_same_run(folder, config, data)
+    _say_threads(config, say)
     return Job(config, data, folder)
 
 
 def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
     """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
     return describe_estimate(config, estimate(config, checked_data(config, say)))
+
+
+def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:
+    """Say where the shell's number of threads is not used, and where a reproducible run of old depends on it."""
+    asked, threads = os.environ.get("OMP_NUM_THREADS"), config.optim.threads
+    if threads and asked not in (None, str(threads)):
+        say(f"OMP_NUM_THREADS={asked} is not used: each worker computes with --threads {threads}")
+    if config.optim.reproducible and not threads:
+        said = f"is {asked}" if asked else "is not set"
+        say(f"threads=0, as earlier versions had it: last bits depend on OMP_NUM_THREADS, which {said}")
 
 
 def checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:

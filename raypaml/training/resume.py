@@ -11,6 +11,7 @@ from raypaml.files import write_whole
 from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
 from raypaml.runs.mirror import Mirror
+from raypaml.runs.random_streams import begin_stream, continue_stream, random_streams
 from raypaml.runs.skips import Reason, write_skipped
 from raypaml.training import rejections
 from raypaml.training.nonfinite import DivergedError
@@ -35,7 +36,10 @@ def restore(worker: Worker) -> None:
     worker.state, worker.corrections = checkpoint.load_checkpoint(
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
-    worker.scheme_state.restore(checkpoint.read_memory(valid[-1]))
+    kept = checkpoint.read_memory(valid[-1])
+    worker.scheme_state.restore(kept)
+    if not continue_stream(kept, worker.ranks):  # of an earlier version, or of another number of workers
+        begin_stream(worker.config.run.seed, worker.ranks.rank, worker.state.epoch, worker.state.step)
     count = worker.ranks.world_size
     worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
 
@@ -95,6 +99,7 @@ def save_state(worker: Worker) -> None:
     worker.now("saving")
     worker.rejections.write(worker.state.epoch, worker.state.step)
     worker.corrections.exchange(worker.ranks)
+    streams = {} if worker.config.optim.reproducible else random_streams(worker.ranks)  # it draws nothing
     if worker.ranks.rank == 0:
         snapshot = take_snapshot(
             worker.state,
@@ -103,7 +108,7 @@ def save_state(worker: Worker) -> None:
             worker.corrections,
             worker.data.splits["train"],
             worker.average,
-            worker.scheme_state.tensors(),
+            worker.scheme_state.tensors() | streams,
             worker.saving.host,
         )
         lines = "".join(json.dumps(record) + "\n" for record in worker.state.history)

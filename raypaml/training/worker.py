@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raypaml.config import TrainConfig
+from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, default_lanes
 from raypaml.explanations.drift import DriftProbe, make_probe
@@ -23,9 +24,10 @@ from raypaml.runs.corrections import Corrections
 from raypaml.runs.kept_features import RUN_FOLDER, Features, keeps_features, open_features
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import build_model, placed, prepare_device
+from raypaml.runs.random_streams import begin_stream
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
-from raypaml.training.gradients import check_reproducible
+from raypaml.training.gradients import check_draws_nothing, check_reproducible
 from raypaml.training.nonfinite import FiniteCheck
 from raypaml.training.rejections import Rejections
 from raypaml.training.saving import Saving
@@ -148,6 +150,8 @@ def build_worker(
         window=config.data.shuffle_window,
         shard_sizes=index.shard_sizes,
     )
+    if config.optim.threads:
+        torch.set_num_threads(config.optim.threads)
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, len(data.vocabulary))
     if config.model.sync_batchnorm:
@@ -158,7 +162,12 @@ def build_worker(
         always_frozen = config.optim.freeze_backbone >= config.optim.epochs
         lane = plan.global_batch_size // plan.lanes
         check_reproducible(model, config.optim.micro_batch_size, lane, always_frozen=always_frozen)
+        if not always_frozen:
+            height, width, _ = Reader(data.shards, index, (), skip_broken=True).shape
+            check_draws_nothing(model, height, width)
         torch.backends.cudnn.deterministic = True
+    if ranks.rank > 0:  # another dropout mask on every rank; the weights above are the same on all
+        begin_stream(config.run.seed, ranks.rank, 0, 0)
     scheme_state = scheme_state_of(config, data)
     scheme_state.live_on(device)
     groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
