@@ -1,0 +1,57 @@
+"""Ctrl-C at the driver: once it asks the workers to stop, twice it ends at once, and says both."""
+
+from __future__ import annotations
+
+import io
+import signal
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raypaml.cluster import ray_train
+from raypaml.recipes import recipe
+from raypaml.reports.progress import Display
+from raypaml.training.job import Job
+
+
+class Mailbox:
+    """Stands for the channel to workers that do not end; each look for news is one more Ctrl-C."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.stops = times, 0
+
+    def take(self) -> list[dict[str, Any]]:
+        if self.left:
+            self.left -= 1
+            signal.raise_signal(signal.SIGINT)
+        return []
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    mailbox, alive = Mailbox(2), SimpleNamespace(start=lambda: None, is_alive=lambda: True, join=lambda _: None)
+    monkeypatch.setattr(ray_train.session, "join", lambda *_: nullcontext())
+    monkeypatch.setattr(ray_train, "gpu_wanted", lambda *_: False)
+    monkeypatch.setattr(ray_train, "claim", lambda *_: None)
+    monkeypatch.setattr(ray_train, "Channel", lambda _: mailbox)
+    monkeypatch.setattr(ray_train.threading, "Thread", lambda **_: alive)
+    said = io.StringIO()
+    job: Any = Job(recipe("digits").override({"name": "r", "storage": "s"}), None, Path("s/r"))  # type: ignore[arg-type]
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as ended, Display(Console(file=said, width=200)) as display:
+        ray_train.fit(job, "raypaml train digits", display)
+    assert ended.value.code == 128 + signal.SIGINT
+    assert mailbox.stops == 1
+    lines = [line for line in said.getvalue().splitlines() if "stop" in line]
+    assert lines == [
+        "stopping after this step, with a checkpoint, or after this part of features; once more to stop at once",
+        "stopped at once; what came after the last checkpoint is lost; continue with: raypaml train digits --name r "
+        "--storage s",
+    ]
+    assert signal.getsignal(signal.SIGINT) == before
