@@ -26,7 +26,7 @@ from raypaml.metrics.average_precision import mean_ap
 from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import load_model, valid_checkpoints
-from raypaml.runs.models import build_model, tested_checkpoint
+from raypaml.runs.models import build_model, placed, prepare_device, tested_checkpoint
 from raypaml.runs.ranks import Ranks
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
@@ -180,7 +180,8 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 def check_map(asked: argparse.Namespace) -> Iterator[Row]:
     """Training here and on the CPU in float32, and the weights trained here, evaluated on both."""
-    config, data = digits_config(asked, precision="float32"), open_folder(data_folder(asked))
+    exact = {"precision": "float32", "matmul_precision": "highest"}
+    config, data = digits_config(asked, **exact), open_folder(data_folder(asked))
     with tempfile.TemporaryDirectory() as folder:
         here, there = Path(folder) / "here", Path(folder) / "there"
         assert train(config, data.path, here, torch.device(asked.device), lambda _: False)
@@ -201,8 +202,9 @@ def check_map(asked: argparse.Namespace) -> Iterator[Row]:
 def validation_map(config: TrainConfig, data: DataFolder, model: CamClassifier, device: str) -> float:
     """The mAP on the validation split, 0..1, computed on this device."""
     ranks = Ranks(0, 1, torch.device(device), None)
+    prepare_device(config.optim, ranks.device)
     sizes = {"lanes": 4, "batch_size": 128, "loader_workers": 0}
-    entries = predict_split(model.to(device), data, "validation", ranks, optim=config.optim, **sizes)
+    entries = predict_split(placed(model, ranks.device), data, "validation", ranks, optim=config.optim, **sizes)
     return float(mean_ap(entries.ap(config.model.alpha, len(data.vocabulary))))
 
 

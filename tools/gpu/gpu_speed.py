@@ -70,6 +70,7 @@ class Steps:
         settings = f"{'bfloat16' if half else 'float32'}, {'compiled, ' if compiled else ''}"
         name = f"{form}, {settings}{images} images, cudnn.benchmark {'on' if benchmark else 'off'}"
         torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision("high" if form == "ours" else "highest")  # our default, and torch's own
         torch.compiler.reset()  # else a second size would be compiled for any size
         backend = ("eager" if self.asked.small else "inductor") if compiled else ""
         wanted = argparse.Namespace(backbone=self.backbone, pixels=self.pixels, images=images, compile=backend)
