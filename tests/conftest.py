@@ -24,6 +24,9 @@ from tests.late_group import late_group
 from tests.openimages_release import Release, make_release
 from tests.processes import CONTEXT
 
+MEASURED = {"seconds", "epoch_seconds", "images_per_second", "data_wait_share", "collective_share"}
+MEASURED |= {"peak_memory_bytes", "model_flop_utilisation"}
+"""What an epoch's record says of the machine, and no second run repeats."""
 TINY = {"train": 96, "validation": 40, "test": 40}
 
 

@@ -27,6 +27,7 @@ from raypaml.search.trials import Trial, random_trials
 from raypaml.search.warmup import AFTER_WARMUP, keep, start_from, warmup_key
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
+from tests.conftest import MEASURED
 
 EPOCHS = 5
 ALPHAS = (1.0, 5.0)
@@ -81,7 +82,7 @@ def left(folder: Path) -> dict[str, Any]:
         path.name: hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest() for path in valid
     }
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found["records"] = [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+    found["records"] = [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
     found |= {path.name: path.read_bytes() for path in (folder / "predictions").rglob("*.parquet")}
     result = json.loads((folder / "result.json").read_text())
     return found | {"result": {k: v for k, v in result.items() if k != "training_seconds"}}

@@ -22,7 +22,7 @@ from raypaml.training import step
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import Worker, build_worker
-from tests.conftest import newest_files, run_distributed
+from tests.conftest import MEASURED, newest_files, run_distributed
 
 CPU = torch.device("cpu")
 REJECTING_EPOCH = 2
@@ -234,7 +234,7 @@ def test_a_stopped_run_continues_exactly(values: dict[str, Any], tiny_digits: Pa
 
 
 def _figures(line: str) -> dict[str, Any]:
-    return {name: value for name, value in json.loads(line).items() if name != "seconds"}
+    return {name: value for name, value in json.loads(line).items() if name not in MEASURED}
 
 
 def test_the_average_is_what_is_evaluated_and_kept(tiny_digits: Path, tmp_path: Path) -> None:
