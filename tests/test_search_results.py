@@ -17,15 +17,17 @@ from rich.console import Console
 from scipy import stats
 
 from raypaml import train as command
+from raypaml.config import EARLIER
 from raypaml.data.data_folder import open_folder
 from raypaml.evaluation.measures import Questions, evaluate_set
 from raypaml.evaluation.parts import open_set
+from raypaml.recipes import recipe
 from raypaml.reports.tables import seed_interval
 from raypaml.search.importance import importance
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_flags import open_queue
-from raypaml.search.search_folder import Outcome, Search, extend, note, open_search, outcome
+from raypaml.search.search_folder import Outcome, Search, as_begun, extend, note, open_search, outcome
 from raypaml.search.search_page import write_search_page
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.search_result import _meaning, conclude_search, trial_table
@@ -55,6 +57,24 @@ def test_a_search_goes_on_with_what_is_left(searched: tuple[Search, list[Trial]]
         "finished", "finished", "stopped", "failed", "planned",
     ]  # fmt: skip
     assert Queue(search, trials).waiting == trials[3:]
+
+
+def test_a_search_that_an_earlier_version_began_goes_on_as_it_began(tmp_path: Path) -> None:
+    search = Search(base=recipe("digits").override({"storage": str(tmp_path)}), spaces=())
+    open_search(search, 4)
+    path = search.folder / "search.json"
+    stored = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(stored | {"question": {k: v for k, v in stored["question"].items() if k not in EARLIER}})
+    )
+    begun = as_begun(search)
+    assert {name: begun.base.flat()[name] for name in EARLIER} == EARLIER
+    assert (begun.folder, open_search(begun, 3)) == (search.folder, 4)
+    other = as_begun(
+        dataclasses.replace(search, base=search.base.override({"name": search.default_name, "threads": 2}))
+    )
+    with pytest.raises(ValueError, match=r"started with threads=0 \(asked: 2\)"):
+        open_search(other, 3)
 
 
 def test_a_folder_is_of_one_question(searched: tuple[Search, list[Trial]], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.files import share
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import Search, extend, open_search, outcome, read_proposed
+from raypaml.search.search_folder import Search, as_begun, extend, open_search, outcome, read_proposed
 from raypaml.search.spaces import SUGGESTED, check_spaces, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
@@ -74,7 +74,7 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
         suggested = suggest(data.splits["train"], data.splits["validation"], config).space(unit)
     spaces = parse_search(asked.search, config, known, suggested)
     check_spaces(spaces, config)
-    return Search(
+    search = Search(
         base=config,
         spaces=tuple(spaces),
         searcher=asked.searcher,
@@ -82,6 +82,7 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
         points=asked.points,
         early=asked.early,
     )
+    return as_begun(search)
 
 
 def plan_trials(search: Search, count: int) -> list[Trial]:

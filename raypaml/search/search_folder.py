@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.files import whole, write_json
 from raypaml.recipes import recipe
 from raypaml.runs.run_folder import read_history
@@ -66,8 +66,10 @@ class Search:
 
     @property
     def default_name(self) -> str:
-        """Of the question alone, so that the same command finds it again."""
-        digest = hashlib.sha256(json.dumps(self.question, sort_keys=True).encode()).hexdigest()[:6]
+        """Of the question alone, so that the same command finds it again; also where an earlier version began it."""
+        usual = TrainConfig().flat()
+        said = {k: v for k, v in self.question.items() if k not in EARLIER or v != usual[k]}
+        digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:6]
         return f"search-{self.base.recipe}-{'-'.join(self.fields)}-{digest}"
 
     def progress(self, record: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +91,16 @@ class Search:
         return self.folder / "warmups" / warmup_key(self.config(trial))
 
 
+def as_begun(search: Search) -> Search:
+    """The search with what it had before some settings existed, where an earlier version began it."""
+    path = search.folder / "search.json"
+    if not path.is_file():
+        return search
+    stored, usual, asked = json.loads(path.read_text())["question"], TrainConfig().flat(), search.base.flat()
+    had = {k: v for k, v in EARLIER.items() if k not in stored and asked[k] == usual[k]}
+    return dataclasses.replace(search, base=search.base.override({"name": search.folder.name, **had}))
+
+
 def open_search(search: Search, trials: int) -> int:
     """Claim or find the search's folder; returns how many trials it was last asked for, `trials` if it is new.
 
@@ -104,11 +116,12 @@ def open_search(search: Search, trials: int) -> int:
         write_json(path, {"question": question, "trials": trials})
         return trials
     stored = json.loads(path.read_text())
-    changed = [k for k in question if stored["question"].get(k) != question[k]]
+    before = EARLIER | stored["question"]  # it had these before they were settings
+    changed = [k for k in question if before.get(k) != question[k]]
     if changed:
         first = changed[0]
         raise ValueError(
-            f"{search.folder}: started with {first}={stored['question'].get(first)} (asked: {question[first]}); "
+            f"{search.folder}: started with {first}={before.get(first)} (asked: {question[first]}); "
             "give this search another --name"
         )
     return int(stored["trials"])
