@@ -31,7 +31,7 @@ def train_here(rank: int, world_size: int, settings: TrainConfig, data: Path, ru
     torch.set_num_threads(1)
 
     def report(event: dict[str, Any]) -> bool:
-        if "record" in event or "event" in event or stop_at is None:
+        if "step" not in event or stop_at is None:
             return False
         return bool(event["epoch"] * event["steps"] + event["step"] >= stop_at)
 
