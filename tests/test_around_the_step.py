@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raypaml.runs import ranks
-from raypaml.runs.models import update_average
+from raypaml.runs.models import copy_buffers, update_average
 from raypaml.training.step import train_step
 from tests.conftest import run_distributed
 from tests.test_step import config, reader_of, worker_for
@@ -23,6 +23,7 @@ def test_the_average_moves_to_the_bit_as_tensor_by_tensor() -> None:
     pairs = zip(average.parameters(), model.parameters(), strict=True)
     expected = [mine.detach().lerp(other, 1 - 1 / 10) for mine, other in pairs]
     update_average(average, model, 0.9, 0)
+    copy_buffers(average, model)
     assert all(map(torch.equal, average.parameters(), expected))
     assert all(map(torch.equal, average.buffers(), model.buffers()))
 

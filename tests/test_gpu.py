@@ -26,6 +26,7 @@ from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.models import build_model
 from raypaml.training.loop import train
+from raypaml.training.nonfinite import DivergedError
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import Worker, build_worker
 
@@ -108,6 +109,27 @@ def test_no_step_waits(scheme: str, tiny_digits: Path) -> None:
     with waiting_for_nothing():
         train_step(worker, batch)
     settle(worker)
+
+
+@pytest.mark.parametrize("values", [{"nonfinite": "skip", "skip_budget": 0.5}, {"nonfinite": "rollback"}], ids=str)
+def test_no_step_waits_to_know_whether_it_is_finite(values: dict[str, Any], tiny_digits: Path) -> None:
+    worker = gpu_worker(tiny_digits, scheme="ll_cp", history=True, ema=0.9, clip_gradient=1.0, **values)
+    batches = [pinned(worker, number) for number in range(3)]
+    train_step(worker, batches[0])
+    with waiting_for_nothing():
+        train_step(worker, batches[1])
+    weights = [weight.detach().clone() for weight in worker.model.parameters()]
+    with torch.no_grad():
+        worker.model.head.bias[0] = torch.nan  # from here on nothing changes
+    train_step(worker, batches[2])
+    pairs = zip(weights, worker.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs if other is not worker.model.head.bias)
+    if values["nonfinite"] == "skip":
+        settle(worker)
+        assert len(worker.skipped) == len(batches[2].rows)
+    else:
+        with pytest.raises(DivergedError, match="logits are not finite"):
+            settle(worker)
 
 
 @pytest.mark.parametrize("values", [{"precision": "auto"}, {"micro_batch_size": 8}], ids=str)

@@ -30,7 +30,7 @@ from raypaml.runs import transfer
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.transfer import HostCopy
 from raypaml.training import scheme_state, step
-from raypaml.training.nonfinite import FiniteCheck
+from raypaml.training.nonfinite import DivergedError, FiniteCheck
 from raypaml.training.rejections import Rejections
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import Worker, build_worker
@@ -125,6 +125,7 @@ class Machine:
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.step, self._pinned, self._began = 0, list[Tensor](), dict[int, int]()
+        self.diverged = False
         patch.setattr(Tensor, "is_pinned", lambda tensor: self.pinned(tensor))
         patch.setattr(Tensor, "pin_memory", lambda tensor: self.pin(tensor.clone()))
         patch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None))
@@ -132,7 +133,7 @@ class Machine:
         patch.setattr(torch.autograd, "grad", _grad)
         patch.setattr(Tensor, "backward", _backward)
         patch.setattr(step, "check_labels", _on_the_host)
-        patch.setattr(FiniteCheck, "_bad", lambda check: check.finite.wait() and [])
+        patch.setattr(FiniteCheck, "said", lambda check: check.finite.wait() and "")
         begin = HostCopy.of
         patch.setattr(HostCopy, "of", lambda tensor: self._begun(begin(tensor)))
         patch.setattr(HostCopy, "wait", lambda copy: self._wait(copy))
@@ -151,7 +152,7 @@ class Machine:
 
     def _wait(self, copy: HostCopy) -> Any:
         assert self._began[id(copy._values)] < self.step, "waited for in the step that began it"
-        return SimpleNamespace(numpy=lambda: np.ones(copy._values.shape, bool))
+        return SimpleNamespace(numpy=lambda: np.ones(copy._values.shape, bool), tolist=lambda: [self.diverged, False])
 
 
 @contextmanager
@@ -195,9 +196,10 @@ def training(tiny_digits: Path) -> Training:
     return Training(mode, worker, [reader[0], reader[1]])
 
 
-def waits(training: Training, patch: pytest.MonkeyPatch, **values: Any) -> list[str]:
+def waits(training: Training, patch: pytest.MonkeyPatch, *, diverged: bool = False, **values: Any) -> list[str]:
     """What the host would wait for in two steps with these settings."""
     machine, worker, data = Machine(patch), training.worker, training.worker.data
+    machine.diverged = diverged
     settings = worker.config.override(values)
     worker = dataclasses.replace(
         worker,
@@ -205,6 +207,8 @@ def waits(training: Training, patch: pytest.MonkeyPatch, **values: Any) -> list[
         scheme_state=scheme_state.scheme_state_of(settings, data),
         corrections=Corrections(len(data.vocabulary), np.arange(500)),
         rejections=Rejections(Path("nowhere"), data.splits["train"], 0),
+        skipped=[],
+        finite_check=None,
     )
     with training.mode:
         worker.scheme_state.live_on(CUDA)
@@ -216,6 +220,7 @@ def waits(training: Training, patch: pytest.MonkeyPatch, **values: Any) -> list[
                 train_step(worker, batch)
             machine.step += 1
             settle(worker)
+    assert len(worker.skipped) == diverged * sum(len(batch.rows) for batch in training.batches)
     return waiting.found
 
 
@@ -229,6 +234,20 @@ def _priors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("scheme", scheme_names())
 def test_no_scheme_waits(scheme: str, training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(training, monkeypatch, scheme=scheme) == []
+
+
+@pytest.mark.parametrize("scheme", ["ll_cp", "ignore", "em_apl", "role"])  # with corrections, and each state
+@pytest.mark.parametrize("values", [{"nonfinite": "skip"}, {"nonfinite": "skip", "diverged": True}], ids=str)
+def test_skipping_does_not_wait(
+    scheme: str, values: dict[str, Any], training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert waits(training, monkeypatch, scheme=scheme, skip_budget=0.5, **values) == []
+
+
+def test_rolling_back_does_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waits(training, monkeypatch, scheme="ll_cp", nonfinite="rollback") == []
+    with pytest.raises(DivergedError, match="rank 0, epoch 2, step 0: logits of another rank are not finite"):
+        waits(training, monkeypatch, nonfinite="rollback", diverged=True)
 
 
 def test_micro_batches_do_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def placed(model: CamClassifier, device: torch.device) -> CamClassifier:
 
 @torch.no_grad()
 def update_average(average: CamClassifier, model: CamClassifier, decay: float, steps: int) -> None:
-    """Move an average of the weights one step towards the model's; statistics of BatchNorm are copied.
+    """Move an average of the weights one step towards the model's; its buffers follow by `copy_buffers`.
 
     Args:
         decay: the average's share, < 1; after few steps at most `(1 + steps) / (10 + steps)`, for the first weights
@@ -117,6 +117,10 @@ def update_average(average: CamClassifier, model: CamClassifier, decay: float, s
     share = 1 - min(decay, (1 + steps) / (10 + steps))
     # a few launches on a GPU, where one for each tensor were 628 of a ResNet-101
     torch._foreach_lerp_([*average.parameters()], [*model.parameters()], share)
+
+
+def copy_buffers(average: CamClassifier, model: CamClassifier) -> None:
+    """Give the average the model's buffers, such as the statistics of BatchNorm."""
     for kind in {buffer.dtype for buffer in model.buffers()}:
         mine, current = ([each for each in one.buffers() if each.dtype == kind] for one in (average, model))
         torch._foreach_copy_(mine, current)

@@ -63,7 +63,7 @@ def _refuse_draws(name: str, before: dict[str, Tensor], module: nn.Module, *_: o
 
 
 def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], ranks: Ranks) -> None:
-    """Set every parameter's gradient to the exactly rounded sum over all lanes of all ranks.
+    """Set every parameter's gradient to the exactly rounded sum over all lanes of all ranks; NaN if one is not finite.
 
     Args:
         model: its parameters that learn gave the logits.
@@ -76,12 +76,12 @@ def add_exactly(model: nn.Module, lanes: Iterable[tuple[Tensor, Tensor]], ranks:
     largest = torch.zeros(len(parameters), dtype=torch.float64, device=ranks.device)
     for lane in found:
         largest = largest.maximum(torch.stack([gradient.abs().amax() for gradient in lane]).double())
+    largest = largest.nan_to_num(torch.inf, posinf=torch.inf)  # a maximum over ranks may lose NaN
     if ranks.group is not None:
         all_reduce(largest, ranks.group, dist.ReduceOp.MAX)
-    if not largest.isfinite().all():
-        raise FloatingPointError(f"rank {ranks.rank}: gradients are not finite; lower lr")
     _, exponent = torch.frexp(largest)
     unit = torch.ldexp(torch.ones_like(largest), exponent - BITS)
+    unit = torch.where(largest.isfinite(), unit, torch.nan)
     unit = unit.repeat_interleave(torch.tensor(sizes, device=ranks.device))
     total = torch.zeros(sum(sizes), dtype=torch.int64, device=ranks.device)
     for lane in found:

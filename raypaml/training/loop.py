@@ -11,13 +11,13 @@ import torch
 
 from raypaml.collectives import CLOCK
 from raypaml.config import TrainConfig
-from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.batches import Reader, read
 from raypaml.evaluation.predicting import predict_split
 from raypaml.evaluation.prediction_plan import EVALUATION_BATCHES
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
-from raypaml.runs.skips import Reason, check_budget, gather, named, seen_together
+from raypaml.runs.skips import check_budget, gather, named, seen_together
 from raypaml.training.epoch_record import add_up, epoch_record, state_totals
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
@@ -48,7 +48,6 @@ from raypaml.training.worker import (
 
 REPORT_SECONDS = 1.0
 """Between two agreements on progress, about: reporting costs no collective per step, a signal is heard soon."""
-NOT_FINITE: Reason = "was in a step that was not finite"
 
 
 def train(
@@ -146,7 +145,7 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
             worker.skipped += batch.skipped
             batch = seen_together(batch, worker.ranks)
         if batch.global_rows:
-            _train_step(worker, batch)
+            train_step(worker, batch)
         step_done()
         state.step += 1
         since += 1
@@ -167,25 +166,10 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
     return True
 
 
-def _train_step(worker: Worker, batch: Batch) -> None:
-    """A step; with nonfinite=skip, all of its samples are skipped where it is not finite on some rank."""
-    if worker.config.run.nonfinite != "skip":
-        train_step(worker, batch)
-        return
-    buffers = [buffer.clone() for buffer in worker.model.buffers()]  # what BatchNorm saw goes too
-    try:
-        train_step(worker, batch)
-    except DivergedError as error:
-        for buffer, before in zip(worker.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        worker.skipped += [(row, NOT_FINITE) for row in batch.rows.tolist()]
-        worker.report({"event": f"{error}; its {batch.global_rows} samples are skipped"})
-
-
 def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     """Add up what all ranks counted in these steps and seconds, report it; what anyone was asked for."""
     state, ranks = worker.state, worker.ranks
-    settle(worker)  # before anything of this step is reported or saved
+    settle(worker)  # before anything of this step is counted, reported or saved
     hear_of_saving(worker)
     state.seconds += seconds
     times = [seconds, worker.data_seconds, CLOCK.take()]

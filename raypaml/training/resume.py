@@ -46,7 +46,7 @@ def restore(worker: Worker) -> None:
 
 def roll_back(worker: Worker, error: DivergedError) -> Worker:
     """A new worker at the last checkpoint; the error again where it is not the first at this step."""
-    if worker.place in worker.rolled_back:
+    if error.place in worker.rolled_back:
         raise FloatingPointError(f"{error}; again, after going back to the last checkpoint") from None
     worker.report({"event": f"{error}; going back to the last checkpoint"})
     settle_saving(worker)
@@ -54,7 +54,7 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
     ranks.barrier()  # it is there for all
     fresh = build_worker(worker.config, worker.data.address, worker.run_folder, ranks.device, worker.report)
     fresh.saving = worker.saving
-    fresh.rolled_back = worker.rolled_back | {worker.place}
+    fresh.rolled_back = worker.rolled_back | {error.place}
     restore(fresh)
     return fresh
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,20 @@ from torch import Tensor, nn
 from raypaml.collectives import CLOCK
 from raypaml.data.batches import Batch
 from raypaml.data.plan import lane_slices
-from raypaml.labels import POSITIVE, UNOBSERVED
-from raypaml.losses.large_loss import check_labels
+from raypaml.losses.large_loss import check_labels, finite_rows
 from raypaml.losses.scheme_losses import StepContext, scheme_loss
-from raypaml.losses.schemes import read_settings, scheme_of
-from raypaml.runs.models import autocast, update_average
-from raypaml.runs.transfer import send
+from raypaml.losses.schemes import read_settings
+from raypaml.runs.models import autocast, copy_buffers
+from raypaml.runs.transfer import HostCopy, send
 from raypaml.training.gradients import add_exactly, lay_out_gradients
-from raypaml.training.nonfinite import FiniteCheck, check_gradients
+from raypaml.training.nonfinite import (
+    Buffers,
+    DivergenceCheck,
+    DoubtfulStep,
+    FiniteCheck,
+    check_gradients,
+)
+from raypaml.training.outcome import StepOutcome, keep_outcome, skip_outcome
 from raypaml.training.worker import COMPILING, Worker
 
 WARMUP_STEPS = 100
@@ -39,7 +46,8 @@ def train_step(worker: Worker, batch: Batch) -> None:
     goes through the network uncompiled, and is not padded, for BatchNorm and the loss would see that.
 
     Raises:
-        FloatingPointError: logits are not finite; with nonfinite=skip or rollback DivergedError, on every rank at once.
+        FloatingPointError: logits are not finite, on a GPU those of the step before.
+        DivergedError: with nonfinite=rollback, the step before was not finite on some rank; on every rank at once.
     """
     if not worker.config.optim.compile:
         _step(worker, batch)
@@ -59,26 +67,28 @@ def _step(worker: Worker, batch: Batch) -> None:
     sent, pieces = _send(worker, batch), _pieces(worker, batch)
     images, labels = sent.images, sent.labels
     twice = config.optim.micro_batch_size > 0 and len(pieces) > 1
+    careful = config.run.nonfinite != "stop"
+    buffers = Buffers(worker.model) if careful else None
 
     # --- Forward ----------------------------------------------------------------------------------------------
     with _without_gradients(worker.model) if twice else nullcontext():
         outputs = [_forward(worker, images[piece]) for piece in pieces]
-    logits = torch.cat([*outputs, _no_logits(worker)]).detach().requires_grad_()
+    logits = torch.cat([*outputs, _no_logits(worker)]).detach()
     settle(worker)
-    where = f"rank {ranks.rank}, {worker.place}"
-    finite_check = FiniteCheck.about(logits, batch.keys, where)
-    careful = config.run.nonfinite != "stop"
+    finite = finite_rows(logits)
+    finite_check = FiniteCheck(HostCopy.of(finite), batch.keys, f"rank {ranks.rank}, {worker.place}")
     if careful:
-        finite_check.settle_together(ranks)
+        logits = logits.masked_fill(~finite[:, None], 0.0)  # the loss takes finite ones only
     else:
         worker.finite_check = finite_check
         if ranks.device.type == "cpu":
             settle(worker)
+    logits.requires_grad_()
 
     # --- Rejection and loss -----------------------------------------------------------------------------------
     loss, rejected = _loss(worker, batch, logits, labels)
 
-    # --- Gradients and update ---------------------------------------------------------------------------------
+    # --- Gradients --------------------------------------------------------------------------------------------
     (gradient,) = torch.autograd.grad(loss, logits)
     worker.optimizer.zero_grad(set_to_none=True)
 
@@ -88,6 +98,8 @@ def _step(worker: Worker, batch: Batch) -> None:
     if config.optim.reproducible:
         lanes = ((output(number), gradient[piece]) for number, piece in enumerate(pieces))
         add_exactly(worker.model, lanes, ranks)
+        if not careful:
+            check_gradients(worker.model, finite_check.where)
     else:
         for number, piece in enumerate(pieces):
             with _gradients_stay(worker) if number < len(pieces) - 1 else nullcontext():
@@ -95,24 +107,28 @@ def _step(worker: Worker, batch: Batch) -> None:
                 output(number).backward(gradient[piece] * ranks.world_size)  # type: ignore[no-untyped-call]
         CLOCK.arrive(ranks.device)
         lay_out_gradients(worker.model)
-    if careful:
-        check_gradients(worker.model, where)
 
-    # --- What the scheme keeps --------------------------------------------------------------------------------
-    if scheme_of(config.loss.scheme).corrects:
-        worker.corrections.add(batch.rows, rejected)
-    if config.run.history:
-        worker.rejections.add(batch.rows, rejected)
-    worker.scheme_state.note(batch.rows, labels, logits, ranks, batch.global_rows)
-    _update(worker)
-    _count(worker, batch, sent, loss.detach(), rejected)
+    # --- Update, and what is kept -----------------------------------------------------------------------------
+    outcome = _outcome(worker, batch, sent, logits, loss, rejected)
+    if buffers is None:
+        _update(worker)
+        keep_outcome(worker, outcome)
+    else:
+        check = DivergenceCheck.about(finite_check, finite, worker.model, ranks, worker.place)
+        _update_where_finite(worker, buffers, check.bad.any())
+        left_out = partial(skip_outcome, worker, outcome) if config.run.nonfinite == "skip" else None
+        worker.finite_check = DoubtfulStep(check, partial(keep_outcome, worker, outcome), left_out)
 
 
 def settle(worker: Worker) -> None:
-    """Raise FloatingPointError if the logits of the last step turn out not to be finite."""
-    if worker.finite_check is not None:
-        worker.finite_check.settle()
-        worker.finite_check = None
+    """Finish the last step, once it is known whether it was finite.
+
+    Raises:
+        FloatingPointError: it was not; DivergedError with nonfinite=rollback. With nonfinite=skip it is left out.
+    """
+    check, worker.finite_check = worker.finite_check, None
+    if check is not None:
+        check.settle()
 
 
 @dataclass(frozen=True)
@@ -198,12 +214,32 @@ def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple
     return scheme_loss(config.scheme, logits, labels, context)
 
 
+def _outcome(worker: Worker, batch: Batch, sent: _Sent, logits: Tensor, loss: Tensor, rejected: Tensor) -> StepOutcome:
+    return StepOutcome(
+        rows=batch.rows,
+        global_rows=batch.global_rows,
+        labels=sent.labels,
+        truth=None if batch.truth is None else sent.truth,
+        logits=logits.detach(),
+        loss=loss.detach(),
+        rejected=rejected,
+        steps_done=worker.steps_done,
+    )
+
+
+def _update_where_finite(worker: Worker, buffers: Buffers, diverged: Tensor) -> None:
+    """The same as `_update`, but nothing changes where a scalar of the device says that the step is not finite."""
+    buffers.restore_where(diverged)
+    worker.optimizer.found_inf = diverged.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it
+    _update(worker)
+
+
 def _update(worker: Worker) -> None:
-    """One step of the optimizer, and of the weights' average where there is one."""
-    optim, state = worker.config.optim, worker.state
+    """One step of the optimizer."""
+    optim = worker.config.optim
     if optim.clip_gradient:
         nn.utils.clip_grad_norm_(worker.model.parameters(), optim.clip_gradient)
-    done = state.epoch * worker.plan.steps + state.step
+    done = worker.steps_done
     scale = 1.0
     if optim.lr_schedule == "trapezoid":
         left = 1 - done / (optim.epochs * worker.plan.steps)
@@ -212,15 +248,5 @@ def _update(worker: Worker) -> None:
     backbone["lr"] = optim.lr * scale
     head["lr"] = optim.lr * optim.head_lr_mult * scale
     worker.optimizer.step()
-    if worker.average is not None:
-        update_average(worker.average, worker.model, optim.ema, done)
-
-
-def _count(worker: Worker, batch: Batch, sent: _Sent, loss: Tensor, rejected: Tensor) -> None:
-    counts = [loss * batch.global_rows, loss.new_full((), len(batch.rows)), rejected.sum()]
-    if batch.truth is not None:
-        missed = (sent.labels == UNOBSERVED) & (sent.truth == POSITIVE)
-        counts += [(rejected & missed).sum(), missed.sum()]
-    else:
-        counts += [loss.new_zeros(()), loss.new_zeros(())]
-    worker.tally += torch.stack([count.double() for count in counts])
+    if worker.average is not None:  # now, for the next forward pass changes them again
+        copy_buffers(worker.average, worker.model)

@@ -28,7 +28,7 @@ from raypaml.runs.random_streams import begin_stream
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
 from raypaml.training.gradients import check_draws_nothing, check_reproducible
-from raypaml.training.nonfinite import FiniteCheck
+from raypaml.training.nonfinite import DoubtfulStep, FiniteCheck
 from raypaml.training.rejections import Rejections
 from raypaml.training.saving import Saving
 from raypaml.training.scheme_state import SchemeState, scheme_state_of
@@ -91,8 +91,8 @@ class Worker:
     """On rank 0, if the run has a reference."""
     features: dict[str, Features] = field(default_factory=dict)
     """Of `train` and `validation`, while the backbone is frozen and they are kept."""
-    finite_check: FiniteCheck | None = None
-    """Of the last step's logits."""
+    finite_check: FiniteCheck | DoubtfulStep | None = None
+    """Of the last step: its logits; with nonfinite=skip or rollback also its gradients, and what is then to be done."""
     compiled: bool = False
     """Whether a whole batch has gone through the compiled network."""
     report_steps: int = 1
@@ -117,6 +117,11 @@ class Worker:
         """Report a line for people."""
         self.now(text)
         self.report({"event": text})
+
+    @property
+    def steps_done(self) -> int:
+        """Steps since training began, before the one that it is at."""
+        return self.state.epoch * self.plan.steps + self.state.step
 
     @property
     def place(self) -> str:
