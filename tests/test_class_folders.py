@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 from PIL import Image
 
 from raypaml.data.data_folder import open_folder
-from raypaml.preparation.formats.class_folders import Layout, read_folder
+from raypaml.inference.pictures import find_pictures
+from raypaml.preparation.formats.class_folders import read_folder
 from raypaml.preparation.formats.common import Source
+from raypaml.preparation.formats.folder_layouts import Layout
 from raypaml.shard import main
 from tests.shard_tool import ledger
 
@@ -72,6 +75,21 @@ LAYOUTS: dict[str, tuple[list[str], Placed]] = {
         ["bird/1.jpg", "train/1.jpg"],
         {"train": {"bird/1.jpg": "bird", "train/1.jpg": "train"}},
     ),
+    "splits of a year": (
+        ["train2017/cat/1.jpg", "val2017/cat/1.jpg"],
+        {"train": {"train2017/cat/1.jpg": "cat"}, "validation": {"val2017/cat/1.jpg": "cat"}},
+    ),
+    "splits in words": (
+        ["Training Set/cat/1.jpg", "testset/dog/2.jpg", "test_images/cat/3.jpg"],
+        {
+            "train": {"Training Set/cat/1.jpg": "cat"},
+            "test": {"test_images/cat/3.jpg": "cat", "testset/dog/2.jpg": "dog"},
+        },
+    ),
+    "classes with words of splits": (
+        ["bullet train/1.jpg", "bus/1.jpg", "photos/1.jpg"],
+        {"train": {"bullet train/1.jpg": "bullet train", "bus/1.jpg": "bus", "photos/1.jpg": "photos"}},
+    ),
     "a class called train in a split": (
         ["train/bird/1.jpg", "train/train/1.jpg"],
         {"train": {"train/bird/1.jpg": "bird", "train/train/1.jpg": "train"}},
@@ -110,7 +128,52 @@ TWO_WAYS: dict[str, tuple[list[str], str, dict[Layout, list[str]]]] = {
     "a folder around it": (
         ["animals/cat/1.jpg", "animals/dog/1.jpg", "__MACOSX/animals/._1.jpg"],
         "all images lie in animals, with animals/cat, animals/dog",
-        {"class": ["animals"]},
+        {"class": ["animals"], "any/class": ["cat", "dog"]},
+    ),
+    "a folder around splits": (
+        ["images/train/cat/1.jpg", "images/val/dog/1.jpg"],
+        "images/train, images/val may be splits below what is no split",
+        {"any/split/class": ["cat", "dog"]},
+    ),
+    "splits with another word": (
+        ["seg_train/seg_train/cat/1.jpg", "seg_test/seg_test/dog/1.jpg", "seg_pred/seg_pred/9.jpg"],
+        "seg_test, seg_train may be splits with folders of classes, or classes as seg_pred",
+        {"class": ["seg_pred", "seg_test", "seg_train"], "split/any/class": ["cat", "dog"]},
+    ),
+    "splits of a year without classes": (
+        ["train2017/1.jpg", "val2017/2.jpg"],
+        "images lie directly in train2017, val2017, named like splits",
+        {"class": ["train2017", "val2017"]},
+    ),
+    "splits by a name of their own": (
+        ["fold_a/cat/1.jpg", "fold_a/dog/1.jpg", "fold_b/cat/1.jpg"],
+        "fold_a/cat, fold_b/cat: the folders with the same names may be classes",
+        {"class": ["fold_a", "fold_b"], "any/class": ["cat", "dog"]},
+    ),
+    "a folder of images in each split": (
+        ["train/images/cat/1.jpg", "train/images/dog/2.jpg", "val/images/cat/1.jpg"],
+        "within the splits all images lie in images, with images/cat, images/dog",
+        {"split": ["images"], "split/any/class": ["cat", "dog"]},
+    ),
+    "YOLO": (
+        ["train/images/1.jpg", "train/labels/1.txt", "val/images/2.jpg", "val/labels/2.txt"],
+        r"all images lie in images, which is hardly a class; .* raypaml shard table FILE",
+        {"split": ["images"]},
+    ),
+    "YOLO without splits": (
+        ["images/1.jpg", "labels/1.txt"],
+        r"all images lie in images, which is hardly a class; .* raypaml shard table FILE",
+        {"class": ["images"]},
+    ),
+    "images without classes in one split": (
+        ["train/cat/1.jpg", "train/dog/2.jpg", "test/images/3.jpg"],
+        "in test all images lie in images, which is hardly a class",
+        {"split": ["cat", "dog", "images"]},
+    ),
+    "splits in splits": (
+        ["train/train/cat/1.jpg", "val/val/dog/1.jpg"],
+        "within the splits train, val may be splits with folders of classes",
+        {"split/any/class": ["cat", "dog"]},
     ),
 }
 
@@ -122,6 +185,16 @@ def test_what_can_be_read_in_two_ways_is_refused_until_it_is_said(case: str, tmp
     with pytest.raises(ValueError, match=f"{message}.*say --layout class .* or --layout split"):
         read_folder(tmp_path)
     assert {layout: list(read_folder(tmp_path, layout).classes.class_ids) for layout in said} == said
+
+
+def test_the_split_above_another_folder_is_that_of_its_name(tmp_path: Path) -> None:
+    made(tmp_path, ["seg_train/seg_train/cat/1.jpg", "seg_test/seg_test/cat/2.jpg", "seg_pred/seg_pred/9.jpg"])
+    source = read_folder(tmp_path, "split/any/class")
+    assert placed(source) == {
+        "train": {"seg_train/seg_train/cat/1.jpg": "cat"},
+        "test": {"seg_test/seg_test/cat/2.jpg": "cat"},
+    }
+    assert reasons(source) == {"seg_pred/seg_pred/9.jpg": "no_class_folder"}
 
 
 def test_a_layout_that_is_not_there(tmp_path: Path) -> None:
@@ -156,6 +229,26 @@ def test_files_that_are_not_taken_have_a_reason_each(tmp_path: Path) -> None:
         "val/cat/notes.txt",
         "val/loose.jpg",
     }
+
+
+SYSTEM_FILES = [
+    "@eaDir/1.jpg/THUMB_M.jpg",
+    "cat/@eaDir/1.jpg",
+    "$RECYCLE.BIN/9.jpg",
+    "lost+found/9.jpg",
+    "#recycle/9.jpg",
+]
+SYSTEM_FILES += ["System Volume Information/9.jpg", "cat/Thumbs.db", "dog/desktop.ini", "train/__pycache__/9.jpg"]
+
+
+def test_what_systems_put_beside_images_is_hidden_to_preparation_and_prediction(tmp_path: Path) -> None:
+    source = read_folder(made(tmp_path, ["cat/1.jpg", "dog/2.jpg", *SYSTEM_FILES]))
+    assert placed(source) == {"train": {"cat/1.jpg": "cat", "dog/2.jpg": "dog"}}
+    assert reasons(source) == dict.fromkeys(SYSTEM_FILES, "hidden")
+    passed_over = Counter[str]()
+    found = [Path(picture.name) for picture in find_pictures([str(tmp_path)], passed_over=passed_over)]
+    assert found == [tmp_path / "cat/1.jpg", tmp_path / "dog/2.jpg"]
+    assert not passed_over
 
 
 def test_names_that_are_no_text_are_counted(tmp_path: Path) -> None:

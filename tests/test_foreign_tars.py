@@ -160,13 +160,14 @@ NAMES: dict[str, tuple[list[tuple[str, bytes | None]], list[str], dict[str, list
     "hidden": (
         [
             *(("._a.jpg", b"x"), (".DS_Store", b"x"), ("a.jpg", JPEG), ("a.cls", b"0"), ("__MACOSX/._a.jpg", b"x")),
-            *(("x/._b.jpg", b"x"), (".ipynb_checkpoints/a-checkpoint.cls", b"0")),
+            *(("x/._b.jpg", b"x"), (".ipynb_checkpoints/a-checkpoint.cls", b"0"), ("@eaDir/a.jpg", b"x")),
+            ("Thumbs.db", b"x"),
         ],
         ["a"],
         {
             "hidden": [
                 *("t.tar: ._a.jpg", "t.tar: .DS_Store", "t.tar: __MACOSX/._a.jpg", "t.tar: x/._b.jpg"),
-                "t.tar: .ipynb_checkpoints/a-checkpoint.cls",
+                *("t.tar: .ipynb_checkpoints/a-checkpoint.cls", "t.tar: @eaDir/a.jpg", "t.tar: Thumbs.db"),
             ]
         },
     ),

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from raypaml.data.hidden_files import is_hidden
 from raypaml.data.label_forms import OWN, LabelForm
 
 KEY = re.compile(r"[0-9A-Za-z_-]+")
@@ -141,7 +142,7 @@ def _passed_over(member: tarfile.TarInfo) -> str:
     parts = [part for part in member.name.split("/") if part not in ("", ".", "..")]
     if member.isdir():
         return "folder"
-    if "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+    if is_hidden(member.name):
         return "hidden"
     if _META.match(member.name.removeprefix("./")):
         return "of WebDataset itself"

@@ -14,6 +14,7 @@ from PIL import Image
 from pyarrow import fs
 
 from raypaml.data.colours import WHITE, check_background
+from raypaml.data.hidden_files import is_hidden
 from raypaml.data.image_files import IMAGE_SUFFIXES, opened, shrink_early
 from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
@@ -132,7 +133,7 @@ def _files(folder: Location) -> list[str]:
     found = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)), f"{folder}")
     files = sorted(info.path for info in found if info.type == fs.FileType.File)
     inner = [file.removeprefix(path).lstrip("/") for file in files]
-    return [str(folder / name) for name in inner if not any(part.startswith(".") for part in name.split("/"))]
+    return [str(folder / name) for name in inner if not is_hidden(name)]
 
 
 def _members(address: str) -> list[Picture]:

@@ -1,35 +1,28 @@
 """One's own images in folders named by class: which file is an image of which class and split, and why others are not.
 
-Two layouts are read, CLASS/IMAGE and SPLIT/CLASS/IMAGE; below a folder of a class an image may lie at any depth. Where
-a folder can be read in both ways, it is refused and both are named; `--layout` says which one is meant.
+CLASS/IMAGE and SPLIT/CLASS/IMAGE are read by the folders' names (`folder_layouts.py`), other layouts where `--layout`
+names them; below a folder of a class an image may lie at any depth.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from heapq import heappop, heappush
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 import numpy as np
 
+from raypaml.data.hidden_files import is_hidden
 from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.data.shards import SPLITS
-from raypaml.preparation.findings import EXAMPLES, Findings
+from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Skipped, Source, SourceSplit, classes_of
-from raypaml.preparation.split_names import split_named
-
-LAYOUTS = ("class", "split")
-Layout = Literal["", "class", "split"]
-"""class: CLASS/IMAGE; split: SPLIT/CLASS/IMAGE; empty: what the folder's names tell, if they tell one of them."""
-
-Place = tuple[str, str]
-"""The split and the class of an image."""
+from raypaml.preparation.formats.folder_layouts import LAYOUTS, Layout, layout_of, levels, placed_at, split_of
 
 
 def read_folder(folder: Path, layout: Layout = "") -> Source:
-    """Read CLASS/IMAGE, or SPLIT/CLASS/IMAGE: one label an image, complete.
+    """Read images in folders named by class: one label an image, complete.
 
     Every file that is not taken is in `skipped` of the result, with its reason.
 
@@ -38,11 +31,12 @@ def read_folder(folder: Path, layout: Layout = "") -> Source:
     """
     reasons, again = files_below(folder)
     images = sorted((file for file, reason in reasons.items() if not reason), key=lambda file: file.split("/"))
-    named = layout or _layout_of(folder, images)
-    places = {file: place for file in images if (place := _place(file, named))}
+    named = layout or layout_of(folder, images)
+    places = {file: found for file in images if (found := placed_at(file, named))}
     _check_links(folder, again, named)
     if not places:
-        raise ValueError(f"{folder}: no images in folders named by class; expected CLASS/IMAGE or SPLIT/CLASS/IMAGE")
+        expected = LAYOUTS[layout] if layout else "CLASS/IMAGE or SPLIT/CLASS/IMAGE"
+        raise ValueError(f"{folder}: no images in folders named by class; expected {expected}")
     reasons |= dict.fromkeys(set(images) - set(places), "no_class_folder")
     names = sorted({name for _, name in places.values()})
     column = {name: k for k, name in enumerate(names)}
@@ -53,11 +47,11 @@ def read_folder(folder: Path, layout: Layout = "") -> Source:
             positives = [np.array([column[places[file][1]]]) for file in files]
             splits[split] = SourceSplit(files, positives, findings=_findings(len(files)))
     skipped = [
-        Skipped(_split_of(file, named), os.fsencode(file).decode(errors="backslashreplace"), reason)
+        Skipped(split_of(file, named), os.fsencode(file).decode(errors="backslashreplace"), reason)
         for file, reason in sorted(reasons.items())
         if reason
     ]
-    return Source(classes_of(names), splits, folder, tuple(skipped), has_splits=named == "split")
+    return Source(classes_of(names), splits, folder, tuple(skipped), has_splits="split" in named.split("/"))
 
 
 def _findings(images: int) -> Findings:
@@ -66,75 +60,14 @@ def _findings(images: int) -> Findings:
     return findings
 
 
-def _place(file: str, layout: str) -> Place | None:
-    """Where an image belongs; None if it lies in no folder of a class."""
-    parts = file.split("/")
-    if layout == "class":
-        return ("train", parts[0]) if len(parts) > 1 else None
-    split = split_named(parts[0])
-    return (split, parts[1]) if split and len(parts) > 2 else None
-
-
-def _split_of(file: str, layout: str) -> str:
-    """The split in whose part of the ledger a file is listed that is not taken."""
-    return (layout == "split" and split_named(file.partition("/")[0])) or "train"
-
-
-def _layout_of(folder: Path, images: Sequence[str]) -> str:
-    """The layout that the names of the folders tell; ValueError where they tell both or neither."""
-    deep = {file.split("/")[0] for file in images if file.count("/") > 1}
-    tops = {file.split("/")[0] for file in images if "/" in file}
-    splits, others = ({top for top in tops if bool(split_named(top)) == wanted} for wanted in (True, False))
-    if splits and splits == tops:
-        if not splits & deep:
-            raise _two_ways(
-                folder, f"images lie directly in {_some(splits)}, named like splits, in no folder of a class"
-            )
-        return "split"
-    if splits & deep:
-        raise _two_ways(
-            folder, f"{_some(splits & deep)} may be splits with folders of classes, or classes as {_some(others)}"
-        )
-    inner = {"/".join(file.split("/")[:2]) for file in images if file.count("/") > 1}
-    below = {name for name in inner if split_named(name.split("/")[1])}
-    if below:
-        raise _two_ways(
-            folder, f"{_some(below)} may be splits below what is no split; SPLIT/CLASS/IMAGE has splits first"
-        )
-    if inner and len(tops) == 1:
-        raise _two_ways(
-            folder,
-            f"all images lie in {_some(tops)}, with {_some(inner)}; for these as classes give {folder / min(tops)}",
-        )
-    return "class"
-
-
-def _two_ways(folder: Path, why: str) -> ValueError:
-    return ValueError(
-        f"{folder}: {why}; say --layout class (each folder here is a class, whatever lies below it) or "
-        "--layout split (SPLIT/CLASS/IMAGE)"
-    )
-
-
-def _some(names: set[str]) -> str:
-    more = f" and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else ""
-    return ", ".join(sorted(names)[:EXAMPLES]) + more
-
-
 def _check_links(folder: Path, again: Mapping[str, str], layout: str) -> None:
     """Refuse a file or folder that links put under two classes or splits: neither label would be right."""
     for name, before in again.items():
-        if any(a and b and a != b for a, b in zip(_owner(name, layout), _owner(before, layout), strict=True)):
+        if any(a and b and a != b for a, b in zip(levels(name, layout), levels(before, layout), strict=True)):
             raise ValueError(
                 f"{folder}: {before} and {name} are the same by a link, under two classes or splits; remove the link, "
                 "or give the labels as a table"
             )
-
-
-def _owner(path: str, layout: str) -> Place:
-    """Split and class of a file, or of a folder whose path ends with `/`; empty where it has none."""
-    parts = [*path.split("/")[:-1], "", ""]
-    return (split_named(parts[0]) or "", parts[1]) if layout == "split" else ("train", parts[0])
 
 
 def files_below(root: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -152,13 +85,13 @@ def files_below(root: Path) -> tuple[dict[str, str], dict[str, str]]:
     while folders or links:
         name = folders.pop() if folders else heappop(links)
         real = Path(os.path.realpath(root / name))
-        if _is_hidden(name) and (root / name).is_symlink():
+        if is_hidden(name) and (root / name).is_symlink():
             reasons[name] = "hidden"
         elif real in first:
             mark = "/" if real.is_dir() else ""
             again[name + mark], reasons[name] = first[real] + mark, "linked_before"
         elif real.is_dir():
-            _note(first, real, name, _is_hidden(name))
+            _note(first, real, name, is_hidden(name))
             reasons |= _listed(real, name, folders, links, first)
         else:
             reasons[name] = _reason(name) if real.is_file() else "broken_link"
@@ -191,11 +124,6 @@ def _note(first: dict[Path, str], real: Path, name: str, is_passed_over: bool) -
         first[real] = name
 
 
-def _is_hidden(path: str) -> bool:
-    parts = path.split("/")
-    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
-
-
 def _is_text(path: str) -> bool:
     """Whether a name that the file system gives is one that can be written down: bytes that are no UTF-8 are not."""
     return not any("\ud800" <= sign <= "\udfff" for sign in path)
@@ -203,7 +131,7 @@ def _is_text(path: str) -> bool:
 
 def _reason(path: str) -> str:
     """Why a file of this name is no image; empty if it may be one."""
-    if _is_hidden(path):
+    if is_hidden(path):
         return "hidden"
     if not _is_text(path):
         return "name_not_utf8"

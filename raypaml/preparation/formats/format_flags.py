@@ -11,10 +11,11 @@ from raypaml.cli import Parser, say
 from raypaml.preparation.asked import Preparation
 from raypaml.preparation.assemble import Cut, Method, assemble
 from raypaml.preparation.formats.added_images import check_pictures, grown_source
-from raypaml.preparation.formats.class_folders import LAYOUTS, read_folder
+from raypaml.preparation.formats.class_folders import read_folder
 from raypaml.preparation.formats.coco import read_coco
 from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.cub import read_cub
+from raypaml.preparation.formats.folder_layouts import LAYOUTS
 from raypaml.preparation.formats.nuswide import read_nuswide
 from raypaml.preparation.formats.table_flags import add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
@@ -63,9 +64,9 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
     if kind in ("", "folder"):
         add(
             "--layout",
-            choices=LAYOUTS,
+            choices=tuple(LAYOUTS),
             default="",
-            help="of a folder: CLASS/IMAGE or SPLIT/CLASS/IMAGE [as it is named]",
+            help="what folders name, from the outermost; split: SPLIT/CLASS/IMAGE; any: nothing [as they are named]",
         )
     add_sharding_flags(parser)
 
