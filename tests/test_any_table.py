@@ -43,8 +43,8 @@ NAMES += [
     "red\tblue",
     "-1",
 ]
-SEPARATORS = [" ", ",", ";", "|", ", ", "; ", "\t", "\n", "/"]
-FORMS = ["separated", "one", "json", "python", "choices"]
+SEPARATORS = [" ", ",", ";", "|", ", ", "; ", "\t", "\n", "/", "\u3001", "\u00a0"]
+FORMS = ["separated", "one", "json", "python", "choices", "mixed"]
 Labels = list[tuple[list[str], list[str]]]
 """Of each image the positives and the negatives."""
 
@@ -68,6 +68,8 @@ def cell(names: list[str], form: str, separator: str) -> str:
         return json.dumps(names, ensure_ascii=False)
     if form == "python":
         return str(names)
+    if form == "mixed" and len(names) % 2:  # several programs, one after another
+        return str(names)
     if form == "choices":
         return json.dumps({"choices": names}) if len(names) != 1 else names[0]
     return separator.join(names)
@@ -87,7 +89,7 @@ def opened(path: Path, form: TableForm, class_ids: Sequence[str] = ()) -> tuple[
     """What the command would take, or the line with which it refuses."""
     try:
         source = read_table(path, form, class_ids=class_ids)
-        check_names(source.classes.class_ids, positives_of(source), [], given=source.has_certain_names)
+        check_names(source.classes.class_ids, positives_of(source), [], from_text=source.names_from_text)
     except ValueError as refused:
         return None, str(refused)
     return source, ""
@@ -112,7 +114,7 @@ def is_writable(labels: Labels, form: str, separator: str) -> bool:
     names = [name for sides in labels for side in sides for name in side]
     longest = max(len(side) for sides in labels for side in sides)
     return (form != "one" or longest <= 1) and (
-        form != "separated" or not any(separator.strip(" ") in n for n in names)
+        form not in ("separated", "mixed") or not any(separator.strip(" ") in n for n in names)
     )
 
 
@@ -144,7 +146,7 @@ def test_the_labels_that_were_written_or_a_refusal(
     used = sorted({name for sides in labels for side in sides for name in side})
     found = read(path, TableForm(), used)
     assert found is None or found == expected(labels)
-    if how[0] == "separated":  # said, it is read, unless names look wrong
+    if how[0] in ("separated", "mixed"):  # said, it is read, unless names look wrong
         found = read(path, TableForm(separator=how[1]))
         assert found is None or found == expected(labels)
     if how[0] in ("json", "python") and any(side for sides in labels for side in sides):  # certain, whatever the names

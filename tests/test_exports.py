@@ -98,7 +98,8 @@ def test_label_studios_short_json(tmp_path: Path) -> None:
     source = read_table(written(tmp_path / "min.json", rows), TableForm(columns={"labels": "choice"}))
     expected = {"1/a.jpg": (["cat", "hot dog"], []), "1/b.jpg": (["hot dog"], []), "1/c.jpg": ([], [])}
     assert named(source, "train") == expected
-    assert source.about == "labels in lists; columns not read: id, annotator, lead_time"
+    read_as = "labels in lists, elsewhere labels one a cell, as the classes show"
+    assert source.about == f"{read_as}; columns not read: id, annotator, lead_time"
 
 
 def test_several_questions_or_images_are_asked_about(tmp_path: Path) -> None:
@@ -155,6 +156,10 @@ def test_fiftyones_samples(tmp_path: Path) -> None:
         ([{"data": {"image": "a.jpg"}}], "not Label Studio's JSON of tasks with data and annotations"),
         ({"labels": {"a": 7}, "classes": ["cat"]}, "not the export it seems to be"),
         ('{"labels": ', "cannot be read: Expecting value"),
+        (
+            [task("a.jpg", [{**result([]), "value": {"choices": "cat"}}])],
+            "kind holds 'cat'; expected a list of names",
+        ),
         ("[1, 2]", "not the export it seems to be"),
     ],
 )

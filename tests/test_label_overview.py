@@ -56,7 +56,11 @@ def test_classes_labels_and_splits_are_said(tmp_path: Path, capsys: pytest.Captu
             "rare-classes",
             "in one image only: 5 of 6, such as 'a', 'b', 'c', 'd', ...",
         ),
-        (["cat", "Cat ", "cat", "Cat"], "similar-names", "differ by case or blanks only: 2 of 2, such as 'Cat', 'cat'"),
+        (
+            ["cat", "Cat ", "cat", "Cat"],
+            "similar-names",
+            "differ by case, blanks or invisible signs only: 2 of 2, such as 'Cat', 'cat'",
+        ),
         (
             ['"[""cat"", ""a&b""]"', '"[""a""]"', '"[""b"", ""cat""]"'],
             "separators",
@@ -82,9 +86,9 @@ def test_what_looks_wrong_is_refused_unless_allowed(tmp_path: Path, cells: list[
 def test_separators_in_names_that_were_cut_out_of_text(name: str) -> None:
     if name != "['a'":
         with pytest.raises(ValueError, match="hold separators, or are made of other names: 1 of 2"):
-            check_names(["x", name], np.array([2, 2]), [], given=False)
-    check_names(["x", name], np.array([2, 2]), [], given=True)
-    check_names(["x", name], np.array([2, 2]), ["separators"], given=False)
+            check_names(["x", name], np.array([2, 2]), [], from_text=[name])
+    check_names(["x", name], np.array([2, 2]), [], from_text=["x"])
+    check_names(["x", name], np.array([2, 2]), ["separators"], from_text=[name])
 
 
 def test_a_data_set_that_was_begun_before_goes_on_as_it_began(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from raypaml.cli import Parser
-from raypaml.data.data_folder import DataFolder, open_folder
+from raypaml.data.data_folder import VOCABULARY, DataFolder, open_folder
 from raypaml.data.shards import SPLITS, index_dataset
 from raypaml.data.storage import Location
 from raypaml.data.tars import PassedOver
-from raypaml.labels import Vocabulary
+from raypaml.preparation.formats.common import class_list
 
 FORMS = "json (raypaml's own), json:positive=FIELD[,negative=FIELD] (a.b leads inside), cls or txt [json]"
 FORMS += "; output.json:positive=FIELD where they are KEY.output.json"
@@ -79,13 +79,5 @@ def index_folder(
 
 def _classes(folder: Path, given: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Ids and names of the classes, if they are known before."""
-    if given is not None and given.suffix != ".csv":
-        if not given.is_file():
-            raise ValueError(f"{given}: no such class list")
-        ids = tuple(line.strip() for line in given.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-        return ids, ids
-    path = given or folder / "vocabulary.csv"
-    if given is None and not path.is_file():
-        return (), ()
-    before = Vocabulary.read(path)
-    return before.class_ids, before.names
+    path = given or folder / VOCABULARY
+    return ((), ()) if given is None and not path.is_file() else class_list(path)

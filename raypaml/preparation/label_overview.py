@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,24 +16,26 @@ _SHOWN = 10
 """Most and least frequent classes that are named."""
 CHECKS = {
     "rare-classes": "most classes are positive in one image only",
-    "similar-names": "names of classes differ by case or blanks only",
+    "similar-names": "names of classes differ by case, blanks or invisible signs only",
     "separators": "names of classes hold separators, or are made of other names",
+    "missing-values": "names of classes are words that programs write where there is no label",
 }
 """What is refused unless `--allow` names it."""
 FEW = 5
 """Classes that a source must have more of before the first check is made."""
-_SIGNS = ",;|\t\n"
-_JOINTS = (*_SIGNS, "/", "+", "&", ":", " ")
+_SIGNS = ",;|\t\n\uff0c\uff1b\uff5c\u3001"
+_MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "nil")
 
 
-def check_names(names: Sequence[str], images: IntArray, allowed: Sequence[str], *, given: bool) -> None:
+def check_names(names: Sequence[str], images: IntArray, allowed: Sequence[str], *, from_text: Collection[str]) -> None:
     """Refuse names of classes that look as if a table was misread.
 
     Args:
         names: of the classes.
         images: [K] in how many images each is positive.
         allowed: names of CHECKS that are not made.
-        given: a class list holds these names, or they came quoted, so that a sign in them is a part of them.
+        from_text: those that no class list holds and that did not come quoted, so that a sign in them may be none of
+            their own.
 
     Raises:
         ValueError: naming the classes, and how to insist.
@@ -43,7 +45,8 @@ def check_names(names: Sequence[str], images: IntArray, allowed: Sequence[str], 
         raise ValueError(f"--allow {unknown[0]}: no such check; there are {', '.join(CHECKS)}")
     single = [name for name, count in zip(names, images, strict=True) if count == 1]
     rare = single if len(names) > FEW and 2 * len(single) > len(names) else []
-    found = {"rare-classes": rare, "similar-names": _similar(names), "separators": list(_joined(names, given=given))}
+    found = {"rare-classes": rare, "similar-names": _similar(names), "separators": list(_joined(names, from_text))}
+    found["missing-values"] = [name for name in names if name.casefold() in _MISSING and name in from_text]
     for check, wrong in found.items():
         if wrong and check not in allowed:
             such = ", ".join(map(repr, wrong[:4])) + (", ..." if len(wrong) > 4 else "")
@@ -56,17 +59,19 @@ def check_names(names: Sequence[str], images: IntArray, allowed: Sequence[str], 
 def _similar(names: Sequence[str]) -> list[str]:
     alike = defaultdict[str, list[str]](list)
     for name in names:
-        alike["".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+        visible = "".join(sign for sign in name if unicodedata.category(sign) != "Cf")
+        alike["".join(unicodedata.normalize("NFKC", visible).casefold().split())].append(name)
     return [name for same in alike.values() if len(same) > 1 for name in same]
 
 
-def _joined(names: Sequence[str], *, given: bool) -> Iterator[str]:
+def _joined(names: Sequence[str], from_text: Collection[str]) -> Iterator[str]:
     known = set(names)
     for name in names:
-        parts = ([part.strip() for part in name.split(sign)] for sign in _JOINTS if sign in name)
+        signs = [sign for sign in set(name) if unicodedata.category(sign)[0] in "PZSC"]
+        parts = ([part.strip() for part in name.split(sign)] for sign in signs)
         is_made_of_names = any(known.issuperset(filter(None, some)) for some in parts)
         is_cut_badly = any(sign in name for sign in _SIGNS) or (name[0] in "[{\"'" and name[-1] in "]}\"'")
-        if is_made_of_names or (is_cut_badly and not given):
+        if is_made_of_names or (is_cut_badly and name in from_text):
             yield name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -26,6 +27,12 @@ VALUES = {
     **dict.fromkeys(("-1", "-1.0", "u", "uncertain"), _UNCERTAIN),
 }
 """What a cell may hold, in any case of letters, and what it means."""
+_SELDOM_CLASSES = re.compile(
+    r"label|class|class(?:e|id)|category|categorie|target|fold|kfold|split|subset|set|part|partition|id|index|idx|group"
+    r"|difficult|verified|flag|positive|negative|gt|groundtruth|tag|name|count|holdout"
+    r"|(?:is|in|for|use)?(?:training|train|validation|valid|val|dev|testing|test)(?:set|split|ing)?"
+)
+"""Names of columns, letters only, that may hold 1 and 0 without being a class."""
 _SHOWN = "1, 0, blank, and -1 or 'uncertain'"
 
 
@@ -50,7 +57,19 @@ def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Seq
             f"{path}: no column labels, and not all others are classes with {_SHOWN} ({such or 'there is none'}). "
             "Say --labels-column NAME for a column of names, or --class-columns A,B or A..Z for one column a class"
         )
+    doubtful = [name for name in names if _is_seldom_class(name)]
+    if doubtful:
+        raise ValueError(
+            f"{path}: columns with 1 or 0 whose names may be of no class: {columns_shown(doubtful)}. Say with "
+            "--class-columns A,B or A..Z which columns are classes (others are not read), or --labels-column NAME for "
+            "the one that holds names or numbers of classes"
+        )
     return names
+
+
+def _is_seldom_class(name: str) -> bool:
+    letters = "".join(filter(str.isalpha, name.casefold()))
+    return any(_SELDOM_CLASSES.fullmatch(word) for word in (letters, letters.removesuffix("s")))
 
 
 def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:

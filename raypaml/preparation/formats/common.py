@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.labels import IntArray
+from raypaml.data.data_folder import VOCABULARY
+from raypaml.labels import IntArray, Vocabulary
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.requests import Classes
 
@@ -71,8 +72,8 @@ class Source:
     """It says the split of every image; where a data set grows, a split that it lacks then gets no new image."""
     about: str = ""
     """In words how the labels were read, where they could be written in several ways."""
-    has_certain_names: bool = True
-    """No name of a class was cut out of text between separators, unless a class list holds it."""
+    names_from_text: frozenset[str] = frozenset()
+    """Names of classes that were cut out of text, and that no class list holds: a sign in them may be a separator."""
 
 
 def text_lines(path: Path) -> list[str]:
@@ -83,6 +84,23 @@ def text_lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: no such file; see --help for what this format needs") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def class_list(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Ids and names of the classes in a file with one a line, or in a data set's vocabulary.csv.
+
+    Raises:
+        ValueError: it cannot be read, or holds no class or one twice.
+    """
+    lines = [line.strip() for line in text_lines(path) if line.strip()]
+    if path.name == VOCABULARY or (lines and lines[0].startswith("class_id,")):
+        before = Vocabulary.read(path)
+        return before.class_ids, before.names
+    if len(set(lines)) < max(len(lines), 1):
+        twice = sorted({line for line in lines if lines.count(line) > 1})[:4]
+        wrong = f"classes given twice: {', '.join(twice)}" if twice else "no class in it"
+        raise ValueError(f"{path}: {wrong}; list each class once, one a line")
+    return tuple(lines), tuple(lines)
 
 
 def from_matrix(labels: NDArray[Any]) -> list[IntArray]:

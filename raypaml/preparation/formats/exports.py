@@ -162,7 +162,7 @@ def _is_asked(result: dict[str, Any], name: str) -> bool:
 
 def _task_labels(path: Path, result: dict[str, Any]) -> list[str]:
     labels = result["value"][result["type"]]
-    if not all(isinstance(label, str) for label in labels):
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{path}: {result['from_name']} holds {labels!r}; expected a list of names")
     return list(labels)
 

@@ -99,7 +99,7 @@ def _check_classes(source: Source, earlier: Earlier | None, allow: str) -> None:
     images = positives_of(source)
     images += earlier.positives(len(images)) if earlier else 0
     allowed = [name.strip() for name in allow.split(",") if name.strip()]
-    check_names(source.classes.class_ids, images, allowed, given=source.has_certain_names)
+    check_names(source.classes.class_ids, images, allowed, from_text=source.names_from_text)
 
 
 def format_preparation(flags: Any) -> Preparation:

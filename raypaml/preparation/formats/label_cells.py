@@ -18,8 +18,14 @@ import pyarrow.compute as pc
 from raypaml.preparation.formats.table_file import SIGNS
 
 BLANK = " "
-SEPARATORS = ((";", "|", ",", "\t", "\n"), ("/",), (BLANK,))
-"""Signs that separate names, and signs that do only where none before them occurs, for they are parts of names too."""
+SEPARATORS = (
+    (";", "|", ",", "\t", "\n", "\uff1b", "\uff0c", "\u3001", "\uff5c"),
+    ("/", "\uff0f"),
+    (BLANK, "\u00a0", "\u3000"),
+)
+"""Signs that separate names, and signs that do only where none before them occurs, for they are parts of names too.
+The escaped ones are the wide forms of `;`, `,`, `|`, `/` and blank, the comma of lists in Chinese and Japanese, and the
+no-break blank."""
 _WHOLE = "none"
 """As a separator: a cell is one name."""
 IN_LISTS = "labels in lists"
@@ -40,8 +46,10 @@ Split = dict[str, tuple[str, ...]]
 
 def label_lists(
     columns: Mapping[str, pa.Array], separator: str = "", class_ids: Sequence[str] = ()
-) -> tuple[dict[str, pa.Array], str]:
-    """The names in each cell, and in words how cells were read.
+) -> tuple[dict[str, pa.Array], str, frozenset[str]]:
+    """The names in each cell, in words how cells were read, and the names that only text holds, and no list.
+
+    Lists are read as such, whatever the other cells hold; names in them also show how the other cells are read.
 
     Args:
         columns: cells of text, or lists, which stay as they are.
@@ -53,10 +61,28 @@ def label_lists(
     """
     texts = {name: column for name, column in columns.items() if not pa.types.is_list(column.type)}
     cells = sorted({text.strip() for column in texts.values() for text in pc.unique(column).to_pylist() if text} - {""})
-    names, about = _names_of(cells, SIGNS.get(separator, separator), class_ids)
+    quoted = {name for column in columns.values() if pa.types.is_list(column.type) for name in _distinct(column)}
+    names, about, from_text = _names_of(cells, SIGNS.get(separator, separator), class_ids, quoted)
     names[""] = ()
     lists = {name: _replaced(columns[name], names) for name in texts}
-    return {**columns, **lists}, about if cells else ""
+    if not {"0", "1"}.issubset(class_ids):
+        _refuse_vectors({**columns, **lists})
+    return {**columns, **lists}, about if cells else "", from_text
+
+
+def _refuse_vectors(lists: Mapping[str, pa.Array]) -> None:
+    """ValueError where lists of one length hold nothing but 0 and 1, which say of each class whether it is there."""
+    for name, column in lists.items():
+        lengths = set(pc.unique(pc.list_value_length(column)).to_pylist()) - {None, 0}
+        if len(lengths) == 1 and min(lengths) > 1 and set(_distinct(column)) <= {"0", "1", "-1"}:
+            raise ValueError(
+                f"the column {name} holds vectors of {min(lengths)} numbers 0 and 1, and says no names of classes; "
+                "write one column a class, or the names"
+            )
+
+
+def _distinct(lists: pa.Array) -> list[str]:
+    return [name.strip() for name in pc.unique(lists.flatten()).to_pylist() if name]
 
 
 def _replaced(column: pa.Array, names: Split) -> pa.Array:
@@ -65,13 +91,19 @@ def _replaced(column: pa.Array, names: Split) -> pa.Array:
     return lists.take(coded.indices)
 
 
-def _names_of(cells: Sequence[str], separator: str, class_ids: Sequence[str]) -> tuple[Split, str]:
+def _names_of(
+    cells: Sequence[str], separator: str, class_ids: Sequence[str], quoted: set[str]
+) -> tuple[Split, str, frozenset[str]]:
+    found = {cell: listed_names(cell, is_refused=not separator) for cell in cells}
+    listed = {cell: names for cell, names in found.items() if names is not None}
+    texts, quoted = [cell for cell in cells if cell not in listed], quoted.union(*listed.values())
     if separator:
-        return _cut(cells, separator), f"labels {_between(separator)}, as --separator says"
-    listed = {cell: names for cell in cells if (names := listed_names(cell)) is not None}
+        cut, about = _cut(texts, separator), f"labels {_between(separator)}, as --separator says"
+    else:
+        cut, about = _found(texts, class_ids or sorted(quoted))
     if listed:
-        return {cell: listed.get(cell, (cell,)) for cell in cells}, IN_LISTS
-    return _found(cells, class_ids)
+        about = f"{IN_LISTS}, elsewhere {about}" if texts else IN_LISTS
+    return {**listed, **cut}, about, frozenset[str]().union(*cut.values()) - quoted
 
 
 def _cut(cells: Sequence[str], separator: str) -> Split:
@@ -81,7 +113,13 @@ def _cut(cells: Sequence[str], separator: str) -> Split:
 
 
 def _between(separator: str) -> str:
-    names = {BLANK: "a blank", "\t": "a tab", "\n": "a line break"}
+    names = {
+        BLANK: "a blank",
+        "\t": "a tab",
+        "\n": "a line break",
+        "\u00a0": "a no-break blank",
+        "\u3000": "a wide blank",
+    }
     return "one a cell" if separator == _WHOLE else f"separated by {names.get(separator) or repr(separator)}"
 
 
@@ -151,12 +189,16 @@ def _two_ways(ways: Mapping[str, Split]) -> str:
 
 
 def _typed(sign: str) -> str:
-    words = {"\t": "tab", "\n": "newline", BLANK: "blank", _WHOLE: _WHOLE}
+    words = {"\t": "tab", "\n": "newline", BLANK: "blank", "\u00a0": "nbsp", "\u3000": "wide-blank", _WHOLE: _WHOLE}
     return words.get(sign) or f"'{sign}'"
 
 
-def listed_names(cell: str) -> tuple[str, ...] | None:
+def listed_names(cell: str, *, is_refused: bool = True) -> tuple[str, ...] | None:
     """The names in a list as JSON, Python, NumPy or Label Studio write it; None where a cell is no list.
+
+    Args:
+        cell: without blanks around it.
+        is_refused: what begins like a list and is none; otherwise that is None too.
 
     Raises:
         ValueError: it begins like one and cannot be read.
@@ -167,7 +209,7 @@ def listed_names(cell: str) -> tuple[str, ...] | None:
         return None
     names = _from_json(cell)
     names = names if names is not None else _from_python(cell)
-    if names is None and cell[0] != "(":
+    if names is None and is_refused and cell[0] != "(":
         raise ValueError(
             f"the cell {cell[:60]!r} begins like a list and cannot be read as one; quote its names as JSON or Python "
             "do, or say --separator where it is none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
+from raypaml.preparation.formats.table_file import columns_shown
 from raypaml.preparation.label_join import Labels, join_labels, pack
 from raypaml.preparation.split_names import SPLIT_NAMES, split_named
 
@@ -40,8 +41,8 @@ class ListedImages:
     boxes: NamedBoxes | None = None
     complete: bool = False
     """What is in neither list is negative."""
-    has_certain_names: bool = True
-    """The names were quoted, or are names of columns: no sign in them separates anything."""
+    names_from_text: frozenset[str] = frozenset()
+    """Those that were neither quoted nor are names of columns: a sign in them may be a separator."""
     about: str = ""
     """In words how they were read."""
     findings: Findings = field(default_factory=Findings)
@@ -65,6 +66,8 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
     sides = {True: listed.labels, False: listed.negatives}
     values = {positive: _flat(lists) for positive, lists in sides.items() if lists is not None}
     names = list(class_ids) or sorted({name for _, found in values.values() for name in pc.unique(found).to_pylist()})
+    if class_ids:
+        _check_that_classes_fit(values, class_ids, path)
     if not names:
         raise ValueError(f"{path}: no label in it; expected names of classes for its {len(listed.files):,} rows")
     image = pa.array(listed.files, pa.string()).dictionary_encode()
@@ -83,11 +86,34 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
         if len(chosen):
             found = _split(chosen, files, labels, listed.complete, boxes, findings)
             splits[split] = found if listed.groups is None else _grouped(found, [groups[k] for k in chosen])
-    certain = listed.has_certain_names or bool(class_ids)
-    has_splits = listed.splits is not None
     return Source(
-        classes_of(names), splits, path.parent, has_splits=has_splits, about=listed.about, has_certain_names=certain
+        classes_of(names),
+        splits,
+        path.parent,
+        has_splits=listed.splits is not None,
+        about=listed.about,
+        names_from_text=listed.names_from_text.difference(class_ids),
     )
+
+
+def _check_that_classes_fit(
+    values: Mapping[bool, tuple[NDArray[np.int64], pa.Array]], class_ids: Sequence[str], path: Path
+) -> None:
+    """ValueError where labels differ from the classes asked for by their writing only, or none of them is one."""
+    labels = {name for _, found in values.values() for name in pc.unique(found).to_pylist()}
+    outside, folded = labels.difference(class_ids), {"".join(name.casefold().split()): name for name in class_ids}
+    alike = {name: folded[key] for name in sorted(outside) if (key := "".join(name.casefold().split())) in folded}
+    if alike:
+        such = ", ".join(f"{name!r} for {meant!r}" for name, meant in list(alike.items())[:4])
+        raise ValueError(
+            f"{path}: {len(alike):,} labels differ from names of --classes by case or blanks only ({such}); write them "
+            "alike"
+        )
+    if labels and outside == labels:
+        raise ValueError(
+            f"{path}: none of its {len(labels):,} labels ({columns_shown(sorted(labels)[:4])}, ...) is among the "
+            f"{len(class_ids):,} of --classes ({columns_shown(class_ids[:4])}, ...); give the list that belongs to it"
+        )
 
 
 def _flat(lists: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:

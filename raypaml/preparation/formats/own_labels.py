@@ -18,7 +18,7 @@ from raypaml.preparation.formats.class_columns import Uncertain, class_columns, 
 from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.exports import read_export
 from raypaml.preparation.formats.image_names import relative_names
-from raypaml.preparation.formats.label_cells import IN_LISTS, label_lists
+from raypaml.preparation.formats.label_cells import label_lists
 from raypaml.preparation.formats.listed_images import ListedImages, NamedBoxes, source_of
 from raypaml.preparation.formats.table_file import Dialect, column_named, columns_shown, json_rows, load_table
 
@@ -85,8 +85,7 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
 def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedImages:
     table = load_table(path, [form.columns.get("image") or "image"], form.dialect)
     columns = _columns(table, path, form)
-    findings = Findings()
-    about = ""
+    findings, from_text = Findings(), frozenset[str]()
     if form.class_columns or "labels" not in columns:
         taken = [name for role, name in columns.items() if role != "labels"]
         names = class_columns(table, path, form.class_columns, taken)
@@ -99,7 +98,7 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
             role: _cells(table, columns[role]) for role in ("labels", "negatives") if role in columns
         }
         try:
-            lists, about = label_lists(cells, form.separator, class_ids or form.known)
+            lists, about, from_text = label_lists(cells, form.separator, class_ids or form.known)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     unread = [name for name in table.column_names if name and name not in (*columns.values(), *names)]
@@ -112,7 +111,7 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
         splits=_texts(table, columns["split"]) if "split" in columns else None,
         groups=_texts(table, columns["group"]) if "group" in columns else None,
         complete=complete,
-        has_certain_names=bool(names) or about == IN_LISTS,
+        names_from_text=from_text,
         about="; ".join(filter(None, said)),
         findings=findings,
     )

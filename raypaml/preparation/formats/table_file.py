@@ -30,6 +30,8 @@ SIGNS = {
     "blank": " ",
     "newline": "\n",
     "\\n": "\n",
+    "nbsp": "\u00a0",
+    "wide-blank": "\u3000",
 }
 """What a flag may call a sign that is hard to type."""
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
@@ -95,7 +97,7 @@ def _from_rows(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _as_text(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:  # NaN, which pandas writes for what is missing
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

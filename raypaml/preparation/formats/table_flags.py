@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,7 +10,7 @@ from raypaml.cli import Parser
 from raypaml.data.data_folder import VOCABULARY
 from raypaml.labels import Vocabulary
 from raypaml.preparation.formats.class_columns import Uncertain
-from raypaml.preparation.formats.common import Source, text_lines
+from raypaml.preparation.formats.common import Source, class_list, classes_of
 from raypaml.preparation.formats.label_cells import BLANK
 from raypaml.preparation.formats.own_labels import COLUMN_ROLES, TableForm, read_table
 from raypaml.preparation.formats.table_file import Dialect
@@ -26,7 +27,12 @@ _ROLES = {
 def add_table_flags(parser: Parser) -> None:
     """Add how a table is written, and which of its columns are what."""
     add = parser.add_argument
-    add("--classes", type=Path, metavar="FILE", help="of a table: classes, one per line [all that occur, sorted]")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="of a table: classes, one per line, or a vocabulary.csv [all, sorted]",
+    )
     add("--separator", default="", metavar="TEXT", help="of a table: between labels, or none [what its cells show]")
     add("--complete", action="store_true", help="of a table: what is not listed is negative [it is unobserved]")
     add("--boxes", type=Path, metavar="FILE", help="of a table: CSV of image,class,xmin,ymin,xmax,ymax in pixels")
@@ -60,5 +66,8 @@ def table_source(flags: Any, *, is_of_before: bool = False) -> Source:
         prefix=flags.path_prefix,
         known=Vocabulary.read(before).class_ids if before and before.is_file() else (),
     )
-    class_ids = [line.strip() for line in text_lines(flags.classes) if line.strip()] if flags.classes else ()
-    return read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
+    if not flags.classes:
+        return read_table(flags.path, form, boxes=flags.boxes)
+    class_ids, names = class_list(flags.classes)
+    source = read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
+    return replace(source, classes=classes_of(class_ids, names))

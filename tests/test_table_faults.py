@@ -1,0 +1,104 @@
+"""Tables that were once read with other labels than they hold, or ended in a traceback or an untrue line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raypaml.preparation.formats.common import class_list
+from raypaml.preparation.formats.label_cells import listed_names
+from raypaml.preparation.formats.own_labels import TableForm, read_table
+from raypaml.preparation.label_overview import check_names, positives_of
+from tests.test_table_forms import EXPECTED, joined, table
+from tests.test_tables import named
+
+
+@pytest.mark.parametrize("cell", ["[]", "()", '["cat"]', "['x']"])
+def test_a_list_says_nothing_about_other_cells(tmp_path: Path, cell: str) -> None:
+    path = table(tmp_path / "t.csv", [*joined(","), cell])
+    source = read_table(path, TableForm())
+    names = listed_names(cell) or ()
+    assert named(source, "train") == EXPECTED | {"p8.jpg": (list(names), [])}
+    assert source.about == "labels in lists, elsewhere labels separated by ',', as the cells show"
+    assert named(read_table(path, TableForm(separator=",")), "train") == named(source, "train")
+    path = table(tmp_path / "u.csv", ["a,b", "c", cell])
+    with pytest.raises(ValueError, match="separated by ',', 3 classes"):
+        read_table(path, TableForm())
+
+
+def test_lists_of_positives_say_nothing_about_negatives(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('image;labels;negatives\na.jpg;["cat"];x,y\nb.jpg;["cat"];x,z\nc.jpg;[];y,z\n')
+    with pytest.raises(ValueError, match="separated by ',', 3 classes"):
+        read_table(tmp_path / "t.csv", TableForm())
+
+
+@pytest.mark.parametrize("sign", ["\u3001", "\uff0c", "\uff1b", "\u00a0", "\u3000"])
+def test_separators_of_other_scripts(tmp_path: Path, sign: str) -> None:
+    assert named(read_table(table(tmp_path / "t.csv", joined(sign)), TableForm()), "train") == EXPECTED
+
+
+def test_a_class_list_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", joined("|"))
+    with pytest.raises(ValueError, match=r"1 labels differ from names of --classes by case .* \('cat' for 'Cat'\)"):
+        read_table(path, TableForm(), class_ids=["Cat", "dog"])
+    with pytest.raises(
+        ValueError, match=r"none of its 4 labels \(.*\) is among the 2 of --classes \(horse, cow, ...\)"
+    ):
+        read_table(path, TableForm(separator="|"), class_ids=["horse", "cow"])
+    (tmp_path / "v.csv").write_text("class_id,name,train_positives,train_negatives\ncat,Cat,1,2\n")
+    assert class_list(tmp_path / "v.csv") == (("cat",), ("Cat",))
+    (tmp_path / "c.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(ValueError, match="classes given twice: cat; list each class once"):
+        class_list(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize(
+    ("header", "named_so"),
+    [
+        ("image,label", "label"),
+        ("image,class,fold", "class, fold"),
+        ("image,cat,dog,is_valid", "is_valid"),
+        ("image,cat,Classes,Is Training", "Classes, Is Training"),
+        ("image,cat,id", "id"),
+    ],
+)
+def test_columns_that_may_be_no_classes_are_asked_about(tmp_path: Path, header: str, named_so: str) -> None:
+    row = ",1" * header.count(",")
+    (tmp_path / "t.csv").write_text(f"{header}\na.jpg{row}\nb.jpg{row.replace('1', '0')}\n")
+    with pytest.raises(ValueError, match=f"may be of no class: {named_so}. Say with --class-columns"):
+        read_table(tmp_path / "t.csv", TableForm())
+    last = header.split(",")[-1]
+    assert read_table(tmp_path / "t.csv", TableForm(class_columns=(last,))).classes.class_ids == (last,)
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "NULL", "<NA>"])
+def test_words_for_no_label_are_no_classes(tmp_path: Path, word: str) -> None:
+    source = read_table(table(tmp_path / "t.csv", [*joined("|"), word, word]), TableForm())
+    images = positives_of(source)
+    with pytest.raises(ValueError, match=f"words that programs write .* such as '{word}'.*--allow missing-values"):
+        check_names(source.classes.class_ids, images, [], from_text=source.names_from_text)
+    check_names(source.classes.class_ids, images, ["missing-values"], from_text=source.names_from_text)
+    (tmp_path / "t.json").write_text('[{"image": "a.jpg", "labels": NaN}, {"image": "b.jpg", "labels": "cat"}]')
+    assert named(read_table(tmp_path / "t.json", TableForm()), "train") == {"a.jpg": ([], []), "b.jpg": (["cat"], [])}
+
+
+@pytest.mark.parametrize("cells", [["[1, 0, 1]", "[0, 1, 0]"], ["1 0 1", "0 0 0", "1 1 1"]])
+def test_vectors_of_zeros_and_ones_are_no_names(tmp_path: Path, cells: list[str]) -> None:
+    with pytest.raises(
+        ValueError, match="column labels holds vectors of 3 numbers 0 and 1, and says no names of classes"
+    ):
+        read_table(table(tmp_path / "t.csv", cells), TableForm())
+    pq.write_table(pa.table({"image": ["a.jpg"], "labels": [[1, 0]]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="vectors of 2 numbers"):
+        read_table(tmp_path / "t.parquet", TableForm())
+
+
+def test_names_that_differ_by_invisible_signs() -> None:
+    with pytest.raises(ValueError, match="invisible signs only: 2 of 2"):
+        check_names(["cat", "cat\u200b"], np.array([2, 2]), [], from_text=[])
+    with pytest.raises(ValueError, match="made of other names: 1 of 3"):
+        check_names(["x", "y", "x~y"], np.array([2, 2, 2]), [], from_text=[])
