@@ -153,7 +153,7 @@ class RunConfig:
     """Save also every so many steps; 0: after each epoch only, when stopped, and before a preemption."""
     nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """Logits or gradients that are not finite: stop; leave that step's samples out, of skip_budget; or go back to the
-    last checkpoint, once (a second time at the same step stops). A GPU leaves out the update itself; no step waits."""
+    last checkpoint, once (a second time at the same step stops). A GPU leaves out the update by itself."""
     reference: str = ""
     """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
     tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
