@@ -107,9 +107,9 @@ class OptimConfig:
     """Autocast type; auto: bfloat16 where the GPU has it. Published: float32."""
     evaluation_precision: Literal["run", "float32"] = "run"
     """Autocast type of validation, prediction and serving: run for that of training, or float32 always."""
-    matmul_precision: Literal["high", "highest", "medium", "torch"] = "high"
-    """float32 products and convolutions on a GPU: high in TF32, medium products in bfloat16, highest exact, torch as
-    torch comes (exact products, TF32 convolutions)."""
+    matmul_precision: Literal["high", "highest", "torch"] = "high"
+    """float32 products and convolutions on a GPU: high in TF32, highest exact, torch as torch comes (exact products,
+    TF32 convolutions)."""
     cudnn_benchmark: bool = True
     """Let cuDNN time its algorithms for every new size on a GPU and take the fastest; never under reproducible."""
     threads: int = 1

@@ -77,7 +77,7 @@ def test_serving_has_the_precision_of_the_run_and_of_an_earlier_one_float32() ->
     [
         ({}, ("high", True, True)),
         ({"matmul_precision": "highest", "cudnn_benchmark": False}, ("highest", False, False)),
-        ({"matmul_precision": "medium", "reproducible": True}, ("medium", True, False)),
+        ({"matmul_precision": "high", "reproducible": True}, ("high", True, False)),
         (EARLIER, ("highest", True, False)),
     ],
 )
@@ -109,6 +109,6 @@ def test_a_run_begun_before_these_settings_goes_on_without_them(tiny_digits: Pat
     assert {name: earlier.flat()[name] for name in EARLIER} == EARLIER
     assert stored_config(tmp_path / "run") == earlier
     check_same_run(tmp_path / "run", earlier, data)
-    asked = as_begun(tmp_path / "run", config.override({"matmul_precision": "medium"}))
-    with pytest.raises(ValueError, match=r"started with matmul_precision=torch \(asked: medium\)"):
+    asked = as_begun(tmp_path / "run", config.override({"matmul_precision": "highest"}))
+    with pytest.raises(ValueError, match=r"started with matmul_precision=torch \(asked: highest\)"):
         check_same_run(tmp_path / "run", asked, data)

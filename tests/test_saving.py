@@ -155,9 +155,17 @@ def _raise(error: Exception) -> Callable[..., Any]:
 # --- Who waits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signal_", [LoopSignal.STOP, LoopSignal.SAVE])
+@pytest.mark.parametrize(
+    ("signal_", "last", "saved"),
+    [(LoopSignal.STOP, False, (0, 1)), (LoopSignal.SAVE, False, (0, 1)), (LoopSignal.SAVE, True, (1, 0))],
+)
 def test_stop_and_notice_wait_until_the_checkpoint_is_there(
-    signal_: LoopSignal, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    signal_: LoopSignal,
+    last: bool,
+    saved: tuple[int, int],
+    tiny_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
     monkeypatch.setattr(checkpoint_writer, "write_tensors", at_write(1, lambda: time.sleep(0.3)))
@@ -167,13 +175,16 @@ def test_stop_and_notice_wait_until_the_checkpoint_is_there(
         if "event" in event:
             said.append((event["event"], names(tmp_path)))
         at = (event.get("epoch"), event.get("step"))
-        return signal_ if at == (0, 1) else LoopSignal.STOP if "record" in event else LoopSignal.NOTHING
+        asked = at == (0, event.get("steps") if last else 1)
+        return signal_ if asked else LoopSignal.STOP if "record" in event else LoopSignal.NOTHING
 
     assert not loop.train(config(), tiny_digits, tmp_path, CPU, report)
+    epoch, step = saved
+    name = f"{epoch:04d}-{step:06d}"
     if signal_ == LoopSignal.STOP:
-        assert names(tmp_path) == ["0000-000001"]
+        assert names(tmp_path) == [name]
     else:
-        assert said == [("epoch 0, step 1: saved, for a machine is about to be taken away", ["0000-000001"])]
+        assert said == [(f"epoch {epoch}, step {step}: saved, for a machine is about to be taken away", [name])]
 
 
 def test_a_record_that_is_copied_with_its_checkpoint_comes_after_it(

@@ -27,7 +27,7 @@ from raypaml.search.importance import importance
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_flags import open_queue
-from raypaml.search.search_folder import Outcome, Search, as_begun, extend, note, open_search, outcome
+from raypaml.search.search_folder import Outcome, Search, extend, note, open_search, outcome, search_as_begun
 from raypaml.search.search_page import write_search_page
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.search_result import _meaning, conclude_search, trial_table
@@ -67,10 +67,10 @@ def test_a_search_that_an_earlier_version_began_goes_on_as_it_began(tmp_path: Pa
     path.write_text(
         json.dumps(stored | {"question": {k: v for k, v in stored["question"].items() if k not in EARLIER}})
     )
-    begun = as_begun(search)
+    begun = search_as_begun(search)
     assert {name: begun.base.flat()[name] for name in EARLIER} == EARLIER
     assert (begun.folder, open_search(begun, 3)) == (search.folder, 4)
-    other = as_begun(
+    other = search_as_begun(
         dataclasses.replace(search, base=search.base.override({"name": search.default_name, "threads": 2}))
     )
     with pytest.raises(ValueError, match=r"started with threads=0 \(asked: 2\)"):

@@ -67,7 +67,8 @@ def run(search: Search, trial: Trial, marks: set[int]) -> int:
 
     if marks and (shared := start_from(search.warmups(trial), job.folder, job.config.loss.warmup_epochs)):
         write_json(job.folder / "shared.json", {"epochs": shared})
-    assert train(job.config, job.data.path, job.folder, torch.device("cpu"), report, splits=("validation", "test"))
+    splits = ("validation", "test")
+    assert train(job.config, job.data.path, job.folder, torch.device("cpu"), report, splits, commit_first=bool(marks))
     predictions = open_set(job.folder / "predictions" / "validation")
     write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, ALPHAS))
     conclude_run(job)

@@ -12,7 +12,7 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.files import share
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import Search, as_begun, extend, open_search, outcome, read_proposed
+from raypaml.search.search_folder import Search, extend, open_search, outcome, read_proposed, search_as_begun
 from raypaml.search.spaces import SUGGESTED, check_spaces, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
@@ -82,7 +82,7 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
         points=asked.points,
         early=asked.early,
     )
-    return as_begun(search)
+    return search_as_begun(search)
 
 
 def plan_trials(search: Search, count: int) -> list[Trial]:

@@ -91,7 +91,7 @@ class Search:
         return self.folder / "warmups" / warmup_key(self.config(trial))
 
 
-def as_begun(search: Search) -> Search:
+def search_as_begun(search: Search) -> Search:
     """The search with what it had before some settings existed, where an earlier version began it."""
     path = search.folder / "search.json"
     if not path.is_file():

@@ -41,7 +41,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
     config = config.override({"name": config.run.name or new_name(config)})
     folder = open_run(config.run.storage, config.run.name)
-    config = as_begun(folder, config)
+    config = _as_begun(folder, config, say)
     check_same_run(folder, config, data)
     _say_threads(config, say)
     return Job(config, data, folder)
@@ -50,6 +50,14 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
 def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
     """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
     return describe_estimate(config, estimate(config, checked_data(config, say)))
+
+
+def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> TrainConfig:
+    begun = as_begun(folder, config)
+    had, asked = begun.flat(), config.flat()
+    if changed := [f"{name}={had[name]}" for name in had if had[name] != asked[name]]:
+        say(f"{folder}: begun by an earlier version, the run goes on as it began, with {', '.join(changed)}")
+    return begun
 
 
 def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:

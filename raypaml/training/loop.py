@@ -157,9 +157,9 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
             began, since = now, 0
             if (save_now or signal) and not last:
                 save_state(worker)
-            if signal == LoopSignal.SAVE:
-                settle_saving(worker)
-                worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
+            worker.notice |= signal == LoopSignal.SAVE
+            if not last:
+                _answer_notice(worker)
             if signal == LoopSignal.STOP and not last:
                 return False
         worker.now(READING)
@@ -237,6 +237,15 @@ def _finish_epoch(worker: Worker) -> None:
     state.history.append(record)
     state.epoch, state.step, state.tally = state.epoch + 1, 0, []
     save_state(worker)
+    _answer_notice(worker)
+
+
+def _answer_notice(worker: Worker) -> None:
+    """Say that what was asked for is saved, once it is on the disk."""
+    if worker.notice:
+        settle_saving(worker)
+        worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
+        worker.notice = False
 
 
 def _report_epoch(worker: Worker) -> bool:

@@ -95,6 +95,8 @@ class Worker:
     """Of the last step: its logits; with nonfinite=skip or rollback also its gradients, and what is then to be done."""
     compiled: bool = False
     """Whether a whole batch has gone through the compiled network."""
+    notice: bool = False
+    """A machine is about to be taken away, and it is not said yet that the state is saved."""
     report_steps: int = 1
     """Steps between two agreements; every rank's is the same."""
     rolled_back: frozenset[str] = frozenset()

@@ -28,7 +28,7 @@ WAITS = re.compile(r"cuda(Stream|Device)Synchronize|cu(Stream|Ctx)Synchronize|cu
 """Events in which the host waits for the device: asked for, or by copies from and to memory that is not pinned."""
 BOUNDED = re.compile(r"cu(da)?EventSynchronize")
 """The host waits until the step before has come so far: the device keeps the work of a step, and does not run dry."""
-LAYOUTS = re.compile(r".*(nchwToNhwc|nhwcToNchw|[Tt]ranspose).*")
+LAYOUTS = re.compile(r"(?!aten::).*(nchwToNhwc|nhwcToNchw|[Tt]ranspose).*")  # aten::transpose moves nothing
 
 
 def measure_profile(asked: argparse.Namespace) -> Iterator[Row]:
