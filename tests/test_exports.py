@@ -10,6 +10,7 @@ import pytest
 
 from raypaml.preparation.formats.coco import read_coco
 from raypaml.preparation.formats.own_labels import TableForm, read_table
+from raypaml.shard import main
 from tests.test_tables import named
 
 CVAT = """<?xml version="1.0" encoding="utf-8"?>
@@ -216,3 +217,66 @@ def test_coco_of_cvat_with_three_subsets(tmp_path: Path) -> None:
     written(tmp_path / "annotations" / "instances_more.json", coco("x.jpg"))
     with pytest.raises(ValueError, match=r"instances_more.json \(no split\); name each file by one split"):
         read_coco(tmp_path)
+
+
+def changed(part: str, **fields: Any) -> dict[str, Any]:
+    """An export whose first entry of a part has other fields; those that are None are gone."""
+    content = coco("a.jpg", "b.jpg")
+    entry = content[part][0] | fields
+    content[part][0] = {name: value for name, value in entry.items() if value is not None}
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            changed("annotations", image_id=None),
+            "annotations, entry 1: image_id is not there; expected a number or text",
+        ),
+        (changed("annotations", category_id=[1]), r"entry 1: category_id is '\[1\]'; expected a number or text"),
+        (
+            changed("annotations", bbox=["a", 1, 2, 3]),
+            "annotations, entry 1: bbox is .*; expected x, y, width and height",
+        ),
+        (changed("annotations", bbox=[1, 2]), r"bbox is '\[1, 2\]'"),
+        (changed("images", file_name=None), "images, entry 1: file_name is not there; expected text"),
+        (changed("images", file_name="b.jpg"), "images: two entries with file_name 'b.jpg'; keep one"),
+        (changed("images", id=1), "images: two entries with id '1'; keep one"),
+        (changed("categories", name=5), "categories, entry 1: name is '5'; expected text"),
+        (coco("a.jpg") | {"annotations": None}, "x.json: no annotations; not COCO's instances JSON"),
+        (coco("a.jpg") | {"images": [7]}, "images, entry 1: 7 is no object"),
+        (
+            coco("a.jpg") | {"images": [{"id": "0", "file_name": "a.jpg"}]},
+            "none of its 1 annotations names .* such as 0; ",
+        ),
+        (5, "x.json: no object with images, annotations, categories"),
+    ],
+)
+def test_what_is_wrong_in_cocos_form_is_named(tmp_path: Path, content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_coco(written(tmp_path / "x.json", content))
+
+
+def test_an_annotation_of_an_unknown_image_needs_no_id(tmp_path: Path) -> None:
+    content = coco("a.jpg")
+    content["annotations"].append({"image_id": 77, "category_id": 1})
+    findings = read_coco(written(tmp_path / "x.json", content)).splits["train"].findings
+    assert findings.examples["annotations of unknown images or categories"] == ["of image 77"]
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("Train", "Validation")])
+def test_only_a_year_makes_coco_as_released(tmp_path: Path, names: tuple[str, str]) -> None:
+    for subset in names:
+        written(tmp_path / "annotations" / f"instances_{subset}.json", coco(f"{subset}.jpg"))
+    source = read_coco(tmp_path)
+    assert source.is_export
+    assert source.splits["validation"].files == [f"{names[1]}.jpg"]
+    assert sorted(source.splits) == ["train", "validation"]
+
+
+def test_exports_in_cocos_form_are_checked_as_tables_are(tmp_path: Path) -> None:
+    content = changed("categories") | {"categories": [{"id": 1, "name": "Dog"}, {"id": 2, "name": "dog"}]}
+    path = written(tmp_path / "x.json", content)
+    with pytest.raises(ValueError, match=r"names of classes differ by case, .*--allow similar-names"):
+        main(["coco", str(path), "--out", str(tmp_path / "out"), "--dry-run"])

@@ -128,8 +128,9 @@ def _keys(files: Sequence[str], taken: Collection[str]) -> dict[str, str]:
     keys = [_NOT_IN_KEYS.sub("_", PurePosixPath(file).stem) for file in files]
     if len(set(keys)) < len(keys) or not set(taken).isdisjoint(keys):
         keys = [_NOT_IN_KEYS.sub("_", str(PurePosixPath(file).with_suffix(""))) for file in files]
-    if len(set(files)) < len(files):
-        raise ValueError(f"{len(files) - len(set(files))} images are listed in two splits; keep one")
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice):,} images are listed twice, such as {twice[0]}; keep each in one split, once")
     counts = Counter([*keys, *taken])
     return {
         file: key if counts[key] == 1 else f"{key}-{hashlib.sha256(file.encode()).hexdigest()[:8]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,29 @@ from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
 from raypaml.preparation.split_names import split_named
 
+_RELEASED = re.compile(r"instances_(?:train|val)\d{4}\.json")
+"""Files of MS COCO as it was released, of a year."""
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "images": {"id": (int, str), "file_name": (str,)},
+    "annotations": {"image_id": (int, str), "category_id": (int, str)},
+    "categories": {"id": (int, str), "name": (str,)},
+}
+"""What is read of the entries, and of which types it may be."""
+_WORDS = {int: "a number", str: "text"}
+
 
 def read_coco(path: Path) -> Source:
     """Read MS COCO as it was released, or an export in its form: a JSON file, or a folder with one for each split.
 
-    As released (`annotations/instances_{train,val}YEAR.json`), val is the test split, and images go in the order of
-    their ids as text, as published. (Protocol of E. Cole et al., CVPR 2021.) An export is `DIR/SPLIT/
+    As released (`annotations/instances_{train,val}YEAR.json`, with the year), val is the test split, and images go in
+    the order of their ids as text, as published. (Protocol of E. Cole et al., CVPR 2021.) An export is `DIR/SPLIT/
     _annotations.coco.json` (Roboflow), `DIR/annotations/instances_SPLIT.json` (CVAT), or JSON files in DIR (Label
     Studio's `result.json`, FiftyOne's `labels.json`); there val is the validation split, and categories that no
     annotation has are left out. A class is positive where any annotation names it, crowds too. Images without an
     annotation are left out and counted.
 
     Raises:
-        ValueError: naming the file and what is missing in it.
+        ValueError: naming the file, the entry and what is wrong with it.
     """
     files = [path] if path.is_file() else _exported(path)
     return _read_export(files, path if path.is_dir() else path.parent) if files else _read_released(path)
@@ -41,7 +52,7 @@ def _read_released(folder: Path) -> Source:
         raise ValueError(f"{folder}: train and val have other categories; two formats mixed?")
     column = {category["id"]: k for k, category in enumerate(contents["train"]["categories"])}
     splits = {
-        split: _read_split(content, column, paths[split].stem.removeprefix("instances_") + "/")
+        split: _read_split(paths[split], content, column, paths[split].stem.removeprefix("instances_") + "/")
         for split, content in contents.items()
     }
     return Source(classes_of(names["train"]), splits, folder)
@@ -57,8 +68,7 @@ def _released(folder: Path, name: str) -> Path:
 def _exported(folder: Path) -> list[Path]:
     """The files of an export; none where the folder is COCO as released, or nothing that is known."""
     instances = sorted((folder / "annotations").glob("instances_*.json"))
-    by_split = {split: [file for file in instances if _split_of(file) == split] for split in SPLITS}
-    if by_split["train"] and by_split["validation"] and not by_split["test"]:
+    if sum(bool(_RELEASED.fullmatch(file.name)) for file in instances) > 1:
         return []
     return sorted(folder.glob("*/_annotations.coco.json")) or instances or sorted(folder.glob("*.json"))
 
@@ -86,12 +96,11 @@ def _read_export(files: list[Path], folder: Path) -> Source:
     for file, content in contents.items():
         column = {c["id"]: names.index(c["name"]) for c in content["categories"] if c["id"] in used[file]}
         split = str(splits[file])
-        found[split] = _read_split(content, column, _prefix(file, content, folder))
+        found[split] = _read_split(file, content, column, _prefix(file, content, folder))
         unused = [c["name"] for c in content["categories"] if c["id"] not in used[file]]
         found[split].findings.add("categories without an annotation here", len(unused), unused)
-    return Source(
-        classes_of(names), found, folder, about="an export in COCO's form; images without annotations left out"
-    )
+    about = "an export in COCO's form; images without annotations left out"
+    return Source(classes_of(names), found, folder, about=about, is_export=True)
 
 
 def _prefix(file: Path, content: dict[str, Any], folder: Path) -> str:
@@ -104,32 +113,68 @@ def _prefix(file: Path, content: dict[str, Any], folder: Path) -> str:
 
 
 def _file_name(image: dict[str, Any]) -> str:
-    return str(image["file_name"]).replace("\\", "/")
+    file: str = image["file_name"]
+    return file.replace("\\", "/")
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
-    missing = [part for part in ("images", "annotations", "categories") if part not in content]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no object with {', '.join(_FIELDS)}; not COCO's instances JSON")
+    missing = [part for part in _FIELDS if not isinstance(content.get(part), list)]
     if missing:
         raise ValueError(f"{path}: no {', '.join(missing)}; not COCO's instances JSON")
-    return dict(content)
+    for part, fields in _FIELDS.items():
+        for number, entry in enumerate(content[part], start=1):
+            _check_entry(entry, fields, f"{path}: {part}, entry {number}")
+        _check_ids(content[part], f"{path}: {part}")
+    return content
 
 
-def _read_split(content: dict[str, Any], column: dict[int, int], prefix: str) -> SourceSplit:
+def _check_entry(entry: Any, fields: Mapping[str, tuple[type, ...]], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: {str(entry)[:60]} is no object")
+    for name, kinds in fields.items():
+        value = entry.get(name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            said = f"is {str(value)[:60]!r}" if name in entry else "is not there"
+            raise ValueError(f"{where}: {name} {said}; expected {' or '.join(_WORDS[kind] for kind in kinds)}")
+    box = entry.get("bbox") or ()
+    is_box = isinstance(box, list | tuple) and all(isinstance(side, int | float) for side in box)
+    if "bbox" in entry and "image_id" in fields and not (is_box and len(box) in (0, 4)):
+        raise ValueError(f"{where}: bbox is {str(box)[:60]!r}; expected x, y, width and height in pixels")
+
+
+def _check_ids(entries: list[dict[str, Any]], where: str) -> None:
+    seen = set[tuple[str, object]]()
+    for name in ("id", "file_name"):
+        for value in (entry[name] for entry in entries if "image_id" not in entry and name in entry):
+            if (name, value) in seen:
+                raise ValueError(f"{where}: two entries with {name} {str(value)[:60]!r}; keep one")
+            seen.add((name, value))
+
+
+def _read_split(path: Path, content: dict[str, Any], column: dict[int | str, int], prefix: str) -> SourceSplit:
     findings = Findings()
     file_of = {image["id"]: prefix + _file_name(image) for image in content["images"]}
-    classes, boxes = defaultdict[int, set[int]](set), defaultdict[int, list[SourceBox]](list)
+    classes, boxes = defaultdict[int | str, set[int]](set), defaultdict[int | str, list[SourceBox]](list)
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]
         if image not in file_of or category not in column:
-            findings.add("annotations of unknown images or categories", 1, [annotation["id"]])
+            example = annotation.get("id", f"of image {image}")
+            findings.add("annotations of unknown images or categories", 1, [example])
             continue
         classes[image].add(column[category])
-        if not annotation.get("iscrowd") and len(annotation.get("bbox", ())) == 4:
+        if not annotation.get("iscrowd") and annotation.get("bbox"):
             boxes[image].append(_box(annotation["bbox"], column[category]))
+    if content["annotations"] and not classes:
+        raise ValueError(
+            f"{path}: none of its {len(content['annotations']):,} annotations names an image_id and a category_id that "
+            f"are listed, such as {content['annotations'][0]['image_id']!r}; text and numbers are different ids"
+        )
     findings.add("images listed", len(file_of))
     without = [file for image, file in file_of.items() if image not in classes]
     findings.add("images without an annotation, left out", len(without), without)

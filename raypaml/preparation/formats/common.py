@@ -70,6 +70,8 @@ class Source:
     """Files that lie there and are not taken."""
     has_splits: bool = False
     """It says the split of every image; where a data set grows, a split that it lacks then gets no new image."""
+    is_export: bool = False
+    """Its format is one of papers, but the data are somebody's own."""
     about: str = ""
     """In words how the labels were read, where they could be written in several ways."""
     names_from_text: frozenset[str] = frozenset()

@@ -85,13 +85,17 @@ def _source_of(flags: Any, is_of_before: bool) -> Source:
     return read(flags.path)
 
 
-def _split_method(flags: Any, begun: Mapping[str, Any] | None) -> Method:
+def _is_own(flags: Any, source: Source) -> bool:
+    return flags.format not in PUBLISHED or source.is_export
+
+
+def _split_method(flags: Any, source: Source, begun: Mapping[str, Any] | None) -> Method:
     """How splits are cut: as asked, else as the data set in the folder was begun, else as its format is cut."""
     if flags.split_method:
         return cast("Method", flags.split_method)
     if begun is not None:
         return cast("Method", begun.get("split_method", "random"))
-    return "random" if flags.format in PUBLISHED and flags.path.is_dir() else "stratified"
+    return "stratified" if _is_own(flags, source) else "random"
 
 
 def _check_classes(source: Source, earlier: Earlier | None, allow: str) -> None:
@@ -111,14 +115,15 @@ def format_preparation(flags: Any) -> Preparation:
     record = read_record(flags.out)
     begun = record["parameters"] if record else None
     is_of_before = begun is not None and "split_method" not in begun
-    source, method = _source_of(flags, is_of_before), _split_method(flags, begun)
+    source = _source_of(flags, is_of_before)
+    method = _split_method(flags, source, begun)
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
     cut = Cut(flags.validation, flags.test, flags.split_seed, method)
     earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
     if earlier:
         check_pictures(source, earlier, flags.images or str(source.images), form_of(flags))
         source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
-    if flags.format not in PUBLISHED and not is_of_before:
+    if _is_own(flags, source) and not is_of_before:
         _check_classes(source, earlier, flags.allow)
     labels = assemble(source, hiding, cut, earlier.keys() if earlier else ())
     for line in overview(source, labels):
