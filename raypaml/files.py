@@ -24,13 +24,18 @@ _INSTEAD = (
     (b"<!doctype html", "a web page"),
     (b"<html", "a web page"),
     (b"<?xml", "XML, such as a store's error"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"\xfd7zxz\0", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"rar!\x1a\7", "a RAR archive"),
 )
 START_BYTES = 256
 """Of a file, enough for `came_instead`."""
 
 
 def came_instead(start: bytes) -> str:
-    """What downloads and checkouts leave in the place of a file of data, by its first bytes; empty: none of these."""
+    """What lies in the place of a file of data, by its first bytes in lower case; empty: none of these."""
     if not start.strip(b"\0"):
         return "nothing but zeros" if start else "0 bytes"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()

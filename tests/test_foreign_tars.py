@@ -82,6 +82,21 @@ def test_json_fields_of_any_name_and_depth(tmp_path: Path) -> None:
     assert verify_split(tmp_path, data.splits["train"]) == []
 
 
+def test_a_class_that_is_listed_twice_counts_once(tmp_path: Path) -> None:
+    label = b'{"positive": ["cat", "cat"], "negative": ["dog", "dog"], "truth": ["cat", "cat"]}'
+    for form in ("json", "json:positive=positive,negative=negative,truth=truth"):
+        (tmp_path / form[:5]).mkdir()
+        data = _indexed(tmp_path / form[:5], [("a.jpg", JPEG), ("a.json", label)], form)
+        index = data.splits["train"]
+        assert [list(index.classes(name, 0)) for name in ("positives", "negatives", "truth")] == [[0], [1], [0]]
+        assert data.vocabulary.train_positives.tolist() == [1, 0]
+
+
+def test_own_labels_are_texts(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.json: \['cat'\] is no class; expected ids as texts"):
+        _indexed(tmp_path, [("a.jpg", JPEG), ("a.json", b'{"positive": [["cat"]], "negative": []}')], "json")
+
+
 def test_truth_may_be_a_field_too(tmp_path: Path) -> None:
     members = [("a.jpg", JPEG), ("a.json", b'{"p": ["x"], "all": ["x", "y"]}')]
     data = _indexed(tmp_path, members, "json:positive=p,truth=all")

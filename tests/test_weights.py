@@ -38,6 +38,20 @@ def test_safetensors_weights_load(whole_resnet18: dict[str, Tensor], tmp_path: P
     assert_holds(build_backbone("resnet18", str(tmp_path / "w.safetensors")), whole_resnet18)
 
 
+@pytest.mark.parametrize("name", ["w.SAFETENSORS", "w.bin", "w"])
+def test_safetensors_are_known_by_what_is_in_the_file(name: str, tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / name)
+    assert read_weights(tmp_path / name) == ({"a": 1}, "")
+
+
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    inner: dict[str, object] = {"a": torch.ones(1)}
+    outer = {"model": inner}
+    inner["net"] = outer
+    torch.save(outer, tmp_path / "w.pth")
+    assert "model.net is what holds it, without an end; save the model's state dict" in refusal(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("wrapped", ["", "model"])
 def test_pytorch_weights_load(whole_resnet18: dict[str, Tensor], tmp_path: Path, wrapped: str) -> None:
     torch.save({wrapped: whole_resnet18, "epoch": 3} if wrapped else whole_resnet18, tmp_path / "w.pth")
@@ -139,6 +153,8 @@ def test_a_pickled_payload_is_refused_and_never_runs(tmp_path: Path, suffix: str
         ),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied", "but XML, such as a store's error;"),
         (bytes(1000), "but nothing but zeros;"),
+        (b"\x1f\x8b\x08" + bytes(20), "holds no weights but a gzip archive; unpack it"),
+        (b"\xfd7zXZ\0" + bytes(20), "holds no weights but an xz archive; unpack it"),
         (b"PK\3\4" + bytes(100), "not a readable weight file (PytorchStreamReader failed reading zip archive: failed "),
     ],
 )

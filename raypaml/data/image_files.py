@@ -47,9 +47,10 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
     (b"<svg", "SVG"),
     (b"FUJIFILM", "a camera's raw file"),
     (b"PK\3\4", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip archive"),
 )
 """How formats begin that people meet and that are not read."""
+_PROLOGUE = 4096
+"""Bytes in which an SVG's first element begins, after XML's declaration, comments and the type of the document."""
 _SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
 """Tags of TIFF. The bit of the first says that this picture is a small copy of another one in the same file."""
 _CONTAINERS = (b"mif1", b"msf1")
@@ -122,11 +123,14 @@ def _refuse_raw(image: Any, start: bytes) -> None:
 
 def _kind(content: bytes) -> str:
     """What bytes seem to be that are no picture of a format that is read."""
-    if instead := came_instead(content[:START_BYTES]):
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    instead = came_instead(content[:START_BYTES])
+    if start.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in start[:_PROLOGUE]:
+        return "SVG"
+    if instead:
         return instead
     if content[4:8] == b"ftyp":
         return _kind_of_brand(content[8:12])
-    start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
     return next((kind for sign, kind in _SIGNS if start.startswith(sign)), f"it begins with {content[:8]!r}")
 
 

@@ -87,9 +87,11 @@ class LabelForm:
         return {role: field for role, _, field in pairs}
 
     def read(self, content: bytes, where: str) -> dict[str, Any]:
-        """The labels of one sample, as raypaml's own JSON says them; ValueError, beginning with `where`."""
-        if self.is_own:
-            return own_labels(content, where)
+        """The labels of one sample, each once, as raypaml's own JSON says them; ValueError, beginning with `where`."""
+        labels = own_labels(content, where) if self.is_own else self._of_others(content, where)
+        return labels | {role: list(dict.fromkeys(labels[role])) for role in ROLES if role in labels}
+
+    def _of_others(self, content: bytes, where: str) -> dict[str, Any]:
         if self.kind == "json":
             found = _object(content, where)
             roles = {role: _field(found, field, where) for role, field in self.fields.items()}
@@ -135,6 +137,8 @@ def own_labels(content: bytes, where: str) -> dict[str, Any]:
     lists = (labels.get(name, []) for name in (*ROLES, "boxes", *BOX_LISTS))
     if not {"positive", "negative"} <= set(labels) or not all(isinstance(found, list) for found in lists):
         raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
+    for value in (value for role in ROLES for value in labels.get(role, ()) if not isinstance(value, str)):
+        raise ValueError(f"{where}: {value!r} is no class; expected ids as texts")
     if TRUTH_KNOWN not in labels:
         return labels
     sides = [labels.get(name, []) for name in BOX_LISTS]

@@ -42,18 +42,21 @@ def read_weights(path: Path) -> tuple[Weights, str]:
     if not path.is_file():
         raise ValueError(f"weights={path}: no such file")
     with path.open("rb") as file:
-        instead = came_instead(file.read(START_BYTES))
+        start = file.read(START_BYTES)
+    instead = came_instead(start)
     if instead:
-        raise ValueError(f"weights={path}: holds no weights but {instead}; copy or download the file itself")
-    content, place = _state_dict(_load(path))
+        remedy = "unpack it" if instead.endswith("archive") else "copy or download the file itself"
+        raise ValueError(f"weights={path}: holds no weights but {instead}; {remedy}")
+    is_safetensors = path.suffix.lower() == ".safetensors" or start[8:9] == b"{"
+    content, place = _state_dict(path, _load(path, is_safetensors))
     _check_tensors(path, content, place)
     return content, place
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, is_safetensors: bool) -> Any:
     """The content of a weight file, safe to look at."""
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused below anyway
@@ -83,13 +86,17 @@ def _refusal(error: Exception) -> str:
     return f"refused, it holds more than tensors, or is no weight file ({why}); {_REMEDY}"
 
 
-def _state_dict(content: Any) -> tuple[Any, str]:
+def _state_dict(path: Path, content: Any) -> tuple[Any, str]:
     """The innermost dictionary that training scripts wrap, and what there is to say of its place."""
     names, others = list[str](), list[str]()
+    outer = list[Any]()
     while isinstance(content, dict) and (there := [name for name in NESTED if _wraps(content.get(name))]):
+        outer.append(content)
         content = content[there[0]]
         names.append(there[0])
         others += there[1:]
+        if any(content is one for one in outer):
+            raise ValueError(f"weights={path}: {'.'.join(names)} is what holds it, without an end; {_REMEDY}")
     beside = f", and not of {', '.join(others)}" if others else ""
     return content, f" of {'.'.join(names)}{beside}" if names else ""
 

@@ -30,6 +30,8 @@ class Repeats:
     """Samples that show one of them."""
     most: list[tuple[str, int]]
     """The key of one sample, and how often its picture occurs, of those that occur MANY times or more."""
+    others: list[tuple[str, int]]
+    """The same of some that occur less often."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,12 @@ def marks(index: Index) -> NDArray[np.uint64]:
 def repeats(index: Index) -> Repeats:
     """The pictures that occur more than once in a split."""
     _, first, counts = np.unique(marks(index), return_index=True, return_counts=True)
-    often = np.flatnonzero(counts >= MANY)
-    often = often[np.lexsort((first[often], -counts[often]))]
-    keys = index.keys(first[often])
-    again = counts[counts > 1]
-    return Repeats(len(again), int(again.sum()), list(zip(keys, counts[often].tolist(), strict=True)))
+    again = np.flatnonzero(counts > 1)
+    again = again[np.lexsort((first[again], -counts[again]))]
+    many = int((counts >= MANY).sum())
+    chosen = again[: many + _NAMED]
+    named = list(zip(index.keys(first[chosen]), counts[chosen].tolist(), strict=True))
+    return Repeats(len(again), int(counts[again].sum()), named[:many], named[many:])
 
 
 def shared(indexes: Mapping[str, Index]) -> list[Shared]:
@@ -85,7 +88,9 @@ def said_of_same_pictures(indexes: Mapping[str, Index]) -> Iterator[str]:
     for name, index in indexes.items():
         found = repeats(index)
         if found.pictures:
-            yield f"{name}: {found.images:,} images show only {found.pictures:,} pictures{_placeholders(found.most)}"
+            what = _named("; perhaps placeholders of lost photographs", found.most, len(found.most))
+            what += _named("; such as" if not what else "; also", found.others, found.pictures - len(found.most))
+            yield f"{name}: {found.images:,} images show only {found.pictures:,} pictures{what}"
     for both in shared(indexes):
         share = 100 * both.images / len(indexes[both.second])
         named = ", ".join(f"{theirs} = {mine}" for mine, theirs in both.pairs)
@@ -96,12 +101,13 @@ def said_of_same_pictures(indexes: Mapping[str, Index]) -> Iterator[str]:
         )
 
 
-def _placeholders(most: Sequence[tuple[str, int]]) -> str:
-    if not most:
+def _named(what: str, pictures: Sequence[tuple[str, int]], of: int) -> str:
+    """Some pictures by the key of one sample each, and how many more there are; empty if there is none."""
+    if not pictures:
         return ""
-    named = ", ".join(f"that of {key} {count:,} times" for key, count in most[:_NAMED])
-    more = f" and {len(most) - _NAMED:,} more" if len(most) > _NAMED else ""
-    return f"; perhaps placeholders of lost photographs: {named}{more}"
+    named = ", ".join(f"that of {key} {count:,} times" for key, count in pictures[:_NAMED])
+    more = f" and {of - _NAMED:,} more" if of > _NAMED else ""
+    return f"{what}: {named}{more}"
 
 
 def indexes_in(folder: Path, splits: Sequence[str]) -> dict[str, Index]:
