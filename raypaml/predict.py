@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.cluster.tasks import device_mapper  # all below with torch
     from raypaml.counting import Count
+    from raypaml.data.tars import PassedOver
     from raypaml.inference.answer_files import check_out, writer
     from raypaml.inference.choice import choose
     from raypaml.inference.classifying import classify, loaded
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_out(asked.out)
     card = loaded(asked.model, "cpu").card
     choice = choose(card, top=asked.top, threshold=asked.threshold, thresholds_from=asked.thresholds_from)
-    passed_over = Counter[str]()
+    passed_over = PassedOver(list)
     pictures = list(find_pictures(asked.images, asked.background, passed_over))
     broken: list[tuple[str, str]] = []
     empty, count = 0, Count("predicting", len(pictures), say)
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 out.write(name, [(card.class_ids[k], card.names[k], score) for k, score in answer])
     count.show(f"{len(broken):,} broken", f"{empty:,} without a class that reaches its threshold")
     if passed_over:
-        kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in passed_over.most_common())
-        say(f"{passed_over.total():,} files passed over, for they are not named as pictures: {kinds}")
+        kinds = (f"{reason} {len(names):,} (such as {names[0]})" for reason, names in sorted(passed_over.items()))
+        say(f"files passed over, by suffix or other reason: {', '.join(kinds)}")
     for name, reason in broken:
         say(f"broken: {name}: {reason}")
     return 1 if broken else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from raypaml.data.data_folder import open_folder
+from raypaml.data.tars import PassedOver
 from raypaml.inference.pictures import find_pictures
 from raypaml.preparation.formats.class_folders import read_folder
 from raypaml.preparation.formats.common import Source
@@ -245,10 +246,30 @@ def test_what_systems_put_beside_images_is_hidden_to_preparation_and_prediction(
     source = read_folder(made(tmp_path, ["cat/1.jpg", "dog/2.jpg", *SYSTEM_FILES]))
     assert placed(source) == {"train": {"cat/1.jpg": "cat", "dog/2.jpg": "dog"}}
     assert reasons(source) == dict.fromkeys(SYSTEM_FILES, "hidden")
-    passed_over = Counter[str]()
+    passed_over = PassedOver(list)
     found = [Path(picture.name) for picture in find_pictures([str(tmp_path)], passed_over=passed_over)]
     assert found == [tmp_path / "cat/1.jpg", tmp_path / "dog/2.jpg"]
-    assert not passed_over
+    assert passed_over == {"hidden": sorted(SYSTEM_FILES)}
+
+
+def test_prediction_follows_a_link_once_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    files = ["a/1.jpg", "a/up -> .", "a/lost.jpg -> nowhere", "b.jpg -> a/1.jpg", "notes.txt", "LICENSE", "c -> pool"]
+    made(tmp_path, [*files, ".pool/2.jpg", "pool -> .pool"])
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("x.jpg", "__MACOSX/._x.jpg"):
+            tar.add(tmp_path / "a/1.jpg", name)
+    passed_over = PassedOver(list)
+    found = [picture.name for picture in find_pictures([str(tmp_path)], passed_over=passed_over)]
+    assert found == [str(tmp_path / name) for name in ("a/1.jpg", "c/2.jpg", "s.tar/x.jpg")]
+    assert passed_over == {
+        ".txt": ["notes.txt"],
+        "no suffix": ["LICENSE"],
+        "hidden": [".pool/2.jpg", f"{tmp_path}/s.tar/__MACOSX/._x.jpg"],
+        "linked before": ["a/up", "b.jpg", "pool"],
+        "broken link": ["a/lost.jpg"],
+        "not a file": ["pipe.jpg"],
+    }
 
 
 def test_names_that_are_no_text_are_counted(tmp_path: Path) -> None:

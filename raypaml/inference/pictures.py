@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,13 +13,16 @@ from PIL import Image
 from pyarrow import fs
 
 from raypaml.data.colours import WHITE, check_background
+from raypaml.data.file_tree import files_below, reason_of
 from raypaml.data.hidden_files import is_hidden
 from raypaml.data.image_files import IMAGE_SUFFIXES, opened, shrink_early
 from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
+from raypaml.data.tars import PassedOver
 from raypaml.preparation.image_form import upright_rgb
 
 SHARD = ".tar"
+_SUFFIXES = (*IMAGE_SUFFIXES, SHARD)
 _PATIENCE = 60.0
 _TURNING = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
 """How the segments of a JPEG begin that may say that it is not upright: EXIF and XMP."""
@@ -91,13 +93,15 @@ def _read(picture: Picture, where: Location) -> bytes:
 
 
 def find_pictures(
-    given: Sequence[str], background: str = WHITE, passed_over: Counter[str] | None = None
+    given: Sequence[str], background: str = WHITE, passed_over: PassedOver | None = None
 ) -> Iterator[Picture]:
     """The pictures of files, folders (all below them, by name) and shards, in the order given.
 
+    Links in a folder are followed once (`data.file_tree`). Hidden files are left out, in shards too.
+
     Args:
         background: of each of them.
-        passed_over: takes how many files of a folder are not named as pictures, by suffix.
+        passed_over: takes the files of folders and shards that are left out, by suffix or other reason.
 
     Raises:
         ValueError: a path that is not there, a store that does not answer, a damaged shard; no background.
@@ -108,13 +112,10 @@ def find_pictures(
         kind = where.kind()
         if kind == "missing":
             raise ValueError(f"{one}: no such file or folder")
-        for file in _files(where) if kind == "folder" else [one]:
-            if _plain(file).lower().endswith(SHARD):
-                yield from (replace(picture, background=background) for picture in _members(file))
-            elif kind == "file" or _plain(file).lower().endswith(IMAGE_SUFFIXES):
-                yield replace(_picture(file, file), background=background)
-            elif passed_over is not None:
-                passed_over[PurePosixPath(_plain(file)).suffix.lower() or "no suffix"] += 1
+        left_out = PassedOver(list) if passed_over is None else passed_over
+        for file in _files(where, left_out) if kind == "folder" else [one]:
+            found = _members(file, left_out) if _plain(file).lower().endswith(SHARD) else [_picture(file, file)]
+            yield from (replace(picture, background=background) for picture in found)
 
 
 def _picture(name: str, address: str, offset: int = 0, size: int = -1) -> Picture:
@@ -127,31 +128,46 @@ def _plain(address: str) -> str:
     return address.partition("?")[0] if "://" in address else address
 
 
-def _files(folder: Location) -> list[str]:
-    """Addresses of all files below a folder, sorted; hidden ones left out."""
+def _files(folder: Location, passed_over: PassedOver) -> list[str]:
+    """Addresses of the pictures and shards below a folder, sorted."""
+    reasons = _listed(folder)
+    for name, reason in sorted(reasons.items()):
+        if reason:
+            suffix = PurePosixPath(name).suffix.lower() or "no suffix"
+            passed_over[suffix if reason == "not_an_image" else reason.replace("_", " ")].append(name)
+    return [str(folder / name) for name in sorted(reasons) if not reasons[name]]
+
+
+def _listed(folder: Location) -> dict[str, str]:
+    """The files below a folder, by their paths there, and why they are left out, as `files_below` says it."""
     filesystem, path = folder.open()
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return files_below(Path(path), _SUFFIXES)[0]
     found = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)), f"{folder}")
-    files = sorted(info.path for info in found if info.type == fs.FileType.File)
-    inner = [file.removeprefix(path).lstrip("/") for file in files]
-    return [str(folder / name) for name in inner if not is_hidden(name)]
+    names = [info.path.removeprefix(path).lstrip("/") for info in found if info.type == fs.FileType.File]
+    return {name: reason_of(name, _SUFFIXES) for name in names}
 
 
-def _members(address: str) -> list[Picture]:
+def _members(address: str, passed_over: PassedOver) -> list[Picture]:
     """The pictures in a shard, by one scan of its headers."""
     where = Location(address)
     try:
-        return with_retries(lambda: _scan(where, address), address, patience=_PATIENCE)
+        found = with_retries(lambda: _scan(where, address), address, patience=_PATIENCE)
     except tarfile.TarError as error:
         raise ValueError(f"{address}: not a readable tar ({error})") from None
     except OSError as error:
         raise ValueError(f"{address}: cannot be read: {brief(error)}") from None
+    hidden = [name for name, _ in found if is_hidden(name)]
+    if hidden:
+        passed_over["hidden"] += [f"{address}/{name}" for name in hidden]
+    return [picture for name, picture in found if not is_hidden(name)]
 
 
-def _scan(where: Location, address: str) -> list[Picture]:
+def _scan(where: Location, address: str) -> list[tuple[str, Picture]]:
     filesystem, path = where.open()
     with filesystem.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         return [
-            _picture(str(where / member.name), address, member.offset_data, member.size)
+            (member.name, _picture(str(where / member.name), address, member.offset_data, member.size))
             for member in tar
             if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
         ]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from heapq import heappop, heappush
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
-from raypaml.data.hidden_files import is_hidden
+from raypaml.data.file_tree import files_below
 from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import Findings
@@ -29,7 +28,7 @@ def read_folder(folder: Path, layout: Layout = "") -> Source:
     Raises:
         ValueError: no image lies in a folder of a class, or the folder can be read in two ways.
     """
-    reasons, again = files_below(folder)
+    reasons, again = files_below(folder, IMAGE_SUFFIXES)
     images = sorted((file for file, reason in reasons.items() if not reason), key=lambda file: file.split("/"))
     named = layout or layout_of(folder, images)
     places = {file: found for file in images if (found := placed_at(file, named))}
@@ -68,71 +67,3 @@ def _check_links(folder: Path, again: Mapping[str, str], layout: str) -> None:
                 f"{folder}: {before} and {name} are the same by a link, under two classes or splits; remove the link, "
                 "or give the labels as a table"
             )
-
-
-def files_below(root: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Every file below a folder, by its path there, and why it is not an image: empty where its name is that of one.
-
-    Links are followed once, after everything that is really there: what a link leads to again is not taken.
-
-    Returns:
-        The reasons by path; and by the path of what a link leads to again, the path that it has already. Paths of
-        folders end with `/` there.
-    """
-    reasons, again = dict[str, str](), dict[str, str]()
-    first = dict[Path, str]()
-    folders, links = [""], list[str]()
-    while folders or links:
-        name = folders.pop() if folders else heappop(links)
-        real = Path(os.path.realpath(root / name))
-        if is_hidden(name) and (root / name).is_symlink():
-            reasons[name] = "hidden"
-        elif real in first:
-            mark = "/" if real.is_dir() else ""
-            again[name + mark], reasons[name] = first[real] + mark, "linked_before"
-        elif real.is_dir():
-            _note(first, real, name, is_hidden(name))
-            reasons |= _listed(real, name, folders, links, first)
-        else:
-            reasons[name] = _reason(name) if real.is_file() else "broken_link"
-            _note(first, real, name, bool(reasons[name]))
-    return reasons, again
-
-
-def _listed(real: Path, name: str, folders: list[str], links: list[str], first: dict[Path, str]) -> dict[str, str]:
-    """The files of one folder with their reasons; its folders and links are added to those that are left."""
-    try:
-        entries = list(os.scandir(real))
-    except OSError:
-        return {name: "denied"}
-    reasons = {}
-    for entry in entries:
-        path = f"{name}/{entry.name}" if name else entry.name
-        if entry.is_symlink():
-            heappush(links, path)
-        elif entry.is_dir():
-            folders.append(path)
-        else:
-            reasons[path] = _reason(path) if entry.is_file() else "not_a_file"
-            _note(first, real / entry.name, path, bool(reasons[path]))
-    return reasons
-
-
-def _note(first: dict[Path, str], real: Path, name: str, is_passed_over: bool) -> None:
-    # what is not taken under its own name may be taken under that of a link: images kept in a hidden cache
-    if not is_passed_over:
-        first[real] = name
-
-
-def _is_text(path: str) -> bool:
-    """Whether a name that the file system gives is one that can be written down: bytes that are no UTF-8 are not."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in path)
-
-
-def _reason(path: str) -> str:
-    """Why a file of this name is no image; empty if it may be one."""
-    if is_hidden(path):
-        return "hidden"
-    if not _is_text(path):
-        return "name_not_utf8"
-    return "" if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES else "not_an_image"
