@@ -159,7 +159,7 @@ def _members(address: str, passed_over: PassedOver) -> list[Picture]:
         raise ValueError(f"{address}: cannot be read: {brief(error)}") from None
     hidden = [name for name, _ in found if is_hidden(name)]
     if hidden:
-        passed_over["hidden"] += [f"{address}/{name}" for name in hidden]
+        passed_over["hidden"] += [f"{_plain(address)}/{name}" for name in hidden]
     return [picture for name, picture in found if not is_hidden(name)]
 
 
