@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
 from raypaml.runs import kept_features
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.feature_computing import check_common_folder
+from raypaml.runs.ranks import Ranks
 from raypaml.training.loop import train
 from raypaml.training.worker import build_worker, enter_epoch
 from tests.conftest import run_distributed
@@ -154,6 +157,31 @@ def test_a_folder_is_shared_and_kept(tiny_digits: Path, tmp_path: Path) -> None:
 def test_mirrored_epochs_compute_their_features_again(tiny_digits: Path, tmp_path: Path) -> None:
     events = train_here(0, 1, config(flip=True, epochs=1), tiny_digits, tmp_path)
     assert not any("features" in line for line in lines(events))
+
+
+def looks_for_features(folder: Path, *, common: bool) -> str:
+    """What is said where the ranks have a folder in common, or each its own."""
+    ranks = Ranks.here(CPU)
+    mine = folder if common else folder / str(ranks.rank)
+    mine.mkdir(exist_ok=True)
+    optim = SimpleNamespace(feature_cache="run")
+    job: Any = SimpleNamespace(ranks=ranks, folder=mine, paths=[mine / "a.npy"], config=SimpleNamespace(optim=optim))
+    try:
+        check_common_folder(job)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def folders_of_ranks(_rank: int, _world: int, folder: Path) -> list[str]:
+    return [looks_for_features(folder, common=common) for common in (True, False)]
+
+
+def test_nodes_that_see_only_their_own_disks_are_told(tmp_path: Path) -> None:
+    for common, apart in run_distributed(folders_of_ranks, 2, tmp_path):
+        assert common == ""
+        assert "feature_cache=run: 1 of 2 workers do not see what rank 0 writes to" in apart
+    assert not list(tmp_path.rglob(".seen-*"))
 
 
 def test_features_are_read_by_sample(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raypaml.cluster.worker_errors import as_user_error
-from raypaml.training import loop
+from raypaml.training import loop, out_of_memory
 from raypaml.training.out_of_memory import HalvedError, read_halving
 from tests.test_loop import config, history
 
@@ -59,6 +59,19 @@ def test_a_run_goes_on_with_half_from_its_checkpoint_and_keeps_it(
     assert said[:2] == [str(halving), "continues from epoch 1, step 0 with 1 worker"]
     assert [record["micro_batch_size"] for record in history(tmp_path)] == [0, 16]
     assert sum(record["samples"] for record in history(tmp_path)) == 2 * 96
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_memory_errors_of_the_driver_and_of_libraries_are_known(text: str) -> None:
+    assert out_of_memory._ran_out(RuntimeError(text)) == ("EXECUTION" not in text)
 
 
 @pytest.mark.parametrize(

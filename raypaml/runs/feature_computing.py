@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,6 +76,28 @@ class FeatureJob:
         """The parts that are not there, as rank 0 sees it; a collective."""
         seen = torch.tensor([not path.is_file() for path in self.paths], dtype=torch.float64)
         return self.ranks.sum(seen * (self.ranks.rank == 0)).nonzero().flatten().tolist()
+
+
+def check_common_folder(job: FeatureJob) -> None:
+    """Raise ValueError, on every rank, where a rank lacks features and sees none of rank 0, as on another node."""
+    ranks = job.ranks
+    if not ranks.sum(torch.tensor([int(not all(path.is_file() for path in job.paths))])).item():
+        return
+    first = ranks.rank == 0
+    name = int(ranks.sum(torch.tensor([uuid.uuid4().int >> 76 if first else 0])).item())  # a name nobody asked for yet
+    seen = job.folder / f".seen-{name}"
+    if first:
+        seen.touch()
+    ranks.barrier()
+    blind = int(ranks.sum(torch.tensor([int(not seen.exists())])).item())  # after which all have looked
+    if first:
+        seen.unlink()
+    if blind:
+        raise ValueError(
+            f"feature_cache={job.config.optim.feature_cache}: {blind} of {ranks.world_size} workers do not see what "
+            f"rank 0 writes to {job.folder}; give --feature-cache a folder that all nodes share, or off, with another "
+            "--name"
+        )
 
 
 @contextmanager

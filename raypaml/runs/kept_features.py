@@ -30,7 +30,14 @@ from raypaml.data.batches import AHEAD, Batch
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
 from raypaml.model.cam import CamClassifier
-from raypaml.runs.feature_computing import PART, FeatureJob, ProgressListener, compute_missing, turn_to_compute
+from raypaml.runs.feature_computing import (
+    PART,
+    FeatureJob,
+    ProgressListener,
+    check_common_folder,
+    compute_missing,
+    turn_to_compute,
+)
 from raypaml.runs.ranks import Ranks
 
 RUN_FOLDER = "features"
@@ -104,11 +111,13 @@ def open_features(
     computes the features.
 
     Raises:
-        ValueError: the disk has no room for them, a feature is beyond float16, or a file is damaged.
+        ValueError: the ranks have no folder in common, the disk has no room for them, a feature is beyond float16, or a
+            file is damaged.
     """
     folder = features_folder(config, run_folder) / _digest(model, data.splits[split], ranks.device, config)
     job = FeatureJob(model=model, data=data, split=split, ranks=ranks, config=config, folder=folder, listener=listener)
     folder.mkdir(parents=True, exist_ok=True)
+    check_common_folder(job)
     if job.missing():
         with turn_to_compute(job, f"run {run_folder.name}") as ours:
             if not (ours and compute_missing(job)):

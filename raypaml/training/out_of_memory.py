@@ -21,6 +21,8 @@ from raypaml.runs.mirror import Mirror
 from raypaml.training.worker import Worker
 
 HALVING_FILE = "memory.json"
+_TOLD = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""Of memory errors that torch raises as others: of the CPU, of the driver, of cuBLAS and cuDNN."""
 
 
 class HalvedError(RuntimeError):
@@ -83,8 +85,8 @@ def halving_once(current: Callable[[], Worker]) -> Iterator[None]:
 
 
 def _ran_out(error: Exception) -> bool:
-    on_the_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return on_the_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _TOLD)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _halved(worker: Worker, error: Exception) -> Halving:

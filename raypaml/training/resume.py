@@ -67,7 +67,7 @@ def saving(current: Callable[[], Worker]) -> Iterator[None]:
     except BaseException:
         try:
             settle_saving(current())
-        except (OSError, ValueError) as error:  # the first error is the one to raise
+        except Exception as error:  # the first error is the one to raise
             current().report({"event": str(error)})
         raise
     else:
