@@ -14,6 +14,7 @@ from PIL import Image
 
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
+from raypaml.preparation.formats.label_cells import label_lists
 from raypaml.shard import main
 from tests.conftest import verify_split
 from tests.shard_tool import hashes, ledger
@@ -180,7 +181,7 @@ REFUSED: dict[str, tuple[list[Row], list[str], str]] = {
     "a class by case": (
         [("b0.jpg", "Cat", "", "train"), *NEW[2:]],
         [],
-        "blanks only: 2 of 4, such as 'cat', 'Cat'",
+        "invisible signs only: 2 of 4, such as 'cat', 'Cat'",
     ),
     "another size": (NEW, ["--resize", "9"], r"other settings: size=9 \(there: 8\); give the same"),
 }
@@ -247,3 +248,19 @@ def test_a_group_is_not_divided_by_growing(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"more\.jpg is of group '3', which is in '.*' there; say this split"):
         shard("table", given, "--grow", tmp_path / "old", "--out", tmp_path / "new")
+
+
+@pytest.mark.parametrize("new", [["polar bear", "bear"], ["sea cat"]])
+def test_classes_of_before_say_nothing_about_blanks_in_new_names(new: list[str]) -> None:
+    cells = {"labels": pa.array(["cat dog", "dog", *new])}
+    with pytest.raises(ValueError, match=r"can be read in 2 ways: separated by a blank.*; or one a cell"):
+        label_lists(cells, "", ["cat", "dog"], is_closed=False)
+    lists, about, _ = label_lists(cells, "", ["cat", "dog"])
+    assert (lists["labels"][2].as_py(), about) == (new[0].split(), "labels separated by a blank, as the classes show")
+
+
+@pytest.mark.parametrize(("new", "between"), [(["fox cat", "fox"], " "), (["fox,hen", "fox,hen,cat"], ",")])
+def test_new_names_that_are_evident_are_read_as_those_of_before(new: list[str], between: str) -> None:
+    cells = {"labels": pa.array([f"cat{between}dog", *new])}
+    lists, _, _ = label_lists(cells, "", ["cat", "dog"], is_closed=False)
+    assert lists["labels"].to_pylist() == [["cat", "dog"], *(cell.split(between) for cell in new)]

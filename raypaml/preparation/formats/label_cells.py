@@ -45,7 +45,7 @@ Split = dict[str, tuple[str, ...]]
 
 
 def label_lists(
-    columns: Mapping[str, pa.Array], separator: str = "", class_ids: Sequence[str] = ()
+    columns: Mapping[str, pa.Array], separator: str = "", class_ids: Sequence[str] = (), *, is_closed: bool = True
 ) -> tuple[dict[str, pa.Array], str, frozenset[str]]:
     """The names in each cell, in words how cells were read, and the names that only text holds, and no list.
 
@@ -55,6 +55,7 @@ def label_lists(
         columns: cells of text, or lists, which stay as they are.
         separator: between names; `none` where a cell is one name; empty: what class list or cells show.
         class_ids: names that are known.
+        is_closed: there are no others, so that what the cells hold besides is of no weight.
 
     Raises:
         ValueError: the cells can be read in two ways, or hold a list that cannot be read.
@@ -62,7 +63,7 @@ def label_lists(
     texts = {name: column for name, column in columns.items() if not pa.types.is_list(column.type)}
     cells = sorted({text.strip() for column in texts.values() for text in pc.unique(column).to_pylist() if text} - {""})
     quoted = {name for column in columns.values() if pa.types.is_list(column.type) for name in _distinct(column)}
-    names, about, from_text = _names_of(cells, SIGNS.get(separator, separator), class_ids, quoted)
+    names, about, from_text = _names_of(cells, SIGNS.get(separator, separator), class_ids, quoted, is_closed)
     names[""] = ()
     lists = {name: _replaced(columns[name], names) for name in texts}
     if not {"0", "1"}.issubset(class_ids):
@@ -92,7 +93,7 @@ def _replaced(column: pa.Array, names: Split) -> pa.Array:
 
 
 def _names_of(
-    cells: Sequence[str], separator: str, class_ids: Sequence[str], quoted: set[str]
+    cells: Sequence[str], separator: str, class_ids: Sequence[str], quoted: set[str], is_closed: bool
 ) -> tuple[Split, str, frozenset[str]]:
     found = {cell: listed_names(cell, is_refused=not separator) for cell in cells}
     listed = {cell: names for cell, names in found.items() if names is not None}
@@ -100,7 +101,7 @@ def _names_of(
     if separator:
         cut, about = _cut(texts, separator), f"labels {_between(separator)}, as --separator says"
     else:
-        cut, about = _found(texts, class_ids or sorted(quoted))
+        cut, about = _found(texts, class_ids or sorted(quoted), is_closed=is_closed and bool(class_ids))
     if listed:
         about = f"{IN_LISTS}, elsewhere {about}" if texts else IN_LISTS
     return {**listed, **cut}, about, frozenset[str]().union(*cut.values()) - quoted
@@ -123,7 +124,7 @@ def _between(separator: str) -> str:
     return "one a cell" if separator == _WHOLE else f"separated by {names.get(separator) or repr(separator)}"
 
 
-def _found(cells: Sequence[str], class_ids: Sequence[str]) -> tuple[Split, str]:
+def _found(cells: Sequence[str], class_ids: Sequence[str], *, is_closed: bool = True) -> tuple[Split, str]:
     """The one reading that a class list or the cells show."""
     tiers = [[sign for sign in tier if any(sign in cell for cell in cells)] for tier in SEPARATORS]
     candidates = next(filter(None, tiers), [])
@@ -131,11 +132,11 @@ def _found(cells: Sequence[str], class_ids: Sequence[str]) -> tuple[Split, str]:
         return _cut(cells, _WHOLE), "labels one a cell"
     ways = {sign: _cut(cells, sign) for sign in (*chain(*tiers), _WHOLE)}
     known = [sign for sign in ways if _is_known(ways[sign], ways, set(class_ids))]
-    if len(known) == 1:
+    if len(known) == 1 and (is_closed or _is_evident_of_new(ways[known[0]], known[0], set(class_ids))):
         return ways[known[0]], f"labels {_between(known[0])}, as the classes show"
     shown = [sign for sign in ways if sign != _WHOLE and _is_evident(ways[sign], sign)]
     if known or len(candidates) > 1 or candidates[0] not in shown or _holds_blank_lists(ways[candidates[0]]):
-        possible = known or [sign for sign in ways if sign in (*candidates, *shown, _WHOLE)]
+        possible = (known if len(known) > 1 else []) or [sign for sign in ways if sign in (*candidates, *shown, _WHOLE)]
         raise ValueError(_two_ways({sign: ways[sign] for sign in possible}))
     return ways[candidates[0]], f"labels {_between(candidates[0])}, as the cells show"
 
@@ -147,6 +148,19 @@ def _is_known(way: Split, ways: Mapping[str, Split], class_ids: set[str]) -> boo
         for cell, names in way.items()
         if names
     )
+
+
+def _is_evident_of_new(way: Split, sign: str, known: set[str]) -> bool:
+    """Whether names that are not known can be nothing else than that, where known ones show what the sign does.
+
+    Who writes `;` or `,` between names has none in them. A blank or `/` between known names says nothing about
+    `polar bear`: its parts must be seen alone too, or in varied company.
+    """
+    if sign in SEPARATORS[0] or sign == _WHOLE:
+        return True
+    new = {cell: names for cell, names in way.items() if len(set(names)) > 1 and not known.issuperset(names)}
+    alone = {cell: names for cell, names in way.items() if len(set(names)) == 1}
+    return _is_evident({**new, **alone, **{name: (name,) for name in known}}, sign)
 
 
 def _is_evident(way: Split, sign: str) -> bool:

@@ -98,7 +98,9 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
             role: _cells(table, columns[role]) for role in ("labels", "negatives") if role in columns
         }
         try:
-            lists, about, from_text = label_lists(cells, form.separator, class_ids or form.known)
+            lists, about, from_text = label_lists(
+                cells, form.separator, class_ids or form.known, is_closed=bool(class_ids)
+            )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     unread = [name for name in table.column_names if name and name not in (*columns.values(), *names)]
