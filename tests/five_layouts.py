@@ -79,7 +79,8 @@ def column_a_class(images: Path, folder: Path, photos: Sequence[Photo]) -> list[
     for photo in photos:
         place(images / photo.name, folder / folders[photo.split] / photo.name)
         rows.append([photo.name, photo.split, *(str(int(name in photo.labels)) for name in classes)])
-    return ["table", _table(folder / "t.tsv", rows, "utf-16", "\t"), "--complete"]
+    table = _table(folder / "t.tsv", rows, "utf-16", "\t")
+    return ["table", table, "--class-columns", f"{classes[0]}..{classes[-1]}", "--complete"]  # one is called train
 
 
 def label_studio(images: Path, folder: Path, photos: Sequence[Photo]) -> list[str]:
