@@ -95,6 +95,10 @@ LAYOUTS: dict[str, tuple[list[str], Placed]] = {
         ["train/bird/1.jpg", "train/train/1.jpg"],
         {"train": {"train/bird/1.jpg": "bird", "train/train/1.jpg": "train"}},
     ),
+    "a folder of images in each class": (
+        ["train/cat/images/1.jpg", "train/dog/images/1.jpg"],
+        {"train": {"train/cat/images/1.jpg": "cat", "train/dog/images/1.jpg": "dog"}},
+    ),
     "subfolders": (
         ["cat/1.jpg", "cat/old/2.jpg", "cat/old/er/3.jpg", "dog/new/1.jpg"],
         {"train": {"cat/1.jpg": "cat", "cat/old/2.jpg": "cat", "cat/old/er/3.jpg": "cat", "dog/new/1.jpg": "dog"}},
@@ -166,10 +170,15 @@ TWO_WAYS: dict[str, tuple[list[str], str, dict[Layout, list[str]]]] = {
         r"all images lie in images, which is hardly a class; .* raypaml shard table FILE",
         {"class": ["images"]},
     ),
+    "images of no class beside classes": (
+        ["cat/1.jpg", "dog/2.jpg", "Unlabeled/3.jpg"],
+        "images lie in Unlabeled, which is hardly a class",
+        {"class": ["Unlabeled", "cat", "dog"]},
+    ),
     "images without classes in one split": (
-        ["train/cat/1.jpg", "train/dog/2.jpg", "test/images/3.jpg"],
-        "in test all images lie in images, which is hardly a class",
-        {"split": ["cat", "dog", "images"]},
+        ["train/cat/1.jpg", "train/dog/2.jpg", "test/pictures/3.jpg"],
+        "in test all images lie in pictures, which is hardly a class",
+        {"split": ["cat", "dog", "pictures"]},
     ),
     "splits in splits": (
         ["train/train/cat/1.jpg", "val/val/dog/1.jpg"],

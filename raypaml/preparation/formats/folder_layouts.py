@@ -31,6 +31,8 @@ _KEEPERS = (
     *("labels", "label", "labeltxt", "annotations", "masks"),
 )
 """Names of folders that keep files, not those of one class."""
+_NEVER_CLASSES = ("images", "imgs", "jpegimages", "annotations", "labeltxt", "unlabeled", "unlabelled", "unsorted")
+"""Those that are hardly a class beside others either."""
 
 
 def _pattern(layout: str) -> list[str]:
@@ -109,7 +111,7 @@ def _check_classes(folder: Path, images: Sequence[str], where: str = "") -> None
 def _check_shared(folder: Path, images: Sequence[str], inner: set[str], where: str) -> None:
     """Refuse the same names below several folders that have no image of their own: these may be splits by any name."""
     times = Counter(name.split("/")[1] for name in inner)
-    shared = {name for name in inner if times[name.split("/")[1]] > 1}
+    shared = {name for name in inner if times[name.split("/")[1]] > 1 and name.split("/")[1].lower() not in _KEEPERS}
     if shared and not any(file.count("/") == 1 for file in images):
         raise _two_ways(
             folder, f"{where}{_some(shared)}: the folders with the same names may be classes, or those above"
@@ -117,11 +119,16 @@ def _check_shared(folder: Path, images: Sequence[str], inner: set[str], where: s
 
 
 def _check_keepers(folder: Path, images: Sequence[str], where: str) -> None:
+    """Refuse classes that would be called as folders are that keep images of any class."""
     tops = {file.split("/")[0] for file in images if "/" in file}
+    wrong = {top for top in tops if top.lower() in _NEVER_CLASSES}
     if tops and all(top.lower() in _KEEPERS or splits_in(top) for top in tops):
+        wrong = tops
+    if wrong:
+        lie = "all images lie" if wrong == tops else "images lie"
         raise _two_ways(
             folder,
-            f"{where}all images lie in {_some(tops)}, which is hardly a class; labels in files of their own (YOLO's "
+            f"{where}{lie} in {_some(wrong)}, which is hardly a class; labels in files of their own (YOLO's "
             "labels/*.txt) are given as a table: raypaml shard table FILE",
         )
 
