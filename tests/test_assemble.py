@@ -80,7 +80,7 @@ def test_keys_fit_and_differ() -> None:
     found = assemble(source(["\u732b.jpg", "\u72ac.jpg"], ["t.jpg"]), Hiding(), Cut(validation=0.5), taken=["t"])
     keys = sorted(key for labels in found.values() for key in labels.table["key"].to_pylist())
     assert keys == ["_-1acfcbe7", "_-cf0960aa", "t-f559887e"]
-    with pytest.raises(ValueError, match="1 images are listed twice, such as a.jpg; keep each in one split"):
+    with pytest.raises(ValueError, match=r"1 images are listed twice, such as a\.jpg; keep each in one split"):
         assemble(source(["a.jpg", "b.jpg"], ["a.jpg"]), Hiding(), Cut(validation=0.5))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from raypaml.preparation.formats.coco import read_coco
 from raypaml.preparation.formats.own_labels import TableForm, read_table
+from raypaml.preparation.formats.table_file import Dialect
 from raypaml.shard import main
 from tests.test_tables import named
 
@@ -55,6 +56,8 @@ def test_cvat(tmp_path: Path) -> None:
         ),
         ("<annotation><object/></annotation>", "its root is <annotation>, not CVAT's <annotations>"),
         ("<annotations>", "cannot be read: no element found"),
+        ("<?xml version='1.0' encoding='klingon'?><annotations/>", "a.xml: cannot be read: "),
+        (CVAT.replace('xtl="1.5"', 'xtl="a"'), "a.xml: a.jpg: a box has the corners 'a', '2', '30', '40'; expected"),
     ],
 )
 def test_what_is_not_cvats_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -77,7 +80,7 @@ def test_label_studio(tmp_path: Path) -> None:
         task("/data/upload/1/8f-a.jpg", [result(["bird", "hot dog"])]),
         task("/data/local-files/?d=b.jpg", [result(["cat"]), region], [result(["cat", "bird"])]),
         task("c.jpg", [result(["cat"])], cancelled=True),
-        task("d.jpg", []),
+        task("d.jpg", [{"from_name": "tree", "type": "taxonomy", "value": {"taxonomy": [["a", "b"]]}}]),
     ]
     source = read_table(written(tmp_path / "p.json", tasks), TableForm())
     assert named(source, "train") == {
@@ -85,6 +88,7 @@ def test_label_studio(tmp_path: Path) -> None:
         "b.jpg": (["bird", "cat", "cow"], []),
         "d.jpg": ([], []),
     }
+    assert source.about == "Label Studio's tasks; not read: answers of taxonomy"
     counts = source.splits["train"].findings.counts
     assert counts["tasks without an annotation, left out"] == 1
     assert counts["tasks whose annotators differ, any of them counts"] == 1
@@ -118,7 +122,7 @@ def test_several_questions_or_images_are_asked_about(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by_number", [True, False])
 def test_fiftyones_classifications(tmp_path: Path, by_number: bool) -> None:
-    for file in ("data/a.jpg", "data/sub/b.png", "data/c.jpg"):
+    for file in ("data/a.jpg", "data/a.txt", "data/a.json", "data/sub/b.png", "data/c.jpg"):
         written(tmp_path / file, "")
     labels: dict[str, Any] = {"a": [1, 0], "sub/b": {"label": 1, "confidence": 0.9}, "c": None, "lost": 0}
     if not by_number:
@@ -280,3 +284,18 @@ def test_exports_in_cocos_form_are_checked_as_tables_are(tmp_path: Path) -> None
     path = written(tmp_path / "x.json", content)
     with pytest.raises(ValueError, match=r"names of classes differ by case, .*--allow similar-names"):
         main(["coco", str(path), "--out", str(tmp_path / "out"), "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        TableForm(separator=";"),
+        TableForm(dialect=Dialect(";")),
+        TableForm(class_columns=("a",)),
+        TableForm(columns={"split": "s"}),
+        TableForm(columns={"labels": "s"}),
+    ],
+)
+def test_flags_that_mean_nothing_for_an_export_are_refused(tmp_path: Path, form: TableForm) -> None:
+    with pytest.raises(ValueError, match=r"a\.xml: .*; leave out --"):
+        read_table(written(tmp_path / "a.xml", CVAT), form)

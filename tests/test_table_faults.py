@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -102,3 +103,78 @@ def test_names_that_differ_by_invisible_signs() -> None:
         check_names(["cat", "cat\u200b"], np.array([2, 2]), [], from_text=[])
     with pytest.raises(ValueError, match="made of other names: 1 of 3"):
         check_names(["x", "y", "x~y"], np.array([2, 2, 2]), [], from_text=[])
+
+
+@pytest.mark.parametrize("sign", ["/", " ", ","])
+def test_another_separator_in_the_other_column_is_refused(tmp_path: Path, sign: str) -> None:
+    negatives = [f"fox{sign}hen", f"ape{sign}hen", f"emu{sign}yak"]
+    rows = [f'{row}.jpg;"cat|dog";"{cell}"' for row, cell in enumerate(negatives)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["image;labels;negatives", *rows, "3.jpg;cat;[]", "4.jpg;dog;"]))
+    with pytest.raises(ValueError, match="can be read in"):
+        read_table(path, TableForm())
+    names = read_table(path, TableForm(separator="|")).classes.class_ids
+    assert names == tuple(sorted(["cat", "dog", *negatives]))
+
+
+def parquet(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table({"image": ["a.jpg", "b.jpg"], "labels": ["x", "y"]} | columns), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"image": [{"bytes": b"x", "path": "a.jpg"}] * 2},
+            "column image holds struct<.*Pictures inside tables are not",
+        ),
+        ({"image": [b"\xff\xd8", b"y"]}, "column image holds binary"),
+        ({"labels": [{"a": 1}] * 2}, "column labels holds struct<"),
+        ({"labels": [[["a"]]] * 2}, "column labels holds list<"),
+        ({"labels": [[{"a": 1}]] * 2}, "column labels holds struct<"),
+    ],
+)
+def test_columns_of_other_types_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"t\.parquet: {message}"):
+        read_table(parquet(tmp_path / "t.parquet", **columns), TableForm())
+
+
+def test_suffixes_are_read_in_any_case(tmp_path: Path) -> None:
+    names = [["bass, guitar"], ["drum"]]
+    source = read_table(parquet(tmp_path / "U.PARQUET", labels=names), TableForm())
+    assert named(source, "train") == {"a.jpg": (["bass, guitar"], []), "b.jpg": (["drum"], [])}
+    assert not source.names_from_text  # lists are certain
+    missing = parquet(tmp_path / "m.parquet", labels=[1.0, float("nan")])
+    assert named(read_table(missing, TableForm()), "train") == {"a.jpg": (["1"], []), "b.jpg": ([], [])}
+    (tmp_path / "M.JSON").write_text('[{"image": "a.jpg", "choice": "cat"}]')
+    assert read_table(tmp_path / "M.JSON", TableForm(columns={"labels": "choice"})).classes.class_ids == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "message"),
+    [
+        (b"PK\x03\x04\0\0", TableForm(), "a workbook of Excel or the like; save its sheet as `CSV UTF-8`"),
+        (b"PAR1", TableForm(), r"a Parquet table by another name; call it \*\.parquet"),
+        (b"\n \n", TableForm(), "empty; expected a first row"),
+        (b"image,cat,cat\na.jpg,1,0\n", TableForm(), "columns of classes that are there or asked for twice: cat"),
+        (b"image,b,a\na.jpg,1,0\n", TableForm(class_columns=("a..b",)), r"--class-columns a\.\.b: b comes before a"),
+        (b"image,labels\na.jpg,x\n", TableForm(prefix="/data"), "--path-prefix /data: no image's name begins so"),
+        (b"image,labels\na.jpg,x\n", TableForm(uncertain="negative"), "has a column of names; leave out --uncertain"),
+        (b"image,a\na.jpg,1\n", TableForm(separator=","), "has one column a class; leave out --separator"),
+    ],
+)
+def test_lines_that_tell_the_truth(tmp_path: Path, content: bytes, form: TableForm, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_table(tmp_path / "t.csv", form)
+
+
+def test_long_cells_prefixes_within_names_and_unread_columns(tmp_path: Path) -> None:
+    mask = "7" * 200_000
+    (tmp_path / "t.csv").write_text(f"image,mask,labels\ns3://b/k_a.jpg,{mask},x\ns3://b/k_/b.jpg,,x\n")
+    assert read_table(tmp_path / "t.csv", TableForm(prefix="s3://b/k_")).splits["train"].files == ["a.jpg", "b.jpg"]
+    (tmp_path / "c.csv").write_text("image,labels,negatives,cat\na.jpg,x,y,1\n")
+    assert (
+        "columns not read: labels, negatives" in read_table(tmp_path / "c.csv", TableForm(class_columns=("cat",))).about
+    )

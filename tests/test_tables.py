@@ -107,7 +107,7 @@ def test_boxes_beside_a_table(tmp_path: Path) -> None:
             "image,labels\nC:\\\\me\\\\a.jpg,x\n",
             r"t\.csv: C:.*me.*a\.jpg: not below the folder of images; --path-prefix",
         ),
-        ("", r"t\.csv: no column image; it has "),
+        ("", r"t\.csv: empty; expected a first row with the names of the columns"),
     ],
 )
 def test_bad_tables(tmp_path: Path, text: str, message: str | None) -> None:

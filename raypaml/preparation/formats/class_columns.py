@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.table_file import columns_shown, matching
+from raypaml.preparation.formats.table_file import columns_shown, is_no_text, matching
 
 Uncertain = Literal["", "unobserved", "negative", "positive"]
 """What uncertain labels become: U-Ignore, U-Zeros and U-Ones of CheXpert (J. Irvin et al., AAAI 2019). Empty:
@@ -47,9 +48,15 @@ def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Seq
     Raises:
         ValueError: a column is not there, or none of them holds labels.
     """
+    names = [name for one in asked for name in _asked(table.column_names, path, one)]
+    names = names or [name for name in table.column_names if name and name not in others]
+    twice = [name for name, count in Counter(names).items() if count > 1 or table.column_names.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f"{path}: columns of classes that are there or asked for twice: {columns_shown(twice)}; keep one"
+        )
     if asked:
-        return [name for one in asked for name in _asked(table.column_names, path, one)]
-    names = [name for name in table.column_names if name and name not in others]
+        return names
     strange = {name: value for name in names if (value := _strange(table[name])) is not None}
     if strange or not names:
         such = "; ".join(f"{columns_shown([name])} holds {value[:40]!r}" for name, value in list(strange.items())[:3])
@@ -77,6 +84,8 @@ def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:
     if len(ends) > 2 or any(len(end) != 1 for end in ends):
         raise ValueError(f"{path}: --class-columns {one}: no such column, or several; it has {columns_shown(names)}")
     first, last = names.index(ends[0][0]), names.index(ends[-1][0])
+    if last < first:
+        raise ValueError(f"{path}: --class-columns {one}: {ends[-1][0]} comes before {ends[0][0]}; say first..last")
     return list(names[first : last + 1])
 
 
@@ -87,8 +96,8 @@ def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 def _strange(column: pa.ChunkedArray) -> str | None:
     """The first value that is no label, None where all are."""
-    if pa.types.is_nested(column.type):
-        return str(column[0])
+    if is_no_text(column.type):
+        return str(column.type)
     return next((value for value in _texts(column).dictionary.to_pylist() if value not in VALUES), None)
 
 

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
+from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import SourceBox
 from raypaml.preparation.formats.listed_images import ListedImages
@@ -29,6 +30,7 @@ _SHAPES = ("tag", "box", "polygon", "polyline", "points", "ellipse", "cuboid", "
 """Elements of CVAT that give an image a label."""
 _REGIONS = ("rectanglelabels", "polygonlabels", "keypointlabels", "brushlabels", "ellipselabels", "labels")
 """Types of Label Studio's results that give a part of an image labels."""
+_READ = {"choices", *_REGIONS}
 
 
 @dataclass
@@ -73,15 +75,22 @@ def read_export(path: Path, images: str, flags: Flags) -> ListedImages:
         ValueError: it is none of the exports that are read, or it is damaged.
     """
     try:
-        if path.suffix.lower() == ".xml":
-            return _read_cvat(path)
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ElementTree.ParseError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        is_xml = path.suffix.lower() == ".xml"
+        content: Any = ElementTree.parse(path).getroot() if is_xml else json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
+    if is_xml:
+        if flags["labels"] or flags["image"]:
+            raise ValueError(f"{path}: CVAT's XML has no columns; leave out --labels-column and --image-column")
+        return _read_cvat(path, content)
     try:
         if isinstance(content, list):
             return _read_label_studio(path, content, flags)
         if isinstance(content.get("labels"), dict):
+            if flags["labels"] or flags["image"]:
+                raise ValueError(
+                    f"{path}: FiftyOne's labels.json has one field; leave out --labels-column, --image-column"
+                )
             return _read_fiftyone_labels(path, content, images)
         if isinstance(content.get("samples"), list):
             return _read_fiftyone_samples(path, content["samples"], flags)
@@ -96,9 +105,8 @@ def read_export(path: Path, images: str, flags: Flags) -> ListedImages:
 # --- CVAT -------------------------------------------------------------------------------------------------------------
 
 
-def _read_cvat(path: Path) -> ListedImages:
+def _read_cvat(path: Path, root: ElementTree.Element) -> ListedImages:
     """`<image name subset><tag label/><box label xtl ytl xbr ybr/>...`: a label is positive where anything has it."""
-    root = ElementTree.parse(path).getroot()
     if root.tag != "annotations":
         raise ValueError(f"{path}: its root is <{root.tag}>, not CVAT's <annotations>")
     if root.find("track") is not None:
@@ -108,13 +116,19 @@ def _read_cvat(path: Path) -> ListedImages:
         file, subset = image.get("name", ""), image.get("subset", "")
         shapes = [shape for shape in image if shape.tag in _SHAPES]
         rows.add(file, [shape.get("label", "") for shape in shapes], "" if subset.lower() == "default" else subset)
-        rows.boxes[file] += [_cvat_box(shape) for shape in shapes if shape.tag == "box"]
+        rows.boxes[file] += [_cvat_box(path, file, shape) for shape in shapes if shape.tag == "box"]
     rows.boxes = {file: boxes for file, boxes in rows.boxes.items() if boxes}
     return rows.listed(path, "CVAT for images")
 
 
-def _cvat_box(shape: ElementTree.Element) -> SourceBox:
-    x0, y0, x1, y1 = (float(shape.get(side, "nan")) for side in ("xtl", "ytl", "xbr", "ybr"))
+def _cvat_box(path: Path, file: str, shape: ElementTree.Element) -> SourceBox:
+    corners = [shape.get(side, "") for side in ("xtl", "ytl", "xbr", "ybr")]
+    try:
+        x0, y0, x1, y1 = map(float, corners)
+    except ValueError:
+        raise ValueError(
+            f"{path}: {file}: a box has the corners {', '.join(map(repr, corners))}; expected numbers of pixels"
+        ) from None
     return {"class": shape.get("label", ""), "x0": x0, "y0": y0, "x1": x1, "y1": y1}
 
 
@@ -128,7 +142,7 @@ def _read_label_studio(path: Path, tasks: list[Any], flags: Flags) -> ListedImag
             f"{path}: not Label Studio's JSON of tasks with data and annotations; export it as JSON, or as JSON_MIN or "
             "CSV and read that with --labels-column"
         )
-    rows, questions = _Rows(), set[str]()
+    rows, questions, unread = _Rows(), set[str](), set[str]()
     for task in tasks:
         file = _task_image(path, task["data"], flags["image"])
         answers = [one for one in task["annotations"] if not one.get("was_cancelled")]
@@ -137,6 +151,7 @@ def _read_label_studio(path: Path, tasks: list[Any], flags: Flags) -> ListedImag
             continue
         results = [[one for one in answer["result"] if _is_asked(one, flags["labels"])] for answer in answers]
         questions |= {one["from_name"] for result in results for one in result}
+        unread |= {one["type"] for answer in answers for one in answer["result"]} - _READ
         chosen = [sorted({name for one in result for name in _task_labels(path, one)}) for result in results]
         rows.findings.add(
             "tasks whose annotators differ, any of them counts", any(c != chosen[0] for c in chosen), [file]
@@ -146,7 +161,9 @@ def _read_label_studio(path: Path, tasks: list[Any], flags: Flags) -> ListedImag
         raise ValueError(
             f"{path}: several questions were asked ({', '.join(sorted(questions))}); say --labels-column NAME"
         )
-    return rows.listed(path, "Label Studio's tasks")
+    return rows.listed(
+        path, "Label Studio's tasks" + (f"; not read: answers of {', '.join(sorted(unread))}" if unread else "")
+    )
 
 
 def _task_image(path: Path, data: dict[str, Any], name: str) -> str:
@@ -157,7 +174,7 @@ def _task_image(path: Path, data: dict[str, Any], name: str) -> str:
 
 
 def _is_asked(result: dict[str, Any], name: str) -> bool:
-    return result["type"] in ("choices", *_REGIONS) and name in ("", result["from_name"])
+    return result["type"] in _READ and name in ("", result["from_name"])
 
 
 def _task_labels(path: Path, result: dict[str, Any]) -> list[str]:
@@ -191,7 +208,8 @@ def _endings(folder: Path) -> dict[str, list[str]]:
     for root, _, names in os.walk(folder):
         for name in sorted(names):
             file = (Path(root) / name).relative_to(folder)
-            files[str(file.with_suffix(""))].append(str(file))
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                files[str(file.with_suffix(""))].append(str(file))
             files[str(file)].append(str(file))
     return files
 

@@ -24,18 +24,29 @@ def relative_names(names: Sequence[str], images: str, prefix: str = "") -> list[
     Raises:
         ValueError: a name lies elsewhere, or is empty.
     """
-    roots = (prefix, images if "://" in images else str(Path(images).absolute()))
-    folders = [root.replace("\\", "/").rstrip("/") + "/" for root in roots if root]
-    return [_relative(name, folders) for name in names]
+    folder = (images if "://" in images else str(Path(images).absolute())).replace("\\", "/").rstrip("/") + "/"
+    return [_relative(name, folder, prefix.replace("\\", "/")) for name in names]
 
 
-def _relative(name: str, folders: Sequence[str]) -> str:
+def check_prefix(names: Sequence[str], prefix: str) -> None:
+    """ValueError where no name begins with the prefix that is to be cut."""
+    if prefix and names and not any(_path(name).startswith(prefix.replace("\\", "/")) for name in names):
+        raise ValueError(f"--path-prefix {prefix}: no image's name begins so; the first one is {names[0]!r}")
+
+
+def _path(name: str) -> str:
     path = name.strip().replace("\\", "/")
     served = _LABEL_STUDIO.fullmatch(path)
     if served:
-        path = unquote(served[1]) if served[1] else served[2]
-    for folder in folders:
-        path = path.removeprefix(folder)
+        return unquote(served[1]) if served[1] else served[2]
+    return path
+
+
+def _relative(name: str, folder: str, prefix: str) -> str:
+    path = _path(name)
+    if prefix and path.startswith(prefix):
+        path = path.removeprefix(prefix).lstrip("/")
+    path = path.removeprefix(folder)
     while path.startswith("./"):
         path = path[2:].lstrip("/")
     if not path:

@@ -61,14 +61,35 @@ def label_lists(
         ValueError: the cells can be read in two ways, or hold a list that cannot be read.
     """
     texts = {name: column for name, column in columns.items() if not pa.types.is_list(column.type)}
-    cells = sorted({text.strip() for column in texts.values() for text in pc.unique(column).to_pylist() if text} - {""})
+    cells = sorted(set[str]().union(*map(_texts_of, texts.values())))
     quoted = {name for column in columns.values() if pa.types.is_list(column.type) for name in _distinct(column)}
     names, about, from_text = _names_of(cells, SIGNS.get(separator, separator), class_ids, quoted, is_closed)
+    if not separator and len(texts) > 1:
+        _check_columns(texts, names, class_ids, is_closed)
     names[""] = ()
     lists = {name: _replaced(columns[name], names) for name in texts}
     if not {"0", "1"}.issubset(class_ids):
         _refuse_vectors({**columns, **lists})
     return {**columns, **lists}, about if cells else "", from_text
+
+
+def _texts_of(column: pa.Array) -> set[str]:
+    return {text.strip() for text in pc.unique(column).to_pylist() if text} - {""}
+
+
+def _check_columns(columns: Mapping[str, pa.Array], names: Split, class_ids: Sequence[str], is_closed: bool) -> None:
+    """ValueError where the separator that the cells show separates nothing in one column, which has another sign."""
+    for name, column in columns.items():
+        texts = sorted(cell for cell in _texts_of(column) if listed_names(cell, is_refused=False) is None)
+        if any(len(names[cell]) > 1 for cell in texts):
+            continue
+        others = sorted({one for cell in names.keys() - set(texts) for one in names[cell]})
+        alone, about = _found(texts, class_ids or others, is_closed=is_closed and bool(class_ids))
+        if any(len(alone[cell]) > 1 for cell in texts):
+            raise ValueError(
+                f"the column {name} is read otherwise than the other one, {about}; say --separator TEXT for both, or "
+                "--separator none"
+            )
 
 
 def _refuse_vectors(lists: Mapping[str, pa.Array]) -> None:

@@ -17,10 +17,17 @@ from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.class_columns import Uncertain, class_columns, read_class_columns
 from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.exports import read_export
-from raypaml.preparation.formats.image_names import relative_names
+from raypaml.preparation.formats.image_names import check_prefix, relative_names
 from raypaml.preparation.formats.label_cells import label_lists
 from raypaml.preparation.formats.listed_images import ListedImages, NamedBoxes, source_of
-from raypaml.preparation.formats.table_file import Dialect, column_named, columns_shown, json_rows, load_table
+from raypaml.preparation.formats.table_file import (
+    Dialect,
+    column_named,
+    columns_shown,
+    is_no_text,
+    json_rows,
+    load_table,
+)
 
 BOX_COLUMNS = ("image", "class", "xmin", "ymin", "xmax", "ymax")
 COLUMN_ROLES = ("image", "labels", "negatives", "split", "group")
@@ -68,12 +75,18 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
         ValueError: naming file and column or row.
     """
     images = form.images or str(path.parent)
-    if path.suffix.lower() in EXPORTS and not (path.suffix == ".json" and json_rows(path)):
+    suffix = path.suffix.lower()
+    if suffix in EXPORTS and not (suffix == ".json" and json_rows(path)):
+        _refuse(path, "is an export and no table of rows", form, ("separator", "dialect", "class_columns", "uncertain"))
+        roles = [role for role in ("negatives", "split", "group") if form.columns.get(role)]
+        if roles:
+            raise ValueError(f"{path}: is an export and no table of rows; leave out --{roles[0]}-column")
         listed = read_export(path, images, {role: form.columns.get(role, "") for role in COLUMN_ROLES})
     else:
         listed = _read_rows(path, form, class_ids)
     listed.complete |= form.complete and not form.class_columns
     try:
+        check_prefix(listed.files, form.prefix)
         listed.files = relative_names(listed.files, images, form.prefix)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -82,20 +95,32 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
     return source_of(listed, path, class_ids)
 
 
+def _refuse(path: Path, what: str, form: TableForm, names: Sequence[str]) -> None:
+    """ValueError where the form says something that has no meaning for this file."""
+    flags = {"dialect": "--delimiter and --encoding", "class_columns": "--class-columns"}
+    given = [flags.get(name, f"--{name}") for name in names if getattr(form, name) != getattr(TableForm(), name)]
+    if given:
+        raise ValueError(f"{path}: {what}; leave out {', '.join(given)}")
+
+
 def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedImages:
+    if path.suffix.lower() in (".parquet", ".json"):
+        _refuse(path, "is no text", form, ("dialect",))
     table = load_table(path, [form.columns.get("image") or "image"], form.dialect)
     columns = _columns(table, path, form)
     findings, from_text = Findings(), frozenset[str]()
     if form.class_columns or "labels" not in columns:
+        _refuse(path, "has one column a class", form, ("separator",))
         taken = [name for role, name in columns.items() if role != "labels"]
         names = class_columns(table, path, form.class_columns, taken)
         labels = read_class_columns(table, path, names, form.uncertain, form.complete, findings)
         lists = {"labels": _lists(labels == POSITIVE, names), "negatives": _lists(labels == NEGATIVE, names)}
         about, complete = "one column a class", not (labels == UNOBSERVED).any()
     else:
+        _refuse(path, "has a column of names", form, ("uncertain",))
         names, complete = [], form.complete
         cells: dict[str, pa.Array] = {
-            role: _cells(table, columns[role]) for role in ("labels", "negatives") if role in columns
+            role: _cells(table, path, columns[role]) for role in ("labels", "negatives") if role in columns
         }
         try:
             lists, about, from_text = label_lists(
@@ -103,15 +128,16 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedI
             )
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-    unread = [name for name in table.column_names if name and name not in (*columns.values(), *names)]
+    read = {*names, *(name for role, name in columns.items() if not names or role not in ("labels", "negatives"))}
+    unread = [name for name in table.column_names if name and name not in read]
     said = [about, f"columns not read: {columns_shown(unread)}" if unread else ""]
     said.append(f"images of one {columns['group']} stay together" if "group" in columns else "")
     return ListedImages(
-        files=_texts(table, columns["image"]),
+        files=_texts(table, path, columns["image"]),
         labels=lists["labels"],
         negatives=lists.get("negatives"),
-        splits=_texts(table, columns["split"]) if "split" in columns else None,
-        groups=_texts(table, columns["group"]) if "group" in columns else None,
+        splits=_texts(table, path, columns["split"]) if "split" in columns else None,
+        groups=_texts(table, path, columns["group"]) if "group" in columns else None,
         complete=complete,
         names_from_text=from_text,
         about="; ".join(filter(None, said)),
@@ -129,15 +155,29 @@ def _columns(table: pa.Table, path: Path, form: TableForm) -> dict[str, str]:
     return columns
 
 
-def _cells(table: pa.Table, name: str) -> pa.Array:
+def _cells(table: pa.Table, path: Path, name: str) -> pa.Array:
     column = table[name].combine_chunks()
-    if pa.types.is_nested(column.type):
-        return column.cast(pa.list_(pa.string()))
+    if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
+        return _text(column, path, name)
+    _text(column.flatten(), path, name)
+    return column.cast(pa.list_(pa.string()))
+
+
+def _texts(table: pa.Table, path: Path, name: str) -> list[str]:
+    return [text.strip() for text in _text(table[name], path, name).to_pylist()]
+
+
+def _text(column: pa.ChunkedArray | pa.Array, path: Path, name: str) -> pa.ChunkedArray | pa.Array:
+    """A column as text, empty where nothing is; ValueError where it holds something else than text or numbers."""
+    values = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if is_no_text(values):
+        raise ValueError(
+            f"{path}: column {name} holds {str(values)[:60]}; expected text, numbers or, for labels, a list of names. "
+            "Pictures inside tables are not read: write them as files, and their names into the table"
+        )
+    if pa.types.is_floating(values):  # pandas writes NaN for what is missing
+        column = pc.if_else(pc.is_nan(column), None, column)
     return pc.fill_null(column.cast(pa.string()), "")
-
-
-def _texts(table: pa.Table, name: str) -> list[str]:
-    return [text.strip() for text in pc.fill_null(table[name].cast(pa.string()), "").to_pylist()]
 
 
 def _lists(chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], names: Sequence[str]) -> pa.Array:
@@ -149,7 +189,9 @@ def _lists(chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], names: Seque
 
 def _boxes(path: Path, form: TableForm) -> NamedBoxes:
     table = load_table(path, BOX_COLUMNS, form.dialect)
-    columns = {name: _texts(table, column_named(table, path, name, "", given=False) or name) for name in BOX_COLUMNS}
+    columns = {
+        name: _texts(table, path, column_named(table, path, name, "", given=False) or name) for name in BOX_COLUMNS
+    }
     files = relative_names(columns["image"], form.images or str(path.parent), form.prefix)
     boxes = defaultdict(list)
     for row, (file, name, *corners) in enumerate(zip(files, *list(columns.values())[1:], strict=True), start=1):

@@ -38,6 +38,14 @@ _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xf
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _SEP_LINE = re.compile(r"sep=(.)\r?\n")
 """Excel's own first line, which names the delimiter."""
+_WORKBOOK = "a workbook of Excel or the like; save its sheet as `CSV UTF-8` and give that"
+_NO_TEXT = {
+    b"PK\x03\x04": _WORKBOOK,
+    b"\xd0\xcf\x11\xe0": _WORKBOOK,
+    b"PAR1": "a Parquet table by another name; call it *.parquet",
+}
+"""How files begin that are no text, and what to do about them."""
+_EMPTY = "empty; expected a first row with the names of the columns"
 _SHOWN, _LONG = 20, 40
 """Names of columns that a message lists, and characters of each."""
 _HEADER = 1 << 20
@@ -66,10 +74,11 @@ def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None
         ValueError: naming the file, the line where there is one, and the remedy.
     """
     try:
-        if path.suffix == ".json":
+        suffix = path.suffix.lower()
+        if suffix == ".json":
             table = _from_rows(json_rows(path) or [])
         else:
-            table = pq.read_table(path) if path.suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
+            table = pq.read_table(path) if suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
     except (pa.ArrowInvalid, OSError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
     table = table.rename_columns([name.strip() for name in table.column_names])
@@ -100,6 +109,11 @@ def _as_text(value: Any) -> str:
     if value is None or value != value:  # NaN, which pandas writes for what is missing
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def is_no_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds neither text nor numbers, such as pictures."""
+    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def columns_shown(names: Sequence[str]) -> str:
@@ -148,6 +162,11 @@ def _read_text(path: Path, needed: Sequence[str], dialect: Dialect) -> pa.Table:
 def _decoded(path: Path, encoding: str) -> str:
     with pa.input_stream(str(path)) as file:  # decompresses `.gz` and the like
         content: bytes = file.read()
+    kind = next((kind for start, kind in _NO_TEXT.items() if content.startswith(start)), "")
+    if kind:
+        raise ValueError(f"{path}: {kind}")
+    if not content.strip():
+        raise ValueError(f"{path}: {_EMPTY}")
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "")
     if not encoding and not marked and b"\0" in content[:4096]:
         raise ValueError(f"{path}: holds zero bytes, so it is no UTF-8 text; if it is UTF-16, say --encoding utf-16-le")
@@ -161,6 +180,9 @@ def _decoded(path: Path, encoding: str) -> str:
             "say --encoding cp1252 if it was saved by a Windows program in a Western language, or the encoding it has"
         )
         raise ValueError(f"{path}: line {line} is not {encoding or marked or 'UTF-8'}; {advice}") from None
+
+
+csv.field_size_limit(2**31 - 1)  # cells may hold masks; by default Python refuses more than 131,072 characters
 
 
 def _reader(text: str, delimiter: str) -> Any:  # csv.reader is no class that can be named
@@ -205,4 +227,4 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[list[str]]:
     except csv.Error as error:
         raise ValueError(f"{path}: line {reader.line_num}: {error}; its quotes do not match") from None
     if not width:
-        raise ValueError(f"{path}: empty; expected a first row with the names of the columns")
+        raise ValueError(f"{path}: {_EMPTY}")
