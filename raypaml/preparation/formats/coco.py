@@ -13,7 +13,7 @@ import numpy as np
 
 from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
+from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, box_of, classes_of
 from raypaml.preparation.split_names import split_named
 
 _RELEASED = re.compile(r"instances_(?:train|val)\d{4}\.json")
@@ -169,7 +169,7 @@ def _read_split(path: Path, content: dict[str, Any], column: dict[int | str, int
             continue
         classes[image].add(column[category])
         if not annotation.get("iscrowd") and annotation.get("bbox"):
-            boxes[image].append(_box(annotation["bbox"], column[category]))
+            boxes[image].append(_box(path, annotation["bbox"], column[category]))
     if content["annotations"] and not classes:
         raise ValueError(
             f"{path}: none of its {len(content['annotations']):,} annotations names an image_id and a category_id that "
@@ -187,6 +187,6 @@ def _read_split(path: Path, content: dict[str, Any], column: dict[int | str, int
     )
 
 
-def _box(corner_and_size: list[float], column: int) -> SourceBox:
+def _box(path: Path, corner_and_size: list[float], column: int) -> SourceBox:
     x, y, width, height = corner_and_size
-    return {"class": column, "x0": x, "y0": y, "x1": x + width, "y1": y + height}
+    return {"class": column, **box_of((x, y, x + width, y + height), f"{path}: bbox {corner_and_size}")}

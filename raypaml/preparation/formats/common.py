@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +87,28 @@ def text_lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: no such file; see --help for what this format needs") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def box_of(corners: Sequence[Any], where: str) -> dict[str, float]:
+    """The corners of a box by their names.
+
+    Args:
+        corners: xmin, ymin, xmax, ymax as numbers or text.
+        where: file and entry, for the message.
+
+    Raises:
+        ValueError: they are no finite numbers in this order.
+    """
+    try:
+        x0, y0, x1, y1 = map(float, corners)
+    except (TypeError, ValueError):
+        x0 = y0 = x1 = y1 = math.nan
+    if not (-math.inf < x0 <= x1 < math.inf and -math.inf < y0 <= y1 < math.inf):
+        raise ValueError(
+            f"{where}: a box has the corners {', '.join(map(repr, corners))}; expected numbers of pixels, from xmin "
+            "to xmax and from ymin to ymax"
+        )
+    return {"x0": x0, "y0": y0, "x1": x1, "y1": y1}
 
 
 def class_list(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

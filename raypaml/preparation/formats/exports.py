@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import SourceBox
+from raypaml.preparation.formats.common import SourceBox, box_of
 from raypaml.preparation.formats.listed_images import ListedImages
 from raypaml.preparation.split_names import split_named
 
@@ -123,13 +123,7 @@ def _read_cvat(path: Path, root: ElementTree.Element) -> ListedImages:
 
 def _cvat_box(path: Path, file: str, shape: ElementTree.Element) -> SourceBox:
     corners = [shape.get(side, "") for side in ("xtl", "ytl", "xbr", "ybr")]
-    try:
-        x0, y0, x1, y1 = map(float, corners)
-    except ValueError:
-        raise ValueError(
-            f"{path}: {file}: a box has the corners {', '.join(map(repr, corners))}; expected numbers of pixels"
-        ) from None
-    return {"class": shape.get("label", ""), "x0": x0, "y0": y0, "x1": x1, "y1": y1}
+    return {"class": shape.get("label", ""), **box_of(corners, f"{path}: {file}")}
 
 
 # --- Label Studio -----------------------------------------------------------------------------------------------------

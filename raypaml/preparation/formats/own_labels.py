@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypaml.data.index import BOX_SIDES
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.class_columns import Uncertain, class_columns, read_class_columns
-from raypaml.preparation.formats.common import Source
+from raypaml.preparation.formats.common import Source, box_of
 from raypaml.preparation.formats.exports import read_export
 from raypaml.preparation.formats.image_names import check_prefix, relative_names
 from raypaml.preparation.formats.label_cells import label_lists
@@ -195,9 +194,5 @@ def _boxes(path: Path, form: TableForm) -> NamedBoxes:
     files = relative_names(columns["image"], form.images or str(path.parent), form.prefix)
     boxes = defaultdict(list)
     for row, (file, name, *corners) in enumerate(zip(files, *list(columns.values())[1:], strict=True), start=1):
-        try:
-            sides = dict(zip(BOX_SIDES, map(float, corners), strict=True))
-        except ValueError as error:
-            raise ValueError(f"{path}: row {row}: {error}; corners are numbers of pixels") from None
-        boxes[file].append({"class": name, **sides})
+        boxes[file].append({"class": name, **box_of(corners, f"{path}: row {row}")})
     return boxes
