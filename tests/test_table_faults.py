@@ -196,3 +196,12 @@ def test_boxes_are_finite_and_not_turned_round(tmp_path: Path, corners: str) -> 
         ValueError, match=r"b\.csv: row 2: a box has the corners .*; expected numbers of pixels, from xmin"
     ):
         read_table(path, TableForm(), boxes=tmp_path / "b.csv")
+
+
+def test_uncertain_labels_stay_unobserved_in_complete_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image,cat,dog\na.jpg,1,-1\nb.jpg,0,\n")
+    for columns in ((), ("cat", "dog")):
+        source = read_table(tmp_path / "t.csv", TableForm(complete=True, class_columns=columns))
+        assert named(source, "train") == {"a.jpg": (["cat"], []), "b.jpg": ([], ["cat", "dog"])}
+    with pytest.raises(ValueError, match="column image is asked for as labels and as something else"):
+        read_table(tmp_path / "t.csv", TableForm(columns={"labels": "image"}))

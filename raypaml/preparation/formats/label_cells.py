@@ -96,10 +96,10 @@ def _refuse_vectors(lists: Mapping[str, pa.Array]) -> None:
     """ValueError where lists of one length hold nothing but 0 and 1, which say of each class whether it is there."""
     for name, column in lists.items():
         lengths = set(pc.unique(pc.list_value_length(column)).to_pylist()) - {None, 0}
-        if len(lengths) == 1 and min(lengths) > 1 and set(_distinct(column)) <= {"0", "1", "-1"}:
+        if len(lengths) == 1 and min(lengths) > 1 and set(_distinct(column)) <= {"0", "1"}:
             raise ValueError(
                 f"the column {name} holds vectors of {min(lengths)} numbers 0 and 1, and says no names of classes; "
-                "write one column a class, or the names"
+                "write one column a class, or the names; if 0 and 1 are names, say so with --classes FILE"
             )
 
 

@@ -81,9 +81,9 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
         if roles:
             raise ValueError(f"{path}: is an export and no table of rows; leave out --{roles[0]}-column")
         listed = read_export(path, images, {role: form.columns.get(role, "") for role in COLUMN_ROLES})
+        listed.complete = form.complete
     else:
         listed = _read_rows(path, form, class_ids)
-    listed.complete |= form.complete and not form.class_columns
     try:
         check_prefix(listed.files, form.prefix)
         listed.files = relative_names(listed.files, images, form.prefix)
@@ -150,6 +150,10 @@ def _columns(table: pa.Table, path: Path, form: TableForm) -> dict[str, str]:
     for role in COLUMN_ROLES:
         given = form.columns.get(role, "")
         name = column_named(table, path, given or role, f"--{role}-column", given=bool(given))
+        if name in columns.values():
+            raise ValueError(
+                f"{path}: column {name} is asked for as {role} and as something else; give each role its own"
+            )
         columns |= {role: name} if name else {}
     return columns
 
