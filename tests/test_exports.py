@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,36 @@ def test_exports_in_cocos_form_are_checked_as_tables_are(tmp_path: Path) -> None
 def test_flags_that_mean_nothing_for_an_export_are_refused(tmp_path: Path, form: TableForm) -> None:
     with pytest.raises(ValueError, match=r"a\.xml: .*; leave out --"):
         read_table(written(tmp_path / "a.xml", CVAT), form)
+
+
+SAMPLE = {"filepath": "a.jpg", "tags": ["val"], "kind": {"_cls": "Classification", "label": "x"}}
+EXPORTS = [
+    [task("a.jpg", [result(["x"])])],
+    {"classes": ["c", "d"], "labels": {"a": [0, 1], "b": {"label": 1}}},
+    {"samples": [SAMPLE]},
+    [{"image": "a.jpg", "labels": ["x"]}],
+    coco("a.jpg"),
+]
+
+
+def places(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Every list or object within, and each of its indices or keys."""
+    for key in list(content) if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield content, key
+        yield from places(content[key])
+
+
+@pytest.mark.parametrize("content", EXPORTS)
+def test_whatever_is_damaged_in_an_export_is_one_line(tmp_path: Path, content: Any) -> None:
+    for parent, key in list(places(content)):
+        right = parent[key]
+        for wrong in (None, 5, "s", [], {"a": 1}, [[1]]):
+            parent[key] = wrong
+            path = written(tmp_path / "x.json", content)
+            said = ""
+            try:
+                _ = read_coco(path) if content is EXPORTS[-1] else read_table(path, TableForm())
+            except ValueError as refused:
+                said = str(refused)
+            assert not said or (str(tmp_path) in said and "\n" not in said)
+        parent[key] = right

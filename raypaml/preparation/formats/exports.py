@@ -44,6 +44,8 @@ class _Rows:
     findings: Findings = field(default_factory=Findings)
 
     def add(self, file: str, labels: list[str], split: str = "") -> None:
+        if not isinstance(file, str) or not all(isinstance(label, str) for label in labels):
+            raise TypeError(f"image {file!r} with labels {labels!r}")
         self.files.append(file)
         self.labels.append(labels)
         self.splits.append(split)
@@ -164,7 +166,8 @@ def _task_image(path: Path, data: dict[str, Any], name: str) -> str:
     keys = [name] if name else ["image"] if "image" in data else list(data)
     if len(keys) != 1 or keys[0] not in data:
         raise ValueError(f"{path}: a task's data are {', '.join(data)}; say with --image-column which one is the image")
-    return str(data[keys[0]])
+    file: str = data[keys[0]]
+    return file
 
 
 def _is_asked(result: dict[str, Any], name: str) -> bool:
