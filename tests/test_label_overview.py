@@ -129,3 +129,10 @@ def test_a_group_stays_in_one_split(tmp_path: Path) -> None:
         where |= dict.fromkeys(index.keys(np.arange(len(index))), split)
     assert len(where) == 40
     assert all(len({where[f"p{row}"] for row in range(first, first + 4)}) == 1 for first in range(0, 40, 4))
+
+
+def test_labels_outside_the_classes_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.txt").write_text("cat\ndog\n")
+    table = photos(tmp_path, ["cat", "dog", "fox"] * 10)
+    run(table, tmp_path / "out", "--dry-run", "--classes", tmp_path / "c.txt")
+    assert "10 labels outside the classes, left out: fox" in capsys.readouterr().err.splitlines()

@@ -96,6 +96,9 @@ def overview(source: Source, labels: Mapping[str, SplitLabels]) -> Iterator[str]
         f"{len(names):,} classes; {len(per_image):,} images with {per_image.mean():.2f} positive labels each "
         f"({_histogram(per_image)})"
     )
+    findings, outside = next(iter(source.splits.values())).findings, "labels outside the classes"
+    if findings.counts[outside]:
+        yield f"{findings.counts[outside]:,} {outside}, left out: {', '.join(findings.examples[outside])}"
     order = np.argsort(-images, kind="stable")
     yield f"most frequent: {', '.join(f'{names[k]} {images[k]:,}' for k in order[:_SHOWN])}"
     if len(names) > _SHOWN:
