@@ -23,16 +23,16 @@ RUNS = int(os.environ.get("RAYPAML_CHAOS_RUNS", "25"))
 
 def lives(run: Path) -> list[dict[int, list[str]]]:
     """Of each life, the keys by step that all of its workers trained on."""
-    by_life: dict[int, dict[int, list[list[str]]]] = defaultdict(lambda: defaultdict(list))
+    by_life: dict[int, dict[int, dict[int, list[str]]]] = defaultdict(lambda: defaultdict(dict))
     teams: dict[int, int] = {}
     for path in sorted(run.glob("ledger-*.jsonl")):
-        _, life, _, _, ranks = path.stem.split("-")
+        _, life, rank, _, ranks = path.stem.split("-")
         teams[int(life)] = int(ranks)
         for line in path.read_text().splitlines():
             number, keys = json.loads(line)
-            by_life[int(life)][number].append(keys)
+            by_life[int(life)][number][int(rank)] = keys  # twice where a step was not finite, and was done again
     return [
-        {n: sorted(chain(*parts)) for n, parts in steps.items() if len(parts) == teams[life]}
+        {n: sorted(chain(*parts.values())) for n, parts in steps.items() if len(parts) == teams[life]}
         for life, steps in sorted(by_life.items())
     ]
 

@@ -8,7 +8,6 @@ import re
 import struct
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from raypaml.data.colours import as_rgb
 from raypaml.data.images import decode
 from raypaml.data.index import open_index
 from raypaml.data.shards import Sample, write_dataset
+from raypaml.data.tars import PassedOver
 from raypaml.data.verify_shard import verify_shard
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.preparation.image_form import ImageForm, convert
@@ -362,10 +362,10 @@ def test_the_given_picture_stays_as_it_is() -> None:
 def test_a_folder_gives_every_picture_and_counts_the_rest(tmp_path: Path) -> None:
     for name in ("a.JPG", "b.jfif", "c.avif", "d.jp2", "e.heic", "f.nef", "g.txt", "h.TXT", "LICENSE", ".hidden.jpg"):
         (tmp_path / name).write_bytes(b"")
-    passed_over = Counter[str]()
+    passed_over = PassedOver(list)
     found = [Path(one.name).name for one in find_pictures([str(tmp_path)], passed_over=passed_over)]
     assert found == ["a.JPG", "b.jfif", "c.avif", "d.jp2", "e.heic", "f.nef"]
-    assert passed_over == {".txt": 2, "no suffix": 1}
+    assert passed_over == {".txt": ["g.txt", "h.TXT"], "no suffix": ["LICENSE"], "hidden": [".hidden.jpg"]}
 
 
 # --- A whole preparation ----------------------------------------------------------------------------------------------
