@@ -17,6 +17,7 @@ from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.cub import read_cub
 from raypaml.preparation.formats.folder_layouts import LAYOUTS
 from raypaml.preparation.formats.nuswide import read_nuswide
+from raypaml.preparation.formats.split_places import check_places
 from raypaml.preparation.formats.table_flags import add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.growing import Earlier, open_earlier
@@ -119,9 +120,11 @@ def format_preparation(flags: Any) -> Preparation:
     method = _split_method(flags, source, begun)
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
     cut = Cut(flags.validation, flags.test, flags.split_seed, method)
+    images = flags.images or str(source.images)
+    check_places(source, images)
     earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
     if earlier:
-        check_pictures(source, earlier, flags.images or str(source.images), form_of(flags))
+        check_pictures(source, earlier, images, form_of(flags))
         source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
     if _is_own(flags, source) and not is_of_before:
         _check_classes(source, earlier, flags.allow)
@@ -137,7 +140,7 @@ def format_preparation(flags: Any) -> Preparation:
         settings=settings,
         classes=source.classes,
         read_split=labels.__getitem__,
-        images=flags.images or str(source.images),
+        images=images,
         official={},
     )
     return replace(asked, earlier=earlier)
