@@ -148,7 +148,7 @@ class RunConfig:
     address: str = ""
     """Ray cluster to join (also RAY_ADDRESS); default: a private one on this machine."""
     seed: int = 0
-    """Of initial weights and sample order."""
+    """It decides initial weights and sample order."""
     checkpoint_steps: int = 0
     """Save also every so many steps; 0: after each epoch only, when stopped, and before a preemption."""
     nonfinite: Literal["stop", "skip", "rollback"] = "stop"

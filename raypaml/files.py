@@ -31,7 +31,7 @@ _INSTEAD = (
     (b"rar!\x1a\7", "a RAR archive"),
 )
 START_BYTES = 256
-"""Of a file, enough for `came_instead`."""
+"""Bytes of a file that `came_instead` looks at."""
 
 
 def came_instead(start: bytes) -> str:

@@ -46,7 +46,7 @@ NAMES += [
 SEPARATORS = [" ", ",", ";", "|", ", ", "; ", "\t", "\n", "/", "\u3001", "\u00a0"]
 FORMS = ["separated", "one", "json", "python", "choices", "mixed"]
 Labels = list[tuple[list[str], list[str]]]
-"""Of each image the positives and the negatives."""
+"""Positives and negatives by image."""
 
 
 @st.composite

@@ -100,7 +100,7 @@ def test_selection_and_loss_wait_for_nothing() -> None:
 
 @pytest.mark.parametrize("scheme", [name for name in scheme_names() if name not in ("full", "csl")])
 def test_no_step_waits(scheme: str, tiny_digits: Path) -> None:
-    """Of every scheme; tests/test_waits.py says the same without a GPU, and of those that need more than this data."""
+    """tests/test_waits.py says the same without a GPU, also for schemes that need more than this data."""
     worker = gpu_worker(tiny_digits, scheme=scheme, history=True, flip=True, ema=0.9, clip_gradient=1.0)
     worker.state.epoch = 2
     reader = reader_of(worker)

@@ -54,7 +54,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def labels(data: DataFolder) -> dict[str, list[int]]:
-    """Of every sample of all splits."""
+    """Labels by key, of all splits."""
     found = {}
     for index in data.splits.values():
         rows = np.arange(len(index))

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def seconds_in_barrier(rank: int, world_size: int) -> float:
-    """Of the barrier alone, that rank 1 comes late to."""
+    """Seconds that this rank spends at a barrier to which rank 1 comes late."""
     ranks = Ranks.here(CPU)
     ranks.barrier()
     time.sleep(0.2 * rank)

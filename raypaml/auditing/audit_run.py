@@ -34,7 +34,7 @@ from raypaml.runs.models import tested_model
 from raypaml.runs.run_folder import check_trained_classes, read_config
 
 LENGTHS = (100, 200, 500, 1000, 2000)
-"""Of the list, at which its precision is given where the full labels are known."""
+"""Lengths of the list at which its precision is given, where the full labels are known."""
 
 
 @dataclass(frozen=True)

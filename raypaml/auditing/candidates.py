@@ -83,7 +83,7 @@ class Scored:
     """Logits of entries, and those of highest logit among all unobserved entries of the images that were read."""
 
     logits: NDArray[np.float32]
-    """Of the entries asked for; nan where an image is broken."""
+    """The logits of the entries asked for; nan where an image is broken."""
     best: IntArray
     """Highest first."""
     broken: int

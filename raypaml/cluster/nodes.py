@@ -29,7 +29,7 @@ class Node:
     versions: dict[str, str]
     cpus: int
     gpu_memory: tuple[int, ...]
-    """Of each GPU that torch sees."""
+    """Bytes of memory of each GPU that torch sees."""
     memory: int
     cache_free: int
     storage_free: int
@@ -64,7 +64,7 @@ def look(storage: str, cache: str, left: str) -> Node:
 
 
 def _free(folder: Path) -> int:
-    """Of the disk that the folder lies on, or will."""
+    """Free bytes of the disk that the folder lies on, or will."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     return shutil.disk_usage(there).free
 

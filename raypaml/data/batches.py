@@ -30,7 +30,7 @@ BrokenReason = Literal[
 AHEAD = 2
 """Batches that loader threads read while one is trained on."""
 MAX_BUFFERS = AHEAD + 2
-"""Of batches, kept for those to come: one is trained on, one has just been asked for."""
+"""Buffers of batches that are kept for those to come: one is trained on, one has just been asked for."""
 
 
 class BrokenSampleError(ValueError):

@@ -6,7 +6,7 @@ _FOLDERS = (
     *("__macosx", "__pycache__", "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"),
     *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "~snapshot", "network trash folder"),
 )
-"""Of macOS, Python, Windows, Unix, and of network storage by Synology (@eaDir keeps thumbnails), QNAP and NetApp."""
+"""Made by macOS, Python, Windows, Unix, and by storage of Synology (@eaDir keeps thumbnails), QNAP and NetApp."""
 _FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
 
 

@@ -15,7 +15,7 @@ from raypaml.cli import extra
 from raypaml.files import START_BYTES, came_instead
 
 MAX_PIXELS = 200_000_000
-"""Of a picture; more is refused before a pixel is decoded. In memory a pixel takes up to four bytes."""
+"""A picture with more pixels is refused before one is decoded. In memory a pixel takes up to four bytes."""
 LARGE = 50_000_000
 """Pixels from which a JPEG is decoded at a half, a quarter or an eighth of its size, where that is enough."""
 _PLUGINS = {

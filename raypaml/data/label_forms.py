@@ -33,7 +33,7 @@ class LabelForm:
     class_ids: tuple[str, ...] = ()
     """The class list, if it is known before."""
     image_suffix: str = ""
-    """Of the member that is the image, such as `input.jpg`; empty: the JPEG, or where there is none, the one image."""
+    """What follows the key in the name of the image, such as `input.jpg`; empty: the JPEG, else the only image."""
     dotted_keys: bool = False
     """Keys have dots: they end where the suffix of image or labels begins, else at the last dot, not at the first."""
 
@@ -72,7 +72,7 @@ class LabelForm:
 
     @property
     def suffix(self) -> str:
-        """Of the member that holds the labels."""
+        """What follows the key in the name of the member that holds the labels."""
         return self.name.partition(":")[0]
 
     @property

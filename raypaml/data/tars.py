@@ -22,7 +22,7 @@ END_BYTES = 512
 """Zeros that end a tar, beyond the first block of them that its reader takes."""
 JPEG_SUFFIXES = ("jpg", "jpeg")
 OTHER_SUFFIXES = ("png", "webp", "jfif", "avif", "jp2", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
-"""Of images that are no JPEG, or are not called so."""
+"""Suffixes of images that are no JPEG, or are not called so."""
 PICKLED = ("pyd", "pickle", "pkl", "pth", "pt", "joblib")
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that WebDataset keeps for what is no sample, such as `__index__`."""

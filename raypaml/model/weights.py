@@ -26,7 +26,7 @@ NESTED = (
 _NAMED = 4
 """Keys that a message names."""
 _NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-"""Of quantised networks: their values mean nothing without scales, which are kept elsewhere."""
+"""Types of quantised networks: their values mean nothing without scales, which are kept elsewhere."""
 _REMEDY = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
 
 

@@ -31,7 +31,7 @@ class Preparation:
     seed: int = 0
     shard_samples: int = 2000
     shard_bytes: int = 0
-    """Of a shard, about; 0: by samples."""
+    """Bytes of a shard, about; 0: shards are cut by samples."""
     limit: int = 0
     """Images of each split; 0: all."""
     workers: int = 1

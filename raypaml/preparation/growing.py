@@ -37,7 +37,7 @@ class Earlier:
 
     folder: Path
     digest: str
-    """Of vocabulary and indexes as they are."""
+    """SHA-256 of the vocabulary and the indexes as they are."""
     parameters: dict[str, Any]
     vocabulary: Vocabulary
     indexes: dict[str, Index]

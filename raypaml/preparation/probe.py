@@ -26,7 +26,7 @@ class Probe:
     seconds: float
     """By the clock, each, in one process."""
     processor_seconds: float
-    """Of all its threads, each: what as many processes as there are cores cannot share."""
+    """Processor time of all threads for one image: what as many processes as there are cores cannot share."""
 
     def seconds_for(self, images: int, workers: int, cores: int) -> float:
         """How long so many images take: never less than the processors need for them."""

@@ -24,7 +24,7 @@ EPOCH_CURVES = (
     *("epoch_seconds", "images_per_second", "data_wait_share", "collective_share", "peak_memory_bytes"),
     "model_flop_utilisation",
 )
-"""Of an epoch's record."""
+"""Fields of an epoch's record that become curves."""
 _PATIENCE = 30.0
 """Seconds that the end of a run waits for a tracker."""
 

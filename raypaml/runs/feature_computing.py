@@ -31,7 +31,7 @@ from raypaml.runs.shared_lock import SharedLock, is_missing
 _BATCH = 32
 """Images that the backbone takes at once; fixed, for its last bit may depend on it."""
 _PART_BATCHES = 8
-"""Of one file, and so what an interruption can cost a worker."""
+"""Batches in one file, and so what an interruption can cost a worker."""
 PART = _BATCH * _PART_BATCHES
 WAIT_SECONDS = 2.0
 """Between two looks at whether another run has computed what this one needs."""
@@ -64,7 +64,7 @@ class FeatureJob:
 
     @property
     def index(self) -> Index:
-        """Of the split."""
+        """The index of the split."""
         return self.data.splits[self.split]
 
     @property

@@ -66,7 +66,7 @@ class Search:
 
     @property
     def default_name(self) -> str:
-        """Of the question alone, so that the same command finds it again; also where an earlier version began it."""
+        """Made from the question alone: the same command finds it again, also what an earlier version began."""
         usual = TrainConfig().flat()
         said = {k: v for k, v in self.question.items() if k not in EARLIER or v != usual[k]}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:6]

@@ -31,7 +31,7 @@ from raypaml.data.index import Index
 from raypaml.search.spaces import SUGGESTED, Space
 
 RANGE = 4.0
-"""Of the search: the start divided and multiplied by it."""
+"""The search goes from the start divided by it to the start times it."""
 REACHED = 0.5
 """Share of the rejecting epochs after which as many entries are rejected as positives were missed."""
 

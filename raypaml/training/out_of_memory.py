@@ -22,7 +22,7 @@ from raypaml.training.worker import Worker
 
 HALVING_FILE = "memory.json"
 _TOLD = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-"""Of memory errors that torch raises as others: of the CPU, of the driver, of cuBLAS and cuDNN."""
+"""What memory errors say that have no class of their own: those of the CPU, the driver, cuBLAS and cuDNN."""
 
 
 class HalvedError(RuntimeError):

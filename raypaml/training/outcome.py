@@ -19,7 +19,7 @@ NOT_FINITE: Reason = "was in a step that was not finite"
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """Of a step, without its images and its graph, so that it can be held until the step is known to be finite."""
+    """What a step computed, without its images and its graph: it is held until the step is known to be finite."""
 
     rows: IntArray
     """[B] of the index, this rank's part."""

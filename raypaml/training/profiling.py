@@ -15,7 +15,7 @@ LEFT_OUT = 3
 WARM_UP = 2
 """Steps traced and thrown away, for the tracer's own start is in them."""
 ROWS = 40
-"""Of the table of operations."""
+"""Rows of the table of operations."""
 
 
 @contextmanager

@@ -90,9 +90,9 @@ class Worker:
     probe: DriftProbe | None = None
     """On rank 0, if the run has a reference."""
     features: dict[str, Features] = field(default_factory=dict)
-    """Of `train` and `validation`, while the backbone is frozen and they are kept."""
+    """Kept features of `train` and `validation`, while the backbone is frozen."""
     finite_check: FiniteCheck | DoubtfulStep | None = None
-    """Of the last step: its logits; with nonfinite=skip or rollback also its gradients, and what is then to be done."""
+    """Knows whether the last step was finite; with nonfinite=skip or rollback it then finishes the step."""
     compiled: bool = False
     """Whether a whole batch has gone through the compiled network."""
     notice: bool = False

@@ -87,11 +87,22 @@ def loss_run(name: str, device: str, rows: int) -> Run:
 
 
 def head_run(name: str, device: str, images: int) -> Run:
+    """The head, with the gradient by features that the backbone needs."""
+    return _head_run(name, device, (images, CHANNELS, GRID, GRID), CLASSES, backbone_learns=True)
+
+
+def kept_run(name: str, device: str, images: int) -> Run:
+    """The head alone on the kept features of a frozen backbone, few classes."""
+    return _head_run(name, device, (images, CHANNELS, KEPT_GRID, KEPT_GRID), KEPT_CLASSES, backbone_learns=False)
+
+
+def _head_run(name: str, device: str, size: tuple[int, ...], classes: int, *, backbone_learns: bool) -> Run:
     torch.manual_seed(0)
-    features = torch.randn(images, CHANNELS, GRID, GRID).relu().to(device).requires_grad_()
-    weight = (0.01 * torch.randn(CLASSES, CHANNELS, 1, 1)).to(device).requires_grad_()
-    bias = torch.zeros(CLASSES, device=device, requires_grad=True)
-    by_logits = torch.randn(images, CLASSES, device=device) / (images * CLASSES)
+    features = torch.randn(size).relu().to(device).requires_grad_(backbone_learns)
+    weight = (0.01 * torch.randn(classes, CHANNELS, 1, 1)).to(device).requires_grad_()
+    bias = torch.zeros(classes, device=device, requires_grad=True)
+    by_logits = torch.randn(size[0], classes, device=device) / (size[0] * classes)
+    learns = (features, weight, bias) if backbone_learns else (weight, bias)
 
     def run() -> object:
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -102,27 +113,7 @@ def head_run(name: str, device: str, images: int) -> Run:
                 logits = checkpoint(published_logits, features, weight, bias, use_reentrant=False)
             else:
                 logits = published_logits(features, weight, bias)
-        return torch.autograd.grad(logits, (features, weight, bias), by_logits)
-
-    return run
-
-
-def kept_run(name: str, device: str, images: int) -> Run:
-    """The head alone on the kept features of a frozen backbone, few classes."""
-    torch.manual_seed(0)
-    features = torch.randn(images, CHANNELS, KEPT_GRID, KEPT_GRID).relu().to(device)
-    weight = (0.01 * torch.randn(KEPT_CLASSES, CHANNELS, 1, 1)).to(device).requires_grad_()
-    bias = torch.zeros(KEPT_CLASSES, device=device, requires_grad=True)
-    by_logits = torch.randn(images, KEPT_CLASSES, device=device) / (images * KEPT_CLASSES)
-
-    def run() -> object:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            if name == "ours":
-                positive, negative = pooled_map(features, weight, bias)
-                logits = ALPHA * positive + negative
-            else:
-                logits = published_logits(features, weight, bias)
-        return torch.autograd.grad(logits, (weight, bias), by_logits)
+        return torch.autograd.grad(logits, learns, by_logits)
 
     return run
 

@@ -170,7 +170,7 @@ def final_weights(run: Path) -> dict[str, Tensor]:
 
 
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Of all values of two sets of weights."""
+    """The largest absolute difference of two sets of weights, over all values."""
     assert one.keys() == other.keys()
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 

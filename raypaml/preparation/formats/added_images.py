@@ -1,4 +1,4 @@
-"""Of the images of a source, those that an earlier version of the data set has not."""
+"""The images of a source that an earlier version of the data set has not."""
 
 from __future__ import annotations
 

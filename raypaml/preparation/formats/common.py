@@ -32,7 +32,7 @@ class SourceSplit:
     """None: every class that is not positive is negative, the labels are complete."""
     boxes: list[list[SourceBox]] | None = None
     groups: list[str] | None = None
-    """Of each image the group that no cut may divide, such as near-duplicates of one picture; empty: it has none."""
+    """The group of each image, such as near-duplicates of one picture, which no cut may divide; empty: it has none."""
     findings: Findings = field(default_factory=Findings)
 
     def rows(self, rows: IntArray) -> SourceSplit:

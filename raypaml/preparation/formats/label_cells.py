@@ -35,8 +35,8 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", 
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
 _FREE, _ALONE, _VARIETY = 0.8, 0.2, 1.5
-"""Of the names in cells with several: how many must be free, which is seen without any other one, and how many alone in
-a cell; and how many different cells there must be for each name."""
+"""Shares of the names in cells with several that must be free (no other name is in all of their cells), and that must
+be alone in a cell; and how many different cells there must be for each name."""
 _SELDOM_IN_NAMES, _FREE_ENOUGH = (";", "|", "\t", "\n"), 0.5
 """Signs that are hardly ever a part of a name, and how many names must be free for them."""
 
@@ -47,7 +47,7 @@ Split = dict[str, tuple[str, ...]]
 def label_lists(
     columns: Mapping[str, pa.Array], separator: str = "", class_ids: Sequence[str] = (), *, is_closed: bool = True
 ) -> tuple[dict[str, pa.Array], str, frozenset[str]]:
-    """The names in each cell, in words how cells were read, and the names that only text holds, and no list.
+    """The names in each cell; how cells were read, in words; and the names that stand in text only, in no list.
 
     Lists are read as such, whatever the other cells hold; names in them also show how the other cells are read.
 

@@ -30,9 +30,9 @@ class ListedImages:
     """Rows, of which several may be about the same image."""
 
     files: list[str]
-    """Of each row, below the folder of images."""
+    """The file of each row, below the folder of images."""
     labels: pa.Array
-    """Of each row the list of the names of its positives."""
+    """The names of the positives of each row, as a list."""
     negatives: pa.Array | None = None
     """Lists as well; None: there was no such column."""
     splits: list[str] | None = None
