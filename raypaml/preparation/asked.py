@@ -37,6 +37,8 @@ class Preparation:
     workers: int = 1
     address: str = ""
     concurrency: int = 32
+    says_splits: bool = True
+    """The labels say the split of each image, so that it may lie in a folder named for that."""
     earlier: Earlier | None = None
     """The version that this one grows from; only what is new is asked for."""
     json: Literal["flat", "nested"] = "flat"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
 from raypaml.data.storage import Location, brief, read_file, with_retries
@@ -196,19 +196,23 @@ class _Remote(io.RawIOBase):
         return len(read)
 
 
-def find_images(images: str, split: str, concurrency: int = 32, *, listed: bool = False) -> Store | Archives:
+def find_images(
+    images: str, split: str, concurrency: int = 32, *, listed: bool = False, by_split: bool = True
+) -> Store | Archives:
     """The images of a split at `images`.
 
     Args:
         images: folder or address.
         split: `train`, `validation` or `test`.
         concurrency: of a store.
-        listed: the labels name a file for each image. That file is `images/FILE`, or `images/SPLIT/FILE` with the
-            folder that is named for the split (`val`, `Train`, ...); nothing else there is looked at. Without, they are
-            `{split}.tar.gz` or `{split}_*.tar.gz`, `{split}/KEY.jpg`, or `KEY.jpg`.
+        listed: the labels name a file for each image. That file is `images/FILE`, or with `by_split`
+            `images/SPLIT/FILE` in the folder that is named for the split (`val`, `Train`, ...); nothing else there is
+            looked at. Without, they are `{split}.tar.gz` or `{split}_*.tar.gz`, `{split}/KEY.jpg`, or `KEY.jpg`.
+        by_split: the labels say the split. A split that was cut says nothing of folders, each of which may have a
+            picture of the same name.
 
     Raises:
-        ValueError: no such folder, or one that cannot be read.
+        ValueError: no such folder, one that cannot be read, or two that are named for the split.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency}: must be at least 1")
@@ -218,11 +222,23 @@ def find_images(images: str, split: str, concurrency: int = 32, *, listed: bool 
         of = "" if listed else f", or of {split}*.tar.gz"
         raise ValueError(f"images={images}: {what}; give the folder of the images{of}")
     if listed:
-        there = (name for name in folder_names(split) if (root / name).kind() == "folder")
-        return Store(root, concurrency, next(there, ""))
+        return Store(root, concurrency, _folder_of(root, split) if by_split else "")
     archives = [root / name for name in (f"{split}.tar.gz", *(f"{split}_{digit}.tar.gz" for digit in DIGITS))]
     found = tuple(archive for archive in archives if archive.kind() == "file")
     if found:
         return Archives(found)
     inner = root / split
     return Store(inner if inner.kind() == "folder" else root, concurrency)
+
+
+def _folder_of(root: Location, split: str) -> str:
+    """The folder that is named for a split, without what it lies in; empty: there is none."""
+    there = [name for name in folder_names(split) if (root / name).kind() == "folder"]
+    path = Path(root.open()[1])
+    for other in there[1:]:
+        if not (root.is_local and (path / there[0]).samefile(path / other)):  # as Val and val may be
+            raise ValueError(
+                f"images={root}: {there[0]} and {other} may both hold the images of split {split!r}; name the folder "
+                "in the labels (FOLDER/FILE), or keep one of them there"
+            )
+    return there[0] if there else ""

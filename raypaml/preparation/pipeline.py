@@ -110,7 +110,8 @@ def _prepare_split(
 
 
 def _find(asked: Preparation, split: str, requests: pa.Table) -> Store | Archives:
-    return find_images(asked.images, split, asked.concurrency, listed=not requests["file"].null_count)
+    listed = not requests["file"].null_count
+    return find_images(asked.images, split, asked.concurrency, listed=listed, by_split=asked.says_splits)
 
 
 def _begin(

@@ -72,6 +72,6 @@ def _check(images: Sequence[Fetched], split: str, where: str) -> None:
     if all(image.fate == "not_found" for image in images):
         raise ValueError(
             f"{where}: none of the first {len(images)} labelled images of split {split!r} is there; "
-            "give --images the folder or address that holds the images as the labels name them (FILE, SPLIT/FILE), of "
-            "Open Images KEY.jpg, SPLIT/KEY.jpg or SPLIT*.tar.gz"
+            "give --images the folder or address that holds the images as the labels name them (FILE, or SPLIT/FILE "
+            "where they say the split), of Open Images KEY.jpg, SPLIT/KEY.jpg or SPLIT*.tar.gz"
         )

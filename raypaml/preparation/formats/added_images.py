@@ -46,7 +46,7 @@ def grown_source(
     classes = _all_classes(source.classes, earlier, say)
     column = np.array([classes.class_ids.index(name) for name in source.classes.class_ids], np.int64)
     place = earlier.written()
-    has_splits, splits = source.has_splits or set(source.splits) != {"train"}, {}
+    has_splits, splits = source.says_splits, {}
     for split, given in source.splits.items():
         mapped, known = _mapped(given, column), np.array([file in place for file in given.files], bool)
         _check_known(mapped.rows(np.flatnonzero(known)), split if has_splits else "", place, earlier)
@@ -169,7 +169,7 @@ def check_pictures(source: Source, earlier: Earlier, images: str, form: ImageFor
     chosen = known[:: max(1, len(known) // LOOKED_AT)]
     for split, index in earlier.indexes.items():
         asked = [(place[file][1], file) for file in chosen if place[file][0] == split]
-        store = find_images(images, split, listed=True)
+        store = find_images(images, split, listed=True, by_split=source.says_splits)
         assert not isinstance(store, Archives), "listed files are never looked for in archives"
         rows = index.rows_of(pa.chunked_array([[key for key, _ in asked]], pa.string()))
         for (_, file), row, image in zip(asked, rows, store.fetch(asked, lambda c: convert(c, form)), strict=True):

@@ -70,13 +70,18 @@ class Source:
     skipped: tuple[Skipped, ...] = ()
     """Files that lie there and are not taken."""
     has_splits: bool = False
-    """It says the split of every image; where a data set grows, a split that it lacks then gets no new image."""
+    """It says the split of every image, also where there is but one; see `says_splits`."""
     is_export: bool = False
     """Its format is one of papers, but the data are somebody's own."""
     about: str = ""
     """In words how the labels were read, where they could be written in several ways."""
     names_from_text: frozenset[str] = frozenset()
     """Names of classes that were cut out of text, and that no class list holds: a sign in them may be a separator."""
+
+    @property
+    def says_splits(self) -> bool:
+        """Whether the splits are the source's own; else all images are in `train`, to be cut."""
+        return self.has_splits or set(self.splits) != {"train"}
 
 
 def text_lines(path: Path) -> list[str]:

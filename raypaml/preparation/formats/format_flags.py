@@ -17,7 +17,6 @@ from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.cub import read_cub
 from raypaml.preparation.formats.folder_layouts import LAYOUTS
 from raypaml.preparation.formats.nuswide import read_nuswide
-from raypaml.preparation.formats.split_places import check_places
 from raypaml.preparation.formats.table_flags import add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.growing import Earlier, open_earlier
@@ -117,11 +116,10 @@ def format_preparation(flags: Any) -> Preparation:
     begun = record["parameters"] if record else None
     is_of_before = begun is not None and "split_method" not in begun
     source = _source_of(flags, is_of_before)
-    method = _split_method(flags, source, begun)
+    method, says_splits = _split_method(flags, source, begun), source.says_splits
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
     cut = Cut(flags.validation, flags.test, flags.split_seed, method)
     images = flags.images or str(source.images)
-    check_places(source, images)
     earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
     if earlier:
         check_pictures(source, earlier, images, form_of(flags))
@@ -143,4 +141,4 @@ def format_preparation(flags: Any) -> Preparation:
         images=images,
         official={},
     )
-    return replace(asked, earlier=earlier)
+    return replace(asked, earlier=earlier, says_splits=says_splits)
