@@ -44,5 +44,5 @@ def test_a_table_without_splits_takes_nothing_from_their_folders(images: Path) -
         (images / "train" / f"{number}.jpg").touch()
     (images / "1.jpg").unlink()
     (images / "a.csv").write_text("image,labels\n" + "".join(f"{number}.jpg,cat\n" for number in range(10)))
-    with pytest.raises(ValueError, match="none of the first . labelled images of split 'train' is there"):
+    with pytest.raises(ValueError, match=r"none of the first . labelled images of split 'train' is there"):
         main(["table", str(images / "a.csv"), "--images", str(images), "--out", str(images / "out")])

@@ -33,6 +33,7 @@ from raypaml.runs.checkpoint import State, retain
 from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.mirror import MARKER
+from raypaml.runs.models import placed
 from raypaml.training.saving import Saving
 
 PROG = "python tools/bench/checkpoint.py"
@@ -43,7 +44,7 @@ BETWEEN = 6
 def main(argv: list[str] | None = None) -> int:
     asked = _parse(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = CamClassifier(build_backbone(asked.backbone), asked.classes).to(device, memory_format=torch.channels_last)
+    model = placed(CamClassifier(build_backbone(asked.backbone), asked.classes), torch.device(device))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
     images = torch.randint(0, 256, (asked.images, 3, asked.pixels, asked.pixels), dtype=torch.uint8).to(device)
     step = partial(_step, model, optimizer, images)

@@ -92,13 +92,14 @@ def head_run(name: str, device: str, images: int) -> Run:
 
 
 def kept_run(name: str, device: str, images: int) -> Run:
-    """The head alone on the kept features of a frozen backbone, few classes."""
+    """The head alone on the kept features of a frozen backbone, float16 as they are kept, few classes."""
     return _head_run(name, device, (images, CHANNELS, KEPT_GRID, KEPT_GRID), KEPT_CLASSES, backbone_learns=False)
 
 
 def _head_run(name: str, device: str, size: tuple[int, ...], classes: int, *, backbone_learns: bool) -> Run:
     torch.manual_seed(0)
-    features = torch.randn(size).relu().to(device).requires_grad_(backbone_learns)
+    kept = torch.float32 if backbone_learns else torch.float16
+    features = torch.randn(size).relu().to(device, kept).requires_grad_(backbone_learns)
     weight = (0.01 * torch.randn(classes, CHANNELS, 1, 1)).to(device).requires_grad_()
     bias = torch.zeros(classes, device=device, requires_grad=True)
     by_logits = torch.randn(size[0], classes, device=device) / (size[0] * classes)
@@ -112,7 +113,7 @@ def _head_run(name: str, device: str, size: tuple[int, ...], classes: int, *, ba
             elif name == "recomputed":
                 logits = checkpoint(published_logits, features, weight, bias, use_reentrant=False)
             else:
-                logits = published_logits(features, weight, bias)
+                logits = published_logits(features.float(), weight, bias)
         return torch.autograd.grad(logits, learns, by_logits)
 
     return run

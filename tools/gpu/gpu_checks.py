@@ -25,7 +25,7 @@ from raypaml.evaluation.predicting import predict_split
 from raypaml.metrics.average_precision import mean_ap
 from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
-from raypaml.runs.checkpoint import load_model, valid_checkpoints
+from raypaml.runs.checkpoint import MODEL, load_model, valid_checkpoints
 from raypaml.runs.models import build_model, placed, prepare_device, tested_checkpoint
 from raypaml.runs.ranks import Ranks
 from raypaml.training.loop import train
@@ -166,7 +166,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 def final_weights(run: Path) -> dict[str, Tensor]:
     """The weights of the run's last checkpoint."""
-    return load_file(valid_checkpoints(run / "checkpoints")[0][-1] / "model.safetensors")
+    return load_file(valid_checkpoints(run / "checkpoints")[0][-1] / MODEL)
 
 
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

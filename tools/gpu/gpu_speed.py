@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from raypaml.config import TrainConfig
+from raypaml.config import OptimConfig, TrainConfig
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.digits import digits_folder
 from raypaml.recipes import recipe
+from raypaml.runs.models import prepare_device
 from raypaml.training.estimate import PASSES, measure
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
@@ -30,7 +31,7 @@ from tools.gpu.gpu_checks import SMALL_SCENES
 from tools.gpu.gpu_rows import Row
 
 GOAL_OF_PEAK, GOAL_OF_PUBLISHED, GOAL_HEAD, GOAL_TARS = 0.45, 3.0, 0.05, 0.95
-SIZES, COMPILED_SIZES = (8, 32, 64), (32, 64)
+SIZES = (8, 32, 64)
 PHOTOS, SAMPLES, TARS_BATCH = 32, 8192, 64
 TARS_SECONDS = 20.0
 """For the end to end run to measure in, and for the loader."""
@@ -69,8 +70,7 @@ class Steps:
         """Time one form of the step; where memory does not suffice, the row says so."""
         settings = f"{'bfloat16' if half else 'float32'}, {'compiled, ' if compiled else ''}"
         name = f"{form}, {settings}{images} images, cudnn.benchmark {'on' if benchmark else 'off'}"
-        torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision("high" if form == "ours" else "highest")  # our default, and torch's own
+        _prepare(self.asked.device, form, benchmark=benchmark)
         torch.compiler.reset()  # else a second size would be compiled for any size
         backend = ("eager" if self.asked.small else "inductor") if compiled else ""
         wanted = argparse.Namespace(backbone=self.backbone, pixels=self.pixels, images=images, compile=backend)
@@ -103,6 +103,12 @@ class Steps:
         yield Row(f"goal: ours, {how}", *_goal(ratio, GOAL_OF_PUBLISHED, "{:.2f} times published float32", is_cuda))
 
 
+def _prepare(device: str, form: str, *, benchmark: bool = True) -> None:
+    """Ours has its own default precision of products, the published form torch's."""
+    optim = OptimConfig(matmul_precision="high" if form == "ours" else "torch", cudnn_benchmark=benchmark)
+    prepare_device(optim, torch.device(device))
+
+
 def _goal(value: float, least: float, text: str, counts: bool) -> tuple[str, str, bool | None]:
     return f"at least {text.format(least)}", text.format(value), value >= least if counts else None
 
@@ -121,7 +127,7 @@ def measure_steps(asked: argparse.Namespace) -> Iterator[Row]:
 def measure_compiled(asked: argparse.Namespace) -> Iterator[Row]:
     """Our step compiled, beside the published float32 form; bfloat16 on a GPU."""
     steps = Steps(asked)
-    images = sizes(asked, COMPILED_SIZES)
+    images = sizes(asked, SIZES)
     yield steps.row("published", False, images[-1])
     for count in images:
         yield steps.row("ours", asked.device == "cuda", count, compiled=True)
@@ -132,7 +138,7 @@ def measure_head(asked: argparse.Namespace) -> Iterator[Row]:
     """Head and loss alone, forward and backward with their gradients, of the whole step."""
     images, device = sizes(asked, (32,))[0], asked.device
     backbone, pixels = network(asked)
-    torch.backends.cudnn.benchmark = True
+    _prepare(device, "ours")
     wanted = argparse.Namespace(backbone=backbone, pixels=pixels, images=images, compile="")
     runs = {
         "head": RUNS["head"]("ours", device, images),
@@ -166,9 +172,9 @@ def tars_worker(config: TrainConfig) -> Worker:
     return build_worker(config, config.data.data, Path("nowhere"), torch.device(config.run.device), lambda _: False)
 
 
-def first_batches(worker: Worker, epoch: int = 0) -> Iterator[Batch]:
-    """An epoch's batches, as training reads them."""
-    reader = Reader(worker.data.shards, worker.data.splits["train"], worker.plan.epoch(epoch, 0, 1), with_truth=True)
+def first_batches(worker: Worker) -> Iterator[Batch]:
+    """The first epoch's batches, as training reads them."""
+    reader = Reader(worker.data.shards, worker.data.splits["train"], worker.plan.epoch(0, 0, 1), with_truth=True)
     pin = worker.ranks.device.type == "cuda"
     return read(reader, loader_workers=worker.config.data.loader_workers, pin_memory=pin)
 
@@ -225,7 +231,7 @@ def run_rate(config: TrainConfig, run: Path, asked: argparse.Namespace) -> float
     began = time.monotonic()
 
     def note(event: dict[str, Any]) -> LoopSignal:
-        if "images_per_second" in event and "record" not in event:
+        if "images_per_second" in event:
             rates.append(event["images_per_second"])
         late = time.monotonic() - began > (0 if asked.small else TARS_SECONDS)
         return LoopSignal.STOP if late and len(rates) > 3 else LoopSignal.NOTHING
