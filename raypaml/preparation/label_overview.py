@@ -10,6 +10,7 @@ import numpy as np
 
 from raypaml.labels import IntArray
 from raypaml.preparation.formats.common import Source
+from raypaml.preparation.formats.label_cells import SEPARATORS
 from raypaml.preparation.requests import SplitLabels
 
 _SHOWN = 10
@@ -23,7 +24,8 @@ CHECKS = {
 """What is refused unless `--allow` names it."""
 FEW = 5
 """Classes that a source must have more of before the first check is made."""
-_SIGNS = ",;|\t\n\uff0c\uff1b\uff5c\u3001"
+_MOST = 5
+"""Labels of an image from which on images are counted together."""
 _MISSING = ("nan", "none", "null", "na", "n/a", "<na>", "nil")
 
 
@@ -70,7 +72,7 @@ def _joined(names: Sequence[str], from_text: Collection[str]) -> Iterator[str]:
         signs = [sign for sign in set(name) if unicodedata.category(sign)[0] in "PZSC"]
         parts = ([part.strip() for part in name.split(sign)] for sign in signs)
         is_made_of_names = any(known.issuperset(filter(None, some)) for some in parts)
-        is_cut_badly = any(sign in name for sign in _SIGNS) or (name[0] in "[{\"'" and name[-1] in "]}\"'")
+        is_cut_badly = any(sign in name for sign in SEPARATORS[0]) or (name[0] in "[{\"'" and name[-1] in "]}\"'")
         if is_made_of_names or (is_cut_badly and name in from_text):
             yield name
 
@@ -108,7 +110,7 @@ def overview(source: Source, labels: Mapping[str, SplitLabels]) -> Iterator[str]
 
 
 def _histogram(per_image: IntArray) -> str:
-    """How many images have 0, 1, ... labels; from 5 on together."""
-    counts = np.bincount(np.minimum(per_image, FEW))
-    parts = [f"{count:,} with {number}{'+' * (number == FEW)}" for number, count in enumerate(counts) if count]
+    """How many images have 0, 1, ... labels; from _MOST on together."""
+    counts = np.bincount(np.minimum(per_image, _MOST))
+    parts = [f"{count:,} with {number}{'+' * (number == _MOST)}" for number, count in enumerate(counts) if count]
     return ", ".join(parts)
