@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,7 +85,7 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
         chosen = np.flatnonzero(np.array(split_of, np.int64) == number)
         if len(chosen):
             found = _split(chosen, files, labels, listed.complete, boxes, findings)
-            splits[split] = found if listed.groups is None else _grouped(found, [groups[k] for k in chosen])
+            splits[split] = replace(found, groups=[groups[k] for k in chosen] if listed.groups is not None else None)
     return Source(
         classes_of(names),
         splits,
@@ -175,10 +175,6 @@ def _split(
         boxes=[boxes.get(file, []) for file in chosen] if boxes is not None else None,
         findings=findings,
     )
-
-
-def _grouped(split: SourceSplit, groups: list[str]) -> SourceSplit:
-    return SourceSplit(split.files, split.positives, split.negatives, split.boxes, groups, split.findings)
 
 
 def _known_boxes(boxes: NamedBoxes, files: Sequence[str], names: Sequence[str], findings: Findings) -> NamedBoxes:
