@@ -57,7 +57,7 @@ def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Seq
         )
     if asked:
         return names
-    strange = {name: value for name in names if (value := _strange(table[name])) is not None}
+    strange = {name: value for name in names if (value := _strange(_texts(table[name]))) is not None}
     if strange or not names:
         such = "; ".join(f"{columns_shown([name])} holds {value[:40]!r}" for name, value in list(strange.items())[:3])
         raise ValueError(
@@ -90,15 +90,16 @@ def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """The cells as text; of a column that holds none, its type alone, which is no label."""
+    if is_no_text(column.type):
+        return pa.array([str(column.type)]).dictionary_encode()
     texts = pc.fill_null(column.cast(pa.string()).combine_chunks(), "")
     return pc.utf8_lower(pc.utf8_trim_whitespace(texts)).dictionary_encode()
 
 
-def _strange(column: pa.ChunkedArray) -> str | None:
+def _strange(coded: pa.DictionaryArray) -> str | None:
     """The first value that is no label, None where all are."""
-    if is_no_text(column.type):
-        return str(column.type)
-    return next((value for value in _texts(column).dictionary.to_pylist() if value not in VALUES), None)
+    return next((value for value in coded.dictionary.to_pylist() if value not in VALUES), None)
 
 
 def read_class_columns(
@@ -134,9 +135,9 @@ def read_class_columns(
 
 
 def _column(table: pa.Table, path: Path, name: str) -> NDArray[np.int8]:
-    strange = _strange(table[name])
-    coded = None if strange is not None else _texts(table[name])
-    if coded is None:
+    coded = _texts(table[name])
+    strange = _strange(coded)
+    if strange is not None:
         raise ValueError(f"{path}: column {name!r} holds {strange!r}; a column of a class holds {_SHOWN}")
     values = np.array([VALUES[value] for value in coded.dictionary.to_pylist()], np.int8)
     numbers: NDArray[np.int32] = coded.indices.to_numpy(zero_copy_only=False)
