@@ -130,7 +130,10 @@ def _load(path: Path) -> dict[str, Any]:
     for part, fields in _FIELDS.items():
         for number, entry in enumerate(content[part], start=1):
             _check_entry(entry, fields, f"{path}: {part}, entry {number}")
-        _check_ids(content[part], f"{path}: {part}")
+        if part == "annotations":
+            _check_boxes(content[part], f"{path}: {part}")
+        else:
+            _check_ids(content[part], f"{path}: {part}")
     return content
 
 
@@ -142,16 +145,21 @@ def _check_entry(entry: Any, fields: Mapping[str, tuple[type, ...]], where: str)
         if not isinstance(value, kinds) or isinstance(value, bool):
             said = f"is {str(value)[:60]!r}" if name in entry else "is not there"
             raise ValueError(f"{where}: {name} {said}; expected {' or '.join(_WORDS[kind] for kind in kinds)}")
-    box = entry.get("bbox") or ()
-    is_box = isinstance(box, list | tuple) and all(isinstance(side, int | float) for side in box)
-    if "bbox" in entry and "image_id" in fields and not (is_box and len(box) in (0, 4)):
-        raise ValueError(f"{where}: bbox is {str(box)[:60]!r}; expected x, y, width and height in pixels")
+
+
+def _check_boxes(annotations: list[dict[str, Any]], where: str) -> None:
+    for number, annotation in enumerate(annotations, start=1):
+        box = annotation.get("bbox") or []
+        if not isinstance(box, list) or len(box) not in (0, 4) or not all(isinstance(x, int | float) for x in box):
+            raise ValueError(
+                f"{where}, entry {number}: bbox is {str(box)[:60]!r}; expected x, y, width and height in pixels"
+            )
 
 
 def _check_ids(entries: list[dict[str, Any]], where: str) -> None:
     seen = set[tuple[str, object]]()
     for name in ("id", "file_name"):
-        for value in (entry[name] for entry in entries if "image_id" not in entry and name in entry):
+        for value in (entry[name] for entry in entries if name in entry):
             if (name, value) in seen:
                 raise ValueError(f"{where}: two entries with {name} {str(value)[:60]!r}; keep one")
             seen.add((name, value))
