@@ -15,7 +15,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypaml.preparation.formats.table_file import SIGNS
+from raypaml.preparation.formats.table_file import SIGNS, UNSEEN
 
 BLANK = " "
 SEPARATORS = (
@@ -135,14 +135,8 @@ def _cut(cells: Sequence[str], separator: str) -> Split:
 
 
 def _between(separator: str) -> str:
-    names = {
-        BLANK: "a blank",
-        "\t": "a tab",
-        "\n": "a line break",
-        "\u00a0": "a no-break blank",
-        "\u3000": "a wide blank",
-    }
-    return "one a cell" if separator == _WHOLE else f"separated by {names.get(separator) or repr(separator)}"
+    name, _ = UNSEEN.get(separator, (repr(separator), ""))
+    return "one a cell" if separator == _WHOLE else f"separated by {name}"
 
 
 def _found(cells: Sequence[str], class_ids: Sequence[str], *, is_closed: bool = True) -> tuple[Split, str]:
@@ -224,8 +218,8 @@ def _two_ways(ways: Mapping[str, Split]) -> str:
 
 
 def _typed(sign: str) -> str:
-    words = {"\t": "tab", "\n": "newline", BLANK: "blank", "\u00a0": "nbsp", "\u3000": "wide-blank", _WHOLE: _WHOLE}
-    return words.get(sign) or f"'{sign}'"
+    _, word = UNSEEN.get(sign, ("", f"'{sign}'"))
+    return _WHOLE if sign == _WHOLE else word
 
 
 def listed_names(cell: str, *, is_refused: bool = True) -> tuple[str, ...] | None:

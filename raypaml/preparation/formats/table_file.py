@@ -19,20 +19,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+DELIMITERS = (",", ";", "\t")
 """Tried where none is given."""
-SIGNS = {
-    "tab": "\t",
-    "\\t": "\t",
-    "comma": ",",
-    "semicolon": ";",
-    "space": " ",
-    "blank": " ",
-    "newline": "\n",
-    "\\n": "\n",
-    "nbsp": "\u00a0",
-    "wide-blank": "\u3000",
+UNSEEN = {
+    " ": ("a blank", "blank"),
+    "\t": ("a tab", "tab"),
+    "\n": ("a line break", "newline"),
+    "\u00a0": ("a no-break blank", "nbsp"),
+    "\u3000": ("a wide blank", "wide-blank"),
 }
+"""Signs that nobody sees: their names in messages, and the words for them in flags."""
+SIGNS = {word: sign for sign, (_, word) in UNSEEN.items()}
+SIGNS |= {"\\t": "\t", "\\n": "\n", "space": " ", "comma": ",", "semicolon": ";"}
 """What a flag may call a sign that is hard to type."""
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
