@@ -7,7 +7,6 @@ https://docs.voxel51.com/user_guide/export_datasets.html (FiftyOneImageClassific
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -64,11 +63,12 @@ class _Rows:
         return ListedImages(self.files, labels, splits=splits, boxes=boxes, about=about, findings=self.findings)
 
 
-def read_export(path: Path, images: str, flags: Flags) -> ListedImages:
+def read_export(path: Path, content: Any, images: str, flags: Flags) -> ListedImages:
     """Read an export.
 
     Args:
         path: JSON or XML.
+        content: of the JSON.
         images: folder of the images: FiftyOne leaves out how their names end.
         flags: `image`: the field of Label Studio's data that names the image; `labels`: which of several questions
             (Label Studio's from_name, FiftyOne's field) is meant.
@@ -76,15 +76,8 @@ def read_export(path: Path, images: str, flags: Flags) -> ListedImages:
     Raises:
         ValueError: it is none of the exports that are read, or it is damaged.
     """
-    try:
-        is_xml = path.suffix.lower() == ".xml"
-        content: Any = ElementTree.parse(path).getroot() if is_xml else json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    if is_xml:
-        if flags["labels"] or flags["image"]:
-            raise ValueError(f"{path}: CVAT's XML has no columns; leave out --labels-column and --image-column")
-        return _read_cvat(path, content)
+    if path.suffix.lower() == ".xml":
+        return _read_cvat(path, flags)
     try:
         if isinstance(content, list):
             return _read_label_studio(path, content, flags)
@@ -107,8 +100,14 @@ def read_export(path: Path, images: str, flags: Flags) -> ListedImages:
 # --- CVAT -------------------------------------------------------------------------------------------------------------
 
 
-def _read_cvat(path: Path, root: ElementTree.Element) -> ListedImages:
+def _read_cvat(path: Path, flags: Flags) -> ListedImages:
     """`<image name subset><tag label/><box label xtl ytl xbr ybr/>...`: a label is positive where anything has it."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+    if flags["labels"] or flags["image"]:
+        raise ValueError(f"{path}: CVAT's XML has no columns; leave out --labels-column and --image-column")
     if root.tag != "annotations":
         raise ValueError(f"{path}: its root is <{root.tag}>, not CVAT's <annotations>")
     if root.find("track") is not None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from raypaml.preparation.formats.table_file import (
     is_no_text,
     json_rows,
     load_table,
+    read_json,
 )
 
 BOX_COLUMNS = ("image", "class", "xmin", "ymin", "xmax", "ymax")
@@ -75,15 +77,17 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
     """
     images = form.images or str(path.parent)
     suffix = path.suffix.lower()
-    if suffix in EXPORTS and not (suffix == ".json" and json_rows(path)):
+    content = read_json(path) if suffix == ".json" else None
+    rows = json_rows(content)
+    if suffix in EXPORTS and not rows:
         _refuse(path, "is an export and no table of rows", form, ("separator", "dialect", "class_columns", "uncertain"))
         roles = [role for role in ("negatives", "split", "group") if form.columns.get(role)]
         if roles:
             raise ValueError(f"{path}: is an export and no table of rows; leave out --{roles[0]}-column")
-        listed = read_export(path, images, {role: form.columns.get(role, "") for role in COLUMN_ROLES})
+        listed = read_export(path, content, images, {role: form.columns.get(role, "") for role in COLUMN_ROLES})
         listed.complete = form.complete
     else:
-        listed = _read_rows(path, form, class_ids)
+        listed = _read_rows(path, form, class_ids, rows)
     try:
         check_prefix(listed.files, form.prefix)
         listed.files = relative_names(listed.files, images, form.prefix)
@@ -102,10 +106,10 @@ def _refuse(path: Path, what: str, form: TableForm, names: Sequence[str]) -> Non
         raise ValueError(f"{path}: {what}; leave out {', '.join(given)}")
 
 
-def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str]) -> ListedImages:
+def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str], rows: Sequence[dict[str, Any]]) -> ListedImages:
     if path.suffix.lower() in (".parquet", ".json"):
         _refuse(path, "is no text", form, ("dialect",))
-    table = load_table(path, [form.columns.get("image") or "image"], form.dialect)
+    table = load_table(path, [form.columns.get("image") or "image"], form.dialect, rows=rows)
     columns = _columns(table, path, form)
     findings, from_text = Findings(), frozenset[str]()
     if form.class_columns or "labels" not in columns:

@@ -60,13 +60,16 @@ class Dialect:
     """Empty: what a byte order mark says, else UTF-8."""
 
 
-def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None) -> pa.Table:
+def load_table(
+    path: Path, needed: Sequence[str], dialect: Dialect | None = None, *, rows: Sequence[dict[str, Any]] = ()
+) -> pa.Table:
     """Read a CSV as text, or Parquet as it is; names of columns lose the blanks around them.
 
     Args:
         path: `.parquet`, `.json` with a list of rows, or text with a first row of names.
         needed: columns that there must be, in any case of letters.
         dialect: how the text is written.
+        rows: of a JSON that was read before.
 
     Raises:
         ValueError: naming the file, the line where there is one, and the remedy.
@@ -74,7 +77,7 @@ def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None
     try:
         suffix = path.suffix.lower()
         if suffix == ".json":
-            table = _from_rows(json_rows(path) or [])
+            table = _from_rows(rows or json_rows(read_json(path)))
         else:
             table = pq.read_table(path) if suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
     except (pa.ArrowInvalid, OSError, csv.Error) as error:
@@ -86,17 +89,21 @@ def load_table(path: Path, needed: Sequence[str], dialect: Dialect | None = None
     return table
 
 
-def json_rows(path: Path) -> list[dict[str, Any]] | None:
-    """The rows of a JSON that is a table, such as Label Studio's JSON_MIN; None where it is something else."""
+def read_json(path: Path) -> Any:
+    """What a JSON holds; ValueError if it is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
-    is_table = isinstance(content, list) and content and all(isinstance(row, dict) for row in content)
-    return content if is_table and not any("annotations" in row or "data" in row for row in content) else None
 
 
-def _from_rows(rows: list[dict[str, Any]]) -> pa.Table:
+def json_rows(content: Any) -> list[dict[str, Any]]:
+    """The rows of a JSON that is a table, such as Label Studio's JSON_MIN; none where it is something else."""
+    is_table = isinstance(content, list) and all(isinstance(row, dict) for row in content)
+    return content if is_table and not any("annotations" in row or "data" in row for row in content) else []
+
+
+def _from_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """Rows as text: lists and the like as JSON, what a row lacks as nothing."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     texts = {name: [_as_text(row.get(name)) for row in rows] for name in names}
