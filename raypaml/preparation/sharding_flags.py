@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -65,8 +65,9 @@ def preparation(
     read_split: Callable[[str], SplitLabels],
     images: str,
     official: dict[str, dict[str, int]],
+    before: Mapping[str, Any],
 ) -> Preparation:
-    """What the shared flags ask for, of this source."""
+    """What the shared flags ask for, of this source; `before`: what a data set that goes on or grows was made with."""
     if flags.hierarchy:
         parents = read_hierarchy(flags.hierarchy)
         settings |= {"hierarchy": hashlib.sha256(flags.hierarchy.read_bytes()).hexdigest()[:16]}
@@ -79,8 +80,8 @@ def preparation(
         classes=classes,
         read_split=read_split,
         official=official,
-        form=form_of(flags),
-        json=made_with(flags).get("json", "flat"),
+        form=form_of(flags, before),
+        json=before.get("json", "flat"),
         seed=flags.seed,
         shard_samples=flags.shard_samples,
         shard_bytes=number_of_bytes(flags.shard_bytes),
@@ -91,16 +92,14 @@ def preparation(
     )
 
 
-def made_with(flags: Any) -> dict[str, Any]:
-    """What a data set that was begun or grows was made with, for it goes on as it began; nothing for a new one."""
-    grown_from = getattr(flags, "grow", None)
-    record = read_record(flags.out) or (read_record(grown_from) if grown_from else None)
+def made_with(out: Path) -> dict[str, Any]:
+    """What the data set in a folder was begun with, for it goes on as it began; nothing for a new one."""
+    record = read_record(out)
     return record["parameters"] if record else {}
 
 
-def form_of(flags: Any) -> ImageForm:
-    """What every image becomes; a data set that was begun or grows goes on as it began where the flags say nothing."""
-    before = made_with(flags)
+def form_of(flags: Any, before: Mapping[str, Any]) -> ImageForm:
+    """What every image becomes: where the flags say nothing, the same as before."""
     form = ImageForm.parse(flags.resize, flags.quality, flags.background or before.get("background", WHITE))
     return replace(form, large_jpegs=before.get("large_jpegs", form.large_jpegs))
 

@@ -22,8 +22,7 @@ from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.growing import Earlier, open_earlier
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.label_overview import CHECKS, check_names, overview, positives_of
-from raypaml.preparation.record import read_record
-from raypaml.preparation.sharding_flags import add_sharding_flags, form_of, preparation
+from raypaml.preparation.sharding_flags import add_sharding_flags, form_of, made_with, preparation
 
 FOLDERS: dict[str, tuple[str, Callable[[Path], Source]]] = {
     "voc": ("PASCAL VOC 2007 or 2012, from the devkit as released", read_voc),
@@ -89,11 +88,11 @@ def _is_own(flags: Any, source: Source) -> bool:
     return flags.format not in PUBLISHED or source.is_export
 
 
-def _split_method(flags: Any, source: Source, begun: Mapping[str, Any] | None) -> Method:
+def _split_method(flags: Any, source: Source, begun: Mapping[str, Any]) -> Method:
     """How splits are cut: as asked, else as the data set in the folder was begun, else as its format is cut."""
     if flags.split_method:
         return cast("Method", flags.split_method)
-    if begun is not None:
+    if begun:
         return cast("Method", begun.get("split_method", "random"))
     return "stratified" if _is_own(flags, source) else "random"
 
@@ -112,17 +111,17 @@ def format_preparation(flags: Any) -> Preparation:
     What was begun before the way of cutting was recorded goes on as it began: cut at random, labels of a table between
     blanks and no column of groups unless a flag says so, names as they are.
     """
-    record = read_record(flags.out)
-    begun = record["parameters"] if record else None
-    is_of_before = begun is not None and "split_method" not in begun
+    begun = made_with(flags.out)
+    is_of_before = bool(begun) and "split_method" not in begun
     source = _source_of(flags, is_of_before)
     method, says_splits = _split_method(flags, source, begun), source.says_splits
     hiding = Hiding.parse(flags.hide, flags.hide_seed)
     cut = Cut(flags.validation, flags.test, flags.split_seed, method)
     images = flags.images or str(source.images)
     earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
+    before = begun or (earlier.parameters if earlier else {})
     if earlier:
-        check_pictures(source, earlier, images, form_of(flags))
+        check_pictures(source, earlier, images, form_of(flags, before))
         source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
     if _is_own(flags, source) and not is_of_before:
         _check_classes(source, earlier, flags.allow)
@@ -140,5 +139,6 @@ def format_preparation(flags: Any) -> Preparation:
         read_split=labels.__getitem__,
         images=images,
         official={},
+        before=before,
     )
     return replace(asked, earlier=earlier, says_splits=says_splits)

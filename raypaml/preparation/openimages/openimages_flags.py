@@ -11,7 +11,7 @@ from raypaml.preparation.asked import Preparation
 from raypaml.preparation.label_join import ConflictRule
 from raypaml.preparation.openimages.release_labels import OFFICIAL_TOTALS, read_classes, read_split
 from raypaml.preparation.requests import Classes, SplitLabels
-from raypaml.preparation.sharding_flags import add_sharding_flags, preparation
+from raypaml.preparation.sharding_flags import add_sharding_flags, made_with, preparation
 
 
 def add_openimages_flags(parser: Parser) -> None:
@@ -53,6 +53,7 @@ def openimages_preparation(flags: Any) -> Preparation:
         read_split=partial(_labels_of, flags, classes),
         images=flags.images,
         official=OFFICIAL_TOTALS,
+        before=made_with(flags.out),
     )
 
 
