@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 EXAMPLES = 5
 """Kept of each finding."""
+
+
+def some_of(names: Sequence[str], most: int = EXAMPLES) -> str:
+    """The first names for a message, and dots where there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 @dataclass

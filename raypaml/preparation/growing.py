@@ -22,7 +22,7 @@ from raypaml.data.shards import SPLITS
 from raypaml.files import link_or_copy
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.data_card import CARD, whole_digest
-from raypaml.preparation.findings import EXAMPLES
+from raypaml.preparation.findings import some_of
 from raypaml.preparation.finish import LEDGER, LEDGER_SCHEMA, Finished
 from raypaml.preparation.record import is_split_finished, read_record
 from raypaml.preparation.requests import LABELS
@@ -155,6 +155,6 @@ def group_changes(earlier: Earlier, vocabulary: Vocabulary) -> str:
     """In a sentence: which classes have another class group than before."""
     pairs = zip(vocabulary.class_ids, earlier.vocabulary.class_group, vocabulary.class_group, strict=False)
     moved = [f"{name} {GROUP_NAMES[a - 1]} to {GROUP_NAMES[b - 1]}" for name, a, b in pairs if a != b]
-    examples = f" ({', '.join(moved[:EXAMPLES])}{', ...' if len(moved) > EXAMPLES else ''})" if moved else ""
+    examples = f" ({some_of(moved)})" if moved else ""
     count = len(earlier.vocabulary)
     return f"class groups counted again: {len(moved):,} of the {count:,} classes before have another{examples}"

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from raypaml.labels import IntArray
+from raypaml.preparation.findings import some_of
 from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.label_cells import SEPARATORS
 from raypaml.preparation.requests import SplitLabels
@@ -51,7 +52,7 @@ def check_names(names: Sequence[str], images: IntArray, allowed: Sequence[str], 
     found["missing-values"] = [name for name in names if name.casefold() in _MISSING and name in from_text]
     for check, wrong in found.items():
         if wrong and check not in allowed:
-            such = ", ".join(map(repr, wrong[:4])) + (", ..." if len(wrong) > 4 else "")
+            such = some_of([repr(name) for name in wrong], 4)
             raise ValueError(
                 f"{CHECKS[check]}: {len(wrong):,} of {len(names):,}, such as {such}. If the labels were misread, say "
                 f"--separator TEXT, --labels-column NAME or --classes FILE; if they are right, --allow {check}"

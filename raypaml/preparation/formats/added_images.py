@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from raypaml.data.shards import SPLITS
 from raypaml.labels import IntArray
-from raypaml.preparation.findings import EXAMPLES
+from raypaml.preparation.findings import some_of
 from raypaml.preparation.formats.common import Source, SourceSplit
 from raypaml.preparation.growing import Earlier
 from raypaml.preparation.image_form import ImageForm, codec_versions, convert
@@ -99,7 +99,7 @@ def _all_classes(classes: Classes, earlier: Earlier, say: Callable[[str], None])
     before = earlier.vocabulary
     new = [k for k, name in enumerate(classes.class_ids) if name not in before.index_of]
     if new:
-        names = ", ".join(classes.class_ids[k] for k in new[:EXAMPLES]) + (", ..." if len(new) > EXAMPLES else "")
+        names = some_of([classes.class_ids[k] for k in new])
         say(f"{len(new):,} new classes ({names}); they are unobserved in the images of {earlier.folder}")
     return Classes(
         (*before.class_ids, *(classes.class_ids[k] for k in new)),

@@ -15,6 +15,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypaml.preparation.findings import some_of
 from raypaml.preparation.formats.table_file import SIGNS, UNSEEN
 
 BLANK = " "
@@ -211,8 +212,7 @@ def _two_ways(ways: Mapping[str, Split]) -> str:
     said = []
     for sign, way in ways.items():
         names = sorted({name for cell in way.values() for name in cell})
-        more = ", ..." if len(names) > 4 else ""
-        said.append(f"{_between(sign)}, {len(names):,} classes ({', '.join(map(repr, names[:4]))}{more})")
+        said.append(f"{_between(sign)}, {len(names):,} classes ({some_of([repr(name) for name in names], 4)})")
     flags = " or ".join(f"--separator {_typed(sign)}" for sign in ways)
     return f"the labels can be read in {len(ways)} ways: {'; or '.join(said)}. Say {flags}, or give --classes FILE"
 
