@@ -25,6 +25,7 @@ _INSTEAD = (
     (b"<html", "a web page"),
     (b"<?xml", "XML, such as a store's error"),
     (b"\x1f\x8b", "a gzip archive"),
+    *((b"bzh%d1ay&sy" % level, "a bzip2 archive") for level in range(1, 10)),
     (b"\xfd7zxz\0", "an xz archive"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),

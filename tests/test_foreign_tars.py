@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import pickle
 import subprocess
 import sys
@@ -264,10 +266,29 @@ def test_keys_with_dots_are_said_by_a_flag(suffix: str, tmp_path: Path) -> None:
     assert verify_split(tmp_path, data.splits["train"]) == []
 
 
-def test_a_compressed_tar_is_refused_for_the_true_reason(tmp_path: Path) -> None:
-    (tmp_path / "t.tar").write_bytes(gzip.compress(_tar(tmp_path / "u.tar", [("a.jpg", JPEG)]).read_bytes()))
-    with pytest.raises(ValueError, match=r"t\.tar: compressed by gzip; shards are read by offset: decompress it first"):
-        list(scan(tmp_path / "t.tar", LabelForm("cls")))
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (gzip.compress(bytes(10240)), "a gzip archive; shards are read by offset: decompress it first"),
+        (bz2.compress(bytes(10240), 1), "a bzip2 archive; shards are read by offset: decompress it first"),
+        (lzma.compress(bytes(10240)), "an xz archive; shards are read by offset: decompress it first"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer: run git lfs pull"),
+        (b"<!DOCTYPE html>", "a web page; copy or write the shard again"),
+        (b"", "0 bytes; copy or write the shard again"),
+    ],
+)
+def test_what_came_instead_of_a_tar_is_called_what_it_is(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "t.tar").write_bytes(content)
+    for form in (LabelForm("cls"), None):
+        with pytest.raises(ValueError, match=rf"t\.tar: no tar but {reason}"):
+            list(scan(tmp_path / "t.tar", form))
+
+
+def test_a_damaged_tar_is_no_archive_of_another_kind(tmp_path: Path) -> None:
+    shard = _tar(tmp_path / "t.tar", [("BZh9.jpg", JPEG), ("BZh9.cls", b"0")])
+    shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(ValueError, match=r"t\.tar: damaged or truncated at byte"):
+        list(scan(shard, LabelForm("cls")))
 
 
 def test_raypamls_own_form_stays_strict(tmp_path: Path) -> None:

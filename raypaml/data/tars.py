@@ -16,6 +16,7 @@ import numpy as np
 
 from raypaml.data.hidden_files import is_hidden
 from raypaml.data.label_forms import OWN, LabelForm
+from raypaml.files import START_BYTES, came_instead
 
 KEY = re.compile(r"[0-9A-Za-z_-]+")
 END_BYTES = 512
@@ -26,7 +27,6 @@ OTHER_SUFFIXES = ("png", "webp", "jfif", "avif", "jp2", "bmp", "gif", "tif", "ti
 PICKLED = ("pyd", "pickle", "pkl", "pth", "pt", "joblib")
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that WebDataset keeps for what is no sample, such as `__index__`."""
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 Scanned = tuple[dict[str, Any], dict[str, Any]]
 """The place of a sample's image, and its labels."""
@@ -133,7 +133,7 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
                 offset = tar.offset
             _check_end(path, tar.offset)
     except (tarfile.TarError, EOFError) as error:
-        _refuse_compressed(path)
+        _refuse_other_file(path)
         raise ValueError(f"{path}: damaged or truncated at byte {offset} ({error}); write the shard again") from None
 
 
@@ -173,12 +173,13 @@ def _grammar(form: LabelForm) -> str:
     return own if form.is_own else " of printable characters, within the tar"
 
 
-def _refuse_compressed(path: Path) -> None:
+def _refuse_other_file(path: Path) -> None:
     with path.open("rb") as file:
-        start = file.read(6)
-    for sign, name in _COMPRESSED.items():
-        if start.startswith(sign):
-            raise ValueError(f"{path}: compressed by {name}; shards are read by offset: decompress it first") from None
+        instead = came_instead(file.read(START_BYTES))
+    if instead:
+        is_packed = instead.endswith("archive")
+        remedy = "shards are read by offset: decompress it first" if is_packed else "copy or write the shard again"
+        raise ValueError(f"{path}: no tar but {instead}; {remedy}") from None
 
 
 def _is_pickled(suffix: str, content: bytes) -> bool:
