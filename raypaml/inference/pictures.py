@@ -13,12 +13,12 @@ from PIL import Image
 from pyarrow import fs
 
 from raypaml.data.colours import WHITE, check_background
-from raypaml.data.file_tree import files_below, reason_of
 from raypaml.data.hidden_files import is_hidden
 from raypaml.data.image_files import IMAGE_SUFFIXES, opened, shrink_early
 from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
 from raypaml.data.tars import PassedOver
+from raypaml.preparation.file_tree import files_below, reason_of
 from raypaml.preparation.image_form import upright_rgb
 
 SHARD = ".tar"
@@ -97,7 +97,7 @@ def find_pictures(
 ) -> Iterator[Picture]:
     """The pictures of files, folders (all below them, by name) and shards, in the order given.
 
-    Links in a folder are followed once (`data.file_tree`). Hidden files are left out, in shards too.
+    Links in a folder are followed once (`preparation.file_tree`). Hidden files are left out, in shards too.
 
     Args:
         background: of each of them.

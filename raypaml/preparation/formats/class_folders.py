@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from raypaml.data.file_tree import files_below
 from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.data.shards import SPLITS
+from raypaml.preparation.file_tree import files_below
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Skipped, Source, SourceSplit, classes_of
 from raypaml.preparation.formats.folder_layouts import LAYOUTS, Layout, layout_of, levels, placed_at, split_of
