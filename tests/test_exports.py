@@ -137,6 +137,16 @@ def test_fiftyones_classifications(tmp_path: Path, by_number: bool) -> None:
         read_table(tmp_path / "labels.json", TableForm())
 
 
+def test_fiftyones_names_are_looked_up_below_links_and_not_among_hidden_files(tmp_path: Path) -> None:
+    for file in ("elsewhere/a.jpg", "in/data/@eaDir/b.png", "in/data/b.jpg", "in/data/.cache/c.jpg"):
+        written(tmp_path / file, "")
+    (tmp_path / "in/data/sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/data/z.jpg").symlink_to("b.jpg")
+    content = {"classes": ["cat"], "labels": {"sub/a": 0, "b": 0, "z": 0, ".cache/c": 0}}
+    source = read_table(written(tmp_path / "in/labels.json", content), TableForm())
+    assert list(named(source, "train")) == ["data/sub/a.jpg", "data/b.jpg", "data/z.jpg", "data/.cache/c"]
+
+
 def test_fiftyones_samples(tmp_path: Path) -> None:
     def sample(file: str, tags: list[str], *names: str) -> dict[str, Any]:
         several = {

@@ -7,7 +7,6 @@ https://docs.voxel51.com/user_guide/export_datasets.html (FiftyOneImageClassific
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from xml.etree import ElementTree
 import pyarrow as pa
 
 from raypaml.data.image_files import IMAGE_SUFFIXES
+from raypaml.preparation.file_tree import files_below
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import SourceBox, box_of
 from raypaml.preparation.formats.listed_images import ListedImages
@@ -199,14 +199,14 @@ def _read_fiftyone_labels(path: Path, content: dict[str, Any], images: str) -> L
 
 
 def _endings(folder: Path) -> dict[str, list[str]]:
-    """Path without its ending -> the files called so, below a folder on this machine."""
+    """Path without its ending -> the files called so, but for hidden ones, below a folder on this machine."""
     files = defaultdict[str, list[str]](list)
-    for root, _, names in os.walk(folder):
-        for name in sorted(names):
-            file = (Path(root) / name).relative_to(folder)
-            if file.suffix.lower() in IMAGE_SUFFIXES:
-                files[str(file.with_suffix(""))].append(str(file))
-            files[str(file)].append(str(file))
+    for file, reason in sorted(files_below(folder, IMAGE_SUFFIXES)[0].items()):
+        if reason not in ("", "not_an_image", "linked_before"):
+            continue
+        if Path(file).suffix.lower() in IMAGE_SUFFIXES:
+            files[str(Path(file).with_suffix(""))].append(file)
+        files[file].append(file)
     return files
 
 
