@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Earlier:
         """How many shards a split has; those that are new come after them."""
         return len(self.indexes[split].shards)
 
+    @cached_property
     def written(self) -> dict[str, tuple[str, str]]:
         """Split and key of every image that it has, by file."""
         written = self.ledger.filter(pc.equal(self.ledger["fate"], "written"))
@@ -63,13 +65,15 @@ class Earlier:
         columns = np.concatenate([index.positives.values for index in self.indexes.values()])
         return np.bincount(columns, minlength=num_classes)
 
+    def samples(self, split: str) -> pa.Table:
+        """Where the samples of a split lie and what is known about them: `data.index.SCHEMA`."""
+        with pa.memory_map(str(self.indexes[split].where)) as file:
+            return pa.ipc.open_file(file).read_all().replace_schema_metadata(None)
+
     def requested(self, split: str, new: pa.Table) -> pa.Table:
         """Labels of the images asked for: of those that are new, and of those before as far as they were written."""
-        index = self.indexes[split]
-        with pa.memory_map(str(index.where)) as file:
-            before = pa.ipc.open_file(file).read_all().replace_schema_metadata(None)
         names = ["key", *LABELS]
-        return pa.concat_tables([before.select(names), new.select(names)])
+        return pa.concat_tables([self.samples(split).select(names), new.select(names)])
 
     def implied(self, split: str, new: pa.Table) -> pa.Table:
         """The labels that a hierarchy added, to the images before and to those that are new."""
@@ -126,13 +130,11 @@ def joined(earlier: Earlier, split: str, new: Finished, classes: int, out: Path)
     index = earlier.indexes[split]
     for name in index.shards:
         link_or_copy(earlier.folder / name, out / name)
-    with pa.memory_map(str(index.where)) as file:
-        rows = pa.ipc.open_file(file).read_all().replace_schema_metadata(None)
     keys = pa.chunked_array([chunk for part in new.ledger for chunk in part["key"].chunks], pa.string()).drop_null()
     mine = earlier.ledger.filter(pc.equal(earlier.ledger["split"], split))
     return Finished(
         shards=[*index.shards, *new.shards],
-        index=pa.concat_tables([rows, new.index]).combine_chunks(),
+        index=pa.concat_tables([earlier.samples(split), new.index]).combine_chunks(),
         ledger=[mine.filter(pc.invert(pc.is_in(mine["key"], value_set=keys))), *new.ledger],
         has_all_labels=classes == index.num_classes,
     )

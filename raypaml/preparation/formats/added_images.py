@@ -45,7 +45,7 @@ def grown_source(
     """
     classes = _all_classes(source.classes, earlier, say)
     column = np.array([classes.class_ids.index(name) for name in source.classes.class_ids], np.int64)
-    place = earlier.written()
+    place = earlier.written
     has_splits, splits = source.says_splits, {}
     for split, given in source.splits.items():
         mapped, known = _mapped(given, column), np.array([file in place for file in given.files], bool)
@@ -127,16 +127,14 @@ def _check_known(known: SourceSplit, split: str, place: Mapping[str, tuple[str, 
             f"grow={earlier.folder}: {len(moved):,} images of split {split!r} are there in another one, such as "
             f"{moved[0]} in {place[moved[0]][0]!r}; splits stay as they are"
         )
-    row_of = {
-        name: dict(zip(index.key_column.to_pylist(), range(len(index)), strict=True)) if known.files else {}
-        for name, index in earlier.indexes.items()
-    }
     negatives: Sequence[IntArray | None] = known.negatives or [None] * len(known.files)
     changed = []
-    for file, positive, negative in zip(known.files, known.positives, negatives, strict=True):
-        before, key = place[file]
-        if not _same_labels(earlier, before, row_of[before][key], positive, negative):
-            changed.append(file)
+    for name, index in earlier.indexes.items():
+        here = [n for n, file in enumerate(known.files) if place[file][0] == name]
+        rows = index.rows_of(pa.chunked_array([[place[known.files[n]][1] for n in here]], pa.string()))
+        for n, row in zip(here, rows, strict=True):
+            if not _same_labels(earlier, name, row, known.positives[n], negatives[n]):
+                changed.append(known.files[n])
     if changed:
         raise ValueError(
             f"grow={earlier.folder}: {len(changed):,} images have other labels there, such as {changed[0]}; what is "
@@ -164,7 +162,7 @@ def check_pictures(source: Source, earlier: Earlier, images: str, form: ImageFor
     """
     if earlier.parameters["codec"] != codec_versions():
         return  # the same picture would have other bytes
-    place = earlier.written()
+    place = earlier.written
     known = [file for given in source.splits.values() for file in given.files if file in place]
     chosen = known[:: max(1, len(known) // LOOKED_AT)]
     for split, index in earlier.indexes.items():
