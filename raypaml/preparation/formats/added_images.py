@@ -21,7 +21,7 @@ from raypaml.preparation.image_store import Archives, find_images
 from raypaml.preparation.requests import Classes
 
 LOOKED_AT = 64
-"""Images that both versions list and that are compared, spread over all of them."""
+"""At most so many images that both versions list are compared, spread over all of them."""
 FEWEST = 10
 """New images from which splits can be cut."""
 
@@ -164,7 +164,7 @@ def check_pictures(source: Source, earlier: Earlier, images: str, form: ImageFor
         return  # the same picture would have other bytes
     place = earlier.written
     known = [file for given in source.splits.values() for file in given.files if file in place]
-    chosen = known[:: max(1, len(known) // LOOKED_AT)]
+    chosen = known[:: max(1, -(-len(known) // LOOKED_AT))]
     for split, index in earlier.indexes.items():
         asked = [(place[file][1], file) for file in chosen if place[file][0] == split]
         store = find_images(images, split, listed=True, by_split=source.says_splits)
