@@ -11,6 +11,7 @@ import pytest
 
 from raypaml import shard
 from raypaml.data.index import open_index
+from raypaml.preparation.data_card import same_pictures_in
 from raypaml.preparation.same_pictures import Repeats, Shared, repeats, shared
 from tests.odd_images import encoded, picture
 
@@ -73,4 +74,9 @@ def test_preparation_verification_and_card_say_so(data: Path, capsys: pytest.Cap
     assert shard.main([*own, str(data.parent / "in"), "--resize", "none"]) == 0  # finished before
     assert expected(capsys.readouterr().err) == lines
     assert json.loads((data / "data_card.json").read_text())["same_pictures"] == lines
+    assert same_pictures_in(data) == lines
+    card = json.loads((data / "data_card.json").read_text())
+    del card["same_pictures"]
+    (data / "data_card.json").write_text(json.dumps(card))
+    assert same_pictures_in(data) == lines
     assert all(f"- {line}\n" in (data / "data_card.md").read_text() for line in lines)

@@ -124,6 +124,14 @@ def write_card(
     return str(content["digest"])
 
 
+def same_pictures_in(out: Path) -> list[str]:
+    """What the card of a data set says of pictures that it holds more than once; cards of earlier versions do not."""
+    card = json.loads((out / CARD).read_text())
+    if "same_pictures" in card:
+        return list(card["same_pictures"])
+    return list(said_of_same_pictures(indexes_in(out, SPLITS)))
+
+
 def whole_digest(out: Path, splits: Iterable[str]) -> str:
     """SHA-256 over vocabulary and indexes, as they are: they hold every label, and of every image its CRC-32."""
     digest = hashlib.sha256()

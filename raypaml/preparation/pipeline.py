@@ -22,7 +22,7 @@ from raypaml.files import write_whole
 from raypaml.labels import Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
 from raypaml.preparation.asked import Preparation
-from raypaml.preparation.data_card import split_card, write_card
+from raypaml.preparation.data_card import same_pictures_in, split_card, write_card
 from raypaml.preparation.finish import collect_shards, ledger_summary, write_implied, write_ledger, write_split_index
 from raypaml.preparation.growing import check_settings, group_changes, joined, joined_vocabulary
 from raypaml.preparation.image_store import Archives, Store, find_images
@@ -37,7 +37,6 @@ from raypaml.preparation.record import (
     write_record,
 )
 from raypaml.preparation.requests import SplitLabels, types_first
-from raypaml.preparation.same_pictures import indexes_in, said_of_same_pictures
 from raypaml.preparation.shard_tasks import (
     ShardJob,
     asked_for,
@@ -75,7 +74,7 @@ def prepare_data(asked: Preparation, splits: list[str], open_mapper: OpenMapper,
         remove_if_finished(work, record)
     if asked.earlier:
         say(group_changes(asked.earlier, Vocabulary.read(asked.out / "vocabulary.csv")))
-    for line in said_of_same_pictures(indexes_in(asked.out, SPLITS)):
+    for line in same_pictures_in(asked.out):
         say(line)
     say(ledger_summary(asked.out))
 
