@@ -150,9 +150,9 @@ def _passed_over(member: tarfile.TarInfo) -> str:
 
 
 def _split_name(name: str, form: LabelForm) -> tuple[str, str]:
-    """Key and suffix: what WebDataset calls so, up to and after the first dot of the file's name; empty where none is.
+    """Key and suffix, parted at the first dot of the file's name as WebDataset does; no key: empty.
 
-    A path that leads out of the tar has no key.
+    Keys with dots are parted as `LabelForm.dotted_keys` says. A path that leads out of the tar has no key.
     """
     *folders, file = [part for part in name.split("/") if part not in ("", ".")]
     stem, _, suffix = file.partition(".")

@@ -11,7 +11,7 @@ from raypaml.data.hidden_files import is_hidden
 
 
 def files_below(root: Path, suffixes: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Every file below a folder, by its path there, and why it is not an image: empty where its name is that of one.
+    """Every file below a folder by its path, with the reason why it is not taken; empty: it may be an image.
 
     Links are followed once, after everything that is really there: what a link leads to again is not taken.
 
@@ -20,8 +20,8 @@ def files_below(root: Path, suffixes: Collection[str]) -> tuple[dict[str, str], 
         suffixes: of images, or of what else is looked for; in lower case, with a dot.
 
     Returns:
-        The reasons by path; and by the path of what a link leads to again, the path that it has already. Paths of
-        folders end with `/` there.
+        The reasons; and for each path that a link leads to again, the path under which it was taken. There, paths of
+        folders end with `/`.
     """
     reasons, again = dict[str, str](), dict[str, str]()
     first = dict[Path, str]()

@@ -28,7 +28,7 @@ def add_index_flags(parser: Parser) -> None:
     add("folder", metavar="DIR", help="holds the tars; vocabulary and indexes are written into it")
     add("--labels", default="json", metavar="FORM", help=FORMS)
     add("--image-ext", default="", metavar="EXT", help="of images: input.jpg for KEY.input.jpg [jpg, else any image]")
-    add("--dotted-keys", action="store_true", help="keys have dots and end at the last one [at the first]")
+    add("--dotted-keys", action="store_true", help="keys end before a suffix said, else at the last dot [the first]")
     add("--classes", type=Path, metavar="FILE", help="a class id a line, or a vocabulary.csv")
     for split in SPLITS:
         add(f"--{split}", default=f"{split}-*.tar", metavar="GLOB", help=f"[{split}-*.tar]")
@@ -52,7 +52,8 @@ def index_folder(
         classes: file of class ids in their order, or a vocabulary.csv; None for that of the folder, or else every
             class that a training sample names, sorted.
         image_suffix: of the member that is the image; empty: the JPEG, or where there is none, the one image.
-        dotted_keys: keys end at the last dot of a name, not at the first.
+        dotted_keys: keys have dots: they end before the suffix of image or labels, or else at the last dot of a name,
+            not at the first.
 
     Raises:
         ValueError: a split without shards, or something that is refused, by its name.

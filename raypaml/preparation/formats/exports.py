@@ -1,6 +1,6 @@
 """What labelling tools export, read as it is: Label Studio's JSON, CVAT's XML for images, FiftyOne's classifications.
 
-What a file is, its own structure says; one that is none of them is refused. Published descriptions:
+The structure of a file says what it is; another one is refused. Published descriptions:
 https://labelstud.io/guide/task_format, https://docs.cvat.ai/docs/manual/advanced/xml_format (version 1.1) and
 https://docs.voxel51.com/user_guide/export_datasets.html (FiftyOneImageClassificationDataset, FiftyOneDataset).
 """
