@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.cluster.tasks import device_mapper  # all below with torch
     from raypaml.counting import Count
-    from raypaml.data.tars import PassedOver
+    from raypaml.data.hidden_files import PassedOver
     from raypaml.inference.answer_files import check_out, writer
     from raypaml.inference.choice import choose
     from raypaml.inference.classifying import classify, loaded

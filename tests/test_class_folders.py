@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from raypaml.data.data_folder import open_folder
-from raypaml.data.tars import PassedOver
+from raypaml.data.hidden_files import PassedOver
 from raypaml.inference.pictures import find_pictures
 from raypaml.preparation.formats.class_folders import read_folder
 from raypaml.preparation.formats.common import Source

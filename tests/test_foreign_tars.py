@@ -21,9 +21,10 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from raypaml.data.data_folder import DataFolder, open_folder
+from raypaml.data.hidden_files import PassedOver
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import index_dataset
-from raypaml.data.tars import PassedOver, scan
+from raypaml.data.tars import scan
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from tests.conftest import verify_split
 

@@ -24,10 +24,10 @@ from raypaml import shard
 from raypaml.data import image_files
 from raypaml.data.batches import BrokenSampleError, Reader
 from raypaml.data.colours import as_rgb
+from raypaml.data.hidden_files import PassedOver
 from raypaml.data.images import decode
 from raypaml.data.index import open_index
 from raypaml.data.shards import Sample, write_dataset
-from raypaml.data.tars import PassedOver
 from raypaml.data.verify_shard import verify_shard
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.preparation.image_form import ImageForm, convert

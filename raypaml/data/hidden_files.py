@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
+PassedOver = defaultdict[str, list[str]]
+"""Reason -> names of what is left out."""
 _FOLDERS = (
     *("__macosx", "__pycache__", "$recycle.bin", "recycler", "recycled", "system volume information", "lost+found"),
     *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "~snapshot", "network trash folder"),

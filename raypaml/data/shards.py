@@ -23,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypaml.data.hidden_files import PassedOver
 from raypaml.data.index import BOX_SIDES, SCHEMA, write_index
 from raypaml.data.label_forms import OWN, LabelForm, flat_json
-from raypaml.data.tars import PassedOver, Scanned, scan
+from raypaml.data.tars import Scanned, scan
 from raypaml.files import whole
 from raypaml.labels import Vocabulary
 

@@ -6,7 +6,6 @@ import io
 import re
 import tarfile
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from raypaml.data.hidden_files import is_hidden
+from raypaml.data.hidden_files import PassedOver, is_hidden
 from raypaml.data.label_forms import OWN, LabelForm
 from raypaml.files import START_BYTES, came_instead
 
@@ -32,8 +31,6 @@ Scanned = tuple[dict[str, Any], dict[str, Any]]
 """The place of a sample's image, and its labels."""
 Member = tuple[str, str, int, bytes]
 """Key, suffix, offset and content."""
-PassedOver = defaultdict[str, list[str]]
-"""Reason -> names of members that are no part of a sample, each after the name of its tar."""
 
 
 def scan(path: Path, form: LabelForm | None = None, passed_over: PassedOver | None = None) -> Iterator[Scanned]:

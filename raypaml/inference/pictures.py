@@ -13,11 +13,10 @@ from PIL import Image
 from pyarrow import fs
 
 from raypaml.data.colours import WHITE, check_background
-from raypaml.data.hidden_files import is_hidden
+from raypaml.data.hidden_files import PassedOver, is_hidden
 from raypaml.data.image_files import IMAGE_SUFFIXES, opened, shrink_early
 from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
-from raypaml.data.tars import PassedOver
 from raypaml.preparation.file_tree import files_below, reason_of
 from raypaml.preparation.image_form import upright_rgb
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from raypaml.cli import Parser
 from raypaml.data.data_folder import VOCABULARY, DataFolder, open_folder
+from raypaml.data.hidden_files import PassedOver
 from raypaml.data.shards import SPLITS, index_dataset
 from raypaml.data.storage import Location
-from raypaml.data.tars import PassedOver
 from raypaml.preparation.formats.common import class_list
 
 FORMS = "json (raypaml's own), json:positive=FIELD[,negative=FIELD] (a.b leads inside), cls or txt [json]"
