@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -113,13 +113,16 @@ def find_pictures(
             raise ValueError(f"{one}: no such file or folder")
         left_out = PassedOver(list) if passed_over is None else passed_over
         for file in _files(where, left_out) if kind == "folder" else [one]:
-            found = _members(file, left_out) if _plain(file).lower().endswith(SHARD) else [_picture(file, file)]
-            yield from (replace(picture, background=background) for picture in found)
+            if _plain(file).lower().endswith(SHARD):
+                yield from _members(file, background, left_out)
+            else:
+                yield _picture(file, file, background)
 
 
-def _picture(name: str, address: str, offset: int = 0, size: int = -1) -> Picture:
+def _picture(name: str, address: str, background: str, offset: int = 0, size: int = -1) -> Picture:
     """Named as it was given, without a store's options; at an address that means the same in other processes."""
-    return Picture(_plain(name), address if "://" in address else str(Path(address).absolute()), offset, size)
+    where = address if "://" in address else str(Path(address).absolute())
+    return Picture(_plain(name), where, offset, size, background)
 
 
 def _plain(address: str) -> str:
@@ -147,26 +150,23 @@ def _listed(folder: Location) -> dict[str, str]:
     return {name: reason_of(name, _SUFFIXES) for name in names}
 
 
-def _members(address: str, passed_over: PassedOver) -> list[Picture]:
+def _members(address: str, background: str, passed_over: PassedOver) -> Iterator[Picture]:
     """The pictures in a shard, by one scan of its headers."""
     where = Location(address)
     try:
-        found = with_retries(lambda: _scan(where, address), address, patience=_PATIENCE)
+        members = with_retries(lambda: _scan(where), address, patience=_PATIENCE)
     except tarfile.TarError as error:
         raise ValueError(f"{address}: not a readable tar ({error})") from None
     except OSError as error:
         raise ValueError(f"{address}: cannot be read: {brief(error)}") from None
-    hidden = [name for name, _ in found if is_hidden(name)]
-    if hidden:
-        passed_over["hidden"] += [f"{_plain(address)}/{name}" for name in hidden]
-    return [picture for name, picture in found if not is_hidden(name)]
+    for member in members:
+        if is_hidden(member.name):
+            passed_over["hidden"].append(f"{_plain(address)}/{member.name}")
+        else:
+            yield _picture(str(where / member.name), address, background, member.offset_data, member.size)
 
 
-def _scan(where: Location, address: str) -> list[tuple[str, Picture]]:
+def _scan(where: Location) -> list[tarfile.TarInfo]:
     filesystem, path = where.open()
     with filesystem.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        return [
-            (member.name, _picture(str(where / member.name), address, member.offset_data, member.size))
-            for member in tar
-            if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)
-        ]
+        return [member for member in tar if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)]
