@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from raypaml.config import EARLIER, OptimConfig, TrainConfig
 from raypaml.data.data_folder import open_folder
@@ -18,6 +20,7 @@ from raypaml.inference.classifier import Classifier
 from raypaml.inference.model_card import Card
 from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
+from raypaml.runs.kept_features import Features
 from raypaml.runs.models import build_model, prepare_device
 from raypaml.runs.run_folder import as_begun, check_same_run, claim, stored_config
 
@@ -58,6 +61,28 @@ def card(optim: dict[str, Any]) -> Card:
         metrics={},
         origin={"config": {"optim": optim}},
     )
+
+
+def test_kept_features_are_fetched_batch_by_batch_and_pooled_lane_by_lane(
+    tiny_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, take, taken = open_folder(tiny_digits), Features.take, list[int]()
+
+    def noted(features: Features, rows: NDArray[np.int64], **options: Any) -> Tensor:
+        taken.append(len(rows))
+        return take(features, rows, **options)
+
+    monkeypatch.setattr(Features, "take", noted)
+    model = model_of(len(folder.vocabulary))
+    values = np.random.default_rng(0).normal(size=(20, model.head.in_channels, 2, 3)).astype(np.float16)
+    steps = Plan(num_samples=20, global_batch_size=8, lanes=2, shuffle=False).epoch(0, 0, 1)
+    options = {"optim": OptimConfig(), "loader_workers": 0, "features": Features([values]), "unobserved": True}
+    found = predict_steps(model, folder, "validation", steps, CPU, **options)  # type: ignore[arg-type]
+    assert taken == [8, 8, 4]
+    pieces = [slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 16), slice(16, 18), slice(18, 20)]
+    lanes = [model.pooled_features(torch.from_numpy(values[piece]).float()) for piece in pieces]
+    for part, wanted in zip((found.P, found.N), zip(*lanes, strict=True), strict=True):
+        assert torch.equal(torch.from_numpy(part), torch.cat(wanted).detach().flatten())
 
 
 def test_serving_has_the_precision_of_the_run_and_of_an_earlier_one_float32() -> None:

@@ -99,18 +99,19 @@ def predict_steps(
     columns, skipped = [_empty()], list[Skip]()
     model.eval()
     with torch.inference_mode(), evaluating(optim, device):
-        threads = loader_workers if features is None else 0
-        for batch in read(reader, loader_workers=threads, pin_memory=device.type == "cuda"):
+        threads, pin = loader_workers if features is None else 0, device.type == "cuda"
+        batches = read(reader, loader_workers=threads, pin_memory=pin)
+        if features is not None:
+            batches = features.instead(batches, pin_memory=pin)
+        pooled = model.pooled if features is None else model.pooled_features
+        for batch in batches:
             moved()
             skipped += batch.skipped
             if not len(batch.rows):
                 continue
             # lane by lane: a convolution's last bit may depend on the batch's shape, not so the lanes'
             lanes = lane_slices(batch.lane_sizes)
-            if features is None:
-                parts = [model.pooled(batch.images[lane].to(device, non_blocking=True)) for lane in lanes]
-            else:
-                parts = [model.pooled_features(features.take(batch.rows[lane]).to(device).float()) for lane in lanes]
+            parts = [pooled(batch.images[lane].to(device, non_blocking=True)) for lane in lanes]
             p, n = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
             labels = batch.labels.numpy()
             cell = position, classes = np.nonzero((labels != UNOBSERVED) | unobserved)
