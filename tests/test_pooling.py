@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raypaml.config import ModelConfig
 from raypaml.model import pooling
-from raypaml.model.cam import pool_parts
+from raypaml.model.cam import FeatureClassifier, pool_parts
 from raypaml.model.pooling import pooled_map, tile_images
 from raypaml.runs.models import build_model
 
@@ -92,6 +92,18 @@ def test_features_kept_in_half_precision_are_pooled_in_that_of_the_weights() -> 
         pooled_map(features, weight, bias), pooled_map(features.float(), weight, bias), strict=True
     ):
         assert torch.equal(part, wanted)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_head_learns_from_kept_features_as_from_their_copy_in_float32(half: bool) -> None:
+    torch.manual_seed(0)
+    head = FeatureClassifier(build_model(ModelConfig(), 7))
+    kept, found = torch.randn(9, head.head.in_channels, 4, 5).half(), []
+    for features in (kept, kept.float()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = head(features)
+        found.append((logits, *torch.autograd.grad(logits.square().sum(), [*head.parameters()])))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_in_float32_values_and_gradients_are_right_to_rounding() -> None:

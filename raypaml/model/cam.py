@@ -109,7 +109,7 @@ class CamClassifier(nn.Module):
         return self.pooled_features(self.features(images))
 
     def pooled_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """P and N [B, K] of features [B, D, h, w]."""
+        """P and N [B, K] of features [B, D, h, w], also of kept ones in float16."""
         return pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class FeatureClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [B, K], float32; features kept in half precision lose nothing more."""
-        positive, negative = pooled_map(features.to(self.head.weight.dtype), self.head.weight, self.head.bias)  # type: ignore[arg-type]
+        positive, negative = pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
         return self.alpha * positive + negative
 
 
