@@ -18,7 +18,7 @@ from raypaml.runs.checkpoint import State
 from raypaml.training import loop, usage
 from raypaml.training.device_peaks import TFLOPS, peak_flops
 from raypaml.training.epoch_record import add_up, state_totals
-from raypaml.training.usage import training_flops
+from raypaml.training.estimate import measure
 from tests.test_loop import config, history, train_here
 
 SLOW = 0.05
@@ -66,21 +66,22 @@ def test_operations_are_those_of_a_count_by_hand() -> None:
     """A ResNet-18 at 224 px has 1.814 x 10^9 multiplications and additions (torchvision's own table says 1.81)."""
     classes, grid, channels = 10, 49, 512
     head = 2 * grid * channels * classes
-    frozen = training_flops("resnet18", classes, 224, 224, frozen=True, kept=False)
+    shape = measure("resnet18", classes, 224, 224, torch.float32)
+    frozen = shape.training_flops(frozen=True)
     assert frozen - 2 * head == pytest.approx(2 * 1.8136e9, rel=1e-3)
     stem = 2 * 112 * 112 * 64 * 3 * 49  # whose images need no gradient
-    learning = training_flops("resnet18", classes, 224, 224, frozen=False, kept=False)
+    learning = shape.training_flops()
     assert learning - 3 * head == pytest.approx(3 * 2 * 1.8136e9 - stem, rel=1e-3)
 
 
 def test_counting_draws_no_numbers_of_the_run() -> None:
     before = torch.get_rng_state()
-    usage.training_flops.cache_clear()
-    training_flops("small", 5, 32, 32, frozen=False, kept=False)
+    measure.cache_clear()
+    shape = measure("small", 5, 32, 32, torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
-    kept = training_flops("small", 5, 32, 32, frozen=True, kept=True)
-    assert kept % (2 * 2 * 5 * build_backbone("small").num_channels) == 0  # the head's alone, at every place of the map
-    assert kept < training_flops("small", 5, 32, 32, frozen=True, kept=False) / 10
+    kept = shape.training_flops(frozen=True, kept=True)
+    assert kept == 2 * 2 * 5 * 4 * 4 * build_backbone("small").num_channels  # the head's alone
+    assert kept < shape.training_flops(frozen=True) / 10
     assert not torch.equal(torch.get_rng_state(), before)
 
 

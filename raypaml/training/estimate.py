@@ -1,10 +1,12 @@
 """What a run will need, before it starts: parameters, map sizes, memory of a worker, images per second.
 
-Counted, not measured: the backbone runs once on torch's meta device, which computes shapes and no values.
+Counted, not measured: the backbone runs once, forward and backward, on torch's meta device, which computes shapes and
+no values.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -24,8 +26,6 @@ from raypaml.model.pooling import tile_images
 from raypaml.runs.kept_features import keeps_features
 
 FLOAT32 = 4
-PASSES = 3
-"""Forward, and the gradients by features and by weights: each about the operations of the first."""
 RATES = {"cuda": (50, 100, 200, 400), "cpu": (0.05, 0.1, 0.2, 0.4)}
 """TFLOP/s that a worker might sustain."""
 
@@ -37,13 +37,32 @@ class ModelShape:
     backbone_parameters: int
     head_parameters: int
     num_channels: int
+    num_classes: int
     grid: tuple[int, int]
     kept: int
     """Bytes that the backbone keeps for its backward pass."""
     largest: int
     """Bytes of the largest tensor among them."""
     flops: int
-    """Of a forward pass, head included; a multiplication and an addition are two."""
+    """Of the backbone's forward pass; a multiplication and an addition are two."""
+    backward_flops: int
+    """Of its backward pass, in which the image needs no gradient."""
+
+    @property
+    def head_flops(self) -> int:
+        """Of a forward pass of the head: 2 h w D K. The gradients by weights and by features take as many each."""
+        return 2 * math.prod(self.grid) * self.num_channels * self.num_classes
+
+    def training_flops(self, *, frozen: bool = False, kept: bool = False) -> int:
+        """Operations of training on one image, forward and backward.
+
+        Args:
+            frozen: only the head learns.
+            kept: and the features are kept, so that the backbone is not called.
+        """
+        if frozen:
+            return 2 * self.head_flops + (0 if kept else self.flops)
+        return 3 * self.head_flops + self.flops + self.backward_flops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +122,7 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
         kind=kind,
         memory=_weights(config, shape, plan.lanes, kind)
         | _batch(shape, part, at_once, num_classes, 3 * height * width, tile_images(num_classes, cells, device), kind),
-        flops=(PASSES + (at_once < part)) * shape.flops,
+        flops=shape.training_flops() + (at_once < part) * (shape.flops + shape.head_flops),
     )
 
 
@@ -120,9 +139,14 @@ def _most_rejected(config: TrainConfig, entries: int) -> int:
     return rejection_count(rejection_rate(1 if scheme.rate_is_constant else epochs, config.loss.delta_rel), entries)
 
 
+@functools.lru_cache
 def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> ModelShape:
-    """The network's sizes for one image, by a forward pass of two images without values."""
-    model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
+    """The network's sizes for one image, by both passes of two images without values.
+
+    Operations are counted by `torch.utils.flop_counter`.
+    """
+    with torch.random.fork_rng(devices=[]):  # new weights are drawn, and a run's numbers are not to depend on it
+        model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
     images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
@@ -132,19 +156,24 @@ def measure(backbone: str, num_classes: int, height: int, width: int, kind: torc
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    counter = FlopCounterMode(display=False)
-    with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        FlopCounterMode(display=False) as forward,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         features = model.features(images)
-    grid = (features.shape[2], features.shape[3])
+    with FlopCounterMode(display=False) as backward:
+        features.sum().backward()  # type: ignore[no-untyped-call]
     sizes = [tensor.untyped_storage().nbytes() // len(images) for tensor in kept.values()]
     return ModelShape(
         backbone_parameters=_count(model.backbone),
         head_parameters=_count(model.head),
         num_channels=features.shape[1],
-        grid=grid,
+        num_classes=num_classes,
+        grid=(features.shape[2], features.shape[3]),
         kept=sum(sizes),
         largest=max(sizes),
-        flops=counter.get_total_flops() // len(images) + 2 * math.prod(grid) * model.head.weight.numel(),
+        flops=forward.get_total_flops() // len(images),
+        backward_flops=backward.get_total_flops() // len(images),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import resource
 import sys
@@ -12,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from raypaml.data.batches import Batch, Reader
-from raypaml.model.backbones import build_backbone
-from raypaml.model.cam import CamClassifier
 from raypaml.runs.models import autocast
 from raypaml.training.device_peaks import Arithmetic, peak_flops
+from raypaml.training.estimate import measure
 from raypaml.training.worker import Worker
 
 Usage = dict[str, float | int | None]
@@ -91,14 +88,8 @@ def _utilisation(worker: Worker, samples: float, together: float) -> float | Non
 def _flops_an_image(worker: Worker) -> int:
     index, skip = worker.data.splits["train"], worker.config.data.skip_budget > 0
     height, width, _ = Reader(worker.data.shards, index, (), skip_broken=skip).shape
-    return training_flops(
-        worker.config.model.backbone,
-        len(worker.data.vocabulary),
-        height,
-        width,
-        frozen=worker.model.frozen,
-        kept=bool(worker.features),
-    )
+    shape = measure(worker.config.model.backbone, len(worker.data.vocabulary), height, width, torch.float32)
+    return shape.training_flops(frozen=worker.model.frozen, kept=bool(worker.features))
 
 
 def _arithmetic(worker: Worker) -> Arithmetic:
@@ -109,30 +100,3 @@ def _arithmetic(worker: Worker) -> Arithmetic:
             return "bfloat16"
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     return "tf32" if convolutions.fp32_precision == "tf32" else "float32"
-
-
-@functools.lru_cache
-def training_flops(backbone: str, num_classes: int, height: int, width: int, *, frozen: bool, kept: bool) -> int:
-    """Operations of training on one image, forward and backward; a multiplication and an addition are two.
-
-    Args:
-        backbone: its name.
-        num_classes: K.
-        height, width: of the image.
-        frozen: only the head learns.
-        kept: the features are kept, so that the backbone is not called.
-
-    Returns:
-        The backbone's as `torch.utils.flop_counter` counts them on the meta device, and the head's 2 h w D K for each
-        of forward, weights' gradient and, unless frozen, features' gradient.
-    """
-    with torch.random.fork_rng(devices=[]):  # new weights are drawn, and the run's numbers are not to depend on it
-        model = CamClassifier(build_backbone(backbone), num_classes).to("meta")
-    model.freeze(frozen)
-    images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")  # one is too few for a BatchNorm
-    with FlopCounterMode(display=False) as counter:
-        features = model.features(images)
-        if not frozen:
-            features.sum().backward()  # type: ignore[no-untyped-call]
-    head = (2 if frozen else 3) * 2 * features.shape[-1] * features.shape[-2] * model.head.weight.numel()
-    return head + (0 if kept else counter.get_total_flops() // len(images))

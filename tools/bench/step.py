@@ -19,7 +19,7 @@ from raypaml.losses.large_loss import large_loss
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.tables import markdown
-from raypaml.training.estimate import PASSES, measure
+from raypaml.training.estimate import measure
 from raypaml.training.gradients import lay_out_gradients
 from tools.bench.method import (
     ALPHA,
@@ -98,7 +98,7 @@ def decode_rate(pixels: int) -> float:
 
 def steps(asked: argparse.Namespace, device: str) -> str:
     """Images per second, memory and share of the matrix peak of whole steps."""
-    flops = PASSES * measure(asked.backbone, CLASSES, asked.pixels, asked.pixels, torch.float32).flops
+    flops = measure(asked.backbone, CLASSES, asked.pixels, asked.pixels, torch.float32).training_flops()
     peak, decoded = matrix_peak(device), decode_rate(asked.pixels)
     rows = []
     for form, half in (("published", False), ("published", True), ("ours", False), ("ours", True)):

@@ -20,7 +20,7 @@ from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.digits import digits_folder
 from raypaml.recipes import recipe
 from raypaml.runs.models import prepare_device
-from raypaml.training.estimate import PASSES, measure
+from raypaml.training.estimate import measure
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import LoopSignal, Worker, build_worker
@@ -62,7 +62,7 @@ class Steps:
         self.asked = asked
         self.backbone, self.pixels = network(asked)
         self.peak = matrix_peak(asked.device, 256 if asked.small else 0)
-        self.flops = PASSES * measure(self.backbone, CLASSES, self.pixels, self.pixels, torch.float32).flops
+        self.flops = measure(self.backbone, CLASSES, self.pixels, self.pixels, torch.float32).training_flops()
         self.rates: dict[tuple[str, bool], float] = {}
         """Best images per second of (form, bfloat16)."""
 
