@@ -22,6 +22,7 @@ from raypaml.data.data_folder import open_folder
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.runs import models
 from raypaml.runs.run_folder import read_config, read_history
+from raypaml.runs.transfer import HostCopy
 from raypaml.training.rejections import Rejections, read_epochs
 from tests.conftest import run_distributed
 from tests.test_loop import config, train_here
@@ -70,7 +71,7 @@ def written(folder: Path, index: Any, epochs: dict[int, list[int]]) -> Path:
             notes = Rejections(folder, index, rank=len(half))
             mask = torch.zeros((len(index), index.num_classes), dtype=torch.bool)
             mask.view(-1)[half] = True
-            notes.add(np.arange(len(index)), mask)
+            notes.fresh.add(np.arange(len(index)), HostCopy.of(mask))
             notes.write(epoch, 3)
     return folder
 

@@ -15,6 +15,7 @@ from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.losses.large_loss import large_loss, scheduled_rate
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.ranks import Ranks
+from raypaml.runs.transfer import HostCopy
 from tests.conftest import run_distributed
 
 K = 4
@@ -38,11 +39,11 @@ def corrected(*entries: int) -> Corrections:
 
 def test_added_entries_take_effect_at_the_exchange_and_stay() -> None:
     overlay = Corrections(K)
-    overlay.add(np.array([7, 2]), mask(2, (0, 1), (1, 3)))
+    overlay.fresh.add(np.array([7, 2]), HostCopy.of(mask(2, (0, 1), (1, 3))))
     assert overlay.entries.tolist() == []
     overlay.exchange(ALONE)
     assert overlay.entries.tolist() == [2 * K + 3, 7 * K + 1]
-    overlay.add(np.array([0, 2]), mask(2, (0, 0), (1, 3)))  # the second for the second time
+    overlay.fresh.add(np.array([0, 2]), HostCopy.of(mask(2, (0, 0), (1, 3))))  # the second for the second time
     overlay.exchange(ALONE)
     overlay.exchange(ALONE)
     assert overlay.entries.tolist() == [0, 2 * K + 3, 7 * K + 1]
@@ -70,7 +71,7 @@ def test_apply_to_no_rows_and_from_no_entries() -> None:
 def test_entries_beyond_32_bit_keep_apart() -> None:
     classes, row = 5000, 3_657_354
     overlay = Corrections(classes)
-    overlay.add(np.array([row]), mask(1, (0, 4999), classes=classes))
+    overlay.fresh.add(np.array([row]), HostCopy.of(mask(1, (0, 4999), classes=classes)))
     overlay.exchange(ALONE)
     assert overlay.entries.tolist() == [row * 5000 + 4999]
     labels = overlay.apply(unobserved(2, classes), np.array([row, row + 1]))
@@ -86,7 +87,7 @@ def exchange_and_read(rank: int, world_size: int, index: Path, overlay: Path) ->
     ours.exchange(ranks)  # nobody has anything
     first = ours.entries.tolist()
     for _ in range(rank):  # rank 0 has nothing, rank 2 has two batches
-        ours.add(np.array([10 * rank, 5]), mask(2, (0, rank), (1, 1)))
+        ours.fresh.add(np.array([10 * rank, 5]), HostCopy.of(mask(2, (0, rank), (1, 1))))
     ours.exchange(ranks)
     ours.exchange(ranks)
     return first, ours.entries.tolist(), Corrections.read(overlay, open_index(index)).entries.tolist()
@@ -143,7 +144,7 @@ def rejected_by_epoch(scheme: str, epochs: int) -> list[set[int]]:
         _, rejected = large_loss(LOGITS, labels, scheme, scheduled_rate(scheme, 5, epoch=epoch))
         history.append(set(rejected.flatten().nonzero().flatten().tolist()))
         if scheme == "ll_cp":
-            overlay.add(ROWS, rejected)
+            overlay.fresh.add(ROWS, HostCopy.of(rejected))
             overlay.exchange(ALONE)
     return history
 
@@ -168,6 +169,6 @@ def test_corrected_entries_leave_the_unobserved_ones() -> None:
 def test_every_entry_corrected_in_the_loss_is_kept(count: int) -> None:
     """The loss took `>= threshold`, the rewrite `> threshold`: of k=1 nothing was kept, of k=4 three."""
     overlay = Corrections(K)
-    overlay.add(ROWS, large_loss(LOGITS, unobserved(10), "ll_cp", count / 40)[1])
+    overlay.fresh.add(ROWS, HostCopy.of(large_loss(LOGITS, unobserved(10), "ll_cp", count / 40)[1]))
     overlay.exchange(ALONE)
     assert overlay.entries.tolist() == list(range(40 - count, 40))

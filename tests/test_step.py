@@ -63,7 +63,7 @@ def learn(settings: TrainConfig, data: Path, number: int = 0) -> Learned:
     worker.state.epoch = REJECTING_EPOCH
     worker.optimizer.step = lambda: None
     seen: list[Tensor] = []
-    worker.corrections.add = lambda _, rejected: seen.append(rejected)  # scheme ll_cp
+    worker.corrections.fresh.add = lambda _, rejected: seen.append(rejected.wait())  # scheme ll_cp
     train_step(worker, reader_of(worker, REJECTING_EPOCH)[number])
     return {name: weights.grad.clone() for name, weights in worker.model.named_parameters()}, torch.cat(seen)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from raypaml.data.index import Index
 from raypaml.labels import POSITIVE, IntArray
 from raypaml.runs.ranks import Ranks
-from raypaml.runs.transfer import HostCopy
+from raypaml.runs.transfer import ComingEntries
 
 
 class Corrections:
@@ -27,26 +27,13 @@ class Corrections:
     def __init__(self, num_classes: int, entries: IntArray | None = None):
         self.num_classes = num_classes
         self.entries: IntArray = np.empty(0, np.int64) if entries is None else np.unique(entries)
-        self._fresh: list[IntArray] = []
-        self._coming: list[tuple[NDArray[np.int64], HostCopy]] = []
-
-    def add(self, rows: NDArray[np.int64], rejected: Tensor) -> None:
-        """Note the rejected entries [B, K] of these rows; a GPU's are read with the next step's, or at the end."""
-        self._read()
-        self._coming.append((rows, HostCopy.of(rejected)))
-
-    def _read(self) -> None:
-        for rows, rejected in self._coming:
-            position, classes = rejected.wait().numpy().nonzero()
-            self._fresh.append(rows[position] * self.num_classes + classes)
-        self._coming = []
+        self.fresh = ComingEntries()
+        """Noted on this rank since the last exchange."""
 
     def exchange(self, ranks: Ranks) -> None:
         """Make everything noted on any rank effective on all."""
-        self._read()
-        fresh = np.concatenate([np.empty(0, np.int64), *self._fresh])
-        self.entries = np.union1d(self.entries, ranks.gather(fresh).astype(np.int64))
-        self._fresh = []
+        rows, classes = self.fresh.take()
+        self.entries = np.union1d(self.entries, ranks.gather(rows * self.num_classes + classes).astype(np.int64))
 
     def apply(self, labels: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Labels [B, K] of these rows with the corrected entries positive; these labels themselves where none is."""

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -67,3 +69,29 @@ class HostCopy:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values
+
+
+class ComingEntries:
+    """Entries of masks that are on their way to the host; each is read when the next comes, or when all are taken."""
+
+    def __init__(self) -> None:
+        self._coming: list[tuple[NDArray[np.int64], HostCopy]] = []
+        self._read: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = [(np.empty(0, np.int64), np.empty(0, np.int32))]
+
+    def add(self, rows: NDArray[np.int64], mask: HostCopy) -> None:
+        """Note the entries of a bool mask [B, K] of these samples [B]."""
+        self._read_all()
+        self._coming.append((rows, mask))
+
+    def take(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Sample and class of every entry noted since the last call."""
+        self._read_all()
+        rows, classes = (np.concatenate(column) for column in zip(*self._read, strict=True))
+        del self._read[1:]
+        return rows, classes
+
+    def _read_all(self) -> None:
+        for rows, mask in self._coming:
+            position, classes = mask.wait().numpy().nonzero()
+            self._read.append((rows[position], classes.astype(np.int32)))
+        self._coming = []

@@ -11,6 +11,7 @@ from raypaml.labels import POSITIVE, UNOBSERVED, IntArray
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs.models import update_average
 from raypaml.runs.skips import Reason
+from raypaml.runs.transfer import HostCopy
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.worker import Worker
 
@@ -43,10 +44,12 @@ def keep_outcome(worker: Worker, step: StepOutcome) -> None:
 
     It may come after the next step's forward pass, but before that step's loss: nothing that it reads changes before.
     """
-    if scheme_of(worker.config.loss.scheme).corrects:
-        worker.corrections.add(step.rows, step.rejected)
-    if worker.config.run.history:
-        worker.rejections.add(step.rows, step.rejected)
+    noted = [worker.corrections.fresh] if scheme_of(worker.config.loss.scheme).corrects else []
+    noted += [worker.rejections.fresh] if worker.config.run.history else []
+    if noted:
+        rejected = HostCopy.of(step.rejected)
+        for entries in noted:
+            entries.add(step.rows, rejected)
     worker.scheme_state.note(step.rows, step.labels, step.logits, worker.ranks, step.global_rows)
     if worker.average is not None:
         update_average(worker.average, worker.model, worker.config.optim.ema, step.steps_done)

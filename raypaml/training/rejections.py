@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
-from torch import Tensor
 
 from raypaml.data.index import Index
 from raypaml.files import whole
 from raypaml.labels import IntArray
-from raypaml.runs.transfer import HostCopy
+from raypaml.runs.transfer import ComingEntries
 
 FOLDER = "rejected"
 _SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
@@ -32,33 +30,19 @@ class Rejections:
     def __init__(self, run_folder: Path, index: Index, rank: int):
         self._folder, self._rank = run_folder / FOLDER, rank
         self._about = {"samples": str(len(index)), "vocabulary": index.vocabulary_digest}
-        self._rows: list[NDArray[np.int64]] = []
-        self._classes: list[NDArray[np.int32]] = []
-        self._coming: list[tuple[NDArray[np.int64], HostCopy]] = []
-
-    def add(self, rows: NDArray[np.int64], rejected: Tensor) -> None:
-        """Note the rejected entries [B, K] of these rows; a GPU's are read with the next step's, or at the end."""
-        self._read()
-        self._coming.append((rows, HostCopy.of(rejected)))
-
-    def _read(self) -> None:
-        for rows, rejected in self._coming:
-            position, classes = rejected.wait().numpy().nonzero()
-            self._rows.append(rows[position])
-            self._classes.append(classes.astype(np.int32))
-        self._coming = []
+        self.fresh = ComingEntries()
+        """Noted since it last wrote."""
 
     def write(self, epoch: int, step: int) -> None:
         """Write what was noted, of this epoch up to this step, whole or not at all; nothing where there is nothing."""
-        self._read()
-        if not sum(map(len, self._rows)):
+        rows, classes = self.fresh.take()
+        if not len(rows):
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        columns = [np.concatenate(self._rows), np.concatenate(self._classes)]
         path = self._folder / f"{epoch:04d}-{step:06d}-{self._rank}.parquet"
+        table = pa.table([rows, classes], schema=_SCHEMA.with_metadata(self._about))
         with whole(path) as unfinished:
-            pq.write_table(pa.table(columns, schema=_SCHEMA.with_metadata(self._about)), unfinished, compression="zstd")
-        self._rows, self._classes = [], []
+            pq.write_table(table, unfinished, compression="zstd")
 
 
 def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]]:
