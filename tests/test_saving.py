@@ -112,7 +112,7 @@ def _expect(event: threading.Event) -> None:
     assert event.wait(30)
 
 
-def test_no_step_hashes_and_only_the_first_save_after_a_start_hashes_what_is_there(
+def test_what_is_there_is_hashed_on_opening_and_once_before_the_test(
     tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
@@ -128,8 +128,12 @@ def test_no_step_hashes_and_only_the_first_save_after_a_start_hashes_what_is_the
     stops["record"] = 3
     before = len(names(tmp_path))
     hashed.clear()
-    loop.train(config(epochs=4), tiny_digits, tmp_path, CPU, report)
-    assert hashed.count("model.safetensors") == 2 * before  # on opening, and once for this process to know
+    assert not loop.train(config(epochs=4), tiny_digits, tmp_path, CPU, report)
+    assert hashed.count("model.safetensors") == before  # on opening, and not again with the first save
+    stops["record"], before = 0, len(names(tmp_path))
+    hashed.clear()
+    assert loop.train(config(epochs=3), tiny_digits, tmp_path, CPU, report, splits=("validation", "test"))
+    assert hashed.count("model.safetensors") == 2 * before  # on opening, and before the test, for all splits
 
 
 def test_metrics_and_store_come_after_the_checkpoint(

@@ -81,7 +81,7 @@ class Verified:
         self._seen: dict[Path, list[tuple[str, int, int]]] = {}
 
     def note(self, checkpoint: Path) -> None:
-        """This process has just written it."""
+        """This process has just written or hashed it."""
         self._seen[checkpoint] = _on_disk(checkpoint)
 
     def is_valid(self, checkpoint: Path) -> bool:

@@ -111,9 +111,10 @@ def train(
 
         # --- Test ---------------------------------------------------------------------------------------------
         share_checkpoints(worker)
-        checkpoint.load_model(tested_checkpoint(run_folder), worker.model)
+        best = tested_checkpoint(run_folder)
+        checkpoint.load_model(best, worker.model)
         for split in splits:
-            if not predict_with_best(worker, split):
+            if not predict_with_best(worker, split, best):
                 return False
     return True
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from raypaml.counting import Count
 from raypaml.evaluation.prediction_plan import check_skipped, clear_folder, plan_prediction, predict_part
 from raypaml.runs import checkpoint
 from raypaml.runs.kept_features import keeps_test_features
-from raypaml.runs.models import tested_checkpoint
 from raypaml.training.worker import Worker, kept_features
 
 
-def predict_with_best(worker: Worker, split: str) -> bool:
-    """Predict a split with the best checkpoint, every rank some of the parts; those that are there are kept.
+def predict_with_best(worker: Worker, split: str, best: Path) -> bool:
+    """Predict a split with the best checkpoint, already loaded: every rank some of the parts; what is there is kept.
 
     Returns:
         False where the worker was asked to stop while it computed features for it.
     """
     worker.now(f"predicting {split}")
-    best, store = tested_checkpoint(worker.run_folder), worker.store
-    folder = worker.run_folder / "predictions" / split
+    store, folder = worker.store, worker.run_folder / "predictions" / split
     evaluation = plan_prediction(best, worker.config, worker.data, split, folder)
     if worker.ranks.rank == 0:  # what an earlier prediction with another checkpoint left
         clear_folder(evaluation, worker.data, replace=True)

@@ -25,6 +25,8 @@ def restore(worker: Worker) -> None:
         worker.store.pull_checkpoints()
         worker.store.pull("predictions")
     valid, damaged = checkpoint.valid_checkpoints(worker.run_folder / "checkpoints")
+    for path in valid:
+        worker.saving.verified.note(path)
     if damaged:
         worker.report({"event": f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"})
     worker.ranks.barrier()  # nobody may save before all have looked
