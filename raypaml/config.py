@@ -174,9 +174,13 @@ EXECUTION_FIELDS = (
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
-
-EARLIER: dict[str, Any] = {"evaluation_precision": "float32", "matmul_precision": "torch", "cudnn_benchmark": False}
-EARLIER |= {"test_features": False, "threads": 0}
+EARLIER: dict[str, Any] = {
+    "evaluation_precision": "float32",
+    "matmul_precision": "torch",
+    "cudnn_benchmark": False,
+    "test_features": False,
+    "threads": 0,
+}
 """What settings were before they existed, where that is not their default: a run that was begun then goes on so."""
 
 

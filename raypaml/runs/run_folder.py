@@ -9,7 +9,7 @@ import logging
 import platform
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,16 @@ def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
         return config
     groups = json.loads((folder / "config.json").read_text())["config"]
     stored = {name for group in groups.values() if isinstance(group, dict) for name in group}
+    return config.override(had_before(config, stored))
+
+
+def had_before(config: TrainConfig, stored: Collection[str]) -> dict[str, Any]:
+    """What was begun without some settings had in their place (`EARLIER`), where the configuration asks for no other.
+
+    `stored` are the settings that it was begun with.
+    """
     asked, usual = config.flat(), TrainConfig().flat()
-    return config.override(
-        {name: value for name, value in EARLIER.items() if name not in stored and asked[name] == usual[name]}
-    )
+    return {name: value for name, value in EARLIER.items() if name not in stored and asked[name] == usual[name]}
 
 
 def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.files import whole, write_json
 from raypaml.recipes import recipe
-from raypaml.runs.run_folder import read_history
+from raypaml.runs.run_folder import had_before, read_history
 from raypaml.search.spaces import Space
 from raypaml.search.trials import Trial
 from raypaml.search.warmup import warmup_key
@@ -96,8 +96,7 @@ def search_as_begun(search: Search) -> Search:
     path = search.folder / "search.json"
     if not path.is_file():
         return search
-    stored, usual, asked = json.loads(path.read_text())["question"], TrainConfig().flat(), search.base.flat()
-    had = {k: v for k, v in EARLIER.items() if k not in stored and asked[k] == usual[k]}
+    had = had_before(search.base, json.loads(path.read_text())["question"])
     return dataclasses.replace(search, base=search.base.override({"name": search.folder.name, **had}))
 
 
