@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raypaml.runs.ranks import Ranks
+from raypaml.runs.transfer import HostCopy
 from raypaml.training import step
 from raypaml.training.gradients import add_exactly
-from raypaml.training.nonfinite import Buffers, DivergedError
+from raypaml.training.nonfinite import Buffers, DivergedError, DivergenceCheck, FiniteCheck, check_gradients
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import Worker
 from tests.test_faults import train_poisoned
@@ -101,6 +104,19 @@ def test_a_skipped_step_changes_nothing(
     settle(worker)
     assert worker.tally[1] == 64
     assert all(tensor.isfinite().all() for tensor in held(worker)["model"].values())
+
+
+@pytest.mark.parametrize(("value", "finite"), [(1e30, True), (torch.inf, False), (torch.nan, False)])
+def test_gradients_are_finite_whose_squares_are_not(value: float, finite: bool) -> None:
+    model, rows = nn.Linear(3, 2), torch.ones(2, dtype=torch.bool)
+    for parameter, entry in zip(model.parameters(), (value, 1.0), strict=True):
+        parameter.grad = torch.full_like(parameter, entry)
+    check = FiniteCheck(HostCopy.of(rows), ["a", "b"], "here")
+    doubt = DivergenceCheck.about(check, rows, model, Ranks(0, 1, torch.device("cpu"), None), "0-0")
+    with nullcontext() if finite else pytest.raises(DivergedError, match="here: gradients are not finite"):
+        doubt.settle()
+    with nullcontext() if finite else pytest.raises(FloatingPointError, match="here: gradients are not finite"):
+        check_gradients(model, "here")
 
 
 def test_after_a_skipped_step_training_goes_on_as_without_it(

@@ -44,12 +44,14 @@ class FiniteCheck:
 
 def check_gradients(model: nn.Module, where: str) -> None:
     """Raise FloatingPointError unless all gradients are finite; waits for them."""
-    if not torch.stack(torch._foreach_norm(_gradients(model), torch.inf)).isfinite().all():
+    if _not_finite(model).any():
         raise FloatingPointError(f"{where}: gradients are not finite; lower lr")
 
 
-def _gradients(model: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def _not_finite(model: nn.Module) -> Tensor:
+    """Which gradients are not finite, one value a tensor; by their largest entry, for a sum of squares overflows."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite()
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ class DivergenceCheck:
             ranks: those to ask.
             place: epoch and step.
         """
-        norms = torch.stack(torch._foreach_norm(_gradients(model)))
-        counts = torch.stack([(~finite).sum(), (~norms.isfinite()).sum()])
+        counts = torch.stack([(~finite).sum(), _not_finite(model).sum()])
         bad = ranks.sum(counts) > 0
         return cls(rows, bad, HostCopy.of(bad), place)
 
