@@ -139,18 +139,18 @@ class _Sent:
     """uint8 [B, 3, H, W], or float16 features [B, D, h, w] where these are kept."""
     labels: Tensor
     """int8 [B, K], corrected ones positive."""
-    truth: Tensor
-    """int8 [B, K]; [0] where it is not known."""
+    truth: Tensor | None
+    """int8 [B, K], where it is known."""
 
 
 def _send(worker: Worker, batch: Batch) -> _Sent:
     """The batch on the device; a GPU copies it while it computes the step before."""
     labels = worker.corrections.apply(batch.labels, batch.rows)
-    truth = torch.empty(0, dtype=torch.int8) if batch.truth is None else batch.truth
-    images, labels, truth, flip = send((batch.images, labels, truth, batch.flip), worker.ranks.device)
+    known = [] if batch.truth is None else [batch.truth]
+    images, labels, flip, *known = send((batch.images, labels, batch.flip, *known), worker.ranks.device)
     if worker.config.data.flip:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    return _Sent(images, labels, truth)
+    return _Sent(images, labels, known[0] if known else None)
 
 
 def _pieces(worker: Worker, batch: Batch) -> list[slice]:
@@ -219,7 +219,7 @@ def _outcome(worker: Worker, batch: Batch, sent: _Sent, logits: Tensor, loss: Te
         rows=batch.rows,
         global_rows=batch.global_rows,
         labels=sent.labels,
-        truth=None if batch.truth is None else sent.truth,
+        truth=sent.truth,
         logits=logits.detach(),
         loss=loss.detach(),
         rejected=rejected,
