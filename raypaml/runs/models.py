@@ -95,8 +95,7 @@ def prepare_device(optim: OptimConfig, device: torch.device) -> None:
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = optim.cudnn_benchmark and not optim.reproducible
-    exact = optim.matmul_precision in ("highest", "torch")
-    torch.set_float32_matmul_precision("highest" if exact else optim.matmul_precision)
+    torch.set_float32_matmul_precision("high" if optim.matmul_precision == "high" else "highest")
     torch.backends.cudnn.allow_tf32 = optim.matmul_precision != "highest"
 
 
