@@ -98,14 +98,14 @@ def _epoch_line(record: dict[str, Any], epochs: int) -> str:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
     line += (
-        f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}  {usage_text(record)}"
+        f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}  {_usage_text(record)}"
     )
     if "drift" in record:
         line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
     return line
 
 
-def usage_text(record: dict[str, Any]) -> str:
+def _usage_text(record: dict[str, Any]) -> str:
     """What an epoch used, without what is not known of it."""
     shares = {"data_wait_share": "waiting for data", "collective_share": "in collectives"}
     shares |= {"model_flop_utilisation": "of the device's peak"}

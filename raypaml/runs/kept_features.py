@@ -90,7 +90,7 @@ def keeps_test_features(config: TrainConfig, epoch: int) -> bool:
     return shared and optim.test_features and epoch <= optim.freeze_backbone and not config.data.skip_budget
 
 
-def features_folder(config: TrainConfig, run_folder: Path) -> Path:
+def _features_folder(config: TrainConfig, run_folder: Path) -> Path:
     """Where they are kept."""
     kept = config.optim.feature_cache
     return run_folder / RUN_FOLDER if kept == "run" else Path(kept)
@@ -114,7 +114,7 @@ def open_features(
         ValueError: the ranks have no folder in common, the disk has no room for them, a feature is beyond float16, or a
             file is damaged.
     """
-    folder = features_folder(config, run_folder) / _digest(model, data.splits[split], ranks.device, config)
+    folder = _features_folder(config, run_folder) / _digest(model, data.splits[split], ranks.device, config)
     job = FeatureJob(model=model, data=data, split=split, ranks=ranks, config=config, folder=folder, listener=listener)
     folder.mkdir(parents=True, exist_ok=True)
     check_common_folder(job)
