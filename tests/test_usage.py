@@ -14,10 +14,9 @@ import torch
 
 from raypaml.collectives import CLOCK
 from raypaml.model.backbones import build_backbone
-from raypaml.runs.checkpoint import State
 from raypaml.training import loop, usage
 from raypaml.training.device_peaks import TFLOPS, peak_flops
-from raypaml.training.epoch_record import add_up, state_totals
+from raypaml.training.epoch_record import add_up, by_name
 from raypaml.training.estimate import measure
 from tests.test_loop import config, history, train_here
 
@@ -56,7 +55,7 @@ def test_each_epoch_has_its_own_rate_and_says_how_long_it_waited_for_data(
 
 
 def test_an_epoch_that_an_earlier_version_began_says_nothing_of_shares() -> None:
-    totals = state_totals(State(tally=add_up([10.0, 32.0, 0.0, 0.0, 0.0], [5.0, 64.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.5])))
+    totals = by_name(add_up([10.0, 32.0, 0.0, 0.0, 0.0], [5.0, 64.0, 1.0, 0.0, 0.0, 2.0, 1.0, 0.5]))
     assert (totals["loss"], totals["samples"], totals["rejected"]) == (15.0, 96.0, 1.0)
     assert usage._share(totals["data_seconds"], totals["rank_seconds"]) is None
     assert add_up([], [1.0, 2.0]) == [1.0, 2.0]

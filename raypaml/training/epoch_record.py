@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypaml.metrics.average_precision import group_means, mean_ap
-from raypaml.runs.checkpoint import State
 from raypaml.training.usage import epoch_usage
 from raypaml.training.worker import TALLY, TIMES, Worker
 
@@ -20,9 +19,9 @@ def add_up(before: list[float], more: list[float]) -> list[float]:
     return [a + b for a, b in zip_longest(before or [0.0] * len(more), more, fillvalue=math.nan)]
 
 
-def state_totals(state: State) -> dict[str, float]:
-    """The sums of this epoch so far over steps and ranks, by name."""
-    return dict(zip((*TALLY, *TIMES), state.tally, strict=True))
+def by_name(sums: list[float]) -> dict[str, float]:
+    """Sums over steps and ranks, by name."""
+    return dict(zip((*TALLY, *TIMES), sums, strict=True))
 
 
 def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: int) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
         validation_skipped: broken samples of that split.
     """
     state, index = worker.state, worker.data.splits["train"]
-    totals = state_totals(state)
+    totals = by_name(state.tally)
     rejected, hits, missed = (int(totals[name]) for name in ("rejected", "rejected_missed", "missed"))
     known = index.has_truth
     seconds = state.seconds - (state.history[-1]["seconds"] if state.history else 0.0)

@@ -18,7 +18,7 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import check_budget, gather, named, seen_together
-from raypaml.training.epoch_record import add_up, epoch_record, state_totals
+from raypaml.training.epoch_record import add_up, by_name, epoch_record
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
 from raypaml.training.predict_best import predict_with_best
@@ -37,7 +37,6 @@ from raypaml.training.usage import awaited
 from raypaml.training.watchdog import Beats, beating
 from raypaml.training.worker import (
     READING,
-    TALLY,
     LoopSignal,
     Report,
     Worker,
@@ -174,25 +173,26 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     hear_of_saving(worker)
     state.seconds += seconds
     times = [seconds, worker.data_seconds, CLOCK.take()]
-    summed = ranks.sum(torch.cat([worker.tally, worker.tally.new_tensor(times)])).tolist()
+    sums = ranks.sum(torch.cat([worker.tally, worker.tally.new_tensor(times)])).tolist()
+    fresh = by_name(sums)
     worker.tally.zero_()
     worker.data_seconds = 0.0
-    worker.report_steps = max(1, int(REPORT_SECONDS * steps * ranks.world_size / summed[len(TALLY)]))
+    worker.report_steps = max(1, int(REPORT_SECONDS * steps * ranks.world_size / fresh["rank_seconds"]))
     worker.scheme_state.exchange(ranks)
     _agree_on_skips(worker)
-    state.tally = add_up(state.tally, summed)
-    totals = state_totals(state)
+    state.tally = add_up(state.tally, sums)
+    totals = by_name(state.tally)
     asked = worker.report(
         {
             "epoch": state.epoch,
             "step": state.step,
             "steps": worker.plan.steps,
             "epochs": worker.config.optim.epochs,
-            "loss": summed[0] / max(summed[1], 1),
+            "loss": fresh["loss"] / max(fresh["samples"], 1),
             "rejected": int(totals["rejected"]),
             "samples_left": worker.plan.num_samples * (worker.config.optim.epochs - state.epoch)
             - int(totals["samples"]),
-            "images_per_second": summed[1] / seconds,
+            "images_per_second": fresh["samples"] / seconds,
         }
     )
     return _anyone(worker, asked)
