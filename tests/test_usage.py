@@ -106,6 +106,13 @@ def test_peaks_are_those_of_the_very_device(name: str, tflops: float | None) -> 
     assert all(rates["float32"] < 100 for rates in TFLOPS.values())
 
 
+@pytest.mark.parametrize(
+    ("name", "tflops"), [("Tesla T4", 8.1), ("Tesla V100-SXM2-16GB", 15.7), ("NVIDIA L4", 60), ("NVIDIA L40", None)]
+)
+def test_a_gpu_without_tf32_has_the_peak_of_float32(name: str, tflops: float | None) -> None:
+    assert peak_flops(name, "tf32") == (None if tflops is None else tflops * 1e12)
+
+
 def test_utilisation_is_the_work_over_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 images in 2 s of a GPU, each 10^12 operations, on a peak of 10^15: one twentieth."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")

@@ -38,10 +38,12 @@ rates, which it does not reach.
 def peak_flops(device_name: str, arithmetic: Arithmetic) -> float | None:
     """The peak in operations a second; None where it is not known, as for a part of a GPU (MIG).
 
-    Of several names the longest that fits counts.
+    A GPU without TF32 computes in float32 instead. Of several names the longest that fits counts.
     """
     if "MIG" in device_name:
         return None
     fitting = [name for name in TFLOPS if device_name == name or device_name.startswith((f"{name}-", f"{name} "))]
     rates: Rates = TFLOPS[max(fitting, key=len)] if fitting else {}
+    if arithmetic == "tf32" and "tf32" not in rates:
+        arithmetic = "float32"
     return rates[arithmetic] * 1e12 if arithmetic in rates else None

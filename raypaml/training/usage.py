@@ -93,7 +93,7 @@ def _flops_an_image(worker: Worker) -> int:
 
 
 def _arithmetic(worker: Worker) -> Arithmetic:
-    """What the backbone's convolutions compute in."""
+    """What the backbone's convolutions are to compute in; a GPU without TF32 takes float32 instead."""
     device = worker.ranks.device
     with autocast(worker.config.optim.precision, device):
         if torch.is_autocast_enabled(device.type):
