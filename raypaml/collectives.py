@@ -1,10 +1,11 @@
 """Collectives of torch.distributed, and how long they hold up this process.
 
-All collectives of training go through this module, so that an epoch can say what share of it they took. With gloo the
-calling thread waits inside the call, and its time by the clock is counted. With CUDA the call returns at once and the
-GPU's stream of computations waits: an event is recorded on the stream before and after, and their distance is read
-once both have passed, so that reading it waits for nothing. Gradients travel while the backward pass computes; of them
-counts only what the pass waits at its end, from the departure of the last bucket on.
+Collectives of training go through this module, so that an epoch can say what share of it they took; those that torch
+begins by itself, of SyncBatchNorm and of DDP for its buffers, are not counted. With gloo the calling thread waits
+inside the call, and its time by the clock is counted. With CUDA the call returns at once and the GPU's stream of
+computations waits: an event is recorded on the stream before and after, and their distance is read once both have
+passed, so that reading it waits for nothing. Gradients travel while the backward pass computes; of them counts only
+what the pass waits at its end, from the departure of the last bucket on.
 """
 
 from __future__ import annotations

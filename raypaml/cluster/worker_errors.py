@@ -11,7 +11,10 @@ CHANCE = (OSError, RuntimeError)
 
 
 def as_user_error(failures: dict[int, Exception]) -> Exception:
-    """What the first failing rank said, without Ray's wrapping; that memory ran out before what others made of it."""
+    """The error of the first rank that failed, without Ray's wrapping; if memory ran out on some rank, that error.
+
+    The others then failed because that rank was gone.
+    """
     causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
     rank = min(causes, key=lambda rank: (not isinstance(causes[rank], HalvedError), rank))
     return as_said(rank, causes[rank])

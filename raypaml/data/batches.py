@@ -46,7 +46,9 @@ class Batch:
     """One rank's part of a global batch. B may be 0 in a short last batch."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], channels last; mirrored and normalised on the device."""
+    """uint8 [B, 3, H, W], channels last; mirrored and normalised on the device. Kept features in their place are
+    float16 [B, D, h, w].
+    """
     labels: Tensor
     """int8 [B, K] in {1 positive, 0 negative, -1 unobserved}."""
     truth: Tensor | None

@@ -72,7 +72,7 @@ class Snapshot:
     tensors: dict[str, dict[str, Tensor]]
     """By file and name, on the host."""
     copied: torch.cuda.Event | None
-    """When they are."""
+    """Recorded behind a GPU's copies; None: they are done."""
     state: str
     corrections: Corrections
     index: Index

@@ -95,7 +95,8 @@ def hear_of_saving(worker: Worker) -> None:
 def save_state(worker: Worker) -> None:
     """Begin a checkpoint of what all ranks hold, and the records that go with it; the one before is then committed.
 
-    Only copying it takes the time of a step; the rest is the thread's. No rank waits for another.
+    Only copying it takes the time of a step; the rest is the thread's. Ranks exchange what goes into it; none
+    waits until it is written.
     """
     settle_saving(worker)
     worker.now("saving")

@@ -26,9 +26,9 @@ from raypaml.training.worker import COMPILING, Worker
 
 BEAT_SECONDS = 5.0
 TRACE_SECONDS = 20.0
-"""That a worker may take for writing down where it stands, before it ends."""
+"""A worker has so long to write down where it stands; then it ends."""
 COMPILING_LIMITS = 6
-"""Limits that pass while a worker compiles its network: minutes of one step, in which nobody gets further."""
+"""The limit is so many times as long while a worker compiles its network: that one step takes minutes."""
 HUNG = 70
 """Exit code of a worker that was told to end."""
 
