@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable
 
 from raypaml.cli import known_names
-from raypaml.config import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from raypaml.config import TrainConfig
+from raypaml.settings import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 
 
 def digits() -> TrainConfig:

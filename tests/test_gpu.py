@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from raypaml.config import ModelConfig
 from raypaml.data.batches import Batch, Reader
 from raypaml.labels import UNOBSERVED
 from raypaml.losses.large_loss import large_loss
@@ -25,6 +24,7 @@ from raypaml.model.pooling import pooled_map
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.models import build_model
+from raypaml.settings import ModelConfig
 from raypaml.training.loop import train
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.step import settle, train_step

@@ -20,7 +20,10 @@ from raypaml.losses.formulas import estimates_step
 from raypaml.runs.checkpoint import MEMORY, valid_checkpoints
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.run_folder import claim
-from raypaml.training.scheme_state import ClassMeans, ClassScores, LabelEstimates, scheme_state_of
+from raypaml.training.class_scores import ClassScores
+from raypaml.training.label_estimates import LabelEstimates
+from raypaml.training.scheme_state import ClassMeans
+from raypaml.training.state_builders import scheme_state_of
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, train_here, weights
 

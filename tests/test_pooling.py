@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from raypaml.config import ModelConfig
 from raypaml.model import pooling
 from raypaml.model.cam import FeatureClassifier, pool_parts
 from raypaml.model.pooling import pooled_map, tile_images
 from raypaml.runs.models import build_model
+from raypaml.settings import ModelConfig
 
 ALPHA = 5.0
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raypaml.config import EARLIER, OptimConfig, TrainConfig
+from raypaml.config import EARLIER, TrainConfig
 from raypaml.data.data_folder import open_folder
 from raypaml.data.plan import Plan
 from raypaml.evaluation.predicting import Predictions, predict_steps
@@ -23,6 +23,7 @@ from raypaml.recipes import recipe
 from raypaml.runs.kept_features import Features
 from raypaml.runs.models import build_model, prepare_device
 from raypaml.runs.run_folder import as_begun, check_same_run, claim, stored_config
+from raypaml.settings import OptimConfig
 
 CPU = torch.device("cpu")
 

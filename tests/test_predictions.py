@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from raypaml.config import OptimConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan
@@ -19,6 +18,7 @@ from raypaml.metrics.average_precision import average_precision
 from raypaml.model.backbones import small
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.ranks import Ranks
+from raypaml.settings import OptimConfig
 from tests.conftest import run_distributed
 
 CPU = torch.device("cpu")

@@ -37,7 +37,7 @@ from raypaml.losses.selection import rejection_count
 from raypaml.runs.run_folder import claim
 from raypaml.search.spaces import make_space
 from raypaml.train import parse
-from raypaml.training.scheme_state import STATE_BUILDERS
+from raypaml.training.state_builders import STATE_BUILDERS
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, train_here
 

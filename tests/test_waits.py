@@ -29,7 +29,7 @@ from raypaml.model.cam import FeatureClassifier
 from raypaml.runs import transfer
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.transfer import HostCopy
-from raypaml.training import scheme_state, step
+from raypaml.training import scheme_state, state_builders, step
 from raypaml.training.nonfinite import DivergedError, FiniteCheck
 from raypaml.training.rejections import Rejections
 from raypaml.training.step import settle, train_step
@@ -204,7 +204,7 @@ def waits(training: Training, patch: pytest.MonkeyPatch, *, diverged: bool = Fal
     worker = dataclasses.replace(
         worker,
         config=settings,
-        scheme_state=scheme_state.scheme_state_of(settings, data),
+        scheme_state=state_builders.scheme_state_of(settings, data),
         corrections=Corrections(len(data.vocabulary), np.arange(500)),
         rejections=Rejections(Path("nowhere"), data.splits["train"], 0),
         skipped=[],
@@ -228,7 +228,7 @@ def waits(training: Training, patch: pytest.MonkeyPatch, *, diverged: bool = Fal
 def _priors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Class priors, without the run that would estimate them."""
     tenth = scheme_state.ClassPriors(torch.full((50,), 0.1))
-    monkeypatch.setitem(scheme_state.STATE_BUILDERS, "class_priors", lambda _: tenth)
+    monkeypatch.setitem(state_builders.STATE_BUILDERS, "class_priors", lambda _: tenth)
 
 
 @pytest.mark.parametrize("scheme", scheme_names())

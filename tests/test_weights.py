@@ -14,11 +14,11 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raypaml.config import ModelConfig
 from raypaml.model.backbones import Backbone, build_backbone
 from raypaml.model.cam import CamClassifier, load_classifier
 from raypaml.model.weights import NESTED, common_prefix, read_weights
 from raypaml.runs.models import build_model
+from raypaml.settings import ModelConfig
 
 
 @pytest.fixture(scope="module")

@@ -53,6 +53,7 @@ ORDER = (
     ("runs",),
     ("recipes",),
     ("config",),
+    ("settings",),
     ("preparation",),
     ("data", "model", "losses", "metrics"),
     ("labels", "files", "mapper", "cli", "share", "collectives", "counting", "credentials"),
@@ -69,6 +70,7 @@ COMMANDS |= {"shard", "__main__"}
 NO_TORCH = {
     "labels",
     "config",
+    "settings",
     "recipes",
     "cli",
     "counting",

@@ -21,10 +21,10 @@ from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, is_disk_full
-from raypaml.config import RunConfig
 from raypaml.data.storage import Location
 from raypaml.reports.progress import Display
 from raypaml.runs.run_folder import claim, log_into
+from raypaml.settings import RunConfig
 from raypaml.training.job import Job
 from raypaml.training.loop import train
 from raypaml.training.watchdog import Beats, Watch

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raypaml.config import OptimConfig
 from raypaml.data.batches import Reader, read
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.plan import Part, Plan, lane_slices
@@ -20,6 +19,7 @@ from raypaml.runs.kept_features import Features
 from raypaml.runs.models import evaluating
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
+from raypaml.settings import OptimConfig
 
 
 @dataclass(frozen=True)

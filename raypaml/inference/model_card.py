@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raypaml.config import EARLIER, OptimConfig, TrainConfig
+from raypaml.config import EARLIER, TrainConfig
 from raypaml.labels import Vocabulary
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.run_folder import read_config
+from raypaml.settings import OptimConfig
 
 NAME = "card.json"
 WEIGHTS = "model.safetensors"

@@ -106,7 +106,7 @@ def em_apl(
 
     It costs pseudo_weight (-soft log p - (1 - soft) log(1 - p)). (D. Zhou et al., ECCV 2022, section 3;
     pseudo_weight: beta, published 0.02 VOC, 0.9 COCO, 0.2 NUS, 0.4 CUB. Where the pseudo labels come from, and how
-    that differs from the paper: `training.scheme_state.ClassScores`.)
+    that differs from the paper: `training.class_scores.ClassScores`.)
     """
     soft = soft.to(logits.dtype)
     negative = soft * softplus(-logits) + (1 - soft) * softplus(logits)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from raypaml.config import ModelConfig, OptimConfig, TrainConfig
+from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.model.backbones import build_backbone, linear_classifier
 from raypaml.model.cam import CamClassifier, load_classifier
 from raypaml.model.layout import memory_format
 from raypaml.runs.checkpoint import best_checkpoint, is_valid, load_model, valid_checkpoints
+from raypaml.settings import ModelConfig, OptimConfig
 
 
 def build_model(config: ModelConfig, num_classes: int, say: Callable[[str], None] = lambda _: None) -> CamClassifier:

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from raypaml.cli import KeptLines, Parser, add_config_flags
-from raypaml.config import RunConfig, TrainConfig
+from raypaml.config import TrainConfig
 from raypaml.losses.schemes import help_text
 from raypaml.recipes import RECIPES, recipe
 from raypaml.runs.run_folder import open_run, read_config, stored_config
+from raypaml.settings import RunConfig
 
 
 def parse_run(

@@ -15,7 +15,7 @@ from raypaml.model.backbones import check_backbone
 from raypaml.runs.models import check_model
 from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
 from raypaml.training.estimate import describe_estimate, estimate
-from raypaml.training.scheme_state import scheme_state_of
+from raypaml.training.state_builders import scheme_state_of
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from raypaml.training.gradients import check_draws_nothing, check_reproducible
 from raypaml.training.nonfinite import DoubtfulStep, FiniteCheck
 from raypaml.training.rejections import Rejections
 from raypaml.training.saving import Saving
-from raypaml.training.scheme_state import SchemeState, scheme_state_of
+from raypaml.training.scheme_state import SchemeState
+from raypaml.training.state_builders import scheme_state_of
 
 READING = "reading"
 COMPILING = "compiling"

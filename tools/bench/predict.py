@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raypaml.config import OptimConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.evaluation import predicting
@@ -30,6 +29,7 @@ from raypaml.inference.classifying import answers
 from raypaml.inference.pictures import find_pictures
 from raypaml.runs.models import checkpoint_model, find_checkpoint
 from raypaml.runs.run_folder import stored_config
+from raypaml.settings import OptimConfig
 from raypaml.training.job import prepare_job
 
 TOP = 5

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from raypaml.config import OptimConfig, TrainConfig
+from raypaml.config import TrainConfig
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.digits import digits_folder
 from raypaml.recipes import recipe
 from raypaml.runs.models import prepare_device
+from raypaml.settings import OptimConfig
 from raypaml.training.estimate import measure
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step

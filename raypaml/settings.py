@@ -1,0 +1,162 @@
+"""The settings of a training run, in groups of frozen dataclasses: one flag a field, its docstring the flag's help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raypaml.losses.schemes import scheme_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Data."""
+
+    data: str = "digits"
+    """Folder of shards, index and vocabulary (path, s3:// or gs://), or digits[:single_positive|verified[:SEED]]."""
+    global_batch_size: int = 32
+    """Images per step over all workers; rejection looks at this batch."""
+    lanes: int = 0
+    """Pieces of a global batch, at most one worker each; 0: the largest divisor of the batch size up to 64."""
+    shuffle_window: int = 0
+    """Shards that each lane mixes at once; 0: a permutation of all samples, for data on a local disk."""
+    cache: str = ""
+    """Folder of each node for shards that come from s3:// or gs://; default in XDG_CACHE_HOME or ~/.cache."""
+    cache_gb: float = 50.0
+    """Shards kept in it, in 10^9 bytes."""
+    skip_budget: float = 0.0
+    """Share of a split's samples that may be broken: these are skipped, counted and named; 0: the first is an error."""
+    loader_workers: int = 0
+    """Threads per worker that read and decode ahead; 0 decodes between steps."""
+    flip: bool = False
+    """Mirror half of the training images."""
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How `data.data_folder.open_folder` opens the data."""
+        return {"cache": self.cache, "cache_gb": self.cache_gb, "lenient": self.skip_budget > 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Model."""
+
+    backbone: str = "small"
+    """small (for digits), any classification model of torchvision with a feature map, or timm:NAME. Published:
+    resnet50; OpenImages: resnet101."""
+    weights: str = ""
+    """Backbone weights: a safetensors or state-dict file, names with any prefix, or 'imagenet' for a download."""
+    alpha: float = 5.0
+    """BoostLU's factor on positive attributions, >= 1; 1 switches it off. Published: 5."""
+    head_weights: bool = False
+    """The head too starts from the weights file, from the linear classifier that reads its pooled map, such as
+    fc.weight [K, D] and fc.bias [K] of a ResNet. Published: off."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics of the global batch, not of each GPU's part. GPUs only. Published: off (one GPU)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Loss and rejection."""
+
+    scheme: str = field(default="ll_r", metadata={"choices": scheme_names})
+    """The loss, which decides what unobserved entries cost; the end of this help says what each scheme does."""
+    scheme_settings: str = ""
+    """NAME=VALUE,... for settings of the scheme instead of the published values, which the end of this help lists."""
+    priors: str = ""
+    """Run trained with scheme ignore, whose mean scores are the class priors of scheme csl."""
+    delta_rel: float = 0.5
+    """Percent of all entries of a batch added to the rejected an epoch. Published: LL-R 0.5; OpenImages 0.005, 0.01."""
+    warmup_epochs: int = 1
+    """Plain assume-negative epochs before the first rejection, >= 1. Published: 1."""
+    schedule: Literal["epoch", "samples"] = "epoch"
+    """Raise the rejection rate after each epoch (published) or with every sample seen."""
+    rejection_scope: Literal["global", "rank"] = "global"
+    """Compare losses over the global batch, or within each worker's part of it (as published code would)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimisation."""
+
+    epochs: int = 10
+    """Passes over the training split. Published: 10; OpenImages: 20."""
+    lr: float = 1e-5
+    """Adam's learning rate. Published: 1e-5; OpenImages: 2e-5."""
+    head_lr_mult: float = 10.0
+    """The head learns this many times faster than the backbone. Published: 10."""
+    lr_schedule: Literal["constant", "trapezoid"] = "constant"
+    """Constant (published), or up over 100 steps, level, and linearly to 0 over the last third."""
+    freeze_backbone: int = 0
+    """First epochs in which only the head learns, as in the papers' LinearInit; 0: none (published: end to end)."""
+    feature_cache: str = "run"
+    """Where frozen, unmirrored epochs keep the backbone's features, in float16: run (its folder, removed after them), a
+    folder (kept, and shared by runs with the same backbone and data), or off (computed again in every epoch)."""
+    test_features: bool = True
+    """Keep the features of the test split too where feature_cache is a folder, and predict it from them; the scores of
+    a float32 run then differ from those of images by float16's rounding."""
+    reproducible: bool = False
+    """Add gradients exactly, lane by lane: the same weights, to the bit, on any number of workers. No BatchNorm, unless
+    the backbone stays frozen."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type; auto: bfloat16 where the GPU has it. Published: float32."""
+    evaluation_precision: Literal["run", "float32"] = "run"
+    """Autocast type of validation, prediction and serving: run for that of training, or float32 always."""
+    matmul_precision: Literal["high", "highest", "torch"] = "high"
+    """float32 products and convolutions on a GPU: high in TF32, highest exact, torch as torch comes (exact products,
+    TF32 convolutions)."""
+    cudnn_benchmark: bool = True
+    """Let cuDNN time its algorithms for every new size on a GPU and take the fastest; never under reproducible."""
+    threads: int = 1
+    """Threads of a worker's arithmetic on the CPU, on which last bits depend; 0: as OMP_NUM_THREADS says."""
+    micro_batch_size: int = 0
+    """Images a worker takes through the network at once (reproducible: whole lanes); its part is accumulated in two
+    passes, rejection still sees the global batch. 0: all at once (published)."""
+    clip_gradient: float = 0.0
+    """Largest Euclidean norm of the whole gradient; 0: no limit (published)."""
+    ema: float = 0.0
+    """Decay per step, < 1, of an average of the weights that is evaluated and kept instead; 0: none (published)."""
+    compile: bool = False
+    """Compile the network with torch.compile for whole batches; the first step takes minutes, a short last batch runs
+    uncompiled. Published: off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Run."""
+
+    name: str = ""
+    """Name of the run; the same name continues it. Default: recipe, scheme, date and time."""
+    storage: str = "runs"
+    """Folder that holds the runs, with several machines one that all of them see; or an address, s3:// or gs://."""
+    workers: int = 1
+    """Training processes, one GPU each where there are GPUs; 2:8 is --min-workers 2 --workers 8."""
+    min_workers: int = 0
+    """Start, and go on after a loss, with this many or more, and grow again up to workers; 0: always all workers."""
+    max_failures: int = 8
+    """Times that workers may be lost and started again from the last checkpoint, preempted nodes not counted."""
+    hang_seconds: float = 300.0
+    """Workers of whom none gets any further for so long (six times as long while one compiles) are ended and started
+    again, and the one to blame is named."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: one GPU per worker where the cluster has that many, else the CPU."""
+    address: str = ""
+    """Ray cluster to join (also RAY_ADDRESS); default: a private one on this machine."""
+    seed: int = 0
+    """It decides initial weights and sample order."""
+    checkpoint_steps: int = 0
+    """Save also every so many steps; 0: after each epoch only, when stopped, and before a preemption."""
+    nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """Logits or gradients that are not finite: stop; leave that step's samples out, of skip_budget; or go back to the
+    last checkpoint, once (a second time at the same step stops). A GPU leaves out the update by itself."""
+    reference: str = ""
+    """Run or checkpoint, best one of full labels, to compare the maps with after each epoch; "" for none."""
+    tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
+    """Curves for one of these too, in the run's folder, without network unless its environment variables name one."""
+    profile: int = 0
+    """Trace so many training steps of every worker with torch.profiler, from its sixth on, into the run's folder
+    profile; 0: none."""
+    history: bool = False
+    """Write which entries each epoch rejected, for raypaml.audit."""
+    probe_images: int = 200
+    """Validation images, evenly spaced, of that comparison."""

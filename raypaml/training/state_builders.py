@@ -1,0 +1,58 @@
+"""The state that a run's scheme begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from raypaml.config import TrainConfig, rejecting_epochs
+from raypaml.data.data_folder import DataFolder
+from raypaml.losses.scheme_losses import check_schedule
+from raypaml.losses.schemes import read_settings, scheme_of
+from raypaml.training.class_scores import ClassScores
+from raypaml.training.label_estimates import LabelEstimates
+from raypaml.training.priors import mean_positives, read_priors
+from raypaml.training.scheme_state import ClassMeans, ClassPriors, ExpectedPositives, SchemeState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the state at the start of a run is made from."""
+
+    config: TrainConfig
+    data: DataFolder
+    settings: Mapping[str, float]
+    """All settings of the scheme, given or by default."""
+
+
+STATE_BUILDERS: dict[str, Callable[[Start], SchemeState]] = {
+    "": lambda _: SchemeState(),
+    "class_means": lambda start: ClassMeans(len(start.data.vocabulary)),
+    "class_priors": lambda start: ClassPriors(read_priors(start.config.loss.priors, start.data)),
+    "expected_positives": lambda start: ExpectedPositives(mean_positives(start.data)),
+    "class_scores": lambda start: ClassScores(
+        len(start.data.vocabulary), start.config.loss, start.config.optim.epochs, start.settings["share"]
+    ),
+    "label_estimates": lambda start: LabelEstimates(
+        start.data.splits["train"], mean_positives(start.data), start.settings
+    ),
+}
+"""The state at the start, by what the record of a scheme declares as its `state`."""
+
+
+def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
+    """The state of the run's scheme, at the start.
+
+    Raises:
+        ValueError: settings, schedule, priors or labels are not as the scheme needs them.
+    """
+    loss = config.loss
+    scheme = scheme_of(loss.scheme)
+    if scheme.needs_truth and not data.splits["train"].has_truth:
+        raise ValueError(
+            f"scheme={scheme.name}: {data.path} does not know its full labels; choose a partial-label scheme"
+        )
+    settings = scheme.defaults | read_settings(scheme.name, loss.scheme_settings)
+    last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
+    check_schedule(scheme.name, settings, last)
+    return STATE_BUILDERS[scheme.state](Start(config=config, data=data, settings=settings))
