@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from raypaml.inference.classifier import load as load
     from raypaml.losses.large_loss import large_loss as large_loss
+    from raypaml.losses.scheme import Scheme as Scheme
+    from raypaml.losses.scheme import Setting as Setting
+    from raypaml.losses.schemes import register_scheme as register_scheme
     from raypaml.losses.selection import rejection_rate as rejection_rate
     from raypaml.metrics.average_precision import average_precision as average_precision
+    from raypaml.metrics.own_metrics import register_metric as register_metric
+    from raypaml.model.backbones import Backbone as Backbone
+    from raypaml.model.backbones import register_backbone as register_backbone
     from raypaml.model.cam import CamClassifier as CamClassifier
     from raypaml.model.cam import boostlu as boostlu
 
@@ -25,6 +31,12 @@ _HOMES = {
     "load": "raypaml.inference.classifier",
     "large_loss": "raypaml.losses.large_loss",
     "average_precision": "raypaml.metrics.average_precision",
+    "Scheme": "raypaml.losses.scheme",
+    "Setting": "raypaml.losses.scheme",
+    "Backbone": "raypaml.model.backbones",
+    "register_scheme": "raypaml.losses.schemes",
+    "register_backbone": "raypaml.model.backbones",
+    "register_metric": "raypaml.metrics.own_metrics",
 }
 
 

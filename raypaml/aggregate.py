@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raypaml.cli import Parser, command, run_command
+from raypaml.extensions import add_import_flag
 
 if TYPE_CHECKING:
     from raypaml.evaluation.measures import Questions
@@ -37,6 +38,7 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
     flags.add_argument("--scores", choices=("logits", "probabilities"), help="what others' scores are")
     flags.add_argument("--labels", metavar="FILE.npy", help="labels of a matrix of scores")
     flags.add_argument("--coding", default="1,0,-1", metavar="P,N,U", help="others' positive, negative, unobserved")
+    add_import_flag(flags)
     asked = flags.parse(argv)
     names = asked.predictions
     if len(names) > 2 or len(set(names)) < len(names):
@@ -74,10 +76,8 @@ def questions(asked: Any) -> Questions:
 
 
 def _form(asked: Any) -> dict[str, Any]:
-    return {name: getattr(asked, name) or "" for name in ("vocabulary", "labels")} | {
-        "scores": asked.scores,
-        "coding": asked.coding,
-    }
+    form = {name: getattr(asked, name) or "" for name in ("vocabulary", "labels")}
+    return form | {"scores": asked.scores, "coding": asked.coding}
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "") -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, command, run_command, say
+from raypaml.extensions import add_import_flag
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -22,6 +23,7 @@ def parse(argv: Sequence[str]) -> Any:
     add("--apply", default="", metavar="ANSWERS.CSV", help="write a data set with these answers")
     about = "folder of the audit [audit, in the run's]; with --apply: of the new data set"
     add("--out", default="", metavar="DIR", help=about)
+    add_import_flag(parser)
     return parser.parse(argv)
 
 

@@ -70,16 +70,22 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
-    """Add one flag for every field of the dataclass instance `group`; only the given ones appear in the result."""
+    """Add one flag for every field of the dataclass instance `group`; only the given ones appear in the result.
+
+    A field's metadata may hold its flag, where this is not its name, and how argparse takes it.
+    """
     cls = type(group)
     section = parser.add_argument_group((cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
     types, docs = field_types(cls), field_docs(cls)
     for field in dataclasses.fields(cls):
+        own = dict(field.metadata)
+        own.pop("choices", None)
         section.add_argument(
-            "--" + field.name.replace("_", "-"),
+            own.pop("flag", "--" + field.name.replace("_", "-")),
+            dest=field.name,
             help=f"{docs[field.name]} [{_shown(getattr(group, field.name))}]".replace("%", "%%"),
             default=argparse.SUPPRESS,
-            **_how(types[field.name]),
+            **own or _how(types[field.name]),
         )
 
 

@@ -10,12 +10,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from raypaml.cli import field_types
 from raypaml.credentials import check_no_credentials
+from raypaml.extensions import missing
 from raypaml.losses.schemes import read_settings, scheme_of
 from raypaml.settings import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
-    *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker", "profile"),
+    *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker", "profile", "imports"),
     *("min_workers", "max_failures", "hang_seconds", "nonfinite"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
@@ -76,6 +77,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ValueError, naming the field to change, where values are out of range or do not go together."""
+        _check_imports(self)
         _check_ranges(self)
         _check_loss(self)
         _check_step(self)
@@ -85,6 +87,14 @@ class TrainConfig:
 def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
     """Epochs after the warm-up: the largest multiple of delta_rel that the schedule reaches."""
     return max(0, epochs - warmup_epochs)
+
+
+def _check_imports(config: TrainConfig) -> None:
+    if unknown := missing(config.run.imports):
+        raise ValueError(
+            f"imports: the run was begun with --import {config.run.imports}; give --import {','.join(unknown)} again, "
+            "for a module is never imported because a file names it"
+        )
 
 
 def _check_ranges(config: TrainConfig) -> None:

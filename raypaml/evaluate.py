@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypaml.cli import Parser, add_worker_flags, command, run_command, say
+from raypaml.extensions import add_import_flag
 
 if TYPE_CHECKING:
     from raypaml.evaluation.prediction_plan import PredictionPlan
@@ -31,6 +32,7 @@ def parse(argv: Sequence[str]) -> Any:
     add("--unobserved", action="store_true", help="write the unobserved entries too: images x classes rows")
     about = "share of the split's samples that may be broken [the run's]"
     add("--skip-budget", type=float, metavar="SHARE", help=about)
+    add_import_flag(parser)
     return parser.parse(argv)
 
 

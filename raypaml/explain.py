@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, add_worker_flags, command, run_command, say
+from raypaml.extensions import add_import_flag
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -35,6 +36,7 @@ def parse(argv: Sequence[str]) -> Any:
     add("--raw", action="store_true", help="show maps before BoostLU")
     add("--out", default="", metavar="DIR", help="[RUN/explanations/SPLIT, or .../SPLIT-against-RUN]")
     add_worker_flags(parser)
+    add_import_flag(parser)
     return parser.parse(argv)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, command, run_command, say
+from raypaml.extensions import add_import_flag
 
 _FORMATS = ("safetensors", "onnx", "program")
 
@@ -18,6 +19,7 @@ def parse(argv: Sequence[str]) -> Any:
     parser.add_argument("model", metavar="RUN", help="folder of a run (its best checkpoint), a checkpoint or an export")
     parser.add_argument("--out", default="", metavar="DIR", help="folder of the export [export, in the run's]")
     parser.add_argument("--formats", default=",".join(_FORMATS), help=f"some of {', '.join(_FORMATS)} [all]")
+    add_import_flag(parser)
     return parser.parse(argv)
 
 

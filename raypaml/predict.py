@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raypaml.cli import Parser, add_worker_flags, command, run_command, say
+from raypaml.extensions import add_import_flag
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -23,6 +24,7 @@ def parse(argv: Sequence[str]) -> Any:
     add("--overlays", default="", metavar="DIR", help="write each picture with the map of its best class")
     add("--background", default="white", metavar="COLOUR", help="under transparent pixels; as in preparation [white]")
     add_worker_flags(parser)
+    add_import_flag(parser)
     return parser.parse(argv)
 
 

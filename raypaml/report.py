@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, command, run_command, say
+from raypaml.extensions import add_import_flag
 from raypaml.runs.run_folder import stored_config
 
 
@@ -16,6 +17,7 @@ def parse(argv: Sequence[str]) -> Any:
     parser = Parser(prog=command("report"), description="Write result.json and report.html of a finished run again.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--data", default="", help="folder of shards, index and vocabulary [the run's]")
+    add_import_flag(parser)
     return parser.parse(argv)
 
 

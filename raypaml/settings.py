@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from raypaml.extensions import ImportModule
 from raypaml.losses.schemes import scheme_names
 
 
@@ -142,6 +143,9 @@ class RunConfig:
     """auto: one GPU per worker where the cluster has that many, else the CPU."""
     address: str = ""
     """Ray cluster to join (also RAY_ADDRESS); default: a private one on this machine."""
+    imports: str = field(default="", metadata={"flag": "--import", "action": ImportModule, "metavar": "MODULE"})
+    """Module of yours that registers schemes, backbones, augmentations or metrics; may be repeated, and is given again
+    wherever the run is used."""
     seed: int = 0
     """It decides initial weights and sample order."""
     checkpoint_steps: int = 0

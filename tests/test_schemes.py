@@ -23,14 +23,14 @@ from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.losses import fused_terms
 from raypaml.losses.formulas import estimates_step
 from raypaml.losses.scheme import Bounds, Scheme, Setting
-from raypaml.losses.scheme_losses import StepContext, check_schedule, loss_function, scheme_loss
+from raypaml.losses.scheme_losses import StepContext, check_schedule, named_function, scheme_loss
 from raypaml.losses.schemes import (
     SCHEMES,
     help_text,
     markdown_table,
     published_table,
     read_settings,
-    register,
+    register_scheme,
     scheme_of,
 )
 from raypaml.losses.selection import rejection_count
@@ -389,7 +389,7 @@ def test_an_absolute_threshold_must_last() -> None:
 @pytest.mark.parametrize("scheme", ALL)
 def test_a_record_says_what_there_is(scheme: str) -> None:
     record, fields = SCHEMES[scheme], TrainConfig().flat()
-    assert callable(loss_function(record.loss))
+    assert callable(named_function(record.loss))
     assert record.state in STATE_BUILDERS
     assert record.about.endswith(".")
     assert record.corrects <= (record.rejected_become == "positive")
@@ -425,7 +425,7 @@ OWN = Scheme(name="own", about="A loss of the tests.", loss=f"{__name__}:own_for
 
 @pytest.fixture
 def own() -> Iterator[str]:
-    register(OWN)
+    register_scheme(OWN)
     yield OWN.name
     del SCHEMES[OWN.name]
 
@@ -489,9 +489,9 @@ def test_a_scheme_that_is_not_registered_is_refused_with_the_nearest() -> None:
 )
 def test_records_that_cannot_be_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        register(dataclasses.replace(OWN, **change))
+        register_scheme(dataclasses.replace(OWN, **change))
 
 
 def test_a_loss_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match=r"loss raypaml\.losses\.formulas:hil: cannot be imported"):
-        loss_function("raypaml.losses.formulas:hil")
+        named_function("raypaml.losses.formulas:hil")

@@ -56,7 +56,7 @@ ORDER = (
     ("settings",),
     ("preparation",),
     ("data", "model", "losses", "metrics"),
-    ("labels", "files", "mapper", "cli", "share", "collectives", "counting", "credentials"),
+    ("labels", "files", "mapper", "cli", "extensions", "share", "collectives", "counting", "credentials"),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
 
@@ -75,6 +75,7 @@ NO_TORCH = {
     "cli",
     "counting",
     "credentials",
+    "extensions",
     "files",
     "mapper",
     "metrics",

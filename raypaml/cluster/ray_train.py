@@ -22,6 +22,7 @@ from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, is_disk_full
 from raypaml.data.storage import Location
+from raypaml.extensions import import_modules
 from raypaml.reports.progress import Display
 from raypaml.runs.run_folder import claim, log_into
 from raypaml.settings import RunConfig
@@ -239,6 +240,7 @@ def train_on_worker(settings: dict[str, Any]) -> bool:
     with log_into(folder / "logs" / f"worker-{rank}.log"):
         logging.info("rank %d of %d starts", rank, ray.train.get_context().get_world_size())
         try:
+            import_modules(settings["config"].run.imports)
             return train(
                 settings["config"],
                 settings["data"],

@@ -22,6 +22,7 @@ from raypaml.cluster import session
 from raypaml.cluster.ray_train import gpu_wanted, run_workers
 from raypaml.evaluation.measures import alpha_curve
 from raypaml.evaluation.parts import open_set
+from raypaml.extensions import import_modules
 from raypaml.files import write_json
 from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.run_folder import claim
@@ -47,6 +48,7 @@ REDUCTION = 2
 
 def _run_trial(settings: dict[str, Any], search: Search, use_gpu: bool) -> None:
     """Tune's trainable: a training run, started and watched from here."""
+    import_modules(search.base.run.imports)
     trial = Trial.of(settings)
     (search.run_folder(trial) / "error.json").unlink(missing_ok=True)
     try:

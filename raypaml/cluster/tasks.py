@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from raypaml.extensions import modules_named, with_imports
 from raypaml.mapper import Mapper, in_this_process
 
 
@@ -72,12 +73,12 @@ def map_tasks(
     """
     import ray
 
-    task = ray.remote(function).options(num_cpus=1, num_gpus=int(gpu))
+    task = ray.remote(with_imports).options(num_cpus=1, num_gpus=int(gpu))
     left = iter(calls)
-    running = [task.remote(*call) for call in islice(left, at_once)]
+    running = [task.remote(modules_named(), function, call) for call in islice(left, at_once)]
     while running:
         done, running = ray.wait(running)
-        running += [task.remote(*call) for call in islice(left, 1)]
+        running += [task.remote(modules_named(), function, call) for call in islice(left, 1)]
         try:
             yield ray.get(done[0])
         except ray.exceptions.RayTaskError as error:

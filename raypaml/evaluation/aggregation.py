@@ -219,7 +219,7 @@ def write_class_csv(path: Path, runs: list[Evaluation]) -> None:
 
 
 def _by_class(found: Evaluation) -> dict[str, Any]:
-    columns = {"ap": found.ap, "best_threshold": found.best}
+    columns = {"ap": found.ap, "best_threshold": found.best, **found.own}
     if found.decisions is not None:
         columns |= dict(zip(("precision", "recall", "f1"), found.decisions.per_class(), strict=True))
     if found.at_recall is not None:

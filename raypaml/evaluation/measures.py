@@ -15,6 +15,7 @@ from raypaml.labels import GROUP_NAMES, POSITIVE, FloatArray, Vocabulary
 from raypaml.metrics.average_precision import Ranking, group_means, mean_ap, micro_average_precision, rank_entries
 from raypaml.metrics.bootstrap import bootstrap_ap
 from raypaml.metrics.conventions import Convention, under
+from raypaml.metrics.own_metrics import METRICS, own_metrics
 from raypaml.metrics.thresholds import (
     BINS,
     Decisions,
@@ -77,6 +78,8 @@ class Evaluation:
     decisions: Decisions | None = None
     at_recall: FloatArray | None = None
     """[K] precision at the recall asked for."""
+    own: dict[str, FloatArray] = field(default_factory=dict)
+    """[K] of every registered metric, by name."""
 
     @property
     def positives(self) -> NDArray[np.int64]:
@@ -99,6 +102,11 @@ class Evaluation:
         if ap is None:
             return self.micro if convention == "micro" else None
         return group_means(ap, self.vocabulary.class_group) | {"All": mean_ap(ap)}
+
+    def own_means(self) -> dict[str, dict[str, float]]:
+        """G1..G5 and All of every registered metric, by name; classes for which it has no value are left out."""
+        groups = self.vocabulary.class_group
+        return {name: group_means(values, groups) | {"All": mean_ap(values)} for name, values in self.own.items()}
 
     def replicate_means(self, convention: Convention) -> dict[str, FloatArray]:
         """[R] G1..G5 and All in every bootstrap replicate; classes count as they do in the figure itself."""
@@ -133,6 +141,7 @@ def evaluate_set(predictions: PredictionSet, vocabulary: Vocabulary, asked: Ques
             bins=np.zeros((BINS, 3)),
             best=np.full(num_classes, np.inf),
             curve={value: np.full(num_classes, np.nan) for value in asked.alphas},
+            own={name: np.full(num_classes, np.nan) for name in METRICS},
         )
         _allocate(found, asked)
         for bucket in entries.buckets():
@@ -180,6 +189,8 @@ def _add(found: Evaluation, asked: Questions, bucket: Entries, micro: _Micro) ->
     probabilities = ranking.scores if found.predictions.probabilities else sigmoid(ranking.scores)
     found.bins += calibration_bins(probabilities, ranking.positive)
     found.best = np.minimum(found.best, best_thresholds(ranking))
+    for name, values in own_metrics(ranking).items():
+        _put(found.own[name], values)
     if found.at_recall is not None and asked.recall is not None:
         _put(found.at_recall, precision_at_recall(ranking, asked.recall))
     if found.decisions is not None:

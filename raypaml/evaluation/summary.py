@@ -27,13 +27,20 @@ def summary(found: Evaluation) -> dict[str, Any]:
         "positives": int(found.positives.sum()),
         "negatives": int(found.negatives.sum()),
         "vocabulary": found.vocabulary.digest,
-    }
+    } | ({"metrics": found.own_means()} if found.own else {})
 
 
 def table(result: dict[str, Any]) -> str:
     """The five-group table as Markdown, in percent, with its convention and what it counts."""
     values = [*result["groups"].values(), result["mean_ap"]]
-    return f"{markdown([*GROUP_NAMES, 'All'], [[percent(value) for value in values]])}\n\n{caption(result)}"
+    text = f"{markdown([*GROUP_NAMES, 'All'], [[percent(value) for value in values]])}\n\n{caption(result)}"
+    return "\n\n".join([text, own_table(result["metrics"])] if "metrics" in result else [text])
+
+
+def own_table(metrics: dict[str, dict[str, float]]) -> str:
+    """The registered metrics as Markdown: means over classes, as the metrics give them."""
+    rows = [[name, *(f"{value:.4g}" for value in means.values())] for name, means in metrics.items()]
+    return markdown(["metric", *GROUP_NAMES, "All"], rows, left=1)
 
 
 def caption(result: dict[str, Any]) -> str:

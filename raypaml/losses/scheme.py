@@ -96,7 +96,8 @@ class Scheme:
     batch: (logits [B, K], labels [B, K], StepContext) -> this rank's share of the loss, and the rejected entries."""
     settings: tuple[Setting, ...] = ()
     state: str = ""
-    """What it keeps from step to step, a name in `training.state_builders.STATE_BUILDERS`; empty: nothing."""
+    """What it keeps from step to step, a name in `training.state_builders.STATE_BUILDERS`; empty: nothing.
+    A scheme of your own may name a function 'module:function' that takes a `Start` and returns a `SchemeState`."""
     rejects_by: Literal["", "rate", "threshold"] = ""
     """rate: delta_rel percent of all entries, by the schedule. threshold: every entry whose loss exceeds one."""
     rate_is_constant: bool = False

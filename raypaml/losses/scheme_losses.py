@@ -74,7 +74,7 @@ def scheme_loss(scheme: str, logits: Tensor, labels: Tensor, context: StepContex
     """
     record = scheme_of(scheme)
     context = dataclasses.replace(context, scheme=scheme, settings=record.defaults | dict(context.settings))
-    function = loss_function(record.loss)
+    function = named_function(record.loss)
     if record.loss_of == "batch":
         loss, rejected = function(logits, labels, context)
         return loss, rejected
@@ -82,7 +82,7 @@ def scheme_loss(scheme: str, logits: Tensor, labels: Tensor, context: StepContex
 
 
 @functools.cache
-def loss_function(path: str) -> Callable[..., Any]:
+def named_function(path: str) -> Callable[..., Any]:
     """The function that a record names as 'module:function'.
 
     Raises:
@@ -92,7 +92,7 @@ def loss_function(path: str) -> Callable[..., Any]:
     try:
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"loss {path}: cannot be imported ({error}); name a function as 'module:function'") from None
+        raise ValueError(f"{path}: cannot be imported ({error}); name a function as 'module:function'") from None
     return function
 
 

@@ -19,8 +19,8 @@ SCHEMES: dict[str, Scheme] = {}
 """The records by name, in the order in which they are listed."""
 
 
-def register(scheme: Scheme) -> None:
-    """Add a scheme, so that `--scheme` takes its name.
+def register_scheme(scheme: Scheme) -> None:
+    """Add a scheme, so that `--scheme` takes its name, and help, checks and tables know it.
 
     Raises:
         ValueError: the name is taken.
@@ -38,7 +38,8 @@ def scheme_names() -> tuple[str, ...]:
 def scheme_of(name: str) -> Scheme:
     """The record of this name; ValueError suggests the nearest name where there is none."""
     if name not in SCHEMES:
-        raise ValueError(f"scheme={name!r}: no such scheme{known_names(name, SCHEMES)}")
+        known = known_names(name, SCHEMES)
+        raise ValueError(f"scheme={name!r}: no such scheme{known}; one of your own: --import MODULE")
     return SCHEMES[name]
 
 
@@ -112,4 +113,4 @@ def _markdown(rows: list[list[str]]) -> str:
 
 
 for record in (*LARGE_LOSS_SCHEMES, *FORMULA_SCHEMES):
-    register(record)
+    register_scheme(record)

@@ -56,7 +56,22 @@ def small() -> Backbone:
 
 
 OWN_BACKBONES: dict[str, Callable[[], Backbone]] = {"small": small}
-"""Networks written here, by their names; all others are torchvision's and timm's."""
+"""Networks written here, and those that were registered, by name; all others are torchvision's and timm's."""
+
+
+def register_backbone(name: str, build: Callable[[], Backbone]) -> None:
+    """Add a backbone, so that `--backbone` takes its name.
+
+    Args:
+        name: not one that torchvision has, and without `timm:`.
+        build: makes it with random weights; `--weights FILE` is loaded into it by the names of its state dict.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in OWN_BACKBONES or name in _torchvision_names() or name.startswith(TIMM):
+        raise ValueError(f"backbone {name}: there is one of this name already; choose another")
+    OWN_BACKBONES[name] = build
 
 
 def check_backbone(name: str) -> None:
@@ -74,7 +89,8 @@ def check_backbone(name: str) -> None:
 
 def _nearest(name: str, known: Iterable[str], before: str = "") -> str:
     near = difflib.get_close_matches(name, known, 3)
-    where = f"{', '.join(OWN_BACKBONES)}, torchvision's classification models by their names, and timm:NAME"
+    own = ", ".join(OWN_BACKBONES)
+    where = f"{own}, torchvision's classification models by their names, timm:NAME; one of your own: --import MODULE"
     return f"did you mean {', '.join(repr(before + one) for one in near)}?" if near else f"known: {where}"
 
 

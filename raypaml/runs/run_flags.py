@@ -10,6 +10,7 @@ from typing import Any
 
 from raypaml.cli import KeptLines, Parser, add_config_flags
 from raypaml.config import TrainConfig
+from raypaml.extensions import import_first
 from raypaml.losses.schemes import help_text
 from raypaml.recipes import RECIPES, recipe
 from raypaml.runs.run_folder import open_run, read_config, stored_config
@@ -42,6 +43,7 @@ def parse_run(
         add_own(parser)
         return vars(parser.parse(argv))
 
+    import_first(argv)
     asked = parse(TrainConfig(), [flag for flag in argv if flag not in ("-h", "--help")])
     base = base_config(asked).override(defaults or {})
     values = parse(base, argv)  # once more, so that --help shows this recipe's values

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.data_folder import DataFolder
-from raypaml.losses.scheme_losses import check_schedule
+from raypaml.losses.scheme_losses import check_schedule, named_function
 from raypaml.losses.schemes import read_settings, scheme_of
 from raypaml.training.class_scores import ClassScores
 from raypaml.training.label_estimates import LabelEstimates
@@ -55,4 +55,6 @@ def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
     settings = scheme.defaults | read_settings(scheme.name, loss.scheme_settings)
     last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     check_schedule(scheme.name, settings, last)
-    return STATE_BUILDERS[scheme.state](Start(config=config, data=data, settings=settings))
+    builder = named_function(scheme.state) if ":" in scheme.state else STATE_BUILDERS[scheme.state]
+    state: SchemeState = builder(Start(config=config, data=data, settings=settings))
+    return state

@@ -1,0 +1,83 @@
+"""Modules of one's own that register schemes, backbones, augmentations or metrics: `--import MODULE`.
+
+A module is imported because a command line or a program names it, never because a file that was read does: what a run
+records as its `imports` is what must be named again, and is not imported from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+_named: list[str] = []
+
+
+def modules_named() -> str:
+    """The modules that were named in this process, with commas between them."""
+    return ",".join(_named)
+
+
+def missing(modules: str) -> list[str]:
+    """Those of the modules, `A,B`, that this process has not imported, by this door or any other."""
+    return [name for name in filter(None, modules.split(",")) if name not in sys.modules]
+
+
+def import_modules(modules: str) -> None:
+    """Import the modules `A,B` once, from where Python finds modules, or else from the working directory.
+
+    Raises:
+        ValueError: one cannot be imported; the message says what it raised, and where.
+    """
+    if str(Path.cwd()) not in sys.path:  # as `python -m` does; the console script does not
+        sys.path.append(str(Path.cwd()))
+    for name in filter(None, (part.strip() for part in modules.split(","))):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise ValueError(
+                f"--import {name}: cannot be imported ({type(error).__name__}: {error}, {where.filename}:"
+                f"{where.lineno}); every machine of the run must have it, in the working directory or installed"
+            ) from None
+        if name not in _named:
+            _named.append(name)
+
+
+class ImportModule(argparse.Action):
+    """The flag `--import MODULE`, as often as wanted: imports the module at once; its value is all that were named."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        """Import it."""
+        import_modules(values)
+        before = getattr(namespace, self.dest, "")
+        setattr(namespace, self.dest, ",".join(dict.fromkeys(filter(None, (*before.split(","), values)))))
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--import`; what it names is imported while the command line is parsed."""
+    about = "module that registers schemes, backbones, augmentations or metrics of your own; may be repeated"
+    parser.add_argument("--import", dest="imports", default="", action=ImportModule, metavar="MODULE", help=about)
+
+
+def import_first(argv: Sequence[str]) -> None:
+    """Import what `--import` names anywhere among the arguments, before a parser lists what is registered."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_import_flag(parser)
+    parser.parse_known_args(argv)
+
+
+def with_imports(modules: str, function: Any, arguments: Iterable[Any]) -> Any:
+    """Call a function in another process, once the modules that this one named are imported there."""
+    import_modules(modules)
+    return function(*arguments)
