@@ -27,6 +27,7 @@ EARLIER: dict[str, Any] = {
     "cudnn_benchmark": False,
     "test_features": False,
     "threads": 0,
+    "rejection_rounding": "half_up",
 }
 """What settings were before they existed, where that is not their default: a run that was begun then goes on so."""
 

@@ -74,6 +74,8 @@ class LossConfig:
     """Raise the rejection rate after each epoch (published) or with every sample seen."""
     rejection_scope: Literal["global", "rank"] = "global"
     """Compare losses over the global batch, or within each worker's part of it (as published code would)."""
+    rejection_rounding: Literal["up", "half_up"] = "up"
+    """How the number of entries to reject becomes whole: up (published), or half up, as earlier versions rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)

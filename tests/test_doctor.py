@@ -149,10 +149,11 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_on_a_laptop(tiny_digits: Path, tmp_path: Path) -> None:
-    done = run("digits", "--data", str(tiny_digits), "--storage", str(tmp_path / "runs"))
+    done = run("digits", "--data", str(tiny_digits), "--storage", str(tmp_path / "runs"), "--delta-rel", "0")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "renames are whole" in done.stdout
     assert "1 training shards, all there, for 2 workers" in done.stdout
+    assert "warning  ll_r rejects nothing in this whole run: delta_rel=0" in done.stdout
     assert done.stdout.endswith("nothing that would stop the run\n")
 
 

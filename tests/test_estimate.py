@@ -17,6 +17,7 @@ from raypaml.recipes import recipe
 from raypaml.runs.models import build_model
 from raypaml.train import main
 from raypaml.training.estimate import describe_estimate, estimate, measure
+from raypaml.training.job import prepare_job
 
 CPU_STEP = """
 import sys, torch, torchvision
@@ -111,6 +112,43 @@ def test_rejection_is_that_of_the_last_epoch(tiny_digits: Path) -> None:
     assert estimate(settings, data).most_rejected == 72  # 9 x 0.5 % of 32 x 50
     assert estimate(settings.override({"scheme": "ll_cp"}), data).most_rejected == 8
     assert estimate(settings.override({"scheme": "an"}), data).most_rejected == 0
+
+
+def test_rejection_by_samples_rises_to_the_last_step_and_each_worker_rounds_its_own_part(tiny_digits: Path) -> None:
+    data = open_folder(tiny_digits)
+    settings = config(tiny_digits, epochs=10, warmup_epochs=1, delta_rel=0.5, schedule="samples")
+    assert estimate(settings, data).most_rejected == 78  # (9 + 2/3) x 0.5 % of 32 x 50 = 77.3
+    settings = config(tiny_digits, epochs=2, warmup_epochs=1, delta_rel=0.1, workers=4)
+    assert estimate(settings, data).most_rejected == 2  # 0.1 % of 32 x 50 = 1.6
+    assert estimate(settings.override({"rejection_scope": "rank"}), data).most_rejected == 4  # 0.4 in each of four
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"delta_rel": 0.0}, "ll_r rejects nothing in this whole run: delta_rel=0; it trains as scheme an does"),
+        ({"warmup_epochs": 18}, "ll_r rejects nothing in this whole run: warmup_epochs=18 leaves none of epochs=18"),
+        ({"scheme": "ll_cp_abs", "warmup_epochs": 20}, "ll_cp_abs rejects nothing in this whole run: warmup_epochs=20"),
+        (
+            {"scheme": "ll_cp", "delta_rel": 0.03, "rejection_rounding": "half_up"},
+            "ll_cp rejects nothing in this whole run: delta_rel=0.03 % of 32 x 50 entries is rounded to 0 by half_up",
+        ),
+        ({"scheme": "ll_cp", "delta_rel": 0.03}, ""),
+        ({"scheme": "ll_cp", "delta_rel": 0.04, "rejection_rounding": "half_up"}, ""),
+        ({"scheme": "ll_r_abs", "delta_rel": 0.0}, ""),
+        ({"scheme": "an", "delta_rel": 0.0}, ""),
+    ],
+)
+def test_a_run_that_never_rejects_says_so_at_its_start_and_in_the_plan(
+    values: dict[str, Any], why: str, tiny_digits: Path, tmp_path: Path
+) -> None:
+    settings = config(tiny_digits, storage=str(tmp_path), **values)
+    said = list[str]()
+    data = prepare_job(settings, said.append).data
+    assert [line[: len(why)] for line in said if "rejects nothing" in line] == [why] * bool(why)
+    found = estimate(settings, data)
+    assert found.nothing_rejected.startswith(why)
+    assert bool(found.nothing_rejected) == bool(why) == ("rejects nothing" in describe_estimate(settings, found))
 
 
 def test_plan_prints_and_starts_nothing(

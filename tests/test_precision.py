@@ -114,9 +114,10 @@ def test_torch_is_told_how_a_gpu_computes(
     monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
     for name in ("allow_tf32", "benchmark"):
         monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
-    prepare_device(OptimConfig(**values), CPU)
+    optim = TrainConfig().override(values).optim
+    prepare_device(optim, CPU)
     assert told == []
-    prepare_device(OptimConfig(**values), torch.device("cuda"))
+    prepare_device(optim, torch.device("cuda"))
     assert (told[0], torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == expected
 
 

@@ -209,6 +209,8 @@ def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf
         yield Finding(FATAL, str(error))
         return
     yield enough_shards(config, data)
+    if found.nothing_rejected:
+        yield Finding(WARNING, found.nothing_rejected, "--delta-rel, --warmup-epochs; or --scheme an, if it is meant")
     parameters = found.shape.backbone_parameters + found.shape.head_parameters
     size = parameters * FLOAT32 * (4 if config.optim.ema else 3)
     stored = sum(data.splits["train"].shard_bytes) if "://" in data.address else 0

@@ -15,7 +15,7 @@ from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.losses.fused_bce import mean_loss
 from raypaml.losses.large_loss_records import BY_RATE
 from raypaml.losses.schemes import SCHEMES, scheme_of
-from raypaml.losses.selection import rejection_count, rejection_rate, select
+from raypaml.losses.selection import Rounding, rejection_count, rejection_rate, select
 
 
 def scheduled_rate(
@@ -75,6 +75,7 @@ def large_loss(
     first_row: int = 0,
     group: dist.ProcessGroup | None = None,
     scope: Literal["global", "rank"] = "global",
+    rounding: Rounding = "up",
     check_values: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy from partial labels, without the unobserved entries that look like missed positives.
@@ -82,19 +83,21 @@ def large_loss(
     Schemes: `full` every entry observed · `an` unobserved means negative · `ignore` observed entries only · `ll_r`
     the rejected entries' loss is 0 · `ll_ct` the rejected entries' target is 1 in this step · `ll_cp` the same, and
     the caller keeps the targets (`runs.corrections`). Rejected are exactly the k unobserved entries of largest
-    loss in the global batch, k = round-half-up(rate x all entries), or all of them where there are fewer. They stay
-    in the denominator. (LL, CVPR 2022, equations 4 to 7; what differs from the published code is in losses/README.md.)
+    loss in the global batch, k = ceil(rate x all entries), or all of them where there are fewer. They stay in the
+    denominator. (LL, CVPR 2022, equations 4 to 7; what differs from the published code is in losses/README.md.)
 
     Args:
         logits: [B, K], any float type; the loss is computed in float32 (float64 stays).
         labels: [B, K] int8 in {1 positive, 0 negative, -1 unobserved}.
-        rejection_rate: share of all entries, 0..1; 0 is plain assume-negative.
+        rejection_rate: share of all entries, 0..1; 0 is plain assume-negative. k is rounded up: give a rate that was
+            computed as the Fraction that `raypaml.rejection_rate` returns, for 0.1 + 0.2 is above 0.3 in floats.
         threshold: reject by it instead: every unobserved entry of a larger loss. (`scheduled_threshold`)
         global_rows: rows of the global batch, if this is one rank's part of it.
         first_row: this part's first row within the global batch.
         group: the process group that shares the global batch.
         scope: "rank" rejects within this rank's part alone, as published code does under data parallelism: what is
             rejected then depends on the number of ranks.
+        rounding: how k becomes whole; half_up as in earlier versions.
         check_values: False leaves `check_labels` and `check_finite` to the caller: on a GPU they wait for the device.
 
     Returns:
@@ -113,7 +116,8 @@ def large_loss(
         check_finite(logits)
     rows = logits.shape[0] if global_rows is None else global_rows
     considered = rows if scope == "global" else len(logits)
-    count = rejection_count(rejection_rate, considered * logits.shape[1]) if scheme_of(scheme).rejects_by else 0
+    rejects = bool(scheme_of(scheme).rejects_by)
+    count = rejection_count(rejection_rate, considered * logits.shape[1], rounding) if rejects else 0
     if threshold is None:
         rejected = select(logits, labels, count, first_row=first_row, group=group if scope == "global" else None)
     else:

@@ -24,7 +24,7 @@ from raypaml.losses.fused_bce import mean_loss
 from raypaml.losses.fused_terms import UNIT, Term, mean_term, probability_sum
 from raypaml.losses.large_loss import corrected_bce, exceeds, large_loss, scheduled_rate, scheduled_threshold
 from raypaml.losses.schemes import scheme_of
-from raypaml.losses.selection import select
+from raypaml.losses.selection import Rounding, select
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class StepContext:
     first_row: int = 0
     group: dist.ProcessGroup | None = None
     scope: Literal["global", "rank"] = "global"
+    rounding: Rounding = "up"
+    """Of the number of entries to reject."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """The scheme's settings; `scheme_loss` completes them by the published ones."""
     known: Mapping[str, Any] = field(default_factory=dict)
@@ -129,6 +131,7 @@ def large_loss_by_rate(logits: Tensor, labels: Tensor, context: StepContext) -> 
         first_row=context.first_row,
         group=context.group,
         scope=context.scope,
+        rounding=context.rounding,
         check_values=False,
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from fractions import Fraction
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from raypaml.collectives import all_gather
 from raypaml.labels import UNOBSERVED
 
+Rounding = Literal["up", "half_up"]
+"""How the rate times all entries becomes a whole number: up as published, or half up as earlier versions did."""
 FIRST_STRETCH = 1 << 14
 """Entries looked at first on a CPU, at least."""
 _NEVER = torch.iinfo(torch.int64).max
@@ -45,9 +49,19 @@ def _exact(number: float | Fraction) -> Fraction:
     return number if isinstance(number, Fraction) else Fraction(Decimal(repr(float(number))))
 
 
-def rejection_count(rate: float | Fraction, num_entries: int) -> int:
-    """K = rate x entries, rounded half up, in integers."""
-    return int(_exact(rate) * num_entries + Fraction(1, 2))
+def rejection_count(rate: float | Fraction, num_entries: int, rounding: Rounding = "up") -> int:
+    """How many entries a rate rejects: rate x entries, rounded up once, in exact arithmetic.
+
+    Published code takes the ceiling, too (both papers' `losses.py`), but of a rate that it adds up in floats: a product
+    that is whole then often becomes one more. Here a whole product stays as it is.
+
+    Args:
+        rate: share of all entries, 0..1; a float means the decimal number that it prints as.
+        num_entries: entries of the batch, B x K.
+        rounding: half_up is the rule of earlier versions, for runs that were begun with it.
+    """
+    exact = _exact(rate) * num_entries
+    return math.ceil(exact) if rounding == "up" else int(exact + Fraction(1, 2))
 
 
 def select(

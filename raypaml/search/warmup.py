@@ -15,7 +15,7 @@ from raypaml.losses.schemes import scheme_of
 if TYPE_CHECKING:
     from raypaml.search.spaces import Space
 
-AFTER_WARMUP = ("delta_rel", "schedule", "rejection_scope", "warmup_epochs")
+AFTER_WARMUP = ("delta_rel", "schedule", "rejection_scope", "rejection_rounding", "warmup_epochs")
 """Fields that decide nothing before the first rejection, besides a scheme that is plain until then. All others may."""
 
 

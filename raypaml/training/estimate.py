@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from raypaml.config import TrainConfig, rejecting_epochs
+from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
-from raypaml.data.plan import Plan, default_lanes
-from raypaml.losses.schemes import scheme_of
-from raypaml.losses.selection import rejection_count, rejection_rate
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.model.pooling import tile_images
 from raypaml.runs.kept_features import keeps_features
+from raypaml.training.rejection_counts import most_rejected, nothing_rejected, plan_of, step_parts
 
 FLOAT32 = 4
 RATES = {"cuda": (50, 100, 200, 400), "cpu": (0.05, 0.1, 0.2, 0.4)}
@@ -85,6 +83,8 @@ class Estimate:
     """Of an encoded image, on average."""
     most_rejected: int
     """Entries of a global batch, in the last epoch."""
+    nothing_rejected: str
+    """Why a scheme that rejects never does, in a sentence; empty where it does, or is none."""
     device: str
     """cpu or cuda; `auto` is what this machine has."""
     kind: torch.dtype
@@ -98,9 +98,7 @@ class Estimate:
 def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
     """Estimate a checked configuration on its data."""
     index, num_classes = data.splits["train"], len(data.vocabulary)
-    size, workers = config.data.global_batch_size, config.run.workers
-    plan = Plan(num_samples=len(index), global_batch_size=size, lanes=config.data.lanes or default_lanes(size))
-    part = max(len(plan.epoch(0, rank, workers)[0].rows) for rank in range(workers))
+    plan, part = plan_of(config, index), max(step_parts(config, index))
     at_once = min(part, config.optim.micro_batch_size or part)
     device = _device(config)
     half = config.optim.precision == "bfloat16" or (config.optim.precision == "auto" and device == "cuda")
@@ -117,7 +115,8 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
         num_classes=num_classes,
         pixels=3 * height * width,
         image_bytes=float(index.size.mean()),
-        most_rejected=_most_rejected(config, min(size, len(index)) * num_classes),
+        most_rejected=most_rejected(config, index),
+        nothing_rejected=nothing_rejected(config, index),
         device=device,
         kind=kind,
         memory=_weights(config, shape, plan.lanes, kind)
@@ -129,14 +128,6 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
 def _device(config: TrainConfig) -> str:
     here = "cuda" if torch.cuda.is_available() else "cpu"
     return here if config.run.device == "auto" else config.run.device
-
-
-def _most_rejected(config: TrainConfig, entries: int) -> int:
-    epochs = rejecting_epochs(config.optim.epochs, config.loss.warmup_epochs)
-    scheme = scheme_of(config.loss.scheme)
-    if scheme.rejects_by != "rate" or not epochs:
-        return 0
-    return rejection_count(rejection_rate(1 if scheme.rate_is_constant else epochs, config.loss.delta_rel), entries)
 
 
 @functools.lru_cache
@@ -224,7 +215,9 @@ def describe_estimate(config: TrainConfig, found: Estimate) -> str:
         f"map         {found.at_once} x {found.num_classes} x {shape.grid[0]} x {shape.grid[1]}: {whole} in "
         f"{str(found.kind).removeprefix('torch.')} if it were whole, kept are {signs} of signs",
         *_kept_features(config, found),
-        f"rejection   at most {found.most_rejected:,} entries a step, {keys} from each worker",
+        f"rejection   {found.nothing_rejected}"
+        if found.nothing_rejected
+        else f"rejection   at most {found.most_rejected:,} entries a step, {keys} from each worker",
         f"memory      {_size(sum(found.memory.values()))} a {where}:",
         *(f"            {_size(size):>10}  {name}" for name, size in found.memory.items() if size),
         f"work        {found.flops / 1e9:,.3g} GFLOP an image, {found.flops * found.images / 1e15:,.3g} PFLOP an epoch",

@@ -15,6 +15,7 @@ from raypaml.model.backbones import check_backbone
 from raypaml.runs.models import check_model
 from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
 from raypaml.training.estimate import describe_estimate, estimate
+from raypaml.training.rejection_counts import nothing_rejected
 from raypaml.training.state_builders import scheme_state_of
 
 
@@ -44,6 +45,8 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     config = _as_begun(folder, config, say)
     check_same_run(folder, config, data)
     _say_threads(config, say)
+    if said := nothing_rejected(config, data.splits["train"]):
+        say(said)
     return Job(config, data, folder)
 
 

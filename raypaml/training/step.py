@@ -208,6 +208,7 @@ def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple
         first_row=batch.first_row,
         group=worker.ranks.group,
         scope=config.rejection_scope,
+        rounding=config.rejection_rounding,
         settings=read_settings(config.scheme, config.scheme_settings),
         known=worker.scheme_state.known(batch.rows, labels),
     )

@@ -1,0 +1,59 @@
+"""How many entries a run will reject, before it starts, and why it may never reject any."""
+
+from __future__ import annotations
+
+from raypaml.config import TrainConfig, rejecting_epochs
+from raypaml.data.index import Index
+from raypaml.data.plan import Plan, default_lanes
+from raypaml.losses.large_loss import scheduled_rate
+from raypaml.losses.schemes import scheme_of
+from raypaml.losses.selection import rejection_count
+
+
+def plan_of(config: TrainConfig, index: Index) -> Plan:
+    """The plan of the training split, without mirroring and shuffle windows, which change no sizes."""
+    size = config.data.global_batch_size
+    return Plan(num_samples=len(index), global_batch_size=size, lanes=config.data.lanes or default_lanes(size))
+
+
+def step_parts(config: TrainConfig, index: Index) -> list[int]:
+    """Images of every worker in a full step."""
+    plan, workers = plan_of(config, index), config.run.workers
+    return [len(plan.epoch(0, rank, workers)[0].rows) for rank in range(workers)]
+
+
+def most_rejected(config: TrainConfig, index: Index) -> int:
+    """Entries that a scheme with a rate rejects in a full step at the end of the run, over all workers; else 0."""
+    loss, steps = config.loss, plan_of(config, index).steps
+    rate = scheduled_rate(
+        loss.scheme,
+        loss.delta_rel,
+        epoch=config.optim.epochs - 1,
+        step=steps - 1,
+        steps=steps,
+        warmup_epochs=loss.warmup_epochs,
+        continuous=loss.schedule == "samples",
+    )
+    parts = step_parts(config, index)
+    batches = [sum(parts)] if loss.rejection_scope == "global" else parts
+    return sum(rejection_count(rate, rows * index.num_classes, loss.rejection_rounding) for rows in batches)
+
+
+def nothing_rejected(config: TrainConfig, index: Index) -> str:
+    """Why a scheme that rejects never rejects anything in this run, in one sentence; empty where it does, or is none.
+
+    Whether a loss ever exceeds a threshold cannot be told before training.
+    """
+    loss, epochs = config.loss, config.optim.epochs
+    rejects_by = scheme_of(loss.scheme).rejects_by
+    if not rejects_by:
+        return ""
+    why = ""
+    if not rejecting_epochs(epochs, loss.warmup_epochs):
+        why = f"warmup_epochs={loss.warmup_epochs} leaves none of epochs={epochs} that rejects"
+    elif rejects_by == "rate" and not loss.delta_rel:
+        why = "delta_rel=0"
+    elif rejects_by == "rate" and loss.rejection_rounding == "half_up" and not most_rejected(config, index):
+        rows = min(config.data.global_batch_size, len(index))
+        why = f"delta_rel={loss.delta_rel:g} % of {rows} x {index.num_classes} entries is rounded to 0 by half_up"
+    return why and f"{loss.scheme} rejects nothing in this whole run: {why}; it trains as scheme an does"
