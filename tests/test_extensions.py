@@ -127,7 +127,9 @@ def test_a_module_that_cannot_be_imported_is_one_line(module: str, tmp_path: Pat
     with pytest.raises(ValueError, match=r"--import nowhere: cannot be imported \(ModuleNotFoundError: No module"):
         train.parse(["--import", "nowhere"])
     (tmp_path / "failing_parts.py").write_text("\n1 / 0\n")
-    with pytest.raises(ValueError, match=r"ZeroDivisionError: division by zero, .*failing_parts\.py:2\); every machine"):
+    with pytest.raises(
+        ValueError, match=r"ZeroDivisionError: division by zero, .*failing_parts\.py:2\); every machine"
+    ):
         train.parse(["--import", "failing_parts"])
 
 

@@ -495,5 +495,5 @@ def test_records_that_cannot_be_are_refused(change: dict[str, Any], said: str) -
 
 
 def test_a_loss_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match=r"loss raypaml\.losses\.formulas:hil: cannot be imported"):
+    with pytest.raises(ValueError, match=r"^raypaml\.losses\.formulas:hil: cannot be imported"):
         named_function("raypaml.losses.formulas:hil")
