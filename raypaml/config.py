@@ -28,6 +28,7 @@ EARLIER: dict[str, Any] = {
     "test_features": False,
     "threads": 0,
     "rejection_rounding": "half_up",
+    "scheme_defaults": "earlier",
 }
 """What settings were before they existed, where that is not their default: a run that was begun then goes on so."""
 

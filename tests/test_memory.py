@@ -111,7 +111,7 @@ def test_pseudo_negatives_are_the_lowest_share_of_a_class(seed: int, epoch: int,
 
 def test_estimates_of_few_classes_are_the_whole_matrix(tiny_digits: Path) -> None:
     index = open_folder(tiny_digits).splits["train"]
-    state = LabelEstimates(index, 2.0, {"expected": 0.0, "step": 0.7})
+    state = LabelEstimates(index, 2.0, {"expected": 0.0, "step": 0.7, "epsilon": 1e-5})
     theta = torch.zeros(len(index), 50)
     theta[torch.from_numpy(index.labels(np.arange(len(index))) == POSITIVE)] = state.OBSERVED
     theta[torch.from_numpy(index.labels(np.arange(len(index))) == NEGATIVE)] = -state.OBSERVED
@@ -121,21 +121,22 @@ def test_estimates_of_few_classes_are_the_whole_matrix(tiny_digits: Path) -> Non
             torch.testing.assert_close(state.known(rows, labels)["estimates"], theta[rows])
             state.note(rows, labels, logits, ALONE, len(rows))
             count = torch.sigmoid(theta[rows].double()).sum(1).mean().item()
-            theta[rows] = estimates_step(theta[rows], logits, labels, step=0.7, expected=2.0, count=count)
+            learning = {"step": 0.7, "expected": 2.0, "count": count, "epsilon": 1e-5}
+            theta[rows] = estimates_step(theta[rows], logits, labels, **learning)
         state.exchange(ALONE)
 
 
 def test_estimates_of_many_classes_keep_the_highest(tiny_digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LabelEstimates, "KEPT", 5)
     index = open_folder(tiny_digits).splits["train"]
-    state = LabelEstimates(index, 2.0, {"expected": 0.0, "step": 1.0})
+    state = LabelEstimates(index, 2.0, {"expected": 0.0, "step": 1.0, "epsilon": 1e-5})
     rows = np.arange(8)
     labels, logits = torch.from_numpy(index.labels(rows)), torch.randn(8, 50)
     before = torch.as_tensor(state.known(rows, labels)["estimates"]).double()
     state.note(rows, labels, logits, ALONE, 8)
     state.exchange(ALONE)
     count = torch.sigmoid(before).sum(1).mean().item()
-    whole = estimates_step(before, logits, labels, step=1.0, expected=2.0, count=count).float()
+    whole = estimates_step(before, logits, labels, step=1.0, expected=2.0, count=count, epsilon=1e-5).float()
     found = torch.as_tensor(state.known(rows, labels)["estimates"])
     best = whole.topk(5).indices
     torch.testing.assert_close(found.gather(1, best), whole.gather(1, best))

@@ -26,6 +26,7 @@ from raypaml.losses.scheme import Bounds, Scheme, Setting
 from raypaml.losses.scheme_losses import StepContext, check_schedule, named_function, scheme_loss
 from raypaml.losses.schemes import (
     SCHEMES,
+    all_settings,
     help_text,
     markdown_table,
     published_table,
@@ -103,45 +104,68 @@ def focal_margin(x: Tensor, m: float = 1.0) -> Tensor:
     return -((1 - s) ** 2) * torch.log(s)
 
 
-def pasl(x: Tensor, y: Tensor, keep: Tensor | float = 1.0) -> Tensor:
-    p = torch.sigmoid(x)
-    return cases(y, -torch.log(p), -p * torch.log(1 - p), keep * -(p**4) * torch.log(1 - p))
+def held(x: Tensor, before: bool = False) -> Tensor:
+    """The probability in a focusing weight: constant, and before `detach_focal` was a setting not."""
+    return torch.sigmoid(x if before else x.detach())
 
 
-def csl(x: Tensor, y: Tensor) -> Tensor:
+def pasl(x: Tensor, y: Tensor, before: bool = False, keep: Tensor | float = 1.0) -> Tensor:
+    p, q = torch.sigmoid(x), held(x, before)
+    return cases(y, -torch.log(p), -q * torch.log(1 - p), keep * -(q**4) * torch.log(1 - p))
+
+
+def csl(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
     keep = torch.ones_like(x)
     keep[:, KNOWN["csl"]["priors"] > 0.05] = 0
     ranked = sorted((-float(x.detach()[b, k]), b, k) for b, k in (y == UNOBSERVED).nonzero().tolist())
     for _, b, k in ranked[: 1 * len(x)]:
         keep[b, k] = 0
-    return pasl(x, y, keep)
+    return pasl(x, y, before, keep)
 
 
-def asl(x: Tensor, y: Tensor) -> Tensor:
+def asl(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
     p = torch.sigmoid(x)
-    q = torch.clamp(p - 0.05, min=0)
-    return cases(y, -torch.log(p), -(q**4) * torch.log(1 - q), -(q**4) * torch.log(1 - q))
+    q, weight = torch.clamp(p - 0.05, min=0), torch.clamp(held(x, before) - 0.05, min=0) ** 4
+    return cases(y, -torch.log(p), -weight * torch.log(1 - q), -weight * torch.log(1 - q))
+
+
+def neg_log(p: Tensor, before: bool = False) -> Tensor:
+    """As the code of Cole et al. and Zhou et al. has it; before `epsilon` was a setting, without."""
+    return -torch.log(p + (0 if before else 1e-5))
+
+
+def wan(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
+    negative = neg_log(1 - torch.sigmoid(x), before)
+    return cases(y, neg_log(torch.sigmoid(x), before), negative, negative / 6)
 
 
 def penalty(p: Tensor) -> Tensor:
     return (p.sum(1).mean() - 2.5) ** 2 / K**2
 
 
-def role(x: Tensor, y: Tensor) -> Tensor:
+def epr(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
+    p = torch.sigmoid(x)
+    return cases(y, neg_log(p, before), neg_log(1 - p, before), 0 * p) + penalty(p)
+
+
+def role(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
     p, e = torch.sigmoid(x), torch.sigmoid(estimates_of(len(x)).double())
-    cross = (-e * torch.log(p) - (1 - e) * torch.log(1 - p)).mean()
-    return (cases(y, -torch.log(p), -torch.log(1 - p), 0 * p) + cross + penalty(p)) / 2
+    return (epr(x, y, before) + (e * neg_log(p, before) + (1 - e) * neg_log(1 - p, before)).mean()) / 2
 
 
-def entropy(p: Tensor) -> Tensor:
-    return -p * torch.log(p) - (1 - p) * torch.log(1 - p)
+def em(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
+    p = torch.sigmoid(x)
+    entropy = p * neg_log(p, before) + (1 - p) * neg_log(1 - p, before)
+    return cases(y, neg_log(p, before), neg_log(1 - p, before), -0.1 * entropy)
 
 
-def em_apl(x: Tensor, y: Tensor) -> Tensor:
+def em_apl(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
     p, soft = torch.sigmoid(x), KNOWN["em_apl"]["soft"].double()
-    pseudo = 0.9 * (-soft * torch.log(p) - (1 - soft) * torch.log(1 - p))
+    pseudo = 0.9 * (soft * neg_log(p, before) + (1 - soft) * neg_log(1 - p, before))
+    entropy = p * neg_log(p, before) + (1 - p) * neg_log(1 - p, before)
     below = x.detach() < KNOWN["em_apl"]["threshold"]
-    return cases(y, -torch.log(p), -torch.log(1 - p), torch.where(below, pseudo, -0.1 * entropy(p)))
+    unobserved = torch.where(below, pseudo, -0.1 * entropy)
+    return cases(y, neg_log(p, before), neg_log(1 - p, before), unobserved)
 
 
 def gr(x: Tensor, y: Tensor) -> Tensor:
@@ -192,25 +216,26 @@ def positive(x: Tensor) -> Tensor:
     return -torch.log(torch.sigmoid(x))
 
 
-def ls(x: Tensor, y: Tensor) -> Tensor:
-    return cases(y, *(t * positive(x) + (1 - t) * positive(-x) for t in (0.9, 0.1, 0.1)))
+def ls(x: Tensor, y: Tensor, before: bool = False) -> Tensor:
+    p = torch.sigmoid(x)
+    return cases(y, *(t * neg_log(p, before) + (1 - t) * neg_log(1 - p, before) for t in (0.9, 0.1, 0.1)))
 
 
-FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+FORMULAS: dict[str, Callable[..., Tensor]] = {
     "full": lambda x, y: cases(y, positive(x), positive(-x), positive(-x)),
     "an": lambda x, y: cases(y, positive(x), positive(-x), positive(-x)),
     "ignore": ignore,
     "ll_r": by_rate(2, lambda p: 0 * p),
     "ll_ct": by_rate(2, lambda p: -torch.log(p)),
     "ll_cp": by_rate(1, lambda p: -torch.log(p)),
-    "wan": lambda x, y: cases(y, positive(x), positive(-x), positive(-x) / 6),
+    "wan": wan,
     "ls": ls,
     "asl": asl,
     "pasl": pasl,
     "csl": csl,
-    "epr": lambda x, y: cases(y, positive(x), positive(-x), 0 * x) + penalty(torch.sigmoid(x)),
+    "epr": epr,
     "role": role,
-    "em": lambda x, y: cases(y, positive(x), positive(-x), -0.1 * entropy(torch.sigmoid(x))),
+    "em": em,
     "em_apl": em_apl,
     "gr": gr,
     "hill": hill,
@@ -245,11 +270,43 @@ def test_value_and_gradient_are_those_of_the_formula(scheme: Any, seed: int, row
     torch.testing.assert_close(gradient.double(), slope, rtol=2e-4, atol=1e-6)
 
 
+BEFORE = [name for name, scheme in SCHEMES.items() if scheme.earlier_defaults != scheme.defaults]
+
+
+@pytest.mark.parametrize("scheme", BEFORE)
+def test_runs_begun_earlier_keep_value_and_gradient(scheme: str) -> None:
+    logits, labels = draw(3)
+    logits[1::2] -= 12  # where epsilon decides
+    settings = all_settings(scheme, "", "earlier") | LIKELY.get(scheme, {})
+    at = moment(scheme, len(logits), settings=settings)
+    value, gradient = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits)
+    expected, slope = value_and_gradient(lambda x: FORMULAS[scheme](x, labels, before=True), logits)
+    _, other = value_and_gradient(lambda x: FORMULAS[scheme](x, labels), logits)
+    assert value == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
+    assert (gradient - other).abs().max() > 0.1 * slope.abs().max()
+
+
+def test_a_run_begun_earlier_trains_as_it_began(tiny_digits: Path, tmp_path: Path) -> None:
+    losses = {}
+    for name in ("published", "detach_focal=0", "earlier"):
+        settings = config(scheme="pasl", epochs=1, scheme_settings=name if "=" in name else "")
+        stored = settings.to_dict()
+        if name == "earlier":
+            del stored["loss"]["scheme_defaults"]
+        settings = TrainConfig.from_dict(stored)
+        claim(tmp_path / name, settings, open_folder(tiny_digits))
+        assert train_here(0, 1, settings, tiny_digits, tmp_path / name, None)
+        losses[name] = [record["loss"] for record in history(tmp_path / name)]
+    assert losses["earlier"] == losses["detach_focal=0"] != losses["published"]
+    assert all_settings("csl", "gamma_neg=3", "earlier")["gamma_neg"] == 3
+
+
 @pytest.mark.parametrize("scheme", [name for name in ALL if name != "gr"])  # whose weights take no gradient
 def test_gradients_are_those_of_finite_differences(scheme: Any) -> None:
     logits, labels = draw(11)
     labels = as_needed(scheme, labels)
-    at = moment(scheme, len(logits))
+    at = moment(scheme, len(logits), settings={"detach_focal": 0.0} if scheme in ("asl", "pasl", "csl") else {})
     assert torch.autograd.gradcheck(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.requires_grad_())
 
 
@@ -336,10 +393,10 @@ def test_estimates_step_is_the_gradient_of_their_half() -> None:
     logits, labels = draw(8)
     theta = estimates_of(len(logits)).double().requires_grad_()
     e, p = torch.sigmoid(theta), torch.sigmoid(logits)
-    cross = (-p * torch.log(e) - (1 - p) * torch.log(1 - e)).mean()
-    (slope,) = torch.autograd.grad(cases(labels, -torch.log(e), -torch.log(1 - e), 0 * e) + cross + penalty(e), theta)
+    cross = (p * neg_log(e) + (1 - p) * neg_log(1 - e)).mean()
+    (slope,) = torch.autograd.grad(cases(labels, neg_log(e), neg_log(1 - e), 0 * e) + cross + penalty(e), theta)
     count = e.sum(1).mean().item()
-    after = estimates_step(theta.detach(), logits, labels, step=0.3, expected=2.5, count=count)
+    after = estimates_step(theta.detach(), logits, labels, step=0.3, expected=2.5, count=count, epsilon=1e-5)
     torch.testing.assert_close(after, theta.detach() - 0.3 * slope * theta.numel())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raypaml.losses.scheme import ABOVE_ZERO, FOCUSING, SHARE, Published, Scheme, Setting
+from raypaml.losses.scheme import ABOVE_ZERO, FOCUSING, SHARE, SWITCH, Published, Scheme, Setting
 
 COLE = "E. Cole et al., CVPR 2021"
 BEN_BARUCH = "E. Ben-Baruch et al., CVPR 2022"
@@ -13,13 +13,23 @@ FOCAL_MARGIN = (
     Setting("margin", 1.0, "what is subtracted from a positive's logit"),
     Setting("gamma", 2.0, "power of the focusing weight", FOCUSING),
 )
+DETACH_FOCAL = Setting(
+    "detach_focal",
+    1.0,
+    "whether the focusing weights take no gradient, as where the published code trains",
+    SWITCH,
+    0.0,
+)
+EPSILON = Setting(
+    "epsilon", 1e-5, "added to a probability before its logarithm is taken, as the published code does", SHARE, 0.0
+)
 PASL = (
     Setting("gamma_pos", 0.0, "power of the focusing weight of positives", FOCUSING),
     Setting("gamma_neg", 1.0, "the same of observed negatives", FOCUSING),
     Setting("gamma_unobserved", 4.0, "the same of unobserved entries", FOCUSING),
     Setting("clip", 0.0, "what is subtracted from p of all but positives", SHARE),
+    DETACH_FOCAL,
 )
-WHOLE_FORMULA = "The gradient is that of the whole formula; the published code holds the focusing weights constant."
 EXPECTED = Setting("expected", 0.0, "positives expected in an image; 0: as many as observed in the validation split")
 
 FORMULA_SCHEMES = (
@@ -30,7 +40,7 @@ FORMULA_SCHEMES = (
         equation="section 4, L_WAN, after O. Mac Aodha et al., ICCV 2019",
         loss="raypaml.losses.scheme_losses:wan_loss",
         loss_of="batch",
-        settings=(Setting("weight", 0.0, "weight of an unobserved entry; 0: 1 / (K - 1)"),),
+        settings=(Setting("weight", 0.0, "weight of an unobserved entry; 0: 1 / (K - 1)"), EPSILON),
     ),
     Scheme(
         name="ls",
@@ -38,7 +48,7 @@ FORMULA_SCHEMES = (
         paper=COLE,
         equation="section 4, L_AN-LS",
         loss="raypaml.losses.formulas:ls",
-        settings=(Setting("smoothing", 0.1, "what is moved from one target to the other", SHARE),),
+        settings=(Setting("smoothing", 0.1, "what is moved from one target to the other", SHARE), EPSILON),
         differs="0.1 is moved, as in the published code; the paper's epsilon is twice what is moved.",
     ),
     Scheme(
@@ -52,9 +62,8 @@ FORMULA_SCHEMES = (
             Setting("gamma_pos", 0.0, "power of the focusing weight of positives", FOCUSING),
             Setting("gamma_neg", 4.0, "the same of all other entries", FOCUSING),
             Setting("clip", 0.05, "what is subtracted from p of all but positives", SHARE),
+            DETACH_FOCAL,
         ),
-        differs="The gradient is that of the whole formula, as in the paper's section 2.5; the published code can hold "
-        "the focusing weights constant.",
     ),
     Scheme(
         name="pasl",
@@ -63,7 +72,6 @@ FORMULA_SCHEMES = (
         equation="section 3",
         loss="raypaml.losses.formulas:pasl",
         settings=PASL,
-        differs=WHOLE_FORMULA,
     ),
     Scheme(
         name="csl",
@@ -80,7 +88,7 @@ FORMULA_SCHEMES = (
         ),
         state="class_priors",
         rejected_become="left out",
-        differs=WHOLE_FORMULA + " The likely entries are counted over the batch, as there, and not image by image.",
+        differs="The likely entries are counted over the batch, as in the published code, and not image by image.",
     ),
     Scheme(
         name="epr",
@@ -90,7 +98,7 @@ FORMULA_SCHEMES = (
         equation="section 4, R_k and L_EPR, the squared form",
         loss="raypaml.losses.scheme_losses:epr_loss",
         loss_of="batch",
-        settings=(EXPECTED,),
+        settings=(EXPECTED, EPSILON),
         state="expected_positives",
     ),
     Scheme(
@@ -101,7 +109,11 @@ FORMULA_SCHEMES = (
         equation="section 4, L_ROLE",
         loss="raypaml.losses.scheme_losses:role_loss",
         loss_of="batch",
-        settings=(EXPECTED, Setting("step", 1.0, "length of the estimates' steps of gradient descent, our choice")),
+        settings=(
+            EXPECTED,
+            EPSILON,
+            Setting("step", 1.0, "length of the estimates' steps of gradient descent, our choice"),
+        ),
         state="label_estimates",
         differs="The estimates learn by gradient descent and start at a probability of 0.5; the published code has "
         "Adam, and the paper a random start between 0.4 and 0.6. Of each sample those of the 64 highest classes are "
@@ -113,7 +125,7 @@ FORMULA_SCHEMES = (
         paper=ZHOU,
         equation="section 3",
         loss="raypaml.losses.formulas:em",
-        settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"),),
+        settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"), EPSILON),
         published=(
             Published(("VOC",), {"weight": 0.2}, "code"),
             Published(("COCO", "NUS-WIDE"), {"weight": 0.1}, "code"),
@@ -132,6 +144,7 @@ FORMULA_SCHEMES = (
             Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"),
             Setting("pseudo_weight", 0.9, "weight of a pseudo-negative, the paper's beta, as for COCO"),
             Setting("share", 0.9, "share of a class's unobserved entries that become pseudo-negative", SHARE),
+            EPSILON,
         ),
         state="class_scores",
         published=(

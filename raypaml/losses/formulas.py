@@ -3,7 +3,8 @@
 p = sigmoid(logit). Where nothing else is said, an observed positive costs -log p and an observed negative
 -log(1 - p); the published settings know no observed negatives. Whether a paper adds entries up (ASL, CSL, Hill, SPLC)
 or averages them, here they are averaged over all B x K: Adam does not notice, a plain learning rate has to follow.
-All are safe for any finite logit.
+`epsilon` is added to a probability before its logarithm is taken, as the published code of some schemes does: below it,
+the logarithm has hardly any slope left. All are safe for any finite logit.
 """
 
 from __future__ import annotations
@@ -24,56 +25,77 @@ def _focal(logits: Tensor, gamma: float) -> Tensor:
     return torch.exp(gamma * logsigmoid(logits)) if gamma else torch.ones_like(logits)
 
 
-def wan(logits: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+def _cost(logits: Tensor, epsilon: float) -> Tensor:
+    """-log(p + epsilon)."""
+    return -torch.log(torch.sigmoid(logits) + epsilon) if epsilon else softplus(-logits)
+
+
+def _cross(target: Tensor, logits: Tensor, epsilon: float) -> Tensor:
+    """-target log(p + epsilon) - (1 - target) log(1 - p + epsilon)."""
+    return target * _cost(logits, epsilon) + (1 - target) * _cost(-logits, epsilon)
+
+
+def wan(logits: Tensor, labels: Tensor, *, weight: float, epsilon: float) -> Tensor:
     """Weak assume-negative: an unobserved entry costs -weight log(1 - p), weight 1 / (K - 1) as published.
 
     One positive of an image then weighs as much as all that is assumed of it. (E. Cole et al., CVPR 2021, section 4,
     L_WAN, after O. Mac Aodha et al., ICCV 2019.)
     """
-    negative = softplus(logits)
-    return _by_label(labels, softplus(-logits), negative, weight * negative)
+    negative = _cost(-logits, epsilon)
+    return _by_label(labels, _cost(logits, epsilon), negative, weight * negative)
 
 
-def ls(logits: Tensor, labels: Tensor, *, smoothing: float) -> Tensor:
+def ls(logits: Tensor, labels: Tensor, *, smoothing: float, epsilon: float) -> Tensor:
     """Label smoothing of assumed negatives (LS, LSAN, AN-LS): targets 1 and 0 become 1 - smoothing and smoothing.
 
     (E. Cole et al., CVPR 2021, section 4, L_AN-LS. Chosen: 0.1 is moved, as in the published code; the paper's
     epsilon is twice what is moved.)
     """
     target = torch.where(labels == POSITIVE, torch.full_like(logits, 1 - smoothing), smoothing)
-    return target * softplus(-logits) + (1 - target) * softplus(logits)
+    return _cross(target, logits, epsilon)
 
 
-def _shifted(logits: Tensor, gamma: float, clip: float) -> Tensor:
-    """-q^gamma log(1 - q) with q = max(p - clip, 0)."""
+def _focused(logits: Tensor, gamma: float, clip: float, detached: bool) -> Tensor:
+    """-q^gamma log(1 - q) with q = max(p - clip, 0); no gradient through q^gamma where that is `detached`."""
+    held = logits.detach() if detached else logits
     if not clip:
-        return _focal(logits, gamma) * softplus(logits)
-    shifted = (torch.sigmoid(logits) - clip).clamp(min=0)
-    return shifted**gamma * -torch.log1p(-shifted)
+        return _focal(held, gamma) * softplus(logits)
+    weight = (torch.sigmoid(held) - clip).clamp(min=0) ** gamma
+    return weight * -torch.log1p(-(torch.sigmoid(logits) - clip).clamp(min=0))
 
 
-def asl(logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, clip: float) -> Tensor:
+def asl(
+    logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, clip: float, detach_focal: float
+) -> Tensor:
     """Asymmetric loss on assumed negatives.
 
     A positive costs -(1 - p)^gamma_pos log p, all else -q^gamma_neg log(1 - q) with q = max(p - clip, 0). (T. Ridnik
-    et al., ICCV 2021, sections 2.2 to 2.4. The gradient is that of the whole formula, as in its section 2.5; the
-    published code can hold the focusing weights constant instead.)
+    et al., ICCV 2021, sections 2.2 to 2.4. With `detach_focal` the powers take no gradient, as where the published code
+    trains; without, it is that of the whole formula, as in the paper's section 2.5.)
     """
-    positive = _focal(-logits, gamma_pos) * softplus(-logits)
-    return torch.where(labels == POSITIVE, positive, _shifted(logits, gamma_neg, clip))
+    positive = _focused(-logits, gamma_pos, 0.0, bool(detach_focal))
+    return torch.where(labels == POSITIVE, positive, _focused(logits, gamma_neg, clip, bool(detach_focal)))
 
 
 def pasl(
-    logits: Tensor, labels: Tensor, *, gamma_pos: float, gamma_neg: float, gamma_unobserved: float, clip: float
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    gamma_pos: float,
+    gamma_neg: float,
+    gamma_unobserved: float,
+    clip: float,
+    detach_focal: float,
 ) -> Tensor:
     """Partial asymmetric loss (P-ASL): as ASL, with a focusing parameter of its own for unobserved entries.
 
-    (E. Ben-Baruch et al., CVPR 2022, section 3. The published code holds the focusing weights constant; here the
-    gradient is that of the whole formula.)
+    (E. Ben-Baruch et al., CVPR 2022, section 3. With `detach_focal` the powers take no gradient, as in the published
+    code.)
     """
-    positive = _focal(-logits, gamma_pos) * softplus(-logits)
-    negative = _shifted(logits, gamma_neg, clip)
-    return _by_label(labels, positive, negative, _shifted(logits, gamma_unobserved, clip))
+    detached = bool(detach_focal)
+    positive = _focused(-logits, gamma_pos, 0.0, detached)
+    negative = _focused(logits, gamma_neg, clip, detached)
+    return _by_label(labels, positive, negative, _focused(logits, gamma_unobserved, clip, detached))
 
 
 def csl(logits: Tensor, labels: Tensor, *, left_out: Tensor, **settings: float) -> Tensor:
@@ -86,21 +108,24 @@ def csl(logits: Tensor, labels: Tensor, *, left_out: Tensor, **settings: float) 
     return torch.where(left_out, 0.0, pasl(logits, labels, **settings))
 
 
-def _entropy(logits: Tensor) -> Tensor:
-    p = torch.sigmoid(logits)
-    return p * softplus(-logits) + (1 - p) * softplus(logits)
-
-
-def em(logits: Tensor, labels: Tensor, *, weight: float) -> Tensor:
+def em(logits: Tensor, labels: Tensor, *, weight: float, epsilon: float) -> Tensor:
     """Entropy maximisation: an unobserved entry costs -weight H(p), H(p) = -p log p - (1 - p) log(1 - p).
 
     (D. Zhou et al., ECCV 2022, section 3; weight: alpha, published 0.2 VOC, 0.1 COCO and NUS, 0.01 CUB.)
     """
-    return _by_label(labels, softplus(-logits), softplus(logits), -weight * _entropy(logits))
+    entropy = _cross(torch.sigmoid(logits), logits, epsilon)
+    return _by_label(labels, _cost(logits, epsilon), _cost(-logits, epsilon), -weight * entropy)
 
 
 def em_apl(
-    logits: Tensor, labels: Tensor, *, weight: float, pseudo_weight: float, threshold: Tensor, soft: Tensor
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: float,
+    pseudo_weight: float,
+    epsilon: float,
+    threshold: Tensor,
+    soft: Tensor,
 ) -> Tensor:
     """EM with asymmetric pseudo labels: an unobserved entry of logit below `threshold` is a soft pseudo-negative.
 
@@ -108,10 +133,9 @@ def em_apl(
     pseudo_weight: beta, published 0.02 VOC, 0.9 COCO, 0.2 NUS, 0.4 CUB. Where the pseudo labels come from, and how
     that differs from the paper: `training.class_scores.ClassScores`.)
     """
-    soft = soft.to(logits.dtype)
-    negative = soft * softplus(-logits) + (1 - soft) * softplus(logits)
+    negative = _cross(soft.to(logits.dtype), logits, epsilon)
     chosen = (labels == UNOBSERVED) & (logits.detach() < threshold)
-    return torch.where(chosen, pseudo_weight * negative, em(logits, labels, weight=weight))
+    return torch.where(chosen, pseudo_weight * negative, em(logits, labels, weight=weight, epsilon=epsilon))
 
 
 def gr(
@@ -158,29 +182,35 @@ def splc(logits: Tensor, labels: Tensor, *, margin: float, gamma: float, flipped
     return torch.where((labels == POSITIVE) | flipped, positive, negative)
 
 
-def epr(logits: Tensor, labels: Tensor, *, pull: Tensor) -> Tensor:
+def epr(logits: Tensor, labels: Tensor, *, pull: Tensor, epsilon: float) -> Tensor:
     """Observed entries only, plus a pull on every probability towards the expected number of positives.
 
     `pull` x p has the gradient of the penalty ((mean number of positives) - expected)^2 / K^2 of the global batch; see
     `losses.scheme_losses`. (E. Cole et al., CVPR 2021, section 4, R_k and L_EPR, the squared form.)
     """
-    observed = _by_label(labels, softplus(-logits), softplus(logits), torch.zeros_like(logits))
+    observed = _by_label(labels, _cost(logits, epsilon), _cost(-logits, epsilon), torch.zeros_like(logits))
     return observed + pull.to(logits.dtype) * torch.sigmoid(logits)
 
 
-def role(logits: Tensor, labels: Tensor, *, pull: Tensor, estimates: Tensor) -> Tensor:
+def role(logits: Tensor, labels: Tensor, *, pull: Tensor, estimates: Tensor, epsilon: float) -> Tensor:
     """Regularised online label estimation, the classifier's half: EPR, plus the cross-entropy to the estimates.
 
     Half of -log p for an observed positive, and half of -e log p - (1 - e) log(1 - p), e = sigmoid(estimates), for
     every entry. (E. Cole et al., CVPR 2021, section 4, L_ROLE. The other half teaches the estimates: `estimates_step`.)
     """
-    guess = torch.sigmoid(estimates.to(logits.dtype))
-    cross = guess * softplus(-logits) + (1 - guess) * softplus(logits)
-    return 0.5 * (epr(logits, labels, pull=pull) + cross)
+    cross = _cross(torch.sigmoid(estimates.to(logits.dtype)), logits, epsilon)
+    return 0.5 * (epr(logits, labels, pull=pull, epsilon=epsilon) + cross)
 
 
 def estimates_step(
-    estimates: Tensor, logits: Tensor, labels: Tensor, *, step: float, expected: float, count: float | Tensor
+    estimates: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    step: float,
+    expected: float,
+    count: float | Tensor,
+    epsilon: float,
 ) -> Tensor:
     """The estimates' logits [B, K] after one step on their half of ROLE's loss, in units of an entry's cross-entropy.
 
@@ -190,9 +220,12 @@ def estimates_step(
         step: of gradient descent. Chosen: the published code has Adam, whose moments no sparse state can keep.
         expected: number of positives of an image.
         count: what the estimates say it is, the mean over the global batch.
+        epsilon: added to the estimates, and to 1 - estimates, before their logarithms are taken.
     """
-    guess = torch.sigmoid(estimates)
-    slope = guess - torch.sigmoid(logits.to(estimates.dtype))  # of the cross-entropy to the classifier
-    slope = slope + torch.where(labels == UNOBSERVED, 0.0, guess - (labels == POSITIVE).to(guess.dtype))
-    slope = slope + 2 * (count - expected) / labels.shape[1] * guess * (1 - guess)
+    guess, absent = torch.sigmoid(estimates), torch.sigmoid(-estimates)
+    rising, falling = absent * guess / (guess + epsilon), guess * absent / (absent + epsilon)  # of either logarithm
+    score = torch.sigmoid(logits.to(estimates.dtype))
+    slope = (1 - score) * falling - score * rising  # of the cross-entropy to the classifier
+    slope = slope + _by_label(labels, -rising, falling, torch.zeros_like(guess))
+    slope = slope + 2 * (count - expected) / labels.shape[1] * guess * absent
     return estimates - step * slope

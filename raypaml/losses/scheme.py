@@ -41,6 +41,7 @@ class Bounds:
 ANY_NUMBER = Bounds()
 ABOVE_ZERO = Bounds(least=0.0, wording="must be above 0")
 SHARE = Bounds(least=0.0, most=1.0, from_least=True)
+SWITCH = Bounds(least=1.0, most=1.0, also=(0.0, 1.0), wording="1 for on, or 0 for off")
 FOCUSING = Bounds(
     least=1.0,
     most=100.0,
@@ -60,6 +61,8 @@ class Setting:
     """The value that holds where nothing is given: the published one, or ours where `about` says so."""
     about: str
     bounds: Bounds = ANY_NUMBER
+    earlier: float | None = None
+    """What the scheme did before this was a setting, where that is not the default: runs begun then go on so."""
 
     def check(self, value: float) -> None:
         """Raise ValueError, naming the setting and its bounds, where it may not be this number."""
@@ -125,6 +128,11 @@ class Scheme:
     def defaults(self) -> dict[str, float]:
         """Every setting with its default."""
         return {setting.name: setting.default for setting in self.settings}
+
+    @property
+    def earlier_defaults(self) -> dict[str, float]:
+        """Every setting with what held before it was one, or its default where that is the same."""
+        return {each.name: each.default if each.earlier is None else each.earlier for each in self.settings}
 
     @property
     def source(self) -> str:

@@ -160,7 +160,8 @@ def check_schedule(scheme: str, settings: Mapping[str, float], last: float) -> N
 def wan_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
     """Weak assume-negative; a weight of 0 stands for 1 / (K - 1)."""
     weight = context.settings["weight"] or 1 / max(1, labels.shape[1] - 1)
-    return _mean(formulas.wan, logits, labels, context, {"weight": weight}), _nothing_rejected(labels)
+    known = {"weight": weight, "epsilon": context.settings["epsilon"]}
+    return _mean(formulas.wan, logits, labels, context, known), _nothing_rejected(labels)
 
 
 def csl_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
@@ -224,7 +225,8 @@ def _regularised(term: Term, weight: float, logits: Tensor, labels: Tensor, cont
     count = global_sum(mine, context.group).double() / UNIT / rows
     pull = 2 * (count - expected) / num_classes
     known = {name: value for name, value in context.known.items() if name != "expected"}
-    loss = _mean(term, logits, labels, context, known | {"pull": pull})
+    known |= {"pull": pull, "epsilon": context.settings["epsilon"]}
+    loss = _mean(term, logits, labels, context, known)
     penalty = (count - expected) ** 2 / num_classes**2 * len(logits) / rows
     excess = pull * mine.double() / UNIT / (rows * num_classes)  # what `pull` added
     return loss + (weight * (penalty - excess)).to(loss.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from typing import Literal
 
 from raypaml.cli import known_names
 from raypaml.losses.formula_records import FORMULA_SCHEMES
@@ -64,6 +65,17 @@ def read_settings(scheme: str, text: str) -> dict[str, float]:
             raise ValueError(f"scheme_settings: {name}={value}: not a number") from None
         known[name].check(given[name])
     return given
+
+
+def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier"]) -> dict[str, float]:
+    """Every setting of a scheme: those given as `name=value,...`, and for the others its defaults.
+
+    Raises:
+        ValueError: as `read_settings`.
+    """
+    record = scheme_of(scheme)
+    usual = record.defaults if defaults == "published" else record.earlier_defaults
+    return usual | read_settings(scheme, text)
 
 
 def _settings_text(scheme: Scheme) -> str:

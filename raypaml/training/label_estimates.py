@@ -31,7 +31,7 @@ class LabelEstimates(ExpectedPositives):
 
     def __init__(self, index: Index, expected: float, settings: Mapping[str, float]):
         super().__init__(settings["expected"] or expected)
-        self._step, self._num_classes = settings["step"], index.num_classes
+        self._step, self._epsilon, self._num_classes = settings["step"], settings["epsilon"], index.num_classes
         kept = min(self.KEPT, index.num_classes)
         self.classes = torch.zeros((len(index), kept), dtype=torch.int32)
         self.logits = torch.zeros((len(index), kept))
@@ -53,8 +53,8 @@ class LabelEstimates(ExpectedPositives):
         before = torch.as_tensor(self.known(rows, labels)["estimates"]).double()
         count = global_sum(probability_sum(before), ranks.group).double() / UNIT / global_rows
         logits = logits.detach().double()
-        after = estimates_step(before, logits, labels, step=self._step, expected=self.expected, count=count)
-        after = after.float()
+        settings = {"step": self._step, "expected": self.expected, "epsilon": self._epsilon}
+        after = estimates_step(before, logits, labels, count=count, **settings).float()
         best = after.topk(self.logits.shape[1])
         rest = after.sum(1) - best.values.sum(1)
         others = rest / max(1, self._num_classes - self.logits.shape[1])

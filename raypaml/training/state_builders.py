@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.data_folder import DataFolder
 from raypaml.losses.scheme_losses import check_schedule, named_function
-from raypaml.losses.schemes import read_settings, scheme_of
+from raypaml.losses.schemes import all_settings, scheme_of
 from raypaml.training.class_scores import ClassScores
 from raypaml.training.label_estimates import LabelEstimates
 from raypaml.training.priors import mean_positives, read_priors
@@ -52,7 +52,7 @@ def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
         raise ValueError(
             f"scheme={scheme.name}: {data.path} does not know its full labels; choose a partial-label scheme"
         )
-    settings = scheme.defaults | read_settings(scheme.name, loss.scheme_settings)
+    settings = all_settings(scheme.name, loss.scheme_settings, loss.scheme_defaults)
     last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     check_schedule(scheme.name, settings, last)
     builder = named_function(scheme.state) if ":" in scheme.state else STATE_BUILDERS[scheme.state]

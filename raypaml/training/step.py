@@ -21,7 +21,7 @@ from raypaml.data.batches import Batch
 from raypaml.data.plan import lane_slices
 from raypaml.losses.large_loss import check_labels, finite_rows
 from raypaml.losses.scheme_losses import StepContext, scheme_loss
-from raypaml.losses.schemes import read_settings
+from raypaml.losses.schemes import all_settings
 from raypaml.runs.models import autocast, copy_buffers
 from raypaml.runs.transfer import HostCopy, send
 from raypaml.training.gradients import add_exactly, lay_out_gradients
@@ -209,7 +209,7 @@ def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple
         group=worker.ranks.group,
         scope=config.rejection_scope,
         rounding=config.rejection_rounding,
-        settings=read_settings(config.scheme, config.scheme_settings),
+        settings=all_settings(config.scheme, config.scheme_settings, config.scheme_defaults),
         known=worker.scheme_state.known(batch.rows, labels),
     )
     return scheme_loss(config.scheme, logits, labels, context)
