@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from raypaml.losses.scheme import ABOVE_ZERO, FOCUSING, SHARE, SWITCH, Published, Scheme, Setting
 
 COLE = "E. Cole et al., CVPR 2021"
@@ -175,6 +177,7 @@ FORMULA_SCHEMES = (
             Setting("centre_end", 0.8, "centre in the last epoch"),
             Setting("width", 2.0, "width of that Gaussian at the start", ABOVE_ZERO),
             Setting("width_end", 0.5, "width in the last epoch"),
+            dataclasses.replace(EPSILON, default=1e-7),
         ),
         published=(Published(("COCO",), {"slope_end": 10.0, "offset_end": -8.0}, "AEVLP's code"),),
         differs="A positive costs -log p, the limit of q1 = 0; k and v move linearly with the epoch, as in the "

@@ -139,7 +139,16 @@ def em_apl(
 
 
 def gr(
-    logits: Tensor, labels: Tensor, *, q2: float, q3: float, slope: float, offset: float, centre: float, width: float
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    q2: float,
+    q3: float,
+    slope: float,
+    offset: float,
+    centre: float,
+    width: float,
+    epsilon: float,
 ) -> Tensor:
     """Generalised robust loss (GR): an unobserved entry costs v [k (1 - p^q2) / q2 + (1 - k) (1 - (1 - p)^q3) / q3].
 
@@ -152,7 +161,8 @@ def gr(
     v = torch.exp(-((p - centre) ** 2) / (2 * width**2))
     missed = -torch.expm1(q2 * logsigmoid(logits)) / q2
     absent = -torch.expm1(q3 * logsigmoid(-logits)) / q3
-    return _by_label(labels, softplus(-logits), softplus(logits), v * (k * missed + (1 - k) * absent))
+    unobserved = v * (k * missed + (1 - k) * absent)
+    return _by_label(labels, _cost(logits, epsilon), _cost(-logits, epsilon), unobserved)
 
 
 def hill(logits: Tensor, labels: Tensor, *, margin: float, gamma: float, lamb: float) -> Tensor:

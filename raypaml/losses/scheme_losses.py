@@ -192,7 +192,7 @@ def gr_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tenso
     moved = {
         name: ends[name] + (ends[f"{name}_end"] - ends[name]) * done / context.epochs for name, done in progress.items()
     }
-    known = {"q2": ends["q2"], "q3": ends["q3"]} | moved
+    known = {name: ends[name] for name in ("q2", "q3", "epsilon")} | moved
     return _mean(formulas.gr, logits, labels, context, known), _nothing_rejected(labels)
 
 
