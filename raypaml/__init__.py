@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from raypaml.augmentation.augmentations import Augmentation as Augmentation
+    from raypaml.augmentation.augmentations import register_augmentation as register_augmentation
     from raypaml.inference.classifier import load as load
     from raypaml.losses.large_loss import large_loss as large_loss
     from raypaml.losses.scheme import Scheme as Scheme
@@ -33,9 +35,11 @@ _HOMES = {
     "average_precision": "raypaml.metrics.average_precision",
     "Scheme": "raypaml.losses.scheme",
     "Setting": "raypaml.losses.scheme",
+    "Augmentation": "raypaml.augmentation.augmentations",
     "Backbone": "raypaml.model.backbones",
     "register_scheme": "raypaml.losses.schemes",
     "register_backbone": "raypaml.model.backbones",
+    "register_augmentation": "raypaml.augmentation.augmentations",
     "register_metric": "raypaml.metrics.own_metrics",
 }
 

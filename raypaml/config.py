@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
+from raypaml.augmentation.augmentations import AS_PUBLISHED, Augmentation, augmentation_of
 from raypaml.cli import field_types
 from raypaml.credentials import check_no_credentials
 from raypaml.extensions import missing
@@ -22,6 +23,7 @@ EXECUTION_FIELDS = (
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
 EARLIER: dict[str, Any] = {
+    "augment": "none",
     "evaluation_precision": "float32",
     "matmul_precision": "torch",
     "cudnn_benchmark": False,
@@ -30,7 +32,8 @@ EARLIER: dict[str, Any] = {
     "rejection_rounding": "half_up",
     "scheme_defaults": "earlier",
 }
-"""What settings were before they existed, where that is not their default: a run that was begun then goes on so."""
+"""What settings were before they existed, where that is not or may not stay their default: a run that was begun then
+goes on so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +80,22 @@ class TrainConfig:
         }
         return dataclasses.replace(self, **groups)
 
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to training images, besides `flip`; `published` is what the scheme's code does."""
+        asked = self.data.augment
+        return augmentation_of(scheme_of(self.loss.scheme).augmentation if asked == AS_PUBLISHED else asked)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether half of the training images are mirrored."""
+        return self.data.flip or self.augmentation.mirrors
+
     def check(self) -> None:
         """Raise ValueError, naming the field to change, where values are out of range or do not go together."""
         _check_imports(self)
         _check_ranges(self)
+        self.augmentation.numbers(self.data.augment_settings)
         _check_loss(self)
         _check_step(self)
         _check_run(self)

@@ -7,10 +7,11 @@ records as its `imports` is what must be named again, and is not imported from t
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,18 @@ def with_imports(modules: str, function: Any, arguments: Iterable[Any]) -> Any:
     """Call a function in another process, once the modules that this one named are imported there."""
     import_modules(modules)
     return function(*arguments)
+
+
+@functools.cache
+def named_function(path: str) -> Callable[..., Any]:
+    """The function that a record names as 'module:function', imported when it is first used.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be imported ({error}); name a function as 'module:function'") from None
+    return function

@@ -17,7 +17,7 @@ def digits() -> TrainConfig:
 
     alpha 5 and head_lr_mult 10 are published; the rest is our choice for a network that starts from nothing: a
     warm-up long enough for it to see anything (published runs start from ImageNet weights and warm up one epoch),
-    and four lanes of eight images, so that one to four workers compute the same weights.
+    and four lanes of eight images, so that one to four workers compute the same weights. Images are not augmented.
     Measured time and figures: tools/papers/README.md.
     """
     return TrainConfig(
@@ -36,9 +36,9 @@ def openimages_v3() -> TrainConfig:
         python -m raypaml.train openimages_v3 --data DIR --workers 4
 
     Published: backbone, alpha 5, Adam without decay, 20 epochs, lr 2e-5, head 10x, delta_rel 0.005 or 0.01 (LL, CVPR
-    2022, supplement), mirroring (both papers' other data sets). Our choice: global batch 256 (not published), ImageNet
-    weights V2 where the papers' are V1, bfloat16 where the GPU has it. Expected from the paper, not yet reproduced
-    here: LL-R 82.53, with BoostLU 83.86 mAP on the test split.
+    2022, supplement), mirroring and nothing else (both papers' other data sets). Our choice: global batch 256 (not
+    published), ImageNet weights V2 where theirs are V1, bfloat16 where the GPU has it. Expected from the paper, not
+    yet reproduced here: LL-R 82.53, with BoostLU 83.86 mAP on the test split.
     """
     return TrainConfig(
         recipe="openimages_v3",
@@ -66,8 +66,9 @@ def voc2012_single() -> TrainConfig:
         ll_cp      0.1                                                 0.1              0.2    0.2   0.2
 
     Our choice: ImageNet weights V2 where the papers' are V1 (--weights FILE takes others), bfloat16 where the GPU has
-    it. The papers' LinearInit: --freeze-backbone E. Expected from the paper, not yet reproduced here: an 85.89 (alpha
-    1), LL-R 88.27, with BoostLU 89.29 mAP, full labels 89.42.
+    it. The papers' LinearInit: --freeze-backbone E. Mirroring is all their augmentation; the code of asl, pasl, csl,
+    hill and splc has another instead: --augment published --no-flip. Expected from the paper, not yet reproduced here:
+    an 85.89 (alpha 1), LL-R 88.27, with BoostLU 89.29 mAP, full labels 89.42.
     """
     return TrainConfig(
         recipe="voc2012_single",

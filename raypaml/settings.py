@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from raypaml.augmentation.augmentations import augmentation_names
 from raypaml.extensions import ImportModule
 from raypaml.losses.schemes import scheme_names
 
@@ -31,6 +32,11 @@ class DataConfig:
     """Threads per worker that read and decode ahead; 0 decodes between steps."""
     flip: bool = False
     """Mirror half of the training images."""
+    augment: str = field(default="none", metadata={"choices": augmentation_names})
+    """How training images are changed at random, besides --flip, in a new way in every epoch; published: as the code of
+    the scheme's paper does. The end of this help says what each does."""
+    augment_settings: str = ""
+    """NAME=VALUE,... for numbers of the augmentation instead of those that the end of this help lists."""
 
     @property
     def opening(self) -> dict[str, Any]:
@@ -96,8 +102,9 @@ class OptimConfig:
     freeze_backbone: int = 0
     """First epochs in which only the head learns, as in the papers' LinearInit; 0: none (published: end to end)."""
     feature_cache: str = "run"
-    """Where frozen, unmirrored epochs keep the backbone's features, in float16: run (its folder, removed after them), a
-    folder (kept, and shared by runs with the same backbone and data), or off (computed again in every epoch)."""
+    """Where frozen epochs keep the backbone's features, in float16: run (its folder, removed after them), a folder
+    (kept, and shared by runs with the same backbone and data), or off: computed again in every epoch, as always where
+    images are mirrored or augmented."""
     test_features: bool = True
     """Keep the features of the test split too where feature_cache is a folder, and predict it from them; the scores of
     a float32 run then differ from those of images by float16's rounding."""

@@ -13,6 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from raypaml import aggregate, train
+from raypaml.augmentation.augmentations import AUGMENTATIONS
 from raypaml.config import TrainConfig
 from raypaml.losses.schemes import SCHEMES, register_scheme
 from raypaml.metrics.average_precision import rank_entries
@@ -64,6 +65,10 @@ def tiny():
     return raypaml.Backbone(OrderedDict(net=net), num_channels=16, stride=8)
 
 
+def darker(images, draws):
+    return (images * torch.from_numpy(draws.uniform(1))[..., None, None]).to(torch.uint8)
+
+
 def area_under_roc(scores, positive):
     return roc_auc_score(positive, scores) if 0 < positive.sum() < len(positive) else np.nan
 
@@ -75,25 +80,32 @@ raypaml.register_scheme(
     )
 )
 raypaml.register_backbone("tiny", tiny)
+raypaml.register_augmentation(raypaml.Augmentation(name="darker", about="Darker.", change="NAME:darker"))
 raypaml.register_metric("area_under_roc", area_under_roc)
 '''
 
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module in the working directory that registers three things of its own; they are gone after the test."""
+    """A module in the working directory that registers four things of its own; they are gone after the test."""
     name = f"own_parts_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(MODULE.replace("NAME", name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     yield name
-    for registry, key in ((SCHEMES, "softer"), (OWN_BACKBONES, "tiny"), (METRICS, "area_under_roc")):
+    for registry, key in (
+        (SCHEMES, "softer"),
+        (OWN_BACKBONES, "tiny"),
+        (METRICS, "area_under_roc"),
+        (AUGMENTATIONS, "darker"),
+    ):
         registry.pop(key, None)
     sys.modules.pop(name, None)
 
 
 def asked(module: str, data: Path, *more: str) -> TrainConfig:
     flags = ("--data", str(data), "--scheme", "softer", "--backbone", "tiny", "--epochs", "2", "--storage", "runs")
+    flags += ("--augment", "darker")
     config, _ = train.parse(["digits", *flags, "--import", module, "--name", "own", "--warmup-epochs", "1", *more])
     return config
 
@@ -119,7 +131,7 @@ def test_a_run_goes_on_only_where_its_module_is_named_again(
     monkeypatch.delitem(sys.modules, module)  # as in a new process
     with pytest.raises(ValueError, match=f"give --import {module} again, for a module is never imported because"):
         train.parse(["--name", "own", "--storage", "runs"])[0].check()
-    del SCHEMES["softer"], OWN_BACKBONES["tiny"], METRICS["area_under_roc"]
+    del SCHEMES["softer"], OWN_BACKBONES["tiny"], METRICS["area_under_roc"], AUGMENTATIONS["darker"]
     train.parse(["--name", "own", "--storage", "runs", "--import", module])[0].check()
 
 

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import open_folder
+from raypaml.extensions import named_function
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.losses import fused_terms
 from raypaml.losses.formulas import estimates_step
 from raypaml.losses.scheme import Bounds, Scheme, Setting
-from raypaml.losses.scheme_losses import StepContext, check_schedule, named_function, scheme_loss
+from raypaml.losses.scheme_losses import StepContext, check_schedule, scheme_loss
 from raypaml.losses.schemes import (
     SCHEMES,
     all_settings,

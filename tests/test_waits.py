@@ -23,6 +23,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from raypaml.augmentation.augmentations import augmentation_names
+from raypaml.augmentation.augmenting import augment
+from raypaml.augmentation.draws import Draws
+from raypaml.augmentation.operations import OPERATIONS, Steps, take_steps
 from raypaml.data.batches import Batch, Reader
 from raypaml.losses.schemes import scheme_names
 from raypaml.model.cam import FeatureClassifier
@@ -252,6 +256,28 @@ def test_rolling_back_does_not_wait(training: Training, monkeypatch: pytest.Monk
 
 def test_micro_batches_do_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(training, monkeypatch, scheme="ll_cp", micro_batch_size=20) == []
+
+
+@pytest.mark.parametrize("name", augmentation_names())
+def test_no_augmentation_waits(name: str, training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, record = Machine(monkeypatch), training.worker.config.override({"augment": name}).augmentation
+    with training.mode, Waiting(machine.pinned) as waiting:
+        images = torch.empty((2, 3, 32, 32), dtype=torch.uint8, device=CUDA)
+        changed = augment(images, record, record.numbers(""), Draws(0, 0, np.arange(2)))
+        assert changed.device == CUDA
+    assert waiting.found == []
+
+
+def test_no_operation_on_images_waits(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, count = Machine(monkeypatch), len(OPERATIONS)
+    steps = Steps([*OPERATIONS], np.arange(count)[:, None], np.ones((count, 1, 3)))
+    with training.mode, Waiting(machine.pinned) as waiting:
+        take_steps(torch.empty((count, 3, 32, 32), dtype=torch.uint8, device=CUDA), steps)
+    assert waiting.found == []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # what is not pinned would be waited for
+    with training.mode, Waiting(machine.pinned) as waiting:
+        take_steps(torch.empty((count, 3, 32, 32), dtype=torch.uint8, device=CUDA), steps)
+    assert len(waiting.found) == 2
 
 
 def test_the_head_on_kept_features_does_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:

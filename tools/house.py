@@ -55,6 +55,7 @@ ORDER = (
     ("config",),
     ("settings",),
     ("preparation",),
+    ("augmentation",),
     ("data", "model", "losses", "metrics"),
     ("labels", "files", "mapper", "cli", "extensions", "share", "collectives", "counting", "credentials"),
 )
@@ -82,6 +83,8 @@ NO_TORCH = {
     "preparation",
     "data",
     "losses.schemes",
+    "augmentation.augmentations",
+    "augmentation.draws",
 }
 NO_TORCH |= {f"evaluation.{name}" for name in ("parts", "entries", "foreign", "measures", "aggregation", "summary")}
 TORCH_ALLOWED = {"data.batches"}

@@ -66,6 +66,7 @@ FORMULA_SCHEMES = (
             Setting("clip", 0.05, "what is subtracted from p of all but positives", SHARE),
             DETACH_FOCAL,
         ),
+        augmentation="asl",
     ),
     Scheme(
         name="pasl",
@@ -74,6 +75,7 @@ FORMULA_SCHEMES = (
         equation="section 3",
         loss="raypaml.losses.formulas:pasl",
         settings=PASL,
+        augmentation="asl",
     ),
     Scheme(
         name="csl",
@@ -91,6 +93,7 @@ FORMULA_SCHEMES = (
         state="class_priors",
         rejected_become="left out",
         differs="The likely entries are counted over the batch, as in the published code, and not image by image.",
+        augmentation="asl",
     ),
     Scheme(
         name="epr",
@@ -191,6 +194,7 @@ FORMULA_SCHEMES = (
         loss="raypaml.losses.formulas:hill",
         settings=(*FOCAL_MARGIN, Setting("lamb", 1.5, "the lambda of (lamb - p) p^2")),
         differs="An observed negative costs the same as an unobserved entry.",
+        augmentation="asl",
     ),
     Scheme(
         name="splc",
@@ -203,6 +207,7 @@ FORMULA_SCHEMES = (
         settings=(*FOCAL_MARGIN, Setting("tau", 0.6, "p above which an unobserved entry counts as positive", SHARE)),
         rejected_become="positive",
         differs="What counts as positive has no margin, as in the published code; observed negatives never do.",
+        augmentation="asl",
     ),
 )
 """The schemes in the order in which they are listed."""

@@ -5,8 +5,9 @@ Nothing here needs torch, so that `--help` and the checks of a configuration can
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,7 +55,7 @@ FOCUSING = Bounds(
 
 @dataclass(frozen=True)
 class Setting:
-    """A number that `--scheme-settings NAME=VALUE` changes for one scheme."""
+    """A number of a scheme or an augmentation, which `--scheme-settings` or `--augment-settings NAME=VALUE` changes."""
 
     name: str
     default: float
@@ -64,10 +65,33 @@ class Setting:
     earlier: float | None = None
     """What the scheme did before this was a setting, where that is not the default: runs begun then go on so."""
 
-    def check(self, value: float) -> None:
+    def check(self, value: float, flag: str = "scheme_settings") -> None:
         """Raise ValueError, naming the setting and its bounds, where it may not be this number."""
         if not self.bounds.allow(value):
-            raise ValueError(f"scheme_settings: {self.name}={value:g}: {self.bounds}")
+            raise ValueError(f"{flag}: {self.name}={value:g}: {self.bounds}")
+
+
+def read_numbers(text: str, settings: Iterable[Setting], flag: str, owner: str) -> dict[str, float]:
+    """Read `name=value,...`, the settings given for one owner, such as `scheme asl`; those not given are left out.
+
+    Raises:
+        ValueError: a setting that the owner has not, or a value outside its bounds; the message names flag and setting.
+    """
+    known = {setting.name: setting for setting in settings}
+    given: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            has = ", ".join(f"{each.name}={each.default:g}" for each in known.values()) or "none"
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{flag}: {name}: {owner} has no such setting; {hint}It has: {has}")
+        try:
+            given[name] = float(value)
+        except ValueError:
+            raise ValueError(f"{flag}: {name}={value}: not a number") from None
+        known[name].check(given[name], flag)
+    return given
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,8 @@ class Scheme:
     """Whether rejected entries stay positive in all later steps."""
     plain_until_rejection: bool = False
     """Whether it is assume-negative training as long as nothing is rejected, so that runs can share a warm-up."""
+    augmentation: str = "mirror"
+    """What `--augment published` does to its training images: the name of the augmentation that its code uses."""
     needs_truth: bool = False
     """Whether every label must be known."""
     published: tuple[Published, ...] = ()

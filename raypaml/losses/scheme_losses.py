@@ -7,9 +7,7 @@ rank's share of the loss, and which unobserved entries it took for missed positi
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raypaml.collectives import all_reduce
+from raypaml.extensions import named_function
 from raypaml.labels import UNOBSERVED
 from raypaml.losses import formulas
 from raypaml.losses.fused_bce import mean_loss
@@ -81,21 +80,6 @@ def scheme_loss(scheme: str, logits: Tensor, labels: Tensor, context: StepContex
         loss, rejected = function(logits, labels, context)
         return loss, rejected
     return _mean(function, logits, labels, context, {**context.settings, **context.known}), _nothing_rejected(labels)
-
-
-@functools.cache
-def named_function(path: str) -> Callable[..., Any]:
-    """The function that a record names as 'module:function'.
-
-    Raises:
-        ValueError: it cannot be imported.
-    """
-    module, _, name = path.partition(":")
-    try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be imported ({error}); name a function as 'module:function'") from None
-    return function
 
 
 def _mean(term: Term, logits: Tensor, labels: Tensor, context: StepContext, known: Mapping[str, Any]) -> Tensor:

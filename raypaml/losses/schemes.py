@@ -7,14 +7,13 @@ a configuration, the table of `losses/README.md` and the list of the tests are r
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 from typing import Literal
 
 from raypaml.cli import known_names
 from raypaml.losses.formula_records import FORMULA_SCHEMES
 from raypaml.losses.large_loss_records import LARGE_LOSS_SCHEMES
-from raypaml.losses.scheme import Scheme
+from raypaml.losses.scheme import Scheme, read_numbers
 
 SCHEMES: dict[str, Scheme] = {}
 """The records by name, in the order in which they are listed."""
@@ -50,21 +49,7 @@ def read_settings(scheme: str, text: str) -> dict[str, float]:
     Raises:
         ValueError: a setting that the scheme has not, or a value outside the setting's bounds; the message names it.
     """
-    known = {setting.name: setting for setting in scheme_of(scheme).settings}
-    given: dict[str, float] = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = (piece.strip() for piece in part.partition("="))
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            has = ", ".join(f"{each.name}={each.default:g}" for each in known.values()) or "none"
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"scheme_settings: {name}: scheme {scheme} has no such setting; {hint}It has: {has}")
-        try:
-            given[name] = float(value)
-        except ValueError:
-            raise ValueError(f"scheme_settings: {name}={value}: not a number") from None
-        known[name].check(given[name])
-    return given
+    return read_numbers(text, scheme_of(scheme).settings, "scheme_settings", f"scheme {scheme}")
 
 
 def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier"]) -> dict[str, float]:

@@ -76,8 +76,9 @@ class Features:
 
 
 def keeps_features(config: TrainConfig) -> bool:
-    """Whether frozen epochs use kept features: a mirrored image would need its own, and a broken one has none."""
-    return config.optim.feature_cache != "off" and not config.data.flip and not config.data.skip_budget
+    """Whether frozen epochs use kept features: a changed image would need its own, and a broken one has none."""
+    changed = config.data.flip or config.augmentation.changes_images
+    return config.optim.feature_cache != "off" and not changed and not config.data.skip_budget
 
 
 def keeps_test_features(config: TrainConfig, epoch: int) -> bool:

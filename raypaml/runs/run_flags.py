@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from raypaml.augmentation.augmentations import augmentations_text
 from raypaml.cli import KeptLines, Parser, add_config_flags
 from raypaml.config import TrainConfig
 from raypaml.extensions import import_first
@@ -62,7 +63,7 @@ def spelled_out(argv: Sequence[str]) -> list[str]:
 
 def run_parser(base: TrainConfig, prog: str, about: str) -> Parser:
     """Recipe, `--config` and a flag for every field; [values] are those of `base`."""
-    epilog = f"{help_text()}\n\nValues of flags in [brackets] are the recipe's."
+    epilog = f"{help_text()}\n\n{augmentations_text()}\n\nValues of flags in [brackets] are the recipe's."
     parser = Parser(prog=prog, description=about, epilog=epilog, formatter_class=KeptLines)
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
     about_config = "best.json of a search or config.json of a run, instead of a recipe; flags win"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.data_folder import DataFolder
-from raypaml.losses.scheme_losses import check_schedule, named_function
+from raypaml.extensions import named_function
+from raypaml.losses.scheme_losses import check_schedule
 from raypaml.losses.schemes import all_settings, scheme_of
 from raypaml.training.class_scores import ClassScores
 from raypaml.training.label_estimates import LabelEstimates

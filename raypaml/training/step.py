@@ -16,6 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from raypaml.augmentation.augmenting import augment
+from raypaml.augmentation.draws import Draws
 from raypaml.collectives import CLOCK
 from raypaml.data.batches import Batch
 from raypaml.data.plan import lane_slices
@@ -136,7 +138,7 @@ class _Sent:
     """What a step needs of its batch, on the device."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], or float16 features [B, D, h, w] where these are kept."""
+    """uint8 [B, 3, H, W], augmented, or float16 features [B, D, h, w] where these are kept."""
     labels: Tensor
     """int8 [B, K], corrected ones positive."""
     truth: Tensor | None
@@ -148,9 +150,17 @@ def _send(worker: Worker, batch: Batch) -> _Sent:
     labels = worker.corrections.apply(batch.labels, batch.rows)
     known = [] if batch.truth is None else [batch.truth]
     images, labels, flip, *known = send((batch.images, labels, batch.flip, *known), worker.ranks.device)
-    if worker.config.data.flip:
+    if worker.config.mirrors:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    images = _augmented(worker, batch, images)
     return _Sent(images, labels, known[0] if known else None)
+
+
+def _augmented(worker: Worker, batch: Batch, images: Tensor) -> Tensor:
+    """The images as this epoch changes them: once a step, so that both passes and all pieces see the same."""
+    config, augmentation = worker.config, worker.config.augmentation
+    numbers = augmentation.numbers(config.data.augment_settings)
+    return augment(images, augmentation, numbers, Draws(config.run.seed, worker.state.epoch, batch.rows))
 
 
 def _pieces(worker: Worker, batch: Batch) -> list[slice]:

@@ -223,6 +223,11 @@ def enter_epoch(worker: Worker) -> bool:
         return True
     model.freeze(frozen)
     worker.features = {}
+    if frozen and config.augmentation.changes_images and config.optim.feature_cache != "off":
+        worker.say(
+            f"augment={config.data.augment}: frozen epochs compute the backbone's features again, as every epoch's "
+            "images are others; --augment none --no-flip keeps them"
+        )
     if frozen and keeps_features(config):
         for split in ("train", "validation"):
             features = kept_features(worker, split)

@@ -1,0 +1,1 @@
+"""Augmentation of training images: random changes, drawn for each sample, computed on the device for a whole batch."""

@@ -1,0 +1,78 @@
+"""Images moved, cropped and covered, each by numbers of its own. Every function takes and returns uint8 [b, 3, H, W].
+
+Every step is an operation that rounds once and looks at one image, so that the result does not depend, to the bit, on
+which images share a batch: no matrix product, no sum of floating-point numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+OUTSIDE = 128
+"""The grey of what lies outside of an image that is moved."""
+
+
+def move(images: Tensor, matrices: Tensor) -> Tensor:
+    """Each image seen through an affine map, with bilinear interpolation; `OUTSIDE` from outside.
+
+    Args:
+        images: uint8 [b, 3, H, W].
+        matrices: float32 [b, 6]: the pixel at (x, y) is read at (m0 x + m1 y + m2, m3 x + m4 y + m5), in pixels from
+            the centre of the image.
+    """
+    height, width = images.shape[-2:]
+    x, y = _from_centre(width, images.device), _from_centre(height, images.device)[:, None]
+    m = matrices[..., None, None].unbind(1)
+    across = m[0] * x + (m[1] * y + m[2])
+    down = m[3] * x + (m[4] * y + m[5])
+    grid = torch.stack((across / (width / 2), down / (height / 2)), -1)
+    return _sampled(images.float() - OUTSIDE, grid, "zeros").add_(OUTSIDE).round_().to(torch.uint8)
+
+
+def crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """A box of each image, enlarged to the size of the image with bilinear interpolation.
+
+    Args:
+        images: uint8 [b, 3, H, W].
+        boxes: float32 [b, 4] top, left, height, width, whole numbers, in pixels; within the image.
+    """
+    top, left, box_height, box_width = boxes[..., None].unbind(1)
+    down = _within(top, box_height, images.shape[-2])
+    across = _within(left, box_width, images.shape[-1])
+    b, (height, width) = len(images), images.shape[-2:]
+    grid = torch.stack((across[:, None].expand(b, height, width), down[..., None].expand(b, height, width)), -1)
+    return _sampled(images.float(), grid, "border").round_().to(torch.uint8)
+
+
+def cover(images: Tensor, values: Tensor) -> Tensor:
+    """Each image with a rectangle of one colour over it.
+
+    Args:
+        images: uint8 [b, 3, H, W].
+        values: float32 [b, 7] first row, first column, end row, end column, red, green, blue; a rectangle may reach
+            beyond the image, or be empty.
+    """
+    height, width = images.shape[-2:]
+    y = torch.arange(height, device=images.device)[:, None]
+    x = torch.arange(width, device=images.device)
+    top, left, bottom, right = values[:, :4, None, None].unbind(1)
+    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+    return torch.where(inside[:, None], values[:, 4:7, None, None].to(torch.uint8), images)
+
+
+def _from_centre(size: int, device: torch.device) -> Tensor:
+    """[size] positions of pixels from the centre of a row or column of pixels."""
+    return torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2
+
+
+def _within(first: Tensor, length: Tensor, size: int) -> Tensor:
+    """[b, size] where a stretch [b, 1] of a row of so many pixels is read when enlarged to all of it, from -1 to 1."""
+    places = torch.arange(size, dtype=torch.float32, device=first.device) + 0.5
+    read = (first + (places * (length / size) - 0.5)).clamp(first, first + (length - 1))
+    return (read + 0.5) / (size / 2) - 1
+
+
+def _sampled(images: Tensor, grid: Tensor, padding: str) -> Tensor:
+    return grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
