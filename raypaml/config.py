@@ -13,6 +13,7 @@ from raypaml.cli import field_types
 from raypaml.credentials import check_no_credentials
 from raypaml.extensions import missing
 from raypaml.losses.schemes import read_settings, scheme_of
+from raypaml.model.pretrained import IMAGENET
 from raypaml.settings import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 
 EXECUTION_FIELDS = (
@@ -158,7 +159,7 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
     if not optim.feature_cache:
         raise ValueError("feature_cache='': give run, off or a folder")
-    if model.head_weights and model.weights in ("", "imagenet"):
+    if model.head_weights and model.weights in ("", *IMAGENET):
         raise ValueError(f"head_weights: weights={model.weights!r} has no classifier of your classes; give a file")
     if model.sync_batchnorm and optim.micro_batch_size:
         raise ValueError("sync_batchnorm: statistics would be those of micro batches; use --micro-batch-size 0")

@@ -52,7 +52,8 @@ class ModelConfig:
     """small (for digits), any classification model of torchvision with a feature map, or timm:NAME. Published:
     resnet50; OpenImages: resnet101."""
     weights: str = ""
-    """Backbone weights: a safetensors or state-dict file, names with any prefix, or 'imagenet' for a download."""
+    """Backbone weights: a safetensors or state-dict file, names with any prefix; or to download, imagenet for what
+    torchvision or timm choose, imagenet-v1 or imagenet-v2 for torchvision's first or later ones. Published: V1."""
     alpha: float = 5.0
     """BoostLU's factor on positive attributions, >= 1; 1 switches it off. Published: 5."""
     head_weights: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 from urllib.error import URLError
 
@@ -237,9 +238,24 @@ def test_a_classifier_that_does_not_read_the_pooled_map_is_refused(name: str, be
 # --- Downloads ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet101", "timm:resnet10t"])
-def test_imagenet_weights_without_a_network_say_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+@pytest.mark.parametrize(
+    ("name", "weights", "fetched"),
+    [
+        ("resnet101", "imagenet", ("resnet101", "DEFAULT")),
+        ("resnet18", "imagenet-v1", ("resnet18", "IMAGENET1K_V1")),
+        ("resnet50", "imagenet-v1", ("resnet50", "IMAGENET1K_V1")),
+        ("resnet50", "imagenet-v2", ("resnet50", "IMAGENET1K_V2")),
+        ("timm:resnet10t", "imagenet", ("resnet10t", True)),
+        ("timm:resnet50.a1_in1k", "imagenet", ("resnet50.a1_in1k", True)),
+        ("timm:resnet50", "imagenet-v1", ("resnet50.tv_in1k", True)),
+        ("timm:resnet50", "imagenet-v2", ("resnet50.tv2_in1k", True)),
+        ("timm:resnet50.tv2_in1k", "imagenet-v2", ("resnet50.tv2_in1k", True)),
+    ],
+)
+def test_imagenet_weights_are_fetched_by_name_and_without_a_network_it_is_said_what_to_do(
+    name: str, weights: str, fetched: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[Any]()
 
     def offline(model: str, **how: Any) -> None:
         asked.append((model, *how.values()))
@@ -248,12 +264,45 @@ def test_imagenet_weights_without_a_network_say_what_to_do(name: str, monkeypatc
     monkeypatch.setattr(torchvision.models, "get_model", offline)
     monkeypatch.setattr(timm, "create_model", offline)
     origin = "timm" if name.startswith("timm:") else "torchvision"
-    message = f"weights=imagenet: {origin} could not download .* of {name} .*unreachable.* --weights FILE"
+    message = f"weights={weights}: {origin} could not download .* of {name} .*unreachable.* --weights FILE"
     with pytest.raises(ValueError, match=message):
-        build_backbone(name, "imagenet")
-    assert asked == [("resnet10t", True) if origin == "timm" else (name, "DEFAULT")]
+        build_backbone(name, weights)
+    assert asked == [fetched]
 
 
-def test_imagenet_weights_for_a_backbone_without_any_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"weights=imagenet: there are none for backbone 'small'"):
-        build_backbone("small", "imagenet")
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("small", "imagenet", "there are none for backbone 'small'; leave --weights out"),
+        (
+            "vgg16",
+            "imagenet-v2",
+            "torchvision has no IMAGENET1K_V2 for vgg16, it has IMAGENET1K_V1 (imagenet-v1), IMAG",
+        ),
+        ("vit_h_14", "imagenet-v1", "torchvision has no IMAGENET1K_V1 for vit_h_14, it has IMAGENET1K_SWAG_E2E_V1, IM"),
+        (
+            "timm:vgg16",
+            "imagenet-v2",
+            "timm has no tv2_in1k for vgg16, it has tv_in1k (imagenet-v1); --weights imagenet",
+        ),
+        (
+            "timm:resnet10t",
+            "imagenet-v1",
+            "timm has no tv_in1k for resnet10t, it has c3_in1k; --weights imagenet takes",
+        ),
+        (
+            "timm:resnet14t",
+            "imagenet-v1",
+            "timm has no tv_in1k for resnet14t, it has c3_in1k; --weights imagenet takes",
+        ),
+        ("timm:cspresnet50d", "imagenet", "timm has no weights for cspresnet50d, or any other; give a file as --wei"),
+        (
+            "timm:resnet50.a1_in1k",
+            "imagenet-v1",
+            "these are timm:resnet50.tv_in1k, and backbone='timm:resnet50.a1_in1k'",
+        ),
+    ],
+)
+def test_imagenet_weights_that_a_backbone_does_not_have_are_refused(name: str, weights: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"weights={weights}: {said}")):
+        build_backbone(name, weights)

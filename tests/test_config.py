@@ -132,6 +132,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"compile": True, "reproducible": True}, "compile: compiled kernels may differ between workers; use --no-compile"),
     ({"head_weights": True}, "head_weights: weights='' has no classifier of your classes; give a file"),
     ({"head_weights": True, "weights": "imagenet"}, "head_weights: weights='imagenet' has no classifier"),
+    ({"head_weights": True, "weights": "imagenet-v1"}, "head_weights: weights='imagenet-v1' has no classifier"),
     ({"sync_batchnorm": True, "micro_batch_size": 4}, "sync_batchnorm: statistics would be those of micro batches"),
     ({"lr": 0.0}, "lr=0.0: must be above 0"),
     ({"lr": NAN}, "lr=nan: must be above 0"),

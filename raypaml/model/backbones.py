@@ -19,6 +19,7 @@ from torch import nn
 
 from raypaml.cli import extra
 from raypaml.model.inspection import SIZES, FeatureMap, as_feature_map, cut_classifier
+from raypaml.model.pretrained import IMAGENET, timm_model, torchvision_weights
 from raypaml.model.weights import load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -74,17 +75,25 @@ def register_backbone(name: str, build: Callable[[], Backbone]) -> None:
     OWN_BACKBONES[name] = build
 
 
-def check_backbone(name: str) -> None:
-    """Raise ValueError unless `name` is a backbone; whether it has a map is seen when it is built."""
+def check_backbone(name: str, weights: str = "") -> None:
+    """Raise ValueError unless `name` is a backbone, and has `weights` where these are ImageNet's.
+
+    Whether it has a map is seen when it is built.
+    """
     if name in OWN_BACKBONES:
-        return
-    if name.startswith(TIMM):
+        if weights in IMAGENET:
+            raise ValueError(f"weights={weights}: there are none for backbone {name!r}; leave --weights out")
+    elif name.startswith(TIMM):
         timm, own = _timm(name), name.removeprefix(TIMM)
         if not timm.is_model(own):
             raise ValueError(f"backbone={name!r}: timm has no such model; {_nearest(own, timm.list_models(), TIMM)}")
+        if weights in IMAGENET:
+            timm_model(timm, own, weights)
     elif name not in _torchvision_names():
         nearest = _nearest(name, [*OWN_BACKBONES, *_torchvision_names()])
         raise ValueError(f"backbone={name!r}: no such backbone; {nearest}")
+    elif weights in IMAGENET:
+        torchvision_weights(name, weights)
 
 
 def _nearest(name: str, known: Iterable[str], before: str = "") -> str:
@@ -113,30 +122,28 @@ def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = la
 
     Args:
         name: `small`, a classification model of torchvision, or `timm:` and one of timm.
-        weights: "" for random, "imagenet" for the origin's download, or a file (safetensors, or a PyTorch state dict,
-            read with weights only).
+        weights: "" for random, a name of `pretrained.IMAGENET` for the origin's download, or a file (safetensors, or a
+            PyTorch state dict, read with weights only).
         say: told what a weight file held.
 
     Raises:
         ValueError: no such backbone, or none with a map; weights that cannot be had or do not fit.
     """
-    check_backbone(name)
+    check_backbone(name, weights)
     if name in OWN_BACKBONES:
-        if weights == "imagenet":
-            raise ValueError(f"weights=imagenet: there are none for backbone {name!r}; leave --weights out")
         backbone = OWN_BACKBONES[name]()
         if weights:
             say(load_weights(backbone, ("fc.weight", "fc.bias"), Path(weights)))
         return backbone
-    found, left_out, normalised = _inspected(name, weights == "imagenet")
-    if weights not in ("", "imagenet"):
+    found, left_out, normalised = _inspected(name, weights if weights in IMAGENET else "")
+    if weights and weights not in IMAGENET:
         say(load_weights(found.net, left_out, Path(weights)))
     backbone = Backbone(OrderedDict(net=found.net), found.num_channels, found.stride)
     backbone.mean, backbone.std = normalised
     return backbone
 
 
-def _inspected(name: str, pretrained: bool) -> tuple[FeatureMap, set[str], tuple[Any, Any]]:
+def _inspected(name: str, pretrained: str) -> tuple[FeatureMap, set[str], tuple[Any, Any]]:
     """The map of a model, the names of the weights that do not lead to it, and how pixels are normalised."""
     whole = build_whole(name, pretrained)
     names = set(whole.state_dict())
@@ -146,20 +153,23 @@ def _inspected(name: str, pretrained: bool) -> tuple[FeatureMap, set[str], tuple
     return found, left_out, (about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
 
 
-def build_whole(name: str, pretrained: bool = False) -> nn.Module:
-    """The model as its origin has it, classifier included."""
+def build_whole(name: str, pretrained: str = "") -> nn.Module:
+    """The model as its origin has it, classifier included; `pretrained` is "" or a name of `pretrained.IMAGENET`."""
     try:
         if name.startswith(TIMM):
-            return _timm(name).create_model(name.removeprefix(TIMM), pretrained=pretrained)  # type: ignore[no-any-return]
+            timm, own = _timm(name), name.removeprefix(TIMM)
+            own = timm_model(timm, own, pretrained) if pretrained else own
+            return timm.create_model(own, pretrained=bool(pretrained))  # type: ignore[no-any-return]
         import torchvision
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of how googlenet and inception will be initialised
-            return torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)  # type: ignore[no-any-return]
+            weights = torchvision_weights(name, pretrained) if pretrained else None
+            return torchvision.models.get_model(name, weights=weights)  # type: ignore[no-any-return]
     except OSError as error:
         origin = "timm" if name.startswith(TIMM) else "torchvision"
         raise ValueError(
-            f"weights=imagenet: {origin} could not download the ImageNet weights of {name} ({error}); "
+            f"weights={pretrained}: {origin} could not download the ImageNet weights of {name} ({error}); "
             "download them elsewhere and give the file as --weights FILE"
         ) from None
 

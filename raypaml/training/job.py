@@ -76,6 +76,6 @@ def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:
 def checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:
     """The data of a configuration whose fields are in order; ValueError otherwise."""
     config.check()
-    check_backbone(config.model.backbone)  # before data that may have to be drawn or fetched
+    check_backbone(config.model.backbone, config.model.weights)  # before data that may have to be drawn or fetched
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
     return open_folder(resolve_data(config.data.data, say), **config.data.opening)
