@@ -125,6 +125,7 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
     at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0, "freeze_backbone": 0, "probe_images": 1}
     at_least |= {"min_workers": 0, "max_failures": 0, "profile": 0, "threads": 0}
+    at_least |= {"momentum": 0, "weight_decay": 0}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""
@@ -155,6 +156,10 @@ def _check_step(config: TrainConfig) -> None:
     optim, model = config.optim, config.model
     if optim.ema >= 1:
         raise ValueError(f"ema={optim.ema}: must be below 1, the share of the average that a step keeps, such as 0.999")
+    if optim.momentum >= 1:
+        raise ValueError(f"momentum={optim.momentum}: must be below 1, the share of the last update that a step keeps")
+    if optim.momentum != OptimConfig.momentum and optim.optimizer != "sgd":
+        raise ValueError(f"momentum={optim.momentum}: {optim.optimizer} has none; use --optimizer sgd")
     if optim.compile and optim.reproducible:
         raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
     if not optim.feature_cache:

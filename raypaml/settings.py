@@ -94,8 +94,17 @@ class OptimConfig:
 
     epochs: int = 10
     """Passes over the training split. Published: 10; OpenImages: 20."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam (published), adamw, or sgd (VOC's rows of the LL paper)."""
+    momentum: float = 0.9
+    """Momentum of sgd. Published: 0.9."""
+    weight_decay: float = 0.0
+    """Pull of every weight towards 0: adam and sgd add so much of the weight to its gradient, as torch does; adamw
+    takes lr times so much off the weight. Published: 0; LL's sgd: 0.001; ASL: 0.0001."""
+    decay_biases: bool = True
+    """Weight decay acts on biases and the scales of norms too. Published: on; ASL: off."""
     lr: float = 1e-5
-    """Adam's learning rate. Published: 1e-5; OpenImages: 2e-5."""
+    """Learning rate of the backbone, where its schedule is at its highest. Published: 1e-5; OpenImages: 2e-5."""
     head_lr_mult: float = 10.0
     """The head learns this many times faster than the backbone. Published: 10."""
     lr_schedule: Literal["constant", "trapezoid"] = "constant"

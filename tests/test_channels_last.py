@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def as_cuda_asks(optimizer: Optimizer, *_: Any) -> None:
-    """What CUDA's fused Adam checks before a step: a weight, its gradient and its moments lie alike."""
+    """What CUDA's fused optimizers check before a step: a weight, its gradient and its moments lie alike."""
     for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
         moments = [value for value in optimizer.state.get(weight, {}).values() if value.ndim]
         for other in [weight.grad, *moments]:
@@ -34,7 +34,7 @@ def as_cuda_asks(optimizer: Optimizer, *_: Any) -> None:
 
 @contextmanager
 def on_channels_last() -> Iterator[None]:
-    """A network on the CPU lies as on a GPU, and Adam is as strict as there."""
+    """A network on the CPU lies as on a GPU, and the optimizer is as strict as there."""
     strict = register_optimizer_step_pre_hook(as_cuda_asks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "memory_format", lambda _: torch.channels_last)
@@ -55,6 +55,7 @@ def stop_at(rank: int, world_size: int, settings: TrainConfig, data: Path, run: 
 
 EVERY_STEP = {"checkpoint_steps": 1}
 KINDS = [{}, {"reproducible": False, "ema": 0.9}, {"reproducible": False, "micro_batch_size": 5, "freeze_backbone": 1}]
+KINDS += [{"optimizer": "sgd"}]
 
 
 @pytest.mark.usefixtures("channels_last")

@@ -102,6 +102,10 @@ def test_options_that_take_or_save_memory(tiny_digits: Path) -> None:
         < memory(reproducible=True)
     )
     assert memory(workers=4) < memory()
+    shape = estimate(plain, data).shape
+    weights = 4 * (shape.backbone_parameters + shape.head_parameters)
+    assert memory() == memory(optimizer="adamw") == memory(optimizer="sgd") + weights
+    assert memory(optimizer="sgd") == memory(optimizer="sgd", momentum=0.0) + weights
     once, twice = (estimate(plain.override({"micro_batch_size": size}), data) for size in (0, 4))
     assert twice.flops == once.flops + once.shape.flops + once.shape.head_flops
 

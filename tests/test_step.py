@@ -220,7 +220,14 @@ def train_here(settings: TrainConfig, data: Path, run: Path, stop_at: int | None
     return train(settings, data, run, CPU, report)
 
 
-@pytest.mark.parametrize("values", [{"ema": 0.9}, {"schedule": "samples"}, {"clip_gradient": 0.05}], ids=str)
+SGD = {"optimizer": "sgd", "weight_decay": 1e-3, "freeze_backbone": 1, "feature_cache": "off"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"ema": 0.9}, {"schedule": "samples"}, {"clip_gradient": 0.05}, SGD, {"optimizer": "sgd", "momentum": 0.0}],
+    ids=str,
+)
 def test_a_stopped_run_continues_exactly(values: dict[str, Any], tiny_digits: Path, tmp_path: Path) -> None:
     settings = config(checkpoint_steps=1, **values)
     assert train_here(settings, tiny_digits, tmp_path / "whole")

@@ -14,6 +14,7 @@ from raypaml.cluster.nodes import Node, leave, look, remove
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.training.estimate import FLOAT32, RATES, Estimate, estimate
+from raypaml.training.optimizers import moments
 
 DASHBOARD = 8265
 FINE, WARNING, FATAL = "fine", "warning", "fatal"
@@ -212,7 +213,7 @@ def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf
     if found.nothing_rejected:
         yield Finding(WARNING, found.nothing_rejected, "--delta-rel, --warmup-epochs; or --scheme an, if it is meant")
     parameters = found.shape.backbone_parameters + found.shape.head_parameters
-    size = parameters * FLOAT32 * (4 if config.optim.ema else 3)
+    size = parameters * FLOAT32 * (1 + moments(config.optim) + (config.optim.ema > 0))
     stored = sum(data.splits["train"].shard_bytes) if "://" in data.address else 0
     yield from disks(nodes, config, KEPT * size, stored)
     yield memory(nodes, config, found)

@@ -1,7 +1,7 @@
 """How the tensors of a network lie in memory, which is part of its state.
 
-CUDA's fused Adam refuses a weight, its gradient and its moments unless they have the same strides. The CPU's walks
-through the memory of all four at once: with other strides it would update an entry by the gradient of another.
+CUDA's fused optimizers refuse a weight, its gradient and its moments unless they have the same strides. The CPU's walk
+through the memory of all of them at once: with other strides they would update an entry by the gradient of another.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.model.pooling import tile_images
 from raypaml.runs.kept_features import keeps_features
+from raypaml.training.optimizers import moments
 from raypaml.training.rejection_counts import most_rejected, nothing_rejected, plan_of, step_parts
 
 FLOAT32 = 4
@@ -175,7 +176,9 @@ def _count(module: nn.Module) -> int:
 def _weights(config: TrainConfig, shape: ModelShape, lanes: int, kind: torch.dtype) -> dict[str, int]:
     """Bytes that do not depend on the batch, by what they are for."""
     parameters = shape.backbone_parameters + shape.head_parameters
-    copies = {"weights, gradients and Adam's two": 4, "weights' average": int(config.optim.ema > 0)}
+    kept = {"sgd": "SGD's momentum" if moments(config.optim) else ""}.get(config.optim.optimizer, "Adam's two moments")
+    copies = {"weights, gradients" + f", {kept}" * bool(kept): 2 + moments(config.optim)}
+    copies["weights' average"] = int(config.optim.ema > 0)
     if config.optim.reproducible:
         copies["gradients of every lane, and their exact sum"] = -(-lanes // config.run.workers) + 8
     elif config.run.workers > 1:

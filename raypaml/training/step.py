@@ -255,9 +255,8 @@ def _update(worker: Worker) -> None:
     if optim.lr_schedule == "trapezoid":
         left = 1 - done / (optim.epochs * worker.plan.steps)
         scale = min(1.0, (done + 1) / WARMUP_STEPS, 3 * left)
-    backbone, head = worker.optimizer.param_groups
-    backbone["lr"] = optim.lr * scale
-    head["lr"] = optim.lr * optim.head_lr_mult * scale
+    for group in worker.optimizer.param_groups:
+        group["lr"] = optim.lr * group["lr_mult"] * scale
     worker.optimizer.step()
     if worker.average is not None:  # now, for the next forward pass changes them again
         copy_buffers(worker.average, worker.model)

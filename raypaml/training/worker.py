@@ -29,6 +29,7 @@ from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
 from raypaml.training.gradients import check_draws_nothing, check_reproducible
 from raypaml.training.nonfinite import DoubtfulStep, FiniteCheck
+from raypaml.training.optimizers import build_optimizer
 from raypaml.training.rejections import Rejections
 from raypaml.training.saving import Saving
 from raypaml.training.scheme_state import SchemeState
@@ -178,7 +179,6 @@ def build_worker(
         begin_stream(config.run.seed, ranks.rank, 0, 0)
     scheme_state = scheme_state_of(config, data)
     scheme_state.live_on(device)
-    groups = [{"params": model.backbone.parameters()}, {"params": model.head.parameters()}]
     return Worker(
         config=config,
         run_folder=run_folder,
@@ -188,7 +188,7 @@ def build_worker(
         model=model,
         wrapped=_wrapped(model, config, ranks),
         average=copy.deepcopy(model).requires_grad_(False) if config.optim.ema else None,
-        optimizer=torch.optim.Adam(groups, lr=config.optim.lr, fused=True),
+        optimizer=build_optimizer(model, config.optim),
         state=State(vocabulary=data.vocabulary.digest),
         corrections=Corrections(len(data.vocabulary)),
         scheme_state=scheme_state,
