@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, get_args, get_origin
 
 from raypaml.augmentation.augmentations import AS_PUBLISHED, Augmentation, augmentation_of
@@ -115,6 +117,31 @@ def _check_imports(config: TrainConfig) -> None:
         )
 
 
+_LR_WARMUP = {"constant": "0 steps", "trapezoid": "100 steps", "cosine": "0 steps", "one-cycle": "20%"}
+
+
+def lr_warmup_steps(optim: OptimConfig, steps: int) -> float:
+    """Steps in which the learning rate rises; a part of one where epochs or percent come to that.
+
+    Args:
+        optim: `lr_warmup`, or the default of `lr_schedule`.
+        steps: of an epoch.
+
+    Raises:
+        ValueError: it is none of the forms, or longer than the run.
+    """
+    text = optim.lr_warmup or _LR_WARMUP[optim.lr_schedule]
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|epochs?|%)", text)
+    if not found:
+        raise ValueError(f"lr_warmup={text!r}: give steps, epochs or a share of the run: '100 steps', '1 epoch', '20%'")
+    unit = {"s": Fraction(1), "e": Fraction(steps), "%": Fraction(steps * optim.epochs, 100)}[found[2][0]]
+    asked = Fraction(found[1]) * unit
+    if optim.lr_warmup and asked > optim.epochs * steps:
+        run = f"{optim.epochs * steps:,} steps" if found[2][0] == "s" else f"{optim.epochs} epochs"
+        raise ValueError(f"lr_warmup={text!r}: longer than the run of {run}; give less")
+    return float(asked)
+
+
 def _check_ranges(config: TrainConfig) -> None:
     values = config.flat()
     for _, group in config.groups():
@@ -160,6 +187,9 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError(f"momentum={optim.momentum}: must be below 1, the share of the last update that a step keeps")
     if optim.momentum != OptimConfig.momentum and optim.optimizer != "sgd":
         raise ValueError(f"momentum={optim.momentum}: {optim.optimizer} has none; use --optimizer sgd")
+    if optim.momentum != OptimConfig.momentum and optim.lr_schedule == "one-cycle":
+        raise ValueError(f"momentum={optim.momentum}: one-cycle has its own; use another --lr-schedule")
+    lr_warmup_steps(optim, 10**9)  # of how many steps an epoch has is not known yet
     if optim.compile and optim.reproducible:
         raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
     if not optim.feature_cache:

@@ -107,8 +107,12 @@ class OptimConfig:
     """Learning rate of the backbone, where its schedule is at its highest. Published: 1e-5; OpenImages: 2e-5."""
     head_lr_mult: float = 10.0
     """The head learns this many times faster than the backbone. Published: 10."""
-    lr_schedule: Literal["constant", "trapezoid"] = "constant"
-    """Constant (published), or up over 100 steps, level, and linearly to 0 over the last third."""
+    lr_schedule: Literal["constant", "trapezoid", "cosine", "one-cycle"] = "constant"
+    """After the warm-up: level (published); level, and linearly to 0 over the last third; half a cosine to 0; or up and
+    down along cosines, the momentum (Adam's first beta) down to 0.85 and up again (ASL), as torch's OneCycleLR does."""
+    lr_warmup: str = ""
+    """While the learning rate rises to its highest, linearly but in one-cycle: '100 steps', '1 epoch' or '20%' of the
+    run. Default: none; trapezoid: 100 steps; one-cycle: 20% (ASL). Published: none."""
     freeze_backbone: int = 0
     """First epochs in which only the head learns, as in the papers' LinearInit; 0: none (published: end to end)."""
     feature_cache: str = "run"

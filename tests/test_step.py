@@ -221,11 +221,12 @@ def train_here(settings: TrainConfig, data: Path, run: Path, stop_at: int | None
 
 
 SGD = {"optimizer": "sgd", "weight_decay": 1e-3, "freeze_backbone": 1, "feature_cache": "off"}
+CYCLE = {"optimizer": "adamw", "weight_decay": 0.01, "decay_biases": False, "lr_schedule": "one-cycle"}
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"ema": 0.9}, {"schedule": "samples"}, {"clip_gradient": 0.05}, SGD, {"optimizer": "sgd", "momentum": 0.0}],
+    [{"ema": 0.9}, {"schedule": "samples"}, {"clip_gradient": 0.05}, SGD, {"optimizer": "sgd", "momentum": 0.0}, CYCLE],
     ids=str,
 )
 def test_a_stopped_run_continues_exactly(values: dict[str, Any], tiny_digits: Path, tmp_path: Path) -> None:

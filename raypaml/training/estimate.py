@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from raypaml.config import TrainConfig
+from raypaml.config import TrainConfig, lr_warmup_steps
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.model.backbones import build_backbone
@@ -100,6 +100,7 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
     """Estimate a checked configuration on its data."""
     index, num_classes = data.splits["train"], len(data.vocabulary)
     plan, part = plan_of(config, index), max(step_parts(config, index))
+    lr_warmup_steps(config.optim, plan.steps)  # raises where it is longer than the run
     at_once = min(part, config.optim.micro_batch_size or part)
     device = _device(config)
     half = config.optim.precision == "bfloat16" or (config.optim.precision == "auto" and device == "cuda")

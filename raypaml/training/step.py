@@ -27,6 +27,7 @@ from raypaml.losses.schemes import all_settings
 from raypaml.runs.models import autocast, copy_buffers
 from raypaml.runs.transfer import HostCopy, send
 from raypaml.training.gradients import add_exactly, lay_out_gradients
+from raypaml.training.learning_rates import follow_schedule
 from raypaml.training.nonfinite import (
     Buffers,
     DivergenceCheck,
@@ -36,9 +37,6 @@ from raypaml.training.nonfinite import (
 )
 from raypaml.training.outcome import StepOutcome, keep_outcome, skip_outcome
 from raypaml.training.worker import COMPILING, Worker
-
-WARMUP_STEPS = 100
-"""Of the learning rate, with lr_schedule=trapezoid."""
 
 
 def train_step(worker: Worker, batch: Batch) -> None:
@@ -250,13 +248,7 @@ def _update(worker: Worker) -> None:
     optim = worker.config.optim
     if optim.clip_gradient:
         nn.utils.clip_grad_norm_(worker.model.parameters(), optim.clip_gradient)
-    done = worker.steps_done
-    scale = 1.0
-    if optim.lr_schedule == "trapezoid":
-        left = 1 - done / (optim.epochs * worker.plan.steps)
-        scale = min(1.0, (done + 1) / WARMUP_STEPS, 3 * left)
-    for group in worker.optimizer.param_groups:
-        group["lr"] = optim.lr * group["lr_mult"] * scale
+    follow_schedule(worker.optimizer, optim, worker.steps_done, worker.plan.steps)
     worker.optimizer.step()
     if worker.average is not None:  # now, for the next forward pass changes them again
         copy_buffers(worker.average, worker.model)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raypaml.config import TrainConfig
+from raypaml.config import TrainConfig, lr_warmup_steps
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, default_lanes
@@ -159,6 +159,7 @@ def build_worker(
         window=config.data.shuffle_window,
         shard_sizes=index.shard_sizes,
     )
+    lr_warmup_steps(config.optim, plan.steps)  # raises where it is longer than the run
     if config.optim.threads:
         torch.set_num_threads(config.optim.threads)
     torch.manual_seed(config.run.seed)

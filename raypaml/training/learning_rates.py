@@ -1,0 +1,60 @@
+"""The learning rate of every step, as a share of its highest: a function of the steps done, so that nothing is kept."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from raypaml.config import lr_warmup_steps
+from raypaml.settings import OptimConfig
+
+START, END = 1 / 25, 1 / 25e4
+"""Of one-cycle's first and last step, as torch has it."""
+MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
+"""Of one-cycle where the learning rate is highest and lowest, as torch has it."""
+
+
+def learning_rate(optim: OptimConfig, done: int, steps: int) -> float:
+    """The learning rate of a step as a share of its highest, 0..1.
+
+    Args:
+        optim: `lr_schedule`, `lr_warmup` and `epochs`.
+        done: steps before this one, since training began.
+        steps: of an epoch.
+    """
+    total, warmup = optim.epochs * steps, lr_warmup_steps(optim, steps)
+    if optim.lr_schedule == "one-cycle":
+        share = _cycle(done, total, warmup)
+        return _cosine(START, 1, share) if share <= 1 else _cosine(1, END, share - 1)
+    rising = min(1.0, (done + 1) / warmup) if warmup else 1.0
+    if optim.lr_schedule == "trapezoid":
+        return min(rising, 3 * (1 - done / total))
+    if optim.lr_schedule == "cosine" and done >= warmup:
+        return _cosine(1, 0, (done - warmup) / (total - warmup))
+    return rising
+
+
+def follow_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, done: int, steps: int) -> None:
+    """Give an optimizer the learning rates of a step, and with one-cycle its momentum; arguments as `learning_rate`."""
+    scale = learning_rate(optim, done, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = optim.lr * group["lr_mult"] * scale
+    if optim.lr_schedule == "one-cycle":
+        share = _cycle(done, optim.epochs * steps, lr_warmup_steps(optim, steps))
+        momentum = _cosine(MOMENTUM_HIGH, MOMENTUM_LOW, share)  # at 2 it is high again
+        for group in optimizer.param_groups:
+            group |= {"momentum": momentum} if "momentum" in group else {"betas": (momentum, group["betas"][1])}
+
+
+def _cycle(done: int, total: int, warmup: float) -> float:
+    """Where a step of one cycle is: 0 at its first, 1 at the highest learning rate, 2 at its last."""
+    highest = warmup - 1
+    if done < highest:
+        return done / highest
+    return 1 + (done - highest) / (total - 1 - highest) if total - 1 > highest else 1.0
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    """From start to end along half a cosine."""
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
