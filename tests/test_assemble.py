@@ -56,14 +56,31 @@ def test_partial_labels_have_no_truth_and_cannot_be_hidden() -> None:
         assemble(given, SINGLE, Cut())
 
 
-def test_images_without_an_observed_label_are_named() -> None:
-    given = source(["a.jpg", "b.jpg", "c.jpg"], ["t.jpg"])
-    given.splits["train"].positives[1] = np.array([], np.int64)
-    cut = Cut(validation=0.4)
-    found = assemble(given, SINGLE, cut)
-    train, _ = validation_split(3, 0.4)
-    expected = ["b"] if 1 in train else []
-    assert found["train"].others["no_label"].to_pylist() == expected
+def test_images_of_which_no_label_is_shown_are_kept_and_counted() -> None:
+    """As published: every entry of theirs is unobserved, and takes part."""
+    given = source([f"{n}.jpg" for n in range(20)], ["t.jpg"])
+    train, _ = validation_split(20, 0.2)
+    blank = int(train[3])
+    given.splits["train"].positives[blank] = np.array([], np.int64)
+    found = assemble(given, SINGLE, Cut())["train"]
+    assert found.table["key"].to_pylist() == [str(n) for n in train]
+    row = found.table.to_pylist()[3]
+    assert (row["positives"], row["negatives"], row["truth"]) == ([], [], [])
+    assert found.others["no_label"].to_pylist() == []
+    assert found.findings.to_dict()["images of which no label is shown, kept"] == {
+        "count": 1,
+        "examples": [f"{blank}.jpg"],
+    }
+    before = assemble(given, SINGLE, Cut(), unlabelled="left out")["train"]
+    assert before.table["key"].to_pylist() == [str(n) for n in train if n != blank]
+    assert before.others["no_label"].to_pylist() == [str(blank)]
+
+
+def test_images_of_partial_labels_without_one_are_left_out_and_named() -> None:
+    given = source(["a.jpg", "b.jpg", "c.jpg"], ["t.jpg"], complete=False)
+    given.splits["test"].positives[0] = np.array([], np.int64)
+    found = assemble(given, Hiding(), Cut(validation=0.4))["test"]
+    assert (len(found.table), found.others["no_label"].to_pylist()) == (0, ["t"])
 
 
 def test_a_source_of_one_split_is_cut_twice() -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from raypaml.data.data_folder import open_folder
+from raypaml.labels import UNOBSERVED
 from raypaml.preparation.label_overview import check_names
 from raypaml.shard import main
 
@@ -105,6 +106,23 @@ def test_a_data_set_that_was_begun_before_goes_on_as_it_began(tmp_path: Path) ->
     assert (tmp_path / "old" / "test.arrow").read_bytes() == before
     with pytest.raises(ValueError, match="the labels can be read in 2 ways"):
         run(table, tmp_path / "new", "--complete")
+
+
+def test_training_images_without_a_shown_label_are_kept_but_in_what_was_begun_before(tmp_path: Path) -> None:
+    table = photos(tmp_path, ["cat", "dog", ""] * 8)
+    asked = ("--complete", "--hide", "single-positive")
+    run(table, tmp_path / "new", *asked)
+    record = json.loads((tmp_path / "new" / "preparation.json").read_text())
+    assert record["parameters"].pop("unlabelled") == "kept"  # before, it was not recorded
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "preparation.json").write_text(json.dumps(record | {"splits": {}}))
+    run(table, tmp_path / "old", *asked)
+    new, old = (open_folder(tmp_path / name).splits["train"] for name in ("new", "old"))
+    blank = (new.labels(np.arange(len(new))) == UNOBSERVED).all(1)
+    assert 0 < blank.sum() == len(new) - len(old)
+    assert set(new.keys(np.flatnonzero(~blank))) == set(old.keys(np.arange(len(old))))
+    card = json.loads((tmp_path / "new" / "data_card.json").read_text())
+    assert card["splits"]["train"]["doctor"]["images of which no label is shown, kept"]["count"] == blank.sum()
 
 
 def test_the_way_of_splitting_is_recorded(tmp_path: Path) -> None:

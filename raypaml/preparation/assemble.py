@@ -25,6 +25,7 @@ from raypaml.preparation.stratify import stratified_split
 _NOT_IN_KEYS = re.compile(r"[^0-9A-Za-z_-]+")
 
 Method = Literal["random", "stratified"]
+Unlabelled = Literal["kept", "left out"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ class Cut:
     """random: as published; stratified: each class has the same share in both parts, and no group is divided."""
 
 
-def assemble(source: Source, hiding: Hiding, cut: Cut, taken: Collection[str] = ()) -> dict[str, SplitLabels]:
+def assemble(
+    source: Source, hiding: Hiding, cut: Cut, taken: Collection[str] = (), *, unlabelled: Unlabelled = "kept"
+) -> dict[str, SplitLabels]:
     """The three splits, labels of train hidden, those of validation and test as they are.
 
     As published, the labels of the whole of train are hidden first, and validation is cut from it afterwards, with
@@ -52,6 +55,9 @@ def assemble(source: Source, hiding: Hiding, cut: Cut, taken: Collection[str] = 
         hiding: which labels of train are hidden.
         cut: how splits are cut that the source has not.
         taken: keys that no image gets, for others have them.
+        unlabelled: what becomes of training images of which hiding shows no label, such as those without a positive
+            where one positive is shown. kept: as published, every entry of theirs is unobserved. left out: as before
+            there was a choice. An image whose labels are not complete and that has none is left out in any case.
 
     Raises:
         ValueError: hidden labels are asked of a source whose labels are not complete; a split would be empty.
@@ -72,7 +78,7 @@ def assemble(source: Source, hiding: Hiding, cut: Cut, taken: Collection[str] = 
         observed = tuple([side[row] for row in train] for side in observed)  # type: ignore[assignment]
     keys = _keys([file for split in SPLITS for file in splits[split].files], taken)
     shown = {split: observed if split == "train" else _observed(splits[split], num_classes) for split in SPLITS}
-    labels = {split: _labels(splits[split], shown[split], keys, num_classes) for split in SPLITS}
+    labels = {split: _labels(splits[split], shown[split], keys, num_classes, unlabelled) for split in SPLITS}
     for split, file, reason in source.skipped:
         labels[split].skipped.setdefault(reason, []).append(file)
     return labels
@@ -139,7 +145,11 @@ def _keys(files: Sequence[str], taken: Collection[str]) -> dict[str, str]:
 
 
 def _labels(
-    split: SourceSplit, observed: tuple[list[IntArray], list[IntArray]], keys: dict[str, str], num_classes: int
+    split: SourceSplit,
+    observed: tuple[list[IntArray], list[IntArray]],
+    keys: dict[str, str],
+    num_classes: int,
+    unlabelled: Unlabelled,
 ) -> SplitLabels:
     columns = {
         "key": pa.array([keys[file] for file in split.files], pa.string()),
@@ -155,10 +165,14 @@ def _labels(
         name: _count(side, num_classes) for name, side in zip(("positives", "negatives"), observed, strict=True)
     }
     table = as_requests(pa.table(columns))
-    labelled = np.array([len(a) + len(b) > 0 for a, b in zip(*observed, strict=True)], bool)
+    asked = np.array([len(a) + len(b) > 0 for a, b in zip(*observed, strict=True)], bool)
     findings = Findings(split.findings.counts.copy(), dict(split.findings.examples))
-    others = {"no_label": table["key"].filter(pa.array(~labelled)).combine_chunks()}
-    return SplitLabels(table.filter(pa.array(labelled)), verified, findings, others)
+    if split.negatives is None and unlabelled == "kept":
+        blank = [split.files[row] for row in np.flatnonzero(~asked)]
+        findings.add("images of which no label is shown, kept", len(blank), blank)
+        asked[:] = True
+    others = {"no_label": table["key"].filter(pa.array(~asked)).combine_chunks()}
+    return SplitLabels(table.filter(pa.array(asked)), verified, findings, others)
 
 
 def _lists(lists: Sequence[IntArray]) -> pa.Array:

@@ -34,7 +34,7 @@ class SplitLabels:
     """What is known of one split."""
 
     table: pa.Table
-    """Rows of REQUEST: every image with something to learn from it, each key once."""
+    """Rows of REQUEST: every image that becomes a sample, each key once."""
     verified: dict[str, IntArray]
     """[K] positives and negatives of the table, as far as people gave them."""
     findings: Findings

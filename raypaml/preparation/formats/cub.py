@@ -14,7 +14,8 @@ def read_cub(folder: Path) -> Source:
     """Read `CUB_200_2011/` (images.txt, train_test_split.txt, attributes/) and `attributes.txt` in it or beside it.
 
     An attribute is positive where `is_present` is 1, whatever the certainty; one without a row for an image is negative
-    and counted. Official split. (Protocol of E. Cole et al., CVPR 2021.)
+    and counted. Official split; images without an attribute are kept, as published.
+    (Protocol of E. Cole et al., CVPR 2021.)
 
     Raises:
         ValueError: naming file and line.

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 from raypaml.cli import Parser, say
 from raypaml.preparation.asked import Preparation
-from raypaml.preparation.assemble import Cut, Method, assemble
+from raypaml.preparation.assemble import Cut, Method, Unlabelled, assemble
 from raypaml.preparation.formats.added_images import check_pictures, grown_source
 from raypaml.preparation.formats.class_folders import read_folder
 from raypaml.preparation.formats.coco import read_coco
@@ -109,7 +109,8 @@ def format_preparation(flags: Any) -> Preparation:
     """What the flags ask for; says what the labels look like, and refuses what looks wrong in one's own.
 
     What was begun before the way of cutting was recorded goes on as it began: cut at random, labels of a table between
-    blanks and no column of groups unless a flag says so, names as they are.
+    blanks and no column of groups unless a flag says so, names as they are, training images without a shown label left
+    out.
     """
     begun = made_with(flags.out)
     is_of_before = bool(begun) and "split_method" not in begun
@@ -125,12 +126,15 @@ def format_preparation(flags: Any) -> Preparation:
         source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
     if _is_own(flags, source) and not is_of_before:
         _check_classes(source, earlier, flags.allow)
-    labels = assemble(source, hiding, cut, earlier.keys() if earlier else ())
+    unlabelled: Unlabelled = "left out" if before and before.get("unlabelled") != "kept" else "kept"
+    labels = assemble(source, hiding, cut, earlier.keys() if earlier else (), unlabelled=unlabelled)
     for line in overview(source, labels):
         say(line)
     settings = {"hide": flags.hide, "hide_seed": flags.hide_seed, "split_seed": flags.split_seed}
     if method != "random" or not is_of_before:
         settings |= {"split_method": method}
+    if unlabelled == "kept":
+        settings |= {"unlabelled": unlabelled}
     asked = preparation(
         flags,
         source=flags.format,

@@ -16,7 +16,8 @@ def read_nuswide(folder: Path) -> Source:
     """Read `ImageList/`, `Groundtruth/TrainTestLabels/` and `Concepts81.txt`, or `formatted_{train,val}_*.npy`.
 
     Official: Train is the training split and Test the test split; images without a concept are left out and counted.
-    Re-crawled: val is the test split, all rows are kept. The two are different sets: do not compare across them.
+    Re-crawled: val is the test split, all rows are kept, as published also those without a concept. The two are
+    different sets: do not compare across them.
 
     Raises:
         ValueError: naming file and line.
