@@ -8,14 +8,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from raypaml.config import TrainConfig
+from raypaml.data.data_folder import open_folder
+from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.recipes import recipe
-from raypaml.runs.checkpoint import read_state, valid_checkpoints
+from raypaml.runs.checkpoint import State, read_state, valid_checkpoints
+from raypaml.runs.ranks import Ranks
+from raypaml.training.class_counts import ClassCounts, rejections_by_class
 from raypaml.training.loop import train
+from raypaml.training.rejections import read_epochs
 from tests.conftest import run_distributed
 
 EPOCHS = 3
@@ -68,7 +74,7 @@ def test_any_number_of_workers_computes_the_same_weights_to_the_bit(
     assert weights(tmp_path) == weights(undisturbed)
     for one, many in zip(history(undisturbed), history(tmp_path), strict=True):
         assert many["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        for name in ("rejected", "rejected_missed", "missed", "samples", "validation_mean_ap"):
+        for name in ("rejected", "rejected_missed", "missed", "rejections_by_class", "samples", "validation_mean_ap"):
             assert many[name] == one[name], name
     assert predictions(tmp_path) == predictions(undisturbed)
 
@@ -81,7 +87,48 @@ def test_stopped_and_continued_on_other_numbers_of_workers_equals_undisturbed(
     assert run_distributed(train_here, 3, settings, tiny_digits, tmp_path, 4) == [False] * 3
     assert train_here(0, 1, settings, tiny_digits, tmp_path, None)
     assert weights(tmp_path) == weights(undisturbed)
-    assert [record["rejected"] for record in history(tmp_path)] == [r["rejected"] for r in history(undisturbed)]
+    for name in ("rejected", "rejections_by_class"):
+        assert [record[name] for record in history(tmp_path)] == [record[name] for record in history(undisturbed)]
+
+
+def test_counts_by_class_are_those_of_the_rejected_entries_and_the_truth(tiny_digits: Path, undisturbed: Path) -> None:
+    index = open_folder(tiny_digits).splits["train"]
+    rows = np.arange(len(index))
+    hidden = (index.labels(rows) == UNOBSERVED) & (index.truth(rows) == POSITIVE)
+    rejected = dict(read_epochs(undisturbed, index))
+    assert sorted(rejected) == [1, 2]
+    for record in history(undisturbed):
+        found = record["rejections_by_class"]
+        if record["epoch"] == 0:
+            assert found is None  # warm-up
+            continue
+        mask = np.zeros(hidden.shape, bool)
+        mask.flat[rejected[record["epoch"]]] = True
+        expected = np.stack([mask.sum(0), (mask & hidden).sum(0), hidden.sum(0)])
+        classes = np.flatnonzero(expected.any(0))
+        assert found["class"] == classes.tolist()
+        for name, column in zip(("rejected", "rejected_missed", "missed"), expected, strict=True):
+            assert found[name] == column[classes].tolist()
+            assert sum(found[name]) == record[name]
+
+
+def test_an_epoch_that_an_earlier_version_began_is_not_counted_by_class() -> None:
+    ranks, counts, state = Ranks(0, 1, torch.device("cpu"), None), ClassCounts(2, torch.device("cpu")), State()
+    for rejected, expected in ((3, [[3, 0], [1, 0], [4, 0]]), (2, [[5, 0], [2, 0], [8, 0]])):
+        counts.add(torch.tensor([[rejected, 0], [1, 0], [4, 0]]))
+        counts.exchange(ranks, state)
+        assert state.class_counts == expected
+    assert rejections_by_class(state.class_counts, known=False) == {
+        "class": [0],
+        "rejected": [5],
+        "rejected_missed": None,
+        "missed": None,
+    }
+    begun = State(tally=[1.0])
+    counts.add(torch.tensor([[3, 0], [1, 0], [4, 0]]))
+    counts.exchange(ranks, begun)
+    assert begun.class_counts == []
+    assert rejections_by_class([], known=True) is None
 
 
 def test_ll_cp_keeps_its_corrections_over_workers_and_interruptions(tiny_digits: Path, tmp_path: Path) -> None:

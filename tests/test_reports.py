@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 from pathlib import Path
@@ -23,11 +24,12 @@ from raypaml.labels import Vocabulary
 from raypaml.recipes import recipe
 from raypaml.reports.figures import missed_positives
 from raypaml.reports.progress import Display
+from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_figures import groups, rejections, training_curves
 from raypaml.run_report.run_page import usage_by_epoch
 from raypaml.runs import models as run_models
-from raypaml.runs.run_folder import rejection_quality, stored_config
+from raypaml.runs.run_folder import read_history, rejection_quality, stored_config
 
 
 def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any]:
@@ -160,6 +162,39 @@ def test_rejections_are_judged_over_all_epochs_that_reject() -> None:
     assert rejection_quality([record(0, 0, None), record(1, 20, None)]) == {}
 
 
+def by_class(rejected: list[int], hits: list[int] | None, missed: list[int] | None, classes: list[int]) -> Any:
+    columns = {"class": classes, "rejected": rejected, "rejected_missed": hits, "missed": missed}
+    return {"rejections_by_class": columns}
+
+
+def test_rejections_by_class_are_summed_over_epochs_and_judged(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(
+        class_ids=("/a", "/b", "/c"),
+        names=("A", "B", "C"),
+        train_positives=np.ones(3, int),
+        train_negatives=np.ones(3, int),
+    )
+    history = [
+        record(0),
+        record(1, 20, 15) | by_class([5, 15], [0, 15], [10, 30], [0, 2]),
+        record(2, 40, 10) | by_class([10, 30], [5, 5], [10, 30], [0, 2]),
+    ]
+    write_class_rejections(tmp_path, class_rejections(history, vocabulary))
+    assert (tmp_path / "rejections.csv").read_text().split() == [
+        "class,name,rejected,share,rejected_missed,missed,precision,recall",
+        "/c,C,45,0.7500,20,60,0.4444,0.3333",
+        "/a,A,15,0.2500,5,20,0.3333,0.2500",
+    ]
+    kept = [each | {"corrected": 20} for each in history]  # LL-Cp: recall is of what was missed before the first
+    assert [row.recall for row in class_rejections(kept, vocabulary)] == [20 / 30, 5 / 10]
+    unknown = [record(0, 0, None), record(1, 20, None) | by_class([20], None, None, [1])]
+    write_class_rejections(tmp_path, class_rejections(unknown, vocabulary))
+    assert (tmp_path / "rejections.csv").read_text().split()[1:] == ["/b,B,20,1.0000,,,,"]
+    assert class_rejections(HISTORY, vocabulary) == []  # of an earlier version
+    write_class_rejections(tmp_path, [])
+    assert not (tmp_path / "rejections.csv").exists()
+
+
 def test_several_runs_stand_in_one_figure_of_missed_positives(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr("raypaml.reports.figures.svg", drawn.append)
@@ -182,6 +217,10 @@ def test_a_report_says_what_the_model_looked_at(trained: tuple[Path, str]) -> No
     pairs = explain_steps(model, None, data, "test", [parts[row] for row in rows], torch.device("cpu"))
     page = (trained[0] / "report.html").read_text()
     assert "<th>waiting for data</th><th>in collectives</th>" in page
+    with (trained[0] / "rejections.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(int(row["rejected"]) for row in rows) == sum(epoch["rejected"] for epoch in read_history(trained[0])) > 0
+    assert f'<td style="text-align: left">{rows[0]["name"]}</td><td>{int(rows[0]["rejected"]):,}</td>' in page
     assert f"{pairs.positive.sum():,} positive and {(~pairs.positive).sum():,} negative labels" in page
     for figure in (np.nanmean(pairs.pointing), np.nanmean(pairs.chance)):
         assert f"<td>{figure:.3f}</td>" in page

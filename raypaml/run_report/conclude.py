@@ -8,6 +8,8 @@ from raypaml.evaluation.measures import evaluate_set
 from raypaml.evaluation.parts import check_predicted_classes, open_set
 from raypaml.explanations.comparing import explain_some
 from raypaml.files import write_json
+from raypaml.run_report.class_rejections import FILE as CLASS_REJECTIONS
+from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_page import write_report
 from raypaml.runs.mirror import Mirror
@@ -33,7 +35,8 @@ def conclude_run(job: Job) -> dict[str, Any]:
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
     some = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
     write_report(job.folder, job.config, job.data, model, figures, history, some)
+    write_class_rejections(job.folder, class_rejections(history, job.data.vocabulary))
     write_json(job.folder / "result.json", figures)
     if mirror:
-        mirror.push("report.html", "result.json")
+        mirror.push("report.html", "result.json", CLASS_REJECTIONS)
     return figures

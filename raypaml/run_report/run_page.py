@@ -17,6 +17,8 @@ from raypaml.labels import GROUP_NAMES
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.figures import History
 from raypaml.reports.pages import write_page
+from raypaml.run_report.class_rejections import SHOWN as CLASSES_SHOWN
+from raypaml.run_report.class_rejections import class_rejections
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 from raypaml.training.out_of_memory import read_halving
 
@@ -56,6 +58,8 @@ def write_report(
         curves=training_curves(history, result["best_epoch"]),
         groups=groups(result),
         rejections=rejections(history) if any(record["rejected"] for record in history) else "",
+        class_rejections=class_rejections(history, data.vocabulary),
+        classes_shown=CLASSES_SHOWN,
         drift=drift(history) if any("drift" in record for record in history) else "",
         drift_share=sum(record["drift"]["seconds"] for record in history if "drift" in record) / history[-1]["seconds"],
         history=history,

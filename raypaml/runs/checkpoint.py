@@ -47,6 +47,8 @@ class State:
     """Of the next batch within the epoch."""
     tally: list[float] = field(default_factory=list)
     """Sums over this epoch's steps so far, all ranks together."""
+    class_counts: list[list[int]] = field(default_factory=list)
+    """Counts of rejections by class in this epoch so far (`training.class_counts`), all ranks together."""
     skipped: list[tuple[int, int, Reason]] = field(default_factory=list)
     """(epoch, sample, reason) of every broken sample skipped so far, all ranks together."""
     seconds: float = 0.0

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypaml.metrics.average_precision import group_means, mean_ap
+from raypaml.training.class_counts import rejections_by_class
 from raypaml.training.usage import epoch_usage
 from raypaml.training.worker import TALLY, TIMES, Worker
 
@@ -48,6 +49,7 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
         "missed": missed if known else None,
         "rejection_precision": hits / rejected if known and rejected else None,
         "rejection_recall": hits / missed if known and missed else None,
+        "rejections_by_class": rejections_by_class(state.class_counts, known=known),
         "corrected": len(worker.corrections.entries),
         "validation_skipped": validation_skipped,
         "validation_mean_ap": mean_ap(ap),

@@ -179,6 +179,7 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     worker.data_seconds = 0.0
     worker.report_steps = max(1, int(REPORT_SECONDS * steps * ranks.world_size / fresh["rank_seconds"]))
     worker.scheme_state.exchange(ranks)
+    worker.class_counts.exchange(ranks, state)
     _agree_on_skips(worker)
     state.tally = add_up(state.tally, sums)
     totals = by_name(state.tally)
@@ -236,7 +237,7 @@ def _finish_epoch(worker: Worker) -> None:
     record = epoch_record(worker, ap, len(skipped))
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
-    state.epoch, state.step, state.tally = state.epoch + 1, 0, []
+    state.epoch, state.step, state.tally, state.class_counts = state.epoch + 1, 0, [], []
     save_state(worker)
     _answer_notice(worker)
 

@@ -63,11 +63,16 @@ def skip_outcome(worker: Worker, step: StepOutcome, error: DivergedError) -> Non
 
 
 def _count(worker: Worker, step: StepOutcome) -> None:
-    loss, rejected = step.loss, step.rejected
-    counts = [loss * step.global_rows, loss.new_full((), len(step.rows)), rejected.sum()]
-    if step.truth is not None:
-        missed = (step.labels == UNOBSERVED) & (step.truth == POSITIVE)
-        counts += [(rejected & missed).sum(), missed.sum()]
-    else:
-        counts += [loss.new_zeros(()), loss.new_zeros(())]
-    worker.tally += torch.stack([count.double() for count in counts])
+    by_class = _count_by_class(step)
+    worker.class_counts.add(by_class)
+    sums = torch.stack([step.loss * step.global_rows, step.loss.new_full((), len(step.rows))])
+    worker.tally += torch.cat([sums.double(), by_class.sum(1).double()])
+
+
+def _count_by_class(step: StepOutcome) -> Tensor:
+    """Int64 [3, K], in the order of `class_counts.COLUMNS`; nothing is missed where the truth is not known."""
+    rejected = step.rejected.sum(0)
+    if step.truth is None:
+        return torch.stack([rejected, torch.zeros_like(rejected), torch.zeros_like(rejected)])
+    missed = (step.labels == UNOBSERVED) & (step.truth == POSITIVE)
+    return torch.stack([rejected, (step.rejected & missed).sum(0), missed.sum(0)])

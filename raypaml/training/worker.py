@@ -27,6 +27,7 @@ from raypaml.runs.models import build_model, placed, prepare_device
 from raypaml.runs.random_streams import begin_stream
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
+from raypaml.training.class_counts import ClassCounts
 from raypaml.training.gradients import check_draws_nothing, check_reproducible
 from raypaml.training.nonfinite import DoubtfulStep, FiniteCheck
 from raypaml.training.optimizers import build_optimizer
@@ -84,6 +85,8 @@ class Worker:
     """Of the run folder, where the storage is an object store."""
     tally: Tensor
     """Float64 sums named by TALLY, of this rank, since the last agreement."""
+    class_counts: ClassCounts
+    """Rejections by class, of this rank, since the last agreement."""
     skipped: list[Skip] = field(default_factory=list)
     """Broken samples of this rank since the last agreement."""
     data_seconds: float = 0.0
@@ -197,6 +200,7 @@ def build_worker(
         report=report,
         store=Mirror.of(config.run.storage, run_folder),
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
+        class_counts=ClassCounts(len(data.vocabulary), device),
         probe=make_probe(config, data, device) if ranks.rank == 0 else None,
     )
 

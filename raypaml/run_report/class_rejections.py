@@ -1,0 +1,92 @@
+"""What a run rejected, class by class: summed over its epochs, for `rejections.csv` and the run's page."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raypaml.files import whole
+from raypaml.labels import IntArray, Vocabulary
+from raypaml.reports.figures import History
+from raypaml.training.class_counts import COLUMNS
+
+FILE = "rejections.csv"
+SHOWN = 25
+"""Classes in the page's table; the file has all."""
+
+
+@dataclass(frozen=True)
+class ClassRejections:
+    """The sums of one class over the epochs that rejected anything, as `runs.run_folder.rejection_quality` has them."""
+
+    class_id: str
+    name: str
+    share: float
+    """Of all rejections of the run, 0..1."""
+    rejected: int
+    rejected_missed: int | None
+    """Of the rejected ones, those that were missed positives; None where the truth is not known."""
+    missed: int | None
+    """The missed positives of those epochs; where corrections stay, those before the first of them."""
+
+    @property
+    def precision(self) -> float | None:
+        """The share of the rejected that were missed positives."""
+        known = self.rejected_missed is not None and self.rejected
+        return self.rejected_missed / self.rejected if known else None  # type: ignore[operator]
+
+    @property
+    def recall(self) -> float | None:
+        """The share of the missed positives that were rejected."""
+        return self.rejected_missed / self.missed if self.missed else None  # type: ignore[operator]
+
+
+def class_rejections(history: History, vocabulary: Vocabulary) -> list[ClassRejections]:
+    """Classes with a rejection or a missed positive, those of most rejections first.
+
+    Epochs whose record says nothing by class, those of earlier versions, are left out; none where all are.
+    """
+    counted = [record["rejections_by_class"] for record in history if record.get("rejections_by_class")]
+    if not counted:
+        return []
+    rejected, hits, missed = (_sums(counted, name, len(vocabulary)) for name in COLUMNS)
+    if history[-1]["corrected"]:
+        missed = _sums(counted[:1], "missed", len(vocabulary))
+    known = counted[0]["missed"] is not None
+    classes = np.flatnonzero(rejected + missed)
+    return [
+        ClassRejections(
+            class_id=vocabulary.class_ids[number],
+            name=vocabulary.names[number],
+            share=float(rejected[number] / rejected.sum()),
+            rejected=int(rejected[number]),
+            rejected_missed=int(hits[number]) if known else None,
+            missed=int(missed[number]) if known else None,
+        )
+        for number in classes[np.argsort(-rejected[classes], kind="stable")].tolist()
+    ]
+
+
+def _sums(counted: list[dict[str, list[int]]], column: str, num_classes: int) -> IntArray:
+    """[K] the sums of a column over epochs; zeros where it is not known."""
+    sums = np.zeros(num_classes, np.int64)
+    for record in counted:
+        sums[record["class"]] += np.array(record[column] or 0, np.int64)
+    return sums
+
+
+def write_class_rejections(folder: Path, rows: list[ClassRejections]) -> None:
+    """Write `rejections.csv` of a run, or remove it where there are no rows; cells of what is not known are empty."""
+    if not rows:
+        (folder / FILE).unlink(missing_ok=True)
+        return
+    with whole(folder / FILE) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("class", "name", "rejected", "share", "rejected_missed", "missed", "precision", "recall"))
+        for row in rows:
+            shares = ("" if value is None else f"{value:.4f}" for value in (row.precision, row.recall))
+            counts = (row.rejected, f"{row.share:.4f}", row.rejected_missed, row.missed)
+            writer.writerow((row.class_id, row.name, *counts, *shares))
