@@ -14,7 +14,7 @@ from raypaml.reports.figures import History
 from raypaml.training.class_counts import COLUMNS
 
 FILE = "rejections.csv"
-SHOWN = 25
+CLASSES_SHOWN = 25
 """Classes in the page's table; the file has all."""
 
 

@@ -17,8 +17,7 @@ from raypaml.labels import GROUP_NAMES
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.figures import History
 from raypaml.reports.pages import write_page
-from raypaml.run_report.class_rejections import SHOWN as CLASSES_SHOWN
-from raypaml.run_report.class_rejections import class_rejections
+from raypaml.run_report.class_rejections import CLASSES_SHOWN, class_rejections
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 from raypaml.training.out_of_memory import read_halving
 
