@@ -1,0 +1,208 @@
+"""From the released files of a data set to a published row: commands, GPU hours, figures, verdict.
+
+    python tools/papers/reproduce.py voc                                    # says what it would do; starts nothing
+    python tools/papers/reproduce.py voc --files VOCdevkit/VOC2012 --run
+    python tools/papers/reproduce.py openimages --files 2017_11 --images s3://open-images-dataset --run -- --workers 8
+
+Every step is a command that a person could type, is printed before it runs, and goes on where it was interrupted when
+this command is given again. The verdict says whether the mean over seeds lies within a tolerance of the published
+figure, and gives none where the images, or the epochs, are not those of the paper.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from raypaml.cli import Parser, run_command, say
+from raypaml.files import write_json
+from raypaml.recipes import recipe
+from raypaml.reports.tables import markdown
+from tools.papers.published_rows import PUBLISHED, Published, Row
+
+PROG = "python tools/papers/reproduce.py"
+ROWS = "ll_r:1,ll_r:5"
+
+
+def main() -> None:
+    """Print the plan, and with --run do it and judge."""
+    asked = parse()
+    published = PUBLISHED[asked.data]
+    rows = read_rows(asked.rows, asked.data)
+    print(plan(published, asked, rows), flush=True)
+    if not asked.run:
+        return
+    for command in commands(published, asked, rows):
+        say(f"$ {shlex.join(command)}")
+        if code := subprocess.run(raypaml(command), check=False).returncode:
+            raise ValueError(f"{shlex.join(command)} ended with code {code}; the same command of reproduce.py goes on")
+    verdicts = [judge(published, asked, row) for row in rows]
+    write_json(Path(asked.storage) / f"{asked.data}.json", verdicts)
+    print(as_text(verdicts))
+
+
+def parse() -> Any:
+    """The flags."""
+    parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("data", choices=tuple(PUBLISHED), help="data set")
+    add("--files", default="", metavar="DIR", help="its files as released (openimages: the 2017_11 metadata)")
+    add("--images", default="", metavar="DIR_OR_URL", help="nus and openimages: its images")
+    add("--rows", default=ROWS, help=f"SCHEME:ALPHA,... [{ROWS}]")
+    add("--seeds", default="0,1,2", help="[0,1,2]")
+    add("--storage", default="runs/papers", metavar="DIR", help="folder of the data sets and runs [runs/papers]")
+    add("--tflops", type=float, default=100.0, metavar="X", help="TFLOP/s that a GPU sustains, for the hours [100]")
+    add("--run", action="store_true", help="do it, and judge")
+    add("more", nargs="*", metavar="-- FLAGS", help="of raypaml train, for every run")
+    return parser.parse()
+
+
+def read_rows(text: str, data: str) -> list[Row]:
+    """The rows asked for; ValueError for one that is not published."""
+    rows = []
+    for part in text.split(","):
+        scheme, _, alpha = part.partition(":")
+        known = PUBLISHED[data].rows
+        row = (scheme, float(alpha)) if alpha.replace(".", "", 1).isdigit() else (scheme, float("nan"))
+        if row not in known:
+            names = ", ".join(f"{name}:{value:g}" for name, value in known)
+            raise ValueError(f"rows: {part!r}: no such row is published for {data}; known: {names}")
+        rows.append(row)
+    return rows
+
+
+# --- The plan ---------------------------------------------------------------------------------------------------------
+
+
+def plan(published: Published, asked: Any, rows: list[Row]) -> str:
+    """What would be run, how long it takes, and what it is judged by."""
+    hours = gpu_hours(published, asked.tflops)
+    runs = len(rows) * len(seeds(asked))
+    figures = ", ".join(f"{scheme} at alpha {alpha:g}: {published.rows[scheme, alpha]}" for scheme, alpha in rows)
+    return "\n".join(
+        [
+            *(f"raypaml {shlex.join(command)}" for command in commands(published, asked, rows)),
+            "",
+            f"Published test mAP: {figures}.",
+            f"A mean over seeds may lie {published.tolerance} points off: {published.why}.",
+            *([f"Mind: {published.remark}."] if published.remark else []),
+            f"Expected: {hours:.2g} GPU hours a run, {hours * runs:.2g} for all {runs}, at {asked.tflops:g} TFLOP/s "
+            "sustained (counted operations of training, validation and test; waiting for images is not in it).",
+        ]
+    )
+
+
+def commands(published: Published, asked: Any, rows: list[Row]) -> Iterator[list[str]]:
+    """The arguments of `raypaml`, step by step."""
+    out = str(Path(asked.storage) / asked.data)
+    files, images = asked.files or "FILES", asked.images or "IMAGES"
+    yield ["shard", *(part.format(files=files, images=images, out=out) for part in published.shard.split())]
+    for scheme, alpha in rows:
+        for seed in seeds(asked):
+            flags = {"data": out, "scheme": scheme, "alpha": f"{alpha:g}", "seed": str(seed), "storage": asked.storage}
+            flags["name"] = run_name(asked, (scheme, alpha), seed)
+            given = [word for name, value in flags.items() for word in (f"--{name}", value)]
+            yield ["train", published.recipe, *given, *asked.more]
+
+
+def raypaml(command: list[str]) -> list[str]:
+    """The words that start a command of ours with this Python."""
+    return [sys.executable, "-m", f"raypaml.{command[0]}", *command[1:]]
+
+
+def seeds(asked: Any) -> list[int]:
+    """The seeds asked for."""
+    return [int(seed) for seed in asked.seeds.split(",")]
+
+
+def run_name(asked: Any, row: Row, seed: int) -> str:
+    """The name of the run of a row and a seed."""
+    return f"{asked.data}-{row[0]}-alpha{row[1]:g}-seed{seed}"
+
+
+def gpu_hours(published: Published, tflops: float) -> float:
+    """Hours of one run on a GPU that sustains so many TFLOP/s: training, validation (a fifth as many images), test."""
+    import torch
+
+    from raypaml.training.estimate import measure
+
+    config = recipe(published.recipe)
+    size = (published.pixels, published.pixels)
+    shape = measure(config.model.backbone, published.classes, *size, torch.float32)
+    forward = shape.flops + shape.head_flops
+    validated = published.train / 4 if published.recipe != "openimages_v3" else 41_620
+    epoch = published.train * shape.training_flops() + validated * forward
+    return (config.optim.epochs * epoch + published.test * forward) / (tflops * 1e12) / 3600
+
+
+# --- The verdict ------------------------------------------------------------------------------------------------------
+
+
+def judge(published: Published, asked: Any, row: Row) -> dict[str, Any]:
+    """The figures of one row, and what follows from them."""
+    runs = [Path(asked.storage) / run_name(asked, row, seed) for seed in seeds(asked)]
+    scores = [100 * json.loads((run / "result.json").read_text())["mean_ap"] for run in runs]
+    record = json.loads((runs[0] / "config.json").read_text())
+    mean, target = statistics.fmean(scores), published.rows[row]
+    return {
+        "scheme": row[0],
+        "alpha": row[1],
+        "mean_ap": mean,
+        "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
+        "seeds": scores,
+        "published": target,
+        "tolerance": published.tolerance,
+        "verdict": verdict(mean - target, published.tolerance, differences(published, record)),
+    }
+
+
+def verdict(distance: float, tolerance: float, others: list[str]) -> str:
+    """In words; `others` are what was not as published."""
+    if others:
+        return f"no verdict: {'; '.join(others)}"
+    if abs(distance) <= tolerance:
+        return f"reproduced ({distance:+.2f})"
+    return f"not reproduced: {abs(distance):.2f} {'below' if distance < 0 else 'above'}"
+
+
+def differences(published: Published, record: dict[str, Any]) -> list[str]:
+    """What a run has otherwise than the published protocol: its images and classes, and settings of the recipe."""
+    data, config = record["data"], record["config"]
+    found = (
+        [f"{data['num_classes']} classes of {published.classes}"] if data["num_classes"] != published.classes else []
+    )
+    for split, expected in (("train", published.train), ("test", published.test)):
+        images = data["samples"].get(split, 0)
+        if not expected * (1 - published.missing) <= images <= expected * (1 + published.missing):
+            found.append(f"{images:,} images of {split}, published are {expected:,}")
+    usual = recipe(published.recipe)
+    for group, names in (
+        ("model", ("backbone",)),
+        ("optim", ("epochs", "lr", "optimizer")),
+        ("data", ("global_batch_size",)),
+    ):
+        for name in names:
+            was, asked = getattr(getattr(usual, group), name, None), config[group].get(name)
+            if was != asked:
+                found.append(f"{name} {asked} instead of {was}")
+    return found
+
+
+def as_text(verdicts: list[dict[str, Any]]) -> str:
+    """The verdicts as Markdown."""
+    rows = []
+    for found in verdicts:
+        spread = "" if found["deviation"] is None else f" ± {found['deviation']:.2f}"
+        cells = [found["scheme"], f"{found['alpha']:g}", f"{found['mean_ap']:.2f}{spread}", f"{found['published']:.2f}"]
+        rows.append([*cells, f"{found['tolerance']:g}", found["verdict"]])
+    return markdown(["scheme", "alpha", "test mAP", "published", "tolerance", "verdict"], rows, left=1)
+
+
+if __name__ == "__main__":
+    run_command(main, PROG)
