@@ -59,6 +59,9 @@ class ModelConfig:
     head_weights: bool = False
     """The head too starts from the weights file, from the linear classifier that reads its pooled map, such as
     fc.weight [K, D] and fc.bias [K] of a ResNet. Published: off."""
+    head_prior: float = 0.0
+    """Probability that a new head begins with for every class, by its bias, < 1; about the share of positives among all
+    entries of images x classes. 0: a bias of 0, and so one half (published)."""
     sync_batchnorm: bool = False
     """BatchNorm statistics of the global batch, not of each GPU's part. GPUs only. Published: off (one GPU)."""
 

@@ -140,6 +140,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"lr_schedule": "one-cycle", "optimizer": "sgd", "momentum": 0.5}, "momentum=0.5: one-cycle has its own"),
     ({"weight_decay": -0.1}, "weight_decay=-0.1: must be at least 0"),
     ({"head_weights": True, "weights": "imagenet-v1"}, "head_weights: weights='imagenet-v1' has no classifier"),
+    ({"head_prior": 1.0}, "head_prior=1.0: a probability, at least 0 and below 1"),
+    ({"head_prior": NAN}, "head_prior=nan: a probability"),
+    (
+        {"head_weights": True, "weights": "some.safetensors", "head_prior": 0.05},
+        "head_prior: with head_weights the biases are the file's",
+    ),
     ({"sync_batchnorm": True, "micro_batch_size": 4}, "sync_batchnorm: statistics would be those of micro batches"),
     ({"lr": 0.0}, "lr=0.0: must be above 0"),
     ({"lr": NAN}, "lr=nan: must be above 0"),

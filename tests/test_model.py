@@ -11,6 +11,8 @@ from torch.func import functional_call
 
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier, boostlu, pool_parts
+from raypaml.runs.models import build_model
+from raypaml.settings import ModelConfig
 
 ALPHAS = [1.0, 1.5, 5.0]
 
@@ -139,3 +141,14 @@ def test_under_bfloat16_autocast_the_logits_are_float32_and_learn() -> None:
     torch.testing.assert_close(logits, model(images), rtol=0.05, atol=0.02)
     logits.sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_the_head_begins_with_its_prior_probability_and_the_same_weights() -> None:
+    heads = []
+    for prior in (0.0, 0.05):
+        torch.manual_seed(0)
+        heads.append(build_model(ModelConfig(backbone="small", head_prior=prior), 7).head)
+    published, ours = heads
+    assert torch.equal(published.weight, ours.weight)
+    assert torch.equal(published.bias, torch.zeros(7))
+    torch.testing.assert_close(torch.sigmoid(ours.bias), torch.full((7,), 0.05))
