@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raypaml.cli import Parser, command, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, command, run_command, say
 from raypaml.extensions import add_import_flag
 
 
@@ -23,6 +23,7 @@ def parse(argv: Sequence[str]) -> Any:
     add("--apply", default="", metavar="ANSWERS.CSV", help="write a data set with these answers")
     about = "folder of the audit [audit, in the run's]; with --apply: of the new data set"
     add("--out", default="", metavar="DIR", help=about)
+    add_alpha_flag(parser)
     add_import_flag(parser)
     return parser.parse(argv)
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"next: {command('train')} --data {asked.out} --config {run.folder / 'config.json'}")
         return 0
     out = Path(asked.out) if asked.out else run.folder / "audit"
-    known = audit_run(run, asked.top, out, own_device(asked.device), say)
+    known = audit_run(run, asked.top, out, own_device(asked.device), say, asked.alpha)
     if known is not None and known["precision"]:
         print(figures_as_text(known))
     print(out / "index.html")

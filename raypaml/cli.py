@@ -109,6 +109,12 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
 
 
+def add_alpha_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of commands that use a trained model: --alpha."""
+    about = "BoostLU's factor, or `training` for that of training [chosen by evaluate --choose-alpha, else of training]"
+    parser.add_argument("--alpha", default="", metavar="A", help=about)
+
+
 def command(name: str) -> str:
     """A command of ours as it is called here: `raypaml train` where that was typed, else `python -m raypaml.train`.
 

@@ -1,7 +1,6 @@
 """`python -m raypaml.evaluate`: predict a split with a checkpoint, in parts, by one process or many Ray workers.
 
-The parts do not depend on the number of workers. Each is written whole as it is done, so that the same command goes on
-where an interrupted one stopped.
+The parts do not depend on the number of workers, and an interrupted command goes on with those that are missing.
 """
 
 from __future__ import annotations
@@ -26,14 +25,19 @@ def parse(argv: Sequence[str]) -> Any:
     add = parser.add_argument
     add("checkpoint", metavar="RUN_OR_CHECKPOINT", help="folder of a run (its best checkpoint) or of one")
     add("--data", default="", help="folder of shards, index and vocabulary [the run's]")
-    add("--split", default="test", help="[test]")
+    add("--split", default="", help="[test, and validation with --choose-alpha]")
+    about = "choose on validation, never on test, the alpha and the thresholds that the model is used with"
+    add("--choose-alpha", action="store_true", help=about)
     add_worker_flags(parser)
     add("--out", default="", metavar="DIR", help="folder of the predictions [in the run's folder]")
     add("--unobserved", action="store_true", help="write the unobserved entries too: images x classes rows")
-    about = "share of the split's samples that may be broken [the run's]"
-    add("--skip-budget", type=float, metavar="SHARE", help=about)
+    add("--skip-budget", type=float, metavar="SHARE", help="share of the samples that may be broken [the run's]")
     add_import_flag(parser)
-    return parser.parse(argv)
+    asked = parser.parse(argv)
+    if asked.choose_alpha and asked.split not in ("", "validation"):
+        raise ValueError(f"split={asked.split}: alpha is chosen on validation alone; leave --split out")
+    asked.split = asked.split or ("validation" if asked.choose_alpha else "test")
+    return asked
 
 
 def predict(plan: PredictionPlan, asked: Any) -> None:
@@ -64,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if asked.workers < 1:
         raise ValueError(f"workers={asked.workers}: must be at least 1")
+    given = Path(asked.checkpoint)
     plan = plan_asked(
-        Path(asked.checkpoint),
+        given,
         asked.data,
         asked.split,
         Path(asked.out) if asked.out else None,
         unobserved=asked.unobserved,
         skip_budget=asked.skip_budget,
+        replace=asked.choose_alpha and not asked.out,
         say=say,
     )
     try:
@@ -82,8 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(plan.folder)
     if skipped:
         say(f"{skipped:,} broken images skipped; their names are in the parts")
-    say(f"next: {command('aggregate')} {plan.folder}")
-    return 0
+    if not asked.choose_alpha:
+        say(f"next: {command('aggregate')} {plan.folder}")
+        return 0
+    from raypaml.evaluation.choosing import choose_for_use
+    from raypaml.report import main as write_report
+
+    print(choose_for_use(plan))
+    return write_report([str(given), "--data", plan.data]) if (given / "result.json").is_file() else 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raypaml.cli import Parser, add_worker_flags, command, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command, say
 from raypaml.extensions import add_import_flag
 
 
@@ -35,6 +35,7 @@ def parse(argv: Sequence[str]) -> Any:
     add("--rows", type=int, default=12, metavar="N", help="images shown [12]")
     add("--raw", action="store_true", help="show maps before BoostLU")
     add("--out", default="", metavar="DIR", help="[RUN/explanations/SPLIT, or .../SPLIT-against-RUN]")
+    add_alpha_flag(parser)
     add_worker_flags(parser)
     add_import_flag(parser)
     return parser.parse(argv)
@@ -46,9 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.cluster.tasks import device_mapper  # all below with torch
     from raypaml.explanations.explain_runs import ExplainedRuns, ShownPairs
 
-    runs = ExplainedRuns.open(
-        asked.run, asked.against, [run for run in asked.beside.split(",") if run], asked.data, asked.split, say
-    )
+    beside = [run for run in asked.beside.split(",") if run]
+    runs = ExplainedRuns.open(asked.run, asked.against, beside, asked.data, asked.split, say, asked.alpha)
     boxes = runs.boxes(Path(asked.boxes), say) if asked.boxes else None
     with device_mapper(asked.workers, asked.address, asked.device) as (run, device):
         pairs = runs.compare(boxes, asked.limit, run, device, say)

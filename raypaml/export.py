@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from raypaml.cli import Parser, command, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, command, run_command, say
 from raypaml.extensions import add_import_flag
 
 _FORMATS = ("safetensors", "onnx", "program")
@@ -19,6 +19,7 @@ def parse(argv: Sequence[str]) -> Any:
     parser.add_argument("model", metavar="RUN", help="folder of a run (its best checkpoint), a checkpoint or an export")
     parser.add_argument("--out", default="", metavar="DIR", help="folder of the export [export, in the run's]")
     parser.add_argument("--formats", default=",".join(_FORMATS), help=f"some of {', '.join(_FORMATS)} [all]")
+    add_alpha_flag(parser)
     add_import_flag(parser)
     return parser.parse(argv)
 
@@ -29,12 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.counting import Count
     from raypaml.inference import exporting  # with torch
     from raypaml.inference.classifier import load
+    from raypaml.runs.alpha_of_use import alpha_text
 
     formats = asked.formats.split(",")
     unknown = [name for name in formats if name not in _FORMATS]
     if unknown:
         raise ValueError(f"formats={asked.formats}: {unknown[0]!r} is none; known: {', '.join(_FORMATS)}")
-    model = load(asked.model)
+    model = load(asked.model, alpha=asked.alpha)
+    say(f"alpha {alpha_text(model.alpha)}: {model.card.alpha_origin}")
     folder = Path(asked.out) if asked.out else Path(asked.model) / "export"
     folder.mkdir(parents=True, exist_ok=True)
     ways: dict[str, tuple[Callable[..., Path], Callable[[Path], Any]]] = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import raypaml
@@ -24,7 +25,7 @@ from tests.test_predict import Marker, payloads
 Run = tuple[Path, str]
 
 
-def make(backbone: str, folder: Path) -> Classifier:
+def make(backbone: str, folder: Path, alpha: float | list[float] = 5.0) -> Classifier:
     """A model of random weights, as it would come from a run."""
     torch.manual_seed(0)
     model = CamClassifier(build_backbone(backbone), 11, 5.0)
@@ -38,7 +39,8 @@ def make(backbone: str, folder: Path) -> Classifier:
         names=ids,
         vocabulary=Vocabulary.digest_of(ids),
         backbone=backbone,
-        alpha=5.0,
+        alpha=alpha,
+        thresholds=[0.25] * 11 if isinstance(alpha, list) else None,
         height=64,
         width=64,
         weights=digest(folder / "model.safetensors"),
@@ -48,21 +50,26 @@ def make(backbone: str, folder: Path) -> Classifier:
     return raypaml.load(folder)
 
 
-@pytest.mark.parametrize("backbone", ["small", "resnet18"])
-def test_every_export_gives_the_logits_and_the_map(backbone: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backbone", "alpha"), [("small", [1 + k / 2 for k in range(11)]), ("resnet18", 5.0)])
+def test_every_export_gives_the_logits_and_the_map(backbone: str, alpha: float | list[float], tmp_path: Path) -> None:
     import onnxruntime
 
     (tmp_path / "in").mkdir()
-    make(backbone, tmp_path / "in")
+    make(backbone, tmp_path / "in", alpha)
     out = tmp_path / "out"
     assert main([str(tmp_path / "in"), "--out", str(out)]) == 0
     model = raypaml.load(out)
     session = onnxruntime.InferenceSession(out / "model.onnx")
-    program = torch.export.load(out / "model.pt2").module()
+    facts = {"alpha": "", "thresholds": ""}
+    program = torch.export.load(out / "model.pt2", extra_files=facts).module()
+    with safe_open(out / "model.safetensors", "np") as file:
+        for said in (session.get_modelmeta().custom_metadata_map, facts, file.metadata()):
+            assert json.loads(said["alpha"]) == alpha
+            assert json.loads(said["thresholds"]) == model.card.thresholds
     for count in (1, 5):
         images = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), np.uint8)
         logits, maps = model.logits_and_map(list(images))
-        np.testing.assert_allclose(boostlu(torch.from_numpy(maps), 5.0).mean((-2, -1)).numpy(), logits, atol=1e-4)
+        np.testing.assert_allclose(boostlu(torch.from_numpy(maps), alpha).mean((-2, -1)).numpy(), logits, atol=1e-4)
         given = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         with torch.no_grad():
             ways = [session.run(["logits", "map"], {"images": given}), program(torch.from_numpy(given))]

@@ -30,7 +30,8 @@ from raypaml.labels import IntArray, RealArray
 from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.cam import CamClassifier
-from raypaml.runs.models import tested_model
+from raypaml.runs.alpha_of_use import alpha_text, used_alpha
+from raypaml.runs.models import checkpoint_model, tested_checkpoint
 from raypaml.runs.run_folder import check_trained_classes, read_config
 
 LENGTHS = (100, 200, 500, 1000, 2000)
@@ -54,7 +55,9 @@ class AuditedRun:
         return cls(run, config, folder)
 
 
-def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[str], None]) -> dict[str, Any] | None:
+def audit_run(
+    run: AuditedRun, top: int, out: Path, device: str, say: Callable[[str], None], alpha: str = ""
+) -> dict[str, Any] | None:
     """Rank the rejected entries of a run, look at the first of them, and write the folder of the audit.
 
     Args:
@@ -63,6 +66,7 @@ def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[
         out: folder of the audit.
         device: "cuda" or "cpu".
         say: told what takes time, and what is left out.
+        alpha: of the scores, as `used_alpha` takes it.
 
     Returns:
         How good the ranking is, where the full labels are known; see `candidates.audit_figures`.
@@ -76,7 +80,10 @@ def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[
     keeping, epochs = scheme_of(config.loss.scheme).corrects, config.optim.epochs
     rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
     torch.set_num_threads(1)  # as prediction does: several take each other's cores on a busy machine
-    model = tested_model(run.folder, config.model, len(data.vocabulary)).to(device)
+    checkpoint = tested_checkpoint(run.folder)
+    used = used_alpha(run.folder, checkpoint, config.model.alpha, alpha)
+    say(f"alpha {alpha_text(used.alpha)}: {used.alpha_origin}")
+    model = checkpoint_model(checkpoint, config.model, len(data.vocabulary), used.alpha).to(device)
     rows = np.arange(len(index)) if index.has_truth else np.unique(rejected.entries // index.num_classes)
     say(f"{len(rejected.entries):,} entries were rejected; scoring them on {len(rows):,} images")
     scored = score(model, data, rejected.entries, rows, max(top, *LENGTHS), say)
@@ -87,7 +94,7 @@ def audit_run(run: AuditedRun, top: int, out: Path, device: str, say: Callable[[
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     candidates = _candidates(order[:top], rejected, scored.logits, run, model, out / PICTURES, say)
     write_tables(out, candidates)
-    write_json(out / "audit.json", {"entries": len(order), "figures": known})
+    write_json(out / "audit.json", {"entries": len(order), "figures": known, "alpha": used.alpha})
     write_audit_page(out, run.folder, candidates, epochs, known)
     return known
 

@@ -138,6 +138,11 @@ class Index:
         ends = np.searchsorted(self.shard, np.arange(len(self.shards)), "right")
         return tuple(np.diff(ends, prepend=0).tolist())
 
+    @property
+    def num_labels(self) -> int:
+        """Observed entries of the whole split."""
+        return sum(int(ragged.offsets[-1] - ragged.offsets[0]) for ragged in (self.positives, self.negatives))
+
     def classes(self, column: str, row: int) -> list[int]:
         """The classes listed for one sample in the column `positives`, `negatives` or `truth`."""
         ragged = {"positives": self.positives, "negatives": self.negatives, "truth": self._truth}[column]

@@ -70,7 +70,8 @@ class Aggregate:
 def all_figures(found: Evaluation) -> dict[str, Any]:
     """Everything worked out for one set, 0..1; every figure stands beside its convention and what it counts."""
     kind = "probabilities" if found.predictions.probabilities else "logits"
-    result = {"alpha": found.alpha, "scores": kind, "samples": found.predictions.samples} | summary(found)
+    alpha = np.asarray(found.alpha).tolist()
+    result = {"alpha": alpha, "scores": kind, "samples": found.predictions.samples} | summary(found)
     result["conventions"] = {name: _convention(found, name) for name in CONVENTIONS}
     result["calibration_error"] = calibration_error(found.bins)
     if found.curve:

@@ -19,12 +19,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.evaluation.parts import PredictionSet
-from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, IntArray
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, FloatArray, IntArray
 
 ROWS_AT_ONCE = 1 << 17
 """Of a spill file, about; a class is never split, so one class with more rows than this comes whole."""
 FLUSH_ROWS = 1 << 17
 """Rows that wait in memory to be sorted out."""
+
+Alpha = float | FloatArray
+"""BoostLU's factor: one for all classes, or [K]."""
 
 _LABELS = (POSITIVE, NEGATIVE, UNOBSERVED)
 
@@ -40,9 +43,13 @@ class Entries:
     P: NDArray[np.floating[Any]]
     N: NDArray[np.floating[Any]]
 
-    def scores(self, alpha: float | None) -> NDArray[np.floating[Any]]:
+    def scores(self, alpha: Alpha | None) -> NDArray[np.floating[Any]]:
         """[R] logits for this alpha; the plain scores where the set has these instead of P and N (alpha None)."""
-        return self.N if alpha is None else self.P.dtype.type(alpha) * self.P + self.N
+        if alpha is None:
+            return self.N
+        factors = np.asarray(alpha, self.P.dtype)
+        logits: NDArray[np.floating[Any]] = (factors[self.class_index] if factors.ndim else factors) * self.P + self.N
+        return logits
 
     def where(self, chosen: NDArray[np.bool_]) -> Entries:
         """The chosen ones."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.evaluation.entries import Entries, SpilledSet, spilled
+from raypaml.evaluation.entries import Alpha, Entries, SpilledSet, spilled
 from raypaml.evaluation.parts import PredictionSet
 from raypaml.labels import GROUP_NAMES, POSITIVE, FloatArray, Vocabulary
 from raypaml.metrics.average_precision import Ranking, group_means, mean_ap, micro_average_precision, rank_entries
@@ -19,6 +19,7 @@ from raypaml.metrics.own_metrics import METRICS, own_metrics
 from raypaml.metrics.thresholds import (
     BINS,
     Decisions,
+    best_threshold,
     best_thresholds,
     calibration_bins,
     decide,
@@ -34,8 +35,8 @@ GROUPS = (*GROUP_NAMES, "All")
 class Questions:
     """What to work out beside the AP under every convention."""
 
-    alpha: float | None = None
-    """BoostLU's factor; None: the model's."""
+    alpha: Alpha | None = None
+    """BoostLU's factor, one or [K]; None: that of training."""
     alphas: tuple[float, ...] = ()
     """Of the alpha curve."""
     replicates: int = 0
@@ -56,7 +57,7 @@ class Evaluation:
 
     predictions: PredictionSet
     vocabulary: Vocabulary
-    alpha: float | None
+    alpha: Alpha | None
     keys: Any
     """The images with an entry, sorted (pyarrow strings)."""
     tally: NDArray[np.int64]
@@ -69,6 +70,8 @@ class Evaluation:
     """Of the calibration error."""
     best: FloatArray
     """[K] the threshold of each class's best F1."""
+    best_of_all: float = float("inf")
+    """The one threshold of the best F1 of all entries together."""
     curve: dict[float, FloatArray] = field(default_factory=dict)
     """[K] AP by alpha."""
     unobserved_ap: FloatArray | None = None
@@ -146,12 +149,13 @@ def evaluate_set(predictions: PredictionSet, vocabulary: Vocabulary, asked: Ques
         _allocate(found, asked)
         for bucket in entries.buckets():
             _add(found, asked, bucket, micro)
-        found.micro = micro.result()
+        found.micro, found.best_of_all = micro.result(), micro.best_threshold()
     return found
 
 
-def _alpha(predictions: PredictionSet, asked: Questions) -> float | None:
-    given = [value for value in (asked.alpha, *asked.alphas) if value is not None]
+def _alpha(predictions: PredictionSet, asked: Questions) -> Alpha | None:
+    alone = [] if asked.alpha is None else np.atleast_1d(asked.alpha).tolist()
+    given = [*alone, *asked.alphas]
     if given and predictions.alpha is None:
         raise ValueError(
             f"{predictions.where}: alpha={given[0]:g} needs the parts P and N of python -m raypaml.evaluate; this is "
@@ -210,7 +214,7 @@ def _add(found: Evaluation, asked: Questions, bucket: Entries, micro: _Micro) ->
         )
 
 
-def _rank(entries: Entries, alpha: float | None, num_classes: int) -> Ranking:
+def _rank(entries: Entries, alpha: Alpha | None, num_classes: int) -> Ranking:
     return rank_entries(entries.class_index, entries.scores(alpha), entries.label == POSITIVE, num_classes)
 
 
@@ -262,6 +266,11 @@ class _Micro:
             self._scores[positive].sort()
             found[name] = micro_average_precision(self._scores[positive], self._scores[negative])
         return found
+
+    def best_threshold(self) -> float:
+        """The threshold of the best F1 of all entries; after `result`, which sorts them."""
+        middle = self._ends[len(GROUP_NAMES) - 1]
+        return best_threshold(self._scores[middle:], self._scores[:middle])
 
 
 def read_alphas(text: str) -> tuple[float | None, tuple[float, ...]]:

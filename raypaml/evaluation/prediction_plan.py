@@ -62,6 +62,7 @@ def plan_asked(
     *,
     unobserved: bool = False,
     skip_budget: float | None = None,
+    replace: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> PredictionPlan:
     """The plan of one run or checkpoint on one split, checked, its folder ready; parts that are there are kept.
@@ -73,6 +74,7 @@ def plan_asked(
         out: folder of the predictions; None for one in the run's folder.
         unobserved: predict the unobserved entries too.
         skip_budget: share of the samples that may be broken; None for the run's own.
+        replace: parts of another checkpoint or data set give way, instead of being refused.
         say: told what takes time.
 
     Raises:
@@ -91,7 +93,7 @@ def plan_asked(
     own = f"-{checkpoint.name}" if given == checkpoint else ""
     out = out or run / "predictions" / (split + own + ("-unobserved" if unobserved else ""))
     plan = plan_prediction(checkpoint, config, folder, split, out, unobserved=unobserved)
-    clear_folder(plan, folder, replace=False)
+    clear_folder(plan, folder, replace=replace)
     return plan
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from raypaml.evaluation.measures import Evaluation
 from raypaml.labels import GROUP_NAMES
 from raypaml.reports.tables import markdown, percent
+from raypaml.runs.alpha_of_use import alpha_text
 
 
 def summary(found: Evaluation) -> dict[str, Any]:
@@ -31,10 +32,19 @@ def summary(found: Evaluation) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The five-group table as Markdown, in percent, with its convention and what it counts."""
-    values = [*result["groups"].values(), result["mean_ap"]]
-    text = f"{markdown([*GROUP_NAMES, 'All'], [[percent(value) for value in values]])}\n\n{caption(result)}"
-    return "\n\n".join([text, own_table(result["metrics"])] if "metrics" in result else [text])
+    """The five-group table as Markdown, in percent, with its convention and what it counts.
+
+    Where an alpha was chosen on validation, its figures follow in a table of their own; then the registered metrics.
+    """
+    parts, chosen = [_row(result), caption(result)], result.get("chosen_alpha")
+    if chosen:
+        parts += [f"The same at alpha {alpha_text(chosen['alpha'])} ({chosen['said']}):", _row(chosen)]
+    return "\n\n".join([*parts, own_table(result["metrics"])] if "metrics" in result else parts)
+
+
+def _row(figures: dict[str, Any]) -> str:
+    values = [*figures["groups"].values(), figures["mean_ap"]]
+    return markdown([*GROUP_NAMES, "All"], [[percent(value) for value in values]])
 
 
 def own_table(metrics: dict[str, dict[str, float]]) -> str:

@@ -1,7 +1,8 @@
 """Compare the maps of a model with those of another, image by image: only the figures of each pair are kept.
 
-A pair is an image and a class that was observed in it. Attributions are the raw map's, before BoostLU, so that models
-of any alpha compare. (BoostLU, CVPR 2023, section 3.)
+A pair is an image and a class that was observed in it. Attributions are the raw map's, before BoostLU, and beside them
+the boosted map's, each with its own model's alpha. BoostLU keeps the order of attributions, so that rank correlations
+and what follows from places are the same for both. (BoostLU, CVPR 2023, section 3.)
 """
 
 from __future__ import annotations
@@ -98,10 +99,18 @@ def _explain_batch(
     top, bottom = extremes(maps)
     nothing = np.full(len(maps), np.nan)
     positive = labels[position, class_index] == POSITIVE
-    compared = _compare(other, images, grid, maps, position, class_index, positive) if other else [nothing] * 4
+    compared = _compare(other, images, grid, maps, position, class_index, positive) if other else [nothing] * 6
     places = _locate(known, batch, maps, grid, position, class_index, positive)
-    score = scores[position, class_index]
-    return Pairs(batch.rows[position], class_index, positive, score, top, bottom, *compared, *places)
+    score, boosted = scores[position, class_index], extremes(_boosted(maps, model, class_index))
+    figures = [top, bottom, *compared[:4], *places, *boosted, *compared[4:]]
+    return Pairs(batch.rows[position], class_index, positive, score, *figures)
+
+
+def _boosted(maps: NDArray[np.float32], model: CamClassifier, class_index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[n, h x w] these maps after BoostLU with the alpha of their classes."""
+    factors = torch.as_tensor(model.alpha, dtype=torch.float32).cpu().numpy()
+    own = factors[class_index, None] if factors.ndim else factors
+    return np.where(maps >= 0, own * maps, maps)
 
 
 def _maps(cam: Tensor, position: NDArray[np.int64], class_index: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -128,7 +137,7 @@ def _compare(
     correlation[positive] = spearman(maps[positive], compared[positive])
     bell = np.broadcast_to(centred_gaussian(*grid), compared[positive].shape)
     control[positive] = spearman(bell, compared[positive])
-    return [*extremes(compared), correlation, control]
+    return [*extremes(compared), correlation, control, *extremes(_boosted(compared, other, class_index))]
 
 
 def _locate(

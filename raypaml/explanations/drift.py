@@ -35,7 +35,8 @@ class DriftProbe:
     def measure(self, model: CamClassifier, epoch_seconds: float) -> dict[str, float | None]:
         """The figures of one epoch: medians over positive labels of the probe; null where there is none.
 
-        `rank_correlation` near 1: the same places; `scale_ratio` below 1: smaller top attributions than the reference;
+        `rank_correlation` near 1: the same places; `scale_ratio` below 1: smaller top attributions than the reference,
+        and `scale_ratio_boosted` after BoostLU with each model's alpha of training;
         `share_of_epoch`: what this took, over `epoch_seconds`, the training of the epoch.
         """
         began = time.monotonic()
@@ -47,6 +48,7 @@ class DriftProbe:
         return {
             "rank_correlation": _median(pairs.rank_correlation[positive]),
             "scale_ratio": _finite(scale_ratio(pairs.top[positive], pairs.top_other[positive])),
+            "scale_ratio_boosted": _finite(scale_ratio(pairs.top_boosted[positive], pairs.top_other_boosted[positive])),
             "top": _median(pairs.top[positive]),
             "top_reference": _median(pairs.top_other[positive]),
             "pointing_game": _finite(float(np.nanmean(pairs.pointing))) if np.isfinite(pairs.pointing).any() else None,

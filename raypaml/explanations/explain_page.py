@@ -19,6 +19,7 @@ from raypaml.explanations.pairs import Pairs
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.figures import History, missed_positives
 from raypaml.reports.pages import write_page
+from raypaml.runs.alpha_of_use import UsedAlpha, alpha_text
 from raypaml.runs.run_folder import rejection_quality
 
 
@@ -31,6 +32,7 @@ def write_explain_page(
     shown: Sequence[tuple[int, int]],
     names: tuple[str, str],
     histories: Mapping[str, History],
+    alphas: Mapping[str, UsedAlpha],
     *,
     boosted: bool,
     boxes: Boxes | None,
@@ -42,11 +44,13 @@ def write_explain_page(
         shown: (sample number, class column) of each row of pictures.
         names: of the model looked at and of the one compared with ("" for none).
         histories: the epochs of the runs, by name.
+        alphas: that the models are used with, by name.
         boosted: show maps after BoostLU.
         boxes: known ones, instead of the data set's own.
     """
     judged = {name: seen for name, history in histories.items() if (seen := rejection_quality(history))}
-    found = map_summary(pairs, data.vocabulary.class_group) | {"rejection": judged}
+    used = {name: {"alpha": alpha.alpha, "origin": alpha.alpha_origin} for name, alpha in alphas.items()}
+    found = map_summary(pairs, data.vocabulary.class_group) | {"rejection": judged, "alpha": used}
     compared = bool(names[1])
     write_page(
         out / "explanations.html",
@@ -57,6 +61,7 @@ def write_explain_page(
         found=found,
         compared=compared,
         names=names,
+        alphas={name: f"{alpha_text(alpha.alpha)} ({alpha.alpha_origin})" for name, alpha in alphas.items()},
         places={**found["groups"], "all": found["localisation"]},
         correlations=correlations(pairs) if compared else "",
         attributions=attributions(pairs, names) if compared else "",

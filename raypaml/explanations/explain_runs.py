@@ -23,6 +23,7 @@ from raypaml.files import write_json
 from raypaml.labels import GROUP_NAMES, IntArray
 from raypaml.mapper import Mapper
 from raypaml.model.cam import CamClassifier
+from raypaml.runs.alpha_of_use import UsedAlpha, alpha_text, used_alpha
 from raypaml.runs.models import checkpoint_model, find_checkpoint
 from raypaml.runs.run_folder import check_trained_classes, read_history, stored_config
 
@@ -38,15 +39,16 @@ class Subject:
     """Folder of the run."""
     checkpoint: Path
     config: TrainConfig
+    used: UsedAlpha
 
     @classmethod
-    def find(cls, given: str) -> Subject:
-        """The best checkpoint of a run, or the checkpoint given."""
+    def find(cls, given: str, alpha: str = "") -> Subject:
+        """The best checkpoint of a run, or the checkpoint given; `alpha` as `used_alpha` takes it."""
         run, checkpoint = find_checkpoint(Path(given))
         config = stored_config(run)
         if config is None:
             raise ValueError(f"{given}: neither the folder of a run nor one of its checkpoints")
-        return cls(run, checkpoint, config)
+        return cls(run, checkpoint, config, used_alpha(run, checkpoint, config.model.alpha, alpha))
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Subject:
 
     def model(self, num_classes: int) -> CamClassifier:
         """The model, on the CPU."""
-        return checkpoint_model(self.checkpoint, self.config.model, num_classes)
+        return checkpoint_model(self.checkpoint, self.config.model, num_classes, self.used.alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +118,21 @@ class ExplainedRuns:
 
     @classmethod
     def open(
-        cls, run: str, against: str, beside: Sequence[str], data: str, split: str, say: Callable[[str], None]
+        cls,
+        run: str,
+        against: str,
+        beside: Sequence[str],
+        data: str,
+        split: str,
+        say: Callable[[str], None],
+        alpha: str = "",
     ) -> ExplainedRuns:
-        """Find the models and open the data, the run's own where `data` is empty.
+        """Find the models and open the data, the run's own where `data` is empty; `alpha` is that of `run` alone.
 
         Raises:
             ValueError: one is no run or checkpoint, two have one name, or their classes are not those of the data.
         """
-        this, other = Subject.find(run), Subject.find(against) if against else None
+        this, other = Subject.find(run, alpha), Subject.find(against) if against else None
         folder = open_folder(resolve_data(data or this.config.data.data, say), **this.config.data.opening)
         if split not in folder.splits:
             raise ValueError(f"split={split!r}: the data set has {', '.join(folder.splits)}")
@@ -134,6 +143,7 @@ class ExplainedRuns:
             raise ValueError(f"{folders}: two runs of one name could not be told apart; give a folder another name")
         for subject in everyone:
             check_trained_classes(subject.run, folder.vocabulary.digest, folder.address)
+            say(f"{subject.name}: alpha {alpha_text(subject.used.alpha)}, {subject.used.alpha_origin}")
         return runs
 
     @property
@@ -190,8 +200,9 @@ class ExplainedRuns:
         names = self.this.name, self.other.name if self.other else ""
         shown = choice.of(pairs, self.data)
         histories = {subject.name: read_history(subject.run) for subject in self.everyone}
+        alphas = {subject.name: subject.used for subject in self.everyone}
         figures = write_explain_page(
-            out, pairs, self.data, self.split, models, shown, names, histories, boosted=boosted, boxes=boxes
+            out, pairs, self.data, self.split, models, shown, names, histories, alphas, boosted=boosted, boxes=boxes
         )
         write_json(out / "explanations.json", figures, indent=1)
         write_pairs(out / "pairs.csv", pairs, self.data, self.split)

@@ -20,6 +20,8 @@ QUARTILES = (25, 50, 75)
 def map_summary(pairs: Pairs, class_group: NDArray[np.int64]) -> dict[str, Any]:
     """Every figure of the analysis, for JSON; null where nothing was there to count.
 
+    Attributions and their ratio are the raw maps'; those after BoostLU are named `boosted`.
+
     Args:
         pairs: of one split.
         class_group: [K] 1..5.
@@ -29,9 +31,9 @@ def map_summary(pairs: Pairs, class_group: NDArray[np.int64]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "pairs": {"positive": int(positive.sum()), "negative": int((~positive).sum())},
         "attributions": {
-            f"{label} {end}": {"this": _quartiles(own[mask]), "other": _quartiles(others[mask]) if compared else None}
+            f"{label} {end}": _attributions(pairs, mask, end, compared=compared)
             for label, mask in (("positive", positive), ("negative", ~positive))
-            for end, own, others in (("top", pairs.top, pairs.top_other), ("bottom", pairs.bottom, pairs.bottom_other))
+            for end in ("top", "bottom")
         },
         "localisation": _localisation(pairs),
         "groups": {
@@ -42,8 +44,26 @@ def map_summary(pairs: Pairs, class_group: NDArray[np.int64]) -> dict[str, Any]:
     if compared:
         found["rank_correlation"] = _correlation(pairs.rank_correlation[positive])
         found["rank_correlation_control"] = _correlation(pairs.rank_correlation_control[positive])
-        found["scale_ratio"] = _number(scale_ratio(pairs.top[positive], pairs.top_other[positive]))
+        found |= _ratios(pairs, positive)
     return found
+
+
+def _attributions(pairs: Pairs, mask: NDArray[np.bool_], end: str, *, compared: bool) -> dict[str, Any]:
+    """Quartiles of one end of the attributions, raw and boosted, of this model and of the other."""
+    columns = {"this": end, "other": f"{end}_other", "this_boosted": f"{end}_boosted"}
+    columns |= {"other_boosted": f"{end}_other_boosted"}
+    return {
+        name: _quartiles(getattr(pairs, column)[mask]) if compared or name.startswith("this") else None
+        for name, column in columns.items()
+    }
+
+
+def _ratios(pairs: Pairs, mask: NDArray[np.bool_]) -> dict[str, float | None]:
+    """Top attributions of this model over the other's: of the raw maps, and of each boosted with its own alpha."""
+    return {
+        "scale_ratio": _number(scale_ratio(pairs.top[mask], pairs.top_other[mask])),
+        "scale_ratio_boosted": _number(scale_ratio(pairs.top_boosted[mask], pairs.top_other_boosted[mask])),
+    }
 
 
 def _group(pairs: Pairs, mask: NDArray[np.bool_], *, compared: bool) -> dict[str, Any]:
@@ -51,7 +71,7 @@ def _group(pairs: Pairs, mask: NDArray[np.bool_], *, compared: bool) -> dict[str
     found = {"positive_pairs": int(positive.sum()), **_localisation(pairs, mask)}
     if compared:
         found["rank_correlation"] = _correlation(pairs.rank_correlation[positive])
-        found["scale_ratio"] = _number(scale_ratio(pairs.top[positive], pairs.top_other[positive]))
+        found |= _ratios(pairs, positive)
     return found
 
 
@@ -135,10 +155,11 @@ def _boxes(axis: Axes, values: list[FloatArray]) -> list[Any]:
 
 @mpl.rc_context(STYLE)
 def by_group(found: dict[str, Any]) -> str:
-    """Scale ratio and pointing game by class group, where there are such figures."""
+    """Scale ratios and pointing game by class group, where there are such figures."""
     groups = found["groups"]
     drawings = [
-        ("scale_ratio", "top attributions, this model over the other"),
+        ("scale_ratio", "raw top attributions over the other's"),
+        ("scale_ratio_boosted", "boosted top attributions over the other's"),
         ("pointing_game", "pointing game; line: chance"),
     ]
     shown = [(key, title) for key, title in drawings if any(g.get(key) is not None for g in groups.values())]

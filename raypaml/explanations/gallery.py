@@ -104,7 +104,7 @@ def _compared(
 ) -> Row:
     pixels = reader.image(row)
     seen = {name: _look(model, pixels) for name, model in models.items()}
-    maps = {name: cam[k].clip(0) * (models[name].alpha if boosted else 1) for name, (cam, _) in seen.items()}
+    maps = {name: cam[k].clip(0) * (models[name].alpha_of(k) if boosted else 1) for name, (cam, _) in seen.items()}
     peak = max(float(values.max()) for values in maps.values())
     box = next((_corners(box) for box in known.boxes(row) if box["class"] == k), None)
     key = reader.index.keys(np.array([row]))[0]
@@ -139,7 +139,7 @@ def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row
     cam, scores = _look(model, pixels)
     others = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)
     classes = [k, *(int(other) for other in others if other != k)][:MOST_CLASSES]
-    maps: dict[int, RealArray] = {k: model.alpha * cam[k].clip(0) for k in classes}
+    maps: dict[int, RealArray] = {k: model.alpha_of(k) * cam[k].clip(0) for k in classes}
     peak = max((float(values.max()) for values in maps.values()), default=0.0)
     boxes = {int(box["class"]): _corners(box) for box in index.boxes(row)}
     key = index.keys(np.array([row]))[0]

@@ -38,6 +38,12 @@ class Pairs:
     """Share of positive attribution inside the boxes."""
     box_iou: NDArray[np.float64]
     """Best overlap, at any threshold, of the box around the map's largest part with a known one."""
+    top_boosted: NDArray[np.float64]
+    """As `top`, after BoostLU with the model's alpha."""
+    bottom_boosted: NDArray[np.float64]
+    top_other_boosted: NDArray[np.float64]
+    """... of the model compared with, with its own alpha."""
+    bottom_other_boosted: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.row)

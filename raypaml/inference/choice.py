@@ -27,6 +27,8 @@ class Choice:
     """[K] logits to reach."""
     top: int = 0
     """At most so many; 0: all that reach their threshold."""
+    said: str = ""
+    """What a class has to reach, in words."""
 
     def of(self, logits: NDArray[np.floating[Any]]) -> list[Chosen]:
         """Of B images, from their logits [B, K]; ties in the order of classes."""
@@ -45,7 +47,8 @@ def choose(card: Card, *, top: int = 0, threshold: float | None = None, threshol
     Args:
         card: of the model.
         top: the best so many classes; without a threshold whatever their score.
-        threshold: probability to reach, 0 to 1; 0.5 where nothing is asked for.
+        threshold: probability to reach, 0 to 1. Where nothing is asked for, each class has the threshold in the
+            model's card, chosen on validation together with its alpha; a card without has 0.5 for all.
         thresholds_from: predictions of a validation split: each class at the threshold of its best F1 there.
 
     Raises:
@@ -56,13 +59,16 @@ def choose(card: Card, *, top: int = 0, threshold: float | None = None, threshol
     if top < 0:
         raise ValueError(f"top={top}: must be at least 1")
     if thresholds_from:
-        return Choice(_best_thresholds(thresholds_from, card), top)
+        return Choice(_best_thresholds(thresholds_from, card), top, f"each class's best F1 in {thresholds_from}")
     if threshold is None and top:
-        return Choice(np.full(len(card.class_ids), -np.inf), top)
+        return Choice(np.full(len(card.class_ids), -np.inf), top, "the best classes whatever their score")
+    if threshold is None and card.thresholds is not None:
+        return Choice(np.array(card.thresholds), top, "each class's best F1 on validation, from the model's card")
     threshold = 0.5 if threshold is None else threshold
     if not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold:g}: a probability, must be above 0 and below 1")
-    return Choice(np.full(len(card.class_ids), np.log(threshold / (1 - threshold))), top)
+    limit = np.log(threshold / (1 - threshold))
+    return Choice(np.full(len(card.class_ids), limit), top, f"probability {threshold:g} for every class")
 
 
 def _best_thresholds(predictions: str, card: Card) -> FloatArray:
@@ -71,4 +77,4 @@ def _best_thresholds(predictions: str, card: Card) -> FloatArray:
     check_predicted_classes(validation, vocabulary, predictions)
     if vocabulary.digest != card.vocabulary:
         raise ValueError(f"thresholds-from={predictions}: of another vocabulary than the model's")
-    return evaluate_set(validation, vocabulary, Questions()).best
+    return evaluate_set(validation, vocabulary, Questions(alpha=np.asarray(card.alpha, np.float64))).best

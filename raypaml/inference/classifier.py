@@ -42,6 +42,11 @@ class Classifier:
         self.model = placed(model, self.device).eval()
         prepare_device(card.optim, self.device)
 
+    @property
+    def alpha(self) -> float | list[float]:
+        """BoostLU's factor that is used, of all classes or [K]; `card.alpha_origin` says where it comes from."""
+        return self.card.alpha
+
     @contextmanager
     def _serving(self) -> Iterator[None]:
         with torch.inference_mode(), evaluating(self.card.optim, self.device):
@@ -80,12 +85,13 @@ class Classifier:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Classifier:
+def load(path: Path | str, device: torch.device | str = "cpu", alpha: float | str = "") -> Classifier:
     """A model ready for use.
 
     Args:
         path: folder of a run (its best checkpoint), of a checkpoint, or of an export.
         device: where it computes.
+        alpha: BoostLU's factor, >= 1, or `training`; "" for the one chosen on validation, else that of training.
 
     Raises:
         ValueError: none of these, damaged, or of another vocabulary. Nothing is ever unpickled.
@@ -98,6 +104,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Classifier:
     else:
         card, checkpoint = card_of_run(path)
         weights = checkpoint / WEIGHTS
+    card = card.at_alpha(str(alpha))
     return Classifier(read_model(card, weights), card, device)
 
 

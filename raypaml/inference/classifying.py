@@ -29,7 +29,7 @@ Answer = tuple[str, Chosen | str]
 
 
 def classify(
-    model: str, pictures: Iterable[Picture], choice: Choice, overlays: str, run: Mapper, device: str
+    model: str, pictures: Iterable[Picture], choice: Choice, overlays: str, run: Mapper, device: str, alpha: str = ""
 ) -> Iterator[Answer]:
     """The answers for pictures, in the order given, by this process or by those of a mapper.
 
@@ -40,14 +40,15 @@ def classify(
         overlays: folder for pictures with the map of their best class; "" for none.
         run: maps calls over processes.
         device: "cuda" or "cpu", of each of these processes.
+        alpha: as `inference.classifier.load` takes it.
     """
     if run is in_this_process:
-        yield from answers(loaded(model, device), pictures, choice, overlays)
+        yield from answers(loaded(model, device, alpha), pictures, choice, overlays)
         return
     model, overlays = str(Path(model).absolute()), overlays and str(Path(overlays).absolute())
     chunks = enumerate(batched(pictures, _CHUNK))
     yield from _in_order(
-        run(answers_of_chunk, ((number, model, device, chunk, choice, overlays) for number, chunk in chunks))
+        run(answers_of_chunk, ((number, model, device, chunk, choice, overlays, alpha) for number, chunk in chunks))
     )
 
 
@@ -62,17 +63,17 @@ def _in_order(parts: Iterable[tuple[int, list[Answer]]]) -> Iterator[Answer]:
 
 
 def answers_of_chunk(
-    number: int, model: str, device: str, pictures: list[Picture], choice: Choice, overlays: str
+    number: int, model: str, device: str, pictures: list[Picture], choice: Choice, overlays: str, alpha: str
 ) -> tuple[int, list[Answer]]:
     """One task: its number, and the answers for its pictures."""
-    return number, list(answers(loaded(model, device), pictures, choice, overlays))
+    return number, list(answers(loaded(model, device, alpha), pictures, choice, overlays))
 
 
 @functools.lru_cache(maxsize=1)
-def loaded(model: str, device: str) -> Classifier:
+def loaded(model: str, device: str, alpha: str = "") -> Classifier:
     """The model, in a process that computes with one thread, as `evaluate` does: its bits, and --workers for more."""
     torch.set_num_threads(1)
-    return load(model, device)
+    return load(model, device, alpha)
 
 
 def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, overlays: str) -> Iterator[Answer]:

@@ -6,6 +6,7 @@ All take images uint8 [B, 3, H, W], B free, of the card's size, and give logits 
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +45,17 @@ class LogitsAndMap(nn.Module):
         return self.model.alpha * positive + negative, cam
 
 
+def of_use(card: Card) -> dict[str, str]:
+    """What every export says of its use, as JSON by name: alpha, which its logits contain, thresholds and class ids."""
+    facts = {"alpha": card.alpha, "alpha_origin": card.alpha_origin, "thresholds": card.thresholds}
+    return {name: json.dumps(value) for name, value in (facts | {"class_ids": card.class_ids}).items()}
+
+
 def save_weights(model: Classifier, folder: Path) -> Path:
     """`model.safetensors` and `card.json`, which `raypaml.load` takes."""
     path = folder / WEIGHTS
-    save_file({name: value.contiguous() for name, value in model.model.state_dict().items()}, path)
+    weights = {name: value.contiguous() for name, value in model.model.state_dict().items()}
+    save_file(weights, path, metadata=of_use(model.card))
     Card(**{**vars(model.card), "weights": digest(path)}).write(folder)
     return path
 
@@ -55,7 +63,7 @@ def save_weights(model: Classifier, folder: Path) -> Path:
 def save_program(model: Classifier, folder: Path) -> Path:
     """`model.pt2`, for `torch.export.load`."""
     path = folder / PROGRAM
-    torch.export.save(_program(model), path)
+    torch.export.save(_program(model), path, extra_files=of_use(model.card))
     return path
 
 
@@ -68,16 +76,17 @@ def save_onnx(model: Classifier, folder: Path) -> Path:
     path = folder / ONNX
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        torch.onnx.export(
+        program = torch.onnx.export(
             _program(model),
             (),
-            path,
             input_names=["images"],
             output_names=["logits", "map"],
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+        assert program is not None  # as dynamo=True says
+        program.model.metadata_props.update(of_use(model.card))
+        program.save(path, external_data=False)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.labels import Vocabulary
+from raypaml.runs.alpha_of_use import asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.run_folder import read_config
@@ -31,7 +32,14 @@ class Card:
     vocabulary: str
     """Digest of the class ids in their order."""
     backbone: str
-    alpha: float
+    alpha: float | list[float]
+    """BoostLU's factor of use, of all classes or [K]."""
+    training_alpha: float | None = None
+    """That of training; None in cards of earlier versions, where it is `alpha`."""
+    alpha_origin: str = "that of training"
+    """Where `alpha` comes from, in words."""
+    thresholds: list[float] | None = None
+    """[K] logits of each class's best F1 on validation at `alpha`, where they were chosen together."""
     height: int
     width: int
     """Pixels of an image. Others are turned upright, made RGB, and resized to this, aspect not kept, bilinear with
@@ -49,6 +57,16 @@ class Card:
         known = {field.name for field in dataclasses.fields(OptimConfig)}
         stored = EARLIER | self.origin.get("config", {}).get("optim", {})
         return OptimConfig(**{name: value for name, value in stored.items() if name in known})
+
+    def at_alpha(self, asked: str) -> Card:
+        """The same model at an alpha that is asked for; "" leaves its own."""
+        if not asked:
+            return self
+        training = self.training_alpha
+        if training is None:
+            assert isinstance(self.alpha, float | int)  # earlier versions wrote one
+            training = self.alpha
+        return dataclasses.replace(self, **vars(asked_alpha(asked, training)))
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""
@@ -108,12 +126,16 @@ def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], ru
     result = run / "result.json"
     metrics = json.loads(result.read_text()) if result.is_file() else {}
     score = read_state(checkpoint).score
+    used = used_alpha(run, checkpoint, config.model.alpha)
     return Card(
         class_ids=list(vocabulary.class_ids),
         names=list(vocabulary.names),
         vocabulary=vocabulary.digest,
         backbone=config.model.backbone,
-        alpha=config.model.alpha,
+        alpha=used.alpha,
+        training_alpha=config.model.alpha,
+        alpha_origin=used.alpha_origin,
+        thresholds=used.thresholds,
         height=size[0],
         width=size[1],
         weights=digest(checkpoint / WEIGHTS),

@@ -52,7 +52,7 @@ def bootstrap_ap(
         [replicates, K]; nan where a replicate drew no positive of the class. The mean over classes leaves these out:
         to count them 0 would pull rare classes far below the figure that the interval is of.
     """
-    where = np.asarray(image)[ranking.order].astype(np.int32)
+    where = _in_order(ranking, image)
     found = np.full((replicates, ranking.num_classes), np.nan)
     blocks = _blocks(ranking)
 
@@ -64,6 +64,26 @@ def bootstrap_ap(
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, range(0, replicates, REPLICATES_AT_ONCE)))
     return found
+
+
+def weighted_ap(ranking: Ranking, image: IntArray, weights: NDArray[np.uint8]) -> FloatArray:
+    """AP of every class where images count a number of times, such as 0 and 1 for a part of them.
+
+    Args:
+        ranking: of R observed entries.
+        image: [R] number of each entry's image, in the order of the rows that were ranked.
+        weights: [r, images] how often each image counts.
+
+    Returns:
+        [r, K]; nan where no positive of the class counts.
+    """
+    where = _in_order(ranking, image)
+    return np.concatenate([_weighted_ap(ranking, where, weights, low, high) for low, high in _blocks(ranking)], 1)
+
+
+def _in_order(ranking: Ranking, image: IntArray) -> NDArray[np.int32]:
+    """[R] the image of each entry, best first, as the entries stand in the ranking."""
+    return np.asarray(image)[ranking.order].astype(np.int32)
 
 
 def _blocks(ranking: Ranking) -> list[tuple[int, int]]:

@@ -103,6 +103,20 @@ def best_thresholds(ranking: Ranking) -> FloatArray:
     return best
 
 
+def best_threshold(positive_scores: NDArray[Any], negative_scores: NDArray[Any]) -> float:
+    """The score whose threshold gives all entries together their best F1, the highest of equals; inf without positives.
+
+    Args:
+        positive_scores, negative_scores: each sorted ascending.
+    """
+    if not len(positive_scores):
+        return float("inf")
+    hits = len(positive_scores) - np.searchsorted(positive_scores, positive_scores)
+    wrong = len(negative_scores) - np.searchsorted(negative_scores, positive_scores)
+    f1 = 2 * hits / (hits + wrong + len(positive_scores))
+    return float(positive_scores[len(f1) - 1 - np.argmax(f1[::-1])])
+
+
 def calibration_bins(probabilities: NDArray[Any], positive: NDArray[np.bool_]) -> FloatArray:
     """[BINS, 3] per bin of probability: entries, sum of probabilities, positives. Bins of several sets add up."""
     number = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)

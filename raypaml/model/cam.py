@@ -5,6 +5,7 @@ Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,18 +26,30 @@ def check_alpha(alpha: float) -> None:
         )
 
 
-def boostlu(cam: Tensor, alpha: float) -> Tensor:
+def boostlu(cam: Tensor, alpha: float | Sequence[float]) -> Tensor:
     """BoostLU(x) = max(x, alpha x): positive attributions times alpha, the others unchanged.
 
     Args:
         cam: [..., h, w] class activation map.
-        alpha: factor >= 1; 5 as published.
+        alpha: factor >= 1, 5 as published; or one for each class of a map [..., K, h, w].
 
     Returns:
         Same shape. The slope at exactly 0 is alpha. (BoostLU, CVPR 2023, section 4.)
     """
+    if isinstance(alpha, Sequence):
+        factors = _class_alphas(alpha, cam.shape[-3]).to(cam)
+        return torch.where(cam >= 0, factors[:, None, None] * cam, cam)
     check_alpha(alpha)
     return torch.where(cam >= 0, alpha * cam, cam)
+
+
+def _class_alphas(alphas: Sequence[float], num_classes: int) -> Tensor:
+    """[K] float32; ValueError unless there are K, each >= 1."""
+    if len(alphas) != num_classes:
+        raise ValueError(f"alpha: {len(alphas)} values for {num_classes} classes; give one for each, or one for all")
+    for alpha in alphas:
+        check_alpha(alpha)
+    return torch.tensor(alphas, dtype=torch.float32)
 
 
 def pool_parts(cam: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,16 +76,21 @@ class CamClassifier(nn.Module):
         backbone: normalised images [B, 3, H, W] -> features [B, D, h, w], with an attribute `num_channels` = D, and
             `mean` and `std` of pixels 0..1 by channel where they are not ImageNet's.
         num_classes: K.
-        alpha: BoostLU's factor, >= 1, used in training and in evaluation.
+        alpha: BoostLU's factor, >= 1, used in training and in evaluation; or one for each class, for use.
     """
 
     mean: Tensor
     std: Tensor
+    alpha: float | Tensor
+    """Of all classes, or [K]."""
 
-    def __init__(self, backbone: nn.Module, num_classes: int, alpha: float = 5.0):
+    def __init__(self, backbone: nn.Module, num_classes: int, alpha: float | Sequence[float] = 5.0):
         super().__init__()
-        check_alpha(alpha)
-        self.alpha = alpha
+        if isinstance(alpha, Sequence):  # not among the weights: it is chosen after training
+            self.register_buffer("alpha", _class_alphas(alpha, num_classes), persistent=False)
+        else:
+            check_alpha(alpha)
+            self.alpha = alpha
         self.frozen = False
         """Whether the backbone neither learns nor counts."""
         self.backbone = backbone
@@ -82,6 +100,10 @@ class CamClassifier(nn.Module):
         for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             values = torch.tensor(getattr(backbone, name, usual)).view(3, 1, 1)
             self.register_buffer(name, 255 * values, persistent=False)
+
+    def alpha_of(self, k: int) -> float:
+        """BoostLU's factor of one class."""
+        return float(self.alpha[k]) if isinstance(self.alpha, Tensor) else self.alpha
 
     def freeze(self, frozen: bool) -> None:
         """Keep the backbone as it is, its BatchNorm in evaluation; or let it learn again."""

@@ -19,6 +19,7 @@ from raypaml.reports.figures import History
 from raypaml.reports.pages import write_page
 from raypaml.run_report.class_rejections import CLASSES_SHOWN, class_rejections
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
+from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.training.out_of_memory import read_halving
 
 
@@ -52,7 +53,8 @@ def write_report(
         result=result,
         caption=caption(result),
         group_names=[*GROUP_NAMES, "All"],
-        group_values=[100 * value for value in (*result["groups"].values(), result["mean_ap"])],
+        group_values=_percents(result),
+        chosen=_chosen(result.get("chosen_alpha")),
         samples={split: len(index) for split, index in data.splits.items()},
         curves=training_curves(history, result["best_epoch"]),
         groups=groups(result),
@@ -70,3 +72,15 @@ def write_report(
         by_group=by_group(looks),
         gallery=gallery(model, data, "test", of_every_group(pairs, class_group)),
     )
+
+
+def _percents(figures: dict[str, Any]) -> list[float]:
+    """The mAP of every group and of all classes, in percent."""
+    return [100 * value for value in (*figures["groups"].values(), figures["mean_ap"])]
+
+
+def _chosen(figures: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The row of the alpha that was chosen on validation, where one was."""
+    if figures is None:
+        return None
+    return {"text": alpha_text(figures["alpha"]), "said": figures["said"], "percents": _percents(figures)}

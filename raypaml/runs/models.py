@@ -69,9 +69,11 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
     return given.absolute().parent.parent, given
 
 
-def checkpoint_model(checkpoint: Path, config: ModelConfig, num_classes: int) -> CamClassifier:
-    """The model of a checkpoint, on the CPU."""
-    model = CamClassifier(build_backbone(config.backbone), num_classes, config.alpha)
+def checkpoint_model(
+    checkpoint: Path, config: ModelConfig, num_classes: int, alpha: float | list[float] | None = None
+) -> CamClassifier:
+    """The model of a checkpoint, on the CPU, with this alpha, of all classes or [K]; None for that of training."""
+    model = CamClassifier(build_backbone(config.backbone), num_classes, config.alpha if alpha is None else alpha)
     load_model(checkpoint, model)
     return model
 

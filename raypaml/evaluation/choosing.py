@@ -1,0 +1,166 @@
+"""The alpha and the thresholds to use a model with, chosen from its predictions of the validation split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypaml.evaluation.entries import SpilledSet, spilled
+from raypaml.evaluation.measures import Evaluation, Questions, evaluate_set
+from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, read_vocabulary
+from raypaml.labels import POSITIVE, Vocabulary
+from raypaml.metrics.alpha_choice import (
+    FOLDS,
+    GRID,
+    SHRINKAGE,
+    AlphaCandidate,
+    AlphaTable,
+    candidates,
+    fold_of_images,
+)
+from raypaml.metrics.average_precision import rank_entries
+from raypaml.metrics.bootstrap import weighted_ap
+from raypaml.reports.tables import markdown, percent
+from raypaml.runs.alpha_of_use import AlphaChoice, alpha_file, alpha_text
+from raypaml.runs.models import tested_checkpoint
+
+if TYPE_CHECKING:
+    from raypaml.evaluation.prediction_plan import PredictionPlan
+
+ALPHA_SPLIT = "validation"
+"""The only split that alpha is chosen on."""
+
+
+def choose_for_use(plan: PredictionPlan) -> str:
+    """Choose for the weights that predicted the validation split, keep the choice in the run, and say it in words."""
+    predictions = open_set(plan.folder)
+    vocabulary, name = read_vocabulary(plan.folder, predictions), plan.checkpoint.name
+    choice = choose_alpha(predictions, vocabulary, plan.parts[0], name)
+    run = plan.checkpoint.absolute().parent.parent
+    path = alpha_file(run, "" if name == tested_checkpoint(run).name else name)
+    choice.write(path)
+    return f"{choice_text(choice, vocabulary)}\n\nKept in {path}"
+
+
+def choose_alpha(
+    predictions: PredictionSet, vocabulary: Vocabulary, part: PredictionPart, checkpoint: str, seed: int = 0
+) -> AlphaChoice:
+    """Choose alpha by cross-validation over images, and each class's threshold of best F1 at that alpha.
+
+    Args:
+        predictions: of the validation split, with P and N.
+        vocabulary: of its classes.
+        part: any of its parts, which names the weights and the alpha of training.
+        checkpoint: name of the checkpoint that predicted it.
+        seed: of the folds.
+    """
+    table = alpha_table(predictions, vocabulary, part.alpha, seed)
+    found = candidates(table)
+    winner = [candidate for candidate in found if candidate.wins][-1]
+    used = evaluate_set(predictions, vocabulary, Questions(alpha=winner.alpha))
+    known = (used.positives > 0) & (used.negatives > 0)
+    has_thresholds = bool(used.positives.any() and used.negatives.any())
+    observed = int(used.tally[:, :2].sum())
+    entries = (part.samples - len(predictions.skipped)) * part.num_classes
+    return AlphaChoice(
+        way=winner.way,
+        alpha=_plain(winner),
+        training_alpha=part.alpha,
+        thresholds=_thresholds(used, known) if has_thresholds else None,
+        pooled_thresholds=np.flatnonzero(~known).tolist() if has_thresholds else [],
+        model=part.model,
+        checkpoint=checkpoint,
+        vocabulary=vocabulary.digest,
+        labels="complete" if observed == entries else "partial",
+        observed_share=observed / entries,
+        images=len(used.keys),
+        few_positives=np.flatnonzero(used.positives < SHRINKAGE).tolist(),
+        candidates=[_record(candidate) for candidate in found],
+    )
+
+
+def _plain(winner: AlphaCandidate) -> float | list[float]:
+    """One number where all classes have the same alpha, else [K]."""
+    alphas = winner.alpha.tolist()
+    return float(alphas[0]) if len(set(alphas)) == 1 else alphas
+
+
+def _thresholds(used: Evaluation, known: NDArray[np.bool_]) -> list[float]:
+    """[K] logits; a class that validation says nothing of has the threshold of all classes together."""
+    return list(np.where(known, used.best, used.best_of_all).tolist())
+
+
+def _record(candidate: AlphaCandidate) -> dict[str, object]:
+    """What is kept of a way that was tried; a figure that does not exist is null."""
+    held_out = None if np.isnan(candidate.held_out) else candidate.held_out
+    figures = {"held_out": held_out, "gain": candidate.gain, "noise": candidate.noise, "wins": candidate.wins}
+    return {"way": candidate.way, "alphas": sorted(set(candidate.alpha.tolist())), **figures}
+
+
+def alpha_table(predictions: PredictionSet, vocabulary: Vocabulary, training: float, seed: int = 0) -> AlphaTable:
+    """AP of every class with every alpha of the grid and that of training, on folds of the images; one pass.
+
+    A fold is drawn for each image with an entry, in the order of their keys, so that neither the order of rows nor the
+    number of parts matters.
+    """
+    alphas = np.array(sorted({*GRID, training}))
+    with spilled(predictions) as entries:
+        fold = fold_of_images(len(entries.keys), seed)
+        ap, positives = _subset_ap(entries, alphas, fold)
+    return AlphaTable(
+        alphas=alphas,
+        training=int(np.searchsorted(alphas, training)),
+        held_out=ap[:FOLDS],
+        others=ap[FOLDS : 2 * FOLDS],
+        every=ap[2 * FOLDS],
+        positives=positives,
+        class_group=vocabulary.class_group,
+    )
+
+
+def _subset_ap(
+    entries: SpilledSet, alphas: NDArray[np.float64], fold: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """AP [2 F + 1, A, K] of each fold, of all folds but each, and of all images; positives [F, K] of each fold."""
+    num_classes = len(entries.tally)
+    inside = fold == np.arange(FOLDS)[:, None]
+    weights = np.concatenate([inside, ~inside, np.ones((1, len(fold)), bool)]).astype(np.uint8)
+    ap = np.full((len(weights), len(alphas), num_classes), np.nan)
+    positives = np.zeros((FOLDS, num_classes), np.int64)
+    for bucket in entries.buckets():
+        rows = bucket.observed
+        hits = rows.where(rows.label == POSITIVE)
+        np.add.at(positives, (fold[hits.image], hits.class_index), 1)
+        for place, alpha in enumerate(alphas.tolist()):
+            ranking = rank_entries(rows.class_index, rows.scores(alpha), rows.label == POSITIVE, num_classes)
+            ap[:, place] = np.fmax(ap[:, place], weighted_ap(ranking, rows.image, weights))
+    return ap, positives
+
+
+def choice_text(choice: AlphaChoice, vocabulary: Vocabulary) -> str:
+    """What was tried and chosen, as Markdown."""
+    rows = []
+    for one in choice.candidates:
+        figure = "-" if one["held_out"] is None else percent(one["held_out"])
+        gain = f"{100 * one['gain']:+.2f} ± {100 * one['noise']:.2f}"
+        rows.append([one["way"], alpha_text(one["alphas"]), figure, gain, "yes" if one["wins"] else "no"])
+    names = ["alpha", "values", "mAP on images left out", "gain ± standard error", "replaces the simpler"]
+    lines = [markdown(names, rows, left=1), "", f"{choice.said}: alpha {alpha_text(choice.alpha)}."]
+    if np.max(choice.alpha) >= GRID[-1]:
+        lines.append(f"{GRID[-1]:g} is the largest alpha that is tried; a larger one might do better.")
+    if choice.few_positives:
+        lines.append(
+            f"{len(choice.few_positives):,} of {len(vocabulary):,} classes have fewer than {SHRINKAGE:g} positives on "
+            "validation: what is chosen for them follows mostly all classes together."
+        )
+    return "\n".join([*lines, _thresholds_text(choice)])
+
+
+def _thresholds_text(choice: AlphaChoice) -> str:
+    if choice.thresholds is None:
+        return "No thresholds: validation has no positives, or no negatives; predict uses probability 0.5."
+    pooled = len(choice.pooled_thresholds)
+    rest = f"; {pooled:,} classes without both kinds of label have the threshold of all together" if pooled else ""
+    return f"Thresholds: each class's best F1 on validation at this alpha{rest}."

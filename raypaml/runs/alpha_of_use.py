@@ -1,0 +1,162 @@
+"""The alpha and the thresholds that a trained model is used with: of training, chosen on validation, or asked for.
+
+    <run>/alpha_of_use.json                the choice for the run's best checkpoint
+    <run>/alpha_of_use-0003-000120.json    the choice for another checkpoint, which was named
+
+A choice belongs to weights, whose digest it holds. For other weights it is not used, and whoever asks is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raypaml.files import write_json
+from raypaml.labels import FloatArray
+from raypaml.runs.mirror import MARKER
+
+ALPHA_FILE = "alpha_of_use.json"
+TRAINING = "training"
+"""What asks for the alpha of training."""
+_FORMAT = 1
+_AGAIN = "run raypaml evaluate --choose-alpha again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaChoice:
+    """What was chosen on validation for one set of weights; K classes in the order of the vocabulary."""
+
+    format: int = _FORMAT
+    way: str
+    """Which classes share an alpha: `training` (that of training is kept), `one`, `group` or `class`."""
+    alpha: float | list[float]
+    """One for all classes, or [K]."""
+    training_alpha: float
+    thresholds: list[float] | None
+    """[K] the logits of best F1 at this alpha; None where validation has no positives or no negatives."""
+    pooled_thresholds: list[int]
+    """Class columns without a positive or without a negative: their threshold is that of all classes together."""
+    model: str
+    """SHA-256 of the weights that it belongs to."""
+    checkpoint: str
+    """Name of the checkpoint with these weights."""
+    vocabulary: str
+    """Digest of the classes."""
+    labels: str
+    """`complete` where every entry of validation is observed, else `partial`."""
+    observed_share: float
+    """Of the entries of validation, 0 to 1."""
+    images: int
+    """Of validation, with a label."""
+    few_positives: list[int]
+    """Class columns with fewer positives than those that all classes together count for: mostly chosen by all."""
+    candidates: list[dict[str, Any]]
+    """By way: `held_out` mean AP under cross-validation, `gain` over the simpler way and its `noise`, `wins`."""
+
+    @property
+    def said(self) -> str:
+        """The choice in words."""
+        ways = {
+            "training": f"alpha {self.training_alpha:g} of training was kept",
+            "one": "one alpha for all classes",
+            "group": "alpha by class group",
+            "class": "alpha by class",
+        }
+        return f"{ways[self.way]}, chosen on validation ({self.images:,} images, {self.labels} labels)"
+
+    def write(self, path: Path) -> None:
+        """Write the choice, whole or not at all."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> AlphaChoice:
+        """Read a choice; ValueError where the file is none of this version."""
+        try:
+            choice = cls(**json.loads(path.read_text()))
+            lengths = {len(v) for v in (choice.alpha, choice.thresholds) if isinstance(v, list)}
+            values = np.atleast_1d(np.asarray(choice.alpha, np.float64))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a choice of alpha ({error}); {_AGAIN}") from None
+        if choice.format != _FORMAT or len(lengths) > 1 or not ((values >= 1) & np.isfinite(values)).all():
+            raise ValueError(f"{path}: not a choice of alpha of this version; {_AGAIN}")
+        return choice
+
+
+@dataclass(frozen=True)
+class UsedAlpha:
+    """What a model computes with."""
+
+    alpha: float | list[float]
+    """BoostLU's factor, >= 1, of all classes or [K]."""
+    alpha_origin: str
+    """Where it comes from, in words."""
+    thresholds: list[float] | None = None
+    """[K] logits, where they were chosen on validation together with this alpha."""
+
+
+def alpha_file(run: Path, checkpoint: str = "") -> Path:
+    """Where the choice for the run's best checkpoint lies, or for another of this name."""
+    return run / (f"alpha_of_use-{checkpoint}.json" if checkpoint else ALPHA_FILE)
+
+
+def alpha_choice(run: Path, checkpoint: Path) -> tuple[AlphaChoice | None, str]:
+    """The choice for the weights of a checkpoint; None, and why in words ("" for none made), where there is none."""
+    said, weights = "", model_digest(checkpoint)
+    for path in (alpha_file(run, checkpoint.name), alpha_file(run)):
+        if not path.is_file():
+            continue
+        choice = AlphaChoice.read(path)
+        if choice.model == weights:
+            return choice, ""
+        said = f"{path.name} is of other weights (checkpoint {choice.checkpoint}) than {checkpoint.name}'s; {_AGAIN}"
+    return None, said
+
+
+def used_alpha(run: Path, checkpoint: Path, training: float, asked: str = "") -> UsedAlpha:
+    """The alpha to use the weights of a checkpoint with.
+
+    Args:
+        run: folder of the run.
+        checkpoint: whose weights are used.
+        training: alpha of the run's configuration.
+        asked: a number >= 1, or `training`; "" for the one chosen on validation, else that of training.
+
+    Raises:
+        ValueError: `asked` is neither; the stored choice is damaged.
+    """
+    if asked:
+        return asked_alpha(asked, training)
+    choice, unused = alpha_choice(run, checkpoint)
+    if choice is None:
+        return UsedAlpha(training, "that of training" + (f"; {unused}" if unused else ""))
+    return UsedAlpha(choice.alpha, choice.said, choice.thresholds)
+
+
+def asked_alpha(asked: str, training: float) -> UsedAlpha:
+    """The alpha that a command line asks for; ValueError unless it is a number >= 1 or `training`."""
+    if asked == TRAINING:
+        return UsedAlpha(training, "that of training, as asked for")
+    try:
+        alpha = float(asked)
+    except ValueError:
+        alpha = float("nan")
+    if not 1 <= alpha < float("inf"):
+        raise ValueError(f"alpha={asked}: expected a number of at least 1, or {TRAINING}; 1 switches BoostLU off")
+    return UsedAlpha(alpha, "as asked for")
+
+
+def model_digest(checkpoint: Path) -> str:
+    """SHA-256 of the weights of a whole checkpoint, as its marker records it."""
+    return str(json.loads((checkpoint / MARKER).read_text())["model.safetensors"])
+
+
+def alpha_text(alpha: float | list[float] | FloatArray) -> str:
+    """One value, or the range of the values of the classes."""
+    values = np.atleast_1d(np.asarray(alpha, np.float64))
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
