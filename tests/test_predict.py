@@ -85,12 +85,33 @@ def test_formats_say_the_same(trained: Run, pictures: Path, tmp_path: Path) -> N
     table = pq.read_table(tmp_path / "a.parquet").to_pylist()
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(lines) == 40
-    flat = [(line["image"], answer["class"], answer["name"]) for line in lines for answer in line["classes"]]
-    assert flat == [(row["image"], row["class"], row["name"]) for row in table]
-    assert flat == [(row["image"], row["class"], row["name"]) for row in rows_of(tmp_path / "a.csv")]
-    assert flat
-    assert all(row["score"] >= 0.2 for row in table)
+    nothing = [{"class": None, "name": None, "score": None}]
+    flat = [(line["image"], answer) for line in lines for answer in line["classes"] or nothing]
+    assert [(image, answer["class"], answer["name"]) for image, answer in flat] == [
+        (row["image"], row["class"], row["name"]) for row in table
+    ]
+    assert [(row["image"], row["class"] or "", row["name"] or "") for row in table] == [
+        (row["image"], row["class"], row["name"]) for row in rows_of(tmp_path / "a.csv")
+    ]
+    assert {row["image"] for row in table} == {str(path) for path in pictures.iterdir()}
+    assert all(row["score"] >= 0.2 for row in table if row["class"] is not None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "a.jsonl", "a.parquet"]
+
+
+def test_a_picture_without_a_class_has_a_row_and_is_counted(
+    trained: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = [str(path) for path in sorted(pictures.iterdir())[:3]]
+    for name in ("a.csv", "a.parquet", "a.jsonl"):
+        assert main([str(trained[0]), *some, "--threshold", "0.99999", "--out", str(tmp_path / name)]) == 0
+        assert "3 without a class that reaches its threshold, which have a row without class and score" in (
+            capsys.readouterr().err
+        )
+    assert rows_of(tmp_path / "a.csv") == [{"image": path, "class": "", "name": "", "score": ""} for path in some]
+    nothing = {"class": None, "name": None, "score": None}
+    assert pq.read_table(tmp_path / "a.parquet").to_pylist() == [{"image": path} | nothing for path in some]
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"image": path, "classes": []} for path in some]
 
 
 def test_thresholds_of_a_prediction_set_are_used(trained: Run, pictures: Path, tmp_path: Path) -> None:
@@ -100,6 +121,8 @@ def test_thresholds_of_a_prediction_set_are_used(trained: Run, pictures: Path, t
     model = raypaml.load(run)
     limits = choose(model.card, thresholds_from=str(run / "predictions" / "test")).thresholds
     for row in pq.read_table(out).to_pylist():
+        if row["class"] is None:
+            continue
         k = model.card.class_ids.index(row["class"])
         assert row["score"] >= sigmoid(limits[k : k + 1])[0] - 1e-6
 

@@ -1,4 +1,8 @@
-"""What a model says of many pictures: chosen classes, written as CSV, Parquet or JSON lines as they come."""
+"""What a model says of many pictures: chosen classes, written as CSV, Parquet or JSON lines as they come.
+
+Every picture is there. One for which no class was chosen has a row without class, name and score (empty in CSV, null in
+Parquet), or a line with an empty list.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class Writer(Protocol):
     """Takes the answers of one image after the other."""
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
-        """Class id, name and score of each answer, best first."""
+        """Class id, name and score of each answer, best first; none where no class was chosen."""
 
 
 @contextmanager
@@ -62,7 +66,8 @@ class _Csv:
         self._writer.writerow(_COLUMNS)
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
-        self._writer.writerows((image, class_id, name, f"{score:.6g}") for class_id, name, score in rows)
+        answers = [(class_id, name, f"{score:.6g}") for class_id, name, score in rows] or [("", "", "")]
+        self._writer.writerows((image, *answer) for answer in answers)
 
 
 class _Lines:
@@ -84,7 +89,7 @@ class _Parquet:
         self._rows: list[Sequence[Any]] = []
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
-        self._rows += [(image, *row) for row in rows]
+        self._rows += [(image, *row) for row in rows] or [(image, None, None, None)]
         if len(self._rows) >= self.ROWS:
             self.flush()
 
