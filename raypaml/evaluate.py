@@ -1,7 +1,4 @@
-"""`python -m raypaml.evaluate`: predict a split with a checkpoint, in parts, by one process or many Ray workers.
-
-The parts do not depend on the number of workers, and an interrupted command goes on with those that are missing.
-"""
+"""`python -m raypaml.evaluate`: predict a split in parts, the same from any number of workers and interruptions."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from raypaml.metrics.average_precision import rank_entries
 from raypaml.metrics.bootstrap import weighted_ap
 from raypaml.reports.tables import markdown, percent
 from raypaml.runs.alpha_of_use import AlphaChoice, alpha_file, alpha_text
+from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def choose_for_use(plan: PredictionPlan) -> str:
     run = plan.checkpoint.absolute().parent.parent
     path = alpha_file(run, "" if name == tested_checkpoint(run).name else name)
     choice.write(path)
+    if mirror := Mirror.of(plan.config.run.storage, run):  # before the report pulls what the store has
+        mirror.push(path.name)
     return f"{choice_text(choice, vocabulary)}\n\nKept in {path}"
 
 
