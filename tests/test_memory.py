@@ -75,14 +75,20 @@ def test_schemes_that_remember_do_so_over_workers_and_interruptions(
     assert len({weights(one / scheme) for scheme in REMEMBERING}) == len(REMEMBERING)
 
 
-def test_means_are_those_of_the_scores_of_an_epoch() -> None:
-    logits = torch.randn(10, 4)
-    state = ClassMeans(4)
-    for part in (slice(0, 3), slice(3, 10)):
-        state.note(np.arange(10)[part], torch.zeros(0), logits[part], ALONE, 10)
-        state.exchange(ALONE)
-    state.close(0)
-    torch.testing.assert_close(state.means, torch.sigmoid(logits.double()).mean(0))
+@pytest.mark.parametrize("last_epoch", [True, False])
+def test_means_are_those_of_the_scores_of_all_epochs_or_the_last(last_epoch: bool) -> None:
+    """As the published code adds them up; and a checkpoint between the epochs, or within one, changes nothing."""
+    logits = torch.randn(3, 10, 4)
+    state = ClassMeans(4, last_epoch=last_epoch)
+    for epoch in range(3):
+        for part in (slice(0, 3), slice(3, 10)):
+            state.note(np.arange(10)[part], torch.zeros(0), logits[epoch, part], ALONE, 10)
+            state.exchange(ALONE)
+            state, before = ClassMeans(4, last_epoch=last_epoch), state
+            state.restore(before.tensors())
+        state.close(epoch)
+        seen = logits[epoch if last_epoch else 0 : epoch + 1].flatten(0, 1)
+        torch.testing.assert_close(state.means, torch.sigmoid(seen.double()).mean(0))
 
 
 @given(seed=st.integers(0, 1000), epoch=st.integers(0, 9), warmup=st.integers(1, 10))

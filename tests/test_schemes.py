@@ -23,6 +23,7 @@ from raypaml.extensions import named_function
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
 from raypaml.losses import fused_terms
 from raypaml.losses.formulas import estimates_step
+from raypaml.losses.otherwise import otherwise_table
 from raypaml.losses.scheme import Bounds, Scheme, Setting
 from raypaml.losses.scheme_losses import StepContext, check_schedule, scheme_loss
 from raypaml.losses.schemes import (
@@ -465,7 +466,9 @@ def test_records_and_checks_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize(("mark", "table"), [("schemes", markdown_table), ("published", published_table)])
+@pytest.mark.parametrize(
+    ("mark", "table"), [("schemes", markdown_table), ("published", published_table), ("otherwise", otherwise_table)]
+)
 def test_the_tables_of_the_readme_are_those_of_the_records(mark: str, table: Callable[[], str]) -> None:
     text = (Path(__file__).parent.parent / "raypaml" / "losses" / "README.md").read_text()
     written = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- /{mark} -->")[0]

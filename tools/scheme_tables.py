@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from raypaml.losses.otherwise import otherwise_table  # noqa: E402
 from raypaml.losses.schemes import markdown_table, published_table  # noqa: E402
 
 README = ROOT / "raypaml" / "losses" / "README.md"
@@ -18,7 +19,8 @@ README = ROOT / "raypaml" / "losses" / "README.md"
 
 def main() -> None:
     text = README.read_text(encoding="utf-8")
-    for mark, table in (("schemes", markdown_table()), ("published", published_table())):
+    tables = {"schemes": markdown_table(), "published": published_table(), "otherwise": otherwise_table()}
+    for mark, table in tables.items():
         start, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->\n"
         before, _, rest = text.partition(start)
         text = before + start + table + end + rest.partition(end)[2]

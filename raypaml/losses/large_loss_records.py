@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from raypaml.losses.scheme import ABOVE_ZERO, Published, Scheme, Setting
+from raypaml.losses.scheme import ABOVE_ZERO, SWITCH, Published, Scheme, Setting
 
 BY_RATE = "raypaml.losses.scheme_losses:large_loss_by_rate"
 BY_THRESHOLD = "raypaml.losses.scheme_losses:large_loss_by_threshold"
@@ -64,8 +64,13 @@ LARGE_LOSS_SCHEMES = (
         name="ignore",
         about="Binary cross-entropy of the observed entries only, averaged over them.",
         paper=LARGE_LOSS,
+        differs="The class priors that csl takes from it are those up to its best epoch; CSL's code takes the last "
+        "one's, and trains this mode with the focusing weights of pasl where they are not set to 0.",
         loss=BY_RATE,
         loss_of="batch",
+        settings=(
+            Setting("last_epoch", 0.0, "whether class priors for csl are of the last epoch, not of all", SWITCH, 1.0),
+        ),
         state="class_means",
     ),
     Scheme(
@@ -109,7 +114,8 @@ LARGE_LOSS_SCHEMES = (
         corrects=True,
         plain_until_rejection=True,
         published=_published(0.1, {"VOC": 0.1, "COCO": 0.2, "NUS-WIDE": 0.2, "CUB": 0.2}),
-        differs=EXACT + " LL's published code runs LL-Ct here, by a comparison that is never true.",
+        differs="As ll_r. LL's published code runs LL-Ct here, by a comparison that is never true; it would make k - 1 "
+        "of the k entries permanent that its loss corrects, BoostLU's code and ours all k.",
     ),
     Scheme(
         name="ll_r_abs",

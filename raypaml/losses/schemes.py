@@ -82,11 +82,11 @@ def help_text(width: int = 79) -> str:
 
 def markdown_table() -> str:
     """The table of all schemes in `losses/README.md`; a test holds the two equal."""
-    rows = [["scheme", "what it is", "source", "settings", "otherwise than published"]]
+    rows = [["scheme", "what it is", "source", "settings"]]
     for name, scheme in SCHEMES.items():
         settings = f"`{_settings_text(scheme)}`" if scheme.settings else ""
-        rows.append([f"`{name}`", scheme.about, scheme.source, settings, scheme.differs])
-    return _markdown(rows)
+        rows.append([f"`{name}`", scheme.about, scheme.source, settings])
+    return rows_as_markdown(rows)
 
 
 def published_table() -> str:
@@ -96,14 +96,14 @@ def published_table() -> str:
         for published in scheme.published:
             values = [f"{key} {_numbers_text(value)}" for key, value in published.values.items()]
             rows.append([f"`{name}`", ", ".join(published.data), ", ".join(values), published.source])
-    return _markdown(rows)
+    return rows_as_markdown(rows)
 
 
 def _numbers_text(value: float | tuple[float, ...]) -> str:
     return " or ".join(f"{each:g}" for each in (value if isinstance(value, tuple) else (value,)))
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def rows_as_markdown(rows: list[list[str]]) -> str:
     """The rows of a table, the titles first."""
     ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in ruled)

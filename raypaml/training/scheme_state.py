@@ -43,13 +43,16 @@ class SchemeState:
 
 
 class ClassMeans(SchemeState):
-    """The mean score of each class over an epoch of training: what `csl` takes for the prior, from a run of `ignore`.
+    """The mean score of each class in training: what `csl` takes for the prior, from a run of `ignore`.
 
-    (E. Ben-Baruch et al., CVPR 2022, section 3; chosen: the scores that training saw, as in the published code.)
+    (E. Ben-Baruch et al., CVPR 2022, section 3; chosen: the scores that training saw, over all epochs so far, as in the
+    published code; or those of the last epoch.)
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, *, last_epoch: bool):
+        self._last_epoch = last_epoch
         self.means = torch.zeros(num_classes, dtype=torch.float64)
+        self._total = torch.zeros(num_classes + 1, dtype=torch.float64)  # scores, and samples, of finished epochs
         self._sums, self._fresh = (torch.zeros(num_classes + 1, dtype=torch.int64) for _ in range(2))
 
     def live_on(self, device: torch.device) -> None:
@@ -67,17 +70,20 @@ class ClassMeans(SchemeState):
         self._fresh.zero_()
 
     def close(self, epoch: int) -> None:  # noqa: ARG002
-        """Turn the epoch's sums into its means."""
-        self.means = self._sums[:-1].double() / UNIT / self._sums[-1]
+        """Turn the sums of the epoch, or of all epochs so far, into means."""
+        seen = torch.cat([self._sums[:-1].double() / UNIT, self._sums[-1:].double()])
+        self._total = seen if self._last_epoch else self._total + seen
+        self.means = self._total[:-1] / self._total[-1]
         self._sums.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The means of the last epoch, and the sums of this one."""
-        return {"means": self.means, "sums": self._sums}
+        """The means, what they are made of, and the sums of this epoch."""
+        return {"means": self.means, "total": self._total, "sums": self._sums}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
         """Go on with what a checkpoint kept."""
         self.means, self._sums = kept["means"], kept["sums"]
+        self._total = kept.get("total", self._total)  # earlier versions kept none, nor did they need it
 
 
 class ClassPriors(SchemeState):

@@ -28,7 +28,7 @@ class Start:
 
 STATE_BUILDERS: dict[str, Callable[[Start], SchemeState]] = {
     "": lambda _: SchemeState(),
-    "class_means": lambda start: ClassMeans(len(start.data.vocabulary)),
+    "class_means": lambda start: ClassMeans(len(start.data.vocabulary), last_epoch=bool(start.settings["last_epoch"])),
     "class_priors": lambda start: ClassPriors(read_priors(start.config.loss.priors, start.data)),
     "expected_positives": lambda start: ExpectedPositives(mean_positives(start.data)),
     "class_scores": lambda start: ClassScores(
