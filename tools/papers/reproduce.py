@@ -59,8 +59,14 @@ def parse() -> Any:
     add("--storage", default="runs/papers", metavar="DIR", help="folder of the data sets and runs [runs/papers]")
     add("--tflops", type=float, default=100.0, metavar="X", help="TFLOP/s that a GPU sustains, for the hours [100]")
     add("--run", action="store_true", help="do it, and judge")
-    add("more", nargs="*", metavar="-- FLAGS", help="of raypaml train, for every run")
-    return parser.parse()
+    parser.usage = f"{PROG} DATA [FLAGS] [-- flags of raypaml train, for every run]"
+    argv, more = sys.argv[1:], []
+    if "--" in argv:  # argparse gives a list of positional arguments nothing that comes after flags
+        cut = argv.index("--")
+        argv, more = argv[:cut], argv[cut + 1 :]
+    asked = parser.parse(argv)
+    asked.more = more
+    return asked
 
 
 def read_rows(text: str, data: str) -> list[Row]:
