@@ -1,30 +1,30 @@
 """Backbones without their pooling: images [B, 3, H, W] -> features [B, D, h, w].
 
-`small`, every classification model of torchvision by its name, and timm's as `timm:NAME`.
+`small`, every classification model of torchvision by its name, and timm's as `timm:NAME` or `timm:NAME@SIZE`.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from raypaml.cli import extra
 from raypaml.model.inspection import SIZES, FeatureMap, as_feature_map, cut_classifier
 from raypaml.model.pretrained import IMAGENET, timm_model, torchvision_weights
+from raypaml.model.timm_models import TIMM, as_timm_names, create, split_name, takes_size, timm_module
+from raypaml.model.tokens import token_map
 from raypaml.model.weights import load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TIMM = "timm:"
 
 
 class Backbone(nn.Sequential):
@@ -33,6 +33,10 @@ class Backbone(nn.Sequential):
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Of pixels 0..1 by channel, as the weights of this backbone expect it."""
     std: tuple[float, ...] = IMAGENET_STD
+    prefix: str = ""
+    """What stands before the origin's names of weights in the names of this one's."""
+    takes_size: bool = False
+    """Whether `timm:NAME@SIZE` makes it for images of another size."""
 
     def __init__(self, stages: OrderedDict[str, nn.Module], num_channels: int, stride: int):
         super().__init__(stages)
@@ -84,7 +88,7 @@ def check_backbone(name: str, weights: str = "") -> None:
         if weights in IMAGENET:
             raise ValueError(f"weights={weights}: there are none for backbone {name!r}; leave --weights out")
     elif name.startswith(TIMM):
-        timm, own = _timm(name), name.removeprefix(TIMM)
+        timm, (own, _) = timm_module(name), split_name(name)
         if not timm.is_model(own):
             raise ValueError(f"backbone={name!r}: timm has no such model; {_nearest(own, timm.list_models(), TIMM)}")
         if weights in IMAGENET:
@@ -109,14 +113,6 @@ def _torchvision_names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models))
 
 
-def _timm(name: str) -> ModuleType:
-    try:
-        import timm
-    except ImportError:
-        raise ValueError(f"backbone={name!r}: timm is not installed; {extra('timm')}") from None
-    return timm  # type: ignore[no-any-return]
-
-
 def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = lambda _: None) -> Backbone:
     """Build a backbone.
 
@@ -137,9 +133,11 @@ def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = la
         return backbone
     found, left_out, normalised = _inspected(name, weights if weights in IMAGENET else "")
     if weights and weights not in IMAGENET:
-        say(load_weights(found.net, left_out, Path(weights)))
+        say(load_weights(found.origin, left_out, Path(weights), functools.partial(as_timm_names, found.origin)))
     backbone = Backbone(OrderedDict(net=found.net), found.num_channels, found.stride)
     backbone.mean, backbone.std = normalised
+    backbone.prefix = next(f"{name}." for name, module in backbone.named_modules() if module is found.origin)
+    backbone.takes_size = takes_size(name, found.origin)
     return backbone
 
 
@@ -149,7 +147,7 @@ def _inspected(name: str, pretrained: str) -> tuple[FeatureMap, set[str], tuple[
     names = set(whole.state_dict())
     found = without_classifier(name, whole)
     about = getattr(whole, "default_cfg", {})
-    left_out = names - set(found.net.state_dict())
+    left_out = names - set(found.origin.state_dict())
     return found, left_out, (about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
 
 
@@ -157,9 +155,7 @@ def build_whole(name: str, pretrained: str = "") -> nn.Module:
     """The model as its origin has it, classifier included; `pretrained` is "" or a name of `pretrained.IMAGENET`."""
     try:
         if name.startswith(TIMM):
-            timm, own = _timm(name), name.removeprefix(TIMM)
-            own = timm_model(timm, own, pretrained) if pretrained else own
-            return timm.create_model(own, pretrained=bool(pretrained))  # type: ignore[no-any-return]
+            return create(name, pretrained)
         import torchvision
 
         with warnings.catch_warnings():
@@ -181,12 +177,26 @@ def without_classifier(name: str, whole: nn.Module) -> FeatureMap:
             if hasattr(whole, "aux_logits"):
                 whole.aux_logits = False  # type: ignore[assignment]
             return cut_classifier(whole)
-        num_channels = int(getattr(whole, "head_hidden_size", None) or whole.num_features)  # type: ignore[arg-type]
-        whole.reset_classifier(0, "")  # type: ignore[operator]
-        size: Any = whole.default_cfg["input_size"][-1]  # type: ignore[index]
-        return as_feature_map(whole, num_channels, (*SIZES, size))
+        return _map_of_timm(whole, split_name(name)[1])
     except ValueError as error:
-        raise ValueError(f"backbone={name!r}: {error}") from None
+        instead = (
+            "" if name.startswith(TIMM) else f"; timm's tokens are a map: use {TIMM}vit_base_patch16_224 or the like"
+        )
+        raise ValueError(f"backbone={name!r}: {error}{instead}") from None
+
+
+def _map_of_timm(whole: nn.Module, size: int | None) -> FeatureMap:
+    """The last map of a model of timm, or its tokens as one; ValueError where it has neither."""
+    num_channels = int(getattr(whole, "head_hidden_size", None) or whole.num_features)  # type: ignore[arg-type]
+    own: int = size or whole.default_cfg["input_size"][-1]  # type: ignore[assignment,index]
+    sizes = (*SIZES, own)
+    try:
+        whole.reset_classifier(0, "")  # type: ignore[operator]
+        return as_feature_map(whole, num_channels, sizes)
+    except (ValueError, AssertionError) as error:
+        if hasattr(whole, "forward_intermediates"):
+            return token_map(whole, sizes)
+        raise ValueError(str(error)) from None
 
 
 @torch.no_grad()
@@ -200,20 +210,24 @@ def linear_classifier(name: str) -> str:
         return "fc"
     whole = build_whole(name).eval()
     found = without_classifier(name, copy.deepcopy(whole))
-    own = set(found.net.state_dict())
+    own = set(found.origin.state_dict())
     layers = [key.removesuffix(".weight") for key in whole.state_dict() if key not in own and key.endswith(".weight")]
+    if not layers or getattr(whole, "num_classes", None) == 0:
+        raise ValueError(f"head_weights: {name} has no classifier; leave --head-weights out")
     layer = layers[-1]
     linear = whole.get_submodule(layer)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)  # type: ignore[arg-type]  # deep networks with random weights give little else
-    images = torch.rand(1, 3, 224, 224)
+    images = torch.rand(1, 3, found.size, found.size)
     weight = linear.weight.flatten(1)  # type: ignore[operator]
     if weight.shape[1] == found.num_channels:
         expected = found.net.eval()(images).mean((-2, -1)) @ weight.T
         if torch.allclose(expected, whole(images), rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
             return layer
-    between = ", ".join(one for one in layers if one != layer) or "a function without weights"
+    others = ", ".join(one for one in layers if one != layer) or "a function without weights"
+    reads = {"token": "it reads the class token", "map": "it reads an attention pooling"}
+    why = reads.get(getattr(whole, "global_pool", ""), f"between them: {others}")
     raise ValueError(
-        f"head_weights: the classifier {layer} of {name} does not read the pooled map as it is (between them: "
-        f"{between}), so it is no CAM head; leave --head-weights out"
+        f"head_weights: the classifier {layer} of {name} does not read the pooled map as it is ({why}), so it is no "
+        "CAM head; leave --head-weights out"
     )

@@ -168,7 +168,9 @@ def load_classifier(model: CamClassifier, path: Path, layer: str = "fc") -> None
     """
     found, _ = read_weights(path)
     names = [f"{layer}.{name}" for name, _ in model.head.named_parameters()]
-    prefix = common_prefix(found, {*names, *(name.removeprefix("net.") for name in model.backbone.state_dict())})
+    prefix = common_prefix(
+        found, {*names, *(name.removeprefix(str(model.backbone.prefix)) for name in model.backbone.state_dict())}
+    )
     for name, parameter in zip(names, model.head.parameters(), strict=True):
         wanted = list(parameter.shape[:2])
         value = found.get(prefix + name)

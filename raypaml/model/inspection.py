@@ -34,10 +34,14 @@ class FeatureMap:
     """A network that ends with a map [B, D, h, w]."""
 
     net: nn.Module
+    origin: nn.Module
+    """The part of it whose weights have the origin's names; itself, unless something was put around it."""
     num_channels: int
     """D."""
     stride: int
     """Pixels between neighbouring places of the map."""
+    size: int
+    """Of the smallest square images that it was tried with and takes, in pixels."""
 
 
 class _Tracer(fx.Tracer):
@@ -85,11 +89,16 @@ def cut_classifier(whole: nn.Module) -> FeatureMap:
     traced.graph.eliminate_dead_code()
     traced.recompile()
     traced.delete_all_unused_submodules()
-    return FeatureMap(traced, _shape(node)[0], _stride(node.meta["shapes"]))
+    shapes = node.meta["shapes"]
+    return FeatureMap(traced, traced, _shape(node)[0], _stride(shapes), min(shapes))
 
 
-def as_feature_map(net: nn.Module, num_channels: int, sizes: tuple[int, ...] = SIZES) -> FeatureMap:
+def as_feature_map(net: nn.Module, num_channels: int | None = None, sizes: tuple[int, ...] = SIZES) -> FeatureMap:
     """A network that was asked to end with its map, as [B, D, h, w].
+
+    Args:
+        num_channels: D, by which [h, w, D] is known; without it channels come first.
+        sizes: of the square images that it is tried with, in pixels.
 
     Raises:
         ValueError: it does not, or takes none of these sizes.
@@ -99,10 +108,11 @@ def as_feature_map(net: nn.Module, num_channels: int, sizes: tuple[int, ...] = S
     (output,) = traced.graph.find_nodes(op="output")
     shapes = output.args[0].meta["shapes"]
     shape = next(iter(shapes.values()))
-    if len(shape) != 3 or num_channels not in (shape[0], shape[2]):
+    if len(shape) != 3 or num_channels not in (None, shape[0], shape[2]):
         raise ValueError(f"it gives {list(shape)} for an image, which is no map [D, h, w]")
-    ordered = net if shape[0] == num_channels else nn.Sequential(net, _ChannelsFirst())
-    return FeatureMap(ordered, num_channels, _stride(shapes))
+    first = num_channels in (None, shape[0])
+    ordered = net if first else nn.Sequential(net, _ChannelsFirst())
+    return FeatureMap(ordered, net, shape[0] if first else shape[2], _stride(shapes), min(shapes))
 
 
 class _ChannelsFirst(nn.Module):
@@ -120,7 +130,7 @@ def _note_shapes(traced: fx.GraphModule, sizes: tuple[int, ...] = SIZES) -> None
     """Note the shapes for all sizes that the network takes; ValueError if it takes none."""
     empty = copy.deepcopy(traced).to("meta").eval()
     shapes, taken, reason = _Shapes(empty), list[int](), ""
-    for shapes.size in sizes:
+    for shapes.size in dict.fromkeys(sizes):
         try:
             with torch.no_grad():
                 shapes.run(torch.empty((2, 3, shapes.size, shapes.size), device="meta"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +148,19 @@ def _starts(name: str) -> Iterator[int]:
     yield from (place + 1 for place, letter in enumerate(name) if letter == ".")
 
 
-def load_weights(net: nn.Module, left_out: Collection[str], path: Path) -> str:
+def load_weights(
+    net: nn.Module,
+    left_out: Collection[str],
+    path: Path,
+    convert: Callable[[Weights], Weights] = lambda weights: weights,
+) -> str:
     """Load a file's weights into a network that lost its classifier; returns what there is to say of it.
 
     Args:
         net: takes the weights; all of its own must be there.
         left_out: names of the origin's weights that it does not have: those of the classifier.
         path: as `read_weights` takes, with any one prefix before the names.
+        convert: gives other files' weights the names and shapes of this network where it can.
 
     Raises:
         ValueError: the file is of another architecture: weights missing, of another shape, or more within the same
@@ -163,8 +169,25 @@ def load_weights(net: nn.Module, left_out: Collection[str], path: Path) -> str:
     found, place = read_weights(path)
     wanted = net.state_dict()
     prefix = common_prefix(found, wanted)
-    mine = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
-    parts = {name for name, _ in net.named_children()}
+    given = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    mine = convert(given)
+    faults = _faults(net, mine, left_out)
+    if faults:
+        known = f" (prefix {prefix!r})" if prefix else ""
+        more_faults = f"; {len(faults)} in all" if len(faults) > 1 else ""
+        raise ValueError(f"weights={path}{known}: another network: {'; '.join(faults[:_NAMED])}{more_faults}")
+    net.load_state_dict({name: value for name, value in mine.items() if name in wanted}, strict=False)
+    renamed = mine.keys() - given.keys()
+    places = {name.removeprefix(prefix): name for name in found} if not renamed else {name: name for name in mine}
+    strangers = [name for own, name in places.items() if own not in wanted and own not in left_out]
+    used, without = sum(name in mine for name in wanted), sum(name in mine for name in left_out)
+    said = f"weights={path}: {used} tensors{place}" + (f" by prefix {prefix!r}" if prefix else "")
+    return said + _converted(given, mine) + _left_out(without, strangers)
+
+
+def _faults(net: nn.Module, mine: Weights, left_out: Collection[str]) -> list[str]:
+    """What makes these weights those of another network, each named."""
+    wanted, parts = net.state_dict(), {name for name, _ in net.named_children()}
     more = [name for name in mine if name not in wanted and name not in left_out and name.split(".")[0] in parts]
     faults = [f"{name} missing" for name in wanted if name not in mine and not name.endswith("num_batches_tracked")]
     faults += [f"{name} unknown" for name in more]
@@ -173,25 +196,24 @@ def load_weights(net: nn.Module, left_out: Collection[str], path: Path) -> str:
         for name, value in wanted.items()
         if name in mine and mine[name].shape != value.shape
     ]
-    faults += [
+    return faults + [
         f"{name} is {mine[name].dtype}, expected {value.dtype}"
         for name, value in wanted.items()
         if name in mine and value.is_floating_point() and not mine[name].is_floating_point()
     ]
-    if faults:
-        known = f" (prefix {prefix!r})" if prefix else ""
-        more_faults = f"; {len(faults)} in all" if len(faults) > 1 else ""
-        raise ValueError(f"weights={path}{known}: another network: {'; '.join(faults[:_NAMED])}{more_faults}")
-    net.load_state_dict({name: value for name, value in mine.items() if name in wanted}, strict=False)
-    strangers = [name for name in found if name.removeprefix(prefix) not in wanted]
-    strangers = [name for name in strangers if name.removeprefix(prefix) not in left_out]
-    used, without = sum(name in mine for name in wanted), sum(name in mine for name in left_out)
-    return _loaded(f"weights={path}: {used} tensors{place}", prefix, without, strangers)
 
 
-def _loaded(said: str, prefix: str, left_out: int, strangers: list[str]) -> str:
-    said += f" by prefix {prefix!r}" if prefix else ""
-    said += f", {left_out} of the classifier left out" if left_out else ""
+def _converted(given: Weights, mine: Weights) -> str:
+    """What a conversion did to the file's weights."""
+    said = f", {len(mine)} converted from {len(given)} of other names" if mine.keys() - given.keys() else ""
+    shapes = [(name, list(given[name].shape), list(mine[name].shape)) for name in given if name in mine]
+    changed = [f"{name} from {before} to {now}" for name, before, now in shapes if before != now]
+    more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+    return said + (f", resampled {', '.join(changed[:_NAMED])}{more}" if changed else "")
+
+
+def _left_out(classifier: int, strangers: list[str]) -> str:
+    said = f", {classifier} of the classifier left out" if classifier else ""
     if strangers:
         more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
         said += f"; {len(strangers)} belong to nothing here: {', '.join(strangers[:_NAMED])}{more}"

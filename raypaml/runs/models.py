@@ -31,20 +31,23 @@ def build_model(config: ModelConfig, num_classes: int, say: Callable[[str], None
 def check_model(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> None:
     """Raise ValueError unless the configured model, with its weights, takes the images of the data."""
     height, width, _ = Reader(data.shards, data.splits["train"], (), skip_broken=config.data.skip_budget > 0).shape
-    check_images(build_model(config.model, len(data.vocabulary), say), height, width)
+    check_images(build_model(config.model, len(data.vocabulary), say), height, width, config.model.backbone)
 
 
-def check_images(model: CamClassifier, height: int, width: int) -> None:
-    """Raise ValueError unless the model takes images of this size; uses the model up."""
+def check_images(model: CamClassifier, height: int, width: int, name: str) -> None:
+    """Raise ValueError unless the model with a backbone of this name takes images of this size; uses the model up."""
     images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
     try:
         with torch.no_grad():
             model.to("meta").eval().cam(images)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
+        named = f"{name.partition('@')[0]}@{height}"
+        made = model.backbone.takes_size and height == width and not height % int(model.backbone.stride)  # type: ignore[arg-type]
+        sized = f"name their size, --backbone {named}, " if made and named != name else ""
         raise ValueError(
-            f"backbone: it does not take the data's images of {height} x {width} pixels ({reason}); prepare the data "
-            "with another --resize, or choose another backbone"
+            f"backbone={name!r}: it does not take the data's images of {height} x {width} pixels ({reason}); {sized}"
+            "prepare the data with another --resize, or choose another backbone"
         ) from None
 
 
