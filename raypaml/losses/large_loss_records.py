@@ -11,6 +11,10 @@ BY_THRESHOLD = "raypaml.losses.scheme_losses:large_loss_by_threshold"
 
 LARGE_LOSS = "Y. Kim et al., CVPR 2022"
 FORMULAS = "section 4, equations 4 to 7"
+EXACT_LOGARITHM = (
+    "Exact logarithms, as in LL's and BoostLU's code; Cole's and EM's, whose tables have these rows too, add 1e-5 to "
+    "probabilities first."
+)
 EXACT = (
     "Exactly the k unobserved entries of largest loss in the global batch are rejected, and ties go by position; the "
     "published code takes every tie of a mini-batch, and observed entries too where k exceeds the unobserved ones."
@@ -51,6 +55,7 @@ LARGE_LOSS_SCHEMES = (
         loss=BY_RATE,
         loss_of="batch",
         needs_truth=True,
+        differs=EXACT_LOGARITHM,
     ),
     Scheme(
         name="an",
@@ -58,6 +63,7 @@ LARGE_LOSS_SCHEMES = (
         paper=LARGE_LOSS,
         loss=BY_RATE,
         loss_of="batch",
+        differs=EXACT_LOGARITHM,
         plain_until_rejection=True,
     ),
     Scheme(
