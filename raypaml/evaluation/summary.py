@@ -39,6 +39,8 @@ def table(result: dict[str, Any]) -> str:
     parts, chosen = [_row(result), caption(result)], result.get("chosen_alpha")
     if chosen:
         parts += [f"The same at alpha {alpha_text(chosen['alpha'])} ({chosen['said']}):", _row(chosen)]
+    if result.get("chosen_alpha_unused"):
+        parts.append(f"An alpha that was chosen is not used: {result['chosen_alpha_unused']}.")
     return "\n\n".join([*parts, own_table(result["metrics"])] if "metrics" in result else parts)
 
 

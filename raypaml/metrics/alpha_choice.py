@@ -17,7 +17,7 @@ from raypaml.labels import FloatArray, IntArray
 Way = Literal["training", "one", "group", "class"]
 WAYS: tuple[Way, ...] = get_args(Way)
 """From the simplest to the richest: the alpha of training, one for all classes, by class group, by class."""
-GRID = (*np.arange(1, 10.5, 0.5).tolist(), 12.0, 15.0, 20.0)
+GRID = (*np.arange(1, 10.5, 0.5).tolist(), 12.0, 15.0, 20.0, 30.0, 50.0)
 """Alphas that are tried, beside that of training: in steps of a half to 10, then wider; published is 5."""
 FOLDS = 5
 """Parts of the images of the cross-validation."""
