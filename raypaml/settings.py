@@ -76,7 +76,7 @@ class LossConfig:
     """NAME=VALUE,... for settings of the scheme instead of the published values, which the end of this help lists."""
     scheme_defaults: Literal["published", "earlier"] = "published"
     """Settings of the scheme that are not given: published, or earlier, as they were before some of them could be set
-    (detach_focal and epsilon were 0); runs begun then go on so by themselves."""
+    (detach_focal and epsilon were 0, last_epoch 1); runs begun then go on so by themselves."""
     priors: str = ""
     """Run trained with scheme ignore, whose mean scores are the class priors of scheme csl."""
     delta_rel: float = 0.5
