@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -54,12 +56,19 @@ def owned_by(storage: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    storage = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYPAML_TEST_OWNER", str(storage))
-        done = run(*command(tiny_digits, storage, "--workers", "2", "--name", "a"))
-    assert done.returncode == 0, done.stderr
-    return storage / "a", done.stdout
+    """A run of two workers and what it printed; of all processes of the tests, the first to ask trains it."""
+    base = tmp_path_factory.getbasetemp()
+    storage = (base.parent if "PYTEST_XDIST_TESTRUNUID" in os.environ else base) / "undisturbed"
+    storage.mkdir(exist_ok=True)
+    printed = storage / "printed"
+    with (storage / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.is_file():
+            patch.setenv("RAYPAML_TEST_OWNER", str(storage))
+            done = run(*command(tiny_digits, storage, "--workers", "2", "--name", "a"))
+            assert done.returncode == 0, done.stderr
+            printed.write_text(done.stdout)
+    return storage / "a", printed.read_text()
 
 
 def test_no_process_is_left_behind(undisturbed: tuple[Path, str]) -> None:
@@ -119,18 +128,21 @@ def test_relative_paths_mean_on_workers_what_they_mean_here(tiny_digits: Path, t
     assert list((tmp_path / "kept").glob("*/train-*.npy"))
 
 
-def test_the_same_name_again_prints_the_table_without_training(
-    undisturbed: tuple[Path, str], tiny_digits: Path
-) -> None:
+def data_of(folder: Path) -> Path:
+    """The data set of a run, which another process of the tests may have drawn."""
+    return Path(json.loads((folder / "config.json").read_text())["config"]["data"]["data"])
+
+
+def test_the_same_name_again_prints_the_table_without_training(undisturbed: tuple[Path, str]) -> None:
     folder, printed = undisturbed
-    again = run(*command(tiny_digits, folder.parent, "--name", "a"))
+    again = run(*command(data_of(folder), folder.parent, "--name", "a"))
     assert (again.returncode, again.stdout) == (0, printed)
     assert "epoch" not in again.stderr
 
 
-def test_the_same_name_with_other_settings_is_refused(undisturbed: tuple[Path, str], tiny_digits: Path) -> None:
+def test_the_same_name_with_other_settings_is_refused(undisturbed: tuple[Path, str]) -> None:
     folder, _ = undisturbed
-    other = run(*command(tiny_digits, folder.parent, "--name", "a", "--alpha", "3"))
+    other = run(*command(data_of(folder), folder.parent, "--name", "a", "--alpha", "3"))
     assert other.returncode == 2
     assert other.stderr.count("\n") == 1
     assert "alpha=5.0 (asked: 3.0); give this one another --name" in other.stderr
