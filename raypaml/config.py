@@ -152,7 +152,7 @@ def _check_ranges(config: TrainConfig) -> None:
     at_least |= {"lanes": 0, "loader_workers": 0, "seed": 0, "checkpoint_steps": 0, "shuffle_window": 0}
     at_least |= {"micro_batch_size": 0, "clip_gradient": 0, "ema": 0, "freeze_backbone": 0, "probe_images": 1}
     at_least |= {"min_workers": 0, "max_failures": 0, "profile": 0, "threads": 0}
-    at_least |= {"momentum": 0, "weight_decay": 0}
+    at_least |= {"momentum": 0, "weight_decay": 0, "patience": 0, "stop_below": 0}
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""

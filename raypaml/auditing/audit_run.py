@@ -32,7 +32,7 @@ from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.alpha_of_use import alpha_text, used_alpha
 from raypaml.runs.models import checkpoint_model, tested_checkpoint
-from raypaml.runs.run_folder import check_trained_classes, read_config
+from raypaml.runs.run_folder import check_trained_classes, read_config, read_history
 
 LENGTHS = (100, 200, 500, 1000, 2000)
 """Lengths of the list at which its precision is given, where the full labels are known."""
@@ -77,7 +77,7 @@ def audit_run(
     if top < 1:
         raise ValueError(f"top={top}: must be at least 1")
     config, data, index = run.config, run.data, run.data.splits["train"]
-    keeping, epochs = scheme_of(config.loss.scheme).corrects, config.optim.epochs
+    keeping, epochs = scheme_of(config.loss.scheme).corrects, len(read_history(run.folder))
     rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
     torch.set_num_threads(1)  # as prediction does: several take each other's cores on a busy machine
     checkpoint = tested_checkpoint(run.folder)

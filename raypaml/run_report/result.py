@@ -7,6 +7,7 @@ from typing import Any
 from raypaml.config import TrainConfig
 from raypaml.evaluation.measures import Evaluation
 from raypaml.evaluation.summary import summary
+from raypaml.training.early_stopping import early_stop
 
 
 def run_result(found: Evaluation, config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -18,6 +19,8 @@ def run_result(found: Evaluation, config: TrainConfig, history: list[dict[str, A
         "delta_rel": config.loss.delta_rel,
         "seed": config.run.seed,
         "epochs": config.optim.epochs,
+        "epochs_trained": len(history),
+        "stopped_early": early_stop(history, config.optim) or None,
         "world_size": config.run.workers,
         "best_epoch": best["epoch"],
         "validation_mean_ap": best["validation_mean_ap"],

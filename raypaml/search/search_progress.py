@@ -71,8 +71,9 @@ class SearchDisplay:
     def end(self, found: Outcome) -> None:
         """A trial has ended."""
         self._show(found)
+        early = found.result.get("stopped_early")
         why = {
-            "finished": f"finished, best validation mAP {percent(found.score)}",
+            "finished": f"finished, best validation mAP {percent(found.score)}" + (f"; {early}" if early else ""),
             "stopped": f"stopped after epoch {len(found.history)}: behind the others",
             "failed": f"failed: {found.error}",
         }

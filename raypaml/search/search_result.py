@@ -12,6 +12,7 @@ from raypaml.evaluation.measures import Questions, evaluate_set
 from raypaml.evaluation.parts import open_set
 from raypaml.labels import Vocabulary
 from raypaml.reports.tables import markdown, percent, seed_interval
+from raypaml.search.queue import DONE
 from raypaml.search.search_folder import Outcome, Search, ranked, write_best, write_csv
 from raypaml.search.trials import own_trial
 
@@ -139,7 +140,7 @@ class Cost:
     shared: int
     """Taken from shared warm-ups instead."""
     not_run: int
-    """Of stopped trials."""
+    """Of trials that the search stopped, or that stopped early by themselves."""
 
 
 def cost(search: Search, outcomes: Sequence[Outcome]) -> Cost:
@@ -149,5 +150,5 @@ def cost(search: Search, outcomes: Sequence[Outcome]) -> Cost:
         hours=sum(found.seconds for found in outcomes) * search.base.run.workers / 3600,
         epochs=sum(len(found.history) - found.shared for found in outcomes),
         shared=sum(found.shared for found in outcomes),
-        not_run=sum(epochs - len(found.history) for found in outcomes if found.state == "stopped"),
+        not_run=sum(epochs - len(found.history) for found in outcomes if found.state in DONE),
     )

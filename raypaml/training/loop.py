@@ -18,6 +18,7 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import check_budget, gather, named, seen_together
+from raypaml.training.early_stopping import early_stop
 from raypaml.training.epoch_record import add_up, by_name, epoch_record
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
@@ -89,7 +90,7 @@ def train(
         restore(worker)
 
         # --- Epochs -------------------------------------------------------------------------------------------
-        while worker.state.epoch < config.optim.epochs:
+        while not _is_trained(worker):
             if not enter_epoch(worker):
                 return False
             try:
@@ -103,9 +104,11 @@ def train(
             if commit_first:
                 settle_saving(worker)
             stop = _report_epoch(worker)
-            if stop and worker.state.epoch < config.optim.epochs:
+            if stop and not _is_trained(worker):
                 return False
 
+        if said := early_stop(worker.state.history, config.optim):
+            worker.say(said)
         drop_features(worker)
 
         # --- Test ---------------------------------------------------------------------------------------------
@@ -116,6 +119,15 @@ def train(
             if not predict_with_best(worker, split, best):
                 return False
     return True
+
+
+def _is_trained(worker: Worker) -> bool:
+    """Whether there is no further epoch to train."""
+    optim, state = worker.config.optim, worker.state
+    if state.epoch >= optim.epochs or not (optim.patience or optim.stop_below):
+        return state.epoch >= optim.epochs
+    stops = torch.tensor([float(bool(early_stop(state.history, optim)))])
+    return bool(worker.ranks.sum(stops).item())  # their means may differ in the last bit where their processors do
 
 
 def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:

@@ -1,0 +1,32 @@
+"""Whether a run ends before its last epoch: decided by the records of its epochs alone, and so the same when continued.
+
+The schedules of the learning rate and of rejection stay those of all epochs that were asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from raypaml.settings import OptimConfig
+
+
+def early_stop(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
+    """Why training ends after these epochs, in a sentence; empty where it does not, or has trained all epochs.
+
+    Args:
+        history: the records of the epochs so far.
+        optim: `patience`, `stop_below` and `epochs`.
+    """
+    done = len(history)
+    if not history or done >= optim.epochs:
+        return ""
+    scores = [100 * float(record["validation_mean_ap"]) for record in history]
+    best = max(range(done), key=lambda epoch: scores[epoch])  # of equals the first
+    last, highest = f"{scores[-1]:.2f}", f"epoch {best + 1}'s {scores[best]:.2f}"
+    stopped = f"stopped after epoch {done} of {optim.epochs}: validation mAP "
+    if optim.stop_below and scores[best] - scores[-1] > optim.stop_below:
+        return stopped + f"{last} is more than {optim.stop_below:g} points below {highest} (stop_below)"
+    if optim.patience and done - 1 - best >= optim.patience:
+        return stopped + f"has not been above {highest} for {done - 1 - best} epochs (patience)"
+    return ""
