@@ -73,16 +73,18 @@ class LossConfig:
     scheme: str = field(default="ll_r", metadata={"choices": scheme_names})
     """The loss, which decides what unobserved entries cost; the end of this help says what each scheme does."""
     scheme_settings: str = ""
-    """NAME=VALUE,... for settings of the scheme instead of the published values, which the end of this help lists."""
+    """NAME=VALUE,... for settings of the scheme; the others keep what the recipe has for the scheme, or the defaults,
+    which the end of this help lists."""
     scheme_defaults: Literal["published", "earlier"] = "published"
     """Settings of the scheme that are not given: published, or earlier, as they were before some of them could be set
     (detach_focal and epsilon were 0, last_epoch 1); runs begun then go on so by themselves."""
     priors: str = ""
     """Run trained with scheme ignore, whose mean scores are the class priors of scheme csl."""
     delta_rel: float = 0.5
-    """Percent of all entries of a batch added to the rejected an epoch. Published: LL-R 0.5; OpenImages 0.005, 0.01."""
+    """Percent of all entries of a batch added to the rejected an epoch. Published with BoostLU: LL-R 0.5, LL-Ct 0.2,
+    LL-Cp 0.1; OpenImages: 0.005 or 0.01."""
     warmup_epochs: int = 1
-    """Plain assume-negative epochs before the first rejection, >= 1. Published: 1."""
+    """Plain assume-negative epochs before the first rejection, >= 1. Published: 1; EM+APL: 3 to 5."""
     schedule: Literal["epoch", "samples"] = "epoch"
     """Raise the rejection rate after each epoch (published) or with every sample seen."""
     rejection_scope: Literal["global", "rank"] = "global"
@@ -114,7 +116,7 @@ class OptimConfig:
     lr: float = 1e-5
     """Learning rate of the backbone, where its schedule is at its highest. Published: 1e-5; OpenImages: 2e-5."""
     head_lr_mult: float = 10.0
-    """The head learns this many times faster than the backbone. Published: 10."""
+    """The head learns this many times faster than the backbone. Published: 10; EM, EM+APL: 1."""
     lr_schedule: Literal["constant", "trapezoid", "cosine", "one-cycle"] = "constant"
     """After the warm-up: level (published); level, and linearly to 0 over the last third; half a cosine to 0; or up and
     down along cosines, the momentum (Adam's first beta) down to 0.85 and up again (ASL), as torch's OneCycleLR does."""

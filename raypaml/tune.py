@@ -59,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         data = prepare_job(config, display.say).data
         # trials may start in another folder of another machine
-        config = config.override({"storage": str(Path(config.run.storage).absolute())})
+        places = {"storage": str(Path(config.run.storage).absolute())}
         if data.path == Path(config.data.data):  # a folder, not a name
-            config = config.override({"data": str(data.path.absolute())})
+            places["data"] = str(data.path.absolute())
+        config, asked.plain = config.override(places), asked.plain.override(places)
         search = plan_search(asked, config, data)
         queue, proposals = open_queue(search, asked, display.say)
         display.begin(search, [outcome(search, trial) for trial in queue.trials])

@@ -60,7 +60,7 @@ def test_recipes_are_sound_and_know_their_name(name: str) -> None:
     ("name", "said"),
     [
         ("digit", "did you mean 'digits'?"),
-        ("openimages", "did you mean 'openimages_v3'?"),
+        ("openimages", "did you mean 'openimages_v7'?"),
         ("zzz", "no such recipe. Known"),
     ],
 )
@@ -358,7 +358,7 @@ def test_the_papers_recipes_hold_the_published_settings(name: str) -> None:
     config.check()
     values = config.flat()
     assert config.recipe == values["data"] == name
-    published = {"backbone": "resnet50", "weights": "imagenet", "alpha": 5, "scheme": "ll_r", "delta_rel": 0.5}
+    published = {"backbone": "resnet50", "weights": "imagenet-v1", "alpha": 5, "scheme": "ll_r", "delta_rel": 0.5}
     published |= {
         "lr": 1e-5,
         "head_lr_mult": 10,

@@ -34,7 +34,7 @@ def spaces(text: str, config: TrainConfig = BASE) -> list[Space]:
 
 def refused(text: str, config: TrainConfig = BASE) -> str:
     with pytest.raises(ValueError) as caught:
-        check_spaces(parse_search(text, config, known(), None), config)
+        check_spaces(parse_search(text, config, known(), None), config.override)
     return str(caught.value)
 
 
@@ -148,7 +148,7 @@ def test_a_grid_has_every_combination_and_the_base() -> None:
 def test_a_trial_is_what_its_name_says() -> None:
     trial = proposed(BASE, spaces("alpha,delta_rel"), {"alpha": 3.14159, "delta_rel": 0.123456})
     assert trial.name == "alpha=3.14,delta_rel=0.123"
-    config = trial.config(BASE)
+    config = BASE.override(trial.fields)
     assert (config.model.alpha, config.loss.delta_rel, config.run.name) == (3.14, 0.123, trial.name)
 
 

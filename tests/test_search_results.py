@@ -67,12 +67,11 @@ def test_a_search_that_an_earlier_version_began_goes_on_as_it_began(tmp_path: Pa
     path.write_text(
         json.dumps(stored | {"question": {k: v for k, v in stored["question"].items() if k not in EARLIER}})
     )
-    begun = search_as_begun(search)
+    begun = search_as_begun(search, search.base)
     assert {name: begun.base.flat()[name] for name in EARLIER} == EARLIER
     assert (begun.folder, open_search(begun, 3)) == (search.folder, 4)
-    other = search_as_begun(
-        dataclasses.replace(search, base=search.base.override({"name": search.default_name, "threads": 2}))
-    )
+    base = search.base.override({"name": search.default_name, "threads": 2})
+    other = search_as_begun(dataclasses.replace(search, base=base), base)
     with pytest.raises(ValueError, match=r"started with threads=0 \(asked: 2\)"):
         open_search(other, 3)
 

@@ -113,6 +113,7 @@ def test_a_shared_warm_up_saves_its_epochs_and_changes_no_bit(tiny_digits: Path,
 def test_only_fields_without_effect_before_the_first_rejection_share() -> None:
     one = recipe("digits")
     same = {"delta_rel": 1.0, "schedule": "samples", "warmup_epochs": 3, "rejection_scope": "rank", "scheme": "ll_cp"}
+    same["rejection_rounding"] = "half_up"
     assert set(AFTER_WARMUP) < set(same)
     assert warmup_key(one.override(same | {"name": "x", "workers": 3})) == warmup_key(one)
     for name, value in {"alpha": 4.0, "lr": 1.0, "seed": 1, "epochs": 19, "scheme": "full", "data": "x"}.items():

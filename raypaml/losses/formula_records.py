@@ -37,9 +37,31 @@ PASL = (
     DETACH_FOCAL,
 )
 EXPECTED_DIFFERS = (
-    "The expected number is that of the validation split where none is given; the published code has one for each data "
-    "set (VOC 1.5, COCO 2.9, NUS-WIDE 1.9, CUB 31.4)."
+    "Where neither a setting nor the recipe gives the expected number, it is that of the validation split; the "
+    "published code has one for each data set, which the recipes apply."
 )
+
+SINGLE_POSITIVE = ("VOC", "COCO", "NUS-WIDE", "CUB")
+
+
+def _published(source: str, **values: tuple[float, float, float, float]) -> tuple[Published, ...]:
+    """The values for VOC, COCO, NUS-WIDE and CUB, in this order."""
+    return tuple(
+        Published((data,), {name: each[number] for name, each in values.items()}, source)
+        for number, data in enumerate(SINGLE_POSITIVE)
+    )
+
+
+EM_PROTOCOL = Published(
+    SINGLE_POSITIVE, {"alpha": 1, "head_lr_mult": 1, "epochs": 10}, "code; stops at the first epoch that is no better"
+)
+EM_BATCHES: dict[str, tuple[float, float, float, float]] = {
+    "weight": (0.2, 0.1, 0.1, 0.01),
+    "global_batch_size": (8, 16, 16, 8),
+    "lr": (1e-5, 1e-5, 1e-5, 1e-4),
+}
+"""What EM and EM+APL share, for VOC, COCO, NUS-WIDE and CUB."""
+EXPECTED_POSITIVES = _published("code", expected=(1.5, 2.9, 1.9, 31.4))
 EXPECTED = Setting("expected", 0.0, "positives expected in an image; 0: as many as observed in the validation split")
 
 FORMULA_SCHEMES = (
@@ -102,6 +124,10 @@ FORMULA_SCHEMES = (
         ),
         state="class_priors",
         rejected_become="left out",
+        published=(
+            Published(("COCO",), {"prior": 0.5}, "README, with labels hidden by class or by sample"),
+            Published(("COCO",), {"gamma_neg": (1, 3)}, "README: by sample, by class", applied=False),
+        ),
         differs=NO_FLOOR + " The likely entries are counted over the batch, as there, and not image by image.",
         augmentation="asl",
     ),
@@ -116,6 +142,7 @@ FORMULA_SCHEMES = (
         settings=(EXPECTED, EPSILON),
         differs=EXPECTED_DIFFERS,
         state="expected_positives",
+        published=EXPECTED_POSITIVES,
     ),
     Scheme(
         name="role",
@@ -131,6 +158,7 @@ FORMULA_SCHEMES = (
             Setting("step", 1.0, "length of the estimates' steps of gradient descent, our choice"),
         ),
         state="label_estimates",
+        published=EXPECTED_POSITIVES,
         differs=EXPECTED_DIFFERS + " The estimates learn by gradient descent and start at a probability of 0.5; the "
         "published code has Adam, ten times as fast as the classifier, whose moments no sparse state can keep, and a "
         "random start between 0.4 and 0.6. Of each sample those of the 64 highest classes are kept, and one number for "
@@ -143,11 +171,7 @@ FORMULA_SCHEMES = (
         equation="section 3",
         loss="raypaml.losses.formulas:em",
         settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"), EPSILON),
-        published=(
-            Published(("VOC",), {"weight": 0.2}, "code"),
-            Published(("COCO", "NUS-WIDE"), {"weight": 0.1}, "code"),
-            Published(("CUB",), {"weight": 0.01}, "code"),
-        ),
+        published=(EM_PROTOCOL, *_published("code", **EM_BATCHES)),
     ),
     Scheme(
         name="em_apl",
@@ -165,10 +189,9 @@ FORMULA_SCHEMES = (
         ),
         state="class_scores",
         published=(
-            Published(("VOC",), {"weight": 0.2, "pseudo_weight": 0.02, "share": 0.9, "warmup_epochs": 5}, "code"),
-            Published(("COCO",), {"weight": 0.1, "pseudo_weight": 0.9, "share": 0.9, "warmup_epochs": 5}, "code"),
-            Published(("NUS-WIDE",), {"weight": 0.1, "pseudo_weight": 0.2, "share": 0.9, "warmup_epochs": 4}, "code"),
-            Published(("CUB",), {"weight": 0.01, "pseudo_weight": 0.4, "share": 0.9, "warmup_epochs": 3}, "code"),
+            EM_PROTOCOL,
+            *_published("code", **EM_BATCHES, pseudo_weight=(0.02, 0.9, 0.2, 0.4), warmup_epochs=(5, 5, 4, 3)),
+            Published(SINGLE_POSITIVE, {"share": 0.9}, "code"),
         ),
         differs="A histogram of each class's logits, as training saw them in the last epoch, decides again in every "
         "epoch which entries are pseudo-negatives, and gives those of a class one soft label; the published code ranks "
@@ -195,7 +218,18 @@ FORMULA_SCHEMES = (
             Setting("width_end", 0.5, "width in the last epoch"),
             dataclasses.replace(EPSILON, default=1e-7),
         ),
-        published=(Published(("COCO",), {"slope_end": 10.0, "offset_end": -8.0}, "AEVLP's code"),),
+        published=(
+            Published(SINGLE_POSITIVE, {"alpha": 1, "lr": 1e-5, "head_lr_mult": 10}, "GR's and AEVLP's code"),
+            *_published(
+                "AEVLP's code, configured for its own loss, which contains GR; GR's code has VOC's for all",
+                slope_end=(2, 10, 10, 10),
+                offset_end=(-2, -8, -8, -8),
+                q3=(1, 1, 1, 1.5),
+            ),
+            *_published(
+                "AEVLP's code; GR's has 8 and 8 for all", global_batch_size=(8, 16, 16, 8), epochs=(8, 8, 10, 10)
+            ),
+        ),
         differs="A positive costs -log(p + epsilon), the limit of q1 = 0; k and v move linearly with the epoch, as in "
         "the published code.",
     ),

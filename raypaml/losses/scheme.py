@@ -96,13 +96,16 @@ def read_numbers(text: str, settings: Iterable[Setting], flag: str, owner: str) 
 
 @dataclass(frozen=True)
 class Published:
-    """The values that a paper, its code or its author gives for some data sets. Nothing applies them by itself."""
+    """The values that a paper, its code or its author gives for some data sets."""
 
     data: tuple[str, ...]
     """The data sets; none where the source names none."""
     values: Mapping[str, float | tuple[float, ...]]
     """Settings of the scheme and fields of a configuration by name; several values are those that were searched."""
     source: str
+    applied: bool = True
+    """Whether the recipe of the data set applies them. Of two sources for the same values one is; a search's range,
+    from which nobody has told the choice, never is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,14 @@ class Scheme:
     def defaults(self) -> dict[str, float]:
         """Every setting with its default."""
         return {setting.name: setting.default for setting in self.settings}
+
+    def published_for(self, data: str) -> dict[str, float]:
+        """The published values for a data set that its recipe applies: settings and fields of a configuration."""
+        found: dict[str, float] = {}
+        for published in self.published:
+            if published.applied and data in published.data:
+                found |= {name: value for name, value in published.values.items() if not isinstance(value, tuple)}
+        return found
 
     @property
     def earlier_defaults(self) -> dict[str, float]:

@@ -8,6 +8,7 @@ a configuration, the table of `losses/README.md` and the list of the tests are r
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import Literal
 
 from raypaml.cli import known_names
@@ -63,16 +64,32 @@ def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier
     return usual | read_settings(scheme, text)
 
 
-def _settings_text(scheme: Scheme) -> str:
-    """The settings as `--scheme-settings` takes them, with their published values."""
-    return ",".join(f"{name}={value:g}" for name, value in scheme.defaults.items())
+def join_settings(scheme: str, *texts: str) -> str:
+    """Settings of a scheme as one text; later texts override earlier ones, setting by setting.
+
+    Where all that later texts give is there already, the first text is returned as it was written, so that a stored
+    configuration stays what it is.
+
+    Raises:
+        ValueError: as `read_settings`.
+    """
+    every = [read_settings(scheme, text) for text in texts]
+    joined = {name: value for one in every for name, value in one.items()}
+    unchanged = [text for text, one in zip(texts, every, strict=True) if one == joined]
+    ordered = {name: joined[name] for name in scheme_of(scheme).defaults if name in joined}
+    return unchanged[0] if unchanged else settings_text(ordered)
+
+
+def settings_text(values: Mapping[str, float]) -> str:
+    """Settings as `--scheme-settings` takes them."""
+    return ",".join(f"{name}={float(value)!r}".removesuffix(".0") for name, value in values.items())
 
 
 def help_text(width: int = 79) -> str:
     """Every scheme with its sentence and its settings, in lines of at most `width` characters, for `--help`."""
     lines = ["Schemes, [with their settings for --scheme-settings]:"]
     for name, scheme in SCHEMES.items():
-        settings = _settings_text(scheme).replace(",", ", ")
+        settings = settings_text(scheme.defaults).replace(",", ", ")
         about = scheme.about + (f" [{settings}]" if settings else "")
         lines += textwrap.wrap(
             about, width, initial_indent=f"  {name:<10} ", subsequent_indent=13 * " ", break_on_hyphens=False
@@ -84,18 +101,19 @@ def markdown_table() -> str:
     """The table of all schemes in `losses/README.md`; a test holds the two equal."""
     rows = [["scheme", "what it is", "source", "settings"]]
     for name, scheme in SCHEMES.items():
-        settings = f"`{_settings_text(scheme)}`" if scheme.settings else ""
+        settings = f"`{settings_text(scheme.defaults)}`" if scheme.settings else ""
         rows.append([f"`{name}`", scheme.about, scheme.source, settings])
     return rows_as_markdown(rows)
 
 
 def published_table() -> str:
     """The table of the values published for a data set, also in `losses/README.md`."""
-    rows = [["scheme", "data sets", "values", "source"]]
+    rows = [["scheme", "data sets", "values", "applied by its recipe", "source"]]
     for name, scheme in SCHEMES.items():
         for published in scheme.published:
             values = [f"{key} {_numbers_text(value)}" for key, value in published.values.items()]
-            rows.append([f"`{name}`", ", ".join(published.data), ", ".join(values), published.source])
+            applied = "yes" if published.applied else "no"
+            rows.append([f"`{name}`", ", ".join(published.data), ", ".join(values), applied, published.source])
     return rows_as_markdown(rows)
 
 

@@ -13,9 +13,14 @@ from raypaml.cli import KeptLines, Parser, add_config_flags
 from raypaml.config import TrainConfig
 from raypaml.extensions import import_first
 from raypaml.losses.schemes import help_text
-from raypaml.recipes import RECIPES, recipe
+from raypaml.recipes import RECIPES, as_before, recipe, resolve
 from raypaml.runs.run_folder import open_run, read_config, stored_config
 from raypaml.settings import RunConfig
+
+_PUBLISHED = """What is published for a scheme on the data set of a recipe, such as delta_rel 0.2 for ll_ct on VOC, is
+used by that recipe where no flag says otherwise; a run that differs from it says so when it starts. The
+large-loss schemes have the values of BoostLU's code (Adam, lr 1e-5); those that LL's author gives without
+BoostLU are in the recipes' docstrings. raypaml/losses/README.md lists all values and where they are from."""
 
 
 def parse_run(
@@ -35,8 +40,9 @@ def parse_run(
         defaults: fields whose value, where no flag gives one, is the command's and not the recipe's.
 
     Returns:
-        The recipe, the file's or the stored configuration of a run that is continued, with the flags over it; and a
-        namespace of all other flags.
+        The recipe, the file's or the stored configuration of a run that is continued, with the flags over it, and under
+        them what the recipe has for another scheme (`recipes.resolve`); and a namespace of all other flags, in which
+        `given` holds the fields that were given, and `plain` the configuration as earlier versions made it of them.
     """
 
     def parse(base: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
@@ -47,10 +53,13 @@ def parse_run(
     import_first(argv)
     asked = parse(TrainConfig(), [flag for flag in argv if flag not in ("-h", "--help")])
     base = base_config(asked).override(defaults or {})
-    values = parse(base, argv)  # once more, so that --help shows this recipe's values
+    shown = resolve(base, {name: asked[name] for name in ("scheme",) if name in asked})
+    values = parse(shown, argv)  # once more, so that --help shows the values of this recipe and scheme
     fields = base.flat()
     own = SimpleNamespace(**{name: value for name, value in values.items() if name not in fields})
-    config = base.override({name: value for name, value in values.items() if name in fields})
+    own.given = {name: value for name, value in values.items() if name in fields}
+    own.plain = (base if asked["config"] else as_before(base)).override(own.given)
+    config = resolve(base, own.given)
     if values.get("threads") == 0 and config.optim.reproducible:  # what earlier versions stored is not refused
         raise ValueError("threads=0: reproducible gradients depend on the number of threads; use --threads 1")
     return config, own
@@ -63,7 +72,8 @@ def spelled_out(argv: Sequence[str]) -> list[str]:
 
 def run_parser(base: TrainConfig, prog: str, about: str) -> Parser:
     """Recipe, `--config` and a flag for every field; [values] are those of `base`."""
-    epilog = f"{help_text()}\n\n{augmentations_text()}\n\nValues of flags in [brackets] are the recipe's."
+    texts = (help_text(), _PUBLISHED, augmentations_text(), "Values of flags in [brackets] are the recipe's.")
+    epilog = "\n\n".join(texts)
     parser = Parser(prog=prog, description=about, epilog=epilog, formatter_class=KeptLines)
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
     about_config = "best.json of a search or config.json of a run, instead of a recipe; flags win"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser
-from raypaml.config import TrainConfig
+from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import share
 from raypaml.search.proposals import Proposals
@@ -64,6 +64,11 @@ def check_search_flags(asked: Any) -> None:
 def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
     """The search that is asked for.
 
+    Args:
+        asked: the search's own flags, with the fields `given` and the `plain` configuration of `parse_run`.
+        config: that the search starts from.
+        data: its data.
+
     Raises:
         ValueError: spaces that are not known, hold no valid configuration, or would reject everything.
     """
@@ -73,7 +78,6 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
         unit = known["delta_rel"].unit if "delta_rel" in known else ""
         suggested = suggest(data.splits["train"], data.splits["validation"], config).space(unit)
     spaces = parse_search(asked.search, config, known, suggested)
-    check_spaces(spaces, config)
     search = Search(
         base=config,
         spaces=tuple(spaces),
@@ -81,8 +85,11 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
         share=asked.share,
         points=asked.points,
         early=asked.early,
+        given={name: value for name, value in asked.given.items() if name not in (*EXECUTION_FIELDS, "data")},
     )
-    return search_as_begun(search)
+    search = search_as_begun(search, asked.plain)
+    check_spaces(spaces, search.with_values)
+    return search
 
 
 def plan_trials(search: Search, count: int) -> list[Trial]:

@@ -13,14 +13,14 @@ import csv
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.files import whole, write_json
-from raypaml.recipes import recipe
+from raypaml.recipes import recipe, resolve
 from raypaml.runs.run_folder import had_before, read_history
 from raypaml.search.spaces import Space
 from raypaml.search.trials import Trial
@@ -40,6 +40,9 @@ class Search:
     points: int = 4
     early: bool = True
     """Stop trials that fall behind."""
+    given: Mapping[str, Any] | None = field(default_factory=dict)
+    """Fields given by flags: trials of another scheme than the base's have what the recipe has for that scheme, but
+    for these. None: they have the base's values, as in searches that an earlier version began."""
 
     @property
     def fields(self) -> list[str]:
@@ -50,7 +53,9 @@ class Search:
     def longest_warmup(self) -> int:
         """Of any trial, in epochs."""
         bounds = [int(max(map(float, space.bounds))) for space in self.spaces if space.field == "warmup_epochs"]
-        return max([self.base.loss.warmup_epochs, *bounds])
+        schemes = [scheme for space in self.spaces if space.field == "scheme" for scheme in space.values]
+        own = [self.with_values({"scheme": scheme}).loss.warmup_epochs for scheme in schemes]
+        return max([self.base.loss.warmup_epochs, *own, *bounds])
 
     @property
     def folder(self) -> Path:
@@ -61,14 +66,22 @@ class Search:
     def question(self) -> dict[str, Any]:
         """What decides the trials and their results."""
         config = {k: v for k, v in self.base.flat().items() if k not in EXECUTION_FIELDS}
-        rest = {"searcher": self.searcher, "share": self.share, "points": self.points, "early": self.early}
+        rest: dict[str, Any] = {
+            "searcher": self.searcher,
+            "share": self.share,
+            "points": self.points,
+            "early": self.early,
+        }
+        if self.given is not None:
+            rest["given"] = dict(self.given) if "scheme" in self.fields else {}
         return {"recipe": self.base.recipe, "spaces": [dataclasses.asdict(s) for s in self.spaces], **rest} | config
 
     @property
     def default_name(self) -> str:
         """Made from the question alone: the same command finds it again, also what an earlier version began."""
         usual = TrainConfig().flat()
-        said = {k: v for k, v in self.question.items() if k not in EARLIER or v != usual[k]}
+        known = {k: v for k, v in self.question.items() if k != "given"}
+        said = {k: v for k, v in known.items() if k not in EARLIER or v != usual[k]}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:6]
         return f"search-{self.base.recipe}-{'-'.join(self.fields)}-{digest}"
 
@@ -78,9 +91,15 @@ class Search:
         names = ("validation_mean_ap", "rejected", "rejection_precision")
         return {"epoch": epoch, "beyond": epoch - self.longest_warmup} | {name: record[name] for name in names}
 
+    def with_values(self, values: Mapping[str, Any]) -> TrainConfig:
+        """The base with values of the searched fields. All trials have the base's epochs, for ASHA compares them."""
+        if self.given is None:
+            return self.base.override(dict(values))
+        return resolve(self.base, {**self.given, "epochs": self.base.optim.epochs, **values})
+
     def config(self, trial: Trial) -> TrainConfig:
         """The run of a trial, in the search's folder."""
-        return trial.config(self.base).override({"storage": str(self.folder / "trials")})
+        return self.with_values(trial.fields).override({"storage": str(self.folder / "trials")})
 
     def run_folder(self, trial: Trial) -> Path:
         """Of a trial."""
@@ -91,13 +110,19 @@ class Search:
         return self.folder / "warmups" / warmup_key(self.config(trial))
 
 
-def search_as_begun(search: Search) -> Search:
-    """The search with what it had before some settings existed, where an earlier version began it."""
-    path = search.folder / "search.json"
-    if not path.is_file():
-        return search
-    had = had_before(search.base, json.loads(path.read_text())["question"])
-    return dataclasses.replace(search, base=search.base.override({"name": search.folder.name, **had}))
+def search_as_begun(search: Search, plain: TrainConfig) -> Search:
+    """The search as the version of raypaml that began it understood it; the search itself where it is new.
+
+    Args:
+        search: what is asked for.
+        plain: its base without what the recipe has for another scheme, as earlier versions made it of the same flags.
+    """
+    for asked in (search, dataclasses.replace(search, base=plain, given=None)):
+        question = _note(asked.folder / "search.json").get("question")
+        if question is not None and ("given" in question) == (asked.given is not None):
+            had = had_before(asked.base, question)
+            return dataclasses.replace(asked, base=asked.base.override({"name": asked.folder.name, **had}))
+    return search
 
 
 def open_search(search: Search, trials: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -210,13 +210,16 @@ def _inline(name: str, spec: str, config: TrainConfig, known: dict[str, Space]) 
     return make_space(config, name=name, field=field, distribution=kind, low=numbers[0], high=numbers[1], unit=unit)
 
 
-def check_spaces(spaces: Sequence[Space], config: TrainConfig) -> None:
-    """Raise ValueError where a combination of bounds is no valid configuration, such as one that rejects everything."""
+def check_spaces(spaces: Sequence[Space], config_of: Callable[[dict[str, Any]], TrainConfig]) -> None:
+    """Raise ValueError where a combination of bounds is no valid configuration, such as one that rejects everything.
+
+    `config_of` makes a configuration of the values of searched fields.
+    """
     corners = itertools.product(*(space.bounds for space in spaces))
     for corner in itertools.islice(corners, _CORNERS):
         values = dict(zip((space.field for space in spaces), corner, strict=True))
         try:
-            config.override(values).check()
+            config_of(values).check()
         except ValueError as error:
             within = ", ".join(space.text for space in spaces)
             raise ValueError(f"search {within} allows {describe_values(values)}: {error}") from None

@@ -44,9 +44,10 @@ class Trial:
         """The trial of some settings; those that are not its own are passed over."""
         return cls(tuple(settings["values"].items()), settings["seed"], settings["repeats"])
 
-    def config(self, base: TrainConfig) -> TrainConfig:
-        """The configuration to train."""
-        return base.override(dict(self.values) | {"seed": self.seed, "name": self.name})
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What distinguishes its configuration from that of other trials."""
+        return dict(self.values) | {"seed": self.seed, "name": self.name}
 
 
 def own_trial(base: TrainConfig, spaces: Sequence[Space]) -> Trial:

@@ -23,7 +23,7 @@ def warmup_key(config: TrainConfig) -> str:
     """The same for two configurations exactly if they train the same weights until the first of them rejects."""
     values: dict[str, Any] = {k: v for k, v in config.flat().items() if k not in (*AFTER_WARMUP, *EXECUTION_FIELDS)}
     if scheme_of(config.loss.scheme).plain_until_rejection:
-        values["scheme"] = "an"
+        values |= {"scheme": "an", "scheme_settings": ""}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

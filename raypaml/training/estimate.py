@@ -20,6 +20,7 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
 from raypaml.model.pooling import tile_images
+from raypaml.recipes import otherwise_than_own
 from raypaml.runs.kept_features import keeps_features
 from raypaml.training.optimizers import moments
 from raypaml.training.rejection_counts import most_rejected, nothing_rejected, plan_of, step_parts
@@ -222,6 +223,7 @@ def describe_estimate(config: TrainConfig, found: Estimate) -> str:
         f"rejection   {found.nothing_rejected}"
         if found.nothing_rejected
         else f"rejection   at most {found.most_rejected:,} entries a step, {keys} from each worker",
+        *(f"settings    {said}" for said in otherwise_than_own(config)),
         f"memory      {_size(sum(found.memory.values()))} a {where}:",
         *(f"            {_size(size):>10}  {name}" for name, size in found.memory.items() if size),
         f"work        {found.flops / 1e9:,.3g} GFLOP an image, {found.flops * found.images / 1e15:,.3g} PFLOP an epoch",

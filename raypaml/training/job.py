@@ -12,6 +12,7 @@ from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import check_world_size, default_lanes
 from raypaml.explanations.drift import make_probe
 from raypaml.model.backbones import check_backbone
+from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
 from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
 from raypaml.training.estimate import describe_estimate, estimate
@@ -45,8 +46,9 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     config = _as_begun(folder, config, say)
     check_same_run(folder, config, data)
     _say_threads(config, say)
-    if said := nothing_rejected(config, data.splits["train"]):
-        say(said)
+    for said in (nothing_rejected(config, data.splits["train"]), *otherwise_than_own(config)):
+        if said:
+            say(said)
     return Job(config, data, folder)
 
 

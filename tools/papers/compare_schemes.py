@@ -22,6 +22,7 @@ from raypaml.cli import Parser, run_command, say
 from raypaml.config import TrainConfig
 from raypaml.counting import LINE_SECONDS, Count
 from raypaml.labels import GROUP_NAMES
+from raypaml.recipes import otherwise_than_own
 from raypaml.train import parse
 
 PROG = "python tools/papers/compare_schemes.py"
@@ -65,8 +66,8 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
     return result
 
 
-def main() -> None:
-    """Run what is missing, print the table."""
+def arguments() -> Parser:
+    """The flags of this command."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default=ROWS, help=f"SCHEME:ALPHA,... [{ROWS}]")
     parser.add_argument("--seeds", default="0,1,2", help="[0,1,2]")
@@ -76,13 +77,20 @@ def main() -> None:
     parser.add_argument("--storage", default="runs/compare", help="folder of the runs [runs/compare]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
     parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="of python -m raypaml.train, for every run")
-    asked = parser.parse()
+    return parser
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    asked = arguments().parse()
     rows = [(scheme, float(alpha)) for scheme, _, alpha in (row.partition(":") for row in asked.rows.split(","))]
     seeds = [int(seed) for seed in asked.seeds.split(",")]
-    configs = [_config(asked, scheme, alpha, seed) for seed in seeds for scheme, alpha in rows]
+    configs = [run_config(asked, scheme, alpha, seed) for seed in seeds for scheme, alpha in rows]
     for config in configs:
         config.check()
-    first = [_config(asked, "ignore", c.model.alpha, c.run.seed) for c in configs if c.loss.priors]
+        for said in otherwise_than_own(config):
+            say(f"{config.run.name}: {said}")
+    first = [run_config(asked, "ignore", c.model.alpha, c.run.seed) for c in configs if c.loss.priors]
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
         all_runs = first + configs
         epochs = sum(config.optim.epochs for config in all_runs)
@@ -107,15 +115,18 @@ def _failed(run: Future[dict[str, Any]]) -> bool:
     return run.done() and run.exception() is not None
 
 
-def _config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
-    base, _ = parse([asked.recipe, *asked.more])
-    epochs, data = asked.epochs or base.optim.epochs, asked.data or base.data.data
-    values = {"scheme": scheme, "alpha": alpha, "seed": seed, "epochs": epochs, "data": data, "workers": 1}
-    name = data.strip("/").replace(":", "-").replace("/", "-")
-    rest = f"alpha{alpha:g}-seed{seed}-epochs{epochs}"
+def run_config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
+    """A run as `raypaml.train` has it: with what the recipe has for the scheme, or as it was begun."""
+    flags = [asked.recipe, *asked.more, "--scheme", scheme, "--alpha", f"{alpha}", "--seed", f"{seed}"]
+    flags += ["--workers", "1", "--storage", asked.storage]
+    flags += ["--epochs", f"{asked.epochs}"] if asked.epochs else []
+    flags += ["--data", asked.data] if asked.data else []
+    new, _ = parse(flags)
+    name = new.data.data.strip("/").replace(":", "-").replace("/", "-")
+    rest = f"alpha{alpha:g}-seed{seed}-epochs{new.optim.epochs}"
     if scheme == "csl":
-        values["priors"] = str(Path(asked.storage) / f"{name}-ignore-{rest}")
-    return base.override(values | {"name": f"{name}-{scheme}-{rest}", "storage": asked.storage})
+        flags += ["--priors", str(Path(asked.storage) / f"{name}-ignore-{rest}")]
+    return parse([*flags, "--name", f"{name}-{scheme}-{rest}"])[0]
 
 
 def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:

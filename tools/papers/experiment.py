@@ -151,15 +151,16 @@ def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict
     records = [json.loads((folder_of(config) / "config.json").read_text()) for config in configs]
     hours = sum(map(_own_seconds, configs)) / 3600
     commits = sorted({record["commit"] for record in records})
+    deltas = [setting.delta_rel(scheme) for scheme in ("ll_r", "ll_ct", "ll_cp")]
     text = (
         f"{len(configs)} runs of the recipe digits, {setting.scenes:,} training scenes, {setting.epochs} epochs of "
-        f"which {setting.warmup_epochs} warm-up (the recipe: 18, 6), delta_rel {setting.delta_rel:g} % per epoch for "
-        "LL-R (the recipe's, scaled to reach the same by the last epoch; LL-Ct 0.4 and LL-Cp 0.2 of it, as published), "
-        f"one thread each, without the exact sums of --reproducible; {hours:.1f} h of training by the clock, the "
-        f"warm-up of the rejecting schemes taken from AN's runs. Commit {', '.join(commits)}."
+        f"which {setting.warmup_epochs} warm-up (the recipe: 18, 6), delta_rel {deltas[0]:g} % per epoch for LL-R, "
+        f"{deltas[1]:g} for LL-Ct and {deltas[2]:g} for LL-Cp (the recipe's, scaled to reach the same by the last "
+        f"epoch), one thread each, without the exact sums of --reproducible; {hours:.1f} h of training by the clock, "
+        f"the warm-up of the rejecting schemes taken from AN's runs. Commit {', '.join(commits)}."
     )
     cost = {"runs": len(configs), "training_hours": hours, "commits": commits, "images": asked.images}
-    return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": setting.delta_rel} | cost
+    return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": deltas[0]} | cost
 
 
 def _own_seconds(config: TrainConfig) -> float:

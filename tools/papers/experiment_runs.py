@@ -11,7 +11,7 @@ import numpy as np
 
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.digits import CLASS_IDS, NUM_SCENES, digits_folder
-from raypaml.recipes import recipe
+from raypaml.recipes import recipe, resolve
 
 if TYPE_CHECKING:
     from raypaml.explanations.pairs import Pairs
@@ -23,8 +23,6 @@ ALPHAS = (1.0, 5.0)
 CURVE = tuple(float(alpha) for alpha in range(1, 11))
 """Alphas at evaluation."""
 EPOCHS = 12
-DELTA_SHARES = {"ll_ct": 0.4, "ll_cp": 0.2}
-"""Of LL-R's delta_rel. (Published for BoostLU's runs: 0.5, 0.2, 0.1 % of LL-R, LL-Ct, LL-Cp.)"""
 SWEEP = (0.25, 0.5, 2.0, 4.0)
 """Times the delta_rel of the others, for ll_r with BoostLU on the first hiding."""
 SWEEP_SEEDS = 2
@@ -43,23 +41,20 @@ class Setting:
         """A third of the epochs, as in the recipe."""
         return max(1, self.epochs // 3)
 
-    @property
-    def delta_rel(self) -> float:
-        """Percent, of LL-R: by the last epoch it reaches what the recipe's reaches by its last."""
-        ours = recipe("digits")
+    def delta_rel(self, scheme: str, times: float = 1.0) -> float:
+        """Percent: by the last epoch it reaches `times` what the recipe's for this scheme reaches by its last."""
+        ours = resolve(recipe("digits"), {"scheme": scheme})
         reached = ours.loss.delta_rel * rejecting_epochs(ours.optim.epochs, ours.loss.warmup_epochs)
-        return float(f"{reached / rejecting_epochs(self.epochs, self.warmup_epochs):.3g}")
+        return float(f"{times * reached / rejecting_epochs(self.epochs, self.warmup_epochs):.3g}")
 
     def config(self, hiding: str, scheme: str, alpha: float, seed: int, times: float = 1.0) -> TrainConfig:
         """One run; `times` the experiment's delta_rel. With full labels nothing is hidden: one run for all hidings."""
         hiding = HIDINGS[0] if scheme == "full" else hiding
         name = f"{hiding}-{scheme}-alpha{alpha:g}-seed{seed}" + (f"-delta{times:g}" if times != 1 else "")
         values = {"data": self.data(hiding), "scheme": scheme, "alpha": alpha, "seed": seed, "epochs": self.epochs}
-        values |= {"warmup_epochs": self.warmup_epochs, "workers": 1}
-        values |= {"delta_rel": float(f"{times * DELTA_SHARES.get(scheme, 1.0) * self.delta_rel:.3g}")}
-        return recipe("digits").override(
-            values | {"reproducible": False, "name": name, "storage": str(self.storage / "runs"), "device": "cpu"}
-        )
+        values |= {"warmup_epochs": self.warmup_epochs, "workers": 1, "delta_rel": self.delta_rel(scheme, times)}
+        values |= {"reproducible": False, "name": name, "storage": str(self.storage / "runs"), "device": "cpu"}
+        return resolve(recipe("digits"), values)
 
     def data(self, hiding: str) -> str:
         """The data set's folder, written on first use."""
