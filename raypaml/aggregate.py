@@ -29,7 +29,9 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
     flags.add_argument("--json", metavar="FILE", help="write every figure here")
     flags.add_argument("--csv", metavar="FILE", help="write a row a class here")
     flags.add_argument("--figure", metavar="FILE.svg", help="draw AP against the number of annotations")
-    flags.add_argument("--alpha", metavar="A|A:B", default="", help="another alpha, or the curve over A, A + 1, ... B")
+    flags.add_argument(
+        "--alpha", metavar="A|A:B|chosen", default="", help="another, a curve, or that of --choose-alpha"
+    )
     flags.add_argument("--bootstrap", type=int, default=0, metavar="N", help="replicates for 95 %% intervals [0]")
     flags.add_argument("--seed", type=int, default=0, help="of the bootstrap [0]")
     flags.add_argument("--threshold", type=float, metavar="P", help="count precision, recall, F1 at this probability")
@@ -54,17 +56,18 @@ def questions(asked: Any) -> Questions:
     from raypaml.evaluation.measures import Questions, evaluate_set, read_alphas
     from raypaml.evaluation.parts import check_predicted_classes
 
-    alpha, alphas = read_alphas(asked.alpha)
+    of_use = asked.alpha == "chosen"
+    alpha, alphas = read_alphas("" if of_use else asked.alpha)
     if asked.bootstrap < 0 or asked.bootstrap == 1:
         raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
     thresholds = None
     if asked.thresholds_from:
-        form = _form(asked)
-        predictions, vocabulary = open_predictions(asked.thresholds_from, **form)
+        predictions, vocabulary = open_predictions(asked.thresholds_from, **(form := _form(asked)))
         check_predicted_classes(predictions, open_predictions(asked.predictions[0], **form)[1], asked.predictions[0])
-        thresholds = evaluate_set(predictions, vocabulary, Questions(alpha=alpha)).best
+        thresholds = evaluate_set(predictions, vocabulary, Questions(alpha=alpha, alpha_of_use=of_use)).best
     return Questions(
         alpha=alpha,
+        alpha_of_use=of_use,
         alphas=alphas,
         replicates=asked.bootstrap,
         seed=asked.seed,

@@ -14,22 +14,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 import raypaml
-from raypaml import audit, evaluate, explain, export, predict
+from raypaml import aggregate, audit, evaluate, explain, export, predict
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
 from raypaml.evaluation import choosing
 from raypaml.evaluation.choosing import alpha_table, choose_alpha
 from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, write_part
 from raypaml.evaluation.summary import table
+from raypaml.inference.model_card import WEIGHTS, digest
 from raypaml.labels import Vocabulary, class_groups
 from raypaml.metrics.alpha_choice import FOLDS, SHRINKAGE, AlphaTable, candidates, fold_of_images
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.run_report.conclude import chosen_figures
 from raypaml.runs import models as run_models
 from raypaml.runs.alpha_of_use import AlphaChoice, model_digest
+from raypaml.runs.mirror import MARKER
 from raypaml.runs.run_folder import stored_config
 from raypaml.training.job import Job
 
@@ -261,6 +264,17 @@ def test_result_and_report_show_both(chosen: Path) -> None:
         assert f"{100 * figures['mean_ap']:.2f}</td>" in page
 
 
+def test_aggregate_gives_everything_at_the_chosen_alpha(
+    chosen: Path, trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    assert aggregate.main([str(chosen), "--alpha", "chosen", "--json", str(tmp_path / "a.json")]) == 0
+    found = json.loads((tmp_path / "a.json").read_text())["runs"][0]
+    assert found["alpha"] == BY_CLASS
+    assert found["mean_ap"] == pytest.approx(brute_test_ap(chosen, BY_CLASS), abs=1e-12)
+    with pytest.raises(ValueError, match=r"alpha=chosen: .*: none was chosen for these predictions; run raypaml"):
+        aggregate.main([str(trained[0]), "--alpha", "chosen"])
+
+
 def some_pictures(data: Path, folder: Path, count: int = 8) -> Path:
     opened = open_folder(data)
     reader = Reader(opened.shards, opened.splits["test"], ())
@@ -300,6 +314,8 @@ def test_alpha_overrides_and_stale_choices_are_said(chosen: Path, tmp_path: Path
     asked = raypaml.load(chosen, alpha=2.5)
     assert (asked.alpha, asked.card.thresholds, asked.card.alpha_origin) == (2.5, None, "as asked for")
     assert raypaml.load(chosen, alpha="training").alpha == 5
+    one = dataclasses.replace(raypaml.load(chosen).card, alpha=3.0)
+    assert one.at_alpha("3").thresholds == one.thresholds  # of this very alpha
     for wrong in ("0.5", "much", "nan"):
         with pytest.raises(ValueError, match=f"alpha={wrong}: expected a number of at least 1, or training"):
             raypaml.load(chosen, alpha=wrong)
@@ -328,6 +344,10 @@ def test_a_named_checkpoint_has_a_choice_of_its_own(chosen: Path, tmp_path: Path
     run = shutil.copytree(chosen, tmp_path / "run")
     best, stored = run_models.tested_checkpoint(run), (run / "alpha_of_use.json").read_bytes()
     other = shutil.copytree(best, best.with_name("0009-000000"))  # no better than the best, which is earlier
+    weights = {name: value * (2 if name == "head.bias" else 1) for name, value in load_file(other / WEIGHTS).items()}
+    save_file(weights, other / WEIGHTS)
+    marker = json.loads((other / MARKER).read_text()) | {WEIGHTS: digest(other / WEIGHTS)}
+    (other / MARKER).write_text(json.dumps(marker))
     assert evaluate.main([str(other), "--choose-alpha"]) == 0
     assert (run / "alpha_of_use.json").read_bytes() == stored
     assert raypaml.load(other).card.alpha_origin == AlphaChoice.read(run / f"alpha_of_use-{other.name}.json").said
@@ -385,6 +405,16 @@ def test_explain_and_audit_use_it_and_report_raw_and_boosted(chosen: Path, train
     medians = [np.median([float(pair[name]) for pair in positive]) for name in ("top_boosted", "top_other_boosted")]
     assert found["scale_ratio_boosted"] in (None, pytest.approx(medians[0] / medians[1], rel=1e-4))
     assert "alpha by class, chosen on validation" in (folder / "explanations.html").read_text()
+
+
+def test_boostlu_takes_an_alpha_for_each_class() -> None:
+    cam = torch.tensor([[[[-2.0, 3.0]], [[4.0, 0.0]]]])
+    for alphas in ([1.0, 5.0], (1.0, 5.0), np.array([1.0, 5.0]), torch.tensor([1.0, 5.0])):
+        assert raypaml.boostlu(cam, alphas).tolist() == [[[[-2, 3]], [[20, 0]]]]
+    with pytest.raises(ValueError, match="alpha: 3 values for 2 classes; give one for each, or one for all"):
+        raypaml.boostlu(cam, [1, 2, 3])
+    with pytest.raises(ValueError, match=r"alpha=0\.5: BoostLU needs alpha >= 1"):
+        raypaml.boostlu(cam, [1, 0.5])
 
 
 def test_audit_scores_with_it(chosen: Path) -> None:

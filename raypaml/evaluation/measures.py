@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from raypaml.metrics.thresholds import (
     precision_at_recall,
     sigmoid,
 )
+from raypaml.runs.alpha_of_use import chosen_alpha
 
 GROUPS = (*GROUP_NAMES, "All")
 """Groups of classes whose means are given: G1 (rarest) to G5, and all classes."""
@@ -37,6 +39,8 @@ class Questions:
 
     alpha: Alpha | None = None
     """BoostLU's factor, one or [K]; None: that of training."""
+    alpha_of_use: bool = False
+    """Whether it is the one chosen on validation for the weights that predicted, instead of `alpha`."""
     alphas: tuple[float, ...] = ()
     """Of the alpha curve."""
     replicates: int = 0
@@ -164,6 +168,8 @@ def _alpha(predictions: PredictionSet, asked: Questions) -> Alpha | None:
     bad = [value for value in given if not 1 <= value < float("inf")]
     if bad:
         raise ValueError(f"alpha={bad[0]:g}: must be at least 1 (1 switches BoostLU off)")
+    if asked.alpha_of_use:
+        return np.asarray(chosen_alpha(Path(predictions.where).parent.parent, predictions.model))
     return predictions.alpha if asked.alpha is None else asked.alpha
 
 

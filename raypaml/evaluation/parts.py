@@ -84,6 +84,8 @@ class PredictionSet:
     """How many, at least about."""
     batches: Callable[[], Iterator[tuple[int, pa.Table]]]
     """(part, rows) again and again, columns as in the files we write; P and N may be float64."""
+    model: str = ""
+    """SHA-256 of the weights; empty where they are not known."""
     skipped: tuple[dict[str, Any], ...] = ()
     """Broken images among `samples`, which have no rows: shard, key, offset, reason."""
 
@@ -148,6 +150,7 @@ def open_set(folder: Path) -> PredictionSet:
         probabilities=False,
         rows=sum(pq.read_metadata(path).num_rows for path in paths),
         batches=lambda: ((number, rows) for number, path in enumerate(paths) for rows in _rows(path)),
+        model=one.model,
         skipped=tuple(line for path in paths for line in read_skipped(path)),
     )
 

@@ -66,7 +66,9 @@ class Card:
         if training is None:
             assert isinstance(self.alpha, float | int)  # earlier versions wrote one
             training = self.alpha
-        return dataclasses.replace(self, **vars(asked_alpha(asked, training)))
+        used = asked_alpha(asked, training)
+        thresholds = self.thresholds if used.alpha == self.alpha else None  # those of another alpha mean nothing
+        return dataclasses.replace(self, alpha=used.alpha, alpha_origin=used.alpha_origin, thresholds=thresholds)
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""

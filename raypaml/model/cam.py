@@ -5,7 +5,7 @@ Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +26,7 @@ def check_alpha(alpha: float) -> None:
         )
 
 
-def boostlu(cam: Tensor, alpha: float | Sequence[float]) -> Tensor:
+def boostlu(cam: Tensor, alpha: float | Iterable[float]) -> Tensor:
     """BoostLU(x) = max(x, alpha x): positive attributions times alpha, the others unchanged.
 
     Args:
@@ -36,15 +36,16 @@ def boostlu(cam: Tensor, alpha: float | Sequence[float]) -> Tensor:
     Returns:
         Same shape. The slope at exactly 0 is alpha. (BoostLU, CVPR 2023, section 4.)
     """
-    if isinstance(alpha, Sequence):
+    if isinstance(alpha, Iterable):
         factors = _class_alphas(alpha, cam.shape[-3]).to(cam)
         return torch.where(cam >= 0, factors[:, None, None] * cam, cam)
     check_alpha(alpha)
     return torch.where(cam >= 0, alpha * cam, cam)
 
 
-def _class_alphas(alphas: Sequence[float], num_classes: int) -> Tensor:
+def _class_alphas(given: Iterable[float], num_classes: int) -> Tensor:
     """[K] float32; ValueError unless there are K, each >= 1."""
+    alphas = [float(alpha) for alpha in given]
     if len(alphas) != num_classes:
         raise ValueError(f"alpha: {len(alphas)} values for {num_classes} classes; give one for each, or one for all")
     for alpha in alphas:
@@ -84,9 +85,9 @@ class CamClassifier(nn.Module):
     alpha: float | Tensor
     """Of all classes, or [K]."""
 
-    def __init__(self, backbone: nn.Module, num_classes: int, alpha: float | Sequence[float] = 5.0):
+    def __init__(self, backbone: nn.Module, num_classes: int, alpha: float | Iterable[float] = 5.0):
         super().__init__()
-        if isinstance(alpha, Sequence):  # not among the weights: it is chosen after training
+        if isinstance(alpha, Iterable):  # not among the weights: it is chosen after training
             self.register_buffer("alpha", _class_alphas(alpha, num_classes), persistent=False)
         else:
             check_alpha(alpha)

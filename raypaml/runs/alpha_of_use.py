@@ -104,17 +104,24 @@ def alpha_file(run: Path, checkpoint: str = "") -> Path:
     return run / (f"alpha_of_use-{checkpoint}.json" if checkpoint else ALPHA_FILE)
 
 
-def alpha_choice(run: Path, checkpoint: Path) -> tuple[AlphaChoice | None, str]:
-    """The choice for the weights of a checkpoint; None, and why in words ("" for none made), where there is none."""
-    said, weights = "", model_digest(checkpoint)
-    for path in (alpha_file(run, checkpoint.name), alpha_file(run)):
-        if not path.is_file():
-            continue
+def alpha_choice(run: Path, weights: str) -> tuple[AlphaChoice | None, str]:
+    """The choice for the weights of this digest; None, and why in words ("" for none made), where there is none."""
+    said = ""
+    for path in sorted(run.glob("alpha_of_use*.json")):
         choice = AlphaChoice.read(path)
         if choice.model == weights:
             return choice, ""
-        said = f"{path.name} is of other weights (checkpoint {choice.checkpoint}) than {checkpoint.name}'s; {_AGAIN}"
+        said = f"{path.name} is of other weights (checkpoint {choice.checkpoint}); {_AGAIN}"
     return None, said
+
+
+def chosen_alpha(run: Path, weights: str) -> float | list[float]:
+    """The alpha that was chosen for the weights of this digest; ValueError where none was."""
+    choice, unused = alpha_choice(run, weights)
+    if choice is None:
+        said = unused or "none was chosen for these predictions; run raypaml evaluate RUN --choose-alpha"
+        raise ValueError(f"alpha=chosen: {run}: {said}")
+    return choice.alpha
 
 
 def used_alpha(run: Path, checkpoint: Path, training: float, asked: str = "") -> UsedAlpha:
@@ -131,7 +138,7 @@ def used_alpha(run: Path, checkpoint: Path, training: float, asked: str = "") ->
     """
     if asked:
         return asked_alpha(asked, training)
-    choice, unused = alpha_choice(run, checkpoint)
+    choice, unused = alpha_choice(run, model_digest(checkpoint))
     if choice is None:
         return UsedAlpha(training, "that of training" + (f"; {unused}" if unused else ""))
     return UsedAlpha(choice.alpha, choice.said, choice.thresholds)
