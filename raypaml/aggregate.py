@@ -29,9 +29,8 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
     flags.add_argument("--json", metavar="FILE", help="write every figure here")
     flags.add_argument("--csv", metavar="FILE", help="write a row a class here")
     flags.add_argument("--figure", metavar="FILE.svg", help="draw AP against the number of annotations")
-    flags.add_argument(
-        "--alpha", metavar="A|A:B|chosen", default="", help="another, a curve, or that of --choose-alpha"
-    )
+    about = "another alpha, the curve over A, A + 1, ... B, or the one `chosen` on validation"
+    flags.add_argument("--alpha", metavar="A|A:B|chosen", default="", help=about)
     flags.add_argument("--bootstrap", type=int, default=0, metavar="N", help="replicates for 95 %% intervals [0]")
     flags.add_argument("--seed", type=int, default=0, help="of the bootstrap [0]")
     flags.add_argument("--threshold", type=float, metavar="P", help="count precision, recall, F1 at this probability")
@@ -44,9 +43,8 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
     asked = flags.parse(argv)
     names = asked.predictions
     if len(names) > 2 or len(set(names)) < len(names):
-        raise ValueError(
-            f"predictions: {len(names)} given, {len(set(names))} different; give one set, or two to compare"
-        )
+        given = f"{len(names)} given, {len(set(names))} different"
+        raise ValueError(f"predictions: {given}; give one set, or two to compare")
     return asked
 
 
@@ -56,14 +54,14 @@ def questions(asked: Any) -> Questions:
     from raypaml.evaluation.measures import Questions, evaluate_set, read_alphas
     from raypaml.evaluation.parts import check_predicted_classes
 
-    of_use = asked.alpha == "chosen"
+    of_use, first = asked.alpha == "chosen", asked.predictions[0]
     alpha, alphas = read_alphas("" if of_use else asked.alpha)
     if asked.bootstrap < 0 or asked.bootstrap == 1:
         raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
     thresholds = None
     if asked.thresholds_from:
-        predictions, vocabulary = open_predictions(asked.thresholds_from, **(form := _form(asked)))
-        check_predicted_classes(predictions, open_predictions(asked.predictions[0], **form)[1], asked.predictions[0])
+        predictions, vocabulary = open_predictions(asked.thresholds_from, **_form(asked))
+        check_predicted_classes(predictions, open_predictions(first, **_form(asked))[1], first)
         thresholds = evaluate_set(predictions, vocabulary, Questions(alpha=alpha, alpha_of_use=of_use)).best
     return Questions(
         alpha=alpha,
