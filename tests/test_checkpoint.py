@@ -156,6 +156,19 @@ def test_a_checkpoint_before_the_first_step_has_no_moments_and_no_corrections(fo
     assert not (path / "corrections.parquet").exists()
 
 
+def test_sgd_without_momentum_keeps_nothing(folder: Path, index: Index) -> None:
+    model = _model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
+    _train(model, optimizer, range(2))
+    path = _save(folder, State(vocabulary=index.vocabulary_digest), model, optimizer, Corrections(K), index)
+    resumed = _model(seed=9)
+    resumed_optimizer = torch.optim.SGD(resumed.parameters(), lr=0.01, fused=True)
+    load_checkpoint(path, resumed, resumed_optimizer, index)
+    _train(model, optimizer, range(2, 3))
+    _train(resumed, resumed_optimizer, range(2, 3))
+    assert _identical(_tensors(resumed, resumed_optimizer), _tensors(model, optimizer))
+
+
 def test_another_vocabulary_is_refused_before_anything_is_loaded(folder: Path, index: Index, tmp_path: Path) -> None:
     path = _save_epoch(folder, index, 1)
     model = _model()

@@ -226,7 +226,7 @@ CYCLE = {"optimizer": "adamw", "weight_decay": 0.01, "decay_biases": False, "lr_
 
 @pytest.mark.parametrize(
     "values",
-    [{"ema": 0.9}, {"schedule": "samples"}, {"clip_gradient": 0.05}, SGD, {"optimizer": "sgd", "momentum": 0.0}, CYCLE],
+    [{"ema": 0.9}, {"schedule": "samples"}, {"clip_gradient": 0.05}, SGD, CYCLE],
     ids=str,
 )
 def test_a_stopped_run_continues_exactly(values: dict[str, Any], tiny_digits: Path, tmp_path: Path) -> None:
