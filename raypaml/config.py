@@ -198,6 +198,8 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError(f"head_weights: weights={model.weights!r} has no classifier of your classes; give a file")
     if not 0 <= model.head_prior < 1:
         raise ValueError(f"head_prior={model.head_prior}: a probability, at least 0 and below 1, such as 0.05")
+    if model.head_weights and model.head_init == "torch":
+        raise ValueError("head_init=torch: with head_weights the head is the file's; leave one of the two out")
     if model.head_weights and model.head_prior:
         raise ValueError("head_prior: with head_weights the biases are the file's; leave one of the two out")
     if model.sync_batchnorm and optim.micro_batch_size:

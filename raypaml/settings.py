@@ -59,9 +59,12 @@ class ModelConfig:
     head_weights: bool = False
     """The head too starts from the weights file, from the linear classifier that reads its pooled map, such as
     fc.weight [K, D] and fc.bias [K] of a ResNet. Published: off."""
+    head_init: Literal["normal", "torch"] = "normal"
+    """How a new head begins: normal weights of deviation 0.01 and biases 0, or torch, as its layers do, both uniform
+    within 1 / sqrt(channels). Published: torch; 0.3 mAP worse where it was compared (losses/README.md)."""
     head_prior: float = 0.0
     """Probability that a new head begins with for every class, by its bias, < 1; about the share of positives among all
-    entries of images x classes. 0: a bias of 0, and so one half (published)."""
+    entries of images x classes. 0: biases as head_init says, and so about one half (published)."""
     sync_batchnorm: bool = False
     """BatchNorm statistics of the global batch, not of each GPU's part. GPUs only. Published: off (one GPU)."""
 

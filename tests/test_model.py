@@ -152,3 +152,16 @@ def test_the_head_begins_with_its_prior_probability_and_the_same_weights() -> No
     assert torch.equal(published.weight, ours.weight)
     assert torch.equal(published.bias, torch.zeros(7))
     torch.testing.assert_close(torch.sigmoid(ours.bias), torch.full((7,), 0.05))
+
+
+def test_a_head_begins_as_torch_does_where_that_is_asked() -> None:
+    """As in the published code, whose heads are torch's own layers: all within 1 / sqrt(channels), biases too."""
+    torch.manual_seed(0)
+    head = build_model(ModelConfig(backbone="small", head_init="torch"), 400).head
+    assert head.bias is not None
+    bound = head.in_channels**-0.5
+    for values in (head.weight, head.bias):
+        assert 0.9 * bound < values.abs().max() <= bound
+        assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+    usual = build_model(ModelConfig(backbone="small"), 400).head
+    assert usual.weight.std().item() == pytest.approx(0.01, rel=0.1)

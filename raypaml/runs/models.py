@@ -21,6 +21,8 @@ from raypaml.settings import ModelConfig, OptimConfig
 def build_model(config: ModelConfig, num_classes: int, say: Callable[[str], None] = lambda _: None) -> CamClassifier:
     """A new model, its backbone, and its head if asked, with the configured weights; `say` is told what these held."""
     model = CamClassifier(build_backbone(config.backbone, config.weights, say), num_classes, config.alpha)
+    if config.head_init == "torch":
+        model.head.reset_parameters()
     if config.head_prior:
         torch.nn.init.constant_(model.head.bias, math.log(config.head_prior / (1 - config.head_prior)))  # type: ignore[arg-type]
     if config.head_weights:
