@@ -64,7 +64,7 @@ _SHARE = Bounds(least=0.0, most=1.0, from_least=True, also=(1.0,), wording="0 to
 _WHOLE = Bounds(least=0.0, most=0.0, also=tuple(map(float, range(11))), wording="a whole number from 0 to 10")
 _MAGNITUDE = Bounds(least=0.0, most=30.0, from_least=True, also=(30.0,), wording="0 to 30")
 _CROP = Setting("crop", 0.5, "least area of the cropped box, of the image's", _AREA)
-_CUTOUT = "side of the covered rectangle, of the image's"
+_CUTOUT = "side of the covered rectangle, of the image's; 0: none"
 
 AUGMENTATIONS: dict[str, Augmentation] = {}
 """The records by name, in the order in which they are listed."""

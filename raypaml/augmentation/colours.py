@@ -20,7 +20,7 @@ _CENTRE, _ALL = 5, 13
 
 def brightness(images: Tensor, values: Tensor) -> Tensor:
     """Every value times a factor."""
-    return _whole(images * _each(values))
+    return _whole(images.float().mul_(_each(values)))
 
 
 def saturation(images: Tensor, values: Tensor) -> Tensor:
@@ -39,34 +39,29 @@ def sharpness(images: Tensor, values: Tensor) -> Tensor:
     """Away from the image smoothed, by a factor: 0 smooths it, 1 leaves it, and so are its outermost pixels."""
     if min(images.shape[-2:]) <= 2:
         return images
-    whole = images.to(torch.int32)
+    whole = images.to(torch.int16)  # 13 x 255 fits
     rows = whole[..., :-2, :] + whole[..., 1:-1, :] + whole[..., 2:, :]
     inner = whole[..., 1:-1, 1:-1]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + inner * (_CENTRE - 1)
-    smooth = (total / _ALL).round_()
+    sharp = inner.float()
+    smooth = total.float().div_(_ALL).round_()
     result = images.clone()
-    result[..., 1:-1, 1:-1] = _whole(inner + (smooth - inner) * values[:, 1:2, None, None])
+    result[..., 1:-1, 1:-1] = _whole(sharp.add_(smooth.sub_(sharp).mul_(values[:, 1:2, None, None])))
     return result
 
 
 def hue(images: Tensor, values: Tensor) -> Tensor:
     """The hue turned by a share of the circle, -0.5 to 0.5, in the hexagon model (HSV)."""
-    scaled = images.float() / 255
-    low, high = scaled.aminmax(dim=1)
-    red, green, blue = scaled.unbind(1)
+    red, green, blue = (images[:, n].float().div_(255) for n in range(3))
+    high, low = torch.maximum(red, green).maximum(blue), torch.minimum(red, green).minimum(blue)
     spread = high - low
-    is_grey = spread == 0
-    by = torch.where(is_grey, 1.0, spread)
-    sector = torch.where(
-        high == red,
-        (green - blue) / by,
-        torch.where(high == green, (blue - red) / by + 2, (red - green) / by + 4),
-    )
-    turned = sector / 6 + values[:, 0, None, None]
-    sixth = (turned - turned.floor()) * 6
-    # the share of the spread that each colour has: 1 within a sixth of its own place on the circle, falling to 0
-    shares = torch.stack([_share(sixth, place) for place in (0.0, 2.0, 4.0)], 1)
-    return torch.where(is_grey[:, None], scaled, low[:, None] + shares * spread[:, None]).mul_(255.999).to(torch.uint8)
+    by = torch.where(spread == 0, 1.0, spread)  # grey pixels stay as they are, whatever their hue
+    sector = torch.where(high == green, (blue - red).div_(by).add_(2), (red - green).div_(by).add_(4))
+    sector = torch.where(high == red, (green - blue).div_(by), sector)
+    turned = sector.div_(6).add_(values[:, :1, None])
+    sixth = turned.sub_(turned.floor()).mul_(6)
+    planes = [_share(sixth, place).mul_(spread).add_(low) for place in (0.0, 2.0, 4.0)]
+    return torch.stack([plane.mul_(255.999).to(torch.uint8) for plane in planes], -1).permute(0, 3, 1, 2)
 
 
 def posterize(images: Tensor, values: Tensor) -> Tensor:
@@ -75,8 +70,8 @@ def posterize(images: Tensor, values: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, values: Tensor) -> Tensor:
-    """Values from a threshold on inverted."""
-    return torch.where(images >= _each(values), ~images, images)
+    """Values from a threshold on, a whole number up to 255, inverted."""
+    return images ^ (images >= _each(values).to(torch.uint8)).to(torch.uint8).mul_(255)
 
 
 def invert(images: Tensor, _values: Tensor) -> Tensor:
@@ -89,19 +84,19 @@ def auto_contrast(images: Tensor, _values: Tensor) -> Tensor:
     low, high = (bound.float() for bound in (images.amin((-2, -1), True), images.amax((-2, -1), True)))
     is_flat = low == high
     scale = torch.where(is_flat, 1.0, (high - low) * (1 / 255))
-    return _whole((images - torch.where(is_flat, 0.0, low)) / scale)
+    return _whole(images.float().sub_(torch.where(is_flat, 0.0, low)).div_(scale))
 
 
 def equalize(images: Tensor, _values: Tensor) -> Tensor:
     """Each colour mapped so that its values are spread evenly, as Pillow does."""
     flat = images.flatten(2).long()
-    counts = torch.zeros((*flat.shape[:2], 256), dtype=torch.int64, device=images.device)
+    counts = torch.zeros((*flat.shape[:2], 256), dtype=torch.int32, device=images.device)
     counts.scatter_add_(2, flat, counts.new_ones(1).expand_as(flat))
-    below = counts.cumsum(2) - counts
-    last = counts.gather(2, flat.amax(2, keepdim=True))
+    total = counts.cumsum(2, dtype=torch.int32)
+    last = counts.gather(2, total.argmax(2, keepdim=True))  # the first to reach all is the highest value there is
     step = (flat.shape[2] - last) // 255
-    table = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
-    mapped = table.gather(2, flat).to(torch.uint8).view_as(images)
+    table = ((total - counts + step // 2) // step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
+    mapped = table.gather(2, flat).view_as(images)
     return torch.where((step == 0)[..., None], images, mapped)
 
 
@@ -112,18 +107,19 @@ def _each(values: Tensor) -> Tensor:
 
 def _grey(images: Tensor) -> Tensor:
     """[b, 1, H, W] float32, whole numbers."""
-    red, green, blue = (images[:, n : n + 1] * share for n, share in enumerate(_LIGHT))
-    return (red + green + blue).floor_()
+    red, green, blue = (images[:, n : n + 1].float().mul_(share) for n, share in enumerate(_LIGHT))
+    return red.add_(green).add_(blue).floor_()
 
 
 def _blend(images: Tensor, other: Tensor, values: Tensor) -> Tensor:
     factor, rest = values[:, :2, None, None, None].unbind(1)
-    return _whole(images * factor + other * rest)
+    return _whole(images.float().mul_(factor).add_(other * rest))
 
 
 def _share(sixth: Tensor, place: float) -> Tensor:
-    away = (sixth - place).abs()
-    return (2 - torch.minimum(away, 6 - away)).clamp_(0, 1)
+    """The share of the spread that a colour has: 1 within a sixth of its place on the circle of six, then down to 0."""
+    away = (sixth - place).abs_()
+    return away.minimum(6 - away).neg_().add_(2).clamp_(0, 1)
 
 
 def _whole(values: Tensor) -> Tensor:

@@ -54,12 +54,15 @@ def cover(images: Tensor, values: Tensor) -> Tensor:
         values: float32 [b, 7] first row, first column, end row, end column, red, green, blue; a rectangle may reach
             beyond the image, or be empty.
     """
-    height, width = images.shape[-2:]
-    y = torch.arange(height, device=images.device)[:, None]
-    x = torch.arange(width, device=images.device)
+    b, _, height, width = images.shape
+    y = torch.arange(height, dtype=torch.float32, device=images.device)[:, None]
+    x = torch.arange(width, dtype=torch.float32, device=images.device)
     top, left, bottom, right = values[:, :4, None, None].unbind(1)
-    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    return torch.where(inside[:, None], values[:, 4:7, None, None].to(torch.uint8), images)
+    x = x[:, None].expand(width, 3).flatten()  # rows of pixels as they lie in memory, channels last
+    inside = ((y >= top) & (y < bottom)) & ((x >= left) & (x < right))
+    colours = values[:, 4:7].to(torch.uint8).repeat(1, width)[:, None]
+    rows = images.permute(0, 2, 3, 1).reshape(b, height, 3 * width)
+    return torch.where(inside, colours, rows).view(b, height, width, 3).permute(0, 3, 1, 2)
 
 
 def _from_centre(size: int, device: torch.device) -> Tensor:

@@ -59,35 +59,52 @@ def take_steps(images: Tensor, steps: Steps) -> Tensor:
     Returns:
         New uint8 images [B, 3, H, W], channels last.
     """
-    changed = images.clone(memory_format=torch.channels_last)
-    order = np.argsort(steps.chosen, axis=0, kind="stable")
-    rows, numbers = to_device(order.T, images.device), to_device(_numbers(steps, images, order), images.device)
-    for place, mine in enumerate(np.sort(steps.chosen, axis=0).T):
-        for number, name in enumerate(steps.names):
-            first, end = np.searchsorted(mine, (number, number + 1)).tolist()
-            for start in range(first, end if name != IDENTITY else first, IMAGES_AT_ONCE):
-                piece = slice(start, min(start + IMAGES_AT_ONCE, end))
-                group = rows[place, piece]
-                result = OPERATIONS[name].change(changed.index_select(0, group), numbers[place, piece])
-                changed.index_copy_(0, group, result)
-    return changed
+    orders = np.argsort(steps.chosen, axis=0, kind="stable").T  # [N, B] images with the same operation are neighbours
+    moves = to_device(_moves(orders), images.device)
+    numbers = to_device(_numbers(steps, images, orders), images.device)
+    for place, order in enumerate(orders):
+        images = _moved(images, moves[place])
+        ends = np.searchsorted(steps.chosen[order, place], np.arange(len(steps.names) + 1)).tolist()
+        pieces = (
+            (OPERATIONS[name], slice(start, min(start + IMAGES_AT_ONCE, end)))
+            for name, first, end in zip(steps.names, ends, ends[1:], strict=False)
+            for start in range(first, end, IMAGES_AT_ONCE)
+        )
+        images = torch.cat([each.change(images[piece], numbers[place, piece]) for each, piece in pieces])
+    return _moved(images, moves[-1])
 
 
-def _numbers(steps: Steps, images: Tensor, order: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[N, B, n] what the operations need for each image, in this order [B, N] of images."""
+def _moves(orders: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N + 1, B] where each image of an order lies in the order before, the first and the last being that of the batch."""
+    batch = np.arange(orders.shape[1])[None]
+    before, after = np.concatenate((batch, orders)), np.concatenate((orders, batch))
+    return np.take_along_axis(np.argsort(before, axis=1), after, 1)
+
+
+def _moved(images: Tensor, order: Tensor) -> Tensor:
+    """The images in another order, channels last."""
+    return images.permute(0, 2, 3, 1).index_select(0, order).permute(0, 3, 1, 2)
+
+
+def _numbers(steps: Steps, images: Tensor, orders: NDArray[np.int64]) -> NDArray[np.float32]:
+    """[N, B, n] what the operations need for each image, in these orders [N, B] of images."""
     height, width = images.shape[-2:]
-    numbers = np.zeros((*order.shape, _NUMBERS), np.float32)
+    numbers = np.zeros((*steps.chosen.shape, _NUMBERS), np.float32)
     for number, name in enumerate(steps.names):
         mine = steps.chosen == number
         needed = OPERATIONS[name].numbers(steps.amounts[mine], height, width)
         numbers[mine, : needed.shape[-1]] = needed
-    return np.take_along_axis(numbers, order[..., None], 0).swapaxes(0, 1).copy()
+    return np.take_along_axis(numbers.swapaxes(0, 1), orders[..., None], 1)
 
 
 def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
     """An array on the device. A GPU copies it when it gets there, and the host does not wait."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _threshold(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
+    return np.ceil(amounts[:, :1])  # a whole number is at least this where it is at least the amount
 
 
 def _columns(*values: NDArray[np.float64] | float) -> NDArray[np.float64]:
@@ -155,7 +172,7 @@ OPERATIONS: dict[str, Operation] = {
     "sharpness": Operation(_factor, colours.sharpness),
     "hue": Operation(_value, colours.hue),  # by a share of the circle
     "posterize": Operation(_mask, colours.posterize),  # to so many bits
-    "solarize": Operation(_value, colours.solarize),  # from this value on
+    "solarize": Operation(_threshold, colours.solarize),  # from this value on, up to 255
     "invert": Operation(_none, colours.invert),
     "auto_contrast": Operation(_none, colours.auto_contrast),
     "equalize": Operation(_none, colours.equalize),

@@ -165,5 +165,7 @@ def _crop(images: Tensor, draws: Draws, least: float) -> Tensor:
 
 
 def _cut_out(images: Tensor, draws: Draws, share: float) -> Tensor:
+    if share == 0:  # else the pixel in the middle would be covered
+        return images
     boxes, colours = cutout_boxes(draws, *_size(images), share), draws.integers(256, 3)
     return geometry.cover(images, to_device(np.concatenate((boxes, colours), 1).astype(np.float32), images.device))

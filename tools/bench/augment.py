@@ -1,0 +1,97 @@
+"""Augmentation of a batch beside torchvision v2, which takes image by image; on one core or, if asked, on a GPU.
+
+    python tools/bench/augment.py [--device cuda] [--images 64] [--pixels 224] [--rounds 5]
+
+Both begin with uint8 images in memory, channels last, and end with such a batch. They take turns; medians.
+On the CPU seconds are those of the processor, which other work on the machine lengthens less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torchvision.transforms.v2 as v2
+from torch import Tensor
+
+from raypaml.augmentation.augmentations import augmentation_of
+from raypaml.augmentation.augmenting import augment
+from raypaml.augmentation.draws import Draws
+
+BILINEAR = v2.InterpolationMode.BILINEAR
+GREY = [128.0] * 3
+
+
+def theirs(name: str, pixels: int) -> v2.Transform:
+    """What torchvision offers for an image that comes nearest to one of our augmentations, all but mirroring."""
+    crop = v2.RandomResizedCrop(pixels, scale=(0.5, 1), antialias=True)
+    randaugment = v2.RandAugment(interpolation=BILINEAR, fill=GREY)
+    if name == "light":
+        return v2.Compose([crop, v2.ColorJitter(0.4, 0.4, 0.4, 0.1)])
+    if name == "strong":
+        return v2.Compose([crop, randaugment, v2.RandomErasing(1.0, (0.06, 0.06), (1, 1))])
+    return v2.Compose([v2.RandomErasing(1.0, (0.25, 0.25), (1, 1)), v2.RandomApply([randaugment], 0.5)])
+
+
+def race(name: str, images: Tensor, rounds: int) -> tuple[float, float]:
+    """Images a second of torchvision and of ours."""
+    record, transform = augmentation_of(name), theirs(name, images.shape[-1])
+
+    def one_by_one(_epoch: int) -> Tensor:
+        return torch.stack([transform(image) for image in images]).contiguous(memory_format=torch.channels_last)
+
+    def together(epoch: int) -> Tensor:
+        return augment(images, record, record.numbers(""), Draws(0, epoch, np.arange(len(images))))
+
+    seconds: dict[Callable[[int], Tensor], list[float]] = {one_by_one: [], together: []}
+    for epoch in range(rounds + 1):
+        for call, taken in seconds.items():
+            taken.append(timed(call, epoch, images.device))
+    return tuple(len(images) / statistics.median(taken[1:]) for taken in seconds.values())  # type: ignore[return-value]
+
+
+def timed(call: Callable[[int], Tensor], epoch: int, device: torch.device) -> float:
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    began = clock()
+    call(epoch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - began
+
+
+def extra_memory(name: str, images: Tensor) -> int:
+    """Bytes that ours takes on a GPU beside its images and its result, at most."""
+    record = augmentation_of(name)
+    torch.cuda.reset_peak_memory_stats(images.device)
+    before = torch.cuda.memory_allocated(images.device)
+    augment(images, record, record.numbers(""), Draws(0, 0, np.arange(len(images))))
+    return torch.cuda.max_memory_allocated(images.device) - before - images.numel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[cpu]")
+    parser.add_argument("--images", type=int, default=64, help="a batch [64]")
+    parser.add_argument("--pixels", type=int, default=224, help="of each side [224]")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts [5]")
+    flags = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    size = (flags.images, flags.pixels, flags.pixels, 3)
+    images = torch.randint(0, 256, size, dtype=torch.uint8).to(flags.device).permute(0, 3, 1, 2)
+    print(f"torch {torch.__version__}, {flags.device}, {flags.images} images of {flags.pixels} x {flags.pixels}")
+    for name in ("asl", "light", "strong"):
+        one_by_one, together = race(name, images, flags.rounds)
+        memory = f", {extra_memory(name, images) / 1e6:,.0f} MB more" if flags.device == "cuda" else ""
+        print(
+            f"{name:<8} torchvision image by image {one_by_one:,.0f} images/s, ours {together:,.0f}: "
+            f"{together / one_by_one:.2f} times{memory}"
+        )
+
+
+if __name__ == "__main__":
+    main()
