@@ -19,8 +19,8 @@ from raypaml.augmentation import colours, geometry
 Amounts = NDArray[np.float64]
 """[b, 3] what an operation is done by; most need only the first."""
 
-IMAGES_AT_ONCE = 32
-"""Images that are changed at once, at most: it bounds the memory for them in float32."""
+CACHED_PIXELS, GPU_PIXELS = 2**18, 2**23
+"""Pixels that are changed at once, about: on a CPU its cache should hold them in float32, on a GPU the memory."""
 _NUMBERS = 7
 """What an operation needs for each image, at most."""
 
@@ -62,20 +62,27 @@ def take_steps(images: Tensor, steps: Steps) -> Tensor:
     orders = np.argsort(steps.chosen, axis=0, kind="stable").T  # [N, B] images with the same operation are neighbours
     moves = to_device(_moves(orders), images.device)
     numbers = to_device(_numbers(steps, images, orders), images.device)
+    size = at_once(images)
     for place, order in enumerate(orders):
         images = _moved(images, moves[place])
         ends = np.searchsorted(steps.chosen[order, place], np.arange(len(steps.names) + 1)).tolist()
         pieces = (
-            (OPERATIONS[name], slice(start, min(start + IMAGES_AT_ONCE, end)))
+            (OPERATIONS[name], slice(start, min(start + size, end)))
             for name, first, end in zip(steps.names, ends, ends[1:], strict=False)
-            for start in range(first, end, IMAGES_AT_ONCE)
+            for start in range(first, end, size)
         )
         images = torch.cat([each.change(images[piece], numbers[place, piece]) for each, piece in pieces])
     return _moved(images, moves[-1])
 
 
+def at_once(images: Tensor) -> int:
+    """How many of the images to change at once; what comes out does not depend on it."""
+    most = CACHED_PIXELS if images.device.type == "cpu" else GPU_PIXELS
+    return max(1, most // (images.shape[-2] * images.shape[-1]))
+
+
 def _moves(orders: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N + 1, B] where each image of an order lies in the order before, the first and the last being that of the batch."""
+    """[N + 1, B] where each image of an order lies in the one before it, first and last being the batch's."""
     batch = np.arange(orders.shape[1])[None]
     before, after = np.concatenate((batch, orders)), np.concatenate((orders, batch))
     return np.take_along_axis(np.argsort(before, axis=1), after, 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raypaml.augmentation import geometry
 from raypaml.augmentation.draws import Draws
-from raypaml.augmentation.operations import IDENTITY, IMAGES_AT_ONCE, Steps, take_steps, to_device
+from raypaml.augmentation.operations import IDENTITY, Steps, at_once, take_steps, to_device
 
 ASL_OPERATIONS = (
     *("invert", "patch", "sharpness", "auto_contrast", "posterize", "shear_x", "translate_x", "translate_y"),
@@ -158,8 +158,9 @@ def _size(images: Tensor) -> tuple[int, int]:
 def _crop(images: Tensor, draws: Draws, least: float) -> Tensor:
     boxes = to_device(crop_boxes(draws, *_size(images), least).astype(np.float32), images.device)
     cropped = torch.empty_like(images)
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        piece = slice(start, start + IMAGES_AT_ONCE)
+    size = at_once(images)
+    for start in range(0, len(images), size):
+        piece = slice(start, start + size)
         cropped[piece] = geometry.crop(images[piece], boxes[piece])
     return cropped
 
