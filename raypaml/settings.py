@@ -103,10 +103,10 @@ class OptimConfig:
     epochs: int = 10
     """Passes over the training split. Published: 10; OpenImages: 20."""
     patience: int = 0
-    """End training after so many epochs in a row without a better validation mAP; 0: never (published)."""
+    """End training after so many epochs in a row without a better validation mAP; 0: never. Published: never; EM: 1."""
     stop_below: float = 0.0
     """End training when validation mAP is more than so many points, of 100, below its best so far; 0: never. Published:
-    LL 3; BoostLU never."""
+    LL 3; GR 2; BoostLU never."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """adam (published), adamw, or sgd (VOC's rows of the LL paper)."""
     momentum: float = 0.9

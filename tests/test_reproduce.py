@@ -89,6 +89,8 @@ def record(train: int = 4574, test: int = 5823, classes: int = 20, **changes: ob
         (record(train=32), ["32 images of train, published are 4,574"]),
         (record(classes=19), ["19 classes of 20"]),
         (record(epochs=1), ["epochs 1 instead of 10"]),
+        (record(scheme="em", global_batch_size=8), []),  # as published for it
+        (record(scheme="gr"), ["epochs 10 instead of 8", "global_batch_size 16 instead of 8"]),
         (record(backbone="small", lr=1e-3), ["backbone small instead of resnet50", "lr 0.001 instead of 1e-05"]),
     ],
 )

@@ -53,7 +53,9 @@ def _published(source: str, **values: tuple[float, float, float, float]) -> tupl
 
 
 EM_PROTOCOL = Published(
-    SINGLE_POSITIVE, {"alpha": 1, "head_lr_mult": 1, "epochs": 10}, "code; stops at the first epoch that is no better"
+    SINGLE_POSITIVE,
+    {"alpha": 1, "head_lr_mult": 1, "epochs": 10, "patience": 1},
+    "code, which stops at the first epoch that is no better",
 )
 EM_BATCHES: dict[str, tuple[float, float, float, float]] = {
     "weight": (0.2, 0.1, 0.1, 0.01),
@@ -219,7 +221,11 @@ FORMULA_SCHEMES = (
             dataclasses.replace(EPSILON, default=1e-7),
         ),
         published=(
-            Published(SINGLE_POSITIVE, {"alpha": 1, "lr": 1e-5, "head_lr_mult": 10}, "GR's and AEVLP's code"),
+            Published(
+                SINGLE_POSITIVE,
+                {"alpha": 1, "lr": 1e-5, "head_lr_mult": 10, "stop_below": 2},
+                "GR's and AEVLP's code",
+            ),
             *_published(
                 "AEVLP's code, configured for its own loss, which contains GR; GR's code has VOC's for all",
                 slope_end=(2, 10, 10, 10),

@@ -58,9 +58,9 @@ GENERAL: tuple[tuple[str, str], ...] = (
     ),
     (
         "stopping",
-        "All epochs are trained (but with `--patience` or `--stop-below`), and the best by validation mAP is kept; "
-        "EM's code stops at the first epoch that is no better, GR's 2 and LL's 3 below the best, which changes what "
-        "is kept only where mAP would have risen again.",
+        "All epochs are trained, as in BoostLU's code, and the best by validation mAP is kept; LL's code stops 3 below "
+        "the best (`--stop-below 3`). Recipes stop as EM's code does at the first epoch that is no better, as GR's 2 "
+        "below the best, under these schemes alone.",
     ),
     (
         "precision",

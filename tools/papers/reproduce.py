@@ -22,7 +22,7 @@ from typing import Any
 
 from raypaml.cli import Parser, run_command, say
 from raypaml.files import write_json
-from raypaml.recipes import recipe
+from raypaml.recipes import recipe, resolve
 from raypaml.reports.tables import markdown
 from tools.papers.published_rows import PUBLISHED, Published, Row
 
@@ -187,7 +187,7 @@ def differences(published: Published, record: dict[str, Any]) -> list[str]:
         images = data["samples"].get(split, 0)
         if not expected * (1 - published.missing) <= images <= expected * (1 + published.missing):
             found.append(f"{images:,} images of {split}, published are {expected:,}")
-    usual = recipe(published.recipe)
+    usual = resolve(recipe(published.recipe), {"scheme": config["loss"]["scheme"]})
     for group, names in (
         ("model", ("backbone",)),
         ("optim", ("epochs", "lr", "optimizer")),
