@@ -49,8 +49,9 @@ class ModelConfig:
     """Model."""
 
     backbone: str = "small"
-    """small (for digits), any classification model of torchvision with a feature map, or timm:NAME. Published:
-    resnet50; OpenImages: resnet101."""
+    """small (for digits), any classification model of torchvision with a feature map, or timm:NAME, also a vision
+    transformer; timm:NAME@PIXELS makes one of a fixed size for images of another. Published: resnet50; OpenImages:
+    resnet101."""
     weights: str = ""
     """Backbone weights: a safetensors or state-dict file, names with any prefix; or to download, imagenet for what
     torchvision or timm choose, imagenet-v1 or imagenet-v2 for torchvision's first or later ones. Published: V1."""

@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raypaml.inference.classifier import load
+from raypaml.inference.classifier import Classifier, load
+from raypaml.inference.exporting import check_parity, onnx_runner, program_runner, save_onnx, save_program
+from raypaml.inference.model_card import Card
 from raypaml.model.backbones import build_backbone, build_whole, linear_classifier
 from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
@@ -56,8 +58,8 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
     def create_cut(name: str, **how: Any) -> nn.Module:
-        sizes = {known.partition("@")[0]: changes for known, changes in CUT.items()}
-        return create(name, **how, **sizes.get(name, {}))  # type: ignore[no-any-return]
+        changes = {known.partition("@")[0]: one for known, one in CUT.items()} | {"vit_base_patch16_224": NARROW}
+        return create(name, **how, **changes.get(name.partition(".")[0], {}))  # type: ignore[no-any-return]
 
     monkeypatch.setattr(timm, "create_model", create_cut)
 
@@ -222,26 +224,22 @@ def test_a_classifier_of_the_class_token_is_no_head(name: str, reason: str) -> N
     ("name", "mean"),
     [("vit_base_patch16_224", 0.5), ("vit_base_patch16_224.dino", 0.485), ("vit_base_patch32_clip_224", 0.48145466)],
 )
+@pytest.mark.usefixtures("cut")
 def test_pixels_are_normalised_as_the_weights_of_the_tag_expect(name: str, mean: float) -> None:
-    with torch.device("meta"):
-        backbone = build_backbone(f"timm:{name}")
-    assert backbone.mean[0] == mean
+    assert build_backbone(f"timm:{name}").mean[0] == mean
 
 
 # --- What can be done with them -------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("cut")
-@pytest.mark.filterwarnings("ignore")
 def test_they_are_computed_in_other_ways_as_others_are() -> None:
-    """Channels last, compiled, in bfloat16, and lane by lane with nothing drawn."""
+    """Channels last, in bfloat16, and lane by lane with nothing drawn."""
     torch.manual_seed(0)
     model = CamClassifier(build_backbone("timm:eva02_tiny_patch14_224"), 3).eval()
     images = images_of(56, 2)
     features = model.features(images)
     torch.testing.assert_close(model.to(memory_format=torch.channels_last).features(images), features)
-    compiled = torch.compile(model.features, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images), features)
     with torch.autocast("cpu", torch.bfloat16):
         assert (model.features(images) - features).abs().max() < 0.1
     check_draws_nothing(model, 56, 56)
@@ -266,3 +264,39 @@ def test_a_run_on_frozen_tokens_goes_on_end_to_end_and_is_opened_again(tiny_digi
     model = load(job.folder)
     assert model.map(Image.new("RGB", (80, 60))).shape == (len(model.card.names), 4, 4)
     assert not (job.folder / "features").exists()
+
+
+# --- What takes longer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("cut")
+@pytest.mark.parametrize("name", ["test_vit", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+def test_exports_and_compiled_models_give_the_same(name: str, tmp_path: Path) -> None:
+    """The position embeddings of test_vit are of another size than the images: ONNX would resample them otherwise."""
+    model = CamClassifier(build_backbone(f"timm:{name}"), 2).eval()
+    nn.init.normal_(model.head.weight, std=0.3)
+    images = images_of(224)
+    compiled = torch.compile(model.features, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model.features(images))
+    about = {"class_ids": ["a", "b"], "names": ["a", "b"], "vocabulary": "", "weights": "", "metrics": {}, "origin": {}}
+    card = Card(backbone=f"timm:{name}", alpha=5.0, height=224, width=224, **about)
+    classifier = Classifier(model, card)
+    assert check_parity(classifier, program_runner(save_program(classifier, tmp_path)), "program") < 1e-4
+    assert check_parity(classifier, onnx_runner(save_onnx(classifier, tmp_path)), "onnx") < 1e-4
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "vit_small_patch14_dinov2", "vit_tiny_patch16_dinov3_qkvb"),
+        *("eva02_tiny_patch14_224", "vit_base_patch32_clip_224", "vit_base_patch16_siglip_224"),
+        *("swin_tiny_patch4_window7_224", "maxvit_pico_rw_256@224", "cait_xxs24_224", "hiera_tiny_224"),
+    ],
+)
+def test_a_whole_model_of_each_family_learns(name: str) -> None:
+    model = CamClassifier(build_backbone(f"timm:{name}"), 3)
+    model(images_of(224)).sum().backward()
+    assert [key for key, one in model.named_parameters() if one.grad is None] == []

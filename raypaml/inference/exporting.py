@@ -6,6 +6,7 @@ All take images uint8 [B, 3, H, W], B free, of the card's size, and give logits 
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from raypaml.cli import extra
 from raypaml.inference.classifier import Classifier
 from raypaml.inference.model_card import WEIGHTS, Card, digest
 from raypaml.model.cam import CamClassifier, pool_parts
+from raypaml.model.tokens import TokenMap
 
 ONNX = "model.onnx"
 PROGRAM = "model.pt2"
@@ -76,26 +78,43 @@ def save_onnx(model: Classifier, folder: Path) -> Path:
     path = folder / ONNX
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
-            _program(model),
-            (),
-            input_names=["images"],
-            output_names=["logits", "map"],
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None  # as dynamo=True says
+        program = _as_onnx(model)
         program.model.metadata_props.update(of_use(model.card))
         program.save(path, external_data=False)
     return path
+
+
+def _as_onnx(model: Classifier) -> torch.onnx.ONNXProgram:
+    """The model as ONNX; ValueError where PyTorch's exporter cannot convert it."""
+    names = {"input_names": ["images"], "output_names": ["logits", "map"]}
+    try:
+        program = torch.onnx.export(_program(model), (), **names, dynamo=True, verbose=False)  # type: ignore[arg-type]
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().split("\n")[0]
+        raise ValueError(
+            f"onnx: PyTorch's exporter cannot convert {model.card.backbone} ({cause}); leave onnx out of --formats"
+        ) from None
+    assert program is not None  # as dynamo=True says
+    return program
 
 
 def _program(model: Classifier) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with torch.no_grad():
         return torch.export.export(
-            LogitsAndMap(model.model).eval(), (_examples(model, _EXAMPLES),), dynamic_shapes={"images": {0: batch}}
+            LogitsAndMap(_of_one_size(model)).eval(),
+            (_examples(model, _EXAMPLES),),
+            dynamic_shapes={"images": {0: batch}},
         )
+
+
+def _of_one_size(model: Classifier) -> CamClassifier:
+    """The model for images of the card's size alone: ONNX's bicubic resampling gives other values than PyTorch's."""
+    fitted = copy.deepcopy(model.model)
+    for module in fitted.modules():
+        if isinstance(module, TokenMap):
+            module.fit(model.card.height, model.card.width)
+    return fitted
 
 
 def _examples(model: Classifier, count: int) -> Tensor:

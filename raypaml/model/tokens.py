@@ -45,6 +45,11 @@ class TokenMap(nn.Module):
             features = self.net.get_submodule(self.pooled_norm)(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return features  # type: ignore[no-any-return]
 
+    def fit(self, height: int, width: int) -> None:
+        """Resample position embeddings once, to images [H, W]; until then each forward pass resamples them."""
+        if getattr(self.net, "dynamic_img_size", False) and getattr(self.net, "pos_embed", None) is not None:
+            self.net.set_input_size((height, width))  # type: ignore[operator]
+
 
 def token_map(whole: nn.Module, sizes: tuple[int, ...]) -> FeatureMap:
     """The part of a model of timm that gives its last tokens as a map; what does not lead there is taken out of it.
