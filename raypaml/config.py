@@ -14,14 +14,14 @@ from raypaml.augmentation.augmentations import AS_PUBLISHED, Augmentation, augme
 from raypaml.cli import field_types
 from raypaml.credentials import check_no_credentials
 from raypaml.extensions import missing
-from raypaml.losses.schemes import read_settings, scheme_of
+from raypaml.losses.schemes import read_settings, scheme_names, scheme_of
 from raypaml.model.pretrained import IMAGENET
 from raypaml.settings import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
     *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker", "profile", "imports"),
-    *("min_workers", "max_failures", "hang_seconds", "nonfinite"),
+    *("min_workers", "max_failures", "hang_seconds", "nonfinite", "pseudo_labels"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
@@ -34,6 +34,7 @@ EARLIER: dict[str, Any] = {
     "threads": 0,
     "rejection_rounding": "half_up",
     "scheme_defaults": "earlier",
+    "pseudo_labels_sha256": "",
 }
 """What settings were before they existed, where that is not or may not stay their default: a run that was begun then
 goes on so."""
@@ -171,6 +172,11 @@ def _check_loss(config: TrainConfig) -> None:
     steps = rejecting_epochs(epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     scheme = scheme_of(loss.scheme)
     read_settings(scheme.name, loss.scheme_settings)
+    if loss.pseudo_labels and not scheme.takes_pseudo_labels:
+        takers = ", ".join(name for name in scheme_names() if scheme_of(name).takes_pseudo_labels)
+        raise ValueError(f"pseudo_labels={loss.pseudo_labels}: scheme {scheme.name} takes none; these do: {takers}")
+    if loss.pseudo_labels_sha256 and not loss.pseudo_labels:
+        raise ValueError("pseudo_labels_sha256: of no file; give --pseudo-labels FILE too")
     most = 1 if scheme.rate_is_constant else steps
     if scheme.rejects_by == "rate" and loss.delta_rel * most > 100:
         raise ValueError(

@@ -84,6 +84,11 @@ class LossConfig:
     (detach_focal and epsilon were 0, last_epoch 1); runs begun then go on so by themselves."""
     priors: str = ""
     """Run trained with scheme ignore, whose mean scores are the class priors of scheme csl."""
+    pseudo_labels: str = ""
+    """Parquet or CSV (path, s3:// or gs://) with the columns key, class and score, 0 to 1: what another model says of
+    training images, for schemes that take it. An entry without a row has no score."""
+    pseudo_labels_sha256: str = ""
+    """SHA-256 that this file must have; default: the one it has at the start, which the run keeps to."""
     delta_rel: float = 0.5
     """Percent of all entries of a batch added to the rejected an epoch. Published with BoostLU: LL-R 0.5, LL-Ct 0.2,
     LL-Cp 0.1; OpenImages: 0.005 or 0.01."""

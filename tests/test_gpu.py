@@ -98,7 +98,7 @@ def test_selection_and_loss_wait_for_nothing() -> None:
         large_loss(logits, labels, "ll_r", 0.01, check_values=False)[0].backward()
 
 
-@pytest.mark.parametrize("scheme", [name for name in scheme_names() if name not in ("full", "csl")])
+@pytest.mark.parametrize("scheme", [name for name in scheme_names() if name not in ("full", "csl", "gpr")])
 def test_no_step_waits(scheme: str, tiny_digits: Path) -> None:
     """tests/test_waits.py says the same without a GPU, also for schemes that need more than this data."""
     worker = gpu_worker(tiny_digits, scheme=scheme, history=True, flip=True, ema=0.9, clip_gradient=1.0)

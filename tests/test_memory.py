@@ -26,14 +26,18 @@ from raypaml.training.scheme_state import ClassMeans
 from raypaml.training.state_builders import scheme_state_of
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, train_here, weights
+from tests.test_pseudo_labels import noisy_truth
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
-REMEMBERING = ("ignore", "csl", "epr", "role", "em_apl", "splc", "ll_cp_abs")
+PSEUDO = "pseudo.parquet"
+"""The pseudo labels of `gpr`, beside the run whose priors `csl` takes."""
+REMEMBERING = ("ignore", "csl", "epr", "role", "em_apl", "splc", "ll_cp_abs", "gpr")
 
 
 def settings_of(scheme: str, priors: Path) -> TrainConfig:
     more: dict[str, Any] = {"csl": {"priors": str(priors), "scheme_settings": "prior=0.49,likely=3"}}
     more |= {"splc": {"scheme_settings": "tau=0.4"}, "ll_cp_abs": {"scheme_settings": "threshold=0.75"}}
+    more |= {"gpr": {"pseudo_labels": str(priors / PSEUDO), "scheme_settings": "top=20"}}
     return config(scheme=scheme, checkpoint_steps=1, **more.get(scheme, {}))
 
 
@@ -53,6 +57,7 @@ def priors(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = config(scheme="ignore")
     claim(run, settings, open_folder(tiny_digits))
     assert train_here(0, 1, settings, tiny_digits, run, None)
+    noisy_truth(open_folder(tiny_digits), run / PSEUDO, 0.1)
     return run
 
 
@@ -70,7 +75,9 @@ def test_schemes_that_remember_do_so_over_workers_and_interruptions(
         for alone, together in zip(history(one / scheme), history(two / scheme), strict=True):
             assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4), scheme
             assert together["rejected"] == alone["rejected"], scheme
-    for scheme in ("csl", "splc", "ll_cp_abs"):
+    last = history(one / "gpr")[-1]
+    assert last["rejected_missed"] / last["rejected"] > 0.7  # a tenth of the scores are those of another image
+    for scheme in ("csl", "splc", "ll_cp_abs", "gpr"):
         assert sum(record["rejected"] for record in history(one / scheme)) > 0, scheme
     assert len({weights(one / scheme) for scheme in REMEMBERING}) == len(REMEMBERING)
 

@@ -29,6 +29,7 @@ from raypaml.metrics.thresholds import sigmoid
 from raypaml.predict import main
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.mirror import MARKER
+from raypaml.runs.pseudo_label_file import read_pseudo_labels
 from tests.test_sharding_s3 import running as running_store
 
 Run = tuple[Path, str]
@@ -207,6 +208,26 @@ def test_broken_pictures_are_named_at_the_end(
     assert "4 images" in said.err
     assert "3 broken" in said.err
     assert [line.split(",")[0] for line in said.out.splitlines()[1:]] == [str(tmp_path / "d.jpg")]
+
+
+def test_answers_about_shards_are_pseudo_labels_as_they_are(
+    trained: Run, evaluated_digits: Path, tmp_path: Path
+) -> None:
+    data, out = open_folder(evaluated_digits), tmp_path / "teacher.parquet"
+    shards = [str(evaluated_digits / name) for name in data.splits["train"].shards]
+    assert (
+        main([str(trained[0]), *shards, str(evaluated_digits / "test-000000.tar"), "--top", "7", "--out", str(out)])
+        == 0
+    )
+    found = read_pseudo_labels(out, str(out), data)
+    assert found.about.startswith("672 scores, of 96 of 96 training images")
+    assert "rows of pictures (TAR/KEY.jpg) that are not in the training split" in found.about
+    model, index = raypaml.load(trained[0]), data.splits["train"]
+    pixels = Reader(data.shards, index, ())._checked(11)
+    said = {each.class_id: each.score for each in model.predict(Image.open(io.BytesIO(pixels)), top=7)}
+    mine = found.cells // 50 == 11
+    classes = [data.vocabulary.class_ids[cell % 50] for cell in found.cells[mine]]
+    assert dict(zip(classes, found.scores[mine].tolist(), strict=True)) == pytest.approx(said, rel=1e-5)
 
 
 def test_overlays_show_the_best_class(trained: Run, pictures: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from raypaml.augmentation.augmenting import augment
 from raypaml.augmentation.draws import Draws
 from raypaml.augmentation.operations import OPERATIONS, Steps, take_steps
 from raypaml.data.batches import Batch, Reader
+from raypaml.data.score_table import ScoreTable
 from raypaml.losses.schemes import scheme_names
 from raypaml.model.cam import FeatureClassifier
 from raypaml.runs import transfer
@@ -230,9 +231,12 @@ def waits(training: Training, patch: pytest.MonkeyPatch, *, diverged: bool = Fal
 
 @pytest.fixture(autouse=True)
 def _priors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Class priors, without the run that would estimate them."""
+    """Class priors and pseudo labels, without the run and the file that they would come from."""
     tenth = scheme_state.ClassPriors(torch.full((50,), 0.1))
     monkeypatch.setitem(state_builders.STATE_BUILDERS, "class_priors", lambda _: tenth)
+    table = SimpleNamespace(scores=lambda rows: np.full((len(rows), 50), 0.4, np.float32))
+    pseudo = scheme_state.PseudoScores(cast("ScoreTable", table), 2.0)
+    monkeypatch.setitem(state_builders.STATE_BUILDERS, "pseudo_scores", lambda _: pseudo)
 
 
 @pytest.mark.parametrize("scheme", scheme_names())

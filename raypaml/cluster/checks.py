@@ -14,6 +14,7 @@ from raypaml.cluster.nodes import Node, leave, look, remove
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.recipes import otherwise_than_own
+from raypaml.runs.pseudo_labels import with_pseudo_labels
 from raypaml.training.estimate import FLOAT32, RATES, Estimate, estimate
 from raypaml.training.optimizers import moments
 
@@ -206,10 +207,12 @@ def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf
     try:
         config.check()
         data = open_folder(resolve_data(config.data.data), **config.data.opening)
-        found = estimate(config, data)
+        said = list[str]()
+        found = estimate(with_pseudo_labels(config, data, said.append), data)
     except ValueError as error:
         yield Finding(FATAL, str(error))
         return
+    yield from (Finding(FINE, what) for what in said)
     yield enough_shards(config, data)
     if found.nothing_rejected:
         yield Finding(WARNING, found.nothing_rejected, "--delta-rel, --warmup-epochs; or --scheme an, if it is meant")

@@ -51,7 +51,7 @@ def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-def _shared(array: pa.Array) -> Any:
+def shared_numbers(array: pa.Array) -> Any:
     """Numbers where they lie in the mapped file, pages that all processes share.
 
     By DLPack, for pyarrow's `to_numpy` would load pandas, 30 MB and more in every process.
@@ -67,21 +67,26 @@ Cells = tuple[NDArray[np.int64], NDArray[np.int8]]
 class Ragged:
     """Lists of class columns for N samples: `values[offsets[i]:offsets[i + 1]]` belongs to sample i."""
 
-    offsets: NDArray[np.int32]
+    offsets: NDArray[np.integer[Any]]
     values: NDArray[np.int32]
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> Ragged:
         """View an Arrow list column without copying it."""
         array = _only_chunk(column)
-        return cls(_shared(array.offsets), _shared(array.values))
+        return cls(shared_numbers(array.offsets), shared_numbers(array.values))
 
     def cells(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """The (position in `rows`, class) of every entry listed for these samples."""
+        position, places = self.places(rows)
+        return position, self.values[places]
+
+    def places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The (position in `rows`, place in `values`) of every entry listed for these samples."""
         counts = self.offsets[rows + 1] - self.offsets[rows]
         position = np.repeat(np.arange(len(rows)), counts)
         starts = np.repeat(self.offsets[rows] - (np.cumsum(counts) - counts), counts)
-        return position, self.values[starts + np.arange(len(position))]
+        return position, starts + np.arange(len(position))
 
 
 class Index:
@@ -105,7 +110,7 @@ class Index:
         self.key_column: pa.ChunkedArray = table["key"]
         self._boxes = table["boxes"]
         self.shard, self.offset, self.size, self.crc32 = (
-            _shared(_only_chunk(table[name])) for name in ("shard", "offset", "size", "crc32")
+            shared_numbers(_only_chunk(table[name])) for name in ("shard", "offset", "size", "crc32")
         )
         self.positives, self.negatives, self._truth = (Ragged.of(table[n]) for n in ("positives", "negatives", "truth"))
 

@@ -119,7 +119,7 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
                     if passed_over is not None:
                         passed_over[reason].append(f"{path.name}: {member.name}")
                     continue
-                key, suffix = member.name.partition(".")[::2] if form.is_own else _split_name(member.name, form)
+                key, suffix = member.name.partition(".")[::2] if form.is_own else key_and_suffix(member.name, form)
                 if not member.isreg() or member.issparse() or not _is_key(key, form):
                     raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{_grammar(form)}")
                 offset = member.offset_data
@@ -146,7 +146,7 @@ def _passed_over(member: tarfile.TarInfo) -> str:
     return "" if parts and "." in parts[-1] else "without an extension"
 
 
-def _split_name(name: str, form: LabelForm) -> tuple[str, str]:
+def key_and_suffix(name: str, form: LabelForm) -> tuple[str, str]:
     """Key and suffix, parted at the first dot of the file's name as WebDataset does; no key: empty.
 
     Keys with dots are parted as `LabelForm.dotted_keys` says. A path that leads out of the tar has no key.

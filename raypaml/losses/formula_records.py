@@ -44,7 +44,7 @@ EXPECTED_DIFFERS = (
 SINGLE_POSITIVE = ("VOC", "COCO", "NUS-WIDE", "CUB")
 
 
-def _published(source: str, **values: tuple[float, float, float, float]) -> tuple[Published, ...]:
+def by_data_set(source: str, **values: tuple[float, float, float, float]) -> tuple[Published, ...]:
     """The values for VOC, COCO, NUS-WIDE and CUB, in this order."""
     return tuple(
         Published((data,), {name: each[number] for name, each in values.items()}, source)
@@ -63,7 +63,20 @@ EM_BATCHES: dict[str, tuple[float, float, float, float]] = {
     "lr": (1e-5, 1e-5, 1e-5, 1e-4),
 }
 """What EM and EM+APL share, for VOC, COCO, NUS-WIDE and CUB."""
-EXPECTED_POSITIVES = _published("code", expected=(1.5, 2.9, 1.9, 31.4))
+EXPECTED_POSITIVES = by_data_set("code", expected=(1.5, 2.9, 1.9, 31.4))
+GR = (
+    Setting("q2", 0.01, "bounds the cost of a missed positive", ABOVE_ZERO),
+    Setting("q3", 1.0, "bounds the cost of a negative", ABOVE_ZERO),
+    Setting("slope", 0.0, "k(p) = sigmoid(slope p + offset), at the start"),
+    Setting("slope_end", 2.0, "slope after the last epoch"),
+    Setting("offset", -2.0, "offset at the start"),
+    Setting("offset_end", -2.0, "offset after the last epoch"),
+    Setting("centre", 0.5, "v(p) is a Gaussian around it, at the start"),
+    Setting("centre_end", 0.8, "centre in the last epoch"),
+    Setting("width", 2.0, "width of that Gaussian at the start", ABOVE_ZERO),
+    Setting("width_end", 0.5, "width in the last epoch"),
+    dataclasses.replace(EPSILON, default=1e-7),
+)
 EXPECTED = Setting("expected", 0.0, "positives expected in an image; 0: as many as observed in the validation split")
 
 FORMULA_SCHEMES = (
@@ -173,7 +186,7 @@ FORMULA_SCHEMES = (
         equation="section 3",
         loss="raypaml.losses.formulas:em",
         settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"), EPSILON),
-        published=(EM_PROTOCOL, *_published("code", **EM_BATCHES)),
+        published=(EM_PROTOCOL, *by_data_set("code", **EM_BATCHES)),
     ),
     Scheme(
         name="em_apl",
@@ -192,7 +205,7 @@ FORMULA_SCHEMES = (
         state="class_scores",
         published=(
             EM_PROTOCOL,
-            *_published("code", **EM_BATCHES, pseudo_weight=(0.02, 0.9, 0.2, 0.4), warmup_epochs=(5, 5, 4, 3)),
+            *by_data_set("code", **EM_BATCHES, pseudo_weight=(0.02, 0.9, 0.2, 0.4), warmup_epochs=(5, 5, 4, 3)),
             Published(SINGLE_POSITIVE, {"share": 0.9}, "code"),
         ),
         differs="A histogram of each class's logits, as training saw them in the last epoch, decides again in every "
@@ -207,32 +220,20 @@ FORMULA_SCHEMES = (
         equation="section 3",
         loss="raypaml.losses.scheme_losses:gr_loss",
         loss_of="batch",
-        settings=(
-            Setting("q2", 0.01, "bounds the cost of a missed positive", ABOVE_ZERO),
-            Setting("q3", 1.0, "bounds the cost of a negative", ABOVE_ZERO),
-            Setting("slope", 0.0, "k(p) = sigmoid(slope p + offset), at the start"),
-            Setting("slope_end", 2.0, "slope after the last epoch"),
-            Setting("offset", -2.0, "offset at the start"),
-            Setting("offset_end", -2.0, "offset after the last epoch"),
-            Setting("centre", 0.5, "v(p) is a Gaussian around it, at the start"),
-            Setting("centre_end", 0.8, "centre in the last epoch"),
-            Setting("width", 2.0, "width of that Gaussian at the start", ABOVE_ZERO),
-            Setting("width_end", 0.5, "width in the last epoch"),
-            dataclasses.replace(EPSILON, default=1e-7),
-        ),
+        settings=GR,
         published=(
             Published(
                 SINGLE_POSITIVE,
                 {"alpha": 1, "lr": 1e-5, "head_lr_mult": 10, "stop_below": 2},
                 "GR's and AEVLP's code",
             ),
-            *_published(
+            *by_data_set(
                 "AEVLP's code, configured for its own loss, which contains GR; GR's code has VOC's for all",
                 slope_end=(2, 10, 10, 10),
                 offset_end=(-2, -8, -8, -8),
                 q3=(1, 1, 1, 1.5),
             ),
-            *_published(
+            *by_data_set(
                 "AEVLP's code; GR's has 8 and 8 for all", global_batch_size=(8, 16, 16, 8), epochs=(8, 8, 10, 10)
             ),
         ),

@@ -156,13 +156,48 @@ def gr(
     weight; neither takes a gradient. A positive costs -log p, the limit q1 -> 0. (Y. Chen et al., IJCAI 2024, section
     3. Chosen: k and v as in the published code, where they move linearly with the epoch.)
     """
-    p = torch.sigmoid(logits.detach())
-    k = torch.sigmoid(slope * p + offset)
-    v = torch.exp(-((p - centre) ** 2) / (2 * width**2))
+    k = torch.sigmoid(slope * torch.sigmoid(logits.detach()) + offset)
+    v = _gr_weight(logits, centre, width)
     missed = -torch.expm1(q2 * logsigmoid(logits)) / q2
     absent = -torch.expm1(q3 * logsigmoid(-logits)) / q3
     unobserved = v * (k * missed + (1 - k) * absent)
     return _by_label(labels, _cost(logits, epsilon), _cost(-logits, epsilon), unobserved)
+
+
+def _gr_weight(logits: Tensor, centre: float, width: float) -> Tensor:
+    """GR's v(p), which takes no gradient."""
+    return torch.exp(-((torch.sigmoid(logits.detach()) - centre) ** 2) / (2 * width**2))
+
+
+def gpr(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    pseudo: Tensor,
+    pull: Tensor,
+    lightest: float,
+    heaviest: float,
+    target: float,
+    regulariser: float,
+    **settings: float,
+) -> Tensor:
+    """Generalised pseudo-label robust loss (GPR): GR without a pseudo label, and the regulariser of EPR.
+
+    An unobserved entry that is pseudo-positive costs w (-target log p - (1 - target) log(1 - p)), w = 1 - v(p) within
+    `lightest` and `heaviest`; one that is pseudo-negative costs -v(p) log(1 - p); v(p) is that of GR. `regulariser` x
+    `pull` x p is the gradient of the penalty, as in `epr`. (L. Tran et al., ICCV 2025.)
+
+    Args:
+        pseudo: [n] POSITIVE, NEGATIVE, or UNOBSERVED where there is no pseudo label.
+    """
+    weight = _gr_weight(logits, settings["centre"], settings["width"])
+    sure = (1 - weight).clamp(lightest, heaviest)
+    positive = sure * _cross(torch.full_like(logits, target), logits, settings["epsilon"])
+    negative = weight * _cost(-logits, settings["epsilon"])
+    robust = gr(logits, labels, **settings)
+    unlabelled = _by_label(pseudo, positive, negative, robust)
+    losses = torch.where(labels == UNOBSERVED, unlabelled, robust)
+    return losses + regulariser * pull.to(logits.dtype) * torch.sigmoid(logits)
 
 
 def hill(logits: Tensor, labels: Tensor, *, margin: float, gamma: float, lamb: float) -> Tensor:

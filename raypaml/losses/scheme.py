@@ -6,6 +6,7 @@ Nothing here needs torch, so that `--help` and the checks of a configuration can
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Bounds:
 
 ANY_NUMBER = Bounds()
 ABOVE_ZERO = Bounds(least=0.0, wording="must be above 0")
+AT_LEAST_ZERO = Bounds(least=0.0, from_least=True)
 SHARE = Bounds(least=0.0, most=1.0, from_least=True)
 SWITCH = Bounds(least=1.0, most=1.0, also=(0.0, 1.0), wording="1 for on, or 0 for off")
 FOCUSING = Bounds(
@@ -125,6 +127,8 @@ class Scheme:
     """What the function takes. entry: (logits [n], labels [n], **settings) -> losses [n], averaged over all entries.
     batch: (logits [B, K], labels [B, K], StepContext) -> this rank's share of the loss, and the rejected entries."""
     settings: tuple[Setting, ...] = ()
+    ascending: tuple[str, ...] = ()
+    """Settings none of which may be smaller than the one before it."""
     state: str = ""
     """What it keeps from step to step, a name in `training.state_builders.STATE_BUILDERS`; empty: nothing.
     A scheme of your own may name a function 'module:function' that takes a `Start` and returns a `SchemeState`."""
@@ -141,6 +145,8 @@ class Scheme:
     """What `--augment published` does to its training images: the name of the augmentation that its code uses."""
     needs_truth: bool = False
     """Whether every label must be known."""
+    takes_pseudo_labels: bool = False
+    """Whether it works on scores of another model (`--pseudo-labels`), which it then needs."""
     published: tuple[Published, ...] = ()
     differs: str = ""
     """What our form does otherwise than the published code or paper; empty where no difference is known."""
@@ -152,6 +158,13 @@ class Scheme:
             raise ValueError(f"scheme {self.name}: a setting is given twice; keep one record each")
         for setting in self.settings:
             setting.check(setting.default)
+
+    def check_together(self, given: Mapping[str, float]) -> None:
+        """Raise ValueError where settings, those given over the defaults, do not go together."""
+        values = self.defaults | dict(given)
+        for low, high in itertools.pairwise(self.ascending):
+            if values[low] > values[high]:
+                raise ValueError(f"scheme_settings: {low}={values[low]:g}: must be at most {high}={values[high]:g}")
 
     @property
     def defaults(self) -> dict[str, float]:

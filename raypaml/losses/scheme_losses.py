@@ -166,7 +166,12 @@ def em_apl_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[T
 
 
 def gr_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Generalised robust loss, whose k and v move with the epoch.
+    """Generalised robust loss, whose k and v move with the epoch."""
+    return _mean(formulas.gr, logits, labels, context, gr_settings(context)), _nothing_rejected(labels)
+
+
+def gr_settings(context: StepContext) -> dict[str, float]:
+    """The settings of GR's formula in this epoch.
 
     Slope and offset reach their ends after the last epoch, centre and width with it, as in the published code.
     """
@@ -176,8 +181,7 @@ def gr_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tenso
     moved = {
         name: ends[name] + (ends[f"{name}_end"] - ends[name]) * done / context.epochs for name, done in progress.items()
     }
-    known = {name: ends[name] for name in ("q2", "q3", "epsilon")} | moved
-    return _mean(formulas.gr, logits, labels, context, known), _nothing_rejected(labels)
+    return {name: ends[name] for name in ("q2", "q3", "epsilon")} | moved
 
 
 def splc_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
@@ -190,15 +194,15 @@ def splc_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Ten
 
 def epr_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
     """Expected positive regularisation, with the whole penalty."""
-    return _regularised(formulas.epr, 1.0, logits, labels, context), _nothing_rejected(labels)
+    return regularised(formulas.epr, 1.0, logits, labels, context), _nothing_rejected(labels)
 
 
 def role_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
     """Regularised online label estimation, the classifier's half of it, and so with half the penalty."""
-    return _regularised(formulas.role, 0.5, logits, labels, context), _nothing_rejected(labels)
+    return regularised(formulas.role, 0.5, logits, labels, context), _nothing_rejected(labels)
 
 
-def _regularised(term: Term, weight: float, logits: Tensor, labels: Tensor, context: StepContext) -> Tensor:
+def regularised(term: Term, weight: float, logits: Tensor, labels: Tensor, context: StepContext) -> Tensor:
     """Add weight ((mean number of positives) - expected)^2 / K^2 of the global batch (E. Cole et al., CVPR 2021).
 
     An entry's share of its gradient is that of `pull` x probability; the value is put right afterwards.

@@ -14,6 +14,7 @@ from typing import Literal
 from raypaml.cli import known_names
 from raypaml.losses.formula_records import FORMULA_SCHEMES
 from raypaml.losses.large_loss_records import LARGE_LOSS_SCHEMES
+from raypaml.losses.pseudo_label_records import PSEUDO_LABEL_SCHEMES
 from raypaml.losses.scheme import Scheme, read_numbers
 
 SCHEMES: dict[str, Scheme] = {}
@@ -50,7 +51,10 @@ def read_settings(scheme: str, text: str) -> dict[str, float]:
     Raises:
         ValueError: a setting that the scheme has not, or a value outside the setting's bounds; the message names it.
     """
-    return read_numbers(text, scheme_of(scheme).settings, "scheme_settings", f"scheme {scheme}")
+    record = scheme_of(scheme)
+    given = read_numbers(text, record.settings, "scheme_settings", f"scheme {scheme}")
+    record.check_together(given)
+    return given
 
 
 def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier"]) -> dict[str, float]:
@@ -127,5 +131,5 @@ def rows_as_markdown(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in ruled)
 
 
-for record in (*LARGE_LOSS_SCHEMES, *FORMULA_SCHEMES):
+for record in (*LARGE_LOSS_SCHEMES, *FORMULA_SCHEMES, *PSEUDO_LABEL_SCHEMES):
     register_scheme(record)

@@ -123,6 +123,7 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
         device=device,
         kind=kind,
         memory=_weights(config, shape, plan.lanes, kind)
+        | {"scores of pseudo labels": FLOAT32 * part * num_classes * bool(config.loss.pseudo_labels)}
         | _batch(shape, part, at_once, num_classes, 3 * height * width, tile_images(num_classes, cells, device), kind),
         flops=shape.training_flops() + (at_once < part) * (shape.flops + shape.head_flops),
     )

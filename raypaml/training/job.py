@@ -14,6 +14,7 @@ from raypaml.explanations.drift import make_probe
 from raypaml.model.backbones import check_backbone
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
+from raypaml.runs.pseudo_labels import with_pseudo_labels
 from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
 from raypaml.training.estimate import describe_estimate, estimate
 from raypaml.training.rejection_counts import nothing_rejected
@@ -36,6 +37,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         ValueError: what is wrong, with the field to change.
     """
     data = checked_data(config, say)
+    config = with_pseudo_labels(config, data, say)
     scheme_state_of(config, data)
     make_probe(config, data, "cpu")
     check_model(config, data, say)
@@ -54,7 +56,8 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
 
 def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
     """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
-    return describe_estimate(config, estimate(config, checked_data(config, say)))
+    data = checked_data(config, say)
+    return describe_estimate(config, estimate(with_pseudo_labels(config, data, say), data))
 
 
 def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> TrainConfig:

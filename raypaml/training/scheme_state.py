@@ -10,9 +10,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from raypaml.data.score_table import ScoreTable
 from raypaml.labels import IntArray
 from raypaml.losses.fused_terms import UNIT, probability_sum
 from raypaml.runs.ranks import Ranks
+from raypaml.runs.transfer import send
 
 
 class SchemeState:
@@ -110,7 +112,7 @@ class ClassPriors(SchemeState):
 
 
 class ExpectedPositives(SchemeState):
-    """The expected number of positives of an image, for `epr`: as many as the validation split has."""
+    """The expected number of positives of an image, for `epr` and others: as many as the validation split has."""
 
     def __init__(self, expected: float):
         self.expected = expected
@@ -118,3 +120,16 @@ class ExpectedPositives(SchemeState):
     def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor | float]:  # noqa: ARG002
         """The number, the same for all samples."""
         return {"expected": self.expected}
+
+
+class PseudoScores(ExpectedPositives):
+    """The scores of a file of pseudo labels, of which each batch gets its rows; beside them the expected positives."""
+
+    def __init__(self, table: ScoreTable, expected: float):
+        super().__init__(expected)
+        self._table = table
+
+    def known(self, rows: IntArray, labels: Tensor) -> Mapping[str, Tensor | float]:
+        """The scores [B, K], NaN for an entry that has none, and the expected number of positives."""
+        (scores,) = send([torch.from_numpy(self._table.scores(rows))], labels.device)
+        return {"expected": self.expected, "scores": scores}

@@ -10,10 +10,11 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.extensions import named_function
 from raypaml.losses.scheme_losses import check_schedule
 from raypaml.losses.schemes import all_settings, scheme_of
+from raypaml.runs.pseudo_labels import open_pseudo_labels
 from raypaml.training.class_scores import ClassScores
 from raypaml.training.label_estimates import LabelEstimates
 from raypaml.training.priors import mean_positives, read_priors
-from raypaml.training.scheme_state import ClassMeans, ClassPriors, ExpectedPositives, SchemeState
+from raypaml.training.scheme_state import ClassMeans, ClassPriors, ExpectedPositives, PseudoScores, SchemeState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,9 @@ STATE_BUILDERS: dict[str, Callable[[Start], SchemeState]] = {
     "expected_positives": lambda start: ExpectedPositives(mean_positives(start.data)),
     "class_scores": lambda start: ClassScores(
         len(start.data.vocabulary), start.config.loss, start.config.optim.epochs, start.settings["share"]
+    ),
+    "pseudo_scores": lambda start: PseudoScores(
+        open_pseudo_labels(start.config, start.data), mean_positives(start.data)
     ),
     "label_estimates": lambda start: LabelEstimates(
         start.data.splits["train"], mean_positives(start.data), start.settings

@@ -46,6 +46,7 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
 
     torch.set_num_threads(1)
     job = prepare_job(config, lambda _: None)
+    config = job.config
     finished = job.folder / "result.json"
     if finished.is_file():
         return dict(json.loads(finished.read_text()))

@@ -1,0 +1,70 @@
+"""Scores that somebody else gave some entries of a split: sparse, one memory-mapped Arrow file that processes share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypaml.data.index import Ragged, shared_numbers
+from raypaml.files import whole
+from raypaml.labels import IntArray
+
+_ENTRY = pa.struct([("class", pa.int32()), ("score", pa.float32())])
+_SCHEMA = pa.schema([("entries", pa.large_list(_ENTRY))])
+_ABOUT = b"about"
+
+
+class ScoreTable:
+    """Of N samples, the scores of those of K classes that have one, opened."""
+
+    def __init__(self, table: pa.Table, num_classes: int):
+        entries = table["entries"].chunk(0)
+        self.num_classes = num_classes
+        self.about = (table.schema.metadata or {})[_ABOUT].decode()
+        """What was read of the file and what was skipped, for people."""
+        self._classes = Ragged(shared_numbers(entries.offsets), shared_numbers(entries.values.field("class")))
+        self._scores: NDArray[np.float32] = shared_numbers(entries.values.field("score"))
+
+    def scores(self, rows: IntArray) -> NDArray[np.float32]:
+        """[B, K] scores of these samples, NaN for an entry that has none."""
+        dense = np.full((len(rows), self.num_classes), np.nan, np.float32)
+        position, places = self._classes.places(rows)
+        dense[position, self._classes.values[places]] = self._scores[places]
+        return dense
+
+
+def write_scores(
+    path: Path, cells: IntArray, scores: NDArray[np.float32], num_samples: int, num_classes: int, about: str
+) -> None:
+    """Write a table, whole or not at all; other processes may be writing the same one.
+
+    Args:
+        cells: [E] entries (sample row x K + class), ascending.
+        scores: [E] of these.
+        about: see `ScoreTable.about`.
+    """
+    offsets = np.searchsorted(cells, np.arange(num_samples + 1) * num_classes)
+    columns = [pa.array((cells % num_classes).astype(np.int32)), pa.array(scores)]
+    entries = pa.StructArray.from_arrays(columns, fields=list(_ENTRY))
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets.astype(np.int64)), entries)
+    table = pa.table([lists], schema=_SCHEMA.with_metadata({_ABOUT: about}))
+    with (
+        whole(path, shared=True) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table, max_chunksize=num_samples)  # one batch: columns stay zero-copy
+
+
+def open_scores(path: Path, num_samples: int, num_classes: int) -> ScoreTable:
+    """Memory-map a table; ValueError where it is not one of so many samples and classes."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable table of scores ({error}); delete it, it is made again") from None
+    if table.schema != _SCHEMA or table["entries"].num_chunks != 1 or len(table) != num_samples:
+        raise ValueError(f"{path}: not a table of the scores of {num_samples:,} samples; delete it, it is made again")
+    return ScoreTable(table, num_classes)

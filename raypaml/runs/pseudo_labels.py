@@ -1,0 +1,115 @@
+"""The pseudo labels of a run: a file known by its SHA-256, read once on each node into a table that workers share."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raypaml.config import TrainConfig
+from raypaml.data.cache import copy
+from raypaml.data.data_folder import DataFolder
+from raypaml.data.score_table import ScoreTable, open_scores, write_scores
+from raypaml.data.storage import Location, brief
+from raypaml.files import sweep
+from raypaml.losses.schemes import scheme_of
+from raypaml.runs.pseudo_label_file import read_pseudo_labels
+
+_FORM = "1"
+"""Of the tables and of how files are read; another one makes every table anew."""
+
+
+def with_pseudo_labels(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
+    """The configuration with the SHA-256 of its file of pseudo labels, which is read, checked and spoken of here.
+
+    Raises:
+        ValueError: the scheme needs such a file and has none; what is wrong with the file; it is another file than the
+            configuration says.
+    """
+    loss = config.loss
+    if not scheme_of(loss.scheme).takes_pseudo_labels:
+        return config
+    if not loss.pseudo_labels:
+        raise ValueError(
+            f"scheme={loss.scheme} needs pseudo labels: give --pseudo-labels FILE, a Parquet or CSV with the columns "
+            'key, class and score; losses/README.md, "Pseudo labels", says how to make one'
+        )
+    with _on_this_machine(config) as file:
+        digest = _digest(file, loss.pseudo_labels)
+        if loss.pseudo_labels_sha256 not in ("", digest):
+            raise ValueError(
+                f"pseudo_labels={loss.pseudo_labels}: SHA-256 {digest[:12]}, and not {loss.pseudo_labels_sha256[:12]} "
+                "with which the run was begun; give the same file, or another --name and no --pseudo-labels-sha256"
+            )
+        table = _made(file, digest, config, data)
+    say(f"pseudo labels {loss.pseudo_labels}: {table.about}")
+    where = loss.pseudo_labels if "://" in loss.pseudo_labels else str(Path(loss.pseudo_labels).absolute())
+    return config.override({"pseudo_labels": where, "pseudo_labels_sha256": digest})
+
+
+def open_pseudo_labels(config: TrainConfig, data: DataFolder) -> ScoreTable:
+    """The table of a run's pseudo labels; the first process of a node that wants it reads the file."""
+    path = _place(config.loss.pseudo_labels_sha256, config, data)
+    if not (config.loss.pseudo_labels_sha256 and path.is_file()):
+        config = with_pseudo_labels(config, data, lambda _: None)
+        path = _place(config.loss.pseudo_labels_sha256, config, data)
+    return open_scores(path, len(data.splits["train"]), len(data.vocabulary))
+
+
+def _folder(config: TrainConfig) -> Path:
+    """Of this node's tables."""
+    cache = config.data.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
+    return Path(cache) / "pseudo_labels"
+
+
+def _place(digest: str, config: TrainConfig, data: DataFolder) -> Path:
+    """Where the table of a file lies, for these classes and samples."""
+    index = data.splits["train"]
+    known = hashlib.sha256(json.dumps([_FORM, data.vocabulary.class_ids, data.vocabulary.names, index.shards]).encode())
+    for chunk in index.key_column.chunks:
+        for buffer in filter(None, chunk.buffers()):
+            known.update(buffer)
+    return _folder(config) / f"{digest[:16]}-{known.hexdigest()[:16]}.arrow"
+
+
+def _made(file: Path, digest: str, config: TrainConfig, data: DataFolder) -> ScoreTable:
+    """The table of a file, read by the first process of this node that comes here; the others wait for it."""
+    path, index, num_classes = _place(digest, config, data), data.splits["train"], len(data.vocabulary)
+    with (path.with_suffix(".lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            found = read_pseudo_labels(file, config.loss.pseudo_labels, data)
+            write_scores(path, found.cells, found.scores, len(index), num_classes, found.about)
+    return open_scores(path, len(index), num_classes)
+
+
+def _digest(file: Path, name: str) -> str:
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"pseudo_labels={name}: cannot be read: {brief(error)}") from None
+
+
+@contextmanager
+def _on_this_machine(config: TrainConfig) -> Iterator[Path]:
+    """The file, or a copy of one in a store, which is gone afterwards."""
+    name, folder = config.loss.pseudo_labels, _folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, shared=True)
+    where = Location(name)
+    if where.is_local:
+        yield Path(where.open()[1])
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        target = Path(unfinished) / name.partition("?")[0].rpartition("/")[2]
+        try:
+            copy(where, target, 1 << 62)
+        except OSError as error:
+            raise ValueError(f"pseudo_labels={name}: cannot be read: {brief(error)}") from None
+        yield target
