@@ -42,6 +42,7 @@ CUT: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224@224": NARROW,
 }
 """A model of each family, and what it is cut to here."""
+SLOWER = ("maxvit_pico_rw_256@224", "swinv2_tiny_window8_256", "test_convnext")
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def images_of(size: int, count: int = 1) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.cluster] * (one in SLOWER)) for one in CUT])
 @pytest.mark.usefixtures("cut")
 def test_every_family_has_a_map_and_learns_at_two_sizes(name: str) -> None:
     """A gradient reaches every parameter: DDP and exact gradients need that, and it is a test of what was cut off."""
