@@ -40,6 +40,7 @@ def make(backbone: str, folder: Path, alpha: float | list[float] = 5.0) -> Class
         vocabulary=Vocabulary.digest_of(ids),
         backbone=backbone,
         alpha=alpha,
+        training_alpha=2.0,
         thresholds=[0.25] * 11 if isinstance(alpha, list) else None,
         height=64,
         width=64,

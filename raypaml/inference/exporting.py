@@ -57,8 +57,10 @@ def save_weights(model: Classifier, folder: Path) -> Path:
     """`model.safetensors` and `card.json`, which `raypaml.load` takes."""
     path = folder / WEIGHTS
     weights = {name: value.contiguous() for name, value in model.model.state_dict().items()}
-    save_file(weights, path, metadata=of_use(model.card))
-    Card(**{**vars(model.card), "weights": digest(path)}).write(folder)
+    card = model.card
+    as_trained = card.thresholds is None and card.alpha == card.training_alpha  # the bytes of earlier versions
+    save_file(weights, path, metadata=None if as_trained else of_use(card))
+    Card(**{**vars(card), "weights": digest(path)}).write(folder)
     return path
 
 
