@@ -92,6 +92,9 @@ class LossConfig:
     delta_rel: float = 0.5
     """Percent of all entries of a batch added to the rejected an epoch. Published with BoostLU: LL-R 0.5, LL-Ct 0.2,
     LL-Cp 0.1; OpenImages: 0.005 or 0.01."""
+    rejection_alpha: float = 0.0
+    """alpha of the logits by which delta_rel's rejection ranks the entries, >= 1, while loss and gradient keep --alpha;
+    0: the same (published)."""
     warmup_epochs: int = 1
     """Plain assume-negative epochs before the first rejection, >= 1. Published: 1; EM+APL: 3 to 5."""
     schedule: Literal["epoch", "samples"] = "epoch"

@@ -146,6 +146,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"head_weights": True, "weights": "some.safetensors", "head_init": "torch"},
         "head_init=torch: with head_weights the head is the file's",
     ),
+    ({"rejection_alpha": 0.5}, "rejection_alpha=0.5: must be at least 1, or 0 for that of training"),
+    ({"rejection_alpha": NAN}, "rejection_alpha=nan: must be at least 1"),
+    ({"rejection_alpha": 5.0, "scheme": "an"}, "rejection_alpha: scheme an ranks no entries"),
     ({"head_prior": 1.0}, "head_prior=1.0: a probability, at least 0 and below 1"),
     ({"head_prior": NAN}, "head_prior=nan: a probability"),
     (

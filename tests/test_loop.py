@@ -229,3 +229,17 @@ def test_asked_at_the_end_of_an_epoch_it_stops_right_there(
     assert not (tmp_path / "predictions").exists()
     assert train_here(0, 1, config(), tiny_digits, tmp_path, None)
     assert weights(tmp_path) == weights(undisturbed)
+
+
+def test_boosted_logits_rank_for_rejection(tiny_digits: Path, tmp_path: Path) -> None:
+    settings = config(alpha=1.0, rejection_alpha=20.0, epochs=2, delta_rel=20.0)
+    index = open_folder(tiny_digits).splits["train"]
+    found = {}
+    for name, changed in (("one", {}), ("pieces", {"micro_batch_size": 8}), ("plain", {"rejection_alpha": 0.0})):
+        assert train_here(0, 1, settings.override(changed), tiny_digits, tmp_path / name, None)
+        rejected = dict(read_epochs(tmp_path / name, index))[1].tolist()
+        found[name] = ([record["loss"] for record in history(tmp_path / name)], rejected)
+    assert found["pieces"] == found["one"]
+    assert found["plain"][0][0] == found["one"][0][0]  # the warm-up rejects nothing, and loss and gradient have alpha 1
+    assert len(found["plain"][1]) == len(found["one"][1])
+    assert found["plain"][1] != found["one"][1]

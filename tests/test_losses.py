@@ -415,3 +415,16 @@ def test_rejected_entries_stay_in_the_denominator() -> None:
     labels = as_labels(1, -1, -1, -1, -1)
     assert large_loss(logits, labels, "an")[0].item() == pytest.approx(0.74)
     assert large_loss(logits, labels, "ll_r", 2 / 5)[0].item() == pytest.approx(0.08)
+
+
+def test_other_logits_may_rank_the_entries() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits, ranking = torch.randn(2, 6, 5, generator=draws, dtype=torch.float64)
+    labels = torch.randint(-1, 2, (6, 5), generator=draws, dtype=torch.int8)
+    loss, rejected = large_loss(logits, labels, "ll_r", Fraction(7, 30), ranking=ranking)
+    unobserved = [(float(ranking[cell]), cell) for cell in np.ndindex(6, 5) if labels[cell] == -1]
+    taken = {cell for _, cell in sorted(unobserved, reverse=True)[:7]}
+    assert {tuple(cell) for cell in rejected.nonzero().tolist()} == taken
+    costs = [math.log1p(math.exp(-v if labels[cell] == 1 else v)) for cell in np.ndindex(6, 5) for v in [logits[cell]]]
+    kept = [cost for cost, cell in zip(costs, np.ndindex(6, 5), strict=True) if cell not in taken]
+    assert loss.item() == pytest.approx(sum(kept) / 30, rel=1e-12)

@@ -165,3 +165,19 @@ def test_a_head_begins_as_torch_does_where_that_is_asked() -> None:
         assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
     usual = build_model(ModelConfig(backbone="small"), 400).head
     assert usual.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_logits_that_rank_for_rejection_have_their_own_alpha_and_no_gradient() -> None:
+    torch.manual_seed(0)
+    model = CamClassifier(Pixels(), 4, alpha=1.0)
+    images = uint8_images(2, 3, 5, 6)
+    plain = model(images)
+    model.rejection_alpha = 20.0
+    both = model(images)
+    positive, negative = pool_parts(model.cam(images))
+    torch.testing.assert_close(both[:, :4], plain, rtol=0, atol=0)
+    torch.testing.assert_close(both[:, 4:], 20 * positive + negative)
+    slope = torch.randn(2, 8)
+    (ours,) = torch.autograd.grad(both, model.head.weight, slope)
+    (expected,) = torch.autograd.grad(plain, model.head.weight, slope[:, :4])
+    assert torch.equal(ours, expected)

@@ -76,6 +76,7 @@ def large_loss(
     group: dist.ProcessGroup | None = None,
     scope: Literal["global", "rank"] = "global",
     rounding: Rounding = "up",
+    ranking: Tensor | None = None,
     check_values: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Binary cross-entropy from partial labels, without the unobserved entries that look like missed positives.
@@ -98,6 +99,7 @@ def large_loss(
         scope: "rank" rejects within this rank's part alone, as published code does under data parallelism: what is
             rejected then depends on the number of ranks.
         rounding: how k becomes whole; half_up as in earlier versions.
+        ranking: [B, K] finite logits that rank the entries instead, such as those of a larger alpha.
         check_values: False leaves `check_labels` and `check_finite` to the caller: on a GPU they wait for the device.
 
     Returns:
@@ -119,7 +121,8 @@ def large_loss(
     rejects = bool(scheme_of(scheme).rejects_by)
     count = rejection_count(rejection_rate, considered * logits.shape[1], rounding) if rejects else 0
     if threshold is None:
-        rejected = select(logits, labels, count, first_row=first_row, group=group if scope == "global" else None)
+        ranked = logits if ranking is None else ranking
+        rejected = select(ranked, labels, count, first_row=first_row, group=group if scope == "global" else None)
     else:
         rejected = exceeds(logits, labels, threshold)
     if scheme == "ignore":

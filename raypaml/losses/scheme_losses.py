@@ -48,6 +48,8 @@ class StepContext:
     """Of the number of entries to reject."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """The scheme's settings; `scheme_loss` completes them by the published ones."""
+    ranking: Tensor | None = None
+    """[B, K] logits that rank entries for rejection, where they are not those of the loss."""
     known: Mapping[str, Any] = field(default_factory=dict)
     """What training remembers for the scheme; see `training.scheme_state`."""
 
@@ -116,6 +118,7 @@ def large_loss_by_rate(logits: Tensor, labels: Tensor, context: StepContext) -> 
         group=context.group,
         scope=context.scope,
         rounding=context.rounding,
+        ranking=context.ranking,
         check_values=False,
     )
 

@@ -92,6 +92,8 @@ class CamClassifier(nn.Module):
         else:
             check_alpha(alpha)
             self.alpha = alpha
+        self.rejection_alpha: float | None = None
+        """The alpha of the logits that rank entries for rejection, where training asks for another than its own."""
         self.frozen = False
         """Whether the backbone neither learns nor counts."""
         self.backbone = backbone
@@ -136,22 +138,32 @@ class CamClassifier(nn.Module):
         return pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [B, K], float32, of uint8 images [B, 3, H, W]."""
-        positive, negative = self.pooled(images)
-        return self.alpha * positive + negative
+        """Logits, float32, of uint8 images [B, 3, H, W]: [B, K], or `with_ranking` where training asks."""
+        return with_ranking(*self.pooled(images), self.alpha, self.rejection_alpha)
 
 
 class FeatureClassifier(nn.Module):
-    """The head of a classifier alone: features [B, D, h, w] -> logits [B, K]; the weights are the classifier's own."""
+    """The head of a classifier alone: features [B, D, h, w] -> logits; the weights are the classifier's own."""
 
     def __init__(self, model: CamClassifier):
         super().__init__()
-        self.alpha, self.head = model.alpha, model.head
+        self.alpha, self.rejection_alpha, self.head = model.alpha, model.rejection_alpha, model.head
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [B, K], float32; features kept in half precision lose nothing more."""
+        """The classifier's logits, float32; features kept in half precision lose nothing more."""
         positive, negative = pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
-        return self.alpha * positive + negative
+        return with_ranking(positive, negative, self.alpha, self.rejection_alpha)
+
+
+def with_ranking(positive: Tensor, negative: Tensor, alpha: float | Tensor, rejection_alpha: float | None) -> Tensor:
+    """Logits [B, K] of P and N [B, K]; beside them, [B, 2 K], those that rank for rejection where these have an alpha.
+
+    No gradient goes through the latter.
+    """
+    logits = alpha * positive + negative
+    if rejection_alpha is None:
+        return logits
+    return torch.cat([logits, (rejection_alpha * positive + negative).detach()], 1)
 
 
 def load_classifier(model: CamClassifier, path: Path, layer: str = "fc") -> None:

@@ -89,7 +89,7 @@ def _step(worker: Worker, batch: Batch) -> None:
     loss, rejected = _loss(worker, batch, logits, labels)
 
     # --- Gradients --------------------------------------------------------------------------------------------
-    (gradient,) = torch.autograd.grad(loss, logits)
+    (gradient,) = torch.autograd.grad(loss, logits)  # 0 for those that only rank
     worker.optimizer.zero_grad(set_to_none=True)
 
     def output(number: int) -> Tensor:
@@ -199,11 +199,15 @@ def _gradients_stay(worker: Worker) -> AbstractContextManager[None]:
 
 
 def _no_logits(worker: Worker) -> Tensor:
-    return worker.model.head.weight.new_zeros((0, worker.model.head.out_channels))
+    head = worker.model.head
+    columns = head.out_channels * (1 if worker.model.rejection_alpha is None else 2)
+    return head.weight.new_zeros((0, columns))
 
 
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and rejected entries of logits as the model gives them, [B, K] or [B, 2 K]."""
     config, state = worker.config.loss, worker.state
+    logits, *ranking = torch.split(logits, labels.shape[1], 1)
     context = StepContext(
         epoch=state.epoch,
         epochs=worker.config.optim.epochs,
@@ -218,6 +222,7 @@ def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple
         scope=config.rejection_scope,
         rounding=config.rejection_rounding,
         settings=all_settings(config.scheme, config.scheme_settings, config.scheme_defaults),
+        ranking=ranking[0].detach() if ranking else None,
         known=worker.scheme_state.known(batch.rows, labels),
     )
     return scheme_loss(config.scheme, logits, labels, context)
@@ -229,7 +234,7 @@ def _outcome(worker: Worker, batch: Batch, sent: _Sent, logits: Tensor, loss: Te
         global_rows=batch.global_rows,
         labels=sent.labels,
         truth=sent.truth,
-        logits=logits.detach(),
+        logits=logits.detach()[:, : sent.labels.shape[1]],
         loss=loss.detach(),
         rejected=rejected,
         steps_done=worker.steps_done,

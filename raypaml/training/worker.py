@@ -169,6 +169,7 @@ def build_worker(
     model = build_model(config.model, len(data.vocabulary))
     if config.model.sync_batchnorm:
         model = _synchronised(model, ranks)
+    model.rejection_alpha = config.loss.rejection_alpha or None
     model = placed(model, device)
     prepare_device(config.optim, device)
     if config.optim.reproducible:
