@@ -177,8 +177,6 @@ def _check_loss(config: TrainConfig) -> None:
         raise ValueError(f"pseudo_labels={loss.pseudo_labels}: scheme {scheme.name} takes none; these do: {takers}")
     if loss.pseudo_labels_sha256 and not loss.pseudo_labels:
         raise ValueError("pseudo_labels_sha256: of no file; give --pseudo-labels FILE too")
-    if loss.rejection_alpha and scheme.rejects_by != "rate":
-        raise ValueError(f"rejection_alpha: scheme {scheme.name} ranks no entries; use 0, or ll_r, ll_ct or ll_cp")
     if not (loss.rejection_alpha == 0 or 1 <= loss.rejection_alpha < math.inf):
         raise ValueError(f"rejection_alpha={loss.rejection_alpha}: must be at least 1, or 0 for that of training")
     most = 1 if scheme.rate_is_constant else steps

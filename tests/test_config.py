@@ -17,6 +17,7 @@ import pytest
 from raypaml import cli
 from raypaml.config import EXECUTION_FIELDS, TrainConfig, rejecting_epochs
 from raypaml.recipes import RECIPES, recipe
+from raypaml.runs.kept_features import keeps_features
 from raypaml.train import parse
 
 GROUPS = dict(TrainConfig().groups())
@@ -68,6 +69,14 @@ def test_an_unknown_recipe_is_answered_with_the_nearest(name: str, said: str) ->
     with pytest.raises(ValueError, match=rf"recipe '{name}': no such recipe.*Known: digits, openimages_v3") as error:
         recipe(name)
     assert said in str(error.value)
+
+
+def test_linear_init_never_trains_the_backbone_and_keeps_its_features() -> None:
+    longer = recipe("linear_init").override({"epochs": 100})
+    longer.check()
+    assert longer.optim.freeze_backbone >= longer.optim.epochs
+    assert keeps_features(longer)
+    recipe("linear_init").override({"scheme": "an"}).check()
 
 
 # --- Override -----------------------------------------------------------------------------------------------------
@@ -148,7 +157,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"rejection_alpha": 0.5}, "rejection_alpha=0.5: must be at least 1, or 0 for that of training"),
     ({"rejection_alpha": NAN}, "rejection_alpha=nan: must be at least 1"),
-    ({"rejection_alpha": 5.0, "scheme": "an"}, "rejection_alpha: scheme an ranks no entries"),
     ({"head_prior": 1.0}, "head_prior=1.0: a probability, at least 0 and below 1"),
     ({"head_prior": NAN}, "head_prior=nan: a probability"),
     (

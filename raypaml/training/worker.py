@@ -18,6 +18,7 @@ from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, default_lanes
 from raypaml.explanations.drift import DriftProbe, make_probe
+from raypaml.losses.schemes import scheme_of
 from raypaml.model.cam import CamClassifier, FeatureClassifier
 from raypaml.runs.checkpoint import State
 from raypaml.runs.corrections import Corrections
@@ -169,7 +170,8 @@ def build_worker(
     model = build_model(config.model, len(data.vocabulary))
     if config.model.sync_batchnorm:
         model = _synchronised(model, ranks)
-    model.rejection_alpha = config.loss.rejection_alpha or None
+    if scheme_of(config.loss.scheme).rejects_by == "rate":
+        model.rejection_alpha = config.loss.rejection_alpha or None
     model = placed(model, device)
     prepare_device(config.optim, device)
     if config.optim.reproducible:
