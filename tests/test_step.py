@@ -112,6 +112,14 @@ def test_four_workers_reject_and_learn_as_one_over_a_whole_run(scheme: str, tiny
     assert counts[-1] == (32 if scheme == "ll_cp" else 182)  # 2 %, and 2 % x (5 + 2 / 3) = 181.3, of 32 x 50
 
 
+@pytest.mark.parametrize(("rounding", "count"), [("up", 1), ("half_up", 0)])
+def test_a_run_rounds_as_its_configuration_says(rounding: str, count: int, tiny_digits: Path, tmp_path: Path) -> None:
+    """0.03 % of 32 x 50 entries are 0.48."""
+    settings = config(scheme="ll_cp", epochs=2, delta_rel=0.03, rejection_rounding=rounding)
+    steps = train_watched(0, 1, settings, tiny_digits, tmp_path / "run")
+    assert [int(rejected.sum()) for _, rejected, _ in steps] == [0, 0, 0, count, count, count]
+
+
 # --- Accumulation ---------------------------------------------------------------------------------------------------
 
 
