@@ -35,6 +35,7 @@ from raypaml.runs import transfer
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.transfer import HostCopy
 from raypaml.training import scheme_state, state_builders, step
+from raypaml.training.class_counts import ClassCounts
 from raypaml.training.nonfinite import DivergedError, FiniteCheck
 from raypaml.training.rejections import Rejections
 from raypaml.training.step import settle, train_step
@@ -193,9 +194,10 @@ def training(tiny_digits: Path) -> Training:
                     there = torch.empty_like(value, device=CUDA)
                     kept[name] = nn.Parameter(there, value.requires_grad) if kept is module._parameters else there
         worker.tally = worker.tally.to(CUDA)
+        worker.class_counts = ClassCounts(50, CUDA)
     worker.ranks = dataclasses.replace(worker.ranks, device=CUDA)
     worker.state.epoch = 2
-    groups = [dict[str, float](), dict[str, float]()]
+    groups = [{"lr_mult": 1.0}, {"lr_mult": 10.0}]
     # torch's own fused kernel looks at no value
     worker.optimizer = SimpleNamespace(param_groups=groups, zero_grad=lambda **_: None, step=lambda: None)
     return Training(mode, worker, [reader[0], reader[1]])
