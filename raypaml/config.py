@@ -27,17 +27,30 @@ EXECUTION_FIELDS = (
 
 EARLIER: dict[str, Any] = {
     "augment": "none",
-    "evaluation_precision": "float32",
-    "matmul_precision": "torch",
+    "augment_settings": "",
     "cudnn_benchmark": False,
-    "test_features": False,
-    "threads": 0,
+    "decay_biases": True,
+    "evaluation_precision": "float32",
+    "head_init": "normal",
+    "head_prior": 0.0,
+    "lr_warmup": "",
+    "matmul_precision": "torch",
+    "momentum": 0.9,
+    "optimizer": "adam",
+    "patience": 0,
+    "pseudo_labels_sha256": "",
+    "rejection_alpha": 0.0,
     "rejection_rounding": "half_up",
     "scheme_defaults": "earlier",
-    "pseudo_labels_sha256": "",
+    "stop_below": 0.0,
+    "test_features": False,
+    "threads": 0,
+    "weight_decay": 0.0,
 }
-"""What settings were before they existed, where that is not or may not stay their default: a run that was begun then
-goes on so."""
+"""What settings were before they existed: every one that came after the first version, also where that is its default.
+
+A run that was begun then goes on so, and so does a search, whose question is compared setting by setting.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +219,6 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError(f"head_weights: weights={model.weights!r} has no classifier of your classes; give a file")
     if not 0 <= model.head_prior < 1:
         raise ValueError(f"head_prior={model.head_prior}: a probability, at least 0 and below 1, such as 0.05")
-    if model.head_weights and model.head_init == "torch":
-        raise ValueError("head_init=torch: with head_weights the head is the file's; leave one of the two out")
     if model.head_weights and model.head_prior:
         raise ValueError("head_prior: with head_weights the biases are the file's; leave one of the two out")
     if model.sync_batchnorm and optim.micro_batch_size:

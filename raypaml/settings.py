@@ -62,7 +62,8 @@ class ModelConfig:
     fc.weight [K, D] and fc.bias [K] of a ResNet. Published: off."""
     head_init: Literal["normal", "torch"] = "normal"
     """How a new head begins: normal weights of deviation 0.01 and biases 0, or torch, as its layers do, both uniform
-    within 1 / sqrt(channels). Published: torch; 0.3 mAP worse where it was compared (losses/README.md)."""
+    within 1 / sqrt(channels); with head_weights neither. Published: torch; 0.3 mAP worse where it was compared
+    (losses/README.md)."""
     head_prior: float = 0.0
     """Probability that a new head begins with for every class, by its bias, < 1; about the share of positives among all
     entries of images x classes. 0: biases as head_init says, and so about one half (published)."""

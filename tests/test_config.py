@@ -151,10 +151,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop_below": -3.0}, "stop_below=-3.0: must be at least 0"),
     ({"weight_decay": -0.1}, "weight_decay=-0.1: must be at least 0"),
     ({"head_weights": True, "weights": "imagenet-v1"}, "head_weights: weights='imagenet-v1' has no classifier"),
-    (
-        {"head_weights": True, "weights": "some.safetensors", "head_init": "torch"},
-        "head_init=torch: with head_weights the head is the file's",
-    ),
     ({"rejection_alpha": 0.5}, "rejection_alpha=0.5: must be at least 1, or 0 for that of training"),
     ({"rejection_alpha": NAN}, "rejection_alpha=nan: must be at least 1"),
     ({"head_prior": 1.0}, "head_prior=1.0: a probability, at least 0 and below 1"),

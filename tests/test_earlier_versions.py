@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 import raypaml
 from raypaml import evaluate, export, predict
+from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import open_folder
 from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.checkpoint import valid_checkpoints
@@ -109,6 +110,12 @@ def agree(found: Any, expected: Any, where: str = "") -> None:
         assert found == pytest.approx(expected, abs=TOLERANCE, rel=TOLERANCE), where
     else:
         assert found == expected, where
+
+
+def test_every_setting_that_came_later_says_what_it_was_before() -> None:
+    groups = json.loads(Path("run/config.json").read_text())["config"]
+    then = {name for group in groups.values() if isinstance(group, dict) for name in group}
+    assert {*TrainConfig().flat()} - then - {*EXECUTION_FIELDS} == {*EARLIER}
 
 
 @pytest.mark.parametrize("name", ["run", "run_cp"])

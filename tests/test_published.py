@@ -247,7 +247,8 @@ def test_a_search_that_an_earlier_version_began_keeps_its_trials(
     flags: tuple[str, ...], tiny_digits: Path, tmp_path: Path
 ) -> None:
     new = planned(tiny_digits, tmp_path, VOC, *flags)
-    values = {"weights": "imagenet", "workers": 1, "epochs": 9, "data": str(tiny_digits), "storage": str(tmp_path)}
+    values = {"weights": "imagenet", "head_init": "normal", "workers": 1, "epochs": 9}
+    values |= {"data": str(tiny_digits), "storage": str(tmp_path)}
     values |= {"scheme": "ll_ct"} if "ll_ct" in flags else {}
     values |= {"name": "s"} if "s" in flags else {}
     old = Search(base=recipe(VOC).override(values), spaces=new.spaces, given=None)
