@@ -21,7 +21,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.data_folder import open_folder
 from raypaml.extensions import named_function
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED
-from raypaml.losses import fused_terms
+from raypaml.losses import formulas, fused_terms
 from raypaml.losses.formulas import estimates_step
 from raypaml.losses.otherwise import otherwise_table
 from raypaml.losses.pseudo_label_losses import pseudo_labels_of
@@ -321,6 +321,17 @@ def test_runs_begun_earlier_keep_value_and_gradient(scheme: str) -> None:
     assert value == pytest.approx(expected, rel=1e-9)
     torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
     assert (gradient - other).abs().max() > 0.1 * slope.abs().max()
+
+
+def test_asl_begun_earlier_has_the_same_last_bits() -> None:
+    logits = (torch.randn(40, 50, generator=torch.Generator().manual_seed(1)) * 4).requires_grad_()
+    shifted = (torch.sigmoid(logits) - 0.05).clamp(min=0)
+    as_it_was = shifted**4 * -torch.log1p(-shifted)
+    nothing = torch.full_like(logits, UNOBSERVED, dtype=torch.int8)
+    now = formulas.asl(logits, nothing, **all_settings("asl", "", "earlier"))
+    slopes = [torch.autograd.grad(losses.sum(), logits)[0] for losses in (as_it_was, now)]
+    assert torch.equal(now, as_it_was)
+    assert torch.equal(*slopes)
 
 
 def test_a_run_begun_earlier_trains_as_it_began(tiny_digits: Path, tmp_path: Path) -> None:

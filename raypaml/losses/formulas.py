@@ -57,11 +57,10 @@ def ls(logits: Tensor, labels: Tensor, *, smoothing: float, epsilon: float) -> T
 
 def _focused(logits: Tensor, gamma: float, clip: float, detached: bool) -> Tensor:
     """-q^gamma log(1 - q) with q = max(p - clip, 0); no gradient through q^gamma where that is `detached`."""
-    held = logits.detach() if detached else logits
     if not clip:
-        return _focal(held, gamma) * softplus(logits)
-    weight = (torch.sigmoid(held) - clip).clamp(min=0) ** gamma
-    return weight * -torch.log1p(-(torch.sigmoid(logits) - clip).clamp(min=0))
+        return _focal(logits.detach() if detached else logits, gamma) * softplus(logits)
+    shifted = (torch.sigmoid(logits) - clip).clamp(min=0)
+    return (shifted.detach() if detached else shifted) ** gamma * -torch.log1p(-shifted)
 
 
 def asl(

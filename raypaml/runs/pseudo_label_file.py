@@ -143,7 +143,7 @@ def _as_codes(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _check_scores(scores: NDArray[np.float64], given: NDArray[np.bool_], name: str) -> None:
     wrong = np.flatnonzero(given & ~((scores >= 0) & (scores <= 1)))  # NaN is neither
     if len(wrong):
-        shown = ", ".join(f"{scores[row]:g} in row {row + 1:,}" for row in wrong[:_NAMED])
+        shown = ", ".join(f"{float(scores[row])} in row {row + 1:,}" for row in wrong[:_NAMED])
         raise ValueError(
             f"pseudo_labels={name}: {len(wrong):,} scores are not within 0 and 1, such as {shown}. Make probabilities "
             "of logits or similarities first, and leave out the rows of entries that have no score"
@@ -211,7 +211,7 @@ def _once(
     if len(differ):
         row, k = divmod(int(cells[differ[0]]), len(data.vocabulary))
         key = data.splits["train"].keys(np.array([row]))[0]
-        two = f"{scores[differ[0] - 1]:g} and {scores[differ[0]]:g}"
+        two = f"{float(scores[differ[0] - 1])} and {float(scores[differ[0]])}"
         raise ValueError(
             f"pseudo_labels={name}: {len(differ):,} entries have two scores, such as key {key}, class "
             f"{data.vocabulary.class_ids[k]}: {two}; keep one of them"
