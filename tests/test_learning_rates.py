@@ -22,6 +22,7 @@ from raypaml.data.data_folder import open_folder
 from raypaml.recipes import recipe
 from raypaml.settings import OptimConfig
 from raypaml.training.estimate import estimate
+from raypaml.training.job import prepare_job
 from raypaml.training.learning_rates import follow_schedule, learning_rate
 from tests.test_step import worker_for
 
@@ -112,7 +113,9 @@ def test_defaults_are_those_of_the_help() -> None:
     assert found == schedules
 
 
-def test_a_warm_up_that_is_longer_than_the_run_is_refused_and_a_default_one_is_cut(tiny_digits: Path) -> None:
+def test_a_warm_up_that_is_longer_than_the_run_is_refused_and_a_default_one_is_cut(
+    tiny_digits: Path, tmp_path: Path
+) -> None:
     """The run has 54 steps, the trapezoid rises over 100."""
     plain: TrainConfig = recipe("digits").override({"data": str(tiny_digits)})
     estimate(plain, open_folder(tiny_digits))
@@ -120,5 +123,8 @@ def test_a_warm_up_that_is_longer_than_the_run_is_refused_and_a_default_one_is_c
     said = "lr_warmup='55 steps': longer than the run of 54 steps; give less"
     with pytest.raises(ValueError, match=said):
         estimate(long, open_folder(tiny_digits))
+    with pytest.raises(ValueError, match=said):
+        prepare_job(long.override({"storage": str(tmp_path)}), lambda _: None)  # before the run has a folder
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=said):
         worker_for(long, tiny_digits)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from raypaml.config import TrainConfig
+from raypaml.config import TrainConfig, lr_warmup_steps
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import check_world_size, default_lanes
 from raypaml.explanations.drift import make_probe
@@ -17,7 +17,7 @@ from raypaml.runs.models import check_model
 from raypaml.runs.pseudo_labels import with_pseudo_labels
 from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
 from raypaml.training.estimate import describe_estimate, estimate
-from raypaml.training.rejection_counts import nothing_rejected
+from raypaml.training.rejection_counts import nothing_rejected, plan_of
 from raypaml.training.state_builders import scheme_state_of
 
 
@@ -37,6 +37,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         ValueError: what is wrong, with the field to change.
     """
     data = checked_data(config, say)
+    lr_warmup_steps(config.optim, plan_of(config, data.splits["train"]).steps)  # raises where longer than the run
     config = with_pseudo_labels(config, data, say)
     scheme_state_of(config, data)
     make_probe(config, data, "cpu")
