@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,14 @@ def test_sizes_and_literals(tmp_path: Path) -> None:
     assert house.long_readme(root) == ["README.md:151 the file has 151 lines"]
     assert house.typical_function_too_long(root) == ["raypaml/ and tools/: the median function has 61 lines"]
     assert house.unobserved_literals(root) == ["raypaml/losses/a.py:1 labels == -1"]
+
+
+def test_the_sections_of_readmes_that_messages_and_readmes_name_are_there() -> None:
+    root = Path(__file__).parents[1]
+    named = re.compile(r'(?<![\w/.])((?:\w+/)+README\.md)(?:`\]\([^)]*\))?, "([^"]+)"')
+    sources = [*root.glob("raypaml/**/*.py"), *root.glob("raypaml/**/*.md"), *root.glob("tools/**/*.md")]
+    found = {pair for path in sources for pair in named.findall(" ".join(path.read_text().split()))}
+    assert ("losses/README.md", "Pseudo labels") in found
+    for readme, section in found:
+        path = next(folder / readme for folder in (root / "raypaml", root) if (folder / readme).is_file())
+        assert f"## {section}\n" in path.read_text(), (readme, section)
