@@ -9,12 +9,16 @@ import difflib
 import importlib.metadata
 import inspect
 import os
+import re
 import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+WIDEST_CHOICES = 36
+"""Characters of choices that stand at a flag in its help; those of more are in its description, or at the end."""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -43,10 +47,12 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 class KeptLines(argparse.HelpFormatter):
-    """The usual help, but a text above or below the flags that has lines of its own keeps them."""
+    """The usual help, but in a text above or below the flags an indented list keeps its lines."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "\n" in text else super()._fill_text(text, width, indent)
+        parts = text.split("\n\n")
+        filled = (part if "\n " in part else super(KeptLines, self)._fill_text(part, width, indent) for part in parts)
+        return "\n\n".join(filled)
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,6 +72,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and exit with code 2."""
+        if re.match("argument --(scheme|augment): invalid choice", message):
+            message += "; one of your own: --import MODULE"
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -97,7 +105,8 @@ def _how(kind: Any) -> dict[str, Any]:
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is Literal:
-        return {"choices": get_args(kind), "metavar": "|".join(map(str, get_args(kind)))}
+        choices = "|".join(map(str, get_args(kind)))
+        return {"choices": get_args(kind), "metavar": choices if len(choices) <= WIDEST_CHOICES else "NAME"}
     return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
 
 
@@ -140,7 +149,11 @@ def extra(name: str) -> str:
 def listed(usage: str, about: str, names: Mapping[str, str]) -> str:
     """A help text that lists names, each with its line."""
     width = max(map(len, names))
-    lines = [f"  {name:<{width}}  {said}" for name, said in names.items()]
+    indent = (width + 4) * " "
+    lines = [
+        textwrap.fill(said, 79, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
+        for name, said in names.items()
+    ]
     return "\n".join([f"usage: {usage}", "", about, "", *lines])
 
 

@@ -36,17 +36,27 @@ def import_modules(modules: str) -> None:
     """
     if str(Path.cwd()) not in sys.path:  # as `python -m` does; the console script does not
         sys.path.append(str(Path.cwd()))
-    for name in filter(None, (part.strip() for part in modules.split(","))):
+    names = [part.strip() for part in modules.split(",")]
+    if wrong := [name for name in names if not name or name.endswith(".py")]:
+        raise ValueError(
+            f"--import {wrong[0] or repr(modules)}: give the name of a module, such as my_parts, not a file"
+        )
+    for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             raise ValueError(
                 f"--import {name}: cannot be imported ({type(error).__name__}: {error}, {where.filename}:"
-                f"{where.lineno}); every machine of the run must have it, in the working directory or installed"
+                f"{where.lineno}){_where(error)}"
             ) from None
         if name not in _named:
             _named.append(name)
+
+
+def _where(error: BaseException) -> str:
+    lacking = isinstance(error, ModuleNotFoundError)
+    return "; every machine of the run must have it, in the working directory or installed" if lacking else ""
 
 
 class ImportModule(argparse.Action):
@@ -80,7 +90,8 @@ def import_first(argv: Sequence[str]) -> None:
 
 def with_imports(modules: str, function: Any, arguments: Iterable[Any]) -> Any:
     """Call a function in another process, once the modules that this one named are imported there."""
-    import_modules(modules)
+    if modules:
+        import_modules(modules)
     return function(*arguments)
 
 

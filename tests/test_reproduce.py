@@ -77,6 +77,34 @@ def test_a_row_that_is_not_published_is_refused() -> None:
             reproduce.read_rows(row, "voc")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--seeds", "a"), "seeds='a': give whole numbers, each once"),
+        (("--seeds", "0,0"), "seeds='0,0': give whole numbers, each once"),
+        (("--tflops", "0"), "tflops=0: must be above 0"),
+        (("--tflops", "nan"), "tflops=nan: must be above 0"),
+        (("--images", "DIR"), "images: voc has its images among its files"),
+        (("--run",), "run: give --files"),
+        (("--", "--seed", "1"), "--seed: is given by the rows"),
+        (("--", "--data=x"), "--data=x: is given by the rows"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    flags: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        asked(monkeypatch, "voc", *flags)
+
+
+def test_flags_of_the_runs_are_those_of_train(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        asked(monkeypatch, "voc", "--", "--epoch", "1")
+    assert "--epoch: no such flag; did you mean --epochs?" in capsys.readouterr().err
+
+
 def record(train: int = 4574, test: int = 5823, classes: int = 20, **changes: object) -> dict[str, object]:
     config = recipe("voc2012_single").override(changes).to_dict()
     return {"config": config, "data": {"num_classes": classes, "samples": {"train": train, "test": test}}}

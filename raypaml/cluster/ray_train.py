@@ -240,7 +240,8 @@ def train_on_worker(settings: dict[str, Any]) -> bool:
     with log_into(folder / "logs" / f"worker-{rank}.log"):
         logging.info("rank %d of %d starts", rank, ray.train.get_context().get_world_size())
         try:
-            import_modules(settings["config"].run.imports)
+            if imports := settings["config"].run.imports:
+                import_modules(imports)
             return train(
                 settings["config"],
                 settings["data"],

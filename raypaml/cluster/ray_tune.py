@@ -48,7 +48,8 @@ REDUCTION = 2
 
 def _run_trial(settings: dict[str, Any], search: Search, use_gpu: bool) -> None:
     """Tune's trainable: a training run, started and watched from here."""
-    import_modules(search.base.run.imports)
+    if search.base.run.imports:
+        import_modules(search.base.run.imports)
     trial = Trial.of(settings)
     (search.run_folder(trial) / "error.json").unlink(missing_ok=True)
     try:

@@ -29,7 +29,7 @@ def register_metric(name: str, metric: Metric) -> None:
     Raises:
         ValueError: the name is taken.
     """
-    if name in METRICS or not name:
+    if name in METRICS or name in ("", "mean_ap"):
         raise ValueError(f"metric {name!r}: there is one of this name already; choose another")
     METRICS[name] = metric
 

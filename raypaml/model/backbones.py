@@ -69,7 +69,8 @@ def register_backbone(name: str, build: Callable[[], Backbone]) -> None:
 
     Args:
         name: not one that torchvision has, and without `timm:`.
-        build: makes it with random weights; `--weights FILE` is loaded into it by the names of its state dict.
+        build: makes it with random weights; `--weights FILE` is loaded into it by the names of its state dict. Its
+            stages take images [B, 3, H, W], normalised by its `mean` and `std`, to features [B, D, h, w].
 
     Raises:
         ValueError: the name is taken.
@@ -127,7 +128,7 @@ def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = la
     """
     check_backbone(name, weights)
     if name in OWN_BACKBONES:
-        backbone = OWN_BACKBONES[name]()
+        backbone = _own_backbone(name)
         if weights:
             say(load_weights(backbone, ("fc.weight", "fc.bias"), Path(weights)))
         return backbone
@@ -138,6 +139,19 @@ def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = la
     backbone.mean, backbone.std = normalised
     backbone.prefix = next(f"{name}." for name, module in backbone.named_modules() if module is found.origin)
     backbone.takes_size = takes_size(name, found.origin)
+    return backbone
+
+
+def _own_backbone(name: str) -> Backbone:
+    try:
+        backbone = OWN_BACKBONES[name]()
+    except Exception as error:
+        raise ValueError(f"backbone={name!r}: it could not be built ({type(error).__name__}: {error})") from None
+    if not isinstance(backbone, Backbone):
+        raise ValueError(
+            f"backbone={name!r}: its function returned {type(backbone).__name__}; return "
+            "raypaml.Backbone(OrderedDict(net=module), num_channels=D, stride=pixels of a place of the map)"
+        )
     return backbone
 
 

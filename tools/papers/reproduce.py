@@ -24,6 +24,7 @@ from raypaml.cli import Parser, run_command, say
 from raypaml.files import write_json
 from raypaml.recipes import recipe, resolve
 from raypaml.reports.tables import markdown
+from raypaml.train import parse as parse_train
 from tools.papers.published_rows import PUBLISHED, Published, Row
 
 PROG = "python tools/papers/reproduce.py"
@@ -41,7 +42,7 @@ def main() -> None:
     for command in commands(published, asked, rows):
         say(f"$ {shlex.join(command)}")
         if code := subprocess.run(raypaml(command), check=False).returncode:
-            raise ValueError(f"{shlex.join(command)} ended with code {code}; the same command of reproduce.py goes on")
+            raise ValueError(f"raypaml {command[0]} ended with code {code}, as it says; once repaired, this goes on")
     verdicts = [judge(published, asked, row) for row in rows]
     write_json(Path(asked.storage) / f"{asked.data}.json", verdicts)
     print(as_text(verdicts))
@@ -66,7 +67,28 @@ def parse() -> Any:
         argv, more = argv[:cut], argv[cut + 1 :]
     asked = parser.parse(argv)
     asked.more = more
+    _check(asked)
     return asked
+
+
+_OWN = ("--data", "--scheme", "--alpha", "--seed", "--storage", "--name")
+
+
+def _check(asked: Any) -> None:
+    """Raise ValueError for what cannot be: seeds, rate, images and flags of the runs."""
+    numbers = asked.seeds.split(",")
+    if not all(part.isdigit() for part in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds={asked.seeds!r}: give whole numbers, each once, such as 0,1,2")
+    if not 0 < asked.tflops < float("inf"):
+        raise ValueError(f"tflops={asked.tflops:g}: must be above 0")
+    needs = [name for name in ("files", "images") if "{" + name + "}" in PUBLISHED[asked.data].shard]
+    if asked.images and "images" not in needs:
+        raise ValueError(f"images: {asked.data} has its images among its files; leave --images out")
+    if asked.run and (lacking := [f"--{name}" for name in needs if not getattr(asked, name)]):
+        raise ValueError(f"run: give {' and '.join(lacking)}")
+    if taken := [flag for flag in asked.more if flag.split("=")[0] in _OWN]:
+        raise ValueError(f"{taken[0]}: is given by the rows, --seeds and --storage; leave it out")
+    parse_train([PUBLISHED[asked.data].recipe, *asked.more])
 
 
 def read_rows(text: str, data: str) -> list[Row]:
@@ -89,6 +111,7 @@ def read_rows(text: str, data: str) -> list[Row]:
 def plan(published: Published, asked: Any, rows: list[Row]) -> str:
     """What would be run, how long it takes, and what it is judged by."""
     hours = gpu_hours(published, asked.tflops)
+    rate = recipe(published.recipe).optim.epochs * published.train / hours / 3600
     runs = len(rows) * len(seeds(asked))
     figures = ", ".join(f"{scheme} at alpha {alpha:g}: {published.rows[scheme, alpha]}" for scheme, alpha in rows)
     return "\n".join(
@@ -98,8 +121,8 @@ def plan(published: Published, asked: Any, rows: list[Row]) -> str:
             f"Published test mAP: {figures}.",
             f"A mean over seeds may lie {published.tolerance} points off: {published.why}.",
             *([f"Mind: {published.remark}."] if published.remark else []),
-            f"Expected: {hours:.2g} GPU hours a run, {hours * runs:.2g} for all {runs}, at {asked.tflops:g} TFLOP/s "
-            "sustained (counted operations of training, validation and test; waiting for images is not in it).",
+            f"Expected: at least {hours:.2g} GPU hours a run, {hours * runs:.2g} for all {runs}, at {asked.tflops:g} "
+            f"TFLOP/s sustained (counted operations); that takes {rate:,.0f} images/s, which must be decoded too.",
         ]
     )
 
