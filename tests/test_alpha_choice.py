@@ -31,7 +31,7 @@ from raypaml.metrics.alpha_choice import FOLDS, SHRINKAGE, AlphaTable, candidate
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.run_report.conclude import chosen_figures
 from raypaml.runs import models as run_models
-from raypaml.runs.alpha_of_use import AlphaChoice, model_digest
+from raypaml.runs.alpha_of_use import AlphaChoice, ModelClasses, model_digest
 from raypaml.runs.mirror import MARKER
 from raypaml.runs.run_folder import stored_config
 from raypaml.training.job import Job
@@ -350,7 +350,10 @@ def test_a_named_checkpoint_has_a_choice_of_its_own(chosen: Path, tmp_path: Path
     (other / MARKER).write_text(json.dumps(marker))
     assert evaluate.main([str(other), "--choose-alpha"]) == 0
     assert (run / "alpha_of_use.json").read_bytes() == stored
-    assert raypaml.load(other).card.alpha_origin == AlphaChoice.read(run / f"alpha_of_use-{other.name}.json").said
+    assert (
+        raypaml.load(other).card.alpha_origin
+        == AlphaChoice.read(run / f"alpha_of_use-{other.name}.json", ModelClasses.of(other)).said
+    )
     assert raypaml.load(run).alpha == BY_CLASS
     assert evaluate.main([str(best), "--choose-alpha"]) == 0
     assert (run / "alpha_of_use.json").read_bytes() != stored  # the best one's is the run's

@@ -27,7 +27,7 @@ from raypaml.metrics.thresholds import (
     precision_at_recall,
     sigmoid,
 )
-from raypaml.runs.alpha_of_use import chosen_alpha
+from raypaml.runs.alpha_of_use import ModelClasses, chosen_alpha
 
 GROUPS = (*GROUP_NAMES, "All")
 """Groups of classes whose means are given: G1 (rarest) to G5, and all classes."""
@@ -169,7 +169,8 @@ def _alpha(predictions: PredictionSet, asked: Questions) -> Alpha | None:
     if bad:
         raise ValueError(f"alpha={bad[0]:g}: must be at least 1 (1 switches BoostLU off)")
     if asked.alpha_of_use:
-        return np.asarray(chosen_alpha(Path(predictions.where).parent.parent, predictions.model))
+        classes = ModelClasses(predictions.vocabulary, predictions.num_classes)
+        return np.asarray(chosen_alpha(Path(predictions.where).parent.parent, predictions.model, classes))
     return predictions.alpha if asked.alpha is None else asked.alpha
 
 

@@ -5,21 +5,60 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.labels import Vocabulary
-from raypaml.runs.alpha_of_use import asked_alpha, used_alpha
+from raypaml.runs.alpha_of_use import ALPHA, CLASS_THRESHOLDS, ONE_ALPHA, asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.run_folder import read_config
+from raypaml.runs.stored_fields import (
+    FINITE,
+    NOTHING,
+    OBJECT,
+    TEXT,
+    TRUTH,
+    check_fields,
+    check_length,
+    either,
+    list_of,
+    one_of,
+    read_object,
+    whole_number,
+)
 from raypaml.settings import OptimConfig
 
 NAME = "card.json"
 WEIGHTS = "model.safetensors"
 _FORMAT = 1
+_SIDE = whole_number(1, 1 << 14)
+_FIELDS = {
+    "format": whole_number(_FORMAT, _FORMAT),
+    "class_ids": list_of(TEXT),
+    "names": list_of(TEXT),
+    "vocabulary": TEXT,
+    "backbone": TEXT,
+    "alpha": ALPHA,
+    "training_alpha": either(NOTHING, ONE_ALPHA),
+    "alpha_origin": TEXT,
+    "thresholds": CLASS_THRESHOLDS,
+    "height": _SIDE,
+    "width": _SIDE,
+    "weights": TEXT,
+    "metrics": OBJECT,
+    "origin": OBJECT,
+}
+_PLAIN = {bool: TRUTH, int: whole_number(0), float: FINITE, str: TEXT}
+_OPTIM = {
+    name: one_of(*get_args(kind)) if get_origin(kind) is Literal else _PLAIN[kind]
+    for name, kind in get_type_hints(OptimConfig).items()
+}
+_LATER = ("training_alpha", "alpha_origin", "thresholds")
+"""What cards of earlier versions lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +116,34 @@ class Card:
     @classmethod
     def read(cls, folder: Path) -> Card:
         """Read and check `card.json`; ValueError if it is no card, or the weights beside it are not those it names."""
+        path = folder / NAME
         try:
-            card = cls(**json.loads((folder / NAME).read_text()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{folder / NAME}: not the card of a model ({error}); export it again") from None
-        if card.format != _FORMAT:
-            raise ValueError(f"{folder / NAME}: format {card.format}, this version reads {_FORMAT}; export it again")
-        if Vocabulary.digest_of(card.class_ids) != card.vocabulary or len(card.names) != len(card.class_ids):
-            raise ValueError(f"{folder / NAME}: its classes are not those of its vocabulary digest; export it again")
+            content = read_object(path)
+            if content.get("format") != _FORMAT:
+                raise ValueError(f"format {reprlib.repr(content.get('format'))}, this version reads {_FORMAT}")
+            check_fields(content, _FIELDS, _LATER)
+            card = cls(**content)
+            for name in ("names", "alpha", "thresholds"):
+                check_length(name, content.get(name), len(card.class_ids))
+            if isinstance(card.alpha, list) and card.training_alpha is None:
+                raise ValueError("training_alpha is missing")
+            _check_optim(card.origin)
+        except ValueError as error:
+            raise ValueError(f"{path}: not the card of a model ({error}); export it again") from None
+        if Vocabulary.digest_of(card.class_ids) != card.vocabulary:
+            raise ValueError(f"{path}: its classes are not those of its vocabulary digest; export it again")
         if digest(folder / WEIGHTS) != card.weights:
             raise ValueError(f"{folder / WEIGHTS}: not the weights that {NAME} names; export it again")
         return card
+
+
+def _check_optim(origin: dict[str, Any]) -> None:
+    """Raise ValueError unless what the card says of the run's computing, if anything, is of the kinds of its fields."""
+    config = origin.get("config", {})
+    optim = config.get("optim", {}) if isinstance(config, dict) else None
+    if not isinstance(optim, dict):
+        raise ValueError("origin: config and its optim must be objects")
+    check_fields({name: value for name, value in optim.items() if name in _OPTIM}, _OPTIM, tuple(_OPTIM))
 
 
 def digest(path: Path) -> str:

@@ -15,7 +15,7 @@ from raypaml.run_report.class_rejections import FILE as CLASS_REJECTIONS
 from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_page import write_report
-from raypaml.runs.alpha_of_use import ALPHA_FILE, alpha_choice, model_digest
+from raypaml.runs.alpha_of_use import ALPHA_FILE, ModelClasses, alpha_choice, model_digest
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint, tested_model
 from raypaml.runs.run_folder import read_history
@@ -56,7 +56,8 @@ def label_completeness(job: Job) -> dict[str, Any]:
 
 def chosen_figures(job: Job, predictions: PredictionSet) -> dict[str, Any]:
     """The test figures at the alpha that was chosen on validation for the tested weights; nothing where none was."""
-    choice, unused = alpha_choice(job.folder, model_digest(tested_checkpoint(job.folder)))
+    checkpoint = tested_checkpoint(job.folder)
+    choice, unused = alpha_choice(job.folder, model_digest(checkpoint), ModelClasses.of(checkpoint))
     if choice is None:
         return {"chosen_alpha": None, "chosen_alpha_unused": unused} if unused else {}
     found = summary(evaluate_set(predictions, job.data.vocabulary, Questions(alpha=np.asarray(choice.alpha))))

@@ -15,16 +15,78 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from raypaml.files import write_json
 from raypaml.labels import FloatArray
+from raypaml.metrics.alpha_choice import WAYS
+from raypaml.runs.checkpoint import MODEL, read_state
 from raypaml.runs.mirror import MARKER
+from raypaml.runs.stored_fields import (
+    FINITE,
+    NOTHING,
+    OBJECT,
+    TEXT,
+    TRUTH,
+    check_fields,
+    check_length,
+    either,
+    list_of,
+    number,
+    one_of,
+    read_object,
+    whole_number,
+)
 
 ALPHA_FILE = "alpha_of_use.json"
 TRAINING = "training"
 """What asks for the alpha of training."""
 _FORMAT = 1
 _AGAIN = "run raypaml evaluate --choose-alpha again"
+
+ONE_ALPHA = number(1, float(np.finfo(np.float32).max))
+ALPHA = either(ONE_ALPHA, list_of(ONE_ALPHA))
+CLASS_THRESHOLDS = either(NOTHING, list_of(FINITE))
+_COLUMNS = list_of(whole_number(0))
+_CANDIDATE = {
+    "way": one_of(*WAYS),
+    "alphas": list_of(ONE_ALPHA),
+    "held_out": either(NOTHING, number(0, 1)),
+    "gain": number(-1, 1),
+    "noise": number(0),
+    "wins": TRUTH,
+}
+_FIELDS = {
+    "format": whole_number(_FORMAT, _FORMAT),
+    "way": one_of(*WAYS),
+    "alpha": ALPHA,
+    "training_alpha": ONE_ALPHA,
+    "thresholds": CLASS_THRESHOLDS,
+    "pooled_thresholds": _COLUMNS,
+    "model": TEXT,
+    "checkpoint": TEXT,
+    "vocabulary": TEXT,
+    "labels": one_of("complete", "partial"),
+    "observed_share": number(0, 1),
+    "images": whole_number(0),
+    "few_positives": _COLUMNS,
+    "candidates": list_of(OBJECT),
+}
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """The classes of a model, as far as its choice must fit them."""
+
+    vocabulary: str
+    """Digest."""
+    num_classes: int
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> ModelClasses:
+        """Those of a whole checkpoint, from its state and its head."""
+        with safe_open(checkpoint / MODEL, "np") as weights:
+            return cls(read_state(checkpoint).vocabulary, weights.get_slice("head.bias").get_shape()[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +136,34 @@ class AlphaChoice:
         write_json(path, dataclasses.asdict(self))
 
     @classmethod
-    def read(cls, path: Path) -> AlphaChoice:
-        """Read a choice; ValueError where the file is none of this version."""
+    def read(cls, path: Path, classes: ModelClasses) -> AlphaChoice:
+        """Read and check a choice; ValueError where it is damaged, of another version, or of other classes."""
         try:
-            choice = cls(**json.loads(path.read_text()))
-            lengths = {len(v) for v in (choice.alpha, choice.thresholds) if isinstance(v, list)}
-            values = np.atleast_1d(np.asarray(choice.alpha, np.float64))
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a choice of alpha ({error}); {_AGAIN}") from None
-        if choice.format != _FORMAT or len(lengths) > 1 or not ((values >= 1) & np.isfinite(values)).all():
-            raise ValueError(f"{path}: not a choice of alpha of this version; {_AGAIN}")
-        return choice
+            content = read_object(path)
+            check_fields(content, _FIELDS)
+            _check_parts(content, classes)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: not a choice of alpha of this version and model ({error}); remove it, or {_AGAIN}"
+            ) from None
+        return cls(**content)
+
+
+def _check_parts(content: dict[str, Any], classes: ModelClasses) -> None:
+    """Raise ValueError where fields, each of its kind, do not fit each other or the model."""
+    if content["vocabulary"] != classes.vocabulary:
+        raise ValueError(f"vocabulary={content['vocabulary'][:12]!r}: the model's is {classes.vocabulary[:12]!r}")
+    for name in ("alpha", "thresholds"):
+        check_length(name, content[name], classes.num_classes)
+    for name in ("pooled_thresholds", "few_positives"):
+        if beyond := [column for column in content[name] if column >= classes.num_classes]:
+            raise ValueError(f"{name}: no class {beyond[0]}; the model has {classes.num_classes:,}, from 0")
+    if content["way"] in ("training", "one") and isinstance(content["alpha"], list):
+        raise ValueError(f"way={content['way']}: must have one alpha for all classes, not {len(content['alpha']):,}")
+    if content["way"] == "training" and content["alpha"] != content["training_alpha"]:
+        raise ValueError(f"way=training: alpha {content['alpha']:g} is not that of training")
+    for candidate in content["candidates"]:
+        check_fields(candidate, _CANDIDATE)
 
 
 @dataclass(frozen=True)
@@ -104,20 +183,20 @@ def alpha_file(run: Path, checkpoint: str = "") -> Path:
     return run / (f"alpha_of_use-{checkpoint}.json" if checkpoint else ALPHA_FILE)
 
 
-def alpha_choice(run: Path, weights: str) -> tuple[AlphaChoice | None, str]:
+def alpha_choice(run: Path, weights: str, classes: ModelClasses) -> tuple[AlphaChoice | None, str]:
     """The choice for the weights of this digest; None, and why in words ("" for none made), where there is none."""
     said = ""
     for path in sorted(run.glob("alpha_of_use*.json")):
-        choice = AlphaChoice.read(path)
+        choice = AlphaChoice.read(path, classes)
         if choice.model == weights:
             return choice, ""
         said = f"{path.name} is of other weights (checkpoint {choice.checkpoint}); {_AGAIN}"
     return None, said
 
 
-def chosen_alpha(run: Path, weights: str) -> float | list[float]:
+def chosen_alpha(run: Path, weights: str, classes: ModelClasses) -> float | list[float]:
     """The alpha that was chosen for the weights of this digest; ValueError where none was."""
-    choice, unused = alpha_choice(run, weights)
+    choice, unused = alpha_choice(run, weights, classes)
     if choice is None:
         said = unused or "none was chosen for these predictions; run raypaml evaluate RUN --choose-alpha"
         raise ValueError(f"alpha=chosen: {run}: {said}")
@@ -138,7 +217,7 @@ def used_alpha(run: Path, checkpoint: Path, training: float, asked: str = "") ->
     """
     if asked:
         return asked_alpha(asked, training)
-    choice, unused = alpha_choice(run, model_digest(checkpoint))
+    choice, unused = alpha_choice(run, model_digest(checkpoint), ModelClasses.of(checkpoint))
     if choice is None:
         return UsedAlpha(training, "that of training" + (f"; {unused}" if unused else ""))
     return UsedAlpha(choice.alpha, choice.said, choice.thresholds)
