@@ -187,7 +187,10 @@ def _check_loss(config: TrainConfig) -> None:
     read_settings(scheme.name, loss.scheme_settings)
     if loss.pseudo_labels and not scheme.takes_pseudo_labels:
         takers = ", ".join(name for name in scheme_names() if scheme_of(name).takes_pseudo_labels)
-        raise ValueError(f"pseudo_labels={loss.pseudo_labels}: scheme {scheme.name} takes none; these do: {takers}")
+        raise ValueError(
+            f"pseudo_labels={loss.pseudo_labels}: scheme {scheme.name} takes none; these do: {takers}. "
+            "To compare schemes, begin tune with one of these; trials of others go without"
+        )
     if loss.pseudo_labels_sha256 and not loss.pseudo_labels:
         raise ValueError("pseudo_labels_sha256: of no file; give --pseudo-labels FILE too")
     if not (loss.rejection_alpha == 0 or 1 <= loss.rejection_alpha < math.inf):

@@ -254,8 +254,9 @@ def resolve(base: TrainConfig, given: Mapping[str, Any]) -> TrainConfig:
     """A configuration with some fields given, such as by flags or by a trial of a search.
 
     Where another scheme than that of `base` is given, what its recipe has for the scheme of `base` becomes usual again,
-    and what it has for the other one (`own_values`) holds instead. What is given always wins; settings of the scheme
-    win one by one. Where the scheme stays, nothing else changes, so that a stored run goes on with what it has.
+    and what it has for the other one (`own_values`) holds instead; pseudo labels stay only where it takes them. What is
+    given always wins; settings of the scheme win one by one. Where the scheme stays, nothing else changes, so that a
+    stored run goes on with what it has.
 
     Raises:
         ValueError: fields that are not known, or settings that the scheme has not.
@@ -275,6 +276,8 @@ def _with_scheme(base: TrainConfig, scheme: str) -> TrainConfig:
     own = own_values(base.recipe, scheme)
     fields: dict[str, Any] = {name: usual[name] for name in own_values(base.recipe, base.loss.scheme) if name in usual}
     fields |= {name: type(usual[name])(value) for name, value in own.items() if name in usual}
+    if not scheme_of(scheme).takes_pseudo_labels:
+        fields |= {"pseudo_labels": "", "pseudo_labels_sha256": ""}
     settings = settings_text({name: value for name, value in own.items() if name not in usual})
     return base.override(fields | {"scheme": scheme, "scheme_settings": settings})
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     config, asked = parse(argv)
     # --help needs none of these, which bring torch and matplotlib
-    from raypaml.search.search_flags import open_queue, plan_search
+    from raypaml.search.search_flags import open_queue, passed_over_by_trials, plan_search
     from raypaml.search.search_folder import outcome
     from raypaml.search.search_page import write_search_page
     from raypaml.search.search_progress import SearchDisplay
@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             places["data"] = str(data.path.absolute())
         config, asked.plain = config.override(places), asked.plain.override(places)
         search = plan_search(asked, config, data)
+        for said in passed_over_by_trials(search):
+            display.say(said)
         queue, proposals = open_queue(search, asked, display.say)
         display.begin(search, [outcome(search, trial) for trial in queue.trials])
         if (proposals and proposals.has_more) or queue.has_more():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from raypaml import train, tune
 from raypaml.cluster.checks import examine
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder, open_folder
@@ -25,14 +27,18 @@ from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 from raypaml.losses import formulas
 from raypaml.losses.pseudo_label_losses import pseudo_labels_of
 from raypaml.losses.scheme_losses import StepContext, regularised, scheme_loss
-from raypaml.losses.schemes import SCHEMES
+from raypaml.losses.schemes import SCHEMES, passed_over, read_settings
+from raypaml.recipes import recipe
 from raypaml.runs.pseudo_label_file import read_pseudo_labels
 from raypaml.runs.pseudo_labels import open_pseudo_labels, with_pseudo_labels
 from raypaml.runs.run_folder import claim
+from raypaml.search.search_flags import passed_over_by_trials, plan_search
+from raypaml.settings import LossConfig
 from raypaml.training.job import plan_job, prepare_job
 from raypaml.training.scheme_state import PseudoScores
 from tests.test_loop import config, history, train_here
 from tests.test_sharding_s3 import running
+from tools.papers import compare_schemes
 
 HOW = "losses/README.md"
 
@@ -227,7 +233,7 @@ def test_a_run_keeps_to_its_file_wherever_that_lies(data: DataFolder, tmp_path: 
     prepare_job(settings, said.append)
     write_csv(path, f"{key},{ids[0]},0.6")
     with pytest.raises(
-        ValueError, match=r"SHA-256 .* with which the run was begun; give the same file, or another --name"
+        ValueError, match=r"SHA-256 .* with which the run was begun; give the same file, or for a new run another"
     ):
         prepare_job(job.config, said.append)
     with pytest.raises(ValueError, match="the run was started with pseudo_labels_sha256="):
@@ -241,6 +247,47 @@ def test_a_scheme_that_needs_pseudo_labels_says_so_and_others_refuse_them(data: 
         config(scheme="an", pseudo_labels="a.csv").check()
     with pytest.raises(ValueError, match="pseudo_labels_sha256: of no file; give --pseudo-labels FILE too"):
         config(scheme="gpr", pseudo_labels_sha256="ab").check()
+
+
+def test_a_file_given_over_a_stored_configuration_wins_and_another_scheme_has_none(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    values = {"scheme": "gpr", "pseudo_labels": "a.csv", "pseudo_labels_sha256": "ab" * 32}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"config": recipe("digits").override(values).to_dict()}))
+
+    def loss_of(*flags: str) -> LossConfig:
+        return train.parse(["--config", str(path), *flags])[0].loss
+
+    assert (loss_of().pseudo_labels, loss_of().pseudo_labels_sha256) == ("a.csv", "ab" * 32)
+    other = loss_of("--pseudo-labels", "b.csv")
+    assert (other.pseudo_labels, other.pseudo_labels_sha256) == ("b.csv", "")
+    assert loss_of("--pseudo-labels", "b.csv", "--pseudo-labels-sha256", "cd").pseudo_labels_sha256 == "cd"
+    left = loss_of("--scheme", "ll_r")
+    assert (left.pseudo_labels, left.pseudo_labels_sha256) == ("", "")
+
+
+def test_schemes_are_compared_that_have_no_use_for_pseudo_labels_or_for_a_setting(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    flags = ["--scheme", "gpr", "--pseudo-labels", "a.csv", "--pseudo-labels-sha256", "ab", "--data", str(data.path)]
+    flags += ["--scheme-settings", "top=4,q3=2", "--storage", str(tmp_path)]
+    base, asked = tune.parse([*flags, "--search", "scheme=gpr|gr|ll_r"])
+    search = plan_search(asked, base, data)
+    parser = compare_schemes.arguments()
+    compared = parser.parse(["--storage", str(tmp_path), "--", *flags[2:]])
+    wanted = {"gpr": ("a.csv", "ab", "top=4,q3=2"), "gr": ("", "", "q3=2"), "ll_r": ("", "", "")}
+    for scheme, (file, digest, settings) in wanted.items():
+        for found in (search.with_values({"scheme": scheme}), compare_schemes.run_config(compared, scheme, 1.0, 0)):
+            assert (found.loss.pseudo_labels, found.loss.pseudo_labels_sha256) == (file, digest)
+            assert read_settings(scheme, found.loss.scheme_settings) == read_settings(scheme, settings)
+    assert passed_over_by_trials(search) == [
+        "pseudo_labels=a.csv: not used by gr, ll_r",
+        "scheme_settings top=4: not used by gr, ll_r, which have no such setting",
+        "scheme_settings q3=2: not used by ll_r, which have no such setting",
+    ]
+    with pytest.raises(ValueError, match="none of gr, ll_r has such a setting"):
+        list(passed_over(["gr", "ll_r"], *compare_schemes.given_to_all(["--scheme-settings=tpo=4"])))
 
 
 @pytest.mark.cluster

@@ -8,7 +8,7 @@ a configuration, the table of `losses/README.md` and the list of the tests are r
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from raypaml.cli import known_names
@@ -55,6 +55,29 @@ def read_settings(scheme: str, text: str) -> dict[str, float]:
     given = read_numbers(text, record.settings, "scheme_settings", f"scheme {scheme}")
     record.check_together(given)
     return given
+
+
+def settings_it_has(scheme: str, text: str) -> str:
+    """Of `name=value,...`, given for several schemes, what one of them has."""
+    has = scheme_of(scheme).defaults
+    return ",".join(part for part in text.split(",") if part.partition("=")[0].strip() in has)
+
+
+def passed_over(schemes: Sequence[str], pseudo_labels: str, settings: str) -> Iterator[str]:
+    """What is given for several schemes at once and not used by all of them, in sentences.
+
+    Raises:
+        ValueError: a setting that none of them has.
+    """
+    without = [name for name in schemes if not scheme_of(name).takes_pseudo_labels]
+    if pseudo_labels and without:
+        yield f"pseudo_labels={pseudo_labels}: not used by {', '.join(without)}"
+    for part in filter(None, (part.strip() for part in settings.split(","))):
+        without = [name for name in schemes if not settings_it_has(name, part)]
+        if len(without) == len(schemes):
+            raise ValueError(f"scheme_settings: {part}: none of {', '.join(schemes)} has such a setting; leave it out")
+        if without:
+            yield f"scheme_settings {part}: not used by {', '.join(without)}, which have no such setting"
 
 
 def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier"]) -> dict[str, float]:

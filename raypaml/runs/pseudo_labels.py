@@ -44,7 +44,8 @@ def with_pseudo_labels(config: TrainConfig, data: DataFolder, say: Callable[[str
         if loss.pseudo_labels_sha256 not in ("", digest):
             raise ValueError(
                 f"pseudo_labels={loss.pseudo_labels}: SHA-256 {digest[:12]}, and not {loss.pseudo_labels_sha256[:12]} "
-                "with which the run was begun; give the same file, or another --name and no --pseudo-labels-sha256"
+                "with which the run was begun; give the same file, or for a new run another --name and the file by "
+                "--pseudo-labels, without --pseudo-labels-sha256"
             )
         table = _made(file, digest, config, data)
     say(f"pseudo labels {loss.pseudo_labels}: {table.about}")

@@ -89,6 +89,8 @@ def base_config(asked: dict[str, Any]) -> TrainConfig:
     if asked["config"]:
         where = Path(asked["config"])
         base = read_config(where).override({"name": "", "storage": RunConfig.storage, "address": ""})
+        if "pseudo_labels" in asked:  # the digest is that of the file's
+            base = base.override({"pseudo_labels_sha256": ""})
     elif asked.get("name"):
         where = open_run(asked.get("storage", RunConfig.storage), asked["name"])
         base = stored_config(where)

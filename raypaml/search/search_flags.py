@@ -10,12 +10,16 @@ from raypaml.cli import Parser
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import share
+from raypaml.losses.schemes import passed_over
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import Search, extend, open_search, outcome, read_proposed, search_as_begun
 from raypaml.search.spaces import SUGGESTED, check_spaces, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
+
+_OF_THE_BASE = (*EXECUTION_FIELDS, "data", "pseudo_labels_sha256")
+"""Fields that trials have from the base, whatever their scheme."""
 
 
 def add_search_flags(parser: Parser) -> None:
@@ -85,11 +89,18 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
         share=asked.share,
         points=asked.points,
         early=asked.early,
-        given={name: value for name, value in asked.given.items() if name not in (*EXECUTION_FIELDS, "data")},
+        given={name: value for name, value in asked.given.items() if name not in _OF_THE_BASE},
     )
     search = search_as_begun(search, asked.plain)
     check_spaces(spaces, search.with_values)
     return search
+
+
+def passed_over_by_trials(search: Search) -> list[str]:
+    """What is given and not used by the trials of some schemes, in sentences; ValueError where none uses it."""
+    schemes = [str(value) for space in search.spaces if space.field == "scheme" for value in space.values]
+    given = (search.given or {}).get("scheme_settings", "")
+    return list(passed_over(schemes, search.base.loss.pseudo_labels, given)) if schemes else []
 
 
 def plan_trials(search: Search, count: int) -> list[Trial]:

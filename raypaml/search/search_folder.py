@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.files import whole, write_json
+from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
 from raypaml.runs.run_folder import had_before, read_history
 from raypaml.search.spaces import Space
@@ -92,10 +93,17 @@ class Search:
         return {"epoch": epoch, "beyond": epoch - self.longest_warmup} | {name: record[name] for name in names}
 
     def with_values(self, values: Mapping[str, Any]) -> TrainConfig:
-        """The base with values of the searched fields. All trials have the base's epochs, for ASHA compares them."""
+        """The base with values of the searched fields. All trials have the base's epochs, for ASHA compares them.
+
+        Given settings and pseudo labels are passed over by schemes that have no use for them.
+        """
         if self.given is None:
             return self.base.override(dict(values))
-        return resolve(self.base, {**self.given, "epochs": self.base.optim.epochs, **values})
+        given = {**self.given, "epochs": self.base.optim.epochs}
+        if "scheme_settings" in given:
+            own = settings_it_has(values.get("scheme", self.base.loss.scheme), given["scheme_settings"])
+            given["scheme_settings"] = own
+        return resolve(self.base, {**given, **values})
 
     def config(self, trial: Trial) -> TrainConfig:
         """The run of a trial, in the search's folder."""

@@ -11,6 +11,7 @@ of workers, where the recipe is reproducible. Finished runs are kept: the same c
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -22,6 +23,7 @@ from raypaml.cli import Parser, run_command, say
 from raypaml.config import TrainConfig
 from raypaml.counting import LINE_SECONDS, Count
 from raypaml.labels import GROUP_NAMES
+from raypaml.losses.schemes import passed_over, scheme_of, settings_it_has
 from raypaml.recipes import otherwise_than_own
 from raypaml.train import parse
 
@@ -86,6 +88,8 @@ def main() -> None:
     asked = arguments().parse()
     rows = [(scheme, float(alpha)) for scheme, _, alpha in (row.partition(":") for row in asked.rows.split(","))]
     seeds = [int(seed) for seed in asked.seeds.split(",")]
+    for said in passed_over(list(dict.fromkeys(scheme for scheme, _ in rows)), *given_to_all(asked.more)):
+        say(said)
     configs = [run_config(asked, scheme, alpha, seed) for seed in seeds for scheme, alpha in rows]
     for config in configs:
         config.check()
@@ -116,10 +120,26 @@ def _failed(run: Future[dict[str, Any]]) -> bool:
     return run.done() and run.exception() is not None
 
 
+def given_to_all(flags: list[str]) -> tuple[str, str]:
+    """The file of pseudo labels and the settings among flags of `raypaml.train`, which not every scheme uses."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--pseudo-labels", default="")
+    parser.add_argument("--scheme-settings", default="")
+    found, _ = parser.parse_known_args(flags)
+    return found.pseudo_labels, found.scheme_settings
+
+
 def run_config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
-    """A run as `raypaml.train` has it: with what the recipe has for the scheme, or as it was begun."""
+    """A run as `raypaml.train` has it: with what the recipe has for the scheme, or as it was begun.
+
+    Of flags for every run, pseudo labels and settings are passed over where the scheme has no use for them.
+    """
+    file, settings = given_to_all(asked.more)
     flags = [asked.recipe, *asked.more, "--scheme", scheme, "--alpha", f"{alpha}", "--seed", f"{seed}"]
     flags += ["--workers", "1", "--storage", asked.storage]
+    flags += ["--scheme-settings", settings_it_has(scheme, settings)] if settings else []
+    if file and not scheme_of(scheme).takes_pseudo_labels:
+        flags += ["--pseudo-labels", "", "--pseudo-labels-sha256", ""]
     flags += ["--epochs", f"{asked.epochs}"] if asked.epochs else []
     flags += ["--data", asked.data] if asked.data else []
     new, _ = parse(flags)
