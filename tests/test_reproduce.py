@@ -33,7 +33,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, *flags: str) -> SimpleNamespace:
     return SimpleNamespace(**vars(reproduce.parse()))
 
 
-@pytest.mark.parametrize("data", STANDINS)
+@pytest.mark.parametrize(
+    "data", ["voc", "nus", *(pytest.param(name, marks=pytest.mark.cluster) for name in ("coco", "cub"))]
+)
 def test_every_command_parses_and_shards_the_released_form(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
