@@ -219,6 +219,26 @@ def test_thresholds_are_of_best_f1_at_the_chosen_alpha(tmp_path: Path) -> None:
     assert choice.observed_share == pytest.approx(len(rows.image) / (IMAGES * K))
 
 
+@pytest.mark.parametrize(("with_negatives", "said"), [(0, "cannot decide"), (1, "hardly decide"), (K, "")])
+def test_labels_that_cannot_decide_are_said(with_negatives: int, said: str, tmp_path: Path) -> None:
+    rows = made_up(0)
+    kept = rows.positive | (rows.k < with_negatives)
+    rows = Rows(*(getattr(rows, field.name)[kept] for field in dataclasses.fields(rows)))
+    choice = choose_alpha(written(rows, tmp_path), vocabulary(), part_of(), "0001-000000")
+    text = choosing.choice_text(choice, vocabulary())
+    assert "decide" not in text if not said else said in text
+    if with_negatives == 1:
+        positives = (rows.positive & (rows.k == 0)).sum()
+        negatives = (~rows.positive).sum()
+        counts = f"({positives} positives and {negatives} negatives in them)"
+        assert f"only 1 of {K} classes have both positives and negatives {counts}" in text
+    if not with_negatives:
+        kept_alpha = "Alpha of use 2.2: that of training, kept, for none was clearly better on validation ("
+        assert kept_alpha in text
+        choice.write(tmp_path / "choice.json")
+        assert AlphaChoice.read(tmp_path / "choice.json", ModelClasses(vocabulary().digest, K)) == choice
+
+
 # --- The commands -----------------------------------------------------------------------------------------------------
 
 

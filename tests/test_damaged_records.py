@@ -77,6 +77,7 @@ WRONG_CHOICES = [
     {"images": -3},
     {"images": 2.5},
     {"candidates": 5},
+    {"undecided": 1},
     {"candidates": [{}]},
     {"candidates": [CANDIDATE | {"way": "foo"}]},
     {"candidates": [CANDIDATE | {"alphas": [0]}]},

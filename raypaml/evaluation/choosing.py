@@ -81,6 +81,23 @@ def choose_alpha(
         images=len(used.keys),
         few_positives=np.flatnonzero(used.positives < SHRINKAGE).tolist(),
         candidates=[_record(candidate) for candidate in found],
+        undecided=_undecided(used, known),
+    )
+
+
+def _undecided(used: Evaluation, known: NDArray[np.bool_]) -> str:
+    """Why AP on these labels says nothing of alpha, or little; "" where it does.
+
+    A class without a positive has no AP, and one without a negative has AP 1 at every alpha.
+    """
+    positives, negatives = int(used.positives[known].sum()), int(used.negatives[known].sum())
+    if min(positives, negatives) >= SHRINKAGE and 2 * known.sum() >= len(known):
+        return ""
+    few = f"only {known.sum():,} of {len(known):,} classes have" if known.any() else "no class has"
+    counts = f" ({positives:,} positives and {negatives:,} negatives in them)" if known.any() else ""
+    return (
+        f"The labels of validation can{' hardly' if known.any() else 'not'} decide which alpha is better: {few} both "
+        f"positives and negatives{counts}, and AP of the others is the same at every alpha."
     )
 
 
@@ -150,7 +167,9 @@ def choice_text(choice: AlphaChoice, vocabulary: Vocabulary) -> str:
         gain = f"{100 * one['gain']:+.2f} ± {100 * one['noise']:.2f}"
         rows.append([one["way"], alpha_text(one["alphas"]), figure, gain, "yes" if one["wins"] else "no"])
     names = ["alpha", "values", "mAP on images left out", "gain ± standard error", "replaces the simpler"]
-    lines = [markdown(names, rows, left=1), "", f"{choice.said}: alpha {alpha_text(choice.alpha)}."]
+    lines = [markdown(names, rows, left=1), "", f"Alpha of use {alpha_text(choice.alpha)}: {choice.said}."]
+    if choice.undecided:
+        lines.append(choice.undecided)
     if np.max(choice.alpha) >= GRID[-1]:
         lines.append(f"{GRID[-1]:g} is the largest alpha that is tried; a larger one might do better.")
     if choice.few_positives:

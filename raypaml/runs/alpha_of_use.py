@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from raypaml.files import write_json
 from raypaml.labels import FloatArray
@@ -71,6 +71,7 @@ _FIELDS = {
     "images": whole_number(0),
     "few_positives": _COLUMNS,
     "candidates": list_of(OBJECT),
+    "undecided": TEXT,
 }
 
 
@@ -84,9 +85,13 @@ class ModelClasses:
 
     @classmethod
     def of(cls, checkpoint: Path) -> ModelClasses:
-        """Those of a whole checkpoint, from its state and its head."""
-        with safe_open(checkpoint / MODEL, "np") as weights:
-            return cls(read_state(checkpoint).vocabulary, weights.get_slice("head.bias").get_shape()[0])
+        """Those of a checkpoint, from its state and its head; ValueError where its weights are none."""
+        path = checkpoint / MODEL
+        try:
+            with safe_open(path, "np") as weights:
+                return cls(read_state(checkpoint).vocabulary, weights.get_slice("head.bias").get_shape()[0])
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a safetensors file of a model ({error}); nothing else is read") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +124,20 @@ class AlphaChoice:
     """Class columns with fewer positives than those that all classes together count for: mostly chosen by all."""
     candidates: list[dict[str, Any]]
     """By way: `held_out` mean AP under cross-validation, `gain` over the simpler way and its `noise`, `wins`."""
+    undecided: str = ""
+    """Why the labels of validation cannot decide, or hardly, in a sentence; "" where they can."""
 
     @property
     def said(self) -> str:
         """The choice in words."""
         ways = {
-            "training": f"alpha {self.training_alpha:g} of training was kept",
+            "training": "that of training",
             "one": "one alpha for all classes",
             "group": "alpha by class group",
             "class": "alpha by class",
         }
-        return f"{ways[self.way]}, chosen on validation ({self.images:,} images, {self.labels} labels)"
+        why = "kept, for none was clearly better" if self.way == "training" else "chosen"
+        return f"{ways[self.way]}, {why} on validation ({self.images:,} images, {self.labels} labels)"
 
     def write(self, path: Path) -> None:
         """Write the choice, whole or not at all."""
@@ -140,7 +148,7 @@ class AlphaChoice:
         """Read and check a choice; ValueError where it is damaged, of another version, or of other classes."""
         try:
             content = read_object(path)
-            check_fields(content, _FIELDS)
+            check_fields(content, _FIELDS, ("undecided",))  # earlier ones lack it
             _check_parts(content, classes)
         except ValueError as error:
             raise ValueError(
