@@ -317,3 +317,27 @@ def test_pickled_payloads_never_run(kind: int, trained: Run, tmp_path: Path) -> 
     assert not marker.exists()
     torch.load(tmp_path / "model.pt", weights_only=False) if kind else pickle.loads(payload)
     assert marker.exists()  # it would have run
+
+
+def test_a_loaded_model_says_what_it_is_and_takes_paths(trained: Run, pictures: Path, tmp_path: Path) -> None:
+    model = raypaml.load(trained[0])
+    assert repr(model) == "<Classifier small, 50 classes, images of 64 x 64, alpha 5 (that of training), on cpu>"
+    paths = sorted(pictures.iterdir())[:35]
+    alone = [model.predict(Image.open(path), top=3) for path in paths]
+    for given in (paths, [str(path) for path in paths], tuple(map(Image.open, paths))):
+        for found, wanted in zip(model.predict(given, top=3), alone, strict=True):
+            assert [one.class_id for one in found] == [one.class_id for one in wanted]
+            assert [one.score for one in found] == pytest.approx([one.score for one in wanted], abs=1e-5)
+    assert model.predict(str(paths[0]), top=3) == model.predict(paths[0], top=3) == alone[0]
+    assert model.predict([]) == []
+    np.testing.assert_array_equal(model.map(paths[0]), model.map(Image.open(paths[0])))
+    for wrong, said in (
+        (np.zeros((64, 64, 3), np.uint8), r"predict: give a picture of PIL \(PIL.Image.fromarray .*, not ndarray"),
+        ([5], "predict: give a picture of PIL .*, not int"),
+        (pictures, f"{pictures}: a folder; give a picture"),
+        (tmp_path / "none.jpg", "none.jpg: no such file"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model.predict(wrong)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match=f"^{pictures}: not a run .*, not a checkpoint .*, not an export"):
+        raypaml.load(pictures)

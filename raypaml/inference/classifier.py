@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -16,12 +17,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raypaml.inference.model_card import NAME, WEIGHTS, Card, card_of_run
-from raypaml.inference.pictures import fit_to_size
+from raypaml.inference.pictures import Picture, fit_to_size, read_picture
 from raypaml.labels import RealArray
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier, pool_parts
+from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.models import evaluating, placed, prepare_device
+
+Given = Image.Image | Path | str
+"""A picture, or the path of its file."""
+_WANTED = "give a picture of PIL (PIL.Image.fromarray makes one), the path of one, or a list of these"
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -52,20 +59,63 @@ class Classifier:
         with torch.inference_mode(), evaluating(self.card.optim, self.device):
             yield
 
-    def predict(self, picture: Image.Image, *, top: int = 5, threshold: float = 0.0) -> list[Found]:
+    def __repr__(self) -> str:
+        card = self.card
+        return (
+            f"<Classifier {card.backbone}, {len(card.class_ids):,} classes, images of {card.height} x {card.width}, "
+            f"alpha {alpha_text(self.alpha)} ({card.alpha_origin}), on {self.device}>"
+        )
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a text is a sequence of texts to mypy
+        self, picture: Given, *, top: int = 5, threshold: float = 0.0
+    ) -> list[Found]: ...
+
+    @overload
+    def predict(self, picture: Sequence[Given], *, top: int = 5, threshold: float = 0.0) -> list[list[Found]]: ...
+
+    def predict(
+        self, picture: Given | Sequence[Given], *, top: int = 5, threshold: float = 0.0
+    ) -> list[Found] | list[list[Found]]:
         """The `top` classes of a picture whose probability is at least `threshold`, best first.
 
         Args:
-            picture: of any size and mode; turned upright, made RGB, resized as `card.json` says.
+            picture: of any size and mode, or the path of a file; turned upright, made RGB, resized as `card.json` says.
+                Of a list of them, a list of answers in their order.
+
+        Raises:
+            ValueError: neither, or a file that is not there or no picture.
         """
-        scores = sigmoid(self.logits([fit_to_size(picture, self.card.height, self.card.width)])[0])
+        if isinstance(picture, Image.Image | str | Path):
+            return self._best(self.logits([self._pixels(picture)])[0], top, threshold)
+        if not isinstance(picture, list | tuple):
+            raise ValueError(f"predict: {_WANTED}, not {type(picture).__name__}")
+        answers = []
+        for start in range(0, len(picture), _BATCH):
+            rows = self.logits([self._pixels(one) for one in picture[start : start + _BATCH]])
+            answers += [self._best(row, top, threshold) for row in rows]
+        return answers
+
+    def _best(self, logits: RealArray, top: int, threshold: float) -> list[Found]:
+        card, scores = self.card, sigmoid(logits)
         best = np.argsort(-scores, kind="stable")[:top]
-        card = self.card
         return [Found(card.class_ids[k], card.names[k], float(scores[k])) for k in best if scores[k] >= threshold]
 
-    def map(self, picture: Image.Image) -> RealArray:
-        """The raw class activation map [K, h, w] of a picture."""
-        images = self._images([fit_to_size(picture, self.card.height, self.card.width)])
+    def _pixels(self, picture: Given) -> NDArray[np.uint8]:
+        if isinstance(picture, Image.Image):
+            return fit_to_size(picture, self.card.height, self.card.width)
+        if not isinstance(picture, str | Path):
+            raise ValueError(f"predict: {_WANTED}, not {type(picture).__name__}")
+        if Path(picture).is_dir():
+            raise ValueError(f"{picture}: a folder; {_WANTED}; raypaml predict takes folders")
+        try:
+            return read_picture(Picture(str(picture), str(picture)), self.card.height, self.card.width)
+        except ValueError as error:
+            raise ValueError(f"{picture}: {error}") from None
+
+    def map(self, picture: Given) -> RealArray:
+        """The raw class activation map [K, h, w] of a picture, or of the path of one."""
+        images = self._images([self._pixels(picture)])
         with self._serving():
             return self.model.cam(images)[0].float().cpu().numpy()
 

@@ -163,6 +163,11 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
     if not given.is_dir():
         raise ValueError(f"{given}: no such folder; give a run, one of its checkpoints, or an export")
     run, checkpoint = find_checkpoint(given)
+    if not (run / "config.json").is_file():
+        raise ValueError(
+            f"{given}: not a run (it has no config.json), not a checkpoint (in the checkpoints of a run), not an "
+            f"export (it has no {NAME}); give one of them"
+        )
     config = read_config(run / "config.json")
     data = json.loads((run / "config.json").read_text())["data"]
     vocabulary = _vocabulary(run)
