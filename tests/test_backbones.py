@@ -269,7 +269,7 @@ def test_imagenet_weights_are_fetched_by_name_and_without_a_network_it_is_said_w
 @pytest.mark.parametrize(
     ("name", "weights", "said"),
     [
-        ("small", "imagenet", "there are none for backbone 'small'; leave --weights out"),
+        ("small", "imagenet", "there are none for backbone 'small'; give --weights ''"),
         (
             "vgg16",
             "imagenet-v2",

@@ -149,6 +149,24 @@ def test_a_run_names_the_published_values_that_it_has_not(tiny_digits: Path, tmp
     assert otherwise_than_own(own) == ["delta_rel 0.5 where digits has for ll_r 0.25"]
 
 
+def test_what_has_no_effect_or_is_more_than_published_is_said(tiny_digits: Path, tmp_path: Path) -> None:
+    places = ("--data", str(tiny_digits), "--storage", str(tmp_path), "--backbone", "small", "--weights", "")
+    alpha = "rejection_alpha=20 has no effect: {} does not reject by delta_rel"
+    mirrored = "images are mirrored too, which asl's published augmentation does not: --no-flip leaves it out"
+    published = ("--scheme", "asl", "--augment", "published")
+    for flags, expected in (
+        (("linear_init",), []),
+        (("linear_init", "--scheme", "ll_r_abs"), [alpha.format("ll_r_abs")]),
+        (("linear_init", *published), [alpha.format("asl")]),
+        ((VOC, *published), [mirrored]),
+        ((VOC, *published, "--no-flip"), []),
+        ((VOC, "--scheme", "ll_r", "--augment", "published"), []),
+    ):
+        said: list[str] = []
+        prepare_job(parsed(*flags, *places, "--epochs", "5"), said.append)
+        assert [line for line in said if "no effect" in line or "mirrored" in line] == expected
+
+
 # --- Runs that were begun ---------------------------------------------------------------------------------------------
 
 
@@ -210,6 +228,27 @@ def test_a_file_keeps_its_values_unless_another_scheme_is_asked_for(tmp_path: Pa
     assert parsed("--config", str(path)).loss.delta_rel == 0.33
     other = parsed("--config", str(path), "--scheme", "ll_cp")
     assert (other.loss.delta_rel, other.optim.lr) == (0.1, 1e-3)
+
+
+def test_what_a_file_has_from_an_earlier_version_is_said_with_what_is_usual_today(
+    tiny_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin_as_before(tmp_path / "old", recipe(VOC).override({"weights": "imagenet"}), tiny_digits)
+    path = str(tmp_path / "old" / "config.json")
+    begun = parsed("--config", path)
+    said = capsys.readouterr().err
+    assert (begun.loss.rejection_rounding, begun.loss.scheme_defaults) == ("half_up", "earlier")
+    assert said.startswith(f"{path}: of an earlier version, used as it was then, with cudnn_benchmark=False")
+    assert "rejection_rounding=half_up, scheme_defaults=earlier" in said
+    remedy = said.partition("as today: ")[2].split()
+    assert {"--test-features", "--rejection-rounding", "--scheme-defaults", "--head-init"} <= set(remedy)
+    today = parsed("--config", path, *remedy)
+    assert capsys.readouterr().err == ""
+    assert today == recipe(VOC).override({"weights": "imagenet"})
+    path = str(tmp_path / "new.json")
+    Path(path).write_text(json.dumps({"config": today.to_dict()}))
+    parsed("--config", path)
+    assert capsys.readouterr().err == ""
 
 
 # --- Searches ---------------------------------------------------------------------------------------------------------

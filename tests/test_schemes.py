@@ -613,3 +613,11 @@ def test_records_that_cannot_be_are_refused(change: dict[str, Any], said: str) -
 def test_a_loss_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match=r"^raypaml\.losses\.formulas:hil: cannot be imported"):
         named_function("raypaml.losses.formulas:hil")
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("gpr", "top"), ("csl", "likely")])
+def test_a_count_is_a_whole_number(scheme: str, name: str) -> None:
+    for value in ("2.5", "-1", "inf", "nan"):
+        with pytest.raises(ValueError, match=f"{name}={value}: a whole number, at least 0 and below 1000"):
+            read_settings(scheme, f"{name}={value}")
+    assert read_settings(scheme, f"{name}=2") == {name: 2.0}

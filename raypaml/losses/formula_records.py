@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from raypaml.losses.scheme import ABOVE_ZERO, FOCUSING, SHARE, SWITCH, Published, Scheme, Setting
+from raypaml.losses.scheme import ABOVE_ZERO, COUNT, FOCUSING, SHARE, SWITCH, Published, Scheme, Setting
 
 COLE = "E. Cole et al., CVPR 2021"
 BEN_BARUCH = "E. Ben-Baruch et al., CVPR 2022"
@@ -135,7 +135,7 @@ FORMULA_SCHEMES = (
         settings=(
             *PASL,
             Setting("prior", 0.05, "class prior above which a class's unobserved entries are left out"),
-            Setting("likely", 5.0, "unobserved entries of each image, counted over the batch, that are left out"),
+            Setting("likely", 5.0, "unobserved entries an image, counted over the batch, that are left out", COUNT),
         ),
         state="class_priors",
         rejected_become="left out",

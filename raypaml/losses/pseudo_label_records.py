@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from raypaml.losses.formula_records import EXPECTED, EXPECTED_POSITIVES, GR, SINGLE_POSITIVE, by_data_set
-from raypaml.losses.scheme import AT_LEAST_ZERO, SHARE, Published, Scheme, Setting
+from raypaml.losses.scheme import AT_LEAST_ZERO, COUNT, SHARE, Published, Scheme, Setting
 
 GPR_COCO = {"slope_end": 10.0, "offset_end": -8.0}
 """What gpr has otherwise than gr, as for COCO."""
@@ -21,7 +21,7 @@ PSEUDO_LABEL_SCHEMES = (
         loss_of="batch",
         settings=(
             Setting("threshold", 0.5, "score from which an entry is pseudo-positive", SHARE),
-            Setting("top", 3.0, "pseudo-positives of an image at most: its highest scores", AT_LEAST_ZERO),
+            Setting("top", 3.0, "pseudo-positives of an image at most: its highest scores", COUNT),
             Setting("lowest", 0.0, "share of the scores of an image, the lowest, that are pseudo-negative", SHARE),
             Setting("lightest", 0.5, "least weight 1 - v(p) of a pseudo-positive", SHARE),
             Setting("heaviest", 0.7, "largest weight of a pseudo-positive", SHARE),

@@ -26,23 +26,27 @@ class Bounds:
     from_least: bool = False
     """Whether `least` itself is allowed."""
     also: tuple[float, ...] = ()
+    whole: bool = False
+    """Whether it must be a whole number."""
     wording: str = ""
     """What a refusal says instead of the numbers, where there is a reason to give."""
 
     def allow(self, value: float) -> bool:
         """Whether a setting may be this number. NaN is never allowed."""
         above = value >= self.least if self.from_least else value > self.least
-        return value in self.also or (above and value < self.most)
+        return value in self.also or (above and value < self.most and (not self.whole or value % 1 == 0))
 
     def __str__(self) -> str:
         between = "at least {:g} and below {:g}" if self.from_least else "a number between {:g} and {:g}"
         exceptions = "".join(f"{value:g}, or " for value in self.also)
-        return self.wording or exceptions + between.format(self.least, self.most)
+        whole = "a whole number, " if self.whole else ""
+        return self.wording or whole + exceptions + between.format(self.least, self.most)
 
 
 ANY_NUMBER = Bounds()
 ABOVE_ZERO = Bounds(least=0.0, wording="must be above 0")
 AT_LEAST_ZERO = Bounds(least=0.0, from_least=True)
+COUNT = Bounds(least=0.0, from_least=True, whole=True)
 SHARE = Bounds(least=0.0, most=1.0, from_least=True)
 SWITCH = Bounds(least=1.0, most=1.0, also=(0.0, 1.0), wording="1 for on, or 0 for off")
 FOCUSING = Bounds(

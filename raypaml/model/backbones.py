@@ -87,7 +87,7 @@ def check_backbone(name: str, weights: str = "") -> None:
     """
     if name in OWN_BACKBONES:
         if weights in IMAGENET:
-            raise ValueError(f"weights={weights}: there are none for backbone {name!r}; leave --weights out")
+            raise ValueError(f"weights={weights}: there are none for backbone {name!r}; give --weights ''")
     elif name.startswith(TIMM):
         timm, (own, _) = timm_module(name), split_name(name)
         if not timm.is_model(own):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from raypaml.augmentation.augmentations import augmentations_text
-from raypaml.cli import KeptLines, Parser, add_config_flags
-from raypaml.config import TrainConfig
+from raypaml.cli import KeptLines, Parser, add_config_flags, say
+from raypaml.config import EARLIER, TrainConfig
 from raypaml.extensions import import_first
 from raypaml.losses.schemes import help_text
 from raypaml.recipes import RECIPES, as_before, recipe, resolve
-from raypaml.runs.run_folder import open_run, read_config, stored_config
+from raypaml.runs.run_folder import open_run, read_config, stored_config, stored_settings
 from raypaml.settings import RunConfig
 
 _PUBLISHED = """What is published for a scheme on the data set of a recipe, such as delta_rel 0.2 for ll_ct on VOC, is
@@ -60,9 +60,27 @@ def parse_run(
     own.given = {name: value for name, value in values.items() if name in fields}
     own.plain = (base if asked["config"] else as_before(base)).override(own.given)
     config = resolve(base, own.given)
+    if asked["config"]:
+        _say_earlier(Path(asked["config"]), config, own.given)
     if values.get("threads") == 0 and config.optim.reproducible:  # what earlier versions stored is not refused
         raise ValueError("threads=0: reproducible gradients depend on the number of threads; use --threads 1")
     return config, own
+
+
+def _say_earlier(path: Path, config: TrainConfig, given: Collection[str]) -> None:
+    """Say what a file that an earlier version wrote has otherwise than today's recipe, and how to have today's."""
+    today, values = RECIPES.get(config.recipe, TrainConfig)().flat(), config.flat()
+    lacks = set(EARLIER) - stored_settings(path) - set(given)
+    earlier = {name: today[name] for name in EARLIER if name in lacks and values[name] != today[name]}
+    if not earlier:
+        return
+    had = ", ".join(f"{name}={values[name]}" for name in earlier)
+    flags = {name: "--" + name.replace("_", "-") for name in earlier}
+    remedy = (
+        (flag if today[name] else "--no-" + flag[2:]) if isinstance(today[name], bool) else f"{flag} {today[name]!s}"
+        for name, flag in flags.items()
+    )
+    say(f"{path}: of an earlier version, used as it was then, with {had}; as today: {' '.join(remedy)}")
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:

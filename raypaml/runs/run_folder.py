@@ -76,9 +76,13 @@ def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
     """
     if stored_config(folder) is None:
         return config
-    groups = json.loads((folder / "config.json").read_text())["config"]
-    stored = {name for group in groups.values() if isinstance(group, dict) for name in group}
-    return config.override(had_before(config, stored))
+    return config.override(had_before(config, stored_settings(folder / "config.json")))
+
+
+def stored_settings(path: Path) -> set[str]:
+    """The names of the settings that the record of a run has, which an earlier version may have written."""
+    groups = json.loads(path.read_text())["config"]
+    return {name for group in groups.values() if isinstance(group, dict) for name in group}
 
 
 def had_before(config: TrainConfig, stored: Collection[str]) -> dict[str, Any]:

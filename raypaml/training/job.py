@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from raypaml.augmentation.augmentations import AS_PUBLISHED
 from raypaml.config import TrainConfig, lr_warmup_steps
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import check_world_size, default_lanes
 from raypaml.explanations.drift import make_probe
+from raypaml.losses.schemes import scheme_of
 from raypaml.model.backbones import check_backbone
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
@@ -49,7 +51,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     config = _as_begun(folder, config, say)
     check_same_run(folder, config, data)
     _say_threads(config, say)
-    for said in (nothing_rejected(config, data.splits["train"]), *otherwise_than_own(config)):
+    for said in (nothing_rejected(config, data.splits["train"]), *_of_the_scheme(config), *otherwise_than_own(config)):
         if said:
             say(said)
     return Job(config, data, folder)
@@ -67,6 +69,15 @@ def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> 
     if changed := [f"{name}={had[name]}" for name in had if had[name] != asked[name]]:
         say(f"{folder}: begun by an earlier version, the run goes on as it began, with {', '.join(changed)}")
     return begun
+
+
+def _of_the_scheme(config: TrainConfig) -> Iterator[str]:
+    """What becomes of settings, such as a recipe's, that do not go with its scheme, in sentences."""
+    loss, augmentation = config.loss, config.augmentation
+    if loss.rejection_alpha and scheme_of(loss.scheme).rejects_by != "rate":
+        yield f"rejection_alpha={loss.rejection_alpha:g} has no effect: {loss.scheme} does not reject by delta_rel"
+    if config.data.augment == AS_PUBLISHED and config.data.flip and not augmentation.mirrors:
+        yield f"images are mirrored too, which {loss.scheme}'s published augmentation does not: --no-flip leaves it out"
 
 
 def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:
