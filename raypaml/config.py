@@ -170,7 +170,8 @@ def _check_ranges(config: TrainConfig) -> None:
     for name, least in at_least.items():
         if not (math.isfinite(values[name]) and values[name] >= least):
             why = " (1 switches BoostLU off; below 1 it would shrink negative attributions)" if name == "alpha" else ""
-            raise ValueError(f"{name}={values[name]}: must be at least {least}{why}")
+            finite = "" if math.isfinite(values[name]) else " and finite"
+            raise ValueError(f"{name}={values[name]}: must be at least {least}{finite}{why}")
     for name in ("lr", "head_lr_mult", "cache_gb", "hang_seconds"):
         if not (math.isfinite(values[name]) and values[name] > 0):
             raise ValueError(f"{name}={values[name]}: must be above 0")

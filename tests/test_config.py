@@ -149,6 +149,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"lr_schedule": "one-cycle", "optimizer": "sgd", "momentum": 0.5}, "momentum=0.5: one-cycle has its own"),
     ({"patience": -1}, "patience=-1: must be at least 0"),
     ({"stop_below": -3.0}, "stop_below=-3.0: must be at least 0"),
+    ({"stop_below": INF}, "stop_below=inf: must be at least 0 and finite"),
     ({"weight_decay": -0.1}, "weight_decay=-0.1: must be at least 0"),
     ({"head_weights": True, "weights": "imagenet-v1"}, "head_weights: weights='imagenet-v1' has no classifier"),
     ({"rejection_alpha": 0.5}, "rejection_alpha=0.5: must be at least 1, or 0 for that of training"),

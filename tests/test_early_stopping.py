@@ -34,6 +34,13 @@ def ended(scores: list[float], **values: Any) -> int:
     return next((done for done in range(1, len(scores)) if early_stop(history[:done], optim)), len(scores))
 
 
+def test_an_epoch_without_a_figure_is_not_the_best_so_far() -> None:
+    nan = float("nan")
+    assert ended([nan, 0.1, 0.2, 0.3, 0.4], patience=2, stop_below=1) == 5
+    assert ended([nan] * 5, patience=1, stop_below=1) == 5
+    assert ended([0.3, nan, 0.2, 0.1], patience=2) == 3
+
+
 def as_large_loss_matters(scores: list[float], points: float) -> int:
     """The rule of its train.py: above the best so far, else more than so many points below it."""
     best = 0.0

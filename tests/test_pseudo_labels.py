@@ -82,8 +82,8 @@ def test_scores_are_read_by_key_and_class_and_all_else_is_counted(data: DataFold
         "3 scores, of 2 of 96 training images and 3 of 50 classes; 94 images have none; skipped"
     )
     for part in (
-        "1 rows of keys that are not in the training split (such as nobody)",
-        "1 rows of classes that are not in the vocabulary (such as unicorn)",
+        "1 rows of keys that are not in the training split (such as 'nobody')",
+        "1 rows of classes that are not in the vocabulary (such as 'unicorn')",
         "1 rows without a score",
         "1 rows with a score but without key or class",
         "1 rows that are there twice",
@@ -127,7 +127,15 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "NaN": (lambda f: write_csv(f / "a.csv", "a,b,nan"), "nan in row 1"),
     "a little over 1": (lambda f: write_csv(f / "a.csv", "a,b,1.0000001"), "such as 1.0000001 in row 1"),
     "infinite": (lambda f: write_csv(f / "a.csv", "a,b,inf"), "inf in row 1"),
-    "text for a score": (lambda f: write_csv(f / "a.csv", "a,b,high"), "cannot be read: .*'high'"),
+    "text for a score": (
+        lambda f: write_csv(f / "a.csv", "a,b,0.5", "a,c,high"),
+        "score 'high' in row 2 is no number; give one from 0 to 1, or leave the field empty",
+    ),
+    "a word for no score": (lambda f: write_csv(f / "a.csv", "a,b,NA"), "score 'NA' in row 1 is no number"),
+    "a binary file": (lambda f: write_csv(f / "a.csv", header="\x00\x1bP"), r"it has '\\x00\\x1bP'\. "),
+    "no byte": (lambda f: write_csv(f / "a.csv", header=""), "it has ''"),
+    "a key of two lines": (lambda f: write_csv(f / "a.csv", '"a\nb",c,1'), r"such as 'a\\nb'"),
+    "a blank": (lambda f: write_csv(f / "a.csv", "a, c,1"), "such as ' c'"),
     "a short row": (lambda f: write_csv(f / "a.csv", "a,b"), "cannot be read: .*[Ee]xpected 3 columns, got 2"),
     "text in parquet": (
         lambda f: write_parquet(f / "a.parquet", key=["a"], score=["0.5"], **{"class": ["b"]}),
@@ -141,7 +149,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "empty": (lambda f: write_csv(f / "a.csv"), "nothing of its 0 rows is of the training split"),
     "other data": (
         lambda f: write_csv(f / "a.csv", "a,b,1"),
-        "nothing of its 1 rows .*such as a.*; keys there are such as",
+        "nothing of its 1 rows .*such as 'a'.*; keys there are such as",
     ),
 }
 

@@ -29,6 +29,8 @@ from raypaml.preparation.formats.table_file import DELIMITERS, columns_shown, is
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _MEMBER = re.compile(r"(?:.*/)?([^/]+\.tar)/(.+)", re.DOTALL)
 """How `raypaml predict` names a picture of a shard."""
+_NO_NUMBER = re.compile(r"Row #(\d+): CSV conversion error to double: invalid value '(.*)'", re.DOTALL)
+"""How Arrow names a cell; its rows count from the header on."""
 _NO_TEXT = -2
 _NAMED = 3
 """Examples in a message."""
@@ -107,19 +109,39 @@ def _csv(path: Path, name: str) -> pa.Table:
     headers = {sign: [part.strip().strip('"') for part in header.rstrip("\r").split(sign)] for sign in DELIMITERS}
     sign = max(DELIMITERS, key=lambda sign: len(headers[sign]))
     columns = _columns(headers[sign], name)
-    with pa.input_stream(str(path)) as file:
-        table = pacsv.read_csv(
-            file,
-            read_options=pacsv.ReadOptions(column_names=headers[sign], skip_rows=1),
-            parse_options=pacsv.ParseOptions(delimiter=sign),
-            convert_options=pacsv.ConvertOptions(
-                include_columns=list(columns.values()),
-                column_types={column: pa.float64() if role == "score" else _TEXT for role, column in columns.items()},
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
+
+    def read(*, use_threads: bool) -> pa.Table:
+        with pa.input_stream(str(path)) as file:
+            return pacsv.read_csv(
+                file,
+                read_options=pacsv.ReadOptions(column_names=headers[sign], skip_rows=1, use_threads=use_threads),
+                parse_options=pacsv.ParseOptions(delimiter=sign),
+                convert_options=pacsv.ConvertOptions(
+                    include_columns=list(columns.values()),
+                    column_types={name: pa.float64() if role == "score" else _TEXT for role, name in columns.items()},
+                    null_values=[""],
+                    strings_can_be_null=True,
+                ),
+            )
+
+    try:
+        table = read(use_threads=True)
+    except pa.ArrowInvalid:
+        table = _read_again(lambda: read(use_threads=False), name)
     return table.rename_columns(list(columns)).unify_dictionaries()
+
+
+def _read_again(read: Callable[[], pa.Table], name: str) -> pa.Table:
+    """Read by one thread what could not be read, for several do not know in which row it fails."""
+    try:
+        return read()
+    except pa.ArrowInvalid as error:
+        if not (cell := _NO_NUMBER.search(str(error))):
+            raise
+        raise ValueError(
+            f"pseudo_labels={name}: score {cell[2]!r} in row {int(cell[1]) - 1:,} is no number; give one from 0 to 1, "
+            "or leave the field empty where there is no score"
+        ) from None
 
 
 def _columns(names: Sequence[str], name: str) -> dict[str, str]:
@@ -197,7 +219,7 @@ def _classes(table: pa.Table, vocabulary: Vocabulary, name: str, found: Findings
 
 def _note(what: str, of_rows: IntArray, texts: pa.Array, places: IntArray, found: Findings) -> None:
     unknown = np.flatnonzero(places < 0)[:_NAMED]
-    found.add(what, int((of_rows == -1).sum()), texts.take(pa.array(unknown)).to_pylist())
+    found.add(what, int((of_rows == -1).sum()), [repr(text) for text in texts.take(pa.array(unknown)).to_pylist()])
 
 
 def _once(

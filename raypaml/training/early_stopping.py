@@ -5,6 +5,7 @@ The schedules of the learning rate and of rejection stay those of all epochs tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,10 @@ def early_stop(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
     if not history or done >= optim.epochs:
         return ""
     scores = [100 * float(record["validation_mean_ap"]) for record in history]
-    best = max(range(done), key=lambda epoch: scores[epoch])  # of equals the first
+    known = [epoch for epoch in range(done) if not math.isnan(scores[epoch])]  # NaN: no class had a positive
+    if not known:
+        return ""
+    best = max(known, key=lambda epoch: scores[epoch])  # of equals the first
     last, highest = f"{scores[-1]:.2f}", f"epoch {best + 1}'s {scores[best]:.2f}"
     stopped = f"stopped after epoch {done} of {optim.epochs}: validation mAP "
     if optim.stop_below and scores[best] - scores[-1] > optim.stop_below:

@@ -122,8 +122,9 @@ def is_no_text(kind: pa.DataType) -> bool:
 
 
 def columns_shown(names: Sequence[str]) -> str:
-    """The names of columns for a message: the first ones, each on one line and not endless."""
+    """The names of columns for a message: the first ones, each on one line, visible and not endless."""
     lines = (" ".join(name.split()) for name in names[:_SHOWN])
+    lines = (line if line and line.isprintable() else repr(line) for line in lines)
     short = [line if len(line) <= _LONG else f"{line[:_LONG]}..." for line in lines]
     return ", ".join(short) + (f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else "")
 
