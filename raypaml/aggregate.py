@@ -29,8 +29,8 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
     flags.add_argument("--json", metavar="FILE", help="write every figure here")
     flags.add_argument("--csv", metavar="FILE", help="write a row a class here")
     flags.add_argument("--figure", metavar="FILE.svg", help="draw AP against the number of annotations")
-    about = "another alpha, the curve over A, A + 1, ... B, or the one `chosen` on validation"
-    flags.add_argument("--alpha", metavar="A|A:B|chosen", default="", help=about)
+    about = "another alpha, the curve over A, A + 1, ... B, or the one chosen on validation [training]"
+    flags.add_argument("--alpha", metavar="A|A:B|training|chosen", default="", help=about)
     flags.add_argument("--bootstrap", type=int, default=0, metavar="N", help="replicates for 95 %% intervals [0]")
     flags.add_argument("--seed", type=int, default=0, help="of the bootstrap [0]")
     flags.add_argument("--threshold", type=float, metavar="P", help="count precision, recall, F1 at this probability")
@@ -55,7 +55,7 @@ def questions(asked: Any) -> Questions:
     from raypaml.evaluation.parts import check_predicted_classes
 
     of_use, first = asked.alpha == "chosen", asked.predictions[0]
-    alpha, alphas = read_alphas("" if of_use else asked.alpha)
+    alpha, alphas = read_alphas("" if asked.alpha in ("training", "chosen") else asked.alpha)
     if asked.bootstrap < 0 or asked.bootstrap == 1:
         raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
     thresholds = None

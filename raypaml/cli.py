@@ -120,8 +120,8 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_alpha_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag of commands that use a trained model: --alpha."""
-    about = "BoostLU's factor, or `training` for that of training [chosen by evaluate --choose-alpha, else of training]"
-    parser.add_argument("--alpha", default="", metavar="A", help=about)
+    about = "BoostLU's factor, that of training, or chosen by evaluate --choose-alpha [chosen if any, else training]"
+    parser.add_argument("--alpha", default="", metavar="A|training|chosen", help=about)
 
 
 def command(name: str) -> str:

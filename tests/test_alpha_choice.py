@@ -23,6 +23,7 @@ from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
 from raypaml.evaluation import choosing
 from raypaml.evaluation.choosing import alpha_table, choose_alpha
+from raypaml.evaluation.measures import read_alphas
 from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, write_part
 from raypaml.evaluation.summary import table
 from raypaml.inference.model_card import WEIGHTS, digest
@@ -314,7 +315,7 @@ def test_predict_answers_with_the_chosen_alpha_and_thresholds(
     assert predict.main([str(chosen), str(pictures), "--out", str(tmp_path / "a.parquet")]) == 0
     said = capsys.readouterr().err
     assert "alpha 1 to 5.9: alpha by class, chosen on validation (40 images, complete labels)" in said
-    assert "threshold: each class's best F1 on validation, from the model's card" in said
+    assert "threshold: each class's best F1 on validation, at this alpha" in said
     rows = pa.concat_tables([pq.read_table(part) for part in sorted((chosen / "predictions/test").glob("*.parquet"))])
     wanted: dict[str, dict[str, float]] = {path.stem: {} for path in pictures.iterdir()}
     for row in rows.to_pylist():
@@ -337,7 +338,7 @@ def test_alpha_overrides_and_stale_choices_are_said(chosen: Path, tmp_path: Path
     one = dataclasses.replace(raypaml.load(chosen).card, alpha=3.0)
     assert one.at_alpha("3").thresholds == one.thresholds  # of this very alpha
     for wrong in ("0.5", "much", "nan"):
-        with pytest.raises(ValueError, match=f"alpha={wrong}: expected a number of at least 1, or training"):
+        with pytest.raises(ValueError, match=f"alpha={wrong}: expected a number of at least 1, or training or chosen"):
             raypaml.load(chosen, alpha=wrong)
     run = shutil.copytree(chosen, tmp_path / "run")
     stored = json.loads((run / "alpha_of_use.json").read_text())
@@ -440,7 +441,36 @@ def test_boostlu_takes_an_alpha_for_each_class() -> None:
         raypaml.boostlu(cam, [1, 0.5])
 
 
+def test_training_and_chosen_are_understood_by_all(chosen: Path, trained: tuple[Path, str], tmp_path: Path) -> None:
+    assert raypaml.load(chosen, alpha="chosen").card == raypaml.load(chosen).card
+    assert export.main([str(chosen), "--out", str(tmp_path / "a"), "--formats", "safetensors"]) == 0
+    assert raypaml.load(tmp_path / "a", alpha="chosen").alpha == BY_CLASS
+    asked = [str(chosen), "--out", str(tmp_path / "b"), "--formats", "safetensors", "--alpha", "training"]
+    assert export.main(asked) == 0
+    for model, said in ((tmp_path / "b", "this model's alpha was not chosen on validation"), (trained[0], "was not")):
+        with pytest.raises(ValueError, match=f"^alpha=chosen: .*{said}.* evaluate RUN --choose-alpha"):
+            raypaml.load(model, alpha="chosen")
+    with pytest.raises(ValueError, match=r"^alpha=chosen: .*: none was chosen for these weights; run raypaml evaluate"):
+        explain.main([str(trained[0]), "--alpha", "chosen"])
+    assert aggregate.main([str(chosen), "--alpha", "training", "--json", str(tmp_path / "a.json")]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["runs"][0]["alpha"] == 5
+
+
+def test_a_curve_over_too_many_alphas_is_refused() -> None:
+    assert read_alphas("1:1000") == (None, tuple(float(alpha) for alpha in range(1, 1001)))
+    assert read_alphas("1.5:3") == (None, (1.5, 2.5))
+    for text, said in (
+        ("1:1001", "at most 1,000 values"),
+        ("1:1e300", "at most 1,000 values"),
+        ("1:inf", "expected A, A:B, training or chosen"),
+        ("2:1", "B >= A"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_alphas(text)
+
+
 def test_audit_scores_with_it(chosen: Path) -> None:
-    for flags, alpha in (([], raypaml.load(chosen).alpha), (["--alpha", "training"], 5.0)):
+    chosen_one = raypaml.load(chosen).alpha
+    for flags, alpha in (([], chosen_one), (["--alpha", "training"], 5.0), (["--alpha", "chosen"], chosen_one)):
         assert audit.main([str(chosen), "--top", "5", *flags]) == 0
         assert json.loads((chosen / "audit" / "audit.json").read_text())["alpha"] == alpha

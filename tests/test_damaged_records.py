@@ -85,6 +85,7 @@ WRONG_CHOICES = [
 ]
 WRONG_CARDS = [
     {"alpha_origin": 3},
+    {"alpha_chosen": "yes"},
     {"names": ["a", "b"]},
     {"names": "abc"},
     {"class_ids": [1, 2, 3]},

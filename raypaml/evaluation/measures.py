@@ -31,6 +31,7 @@ from raypaml.runs.alpha_of_use import ModelClasses, chosen_alpha
 
 GROUPS = (*GROUP_NAMES, "All")
 """Groups of classes whose means are given: G1 (rarest) to G5, and all classes."""
+MOST_ALPHAS = 1000  # of a curve; each costs a sort of all entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,15 +282,15 @@ class _Micro:
 
 
 def read_alphas(text: str) -> tuple[float | None, tuple[float, ...]]:
-    """The alpha of `A`, or those of `A:B`, in steps of 1; ValueError for anything else."""
+    """The alpha of `A`, or those of `A:B`, in steps of 1; ValueError for anything else, or for too many."""
     try:
         ends = [float(value) for value in text.split(":")] if text else []
-        alphas = tuple(ends[0] + step for step in range(int(ends[1] - ends[0]) + 1)) if ends[1:] else ()
+        count = int(ends[1] - ends[0]) + 1 if ends[1:] else 0
     except (ValueError, OverflowError):
-        raise ValueError(f"alpha={text!r}: expected A or A:B, such as 5 or 1:10") from None
-    if len(ends) > 2 or (ends[1:] and not alphas):
-        raise ValueError(f"alpha={text!r}: expected A or A:B with B >= A, such as 5 or 1:10")
-    return (ends[0] if len(ends) == 1 else None), alphas
+        raise ValueError(f"alpha={text!r}: expected A, A:B, training or chosen, such as 5 or 1:10") from None
+    if len(ends) > 2 or (ends[1:] and (ends[1] < ends[0] or count > MOST_ALPHAS)):
+        raise ValueError(f"alpha={text!r}: expected A, or A:B with B >= A; at most {MOST_ALPHAS:,} values")
+    return (ends[0] if len(ends) == 1 else None), tuple(ends[0] + step for step in range(count))
 
 
 def alpha_curve(predictions: PredictionSet, vocabulary: Vocabulary, alphas: Sequence[float]) -> dict[str, float]:

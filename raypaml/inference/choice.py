@@ -63,7 +63,7 @@ def choose(card: Card, *, top: int = 0, threshold: float | None = None, threshol
     if threshold is None and top:
         return Choice(np.full(len(card.class_ids), -np.inf), top, "the best classes whatever their score")
     if threshold is None and card.thresholds is not None:
-        return Choice(np.array(card.thresholds), top, "each class's best F1 on validation, from the model's card")
+        return Choice(np.array(card.thresholds), top, "each class's best F1 on validation, at this alpha")
     threshold = 0.5 if threshold is None else threshold
     if not 0 < threshold < 1:
         raise ValueError(f"threshold={threshold:g}: a probability, must be above 0 and below 1")

@@ -141,7 +141,7 @@ def load(path: Path | str, device: torch.device | str = "cpu", alpha: float | st
     Args:
         path: folder of a run (its best checkpoint), of a checkpoint, or of an export.
         device: where it computes.
-        alpha: BoostLU's factor, >= 1, or `training`; "" for the one chosen on validation, else that of training.
+        alpha: BoostLU's factor, >= 1, `training` or `chosen` (on validation); "" for the one chosen, else of training.
 
     Raises:
         ValueError: none of these, damaged, or of another vocabulary. Nothing is ever unpickled.

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.labels import Vocabulary
-from raypaml.runs.alpha_of_use import ALPHA, CLASS_THRESHOLDS, ONE_ALPHA, asked_alpha, used_alpha
+from raypaml.runs.alpha_of_use import ALPHA, CHOSEN, CLASS_THRESHOLDS, ONE_ALPHA, asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.run_folder import read_config
@@ -45,6 +45,7 @@ _FIELDS = {
     "alpha": ALPHA,
     "training_alpha": either(NOTHING, ONE_ALPHA),
     "alpha_origin": TEXT,
+    "alpha_chosen": TRUTH,
     "thresholds": CLASS_THRESHOLDS,
     "height": _SIDE,
     "width": _SIDE,
@@ -57,7 +58,7 @@ _OPTIM = {
     name: one_of(*get_args(kind)) if get_origin(kind) is Literal else _PLAIN[kind]
     for name, kind in get_type_hints(OptimConfig).items()
 }
-_LATER = ("training_alpha", "alpha_origin", "thresholds")
+_LATER = ("training_alpha", "alpha_origin", "alpha_chosen", "thresholds")
 """What cards of earlier versions lack."""
 
 
@@ -77,6 +78,8 @@ class Card:
     """That of training; None in cards of earlier versions, where it is `alpha`."""
     alpha_origin: str = "that of training"
     """Where `alpha` comes from, in words."""
+    alpha_chosen: bool = False
+    """Whether it was chosen on validation."""
     thresholds: list[float] | None = None
     """[K] logits of each class's best F1 on validation at `alpha`, where they were chosen together."""
     height: int
@@ -98,8 +101,13 @@ class Card:
         return OptimConfig(**{name: value for name, value in stored.items() if name in known})
 
     def at_alpha(self, asked: str) -> Card:
-        """The same model at an alpha that is asked for; "" leaves its own."""
-        if not asked:
+        """The same model at an alpha that is asked for; "" leaves its own, and so does `chosen` where it is that."""
+        if asked == CHOSEN and not self.alpha_chosen:
+            raise ValueError(
+                f"alpha={CHOSEN}: this model's alpha was not chosen on validation ({self.alpha_origin}); run raypaml "
+                "evaluate RUN --choose-alpha, and export the run again"
+            )
+        if asked in ("", CHOSEN):
             return self
         training = self.training_alpha
         if training is None:
@@ -107,7 +115,8 @@ class Card:
             training = self.alpha
         used = asked_alpha(asked, training)
         thresholds = self.thresholds if used.alpha == self.alpha else None  # those of another alpha mean nothing
-        return dataclasses.replace(self, alpha=used.alpha, alpha_origin=used.alpha_origin, thresholds=thresholds)
+        changes: dict[str, Any] = {"alpha": used.alpha, "alpha_origin": used.alpha_origin, "alpha_chosen": used.chosen}
+        return dataclasses.replace(self, **changes, thresholds=thresholds)
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""
@@ -198,6 +207,7 @@ def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], ru
         alpha=used.alpha,
         training_alpha=config.model.alpha,
         alpha_origin=used.alpha_origin,
+        alpha_chosen=used.chosen,
         thresholds=used.thresholds,
         height=size[0],
         width=size[1],

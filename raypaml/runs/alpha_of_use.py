@@ -41,6 +41,8 @@ from raypaml.runs.stored_fields import (
 ALPHA_FILE = "alpha_of_use.json"
 TRAINING = "training"
 """What asks for the alpha of training."""
+CHOSEN = "chosen"
+"""What asks for the alpha chosen on validation."""
 _FORMAT = 1
 _AGAIN = "run raypaml evaluate --choose-alpha again"
 
@@ -184,6 +186,8 @@ class UsedAlpha:
     """Where it comes from, in words."""
     thresholds: list[float] | None = None
     """[K] logits, where they were chosen on validation together with this alpha."""
+    chosen: bool = False
+    """Whether it was chosen on validation."""
 
 
 def alpha_file(run: Path, checkpoint: str = "") -> Path:
@@ -207,7 +211,7 @@ def chosen_alpha(run: Path, weights: str, classes: ModelClasses) -> float | list
     choice, unused = alpha_choice(run, weights, classes)
     if choice is None:
         said = unused or "none was chosen for these predictions; run raypaml evaluate RUN --choose-alpha"
-        raise ValueError(f"alpha=chosen: {run}: {said}")
+        raise ValueError(f"alpha={CHOSEN}: {run}: {said}")
     return choice.alpha
 
 
@@ -218,17 +222,20 @@ def used_alpha(run: Path, checkpoint: Path, training: float, asked: str = "") ->
         run: folder of the run.
         checkpoint: whose weights are used.
         training: alpha of the run's configuration.
-        asked: a number >= 1, or `training`; "" for the one chosen on validation, else that of training.
+        asked: a number >= 1, `training` or `chosen`; "" for the one chosen on validation, else that of training.
 
     Raises:
-        ValueError: `asked` is neither; the stored choice is damaged.
+        ValueError: `asked` is none of these, or none was chosen; the stored choice is damaged.
     """
-    if asked:
+    if asked not in ("", CHOSEN):
         return asked_alpha(asked, training)
     choice, unused = alpha_choice(run, model_digest(checkpoint), ModelClasses.of(checkpoint))
-    if choice is None:
-        return UsedAlpha(training, "that of training" + (f"; {unused}" if unused else ""))
-    return UsedAlpha(choice.alpha, choice.said, choice.thresholds)
+    if choice is not None:
+        return UsedAlpha(choice.alpha, choice.said, choice.thresholds, chosen=True)
+    if asked == CHOSEN:
+        said = unused or "none was chosen for these weights; run raypaml evaluate RUN --choose-alpha"
+        raise ValueError(f"alpha={CHOSEN}: {run}: {said}")
+    return UsedAlpha(training, "that of training" + (f"; {unused}" if unused else ""))
 
 
 def asked_alpha(asked: str, training: float) -> UsedAlpha:
@@ -239,8 +246,9 @@ def asked_alpha(asked: str, training: float) -> UsedAlpha:
         alpha = float(asked)
     except ValueError:
         alpha = float("nan")
-    if not 1 <= alpha < float("inf"):
-        raise ValueError(f"alpha={asked}: expected a number of at least 1, or {TRAINING}; 1 switches BoostLU off")
+    if not ONE_ALPHA.fits(alpha):
+        known = f"{TRAINING} or {CHOSEN}"
+        raise ValueError(f"alpha={asked}: expected a number of at least 1, or {known}; 1 switches BoostLU off")
     return UsedAlpha(alpha, "as asked for")
 
 
