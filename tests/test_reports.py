@@ -207,6 +207,15 @@ def test_several_runs_stand_in_one_figure_of_missed_positives(monkeypatch: pytes
     assert recall.lines[1].get_xydata().tolist() == [[1, 0], [2, 37.5], [3, 25.0]]
 
 
+def test_the_axis_of_one_epoch_names_that_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("raypaml.reports.figures.svg", drawn.append)
+    missed_positives({"one": [[record(0), record(1, 20, 5)]]})  # precision has a value in the second alone
+    _, precision, _ = drawn[0].axes
+    low, high = precision.get_xlim()
+    assert [tick for tick in precision.get_xticks() if low <= tick <= high] == [2]
+
+
 def test_a_report_says_what_the_model_looked_at(trained: tuple[Path, str]) -> None:
     config = stored_config(trained[0])
     assert config is not None

@@ -47,7 +47,7 @@ def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
             x, values = shown + 1, times * values[:, shown]
             axis.plot(x, values.mean(0), color=f"C{n}", marker=".", label=name)
             axis.fill_between(x, values.min(0), values.max(0), color=f"C{n}", alpha=0.15, lw=0)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(title=words, xlabel="epoch", ylim=(0, 100) if times == 100 else (0, None))
     axes[0].legend(frameon=False, fontsize=7)
     return svg(figure)

@@ -18,7 +18,7 @@ def training_curves(history: History, best_epoch: int) -> str:
     epochs = [record["epoch"] + 1 for record in history]
     left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
     for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.set(title="training loss", xlabel="epoch", ylim=(0, None))
     scores = [100 * record["validation_mean_ap"] for record in history]
     right.plot(epochs, scores, color=BLUE, marker=".")
@@ -36,7 +36,7 @@ def rejections(history: History) -> str:
     epochs = [record["epoch"] + 1 for record in history]
     rejected = [record["rejected"] for record in history]
     for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes[0].bar(epochs, rejected, color=GREY, label="rejected")
     axes[0].set(title="rejected entries per epoch", xlabel="epoch")
     if known:
@@ -65,7 +65,7 @@ def drift(history: History) -> str:
         axis.plot([record["epoch"] + 1 for record in seen], values, color=BLUE, marker=".")
         axis.axhline(1, color=GREY, lw=0.8)
         axis.set(title=title, xlabel="epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return svg(figure)
 
 

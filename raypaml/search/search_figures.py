@@ -63,7 +63,7 @@ def trial_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome
         for found in outcomes:
             colour, width, label = _line(found, best, own)
             axis.plot(*_points(found, name), color=colour, lw=width, label=label, zorder=width)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(title=title, xlabel="epoch")
     axes[0].legend(frameon=False, fontsize=7, loc="lower right")
     return svg(figure)
