@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from raypaml.cluster.checks import FATAL, examine
 from raypaml.inference.classifier import Classifier, load
 from raypaml.inference.exporting import check_parity, onnx_runner, program_runner, save_onnx, save_program
 from raypaml.inference.model_card import Card
@@ -23,6 +25,7 @@ from raypaml.recipes import recipe
 from raypaml.runs.models import check_images
 from raypaml.training.estimate import measure
 from raypaml.training.gradients import check_draws_nothing, check_reproducible
+from raypaml.training.job import plan_job, prepare_job
 from tests.conftest import train_here
 
 NARROW: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 2}
@@ -152,6 +155,18 @@ def test_a_model_of_one_size_says_how_to_name_another() -> None:
     with pytest.raises(ValueError, match=hint):
         check_images(CamClassifier(build_backbone(name), 2), 448, 448, name)
     check_images(CamClassifier(build_backbone(f"{name}@448"), 2), 448, 448, f"{name}@448")
+
+
+@pytest.mark.usefixtures("cut")
+def test_plan_doctor_and_start_refuse_images_of_another_size(tiny_digits: Path, tmp_path: Path) -> None:
+    name = "timm:vit_small_patch14_reg4_dinov2"  # 64 pixels are no multiple of 14
+    said = rf"backbone='{name}': it does not take the data's images of 64 x 64 pixels \(.*14.*\); prepare the data with"
+    config = recipe("digits").override({"data": str(tiny_digits), "backbone": name, "storage": str(tmp_path)})
+    for door in (plan_job, prepare_job):
+        with pytest.raises(ValueError, match=said):
+            door(config, lambda _: None)
+    (fatal,) = [finding for finding in examine(config, 0.0, 24.0) if finding.level == FATAL]
+    assert re.match(said, fatal.what)
 
 
 @pytest.mark.parametrize(

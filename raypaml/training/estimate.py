@@ -6,6 +6,7 @@ no values.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from raypaml.model.cam import CamClassifier
 from raypaml.model.pooling import tile_images
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.kept_features import keeps_features
+from raypaml.runs.models import check_images
 from raypaml.training.optimizers import moments
 from raypaml.training.rejection_counts import most_rejected, nothing_rejected, plan_of, step_parts
 
@@ -138,10 +140,11 @@ def _device(config: TrainConfig) -> str:
 def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> ModelShape:
     """The network's sizes for one image, by both passes of two images without values.
 
-    Operations are counted by `torch.utils.flop_counter`.
+    Operations are counted by `torch.utils.flop_counter`. ValueError where the network does not take such images.
     """
     with torch.random.fork_rng(devices=[]):  # new weights are drawn, and a run's numbers are not to depend on it
         model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
+    check_images(copy.deepcopy(model), height, width, backbone)
     images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
