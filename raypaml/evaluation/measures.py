@@ -287,9 +287,9 @@ def read_alphas(text: str) -> tuple[float | None, tuple[float, ...]]:
         ends = [float(value) for value in text.split(":")] if text else []
         count = int(ends[1] - ends[0]) + 1 if ends[1:] else 0
     except (ValueError, OverflowError):
-        raise ValueError(f"alpha={text!r}: expected A, A:B, training or chosen, such as 5 or 1:10") from None
+        raise ValueError(f"alpha={text!r}: expected A or A:B, such as 5 or 1:10, training or chosen") from None
     if len(ends) > 2 or (ends[1:] and (ends[1] < ends[0] or count > MOST_ALPHAS)):
-        raise ValueError(f"alpha={text!r}: expected A, or A:B with B >= A; at most {MOST_ALPHAS:,} values")
+        raise ValueError(f"alpha={text!r}: expected A or A:B with B >= A; at most {MOST_ALPHAS:,} values")
     return (ends[0] if len(ends) == 1 else None), tuple(ends[0] + step for step in range(count))
 
 
