@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from raypaml import aggregate, train
+from raypaml import aggregate, extensions, train
 from raypaml.augmentation.augmentations import AUGMENTATIONS
 from raypaml.config import TrainConfig
 from raypaml.losses.schemes import SCHEMES, register_scheme
@@ -92,6 +92,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     name = f"own_parts_{tmp_path.name}"
     (tmp_path / f"{name}.py").write_text(MODULE.replace("NAME", name))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(extensions, "_named", [])
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     yield name
     for registry, key in (
