@@ -148,13 +148,16 @@ def extra(name: str) -> str:
 
 def listed(usage: str, about: str, names: Mapping[str, str]) -> str:
     """A help text that lists names, each with its line."""
-    width = max(map(len, names))
-    indent = (width + 4) * " "
-    lines = [
-        textwrap.fill(said, 79, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
+    return "\n".join([f"usage: {usage}", "", about, "", indented_list(names, max(map(len, names)) + 1)])
+
+
+def indented_list(names: Mapping[str, str], width: int = 10) -> str:
+    """Names in a column of `width` characters, with what is said of each beside it, in lines of at most 79."""
+    indent = (width + 3) * " "
+    return "\n".join(
+        textwrap.fill(said, 79, initial_indent=f"  {name:<{width}} ", subsequent_indent=indent, break_on_hyphens=False)
         for name, said in names.items()
-    ]
-    return "\n".join([f"usage: {usage}", "", about, "", *lines])
+    )
 
 
 def known_names(name: str, known: Iterable[str]) -> str:

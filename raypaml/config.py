@@ -214,7 +214,7 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError(f"momentum={optim.momentum}: {optim.optimizer} has none; use --optimizer sgd")
     if optim.momentum != OptimConfig.momentum and optim.lr_schedule == "one-cycle":
         raise ValueError(f"momentum={optim.momentum}: one-cycle has its own; use another --lr-schedule")
-    lr_warmup_steps(optim, 10**9)  # of how many steps an epoch has is not known yet
+    lr_warmup_steps(optim, 10**9)  # how many steps an epoch has is not known yet
     if optim.compile and optim.reproducible:
         raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
     if not optim.feature_cache:

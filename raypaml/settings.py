@@ -196,7 +196,7 @@ class RunConfig:
     """Module of yours that registers schemes, backbones, augmentations or metrics; may be repeated, and is given again
     wherever the run is used."""
     seed: int = 0
-    """It decides initial weights and sample order."""
+    """It decides initial weights, the order of samples, and how images are mirrored and augmented."""
     checkpoint_steps: int = 0
     """Save also every so many steps; 0: after each epoch only, when stopped, and before a preemption."""
     nonfinite: Literal["stop", "skip", "rollback"] = "stop"
@@ -212,4 +212,4 @@ class RunConfig:
     history: bool = False
     """Write which entries each epoch rejected, for raypaml.audit."""
     probe_images: int = 200
-    """Validation images, evenly spaced, of that comparison."""
+    """Validation images, evenly spaced, whose maps are compared with those of --reference."""

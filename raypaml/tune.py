@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with SearchDisplay() as display:
         for name in NOT_OF_TRIALS:
-            if any(flag.split("=")[0] == "--" + name.replace("_", "-") for flag in argv):
+            if name in asked.given:
                 flag = "--" + name.replace("_", "-")
                 display.say(f"{flag} has no effect: trials are neither watched, nor started again, nor tracked")
         if asked.suggest:  # needs labels only: no weights, no folder of a run

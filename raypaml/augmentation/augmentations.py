@@ -7,10 +7,9 @@ A new one takes a function (images, draws, **settings) -> images, as in `augment
 from __future__ import annotations
 
 import re
-import textwrap
 from dataclasses import dataclass
 
-from raypaml.cli import known_names
+from raypaml.cli import indented_list, known_names
 from raypaml.losses.scheme import Bounds, Setting, read_numbers
 
 AS_PUBLISHED = "published"
@@ -61,7 +60,7 @@ _SIDE = Bounds(least=0.0, most=1.0, from_least=True, wording="a share of each si
 _AREA = Bounds(least=0.0, most=1.0, also=(1.0,), wording="a share of the area, above 0 and at most 1")
 _TURN = Bounds(least=0.0, most=0.5, from_least=True, also=(0.5,), wording="a share of the circle, 0 to 0.5")
 _SHARE = Bounds(least=0.0, most=1.0, from_least=True, also=(1.0,), wording="0 to 1")
-_WHOLE = Bounds(least=0.0, most=0.0, also=tuple(map(float, range(11))), wording="a whole number from 0 to 10")
+_WHOLE = Bounds(least=0.0, most=11.0, from_least=True, whole=True, wording="a whole number from 0 to 10")
 _MAGNITUDE = Bounds(least=0.0, most=30.0, from_least=True, also=(30.0,), wording="0 to 30")
 _CROP = Setting("crop", 0.5, "least area of the cropped box, of the image's", _AREA)
 _CUTOUT = "side of the covered rectangle, of the image's; 0: none"
@@ -94,15 +93,14 @@ def augmentation_of(name: str) -> Augmentation:
     return AUGMENTATIONS[name]
 
 
-def augmentations_text(width: int = 79) -> str:
-    """Every augmentation with its sentence and settings, in lines of at most `width` characters, for `--help`."""
-    lines = ["Augmentations, [with their settings for --augment-settings]:"]
+def augmentations_text() -> str:
+    """Every augmentation with its sentence, source and settings, for `--help`."""
+    texts = {}
     for name, each in AUGMENTATIONS.items():
         numbers = ", ".join(f"{setting.name}={setting.default:g}" for setting in each.settings)
         source, numbers = each.source and f" ({each.source})", numbers and f" [{numbers}]"
-        start, text = f"  {name:<10} ", f"{each.about}{source}{numbers}"
-        lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=13 * " ", break_on_hyphens=False)
-    return "\n".join(lines)
+        texts[name] = f"{each.about}{source}{numbers}"
+    return "Augmentations, [with their settings for --augment-settings]:\n" + indented_list(texts)
 
 
 for record in (

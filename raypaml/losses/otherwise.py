@@ -35,10 +35,11 @@ GENERAL: tuple[tuple[str, str], ...] = (
     ),
     (
         "head at the start",
-        "The recipes of the papers' data sets begin as published, with torch's uniform ones within 1 / sqrt(D) "
-        "(`--head-init torch`); all others with normal weights of deviation 0.01 and biases 0: in eight pairs of runs "
-        "on 1,864 photos, both of one seed (frozen EfficientNet-Lite0; AN at alpha 1 and 5, LL-R at 5), torch's had a "
-        "best validation mAP 0.3 lower on average, from 0.0 to 0.9; seeds differ by 0.3 (standard deviation).",
+        "The recipes of the papers' data sets begin as published, with torch's uniform weights and biases within "
+        "1 / sqrt(D) (`--head-init torch`); all others with normal weights of deviation 0.01 and biases 0: in eight "
+        "pairs of runs on 1,864 photos, both of one seed (frozen EfficientNet-Lite0; AN at alpha 1 and 5, LL-R at 5), "
+        "torch's had a best validation mAP 0.3 lower on average, from 0.0 to 0.9; seeds differ by 0.3 (standard "
+        "deviation).",
     ),
     (
         "BoostLU at 0",
@@ -59,8 +60,9 @@ GENERAL: tuple[tuple[str, str], ...] = (
     (
         "stopping",
         "All epochs are trained, as in BoostLU's code, and the best by validation mAP is kept; LL's code stops 3 below "
-        "the best (`--stop-below 3`). Recipes stop as EM's code does at the first epoch that is no better, as GR's 2 "
-        "below the best, under these schemes alone.",
+        "the best (`--stop-below 3`). The papers' recipes stop early under four schemes alone, as the code of these "
+        "does: `em` and `em_apl` at the first epoch that is no better, `gr` 2 below the best, `gpr` 2 below it or "
+        "after two epochs that are no better.",
     ),
     (
         "precision",

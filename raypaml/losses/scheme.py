@@ -48,7 +48,7 @@ ABOVE_ZERO = Bounds(least=0.0, wording="must be above 0")
 AT_LEAST_ZERO = Bounds(least=0.0, from_least=True)
 COUNT = Bounds(least=0.0, from_least=True, whole=True)
 SHARE = Bounds(least=0.0, most=1.0, from_least=True)
-SWITCH = Bounds(least=1.0, most=1.0, also=(0.0, 1.0), wording="1 for on, or 0 for off")
+SWITCH = Bounds(least=0.0, most=2.0, from_least=True, whole=True, wording="1 for on, or 0 for off")
 FOCUSING = Bounds(
     least=1.0,
     most=100.0,
@@ -110,8 +110,8 @@ class Published:
     """Settings of the scheme and fields of a configuration by name; several values are those that were searched."""
     source: str
     applied: bool = True
-    """Whether the recipe of the data set applies them. Of two sources for the same values one is; a search's range,
-    from which nobody has told the choice, never is."""
+    """Whether the recipe of the data set applies them. Where two sources differ, it applies one of them; a range that
+    was searched is never applied, for which value was chosen is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

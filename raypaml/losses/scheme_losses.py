@@ -45,7 +45,7 @@ class StepContext:
     group: dist.ProcessGroup | None = None
     scope: Literal["global", "rank"] = "global"
     rounding: Rounding = "up"
-    """Of the number of entries to reject."""
+    """How the number of entries to reject becomes whole."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """The scheme's settings; `scheme_loss` completes them by the published ones."""
     ranking: Tensor | None = None

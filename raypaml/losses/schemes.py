@@ -7,11 +7,10 @@ a configuration, the table of `losses/README.md` and the list of the tests are r
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
-from raypaml.cli import known_names
+from raypaml.cli import indented_list, known_names
 from raypaml.losses.formula_records import FORMULA_SCHEMES
 from raypaml.losses.large_loss_records import LARGE_LOSS_SCHEMES
 from raypaml.losses.pseudo_label_records import PSEUDO_LABEL_SCHEMES
@@ -58,7 +57,7 @@ def read_settings(scheme: str, text: str) -> dict[str, float]:
 
 
 def settings_it_has(scheme: str, text: str) -> str:
-    """Of `name=value,...`, given for several schemes, what one of them has."""
+    """Those parts of `name=value,...`, given for several schemes, that are settings of this one."""
     has = scheme_of(scheme).defaults
     return ",".join(part for part in text.split(",") if part.partition("=")[0].strip() in has)
 
@@ -112,16 +111,13 @@ def settings_text(values: Mapping[str, float]) -> str:
     return ",".join(f"{name}={float(value)!r}".removesuffix(".0") for name, value in values.items())
 
 
-def help_text(width: int = 79) -> str:
-    """Every scheme with its sentence and its settings, in lines of at most `width` characters, for `--help`."""
-    lines = ["Schemes, [with their settings for --scheme-settings]:"]
+def help_text() -> str:
+    """Every scheme with its sentence and its settings, for `--help`."""
+    texts = {}
     for name, scheme in SCHEMES.items():
         settings = settings_text(scheme.defaults).replace(",", ", ")
-        about = scheme.about + (f" [{settings}]" if settings else "")
-        lines += textwrap.wrap(
-            about, width, initial_indent=f"  {name:<10} ", subsequent_indent=13 * " ", break_on_hyphens=False
-        )
-    return "\n".join(lines)
+        texts[name] = scheme.about + (f" [{settings}]" if settings else "")
+    return "Schemes, [with their settings for --scheme-settings]:\n" + indented_list(texts)
 
 
 def markdown_table() -> str:

@@ -18,7 +18,7 @@ class Queue:
     def __init__(self, search: Search, trials: Sequence[Trial], seeds: int = 1):
         self.search = search
         self.trials = list(trials)
-        """Of the plan, then the repeats."""
+        """The trials of the plan, then the repeats."""
         self.waiting = [trial for trial in self.trials if outcome(search, trial).state not in DONE]
         self.running: dict[Trial, set[int]] = {}
         """And the epochs after which each leaves a warm-up for others."""

@@ -52,7 +52,7 @@ class Search:
 
     @property
     def longest_warmup(self) -> int:
-        """Of any trial, in epochs."""
+        """The longest warm-up of any trial, in epochs."""
         bounds = [int(max(map(float, space.bounds))) for space in self.spaces if space.field == "warmup_epochs"]
         schemes = [scheme for space in self.spaces if space.field == "scheme" for scheme in space.values]
         own = [self.with_values({"scheme": scheme}).loss.warmup_epochs for scheme in schemes]
@@ -60,7 +60,7 @@ class Search:
 
     @property
     def folder(self) -> Path:
-        """Of the search."""
+        """The folder of the search."""
         return (Path(self.base.run.storage) / (self.base.run.name or self.default_name)).absolute()
 
     @property
@@ -110,7 +110,7 @@ class Search:
         return self.with_values(trial.fields).override({"storage": str(self.folder / "trials")})
 
     def run_folder(self, trial: Trial) -> Path:
-        """Of a trial."""
+        """The folder of the run of a trial."""
         return self.folder / "trials" / trial.name
 
     def warmups(self, trial: Trial) -> Path:
@@ -200,7 +200,7 @@ class Outcome:
     shared: int = 0
     """Epochs taken from a shared warm-up."""
     result: dict[str, Any] = field(default_factory=dict)
-    """Of a finished trial."""
+    """What a finished trial came to, its result.json."""
     curve: dict[float, float] = field(default_factory=dict)
     """Validation mAP of a finished trial by alpha at evaluation."""
     error: str = ""

@@ -17,7 +17,7 @@ from raypaml.search.search_folder import Outcome, Search, ranked, write_best, wr
 from raypaml.search.trials import own_trial
 
 REPLICATES = 1000
-"""Of the bootstrap over test images."""
+"""Draws of the bootstrap over test images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +136,11 @@ class Cost:
 
     hours: float
     epochs: int
-    """Trained."""
+    """Epochs that were trained."""
     shared: int
-    """Taken from shared warm-ups instead."""
+    """Epochs taken from shared warm-ups instead."""
     not_run: int
-    """Of trials that the search stopped, or that stopped early by themselves."""
+    """Epochs left to trials that the search stopped, or that stopped early by themselves."""
 
 
 def cost(search: Search, outcomes: Sequence[Outcome]) -> Cost:

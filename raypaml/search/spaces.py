@@ -29,13 +29,13 @@ class Space:
 
     name: str
     field: str
-    """Of the configuration."""
+    """The field of a configuration that has these values."""
     distribution: Literal["uniform", "log", "choice"]
     low: float = 0.0
     high: float = 0.0
     """Both bounds belong to it; not used by choice."""
     values: tuple[Value, ...] = ()
-    """Of choice."""
+    """The values of a choice."""
     unit: str = ""
     whole: bool = False
     """Whole numbers only."""

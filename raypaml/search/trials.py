@@ -14,7 +14,7 @@ from raypaml.search.spaces import Space, Value, describe_values
 from raypaml.search.warmup import acts_after_warmup
 
 CANDIDATES = 8
-"""Of which each random point is chosen."""
+"""Draws from which each random point is chosen."""
 TRIES = 100
 """Draws or proposals without a new trial after which the spaces count as exhausted."""
 
