@@ -14,7 +14,7 @@ import pytest
 
 from raypaml import shard, train
 from raypaml.data.data_folder import open_folder
-from raypaml.recipes import recipe
+from raypaml.recipes import recipe, resolve
 from tests import standins
 from tests.openimages_release import Release
 from tools.papers import reproduce
@@ -108,7 +108,7 @@ def test_flags_of_the_runs_are_those_of_train(
 
 
 def record(train: int = 4574, test: int = 5823, classes: int = 20, **changes: object) -> dict[str, object]:
-    config = recipe("voc2012_single").override(changes).to_dict()
+    config = resolve(recipe("voc2012_single"), changes).to_dict()
     return {"config": config, "data": {"num_classes": classes, "samples": {"train": train, "test": test}}}
 
 
@@ -119,9 +119,11 @@ def record(train: int = 4574, test: int = 5823, classes: int = 20, **changes: ob
         (record(train=32), ["32 images of train, published are 4,574"]),
         (record(classes=19), ["19 classes of 20"]),
         (record(epochs=1), ["epochs 1 instead of 10"]),
-        (record(scheme="em", global_batch_size=8), []),  # as published for it
-        (record(scheme="gr"), ["epochs 10 instead of 8", "global_batch_size 16 instead of 8"]),
-        (record(backbone="small", lr=1e-3), ["backbone small instead of resnet50", "lr 0.001 instead of 1e-05"]),
+        (record(scheme="em"), []),  # as published for it
+        (record(scheme="gr", epochs=10), ["epochs 10 instead of 8"]),
+        (record(backbone="small", lr=1e-3), ["backbone 'small' instead of 'resnet50'", "lr 0.001 instead of 1e-05"]),
+        (record(weights="", delta_rel=5.0), ["weights '' instead of 'imagenet-v1'", "delta_rel 5.0 instead of 0.5"]),
+        (record(alpha=1.0, seed=2, workers=4, lanes=4, precision="bfloat16"), []),
     ],
 )
 def test_what_is_not_as_published_is_named(found: dict[str, object], said: list[str]) -> None:
@@ -175,7 +177,7 @@ def test_from_released_files_to_a_verdict(
     reproduce.main()
     first = capsys.readouterr().out
     assert "no verdict: 32 images of train, published are 4,574; 24 images of test" in first
-    assert "backbone small instead of resnet50" in first
+    assert "backbone 'small' instead of 'resnet50'" in first
     reproduce.main()  # goes on: nothing is trained again
     assert first.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
     assert json.loads((tmp_path / "out" / "voc.json").read_text())[0]["published"] == 89.29

@@ -29,6 +29,7 @@ class Published:
     classes: int
     train: int
     """Training images of the protocol, after the validation images are cut off."""
+    validation: int
     test: int
     missing: float = 0.0
     """Share of the images that may be gone, because they are no longer at their source."""
@@ -59,6 +60,7 @@ PUBLISHED: dict[str, Published] = {
         why=TWO_PAPERS,
         classes=20,
         train=4574,
+        validation=1143,
         test=5823,
         remark=OTHERS,
     ),
@@ -70,6 +72,7 @@ PUBLISHED: dict[str, Published] = {
         why=TWO_PAPERS,
         classes=80,
         train=65665,
+        validation=16416,
         test=40137,
         remark=OTHERS,
     ),
@@ -81,6 +84,7 @@ PUBLISHED: dict[str, Published] = {
         why=TWO_PAPERS,
         classes=81,
         train=120000,
+        validation=30000,
         test=60260,
         missing=0.02,
         remark=f"of the re-crawled images, some 150,000 and 60,260; {OTHERS}, on the official lists' images",
@@ -93,6 +97,7 @@ PUBLISHED: dict[str, Published] = {
         why=TWO_PAPERS,
         classes=312,
         train=4795,
+        validation=1199,
         test=5794,
         remark=OTHERS,
     ),
@@ -112,6 +117,7 @@ PUBLISHED: dict[str, Published] = {
         why="our choice: image size, batch size and augmentation are not published",
         classes=5000,
         train=3_400_000,
+        validation=41_620,
         test=125_436,
         missing=0.03,
         pixels=224,

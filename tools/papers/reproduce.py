@@ -6,7 +6,7 @@
 
 Every step is a command that a person could type, is printed before it runs, and goes on where it was interrupted when
 this command is given again. The verdict says whether the mean over seeds lies within a tolerance of the published
-figure, and gives none where the images, or the epochs, are not those of the paper.
+figure, and gives none where the images or the settings are not those of the paper.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, run_command, say
+from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.files import write_json
 from raypaml.recipes import recipe, resolve
 from raypaml.reports.tables import markdown
@@ -156,7 +157,7 @@ def run_name(asked: Any, row: Row, seed: int) -> str:
 
 
 def gpu_hours(published: Published, tflops: float) -> float:
-    """Hours of one run on a GPU that sustains so many TFLOP/s: training, validation (a fifth as many images), test."""
+    """Hours of one run on a GPU that sustains so many TFLOP/s: training, validation after each epoch, test."""
     import torch
 
     from raypaml.training.estimate import measure
@@ -165,8 +166,7 @@ def gpu_hours(published: Published, tflops: float) -> float:
     size = (published.pixels, published.pixels)
     shape = measure(config.model.backbone, published.classes, *size, torch.float32)
     forward = shape.flops + shape.head_flops
-    validated = published.train / 4 if published.recipe != "openimages_v3" else 41_620
-    epoch = published.train * shape.training_flops() + validated * forward
+    epoch = published.train * shape.training_flops() + published.validation * forward
     return (config.optim.epochs * epoch + published.test * forward) / (tflops * 1e12) / 3600
 
 
@@ -200,26 +200,28 @@ def verdict(distance: float, tolerance: float, others: list[str]) -> str:
     return f"not reproduced: {abs(distance):.2f} {'below' if distance < 0 else 'above'}"
 
 
+_MAY_DIFFER = (
+    *("data", "alpha", "seed"),  # given by the row
+    *("lanes", "shuffle_window", "reproducible", "precision", "evaluation_precision", "matmul_precision"),
+    *("cudnn_benchmark", "threads", "compile", "feature_cache", "test_features"),
+)
+"""Settings that say how a run is computed and not what, beside `EXECUTION_FIELDS`."""
+
+
 def differences(published: Published, record: dict[str, Any]) -> list[str]:
     """What a run has otherwise than the published protocol: its images and classes, and settings of the recipe."""
-    data, config = record["data"], record["config"]
-    found = (
-        [f"{data['num_classes']} classes of {published.classes}"] if data["num_classes"] != published.classes else []
-    )
+    data, found = record["data"], list[str]()
+    if data["num_classes"] != published.classes:
+        found.append(f"{data['num_classes']} classes of {published.classes}")
     for split, expected in (("train", published.train), ("test", published.test)):
         images = data["samples"].get(split, 0)
         if not expected * (1 - published.missing) <= images <= expected * (1 + published.missing):
             found.append(f"{images:,} images of {split}, published are {expected:,}")
-    usual = resolve(recipe(published.recipe), {"scheme": config["loss"]["scheme"]})
-    for group, names in (
-        ("model", ("backbone",)),
-        ("optim", ("epochs", "lr", "optimizer")),
-        ("data", ("global_batch_size",)),
-    ):
-        for name in names:
-            was, asked = getattr(getattr(usual, group), name, None), config[group].get(name)
-            if was != asked:
-                found.append(f"{name} {asked} instead of {was}")
+    asked = TrainConfig.from_dict(record["config"])
+    usual = resolve(recipe(published.recipe), {"scheme": asked.loss.scheme}).flat()
+    for name, value in asked.flat().items():
+        if name not in (*_MAY_DIFFER, *EXECUTION_FIELDS) and value != usual[name]:
+            found.append(f"{name} {value!r} instead of {usual[name]!r}")
     return found
 
 
