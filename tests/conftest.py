@@ -103,6 +103,15 @@ def _gloo_group(address: str, rank: int, world_size: int) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes of run_distributed: the number of threads may move a float's last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def evaluated_digits(_private_cache: None) -> Path:
     """As `tiny_digits`, with a test split of two prediction parts; do not write into it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,16 +64,7 @@ def _on_one_rank(rank: int, world_size: int, folder: Path) -> tuple[list[np.ndar
     return [getattr(mine, name) for name in COLUMNS], [getattr(together, name) for name in COLUMNS]
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """As in the processes of run_distributed: the number of threads may move a float's last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.usefixtures("one_thread")
 def test_three_processes_gather_the_entries_of_one_to_the_bit(data: DataFolder, tiny_digits: Path) -> None:
     alone = _predict(data, "test", _team())
     ranks = run_distributed(_on_one_rank, 3, tiny_digits)

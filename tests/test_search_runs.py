@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 from tests.conftest import MEASURED
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EPOCHS = 5
 ALPHAS = (1.0, 5.0)
 
@@ -41,14 +41,6 @@ def base(data: Path, storage: Path, **values: Any) -> TrainConfig:
 def make(data: Path, storage: Path, text: str, share: int = 4, **values: Any) -> Search:
     config = base(data, storage, **values)
     return Search(base=config, spaces=tuple(parse_search(text, config, {}, None)), share=share)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(search: Search, trial: Trial, marks: set[int]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from raypaml.training.gradients import check_draws_nothing, check_reproducible
 from raypaml.training.job import plan_job, prepare_job
 from tests.conftest import train_here
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 NARROW: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 2}
 STAGES: dict[str, Any] = {"depths": (1, 1, 1, 1)}
 CUT: dict[str, dict[str, Any]] = {
@@ -46,14 +46,6 @@ CUT: dict[str, dict[str, Any]] = {
 }
 """A model of each family, and what it is cut to here."""
 SLOWER = ("maxvit_pico_rw_256@224", "swinv2_tiny_window8_256", "test_convnext")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
