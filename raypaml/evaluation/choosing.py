@@ -23,7 +23,7 @@ from raypaml.metrics.alpha_choice import (
 from raypaml.metrics.average_precision import rank_entries
 from raypaml.metrics.bootstrap import weighted_ap
 from raypaml.reports.tables import markdown, percent
-from raypaml.runs.alpha_of_use import AlphaChoice, alpha_file, alpha_text
+from raypaml.runs.alpha_of_use import AlphaChoice, TriedWay, alpha_file, alpha_text
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint
 
@@ -112,11 +112,17 @@ def _thresholds(used: Evaluation, known: NDArray[np.bool_]) -> list[float]:
     return list(np.where(known, used.best, used.best_of_all).tolist())
 
 
-def _record(candidate: AlphaCandidate) -> dict[str, object]:
+def _record(candidate: AlphaCandidate) -> TriedWay:
     """What is kept of a way that was tried; a figure that does not exist is null."""
     held_out = None if np.isnan(candidate.held_out) else candidate.held_out
-    figures = {"held_out": held_out, "gain": candidate.gain, "noise": candidate.noise, "wins": candidate.wins}
-    return {"way": candidate.way, "alphas": sorted(set(candidate.alpha.tolist())), **figures}
+    return TriedWay(
+        way=candidate.way,
+        alphas=sorted(set(candidate.alpha.tolist())),
+        held_out=held_out,
+        gain=candidate.gain,
+        noise=candidate.noise,
+        wins=candidate.wins,
+    )
 
 
 def alpha_table(predictions: PredictionSet, vocabulary: Vocabulary, training: float, seed: int = 0) -> AlphaTable:

@@ -5,59 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.labels import Vocabulary
-from raypaml.runs.alpha_of_use import ALPHA, CHOSEN, CLASS_THRESHOLDS, ONE_ALPHA, asked_alpha, used_alpha
+from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.run_folder import read_config
-from raypaml.runs.stored_fields import (
-    FINITE,
-    NOTHING,
-    OBJECT,
-    TEXT,
-    TRUTH,
-    check_fields,
-    check_length,
-    either,
-    list_of,
-    one_of,
-    read_object,
-    whole_number,
-)
+from raypaml.runs.stored_fields import Within, check_fields, check_length, read_object
 from raypaml.settings import OptimConfig
 
 NAME = "card.json"
 WEIGHTS = "model.safetensors"
 _FORMAT = 1
-_SIDE = whole_number(1, 1 << 14)
-_FIELDS = {
-    "format": whole_number(_FORMAT, _FORMAT),
-    "class_ids": list_of(TEXT),
-    "names": list_of(TEXT),
-    "vocabulary": TEXT,
-    "backbone": TEXT,
-    "alpha": ALPHA,
-    "training_alpha": either(NOTHING, ONE_ALPHA),
-    "alpha_origin": TEXT,
-    "alpha_chosen": TRUTH,
-    "thresholds": CLASS_THRESHOLDS,
-    "height": _SIDE,
-    "width": _SIDE,
-    "weights": TEXT,
-    "metrics": OBJECT,
-    "origin": OBJECT,
-}
-_PLAIN = {bool: TRUTH, int: whole_number(0), float: FINITE, str: TEXT}
-_OPTIM = {
-    name: one_of(*get_args(kind)) if get_origin(kind) is Literal else _PLAIN[kind]
-    for name, kind in get_type_hints(OptimConfig).items()
-}
+_Side = Annotated[int, Within(1, 1 << 14)]
 _LATER = ("training_alpha", "alpha_origin", "alpha_chosen", "thresholds")
 """What cards of earlier versions lack."""
 
@@ -66,15 +30,14 @@ _LATER = ("training_alpha", "alpha_origin", "alpha_chosen", "thresholds")
 class Card:
     """What one has to know of a model to use it."""
 
-    format: int = _FORMAT
     class_ids: list[str]
     names: list[str]
     vocabulary: str
     """Digest of the class ids in their order."""
     backbone: str
-    alpha: float | list[float]
+    alpha: AlphaValues
     """BoostLU's factor of use, of all classes or [K]."""
-    training_alpha: float | None = None
+    training_alpha: OneAlpha | None = None
     """That of training; None in cards of earlier versions, where it is `alpha`."""
     alpha_origin: str = "that of training"
     """Where `alpha` comes from, in words."""
@@ -82,8 +45,8 @@ class Card:
     """Whether it was chosen on validation."""
     thresholds: list[float] | None = None
     """[K] logits of each class's best F1 on validation at `alpha`, where they were chosen together."""
-    height: int
-    width: int
+    height: _Side
+    width: _Side
     """Pixels of an image. Others are turned upright, made RGB, and resized to this, aspect not kept, bilinear with
     antialiasing. The model takes uint8 [B, 3, H, W], 0..255; mean and deviation are within it."""
     weights: str
@@ -120,17 +83,15 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""
-        (folder / NAME).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        (folder / NAME).write_text(json.dumps({"format": _FORMAT} | dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Card:
         """Read and check `card.json`; ValueError if it is no card, or the weights beside it are not those it names."""
         path = folder / NAME
         try:
-            content = read_object(path)
-            if content.get("format") != _FORMAT:
-                raise ValueError(f"format {reprlib.repr(content.get('format'))}, this version reads {_FORMAT}")
-            check_fields(content, _FIELDS, _LATER)
+            content = read_object(path, _FORMAT)
+            check_fields(content, cls, _LATER)
             card = cls(**content)
             for name in ("names", "alpha", "thresholds"):
                 check_length(name, content.get(name), len(card.class_ids))
@@ -152,7 +113,8 @@ def _check_optim(origin: dict[str, Any]) -> None:
     optim = config.get("optim", {}) if isinstance(config, dict) else None
     if not isinstance(optim, dict):
         raise ValueError("origin: config and its optim must be objects")
-    check_fields({name: value for name, value in optim.items() if name in _OPTIM}, _OPTIM, tuple(_OPTIM))
+    names = [field.name for field in dataclasses.fields(OptimConfig)]
+    check_fields({name: optim[name] for name in names if name in optim}, OptimConfig, tuple(names))
 
 
 def digest(path: Path) -> str:

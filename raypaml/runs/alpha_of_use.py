@@ -10,33 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from raypaml.files import write_json
 from raypaml.labels import FloatArray
-from raypaml.metrics.alpha_choice import WAYS
+from raypaml.metrics.alpha_choice import Way
 from raypaml.runs.checkpoint import MODEL, read_state
 from raypaml.runs.mirror import MARKER
-from raypaml.runs.stored_fields import (
-    FINITE,
-    NOTHING,
-    OBJECT,
-    TEXT,
-    TRUTH,
-    check_fields,
-    check_length,
-    either,
-    list_of,
-    number,
-    one_of,
-    read_object,
-    whole_number,
-)
+from raypaml.runs.stored_fields import Within, check_fields, check_length, read_object
 
 ALPHA_FILE = "alpha_of_use.json"
 TRAINING = "training"
@@ -46,35 +33,28 @@ CHOSEN = "chosen"
 _FORMAT = 1
 _AGAIN = "run raypaml evaluate --choose-alpha again"
 
-ONE_ALPHA = number(1, float(np.finfo(np.float32).max))
-ALPHA = either(ONE_ALPHA, list_of(ONE_ALPHA))
-CLASS_THRESHOLDS = either(NOTHING, list_of(FINITE))
-_COLUMNS = list_of(whole_number(0))
-_CANDIDATE = {
-    "way": one_of(*WAYS),
-    "alphas": list_of(ONE_ALPHA),
-    "held_out": either(NOTHING, number(0, 1)),
-    "gain": number(-1, 1),
-    "noise": number(0),
-    "wins": TRUTH,
-}
-_FIELDS = {
-    "format": whole_number(_FORMAT, _FORMAT),
-    "way": one_of(*WAYS),
-    "alpha": ALPHA,
-    "training_alpha": ONE_ALPHA,
-    "thresholds": CLASS_THRESHOLDS,
-    "pooled_thresholds": _COLUMNS,
-    "model": TEXT,
-    "checkpoint": TEXT,
-    "vocabulary": TEXT,
-    "labels": one_of("complete", "partial"),
-    "observed_share": number(0, 1),
-    "images": whole_number(0),
-    "few_positives": _COLUMNS,
-    "candidates": list_of(OBJECT),
-    "undecided": TEXT,
-}
+_LARGEST = float(np.finfo(np.float32).max)
+
+OneAlpha = Annotated[float, Within(1, _LARGEST)]
+AlphaValues = OneAlpha | list[OneAlpha]
+"""BoostLU's factor, >= 1: one for all classes, or [K]."""
+Share = Annotated[float, Within(0, 1)]
+
+
+class TriedWay(TypedDict):
+    """One way to give alphas to classes, as it was compared on images left out."""
+
+    way: Way
+    alphas: list[OneAlpha]
+    """Every value that a class got."""
+    held_out: Share | None
+    """Mean AP under cross-validation; None without positives."""
+    gain: Annotated[float, Within(-1, 1)]
+    """By how much its mean AP is above that of the simpler way that stood before it."""
+    noise: Annotated[float, Within(0, math.inf)]
+    """Standard error of the gain."""
+    wins: bool
+    """Whether it replaced the simpler way."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +80,10 @@ class ModelClasses:
 class AlphaChoice:
     """What was chosen on validation for one set of weights; K classes in the order of the vocabulary."""
 
-    format: int = _FORMAT
-    way: str
+    way: Way
     """Which classes share an alpha: `training` (that of training is kept), `one`, `group` or `class`."""
-    alpha: float | list[float]
-    """One for all classes, or [K]."""
-    training_alpha: float
+    alpha: AlphaValues
+    training_alpha: OneAlpha
     thresholds: list[float] | None
     """[K] the logits of best F1 at this alpha; None where validation has no positives or no negatives."""
     pooled_thresholds: list[int]
@@ -116,16 +94,16 @@ class AlphaChoice:
     """Name of the checkpoint with these weights."""
     vocabulary: str
     """Digest of the classes."""
-    labels: str
+    labels: Literal["complete", "partial"]
     """`complete` where every entry of validation is observed, else `partial`."""
-    observed_share: float
-    """Of the entries of validation, 0 to 1."""
+    observed_share: Share
+    """Share of the entries of validation that are observed."""
     images: int
-    """Of validation, with a label."""
+    """How many images of validation have a label."""
     few_positives: list[int]
     """Class columns with fewer positives than those that all classes together count for: mostly chosen by all."""
-    candidates: list[dict[str, Any]]
-    """By way: `held_out` mean AP under cross-validation, `gain` over the simpler way and its `noise`, `wins`."""
+    candidates: list[TriedWay]
+    """Every way, from the simplest to the richest."""
     undecided: str = ""
     """Why the labels of validation cannot decide, or hardly, in a sentence; "" where they can."""
 
@@ -143,14 +121,14 @@ class AlphaChoice:
 
     def write(self, path: Path) -> None:
         """Write the choice, whole or not at all."""
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, {"format": _FORMAT} | dataclasses.asdict(self))
 
     @classmethod
     def read(cls, path: Path, classes: ModelClasses) -> AlphaChoice:
         """Read and check a choice; ValueError where it is damaged, of another version, or of other classes."""
         try:
-            content = read_object(path)
-            check_fields(content, _FIELDS, ("undecided",))  # earlier ones lack it
+            content = read_object(path, _FORMAT)
+            check_fields(content, cls, ("undecided",))  # earlier ones lack it
             _check_parts(content, classes)
         except ValueError as error:
             raise ValueError(
@@ -173,15 +151,14 @@ def _check_parts(content: dict[str, Any], classes: ModelClasses) -> None:
     if content["way"] == "training" and content["alpha"] != content["training_alpha"]:
         raise ValueError(f"way=training: alpha {content['alpha']:g} is not that of training")
     for candidate in content["candidates"]:
-        check_fields(candidate, _CANDIDATE)
+        check_fields(candidate, TriedWay)
 
 
 @dataclass(frozen=True)
 class UsedAlpha:
     """What a model computes with."""
 
-    alpha: float | list[float]
-    """BoostLU's factor, >= 1, of all classes or [K]."""
+    alpha: AlphaValues
     alpha_origin: str
     """Where it comes from, in words."""
     thresholds: list[float] | None = None
@@ -206,7 +183,7 @@ def alpha_choice(run: Path, weights: str, classes: ModelClasses) -> tuple[AlphaC
     return None, said
 
 
-def chosen_alpha(run: Path, weights: str, classes: ModelClasses) -> float | list[float]:
+def chosen_alpha(run: Path, weights: str, classes: ModelClasses) -> AlphaValues:
     """The alpha that was chosen for the weights of this digest; ValueError where none was."""
     choice, unused = alpha_choice(run, weights, classes)
     if choice is None:
@@ -246,7 +223,7 @@ def asked_alpha(asked: str, training: float) -> UsedAlpha:
         alpha = float(asked)
     except ValueError:
         alpha = float("nan")
-    if not ONE_ALPHA.fits(alpha):
+    if not 1 <= alpha <= _LARGEST:
         known = f"{TRAINING} or {CHOSEN}"
         raise ValueError(f"alpha={asked}: expected a number of at least 1, or {known}; 1 switches BoostLU off")
     return UsedAlpha(alpha, "as asked for")
@@ -257,7 +234,7 @@ def model_digest(checkpoint: Path) -> str:
     return str(json.loads((checkpoint / MARKER).read_text())["model.safetensors"])
 
 
-def alpha_text(alpha: float | list[float] | FloatArray) -> str:
+def alpha_text(alpha: AlphaValues | FloatArray) -> str:
     """One value, or the range of the values of the classes."""
     values = np.atleast_1d(np.asarray(alpha, np.float64))
     low, high = values.min(), values.max()

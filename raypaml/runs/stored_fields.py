@@ -1,71 +1,33 @@
-"""JSON records that a model is used by, read with every field checked: they may be damaged, or written by hand."""
+"""JSON records that a model is used by, read with every field checked: they may be damaged, or written by hand.
+
+What a field must be is its type in the dataclass or TypedDict of the record.
+"""
 
 from __future__ import annotations
 
 import json
 import reprlib
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+_WORDS = {float: "a finite number", int: "a whole number, at least 0", str: "text", bool: "true or false"}
+_WORDS |= {dict: "an object", NoneType: "null"}
+_LARGEST = 1 << 62  # whole number
 
 
 @dataclass(frozen=True)
-class FieldKind:
-    """What a field must be."""
+class Within:
+    """Bounds of a number, in its type: `Annotated[float, Within(0, 1)]`."""
 
-    words: str
-    fits: Callable[[Any], bool]
-
-
-def is_number(value: Any, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> bool:
-    """Whether it is a finite number, no truth value, within these bounds; a whole number may have any size."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    low: float
+    high: float
 
 
-def is_whole(value: Any, low: int, high: int = 1 << 62) -> bool:
-    """Whether it is a whole number within these bounds."""
-    return isinstance(value, int) and is_number(value, low, high)
-
-
-def number(low: float, high: float = sys.float_info.max) -> FieldKind:
-    """A finite number of at least `low`, at most `high`."""
-    most = "" if high == sys.float_info.max else f", at most {high:g}"
-    return FieldKind(f"a finite number of at least {low:g}{most}", lambda value: is_number(value, low, high))
-
-
-def whole_number(low: int, high: int = 1 << 62) -> FieldKind:
-    """A whole number of at least `low`, at most `high`."""
-    most = "" if high == 1 << 62 else f", at most {high:,}"
-    return FieldKind(f"a whole number of at least {low}{most}", lambda value: is_whole(value, low, high))
-
-
-def one_of(*values: str) -> FieldKind:
-    """One of these texts."""
-    return FieldKind(f"one of {', '.join(values)}", lambda value: isinstance(value, str) and value in values)
-
-
-def list_of(one: FieldKind) -> FieldKind:
-    """A list, each of whose values is of this kind."""
-    fits = lambda value: isinstance(value, list) and all(map(one.fits, value))  # noqa: E731
-    return FieldKind(f"a list, each {one.words}", fits)
-
-
-def either(first: FieldKind, second: FieldKind) -> FieldKind:
-    """Of one of two kinds."""
-    return FieldKind(f"{first.words}, or {second.words}", lambda value: first.fits(value) or second.fits(value))
-
-
-TEXT = FieldKind("text", lambda value: isinstance(value, str))
-TRUTH = FieldKind("true or false", lambda value: isinstance(value, bool))
-OBJECT = FieldKind("an object", lambda value: isinstance(value, dict))
-NOTHING = FieldKind("null", lambda value: value is None)
-FINITE = FieldKind("a finite number", is_number)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError, with the reason alone, for anything else."""
+def read_object(path: Path, version: int) -> dict[str, Any]:
+    """The JSON object in a file, without its `format`; ValueError, with the reason alone, for any other content."""
     try:
         content = json.loads(path.read_bytes())
     except RecursionError:
@@ -74,18 +36,30 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ValueError(error.strerror or str(error)) from None
     if not isinstance(content, dict):
         raise ValueError("no JSON object")
+    if "format" not in content:
+        raise ValueError("format is missing")
+    stored = content.pop("format")
+    if not (_fits(stored, int) and stored == version):
+        raise ValueError(f"format {reprlib.repr(stored)}, this version reads {version}")
     return content
 
 
-def check_fields(content: dict[str, Any], kinds: Mapping[str, FieldKind], optional: tuple[str, ...] = ()) -> None:
-    """Raise ValueError, with the reason alone, unless an object has these fields and no other, each of its kind."""
+def check_fields(content: dict[str, Any], record: type, optional: tuple[str, ...] = ()) -> None:
+    """Raise ValueError, with the reason alone, unless an object has the fields of a record, each of its type.
+
+    Args:
+        content: the object.
+        record: dataclass or TypedDict. A float must be finite, an int at least 0.
+        optional: fields that may be missing.
+    """
+    kinds = get_type_hints(record, include_extras=True)
     if missing := [name for name in kinds if name not in content and name not in optional]:
         raise ValueError(f"{missing[0]} is missing")
     for name, value in content.items():
         if name not in kinds:
             raise ValueError(f"{reprlib.repr(name)} is no field of it")
-        if not kinds[name].fits(value):
-            raise ValueError(f"{name}={_shown(name, value, kinds)}: must be {kinds[name].words}")
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"{name}={_shown(value, kinds[name])}: must be {_words(kinds[name])}")
 
 
 def check_length(name: str, value: Any, num_classes: int) -> None:
@@ -94,9 +68,41 @@ def check_length(name: str, value: Any, num_classes: int) -> None:
         raise ValueError(f"{name}: {len(value):,} values for {num_classes:,} classes")
 
 
-def _shown(name: str, value: Any, kinds: Mapping[str, FieldKind]) -> str:
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value that JSON can hold is of a type."""
+    base, parts = get_origin(kind) or kind, get_args(kind)
+    if base is Annotated:
+        return _fits(value, parts[0]) and parts[1].low <= value <= parts[1].high
+    if base in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if base is Literal:
+        return value in parts
+    if base is list:
+        return isinstance(value, list) and all(_fits(one, parts[0]) for one in value)
+    if base is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    if base is int:
+        return type(value) is int and 0 <= value <= _LARGEST
+    return type(value) is (dict if is_typeddict(base) else base)
+
+
+def _words(kind: Any) -> str:
+    """What a value of a type is, for a message."""
+    base, parts = get_origin(kind) or kind, get_args(kind)
+    if base is Annotated:
+        return f"{_words(parts[0])}, from {parts[1].low:g} to {parts[1].high:g}"
+    if base in (Union, UnionType):
+        return ", or ".join(map(_words, parts))
+    if base is Literal:
+        return f"one of {', '.join(parts)}"
+    if base is list:
+        return f"a list, each {_words(parts[0])}"
+    return _WORDS[dict if is_typeddict(base) else base]
+
+
+def _shown(value: Any, kind: Any) -> str:
     """The value, cut where it is long; of a list with a wrong value the first such, where it can be named."""
     if isinstance(value, list):
-        wrong = [place for place, one in enumerate(value) if not kinds[name].fits([one])]
+        wrong = [place for place, one in enumerate(value) if not _fits([one], kind)]
         return f"[... {reprlib.repr(value[wrong[0]])} at {wrong[0]} ...]" if wrong else reprlib.repr(value)
     return reprlib.repr(value)
