@@ -1,4 +1,4 @@
-"""`python -m raypaml.evaluate`: predict a split in parts, the same from any number of workers and interruptions."""
+"""`python -m raypaml.evaluate`: predict a split in parts, which neither workers nor interruptions change."""
 
 from __future__ import annotations
 

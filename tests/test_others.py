@@ -139,7 +139,8 @@ def test_infinite_scores_rank(tmp_path: Path) -> None:
     assert evaluated(tmp_path / "x.csv").ap[0] == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_one_score_has_no_alpha(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "said"), [(Questions(alphas=(2.0,)), 2), (Questions(alpha_of_use=True), "chosen")])
+def test_one_score_has_no_alpha(asked: Questions, said: object, tmp_path: Path) -> None:
     path, _ = write(tmp_path, "csv", matrices()[1])
-    with pytest.raises(ValueError, match="alpha=2 needs the parts P and N"):
-        evaluate_set(open_others(path, vocabulary(), scores="logits"), vocabulary(), Questions(alphas=(2.0,)))
+    with pytest.raises(ValueError, match=f"alpha={said} needs the parts P and N"):
+        evaluate_set(open_others(path, vocabulary(), scores="logits"), vocabulary(), asked)

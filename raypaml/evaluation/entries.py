@@ -22,7 +22,7 @@ from raypaml.evaluation.parts import PredictionSet
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, FloatArray, IntArray
 
 ROWS_AT_ONCE = 1 << 17
-"""Of a spill file, about; a class is never split, so one class with more rows than this comes whole."""
+"""About how many rows a spill file holds; a class is never split, so a file may hold one class with more rows."""
 FLUSH_ROWS = 1 << 17
 """Rows that wait in memory to be sorted out."""
 
@@ -122,9 +122,9 @@ class _Spill:
     def __init__(self, folder: Path, count: int, predictions: PredictionSet):
         self.folder, self.count, self.predictions = folder, count, predictions
         self.keys: list[pa.Array] = []
-        """Of the images, in the order of their numbers; an image in two batches has two numbers."""
+        """Keys of the images, in the order of their numbers; an image in two batches has two numbers."""
         self.parts: list[IntArray] = []
-        """The part that each came from, in the same order."""
+        """The part that each image came from, in the same order."""
         self.next_image = 0
         self.tally = np.zeros((predictions.num_classes, len(_LABELS)), np.int64)
         self._waiting: list[pa.Table] = []

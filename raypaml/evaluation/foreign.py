@@ -38,7 +38,7 @@ class Coding:
 
     @classmethod
     def parse(cls, text: str) -> Coding:
-        """Of "1,0,-1": positive, negative, unobserved."""
+        """The coding that a text such as "1,0,-1" gives: positive, negative, unobserved; ValueError for other texts."""
         try:
             positive, negative, unobserved = map(int, text.split(","))
         except ValueError:

@@ -27,7 +27,7 @@ from raypaml.metrics.thresholds import (
     precision_at_recall,
     sigmoid,
 )
-from raypaml.runs.alpha_of_use import ModelClasses, chosen_alpha
+from raypaml.runs.alpha_of_use import CHOSEN, ModelClasses, chosen_alpha
 
 GROUPS = (*GROUP_NAMES, "All")
 """Groups of classes whose means are given: G1 (rarest) to G5, and all classes."""
@@ -161,9 +161,10 @@ def evaluate_set(predictions: PredictionSet, vocabulary: Vocabulary, asked: Ques
 def _alpha(predictions: PredictionSet, asked: Questions) -> Alpha | None:
     alone = [] if asked.alpha is None else np.atleast_1d(asked.alpha).tolist()
     given = [*alone, *asked.alphas]
-    if given and predictions.alpha is None:
+    if predictions.alpha is None and (given or asked.alpha_of_use):
+        alpha = CHOSEN if asked.alpha_of_use else f"{given[0]:g}"
         raise ValueError(
-            f"{predictions.where}: alpha={given[0]:g} needs the parts P and N of python -m raypaml.evaluate; this is "
+            f"{predictions.where}: alpha={alpha} needs the parts P and N of python -m raypaml.evaluate; this is "
             "one score an entry"
         )
     bad = [value for value in given if not 1 <= value < float("inf")]

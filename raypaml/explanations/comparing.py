@@ -31,7 +31,7 @@ from raypaml.metrics.maps import (
     pointing_game,
     spearman,
 )
-from raypaml.model.cam import CamClassifier, pool_parts
+from raypaml.model.cam import CamClassifier, boostlu, pool_parts
 
 Grid = tuple[int, int]
 SOME = 100
@@ -108,9 +108,9 @@ def _explain_batch(
 
 def _boosted(maps: NDArray[np.float32], model: CamClassifier, class_index: NDArray[np.int64]) -> NDArray[np.float32]:
     """[n, h x w] these maps after BoostLU with the alpha of their classes."""
-    factors = torch.as_tensor(model.alpha, dtype=torch.float32).cpu().numpy()
-    own = factors[class_index, None] if factors.ndim else factors
-    return np.where(maps >= 0, own * maps, maps)
+    alpha = model.alpha.cpu()[class_index] if isinstance(model.alpha, Tensor) else model.alpha
+    boosted: NDArray[np.float32] = boostlu(torch.from_numpy(maps)[..., None], alpha)[..., 0].numpy()
+    return boosted
 
 
 def _maps(cam: Tensor, position: NDArray[np.int64], class_index: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -41,9 +41,11 @@ class Pairs:
     top_boosted: NDArray[np.float64]
     """As `top`, after BoostLU with the model's alpha."""
     bottom_boosted: NDArray[np.float64]
+    """As `bottom`, after BoostLU with the model's alpha."""
     top_other_boosted: NDArray[np.float64]
-    """... of the model compared with, with its own alpha."""
+    """As `top_other`, after BoostLU with the alpha of the model compared with."""
     bottom_other_boosted: NDArray[np.float64]
+    """As `bottom_other`, after BoostLU with the alpha of the model compared with."""
 
     def __len__(self) -> int:
         return len(self.row)

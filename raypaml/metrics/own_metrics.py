@@ -11,8 +11,8 @@ from raypaml.labels import FloatArray
 from raypaml.metrics.average_precision import Ranking
 
 Metric = Callable[[FloatArray, NDArray[np.bool_]], float]
-"""Of the observed entries of one class: scores [n], float64, best first, and whether each is positive, bool [n]; to a
-number. The scores are logits, or probabilities where the predictions hold these."""
+"""A function of one class's n observed entries: their scores, float64 [n], best first, and whether each is positive,
+bool [n]. It returns a number. The scores are logits, or probabilities where the predictions hold these."""
 
 METRICS: dict[str, Metric] = {}
 """The registered metrics by name."""

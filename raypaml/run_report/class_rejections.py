@@ -25,12 +25,12 @@ class ClassRejections:
     class_id: str
     name: str
     share: float
-    """Of all rejections of the run, 0..1."""
+    """Its part of all rejections of the run, 0..1."""
     rejected: int
     rejected_missed: int | None
-    """Of the rejected ones, those that were missed positives; None where the truth is not known."""
+    """How many of the rejected were missed positives; None where the truth is not known."""
     missed: int | None
-    """The missed positives of those epochs; where corrections stay, those before the first of them."""
+    """The missed positives in these epochs; where corrections stay, those there were in the first of them."""
 
     @property
     def precision(self) -> float | None:
