@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -134,6 +135,7 @@ def _check_imports(config: TrainConfig) -> None:
 _LR_WARMUP = {"constant": "0 steps", "trapezoid": "100 steps", "cosine": "0 steps", "one-cycle": "20%"}
 
 
+@functools.lru_cache  # every step asks
 def lr_warmup_steps(optim: OptimConfig, steps: int) -> float:
     """Steps in which the learning rate rises; a part of one where epochs or percent come to that.
 

@@ -6,6 +6,8 @@ continued. The generator is counter-based: a number is a function of its place, 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,8 +54,13 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int, rows: NDArray[np.int64]):
         self.rows = rows
-        self._key = np.random.SeedSequence([seed, epoch, STREAM]).generate_state(2).astype(np.uint32)
+        self._stream = [seed, epoch, STREAM]
         self._blocks = 0
+
+    @functools.cached_property
+    def _key(self) -> NDArray[np.uint32]:
+        """The key of the generator, made at the first draw: most runs draw nothing."""
+        return np.random.SeedSequence(self._stream).generate_state(2).astype(np.uint32)
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """[B, count] numbers of the uniform distribution on [0, 1), multiples of 2^-32."""

@@ -216,7 +216,7 @@ def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf
     yield enough_shards(config, data)
     if found.nothing_rejected:
         yield Finding(WARNING, found.nothing_rejected, "--delta-rel, --warmup-epochs; or --scheme an, if it is meant")
-    yield from (Finding(FINE, said) for said in otherwise_than_own(config))
+    yield from (Finding(FINE, what) for what in otherwise_than_own(config))
     parameters = found.shape.backbone_parameters + found.shape.head_parameters
     size = parameters * FLOAT32 * (1 + moments(config.optim) + (config.optim.ema > 0))
     stored = sum(data.splits["train"].shard_bytes) if "://" in data.address else 0

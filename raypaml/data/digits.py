@@ -82,7 +82,7 @@ def _ground(rng: Rng) -> NDArray[np.float32]:
 
 
 def _place(rng: Rng, boxes: list[tuple[float, float, float, float]], side: int) -> tuple[int, int]:
-    """Of twelve random places, the one that covers least of what is there."""
+    """The top left corner (x, y) of a new digit: the one of twelve random places that covers least of the others."""
     places = rng.integers(0, SIDE - side + 1, (12, 2))
     if not boxes:
         return int(places[0, 0]), int(places[0, 1])

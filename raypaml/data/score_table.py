@@ -18,7 +18,7 @@ _ABOUT = b"about"
 
 
 class ScoreTable:
-    """Of N samples, the scores of those of K classes that have one, opened."""
+    """An opened table: for each of N samples, the classes (of K) that have a score, and these scores."""
 
     def __init__(self, table: pa.Table, num_classes: int):
         entries = table["entries"].chunk(0)

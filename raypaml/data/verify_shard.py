@@ -42,7 +42,10 @@ def verify_shard(folder: Path, index: Index, shard: int, decode: bool = True) ->
 
 
 def _shape(folder: Path, index: Index) -> tuple[int, ...] | None:
-    """Of the split's first image; None if it cannot be read, which the verification of its own shard says."""
+    """The shape [H, W, 3] of the split's first image, which all others must have; None if it cannot be read.
+
+    Its own shard's verification reports that.
+    """
     path = folder / index.shards[int(index.shard[0])]
     try:
         with path.open("rb") as file:

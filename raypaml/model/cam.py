@@ -83,7 +83,7 @@ class CamClassifier(nn.Module):
     mean: Tensor
     std: Tensor
     alpha: float | Tensor
-    """Of all classes, or [K]."""
+    """BoostLU's factor: one for all classes, or [K]."""
 
     def __init__(self, backbone: nn.Module, num_classes: int, alpha: float | Iterable[float] = 5.0):
         super().__init__()

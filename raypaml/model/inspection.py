@@ -41,7 +41,7 @@ class FeatureMap:
     stride: int
     """Pixels between neighbouring places of the map."""
     size: int
-    """Of the smallest square images that it was tried with and takes, in pixels."""
+    """Side of the smallest square images that it was tried with and takes, in pixels."""
 
 
 class _Tracer(fx.Tracer):

@@ -34,7 +34,7 @@ def timm_module(name: str) -> ModuleType:
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """Of `timm:NAME@SIZE` timm's own name, and the side of the square images it is made for, in pixels, if named.
+    """Split `timm:NAME@SIZE` into timm's own name and the side of the images that it is made for, in pixels, if named.
 
     Raises:
         ValueError: the size is no number of pixels.

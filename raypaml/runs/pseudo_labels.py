@@ -21,7 +21,7 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.runs.pseudo_label_file import read_pseudo_labels
 
 _FORM = "1"
-"""Of the tables and of how files are read; another one makes every table anew."""
+"""Version of the tables and of how files are read; a new one makes every table anew."""
 
 
 def with_pseudo_labels(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
@@ -63,7 +63,7 @@ def open_pseudo_labels(config: TrainConfig, data: DataFolder) -> ScoreTable:
 
 
 def _folder(config: TrainConfig) -> Path:
-    """Of this node's tables."""
+    """Where this node keeps its tables."""
     cache = config.data.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
     return Path(cache) / "pseudo_labels"
 

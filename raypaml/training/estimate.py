@@ -46,13 +46,13 @@ class ModelShape:
     largest: int
     """Bytes of the largest tensor among them."""
     flops: int
-    """Of the backbone's forward pass; a multiplication and an addition are two."""
+    """Operations of the backbone's forward pass; a multiplication and an addition are two."""
     backward_flops: int
-    """Of its backward pass, in which the image needs no gradient."""
+    """Operations of its backward pass, in which the image needs no gradient."""
 
     @property
     def head_flops(self) -> int:
-        """Of a forward pass of the head: 2 h w D K. The gradients by weights and by features take as many each."""
+        """Operations of the head's forward pass, 2 h w D K; each of its two gradients takes as many."""
         return 2 * math.prod(self.grid) * self.num_channels * self.num_classes
 
     def training_flops(self, *, frozen: bool = False, kept: bool = False) -> int:
@@ -182,8 +182,8 @@ def _count(module: nn.Module) -> int:
 def _weights(config: TrainConfig, shape: ModelShape, lanes: int, kind: torch.dtype) -> dict[str, int]:
     """Bytes that do not depend on the batch, by what they are for."""
     parameters = shape.backbone_parameters + shape.head_parameters
-    kept = {"sgd": "SGD's momentum" if moments(config.optim) else ""}.get(config.optim.optimizer, "Adam's two moments")
-    copies = {"weights, gradients" + f", {kept}" * bool(kept): 2 + moments(config.optim)}
+    kept = ("", ", SGD's momentum", ", Adam's two moments")[moments(config.optim)]
+    copies = {f"weights, gradients{kept}": 2 + moments(config.optim)}
     copies["weights' average"] = int(config.optim.ema > 0)
     if config.optim.reproducible:
         copies["gradients of every lane, and their exact sum"] = -(-lanes // config.run.workers) + 8

@@ -10,9 +10,9 @@ from raypaml.config import lr_warmup_steps
 from raypaml.settings import OptimConfig
 
 START, END = 1 / 25, 1 / 25e4
-"""Of one-cycle's first and last step, as torch has it."""
+"""One-cycle's learning rate in its first and last step, as a share of its highest, as torch has it."""
 MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
-"""Of one-cycle where the learning rate is highest and lowest, as torch has it."""
+"""One-cycle's momentum where the learning rate is highest and lowest, as torch has it."""
 
 
 def learning_rate(optim: OptimConfig, done: int, steps: int) -> float:

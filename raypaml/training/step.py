@@ -207,7 +207,9 @@ def _no_logits(worker: Worker) -> Tensor:
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and rejected entries of logits as the model gives them, [B, K] or [B, 2 K]."""
     config, state = worker.config.loss, worker.state
-    logits, *ranking = torch.split(logits, labels.shape[1], 1)
+    ranking = None
+    if worker.model.rejection_alpha is not None:
+        logits, ranking = logits.chunk(2, 1)
     context = StepContext(
         epoch=state.epoch,
         epochs=worker.config.optim.epochs,
@@ -222,7 +224,7 @@ def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple
         scope=config.rejection_scope,
         rounding=config.rejection_rounding,
         settings=all_settings(config.scheme, config.scheme_settings, config.scheme_defaults),
-        ranking=ranking[0].detach() if ranking else None,
+        ranking=None if ranking is None else ranking.detach(),
         known=worker.scheme_state.known(batch.rows, labels),
     )
     return scheme_loss(config.scheme, logits, labels, context)
