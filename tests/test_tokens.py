@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,7 +16,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from raypaml import explain
 from raypaml.cluster.checks import FATAL, examine
+from raypaml.data.batches import Reader
 from raypaml.inference.classifier import Classifier, load
 from raypaml.inference.exporting import check_parity, onnx_runner, program_runner, save_onnx, save_program
 from raypaml.inference.model_card import Card
@@ -265,13 +269,23 @@ def test_operations_are_those_of_the_blocks() -> None:
 
 
 @pytest.mark.usefixtures("cut")
-def test_a_run_on_frozen_tokens_goes_on_end_to_end_and_is_opened_again(tiny_digits: Path, tmp_path: Path) -> None:
+def test_a_run_on_frozen_tokens_goes_on_end_to_end_and_is_opened_again(
+    tiny_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = {"epochs": 2, "freeze_backbone": 1, "name": "run", "workers": 1, "flip": False, "ema": 0.0}
     values |= {"data": str(tiny_digits), "storage": str(tmp_path), "backbone": "timm:test_vit", "reproducible": True}
     job = train_here(recipe("digits").override(values))
     model = load(job.folder)
     assert model.map(Image.new("RGB", (80, 60))).shape == (len(model.card.names), 4, 4)
     assert not (job.folder / "features").exists()
+    assert explain.main([str(job.folder), "--limit", "8", "--rows", "1"]) == 0
+    page, index = Path(capsys.readouterr().out.strip()), job.data.splits["test"]
+    cam = model.map(Image.fromarray(Reader(job.data.shards, index, ()).image(0)))
+    expected = 1 / (1 + np.exp(-np.where(cam > 0, 5 * cam, cam).mean((1, 2))))
+    with (page.parent / "pairs.csv").open() as file:
+        scores = {row["class_id"]: float(row["score"]) for row in csv.DictReader(file) if row["key"] == "test-000000"}
+    assert scores == pytest.approx(dict(zip(model.card.class_ids, expected.tolist(), strict=True)), abs=1e-5)
+    assert page.read_text().count("<figure>") == 2  # the image, and its map
 
 
 # --- What takes longer ----------------------------------------------------------------------------------------------
