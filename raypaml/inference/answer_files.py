@@ -1,7 +1,7 @@
 """What a model says of many pictures: chosen classes, written as CSV, Parquet or JSON lines as they come.
 
-Every picture is there. One for which no class was chosen has a row without class, name and score (empty in CSV, null in
-Parquet), or a line with an empty list.
+Every picture that can be read is there. One for which no class was chosen has a row without class, name and score
+(empty in CSV, null in Parquet), or a line with an empty list.
 """
 
 from __future__ import annotations
