@@ -59,9 +59,14 @@ def test_a_model_does_not_drift_from_itself(trained: tuple[Path, str], tiny_digi
     probe = make_probe(config, data, torch.device("cpu"))
     assert probe is not None
     assert sum(len(part.rows) for part in probe.steps) == 40
-    found = probe.measure(run_models.tested_model(trained[0], config.model, len(data.vocabulary)), 1.0)
+    model = run_models.tested_model(trained[0], config.model, len(data.vocabulary))
+    for each in (model, probe.reference):
+        each.head.bias.data += 3.0  # all of the map is positive
+    probe.reference.alpha = 1.0
+    found = probe.measure(model, 1.0)
     assert found["rank_correlation"] == pytest.approx(1.0)
-    assert found["scale_ratio"] in (None, pytest.approx(1.0))
+    assert found["scale_ratio"] == pytest.approx(1.0)
+    assert found["scale_ratio_boosted"] == pytest.approx(5.0)
     assert found["top"] == found["top_reference"]
 
 
