@@ -11,6 +11,7 @@ import pytest
 from raypaml import doctor, train, tune
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.data.data_folder import open_folder
+from raypaml.labels import GROUP_NAMES
 from raypaml.losses.schemes import SCHEMES, join_settings
 from raypaml.recipes import DATA_SETS, RECIPES, otherwise_than_own, own_values, recipe, resolve
 from raypaml.runs.run_folder import as_begun, check_same_run, claim, stored_config
@@ -309,3 +310,13 @@ def test_a_search_goes_on_with_the_same_command(tiny_digits: Path, tmp_path: Pat
     again = planned(tiny_digits, tmp_path, VOC, "--scheme", "ll_ct", "--delta-rel", "0.4")
     assert open_search(again, 6) == 6
     assert trial_values(again, "ll_r")[0] == 0.4
+
+
+def test_table_of_schemes_gives_the_interval_over_seeds() -> None:
+    """Student's t with two degrees of freedom: 4.303 x 2 / sqrt(3)."""
+    runs: list[dict[str, Any]] = [{"mean_ap": ap, "groups": dict.fromkeys(GROUP_NAMES, ap)} for ap in (0.6, 0.62, 0.64)]
+    assert compare_schemes.table([("an", 5.0)], [runs]).splitlines()[2].split("|")[8].strip() == "62.0 ± 5.0"
+    for run in runs:
+        run["chosen_alpha"] = {"mean_ap": 0.7}
+    cells = [cell.strip() for cell in compare_schemes.table([("an", 5.0)], [runs]).splitlines()[2].split("|")]
+    assert cells[8:11] == ["62.0 ± 5.0", "70.0 ± 0.0", "60.0, 62.0, 64.0"]

@@ -12,6 +12,8 @@ of workers, where the recipe is reproducible. Finished runs are kept: the same c
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import statistics
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -25,6 +27,7 @@ from raypaml.counting import LINE_SECONDS, Count
 from raypaml.labels import GROUP_NAMES
 from raypaml.losses.schemes import passed_over, scheme_of, settings_it_has
 from raypaml.recipes import otherwise_than_own
+from raypaml.reports.tables import markdown, seed_interval
 from raypaml.train import parse
 
 PROG = "python tools/papers/compare_schemes.py"
@@ -79,6 +82,8 @@ def arguments() -> Parser:
     parser.add_argument("--data", default="", help="[the recipe's]")
     parser.add_argument("--storage", default="runs/compare", help="folder of the runs [runs/compare]")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
+    about = "also choose each run's alpha of use on validation, and show test mAP at it"
+    parser.add_argument("--choose-alpha", action="store_true", help=about)
     parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="of python -m raypaml.train, for every run")
     return parser
 
@@ -107,7 +112,22 @@ def main() -> None:
             results = [run.result() for run in running]
         count.reach(epochs_done(all_runs))
         count.show()
+        if asked.choose_alpha:
+            results = list(pool.map(with_chosen_alpha, configs))
     print(table(rows, [results[n :: len(rows)] for n in range(len(rows))]))
+
+
+def with_chosen_alpha(config: TrainConfig) -> dict[str, Any]:
+    """The result.json of a finished run, with the figures at the alpha that validation chooses."""
+    from raypaml.evaluate import main as evaluate
+
+    folder = Path(config.run.storage) / config.run.name
+    result = dict(json.loads((folder / "result.json").read_text()))
+    if "chosen_alpha" not in result:
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluate([str(folder), "--choose-alpha"])
+        result = dict(json.loads((folder / "result.json").read_text()))
+    return result
 
 
 def epochs_done(configs: list[TrainConfig]) -> int:
@@ -151,17 +171,29 @@ def run_config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
 
 
 def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:
-    """Markdown: mean over seeds per group, mean and range of mAP."""
-    lines = [
-        "| scheme | alpha | " + " | ".join(GROUP_NAMES) + " | mAP, mean | by seed |",
-        "| --- | ---: | " + "---: | " * (len(GROUP_NAMES) + 1) + "--- |",
-    ]
+    """Markdown: mean over seeds per group, mean with its 95 % interval over seeds, mAP of each seed.
+
+    Where every run has a chosen alpha, one column more: mean at the chosen one, with its interval.
+    """
+    chosen = all("chosen_alpha" in run for runs in results for run in runs)
+    head = ["scheme", "alpha", *GROUP_NAMES, "mAP", *(["at the chosen alpha"] if chosen else []), "by seed"]
+    lines = []
     for (scheme, alpha), runs in zip(rows, results, strict=True):
-        groups = [100 * statistics.fmean(run["groups"][name] for run in runs) for name in GROUP_NAMES]
+        groups = [f"{100 * statistics.fmean(run['groups'][name] for run in runs):.1f}" for name in GROUP_NAMES]
         scores = [100 * run["mean_ap"] for run in runs]
-        cells = [scheme, f"{alpha:g}", *(f"{g:.1f}" for g in groups), f"{statistics.fmean(scores):.1f}"]
-        lines.append("| " + " | ".join([*cells, ", ".join(f"{score:.1f}" for score in scores)]) + " |")
-    return "\n".join(lines)
+        cells = [scheme, f"{alpha:g}", *groups, with_interval(scores)]
+        if chosen:
+            cells.append(with_interval([100 * run["chosen_alpha"]["mean_ap"] for run in runs]))
+        lines.append([*cells, ", ".join(f"{score:.1f}" for score in scores)])
+    return markdown(head, lines, left=1)
+
+
+def with_interval(scores: list[float]) -> str:
+    """The mean of the scores of some seeds; from two seeds on with half its 95 % interval (Student's t)."""
+    if len(scores) < 2:
+        return f"{scores[0]:.1f}"
+    mean, _, high = seed_interval(scores)
+    return f"{mean:.1f} ± {high - mean:.1f}"
 
 
 if __name__ == "__main__":
