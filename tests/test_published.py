@@ -16,7 +16,7 @@ from raypaml.losses.schemes import SCHEMES, join_settings
 from raypaml.recipes import DATA_SETS, RECIPES, otherwise_than_own, own_values, recipe, resolve
 from raypaml.runs.run_folder import as_begun, check_same_run, claim, stored_config
 from raypaml.search.search_flags import plan_search
-from raypaml.search.search_folder import Search, open_search
+from raypaml.search.search_folder import SearchPlan, open_search
 from raypaml.search.trials import Trial
 from raypaml.search.warmup import warmup_key
 from raypaml.training.estimate import describe_estimate, estimate
@@ -255,13 +255,13 @@ def test_what_a_file_has_from_an_earlier_version_is_said_with_what_is_usual_toda
 # --- Searches ---------------------------------------------------------------------------------------------------------
 
 
-def planned(data: Path, storage: Path, *flags: str) -> Search:
+def planned(data: Path, storage: Path, *flags: str) -> SearchPlan:
     places = ("--data", str(data), "--storage", str(storage), "--epochs", "9")
     config, asked = tune.parse([*flags, *places, "--search", "scheme=ll_r|ll_ct|em_apl,lr=0.001|0.01"])
     return plan_search(asked, config, open_folder(data))
 
 
-def trial_values(search: Search, scheme: str) -> tuple[float, int, int, float]:
+def trial_values(search: SearchPlan, scheme: str) -> tuple[float, int, int, float]:
     config = search.config(Trial((("scheme", scheme), ("lr", 0.01)), 0))
     return config.loss.delta_rel, config.data.global_batch_size, config.optim.epochs, config.optim.lr
 
@@ -291,7 +291,7 @@ def test_a_search_that_an_earlier_version_began_keeps_its_trials(
     values |= {"data": str(tiny_digits), "storage": str(tmp_path)}
     values |= {"scheme": "ll_ct"} if "ll_ct" in flags else {}
     values |= {"name": "s"} if "s" in flags else {}
-    old = Search(base=recipe(VOC).override(values), spaces=new.spaces, given=None)
+    old = SearchPlan(base=recipe(VOC).override(values), spaces=new.spaces, given=None)
     open_search(old, 6)
     path = old.folder / "search.json"
     stored = json.loads(path.read_text())

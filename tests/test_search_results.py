@@ -27,7 +27,7 @@ from raypaml.search.importance import importance
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_flags import open_queue
-from raypaml.search.search_folder import Outcome, Search, extend, note, open_search, outcome, search_as_begun
+from raypaml.search.search_folder import Outcome, SearchPlan, extend, note, open_search, outcome, search_as_begun
 from raypaml.search.search_page import write_search_page
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.search_result import _meaning, conclude_search, trial_table
@@ -36,7 +36,7 @@ from tests.test_search_runs import ALPHAS, EPOCHS, make, run
 
 
 @pytest.fixture(scope="module")
-def searched(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Search, list[Trial]]:
+def searched(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[SearchPlan, list[Trial]]:
     """Five trials: two finished, one of them the starting point, one stopped, one failed, one still planned."""
     search = make(evaluated_digits, tmp_path_factory.mktemp("searched"), "alpha=1:10,delta_rel=1:4")
     trials = random_trials(search.base, search.spaces, 5, share=4, seed=0)
@@ -51,7 +51,7 @@ def searched(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) -
     return search, trials
 
 
-def test_a_search_goes_on_with_what_is_left(searched: tuple[Search, list[Trial]]) -> None:
+def test_a_search_goes_on_with_what_is_left(searched: tuple[SearchPlan, list[Trial]]) -> None:
     search, trials = searched
     assert [outcome(search, trial).state for trial in trials] == [
         "finished", "finished", "stopped", "failed", "planned",
@@ -60,7 +60,7 @@ def test_a_search_goes_on_with_what_is_left(searched: tuple[Search, list[Trial]]
 
 
 def test_a_search_that_an_earlier_version_began_goes_on_as_it_began(tmp_path: Path) -> None:
-    search = Search(base=recipe("digits").override({"storage": str(tmp_path)}), spaces=())
+    search = SearchPlan(base=recipe("digits").override({"storage": str(tmp_path)}), spaces=())
     open_search(search, 4)
     path = search.folder / "search.json"
     stored = json.loads(path.read_text())
@@ -76,7 +76,7 @@ def test_a_search_that_an_earlier_version_began_goes_on_as_it_began(tmp_path: Pa
         open_search(other, 3)
 
 
-def test_a_folder_is_of_one_question(searched: tuple[Search, list[Trial]], tmp_path: Path) -> None:
+def test_a_folder_is_of_one_question(searched: tuple[SearchPlan, list[Trial]], tmp_path: Path) -> None:
     search, _ = searched
     assert open_search(search, 3) == 5
     extend(search, 7)
@@ -114,7 +114,7 @@ def test_a_finished_search_is_extended_and_an_unfinished_one_goes_on_first(tiny_
         open_queue(grid, SimpleNamespace(trials=3, add=2, seeds=1), said.append)
 
 
-def test_repeats_of_the_finalists_follow_when_all_else_has_ended(searched: tuple[Search, list[Trial]]) -> None:
+def test_repeats_of_the_finalists_follow_when_all_else_has_ended(searched: tuple[SearchPlan, list[Trial]]) -> None:
     search, trials = searched
     queue = Queue(search, trials[:3], seeds=3)
     found = [trial.name for trial in iter(queue.next, None)]
@@ -123,7 +123,7 @@ def test_repeats_of_the_finalists_follow_when_all_else_has_ended(searched: tuple
     assert {*found, *(trial.name for trial in queue.waiting)} == wanted
 
 
-def test_what_a_search_leaves(searched: tuple[Search, list[Trial]]) -> None:
+def test_what_a_search_leaves(searched: tuple[SearchPlan, list[Trial]]) -> None:
     search, trials = searched
     data = open_folder(Path(search.base.data.data))
     outcomes = [outcome(search, trial) for trial in trials]
@@ -144,7 +144,7 @@ def test_what_a_search_leaves(searched: tuple[Search, list[Trial]]) -> None:
     assert (config.optim.lr, config.run.name, config.run.workers, config.run.storage) == (0.5, "", 2, "runs")
 
 
-def test_the_alpha_curve_needs_no_training(searched: tuple[Search, list[Trial]]) -> None:
+def test_the_alpha_curve_needs_no_training(searched: tuple[SearchPlan, list[Trial]]) -> None:
     search, trials = searched
     found = outcome(search, trials[0])
     predictions = open_set(search.run_folder(trials[0]) / "predictions" / "validation")
@@ -156,7 +156,7 @@ def test_the_alpha_curve_needs_no_training(searched: tuple[Search, list[Trial]])
     assert found.curve[5.0] == pytest.approx(found.score, abs=1e-12)
 
 
-def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[Search, list[Trial]]) -> None:
+def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[SearchPlan, list[Trial]]) -> None:
     search, trials = searched
     outcomes = [outcome(search, trial) for trial in trials[:2]]
     vocabulary = open_folder(Path(search.base.data.data)).vocabulary
@@ -237,7 +237,7 @@ def test_tpe_proposes_what_it_has_not_seen_and_goes_on_after_a_restart(tiny_digi
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_display_is_a_table_on_a_terminal_and_plain_lines_elsewhere(
-    terminal: bool, searched: tuple[Search, list[Trial]]
+    terminal: bool, searched: tuple[SearchPlan, list[Trial]]
 ) -> None:
     search, trials = searched
     text = io.StringIO()

@@ -19,7 +19,7 @@ from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.run_folder import claim
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import Search, outcome
+from raypaml.search.search_folder import SearchPlan, outcome
 from raypaml.search.search_result import cost
 from raypaml.search.spaces import parse_search
 from raypaml.search.trials import Trial, random_trials
@@ -38,12 +38,12 @@ def base(data: Path, storage: Path, **values: Any) -> TrainConfig:
     return recipe("digits").override(short | {"data": str(data), "storage": str(storage)} | values)
 
 
-def make(data: Path, storage: Path, text: str, share: int = 4, **values: Any) -> Search:
+def make(data: Path, storage: Path, text: str, share: int = 4, **values: Any) -> SearchPlan:
     config = base(data, storage, **values)
-    return Search(base=config, spaces=tuple(parse_search(text, config, {}, None)), share=share)
+    return SearchPlan(base=config, spaces=tuple(parse_search(text, config, {}, None)), share=share)
 
 
-def run(search: Search, trial: Trial, marks: set[int]) -> int:
+def run(search: SearchPlan, trial: Trial, marks: set[int]) -> int:
     """Train a trial as raypaml.tune does, in this process; returns the number of epochs that were trained."""
     job = prepare_job(search.config(trial), lambda _: None)
     claim(job.folder, job.config, job.data)

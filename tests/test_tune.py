@@ -23,7 +23,7 @@ from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.run_folder import claim
 from raypaml.search.queue import Queue
 from raypaml.search.search_flags import open_queue, plan_search
-from raypaml.search.search_folder import Search, note
+from raypaml.search.search_folder import SearchPlan, note
 from raypaml.search.spaces import parse_search
 from raypaml.search.trials import Trial, random_trials
 from raypaml.training.job import prepare_job
@@ -63,7 +63,7 @@ def wait_for(condition: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-def asha_stops(search: Search, queue: Queue, trial: Trial, scores: list[float]) -> int:
+def asha_stops(search: SearchPlan, queue: Queue, trial: Trial, scores: list[float]) -> int:
     """The epoch after which the scheduler stops a trial of these validation scores; 0: never."""
     scheduler = _scheduler(search, queue)
     running = SimpleNamespace(trial_id="x", config=trial.settings)
@@ -82,7 +82,7 @@ def test_asha_judges_only_after_the_longest_warm_up_and_spares_the_starting_poin
     spaces: str, tiny_digits: Path, tmp_path: Path
 ) -> None:
     base = recipe("digits").override({"name": "s", "storage": str(tmp_path), "workers": 1, "data": str(tiny_digits)})
-    search = Search(base=base, spaces=tuple(parse_search(spaces, base, {}, None)))
+    search = SearchPlan(base=base, spaces=tuple(parse_search(spaces, base, {}, None)))
     trials = random_trials(base, search.spaces, 6, share=3, seed=0)
     for trial in trials[1:5]:  # what an earlier session left
         folder = search.run_folder(trial)
@@ -101,7 +101,7 @@ def test_asha_judges_only_after_the_longest_warm_up_and_spares_the_starting_poin
 
 def test_without_room_for_a_decision_nobody_is_stopped(tmp_path: Path) -> None:
     base = recipe("digits").override({"name": "s", "storage": str(tmp_path), "epochs": 7})
-    search = Search(base=base, spaces=tuple(parse_search("delta_rel=0.1:0.5", base, {}, None)))
+    search = SearchPlan(base=base, spaces=tuple(parse_search("delta_rel=0.1:0.5", base, {}, None)))
     assert type(_scheduler(search, Queue(search, []))).__name__ == "FIFOScheduler"
 
 

@@ -28,7 +28,7 @@ from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.run_folder import claim
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import Search, is_stopped, note, outcome, write_csv
+from raypaml.search.search_folder import SearchPlan, is_stopped, note, outcome, write_csv
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.trials import Trial, own_trial
 from raypaml.search.warmup import keep, start_from
@@ -46,7 +46,7 @@ REDUCTION = 2
 # --- A trial, in a process of the cluster ---------------------------------------------------------------------------
 
 
-def _run_trial(settings: dict[str, Any], search: Search, use_gpu: bool) -> None:
+def _run_trial(settings: dict[str, Any], search: SearchPlan, use_gpu: bool) -> None:
     """Tune's trainable: a training run, started and watched from here."""
     if search.base.run.imports:
         import_modules(search.base.run.imports)
@@ -59,7 +59,7 @@ def _run_trial(settings: dict[str, Any], search: Search, use_gpu: bool) -> None:
         raise
 
 
-def _train_trial(search: Search, trial: Trial, marks: list[int], use_gpu: bool) -> None:
+def _train_trial(search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bool) -> None:
     job = prepare_job(search.config(trial), lambda _: None)
     claim(job.folder, job.config, job.data)
     warmups = search.warmups(trial)
@@ -84,7 +84,7 @@ class TrialReporter:
 
     beats: Beats | None = None
 
-    def __init__(self, search: Search, warmups: Path, marks: list[int]) -> None:
+    def __init__(self, search: SearchPlan, warmups: Path, marks: list[int]) -> None:
         self._search = search
         self._warmups = warmups
         self._marks = marks
@@ -114,7 +114,7 @@ class TrialReporter:
 # --- Tune, in this process ------------------------------------------------------------------------------------------
 
 
-def run_search(search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
     """Run what the queue holds, as much at once as the cluster has room for; Ctrl-C and SIGTERM stop it early."""
     address, workers = search.base.run.address, search.base.run.workers
     with redirect_stdout(sys.stderr), session.join(address, workers):
@@ -122,7 +122,7 @@ def run_search(search: Search, queue: Queue, proposals: Proposals | None, displa
         _run_tuner(search, queue, proposals, display)
 
 
-def _run_tuner(search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is reported by us, in one line
     run = search.base.run
     use_gpu = gpu_wanted(run, display.say)
@@ -179,7 +179,7 @@ class _Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
     Killed, as by Tune, it would leave its workers' places taken.
     """
 
-    def __init__(self, search: Search, longest: int) -> None:
+    def __init__(self, search: SearchPlan, longest: int) -> None:
         super().__init__("beyond", METRIC, "max", longest, round(longest / 2) or 1, REDUCTION, stop_last_trials=False)
         self._search = search
         self._spared = own_trial(search.base, search.spaces)  # all others are compared with it
@@ -200,7 +200,7 @@ class _Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
             super().on_trial_result(None, seen, self._search.progress(record))
 
 
-def _scheduler(search: Search, queue: Queue) -> Any:
+def _scheduler(search: SearchPlan, queue: Queue) -> Any:
     """ASHA, told what earlier sessions measured, from the middle of the shortest schedule on: curves cross before."""
     longest = search.base.optim.epochs - search.longest_warmup - 1  # at its last epoch nobody is stopped
     if not search.early or longest < 1:
@@ -215,7 +215,7 @@ def _scheduler(search: Search, queue: Queue) -> Any:
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Tune's callback: shows what happens, and records how a trial ended."""
 
-    def __init__(self, search: Search, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+    def __init__(self, search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
         self._search = search
         self._queue = queue
         self._proposals = proposals

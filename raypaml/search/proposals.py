@@ -6,7 +6,7 @@ from typing import Any
 
 from raypaml.cli import extra
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import Search, add_proposed, outcome
+from raypaml.search.search_folder import SearchPlan, add_proposed, outcome
 from raypaml.search.spaces import Space
 from raypaml.search.trials import TRIES, Trial, proposed
 
@@ -21,7 +21,7 @@ class Proposals:
         ValueError: Optuna is not installed.
     """
 
-    def __init__(self, search: Search, queue: Queue, count: int):
+    def __init__(self, search: SearchPlan, queue: Queue, count: int):
         try:
             import optuna
         except ImportError:

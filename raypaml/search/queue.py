@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from raypaml.search.search_folder import Search, outcome, ranked
+from raypaml.search.search_folder import SearchPlan, outcome, ranked
 from raypaml.search.trials import Trial, own_trial
 from raypaml.search.warmup import warmup_key
 
@@ -15,7 +15,7 @@ DONE = ("finished", "stopped")
 class Queue:
     """The trials of a search that are left to run, then the finalists' other seeds. Failed ones are tried again."""
 
-    def __init__(self, search: Search, trials: Sequence[Trial], seeds: int = 1):
+    def __init__(self, search: SearchPlan, trials: Sequence[Trial], seeds: int = 1):
         self.search = search
         self.trials = list(trials)
         """The trials of the plan, then the repeats."""

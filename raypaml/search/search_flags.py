@@ -13,7 +13,7 @@ from raypaml.files import share
 from raypaml.losses.schemes import passed_over
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import Search, extend, open_search, outcome, read_proposed, search_as_begun
+from raypaml.search.search_folder import SearchPlan, extend, open_search, outcome, read_proposed, search_as_begun
 from raypaml.search.spaces import SUGGESTED, check_spaces, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
@@ -65,7 +65,7 @@ def check_search_flags(asked: Any) -> None:
             raise ValueError(f"{name}={getattr(asked, name)}: must be at least {least}")
 
 
-def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
+def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> SearchPlan:
     """The search that is asked for.
 
     Args:
@@ -82,7 +82,7 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
         unit = known["delta_rel"].unit if "delta_rel" in known else ""
         suggested = suggest(data.splits["train"], data.splits["validation"], config).space(unit)
     spaces = parse_search(asked.search, config, known, suggested)
-    search = Search(
+    search = SearchPlan(
         base=config,
         spaces=tuple(spaces),
         searcher=asked.searcher,
@@ -96,14 +96,14 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> Search:
     return search
 
 
-def passed_over_by_trials(search: Search) -> list[str]:
+def passed_over_by_trials(search: SearchPlan) -> list[str]:
     """What is given and not used by the trials of some schemes, in sentences; ValueError where none uses it."""
     schemes = [str(value) for space in search.spaces if space.field == "scheme" for value in space.values]
     given = (search.given or {}).get("scheme_settings", "")
     return list(passed_over(schemes, search.base.loss.pseudo_labels, given)) if schemes else []
 
 
-def plan_trials(search: Search, count: int) -> list[Trial]:
+def plan_trials(search: SearchPlan, count: int) -> list[Trial]:
     """The trials known before any is run, the configuration the search starts from first."""
     if search.searcher == "grid":
         return grid_trials(search.base, search.spaces, search.points)
@@ -113,7 +113,7 @@ def plan_trials(search: Search, count: int) -> list[Trial]:
     return random_trials(search.base, search.spaces, count, share=search.share, seed=seed)
 
 
-def open_queue(search: Search, asked: Any, say: Callable[[str], None]) -> tuple[Queue, Proposals | None]:
+def open_queue(search: SearchPlan, asked: Any, say: Callable[[str], None]) -> tuple[Queue, Proposals | None]:
     """Claim the search's folder, or go on in it: what is left to run, and for a searcher that learns, who proposes."""
     if asked.add and search.searcher == "grid":
         raise ValueError(f"add={asked.add}: a grid has a fixed number of trials; give --points")

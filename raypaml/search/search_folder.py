@@ -31,7 +31,7 @@ TrialState = Literal["planned", "running", "stopped", "failed", "finished"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class SearchPlan:
     """A question: what is varied around which configuration, and how."""
 
     base: TrainConfig
@@ -118,7 +118,7 @@ class Search:
         return self.folder / "warmups" / warmup_key(self.config(trial))
 
 
-def search_as_begun(search: Search, plain: TrainConfig) -> Search:
+def search_as_begun(search: SearchPlan, plain: TrainConfig) -> SearchPlan:
     """The search as the version of raypaml that began it understood it; the search itself where it is new.
 
     Args:
@@ -133,7 +133,7 @@ def search_as_begun(search: Search, plain: TrainConfig) -> Search:
     return search
 
 
-def open_search(search: Search, trials: int) -> int:
+def open_search(search: SearchPlan, trials: int) -> int:
     """Claim or find the search's folder; returns how many trials it was last asked for, `trials` if it is new.
 
     Raises:
@@ -159,13 +159,13 @@ def open_search(search: Search, trials: int) -> int:
     return int(stored["trials"])
 
 
-def extend(search: Search, trials: int) -> None:
+def extend(search: SearchPlan, trials: int) -> None:
     """Record how many trials are wanted."""
     path = search.folder / "search.json"
     write_json(path, json.loads(path.read_text()) | {"trials": trials})
 
 
-def note(search: Search, trial: Trial, ending: Literal["error", "stopped"], content: dict[str, Any]) -> None:
+def note(search: SearchPlan, trial: Trial, ending: Literal["error", "stopped"], content: dict[str, Any]) -> None:
     """Write into a trial's folder how it ended, where that was not with a result."""
     folder = search.run_folder(trial)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,13 +177,13 @@ def is_stopped(run_folder: Path) -> bool:
     return (run_folder / "stopped.json").is_file()
 
 
-def add_proposed(search: Search, trial: Trial) -> None:
+def add_proposed(search: SearchPlan, trial: Trial) -> None:
     """Record a trial that a searcher proposed, before it is run."""
     known = [dict(trial.values) for trial in read_proposed(search)]
     write_json(search.folder / "proposed.json", {"trials": [*known, dict(trial.values)]})
 
 
-def read_proposed(search: Search) -> list[Trial]:
+def read_proposed(search: SearchPlan) -> list[Trial]:
     """The trials proposed so far, in their order."""
     values = _note(search.folder / "proposed.json").get("trials", [])
     return [Trial(tuple(entry.items()), search.base.run.seed) for entry in values]
@@ -220,7 +220,7 @@ class Outcome:
         return float(self.history[self.shared - 1]["seconds"]) if self.shared else 0.0
 
 
-def outcome(search: Search, trial: Trial) -> Outcome:
+def outcome(search: SearchPlan, trial: Trial) -> Outcome:
     """Read a trial's state from its run folder."""
     folder = search.run_folder(trial)
     found = Outcome(trial=trial, state="planned")
@@ -248,7 +248,7 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return sorted(finished, key=lambda found: -found.score)
 
 
-def write_best(search: Search, best: Outcome, verdict: str) -> None:
+def write_best(search: SearchPlan, best: Outcome, verdict: str) -> None:
     """Write `best.json`: the best trial's configuration, for `python -m raypaml.train --config`."""
     own = recipe(search.base.recipe).run
     values = {"name": "", "storage": own.storage, "address": "", "workers": own.workers}
@@ -290,7 +290,7 @@ def row(found: Outcome) -> dict[str, Any]:
     return dict.fromkeys(_COLUMNS) | {k: last.get(k) for k in _COLUMNS if k.startswith("reject")} | values
 
 
-def write_csv(search: Search, outcomes: Sequence[Outcome]) -> None:
+def write_csv(search: SearchPlan, outcomes: Sequence[Outcome]) -> None:
     """Write `trials.csv`, one row a trial in the order of the plan, a column for every searched field."""
     path = search.folder / "trials.csv"
     with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:

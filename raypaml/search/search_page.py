@@ -9,11 +9,11 @@ from raypaml.reports.pages import write_page
 from raypaml.reports.tables import percent
 from raypaml.search.importance import LEAST, comparable, importance
 from raypaml.search.search_figures import alpha_curves, importances, score_map, trial_curves
-from raypaml.search.search_folder import Outcome, Search, row
+from raypaml.search.search_folder import Outcome, SearchPlan, row
 from raypaml.search.search_result import Verdict, cost
 
 
-def write_search_page(search: Search, outcomes: Sequence[Outcome], verdict: Verdict) -> None:
+def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: Verdict) -> None:
     """Write `report.html` into the search's folder."""
     ended, epoch = comparable(outcomes)
     ranges = [space for space in search.spaces if not space.values]

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from raypaml.reports.tables import percent
-from raypaml.search.search_folder import Outcome, Search
+from raypaml.search.search_folder import Outcome, SearchPlan
 from raypaml.search.trials import Trial
 
 _COLUMNS = ("trial", "state", "epoch", "validation mAP", "best", "rejected", "of them missed")
@@ -45,7 +45,7 @@ class SearchDisplay:
         """Print one line above the table."""
         self.console.print(text, soft_wrap=True, markup=False)
 
-    def begin(self, search: Search, outcomes: Sequence[Outcome]) -> None:
+    def begin(self, search: SearchPlan, outcomes: Sequence[Outcome]) -> None:
         """The trials known so far."""
         self._epochs = search.base.optim.epochs
         ended = sum(found.state in ENDED[:2] for found in outcomes)

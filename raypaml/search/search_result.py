@@ -13,7 +13,7 @@ from raypaml.evaluation.parts import open_set
 from raypaml.labels import Vocabulary
 from raypaml.reports.tables import markdown, percent, seed_interval
 from raypaml.search.queue import DONE
-from raypaml.search.search_folder import Outcome, Search, ranked, write_best, write_csv
+from raypaml.search.search_folder import Outcome, SearchPlan, ranked, write_best, write_csv
 from raypaml.search.trials import own_trial
 
 REPLICATES = 1000
@@ -35,7 +35,7 @@ class Verdict:
     text: str = ""
 
 
-def conclude_search(search: Search, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -> Verdict:
+def conclude_search(search: SearchPlan, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -> Verdict:
     """Judge the best trial by its test split; write `best.json` and `trials.csv`."""
     verdict = judge(search, outcomes, vocabulary)
     write_csv(search, outcomes)
@@ -44,7 +44,7 @@ def conclude_search(search: Search, outcomes: Sequence[Outcome], vocabulary: Voc
     return verdict
 
 
-def judge(search: Search, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -> Verdict:
+def judge(search: SearchPlan, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -> Verdict:
     """The best trial by validation mAP, compared on the test split, which chose nothing."""
     order = ranked(outcomes)
     own = next((found for found in order if found.trial == own_trial(search.base, search.spaces)), None)
@@ -67,7 +67,9 @@ def judge(search: Search, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -
     return Verdict(best=best, own=own, difference=difference, interval=interval, by_seed=seeds, text=text)
 
 
-def _compare(search: Search, own: Outcome, best: Outcome, vocabulary: Vocabulary) -> tuple[float, tuple[float, float]]:
+def _compare(
+    search: SearchPlan, own: Outcome, best: Outcome, vocabulary: Vocabulary
+) -> tuple[float, tuple[float, float]]:
     asked = Questions(replicates=REPLICATES)
     folders = (search.run_folder(found.trial) / "predictions" / "test" for found in (own, best))
     found = comparison(*(evaluate_set(open_set(folder), vocabulary, asked) for folder in folders))["paper"]
@@ -113,7 +115,7 @@ def _said_by_seed(rivals: Sequence[Outcome], differences: tuple[float, ...]) -> 
     ]
 
 
-def trial_table(search: Search, outcomes: Sequence[Outcome]) -> str:
+def trial_table(search: SearchPlan, outcomes: Sequence[Outcome]) -> str:
     """All trials as Markdown, best validation mAP first."""
     order = sorted(outcomes, key=lambda found: -found.score)
     rows = [
@@ -143,7 +145,7 @@ class Cost:
     """Epochs left to trials that the search stopped, or that stopped early by themselves."""
 
 
-def cost(search: Search, outcomes: Sequence[Outcome]) -> Cost:
+def cost(search: SearchPlan, outcomes: Sequence[Outcome]) -> Cost:
     """Add up all trials, the failed ones included."""
     epochs = search.base.optim.epochs
     return Cost(
