@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from raypaml.augmentation.augmentations import Augmentation as Augmentation
     from raypaml.augmentation.augmentations import register_augmentation as register_augmentation
+    from raypaml.errors import CallbackError as CallbackError
+    from raypaml.errors import StoppedAtOnce as StoppedAtOnce
+    from raypaml.errors import UserError as UserError
     from raypaml.inference.classifier import load as load
     from raypaml.losses.large_loss import large_loss as large_loss
     from raypaml.losses.scheme import Scheme as Scheme
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "UserError": "raypaml.errors",
+    "CallbackError": "raypaml.errors",
+    "StoppedAtOnce": "raypaml.errors",
     "boostlu": "raypaml.model.cam",
     "CamClassifier": "raypaml.model.cam",
     "rejection_rate": "raypaml.losses.selection",

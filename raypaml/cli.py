@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
+from raypaml.errors import StoppedAtOnce
+
 WIDEST_CHOICES = 36
 """Characters of choices that stand at a flag in its help; those of more are in its description, or at the end."""
 
@@ -180,7 +182,7 @@ def clock(seconds: float) -> str:
 
 
 def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
-    """Run a command's main: one line and exit code 2 for ValueError and OSError, 130 for Ctrl-C, no traceback."""
+    """Run a command's main: one line and exit code 2 for ValueError and OSError, 128 + N for signal N, no traceback."""
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -190,6 +192,6 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
     except (ValueError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as stop:
+        code = 128 + (stop.signal if isinstance(stop, StoppedAtOnce) else signal.SIGINT)
     sys.exit(code)

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (job.folder / "result.json").is_file():
             from raypaml.cluster.ray_train import fit
 
-            fit(job, command("train"), display)
+            if stopped := fit(job, command("train"), display):
+                return 128 + stopped
     result = conclude_run(job)
     print(f"{table(result)}\n\nReport: {job.folder / 'report.html'}")
     return 0

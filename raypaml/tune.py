@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,10 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (proposals and proposals.has_more) or queue.has_more():
             from raypaml.cluster.ray_tune import run_search
 
-            run_search(search, queue, proposals, display)
-            if not queue.is_finished:
-                display.say("stopped; the same command goes on, finished trials are kept")
-                raise SystemExit(128 + signal.SIGINT)
+            if stopped := run_search(search, queue, proposals, display):
+                return 128 + stopped
     outcomes = [outcome(search, trial) for trial in queue.trials]
     verdict = conclude_search(search, outcomes, data.vocabulary)
     write_search_page(search, outcomes, verdict)

@@ -16,6 +16,7 @@ import pytest
 
 from raypaml import cli
 from raypaml.config import EXECUTION_FIELDS, TrainConfig, rejecting_epochs
+from raypaml.errors import StoppedAtOnce
 from raypaml.recipes import RECIPES, recipe
 from raypaml.runs.kept_features import keeps_features
 from raypaml.train import parse
@@ -302,12 +303,17 @@ def _interrupted() -> int:
     raise KeyboardInterrupt
 
 
+def _stopped_at_once() -> int:
+    raise StoppedAtOnce(signal.SIGTERM)
+
+
 @pytest.mark.parametrize(
     ("main", "answer"),
     [
         (_refuse, (2, "", "raypaml.train: lr=0: must be above 0\n")),
         (_no_folder, (2, "", "raypaml.train: [Errno 2] No such file or directory: '/nowhere/at/all'\n")),
         (_interrupted, (130, "", "")),
+        (_stopped_at_once, (143, "", "")),
         (lambda: None, (0, "", "")),
         (lambda: 3, (3, "", "")),
     ],

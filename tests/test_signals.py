@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from raypaml.cluster import ray_train
+from raypaml.cluster.signals import Signals, sigterm_as_ctrl_c
+from raypaml.errors import StoppedAtOnce
 from raypaml.recipes import recipe
 from raypaml.reports.progress import Display
 from raypaml.training.job import Job
@@ -44,9 +47,9 @@ def test_a_second_ctrl_c_ends_at_once_and_says_how_to_go_on(monkeypatch: pytest.
     said = io.StringIO()
     job: Any = Job(recipe("digits").override({"name": "r", "storage": "s"}), None, Path("s/r"))  # type: ignore[arg-type]
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit) as ended, Display(Console(file=said, width=200)) as display:
+    with pytest.raises(StoppedAtOnce) as ended, Display(Console(file=said, width=200)) as display:
         ray_train.fit(job, "raypaml train digits", display)
-    assert ended.value.code == 128 + signal.SIGINT
+    assert ended.value.signal == signal.SIGINT
     assert mailbox.stops == 1
     lines = [line for line in said.getvalue().splitlines() if "stop" in line]
     assert lines == [
@@ -55,3 +58,22 @@ def test_a_second_ctrl_c_ends_at_once_and_says_how_to_go_on(monkeypatch: pytest.
         "--storage s",
     ]
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_handlers_are_those_of_the_main_thread_only_and_come_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def handlers() -> list[Any]:
+        with sigterm_as_ctrl_c(), Signals():
+            return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    with ThreadPoolExecutor(1) as elsewhere:
+        assert elsewhere.submit(handlers).result() == before
+    assert all(now != then for now, then in zip(handlers(), before, strict=True))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_sigterm_is_a_ctrl_c_for_those_who_know_only_that() -> None:
+    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c() as received:
+        signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]

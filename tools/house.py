@@ -57,7 +57,7 @@ ORDER = (
     ("preparation",),
     ("augmentation",),
     ("data", "model", "losses", "metrics"),
-    ("labels", "files", "mapper", "cli", "extensions", "share", "collectives", "counting", "credentials"),
+    ("labels", "files", "mapper", "cli", "extensions", "share", "collectives", "counting", "credentials", "errors"),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
 
@@ -76,6 +76,7 @@ NO_TORCH = {
     "cli",
     "counting",
     "credentials",
+    "errors",
     "extensions",
     "files",
     "mapper",

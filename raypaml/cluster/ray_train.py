@@ -22,6 +22,7 @@ from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, is_disk_full
 from raypaml.data.storage import Location
+from raypaml.errors import StoppedAtOnce
 from raypaml.extensions import import_modules
 from raypaml.reports.progress import Display
 from raypaml.runs.run_folder import claim, log_into
@@ -36,12 +37,15 @@ RESIZE_SECONDS = 30.0
 """Between two looks at whether an elastic run can grow; growing costs what was done since the last checkpoint."""
 
 
-def fit(job: Job, prog: str, display: Display) -> None:
+def fit(job: Job, prog: str, display: Display) -> int:
     """Train to the end, or to the next opportunity after a signal.
+
+    Returns:
+        0 where training finished; else the number of the signal that stopped it, and a checkpoint is saved.
 
     Raises:
         ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
-        SystemExit: with 128 + the signal's number, once a checkpoint is saved.
+        StoppedAtOnce: after a second signal.
     """
     run = job.config.run
     least = run.min_workers or run.workers
@@ -64,14 +68,15 @@ def fit(job: Job, prog: str, display: Display) -> None:
                     thread.join(POLL_SECONDS)
                     signals.forward(channel, display)
                     _show(channel, display)
-            except SystemExit:
+            except StoppedAtOnce:
                 display.say(f"stopped at once; what came after the last checkpoint is lost; {again}")
                 raise
     if "error" in outcome:
         raise outcome["error"]
-    if not outcome["finished"]:
-        display.say(f"stopped; {again}")
-        raise SystemExit(128 + (signals.received or signal.SIGINT))
+    if outcome["finished"]:
+        return 0
+    display.say(f"stopped; {again}")
+    return signals.received or signal.SIGINT
 
 
 def _show(channel: Channel, display: Display) -> None:

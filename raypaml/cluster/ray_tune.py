@@ -20,6 +20,7 @@ from ray.tune.search import Searcher
 
 from raypaml.cluster import session
 from raypaml.cluster.ray_train import gpu_wanted, run_workers
+from raypaml.cluster.signals import sigterm_as_ctrl_c
 from raypaml.evaluation.measures import alpha_curve
 from raypaml.evaluation.parts import open_set
 from raypaml.extensions import import_modules
@@ -114,12 +115,19 @@ class TrialReporter:
 # --- Tune, in this process ------------------------------------------------------------------------------------------
 
 
-def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
-    """Run what the queue holds, as much at once as the cluster has room for; Ctrl-C and SIGTERM stop it early."""
+def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> int:
+    """Run what the queue holds, as much at once as the cluster has room for; Ctrl-C and SIGTERM stop it early.
+
+    Returns:
+        0 where all has ended; else the number of the signal that stopped it.
+    """
     address, workers = search.base.run.address, search.base.run.workers
-    with redirect_stdout(sys.stderr), session.join(address, workers):
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which Tune takes
+    with redirect_stdout(sys.stderr), session.join(address, workers), sigterm_as_ctrl_c() as received:  # Tune takes it
         _run_tuner(search, queue, proposals, display)
+    if queue.is_finished:
+        return 0
+    display.say("stopped; the same command goes on, finished trials are kept")
+    return received[0] if received else signal.SIGINT
 
 
 def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:

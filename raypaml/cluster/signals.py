@@ -1,24 +1,36 @@
-"""What Ctrl-C and SIGTERM do to a run: once, it saves and stops; twice, it stops at once."""
+"""What Ctrl-C and SIGTERM do to a run: once, it saves and stops; twice, it stops at once.
+
+Handlers are installed in the main thread only, where Python allows it, and what was there before comes back.
+"""
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
 from raypaml.cluster.channel import Channel
+from raypaml.errors import StoppedAtOnce
 from raypaml.reports.progress import Display
 
 
+def _may_install() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 class Signals:
-    """Ctrl-C or SIGTERM once: save and stop; twice: stop at once."""
+    """Ctrl-C or SIGTERM once: save and stop; twice: stop at once. In another thread than the main one, neither."""
 
     def __init__(self) -> None:
         self.received = 0
         self._forwarded = False
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM) if _may_install() else ()
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -27,7 +39,7 @@ class Signals:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received:
-            raise SystemExit(128 + number)
+            raise StoppedAtOnce(number)
         self.received = number
 
     def forward(self, channel: Channel, display: Display) -> None:
@@ -38,3 +50,22 @@ class Signals:
             )
             channel.stop()
             self._forwarded = True
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[list[int]]:
+    """In the block SIGTERM does what Ctrl-C does; the list then holds its number. Not so outside the main thread."""
+    received: list[int] = []
+    if not _may_install():
+        yield received
+        return
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
