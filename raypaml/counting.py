@@ -1,4 +1,4 @@
-"""Work that is counted as it is done: how much of all, how fast, and how long the rest will take."""
+"""Work that is counted as it is done: how much of all, how fast, and how long the rest will take; epochs from 1."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ LINE_SECONDS = 5.0
 """Between two lines of one count."""
 
 Counted = TypeVar("Counted")
+
+
+def epoch_number(epoch: int) -> int:
+    """The number of an epoch as people read it, in messages, on pages and axes: from 1. Code and files count from 0."""
+    return epoch + 1
+
+
+def place_text(epoch: int, step: int) -> str:
+    """An epoch and a step of it, both from 0, as people read them, from 1."""
+    return f"epoch {epoch_number(epoch)}, step {step + 1}"
 
 
 def progress_line(what: str, done: int, total: int, unit: str, rate: float, *more: str) -> str:

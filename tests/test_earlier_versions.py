@@ -122,7 +122,7 @@ def test_every_setting_that_came_later_says_what_it_was_before() -> None:
 def test_a_stopped_run_goes_on_to_the_same_end(name: str) -> None:
     expected, before = EXPECTED[name], rejected(name)
     result, said = go_on(name)
-    assert "continues from epoch 2, step 0 with 1 worker" in said  # not from the start, to the same end
+    assert "continues from epoch 3, step 1 with 1 worker" in said  # not from the start, to the same end
     found = rejected(name)
     assert found == expected["rejected"]
     assert found.items() > before.items()

@@ -114,7 +114,7 @@ def test_a_run_that_stopped_early_is_finished_and_says_so(tiny_digits: Path, tmp
     train_scored(0, 1, settings, tiny_digits, run, 7)  # in the third epoch
     assert said in train_scored(0, 1, settings, tiny_digits, run, None)
     again = train_scored(0, 1, settings, tiny_digits, run, None)
-    assert again[:2] == ["continues from epoch 4, step 0 with 1 worker", said]
+    assert again[:2] == ["continues from epoch 5, step 1 with 1 worker", said]
     assert [path.name for path in valid_checkpoints(run / "checkpoints")[0]] == ["0002-000000", "0004-000000"]
     result = conclude_run(Job(settings, data, run))
     assert (result["epochs"], result["epochs_trained"], result["best_epoch"]) == (8, 4, 1)

@@ -58,7 +58,7 @@ def test_compiling_takes_longer_than_anything_else_may() -> None:
 
 
 def test_the_furthest_behind_is_blamed_the_others_wait_for_it() -> None:
-    slow = "epoch 0, step 7, reading train-000003.tar"
+    slow = "epoch 1, step 8, reading train-000003.tar"
     found = watch((0, beat(0, 8)), (0, beat(1, 7, slow)), (0, beat(2, 8)))
     for rank, moves in enumerate((8, 7, 8)):
         found.hear(beat(rank, moves, slow if rank == 1 else ""), 9.0)
@@ -70,8 +70,8 @@ def test_the_furthest_behind_is_blamed_the_others_wait_for_it() -> None:
 
 
 def test_one_that_says_nothing_is_blamed_before_those_that_wait() -> None:
-    found = watch((0, beat(1, 9, "epoch 1, step 0, computing")), (0, beat(0, 8)), (9, beat(0, 8)))
-    assert found.hung(11) == ["rank 1 (h:1) hangs, nothing heard of it for 11 s: epoch 1, step 0, computing"]
+    found = watch((0, beat(1, 9, "epoch 2, step 1, computing")), (0, beat(0, 8)), (9, beat(0, 8)))
+    assert found.hung(11) == ["rank 1 (h:1) hangs, nothing heard of it for 11 s: epoch 2, step 1, computing"]
 
 
 def test_a_new_life_is_not_blamed_for_the_old_one() -> None:
@@ -101,7 +101,7 @@ def test_a_worker_stuck_in_reading_says_which_shard(
     monkeypatch.setattr(loop.Reader, "batch", slow)
     loop.train(config(epochs=1, hang_seconds=0.5), tiny_digits, tmp_path, CPU, lambda _: False, beats=hear)
     named = [one for one in said if ".tar" in one.place]
-    assert named[0].place == "epoch 0, step 2, reading train-000000.tar"
+    assert named[0].place == "epoch 1, step 3, reading train-000000.tar"
     assert (named[0].rank, named[0].world_size) == (0, 1)
 
 
@@ -115,15 +115,15 @@ def test_a_worker_that_is_to_end_leaves_its_stacks_and_its_collectives(tmp_path:
     thread.start()
     started.wait()
     worker: Any = type("Worker", (), {"run_folder": tmp_path, "store": None})
-    leave_traces(worker, beat(1, 9, "epoch 0, step 7, computing"))
+    leave_traces(worker, beat(1, 9, "epoch 1, step 8, computing"))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     dist.all_reduce(torch.ones(3))
-    leave_traces(worker, beat(1, 9, "epoch 0, step 8, computing"))
+    leave_traces(worker, beat(1, 9, "epoch 1, step 9, computing"))
     dist.destroy_process_group()
     release.set()
     thread.join()
     stacks = (tmp_path / "logs" / "worker-1-stacks.txt").read_text()
-    assert re.findall(r"h:1 hangs: (.*)", stacks) == [f"epoch 0, step {step}, computing" for step in (7, 8)]
+    assert re.findall(r"h:1 hangs: (.*)", stacks) == [f"epoch 1, step {step}, computing" for step in (8, 9)]
     assert "in stuck_here" in stacks
     collectives = json.loads((tmp_path / "logs" / "worker-1-collectives.json").read_text())
     assert collectives["entries"][-1]["input_sizes"] == [[3]]
@@ -179,11 +179,11 @@ def test_skip_leaves_out_the_same_step_on_any_number_of_workers(where: str, tiny
     one, two = tmp_path / "one", tmp_path / "two"
     alone = train_poisoned(0, 1, settings, tiny_digits, one, 1, where)
     both = run_distributed(train_poisoned, 2, settings, tiny_digits, two, 1, where)
-    said = {"logits": "rank 0, epoch 1, step 1: logits are not finite for 8 samples", "gradients": "gradients are not"}
+    said = {"logits": "rank 0, epoch 2, step 2: logits are not finite for 8 samples", "gradients": "gradients are not"}
     assert said[where] in alone[0]
     assert alone[0].endswith("its 32 samples are skipped")
     if where == "logits":
-        assert both[0][0].startswith("rank 0, epoch 1, step 1: logits of another rank are not finite")
+        assert both[0][0].startswith("rank 0, epoch 2, step 2: logits of another rank are not finite")
     assert weights(one) == weights(two)
     for run in (one, two):
         assert [(r["samples"], r["skipped"], r["expected"]) for r in history(run)][1] == (64, 32, 96)
@@ -205,12 +205,12 @@ def test_rollback_goes_back_once_and_ends_as_undisturbed(
     settings = config(nonfinite="rollback")
     said = run_distributed(train_poisoned, 2, settings, tiny_digits, tmp_path, 1, "logits")
     assert "going back to the last checkpoint" in said[0][0]
-    assert said[0][1] == "continues from epoch 1, step 0 with 2 workers"
+    assert said[0][1] == "continues from epoch 2, step 1 with 2 workers"
     assert weights(tmp_path) == weights(undisturbed)
 
 
 def test_rollback_a_second_time_at_the_same_step_stops(tiny_digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step 1: logits .*; again, after going back"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2, step 2: logits .*; again, after going back"):
         train_poisoned(0, 1, config(nonfinite="rollback"), tiny_digits, tmp_path, 5, "logits")
 
 

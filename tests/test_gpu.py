@@ -204,7 +204,7 @@ def test_logits_that_are_not_finite_are_named_a_step_later(tiny_digits: Path) ->
     torch.nn.init.constant_(worker.model.head.bias, torch.inf)
     train_step(worker, reader[0])
     with pytest.raises(
-        FloatingPointError, match=f"epoch 0, step 0: logits are not finite for 32 samples.*{reader[0].keys[0]}"
+        FloatingPointError, match=f"epoch 1, step 1: logits are not finite for 32 samples.*{reader[0].keys[0]}"
     ):
         settle(worker)
 

@@ -260,9 +260,9 @@ def test_continuous_schedule_rises_and_meets_the_per_epoch_one_at_epoch_starts(s
 
 
 def test_a_rate_above_1_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"delta_rel=30 .* at epoch 4 asks to reject 120 % .* within 0\.\.100"):
+    with pytest.raises(ValueError, match=r"delta_rel=30 .* asks, after 4 epochs, to reject 120 % .* within 0\.\.100"):
         scheduled_rate("ll_r", 30, epoch=4)
-    with pytest.raises(ValueError, match=r"delta_rel=-1 .* asks to reject -2 %"):
+    with pytest.raises(ValueError, match=r"delta_rel=-1 .* asks, after 2 epochs, to reject -2 %"):
         rejection_rate(2, -1)
 
 

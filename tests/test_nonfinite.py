@@ -100,7 +100,7 @@ def test_a_skipped_step_changes_nothing(
     assert [row for row, _ in worker.skipped] == batches[1].rows.tolist()
     torch.testing.assert_close(unchanged, before, rtol=0, atol=0, equal_nan=True)  # NaN: not yet seen
     (event,) = events
-    assert re.fullmatch(f"rank 0, epoch 2, step 1: {said}.*; its 32 samples are skipped", event)
+    assert re.fullmatch(f"rank 0, epoch 3, step 2: {said}.*; its 32 samples are skipped", event)
     settle(worker)
     assert worker.tally[1] == 64
     assert all(tensor.isfinite().all() for tensor in held(worker)["model"].values())
@@ -148,8 +148,8 @@ def test_rollback_names_the_step_and_saves_nothing_of_it(
 ) -> None:
     settings = whole_run(nonfinite="rollback", checkpoint_steps=1)
     said = train_poisoned(0, 1, settings, tiny_digits, tmp_path, 1, "logits")
-    assert said[0].startswith("rank 0, epoch 1, step 1: logits are not finite for 8 samples")
-    assert said[1] == "continues from epoch 1, step 1 with 1 worker"
+    assert said[0].startswith("rank 0, epoch 2, step 2: logits are not finite for 8 samples")
+    assert said[1] == "continues from epoch 2, step 2 with 1 worker"
     assert weights(tmp_path) == weights(undisturbed)
 
 
@@ -161,15 +161,15 @@ def test_exact_gradients_that_are_not_finite_are_nan_or_refused(
 
     monkeypatch.setattr(step, "add_exactly", exploding)
     stopping = worker_for(config(), tiny_digits)
-    with pytest.raises(FloatingPointError, match="rank 0, epoch 0, step 0: gradients are not finite; lower lr"):
+    with pytest.raises(FloatingPointError, match="rank 0, epoch 1, step 1: gradients are not finite; lower lr"):
         train_step(stopping, reader_of(stopping, 0)[0])
     assert stopping.model.head.weight.grad.isnan().all()
     going_back = worker_for(config(nonfinite="rollback"), tiny_digits)
     train_step(going_back, reader_of(going_back, 0)[0])
     going_back.state.step = 1
-    with pytest.raises(DivergedError, match="rank 0, epoch 0, step 0: gradients are not finite") as error:
+    with pytest.raises(DivergedError, match="rank 0, epoch 1, step 1: gradients are not finite") as error:
         settle(going_back)
-    assert error.value.place == "epoch 0, step 0"
+    assert error.value.place == "epoch 1, step 1"
 
 
 def test_buffers_of_every_type_are_put_back_or_left() -> None:

@@ -46,7 +46,7 @@ def test_a_run_goes_on_with_half_from_its_checkpoint_and_keeps_it(
     tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config(reproducible=False, epochs=2, scheme="an")
-    with pytest.raises(HalvedError, match=r"rank 0, epoch 1, step 0, computing: memory ran out; .* 16 .* of 32") as out:
+    with pytest.raises(HalvedError, match=r"rank 0, epoch 2, step 1, computing: memory ran out; .* 16 .* of 32") as out:
         train_with_room(settings, tiny_digits, tmp_path, 16, monkeypatch)
     last_try = as_user_error({0: RuntimeError("Connection closed"), 1: out.value})
     assert isinstance(last_try, ValueError)
@@ -56,7 +56,7 @@ def test_a_run_goes_on_with_half_from_its_checkpoint_and_keeps_it(
     assert (halving.micro_batch_size, halving.before) == (16, 32)
     assert "can't allocate memory" in halving.error
     said = train_with_room(settings, tiny_digits, tmp_path, 16, monkeypatch)
-    assert said[:2] == [str(halving), "continues from epoch 1, step 0 with 1 worker"]
+    assert said[:2] == [str(halving), "continues from epoch 2, step 1 with 1 worker"]
     assert [record["micro_batch_size"] for record in history(tmp_path)] == [0, 16]
     assert sum(record["samples"] for record in history(tmp_path)) == 2 * 96
 

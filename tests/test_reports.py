@@ -128,13 +128,13 @@ def test_progress_shows_everything_once(terminal: bool, monkeypatch: pytest.Monk
     with Display(Console(file=said, force_terminal=terminal, width=200)) as display:
         display.update({"record": HISTORY[1] | USAGE, "epochs": 3})
         display.update(STEP)
-        display.update({"event": "continues from epoch 1, step 2"})
+        display.update({"event": "continues from epoch 2, step 3"})
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.getvalue())
     for shown in ("epoch 2/3", "loss 0.2500", "rejected 1,234", "100 images/s", "1:12 left", "validation mAP 20.00"):
         assert shown in text, shown
     assert "rejected 20 (75% of them missed positives, 38% of all missed)" in text
-    assert "2:02  1,234 images/s, 25% waiting for data, 12% in collectives, 2.50 GB at most" in text
-    assert "continues from epoch 1, step 2" in text
+    assert "1:01 (2:02 in all)  1,234 images/s, 25% waiting for data, 12% in collectives, 2.50 GB at most" in text
+    assert "continues from epoch 2, step 3" in text
 
 
 def test_the_report_has_the_seconds_of_each_epoch_also_of_earlier_versions_records() -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from raypaml.counting import place_text
 from raypaml.runs import checkpoint, checkpoint_writer
 from raypaml.runs.checkpoint import read_state, valid_checkpoints
 from raypaml.training import loop, resume
@@ -188,7 +189,7 @@ def test_stop_and_notice_wait_until_the_checkpoint_is_there(
     if signal_ == LoopSignal.STOP:
         assert names(tmp_path) == [name]
     else:
-        assert said == [(f"epoch {epoch}, step {step}: saved, for a machine is about to be taken away", [name])]
+        assert said == [(f"{place_text(epoch, step)}: saved, for a machine is about to be taken away", [name])]
 
 
 def test_a_record_that_is_copied_with_its_checkpoint_comes_after_it(

@@ -280,12 +280,12 @@ def test_samples_whose_logits_are_not_finite_are_named(tiny_digits: Path) -> Non
     with pytest.raises(FloatingPointError) as failure:
         train_step(worker, batch)
     keys = [batch.keys[row] for row in (2, 10, 18, 26)]  # one in each of four lanes
-    assert str(failure.value) == f"rank 0, epoch 0, step 0: logits are not finite for 4 samples, such as {keys}"
+    assert str(failure.value) == f"rank 0, epoch 1, step 1: logits are not finite for 4 samples, such as {keys}"
 
 
 def test_the_driver_says_the_rank_once() -> None:
-    failures = {1: FloatingPointError("rank 1, epoch 0, step 3: logits are not finite"), 2: ValueError("other")}
-    assert str(as_user_error(failures)) == "rank 1, epoch 0, step 3: logits are not finite"
+    failures = {1: FloatingPointError("rank 1, epoch 1, step 4: logits are not finite"), 2: ValueError("other")}
+    assert str(as_user_error(failures)) == "rank 1, epoch 1, step 4: logits are not finite"
     assert str(as_user_error({2: ValueError("other")})) == "rank 2: other"
 
 

@@ -256,7 +256,7 @@ def test_skipping_does_not_wait(
 
 def test_rolling_back_does_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(training, monkeypatch, scheme="ll_cp", nonfinite="rollback") == []
-    with pytest.raises(DivergedError, match="rank 0, epoch 2, step 0: logits of another rank are not finite"):
+    with pytest.raises(DivergedError, match="rank 0, epoch 3, step 1: logits of another rank are not finite"):
         waits(training, monkeypatch, nonfinite="rollback", diverged=True)
 
 

@@ -34,7 +34,7 @@ class Candidate:
     """Probability, 0..1, of the tested model."""
     times: int
     """Epochs in which training rejected it; where rejected labels stay positive, those since the first rejection."""
-    epochs: str
+    epochs: tuple[int, ...]
     """Which, from 0."""
     box: tuple[int, int, int, int]
     """Pixels x0 y0 x1 y1 of the place that the map points at."""
@@ -70,7 +70,8 @@ def write_tables(out: Path, candidates: Sequence[Candidate]) -> None:
     In Label Studio, a task's picture is `$image`, below its local storage at the audit's folder; the answers it exports
     need the columns key, class, answer.
     """
-    pq.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in candidates]), out / "candidates.parquet")
+    rows = [dataclasses.asdict(one) | {"epochs": ", ".join(map(str, one.epochs))} for one in candidates]
+    pq.write_table(pa.Table.from_pylist(rows), out / "candidates.parquet")
     facts = [(one.key, one.class_id, one.name, f"{one.score:.4f}", one.times) for one in candidates]
     header = ("key", "class", "name", "score", "times_rejected")
     pictures = [one.picture for one in candidates]

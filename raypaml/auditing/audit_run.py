@@ -131,7 +131,7 @@ def _candidates(
                 name=vocabulary.names[k],
                 score=float(sigmoid(logits[position : position + 1])[0]),
                 times=int(rejected.times[position]),
-                epochs=", ".join(map(str, epochs[entry])),
+                epochs=tuple(epochs[entry]),
                 box=box,
                 picture=f"{rank:05d}.jpg",
             )

@@ -40,7 +40,7 @@ def scheduled_rate(
         continuous: raise the rate with every step; it meets the per-epoch schedule at each epoch's start.
     """
     if warmup_epochs < 1:
-        raise ValueError(f"warmup_epochs={warmup_epochs}: at least 1, for epoch 0 is always plain assume-negative")
+        raise ValueError(f"warmup_epochs={warmup_epochs}: at least 1, for the first epoch always assumes negatives")
     record = scheme_of(scheme)
     if record.rejects_by != "rate" or epoch < warmup_epochs:
         return Fraction(0)

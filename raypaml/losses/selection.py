@@ -38,7 +38,7 @@ def rejection_rate(progress_epochs: float | Fraction, delta_rel: float) -> Fract
     rate = _exact(delta_rel) / 100 * _exact(progress_epochs)
     if not 0 <= rate <= 1:
         raise ValueError(
-            f"delta_rel={delta_rel} percent per epoch at epoch {float(progress_epochs):g} asks to reject "
+            f"delta_rel={delta_rel} percent per epoch asks, after {float(progress_epochs):g} epochs, to reject "
             f"{float(rate) * 100:g} % of all entries; keep delta_rel * epochs within 0..100"
         )
     return rate

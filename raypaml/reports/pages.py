@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 
+from raypaml.counting import epoch_number
 from raypaml.files import write_whole
 
 SHARED = Path(__file__).parent
@@ -18,10 +19,11 @@ def write_page(page: Path, template: Path, **values: Any) -> None:
 
     Args:
         page: the file to write.
-        template: Jinja file; it may import `macros.html.j2`.
+        template: Jinja file; it may import `macros.html.j2`, and writes epochs by the filter `epoch_number`.
         values: what the template names.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, SHARED]), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["epoch_number"] = epoch_number
     write_whole(page, environment.get_template(template.name).render(values))

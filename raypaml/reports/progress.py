@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from raypaml.cli import clock
 from raypaml.config import TrainConfig
+from raypaml.counting import epoch_number
 from raypaml.reports.tracking import Tracking, tracking
 
 PLAIN_SECONDS = 15.0
@@ -81,7 +82,7 @@ class Display:
             f"loss {event['loss']:.4f}  rejected {event['rejected']:,}  {self._rate:,.0f} images/s  "
             f"{clock(event['samples_left'] / self._rate)} left{self._validation}"
         )
-        title = f"epoch {event['epoch'] + 1}/{event['epochs']}"
+        title = f"epoch {epoch_number(event['epoch'])}/{event['epochs']}"
         self._progress.update(self._task, description=title, total=event["steps"], completed=event["step"], state=state)
         self._say_sometimes(f"{title}  step {event['step']}/{event['steps']}  {state}")
 
@@ -93,13 +94,12 @@ class Display:
 
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:
-    line = f"epoch {record['epoch'] + 1}/{epochs}  loss {record['loss']:.4f}  rejected {record['rejected']:,}"
+    line = f"epoch {epoch_number(record['epoch'])}/{epochs}  loss {record['loss']:.4f}  rejected {record['rejected']:,}"
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
-    line += (
-        f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {clock(record['seconds'])}  {_usage_text(record)}"
-    )
+    took = f"{clock(record['epoch_seconds'])} ({clock(record['seconds'])} in all)"
+    line += f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {took}  {_usage_text(record)}"
     if "drift" in record:
         line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
     return line

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from raypaml.cli import extra
+from raypaml.counting import epoch_number
 
 TrackerName = Literal["none", "tensorboard", "mlflow", "wandb"]
 
 WAITING = 10_000
 """Events that may wait for a slow tracker; later ones are dropped, and counted."""
 EPOCH_CURVES = (
-    *("loss", "rejected", "corrected", "seconds", "validation_mean_ap", "rejection_precision", "rejection_recall"),
+    *("loss", "rejected", "corrected", "validation_mean_ap", "rejection_precision", "rejection_recall"),
     *("epoch_seconds", "images_per_second", "data_wait_share", "collective_share", "peak_memory_bytes"),
     "model_flop_utilisation",
 )
@@ -86,10 +87,10 @@ def tracked_values(event: dict[str, Any]) -> tuple[Values, int] | None:
     """What there is to draw of an event, and at which step."""
     if "record" in event:
         record = event["record"]
-        found = {name: record[name] for name in EPOCH_CURVES}
+        found = {name: record[name] for name in EPOCH_CURVES} | {"training_seconds": record["seconds"]}  # of all epochs
         found |= {f"validation_{group}": value for group, value in record["validation_groups"].items()}
         numbers = {f"epoch/{name}": float(value) for name, value in found.items() if value is not None}
-        return numbers, record["epoch"] + 1
+        return numbers, epoch_number(record["epoch"])
     if "images_per_second" not in event:
         return None
     step = event["epoch"] * event["steps"] + event["step"]

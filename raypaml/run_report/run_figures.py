@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from raypaml.counting import epoch_number
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, History, panels, svg
 
 
@@ -15,14 +16,16 @@ from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, History, panels, 
 def training_curves(history: History, best_epoch: int) -> str:
     """Training loss and validation mAP by epoch."""
     figure, (left, right) = panels(2)
-    epochs = [record["epoch"] + 1 for record in history]
+    epochs = [epoch_number(record["epoch"]) for record in history]
     left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.set(title="training loss", xlabel="epoch", ylim=(0, None))
     scores = [100 * record["validation_mean_ap"] for record in history]
     right.plot(epochs, scores, color=BLUE, marker=".")
-    right.plot([best_epoch + 1], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint")
+    right.plot(
+        [epoch_number(best_epoch)], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint"
+    )
     right.set(title="validation mAP, %", xlabel="epoch", ylim=(0, None))
     right.legend(frameon=False)
     return svg(figure)
@@ -33,7 +36,7 @@ def rejections(history: History) -> str:
     """Entries rejected per epoch and, where the truth is known, how many were missed positives."""
     known = history[0]["missed"] is not None
     figure, axes = panels(2 if known else 1)
-    epochs = [record["epoch"] + 1 for record in history]
+    epochs = [epoch_number(record["epoch"]) for record in history]
     rejected = [record["rejected"] for record in history]
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -45,7 +48,9 @@ def rejections(history: History) -> str:
         judged = [record for record in history if record["rejection_precision"] is not None]
         for name, colour in (("precision", ORANGE), ("recall", BLUE)):
             values = [100 * record[f"rejection_{name}"] for record in judged]
-            axes[1].plot([record["epoch"] + 1 for record in judged], values, color=colour, marker=".", label=name)
+            axes[1].plot(
+                [epoch_number(record["epoch"]) for record in judged], values, color=colour, marker=".", label=name
+            )
         axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
         axes[1].legend(frameon=False)
     axes[0].legend(frameon=False)
@@ -62,7 +67,7 @@ def drift(history: History) -> str:
         (axes[1], "scale_ratio", "top attributions over the reference's"),
     ):
         values = [np.nan if record["drift"][name] is None else record["drift"][name] for record in seen]
-        axis.plot([record["epoch"] + 1 for record in seen], values, color=BLUE, marker=".")
+        axis.plot([epoch_number(record["epoch"]) for record in seen], values, color=BLUE, marker=".")
         axis.axhline(1, color=GREY, lw=0.8)
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

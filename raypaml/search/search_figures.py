@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from raypaml.counting import epoch_number
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
 from raypaml.search.search_folder import Outcome
 from raypaml.search.spaces import Space
@@ -33,7 +34,7 @@ def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) 
     else:
         axis.plot([place[0] for place in places], scores, "o", color=BLUE)
     axis.set(xlabel=_label(x), ylabel=_label(rest[0]) if rest else "validation mAP, %")
-    axis.set(title=f"validation mAP after epoch {epoch}, which all reached")
+    axis.set(title=f"validation mAP after {epoch} epochs, which all reached")
     _scale(axis, x, "x")
     if rest:
         _scale(axis, rest[0], "y")
@@ -79,7 +80,9 @@ def _line(found: Outcome, best: Outcome | None, own: Outcome | None) -> tuple[st
 
 def _points(found: Outcome, name: str) -> tuple[list[int], list[float]]:
     scale = 1 if name == "rejected" else 100
-    given = [(record["epoch"] + 1, scale * record[name]) for record in found.history if record[name] is not None]
+    given = [
+        (epoch_number(record["epoch"]), scale * record[name]) for record in found.history if record[name] is not None
+    ]
     return [epoch for epoch, _ in given], [value for _, value in given]
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
+from raypaml.counting import epoch_number
 from raypaml.files import whole, write_json
 from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
@@ -88,7 +89,7 @@ class SearchPlan:
 
     def progress(self, record: dict[str, Any]) -> dict[str, Any]:
         """What is told of an epoch; `beyond` counts from the end of the longest warm-up, where ASHA begins."""
-        epoch = record["epoch"] + 1
+        epoch = epoch_number(record["epoch"])
         names = ("validation_mean_ap", "rejected", "rejection_precision")
         return {"epoch": epoch, "beyond": epoch - self.longest_warmup} | {name: record[name] for name in names}
 

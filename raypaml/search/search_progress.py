@@ -61,10 +61,10 @@ class SearchDisplay:
 
     def update(self, trial: Trial, result: dict[str, Any]) -> None:
         """An epoch of a trial has ended."""
-        row, score = self._row(trial.name), result["validation_mean_ap"]
+        row, score, done = self._row(trial.name), result["validation_mean_ap"], result["epoch"]
         row.update(result, state="running", best=max(score, row.get("best", 0)))
         self._refresh(
-            f"{trial.name}: epoch {result['epoch']}/{self._epochs}  validation mAP {percent(score)}  "
+            f"{trial.name}: epoch {done}/{self._epochs}  validation mAP {percent(score)}  "
             f"rejected {result['rejected']:,}"
         )
 

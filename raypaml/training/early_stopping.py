@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from raypaml.counting import epoch_number
 from raypaml.settings import OptimConfig
 
 
@@ -27,7 +28,7 @@ def early_stop(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
     if not known:
         return ""
     best = max(known, key=lambda epoch: scores[epoch])  # of equals the first
-    last, highest = f"{scores[-1]:.2f}", f"epoch {best + 1}'s {scores[best]:.2f}"
+    last, highest = f"{scores[-1]:.2f}", f"epoch {epoch_number(best)}'s {scores[best]:.2f}"
     stopped = f"stopped after epoch {done} of {optim.epochs}: validation mAP "
     if optim.stop_below and scores[best] - scores[-1] > optim.stop_below:
         return stopped + f"{last} is more than {optim.stop_below:g} points below {highest} (stop_below)"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raypaml.config import TrainConfig, lr_warmup_steps
+from raypaml.counting import place_text
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.plan import Plan, default_lanes
@@ -133,8 +134,8 @@ class Worker:
 
     @property
     def place(self) -> str:
-        """Where training is, for messages."""
-        return f"epoch {self.state.epoch}, step {self.state.step}"
+        """Where training is, for messages: the step that it is at."""
+        return place_text(self.state.epoch, self.state.step)
 
     def whereabouts(self, *, stuck: bool) -> str:
         """Place and activity; if stuck in reading, of which shards. Safe to ask from another thread."""
