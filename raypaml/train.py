@@ -35,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.evaluation.summary import table
     from raypaml.reports.progress import Display
     from raypaml.run_report.conclude import conclude_run
+    from raypaml.runs.run_length import is_finished
 
     with Display() as display:
         job = prepare_job(config, display.say)
-        if not (job.folder / "result.json").is_file():
+        if not is_finished(job.folder, job.config):
             from raypaml.cluster.ray_train import fit
 
             if stopped := fit(job, command("train"), display):

@@ -203,6 +203,7 @@ FORMULA_SCHEMES = (
             EPSILON,
         ),
         state="class_scores",
+        follows_length=True,
         published=(
             EM_PROTOCOL,
             *by_data_set("code", **EM_BATCHES, pseudo_weight=(0.02, 0.9, 0.2, 0.4), warmup_epochs=(5, 5, 4, 3)),
@@ -220,6 +221,7 @@ FORMULA_SCHEMES = (
         equation="section 3",
         loss="raypaml.losses.scheme_losses:gr_loss",
         loss_of="batch",
+        follows_length=True,
         settings=GR,
         published=(
             Published(

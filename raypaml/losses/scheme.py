@@ -143,6 +143,8 @@ class Scheme:
     rejected_become: Literal["", "left out", "positive"] = ""
     corrects: bool = False
     """Whether rejected entries stay positive in all later steps."""
+    follows_length: bool = False
+    """Whether something of it moves from the run's first epoch to its last, and so depends on their number."""
     plain_until_rejection: bool = False
     """Whether it is assume-negative training as long as nothing is rejected, so that runs can share a warm-up."""
     augmentation: str = "mirror"

@@ -19,6 +19,7 @@ from raypaml.runs.alpha_of_use import ALPHA_FILE, ModelClasses, alpha_choice, mo
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint, tested_model
 from raypaml.runs.run_folder import read_history
+from raypaml.runs.run_length import lengths
 from raypaml.training.job import Job
 
 
@@ -36,6 +37,7 @@ def conclude_run(job: Job) -> dict[str, Any]:
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
     history = read_history(job.folder)
     figures = run_result(evaluate_set(predictions, job.data.vocabulary), job.config, history)
+    figures |= {"lengths": kept} if (kept := lengths(job.folder)) else {}
     figures |= label_completeness(job) | chosen_figures(job, predictions)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
     some = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)

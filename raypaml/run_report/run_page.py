@@ -20,6 +20,7 @@ from raypaml.reports.pages import write_page
 from raypaml.run_report.class_rejections import CLASSES_SHOWN, class_rejections
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 from raypaml.runs.alpha_of_use import alpha_text
+from raypaml.runs.run_length import lengths_text
 from raypaml.training.out_of_memory import read_halving
 
 
@@ -65,6 +66,7 @@ def write_report(
         drift_share=sum(record["drift"]["seconds"] for record in history if "drift" in record) / history[-1]["seconds"],
         history=history,
         halving=read_halving(folder),
+        lengths=lengths_text(result.get("lengths", [])),
         usage=usage_by_epoch(history),
         looks=looks,
         images=len(np.unique(pairs.row)),

@@ -18,6 +18,7 @@ from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror, local_folder
+from raypaml.runs.run_length import change_length
 
 PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
 
@@ -34,6 +35,8 @@ def open_run(storage: str, name: str) -> Path:
     if mirror := Mirror.of(storage, folder):
         try:
             mirror.pull("config.json", "result.json")
+            if not mirror.there(["result.json"]):  # another machine goes on with a run that had finished
+                (folder / "result.json").unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"storage={storage}: {error}") from None
     return folder
@@ -94,13 +97,18 @@ def had_before(config: TrainConfig, stored: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in EARLIER.items() if name not in stored and asked[name] == usual[name]}
 
 
-def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Raise ValueError where the folder belongs to a run with other settings or another vocabulary."""
+def check_same_run(
+    folder: Path, config: TrainConfig, data: DataFolder, may_change: Collection[str] = EXECUTION_FIELDS
+) -> None:
+    """Raise ValueError where the folder belongs to a run with other settings or another vocabulary.
+
+    `may_change` are the settings in which it may differ.
+    """
     before = stored_config(folder)
     if before is None:
         return
     old, new = before.flat(), config.flat()
-    changed = [f"{k}={old[k]} (asked: {new[k]})" for k in new if k not in EXECUTION_FIELDS and old[k] != new[k]]
+    changed = [f"{k}={old[k]} (asked: {new[k]})" for k in new if k not in may_change and old[k] != new[k]]
     if changed:
         raise ValueError(f"{folder}: the run was started with {', '.join(changed)}; give this one another --name")
     digest = json.loads((folder / "config.json").read_text())["data"]["vocabulary"]
@@ -109,11 +117,12 @@ def check_same_run(folder: Path, config: TrainConfig, data: DataFolder) -> None:
 
 
 def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Write `vocabulary.csv` and `config.json` into a new run folder."""
+    """Write `vocabulary.csv` and `config.json` into a new run folder; give one that goes on the length asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").is_file():
         data.vocabulary.write(folder / "vocabulary.csv")
         write_json(folder / "config.json", _record(config, data))
+    change_length(folder, config)
     if mirror := Mirror.of(config.run.storage, folder):
         mirror.push("config.json")
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.training.class_counts import rejections_by_class
+from raypaml.training.learning_rates import learning_rates
 from raypaml.training.usage import epoch_usage
 from raypaml.training.worker import TALLY, TIMES, Worker
 
@@ -45,6 +46,7 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
         "samples": int(totals["samples"]),
         "skipped": sum(epoch == state.epoch for epoch, _, _ in state.skipped),
         "rejected": rejected,
+        "rejection_rate": rejected / max(1, int(totals["samples"]) * index.num_classes),
         "rejected_missed": hits if known else None,
         "missed": missed if known else None,
         "rejection_precision": hits / rejected if known and rejected else None,
@@ -55,6 +57,7 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
         "validation_mean_ap": mean_ap(ap),
         "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
         "seconds": round(state.seconds, 3),
+        **learning_rates(worker.optimizer),
         "micro_batch_size": worker.config.optim.micro_batch_size,
         **epoch_usage(worker, totals, seconds),
     }

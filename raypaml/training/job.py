@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raypaml.augmentation.augmentations import AS_PUBLISHED
-from raypaml.config import TrainConfig, lr_warmup_steps
+from raypaml.config import EXECUTION_FIELDS, TrainConfig, lr_warmup_steps
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import check_world_size, default_lanes
 from raypaml.explanations.drift import make_probe
@@ -18,7 +18,9 @@ from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
 from raypaml.runs.pseudo_labels import with_pseudo_labels
 from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
+from raypaml.runs.run_length import LENGTH_FIELDS
 from raypaml.training.estimate import describe_estimate, estimate
+from raypaml.training.going_on import going_on
 from raypaml.training.rejection_counts import nothing_rejected, plan_of
 from raypaml.training.state_builders import scheme_state_of
 
@@ -49,9 +51,15 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     config = config.override({"name": config.run.name or new_name(config)})
     folder = open_run(config.run.storage, config.run.name)
     config = _as_begun(folder, config, say)
-    check_same_run(folder, config, data)
+    check_same_run(folder, config, data, (*EXECUTION_FIELDS, *LENGTH_FIELDS))
+    longer = going_on(folder, config, plan_of(config, data.splits["train"]).steps)
     _say_threads(config, say)
-    for said in (nothing_rejected(config, data.splits["train"]), *_of_the_scheme(config), *otherwise_than_own(config)):
+    for said in (
+        longer,
+        nothing_rejected(config, data.splits["train"]),
+        *_of_the_scheme(config),
+        *otherwise_than_own(config),
+    ):
         if said:
             say(said)
     return Job(config, data, folder)

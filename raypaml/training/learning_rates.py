@@ -47,6 +47,12 @@ def follow_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, done: 
             group |= {"momentum": momentum} if "momentum" in group else {"betas": (momentum, group["betas"][1])}
 
 
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rates of the last step: of the backbone, and of the head, whose group comes second."""
+    backbone, head = optimizer.param_groups[:2]
+    return {"learning_rate": backbone["lr"], "head_learning_rate": head["lr"]}
+
+
 def _cycle(done: int, total: int, warmup: float) -> float:
     """Where a step of one cycle is: 0 at its first, 1 at the highest learning rate, 2 at its last."""
     highest = warmup - 1

@@ -1,0 +1,69 @@
+"""A run that goes on with another length: whether it can, and what of it moves with the length from there on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from raypaml.config import TrainConfig, rejecting_epochs
+from raypaml.counting import place_text
+from raypaml.losses.schemes import scheme_of
+from raypaml.runs.mirror import Mirror
+from raypaml.runs.run_folder import read_history, stored_config
+from raypaml.runs.run_length import length_of, length_text, reached
+from raypaml.training.early_stopping import early_stop
+from raypaml.training.learning_rates import learning_rate
+
+
+def going_on(folder: Path, config: TrainConfig, steps: int) -> str:
+    """What there is to say where the run in this folder is asked to go on with another length; else nothing.
+
+    Args:
+        folder: of the run; there may be none yet.
+        config: what is asked for.
+        steps: of an epoch.
+
+    Raises:
+        ValueError: the run has trained more epochs than that, or would stop at once.
+    """
+    before = stored_config(folder)
+    if before is None or length_of(before) == length_of(config):
+        return ""
+    epoch, step = reached(folder, config.run.storage)
+    _check(folder, config, epoch, step)
+    said = f"{folder}: {length_text(length_of(config))} instead of {length_text(length_of(before))}"
+    if epoch == config.optim.epochs:
+        return f"{said}; all of them are trained, and the best is tested"
+    moved = "; ".join(_moved(before, config, epoch * steps + step, steps))
+    return f"{said}, from {place_text(epoch, step)} on; {moved}"
+
+
+def _check(folder: Path, config: TrainConfig, epoch: int, step: int) -> None:
+    epochs, begun = config.optim.epochs, epoch + (step > 0)
+    if epochs < begun:
+        done = f"{epoch} epochs and {step} steps" if step else f"{epoch} epochs"
+        raise ValueError(f"epochs={epochs}: {folder} has trained {done}; give {begun} or more, or another --name")
+    if not epoch:
+        return
+    if mirror := Mirror.of(config.run.storage, folder):
+        mirror.pull("metrics.jsonl")
+    if said := early_stop(read_history(folder)[:epoch], config.optim):
+        raise ValueError(
+            f"epochs={epochs}: {folder} would train none of them, for it is {said}; give --patience 0 --stop-below 0, "
+            "or larger ones, too"
+        )
+
+
+def _moved(before: TrainConfig, config: TrainConfig, done: int, steps: int) -> Iterator[str]:
+    """What follows the new length, and what does not, in parts of a sentence."""
+    was, now = (learning_rate(each.optim, done, steps) for each in (before, config))
+    if was == now:
+        yield "the learning rate of the next step is the same"
+    else:
+        yield f"the {config.optim.lr_schedule} learning rate is {now:.3g} of its highest, and not {was:.3g}"
+    loss, scheme = config.loss, scheme_of(config.loss.scheme)
+    if scheme.follows_length:
+        yield f"what {scheme.name} moves from the first epoch to the last moves over the new length"
+    if scheme.rejects_by == "rate" and not scheme.rate_is_constant:
+        most = loss.delta_rel * rejecting_epochs(config.optim.epochs, loss.warmup_epochs)
+        yield f"rejection rises as before, to {most:g} % of all entries in the last epoch"
