@@ -22,7 +22,7 @@ from raypaml.settings import DataConfig, LossConfig, ModelConfig, OptimConfig, R
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
     *("skip_budget", "cache", "cache_gb", "reference", "probe_images", "history", "tracker", "profile", "imports"),
-    *("min_workers", "max_failures", "hang_seconds", "nonfinite", "pseudo_labels"),
+    *("min_workers", "max_failures", "hang_seconds", "nonfinite", "pseudo_labels", "from_run"),
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
@@ -32,6 +32,8 @@ EARLIER: dict[str, Any] = {
     "cudnn_benchmark": False,
     "decay_biases": True,
     "evaluation_precision": "float32",
+    "from_run": "",
+    "from_sha256": "",
     "head_init": "normal",
     "head_prior": 0.0,
     "lr_warmup": "",
@@ -221,12 +223,14 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
     if not optim.feature_cache:
         raise ValueError("feature_cache='': give run, off or a folder")
-    if model.head_weights and model.weights in ("", *IMAGENET):
+    if model.head_weights and not model.from_run and model.weights in ("", *IMAGENET):
         raise ValueError(f"head_weights: weights={model.weights!r} has no classifier of your classes; give a file")
     if not 0 <= model.head_prior < 1:
         raise ValueError(f"head_prior={model.head_prior}: a probability, at least 0 and below 1, such as 0.05")
     if model.head_weights and model.head_prior:
         raise ValueError("head_prior: with head_weights the biases are the file's; leave one of the two out")
+    if model.from_sha256 and not model.from_run:
+        raise ValueError("from_sha256: of no run; give --from RUN too")
     if model.sync_batchnorm and optim.micro_batch_size:
         raise ValueError("sync_batchnorm: statistics would be those of micro batches; use --micro-batch-size 0")
 

@@ -55,6 +55,12 @@ class ModelConfig:
     weights: str = ""
     """Backbone weights: a safetensors or state-dict file, names with any prefix; or to download, imagenet for what
     torchvision or timm choose, imagenet-v1 or imagenet-v2 for torchvision's first or later ones. Published: V1."""
+    from_run: str = field(default="", metadata={"flag": "--from", "metavar": "RUN"})
+    """Start from the weights, backbone and head, of a run (its best checkpoint) or of one of its checkpoints: a folder,
+    or a run's address, s3:// or gs://. Backbone and classes must be the same; the optimizer and all else begin anew."""
+    from_sha256: str = ""
+    """SHA-256 that these weights must have; default: those of the best checkpoint at the start, which the run keeps
+    to."""
     alpha: float = 5.0
     """BoostLU's factor on positive attributions, >= 1; 1 switches it off. Published: 5."""
     head_weights: bool = False

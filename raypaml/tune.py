@@ -14,8 +14,8 @@ from raypaml.runs.run_flags import parse_run
 from raypaml.search.search_flags import add_search_flags, check_search_flags
 
 _ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
-PSEUDO_LABELS = ("pseudo_labels", "pseudo_labels_sha256")
-"""What a search takes over from the run that it checks: the file's full path, and its digest."""
+CHECKED = ("pseudo_labels", "pseudo_labels_sha256", "from_run", "from_sha256")
+"""What a search takes over from the run that it checks: full paths, and digests."""
 NOT_OF_TRIALS = ("max_failures", "hang_seconds", "tracker")
 """Flags of a run that trials have no use for: a trial is neither watched, nor started again, nor tracked."""
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         job = prepare_job(config, display.say)
         data = job.data
-        config = config.override({name: getattr(job.config.loss, name) for name in PSEUDO_LABELS})
+        config = config.override({name: job.config.flat()[name] for name in CHECKED})
         # trials may start in another folder of another machine
         places = {"storage": str(Path(config.run.storage).absolute())}
         if data.path == Path(config.data.data):  # a folder, not a name

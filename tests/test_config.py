@@ -284,7 +284,8 @@ def test_help_lists_every_group_flag_and_default(
         for name, doc in cli.field_docs(type(group)).items():
             value = getattr(group, name)
             shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value) or "none"
-            assert f"--{'import' if name == 'imports' else name.replace('_', '-')} " in text
+            flag = {"imports": "import", "from_run": "from"}.get(name, name.replace("_", "-"))
+            assert f"--{flag} " in text
             assert f"{doc} [{shown}]" in text
 
 

@@ -15,6 +15,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.pseudo_labels import with_pseudo_labels
+from raypaml.runs.weights_of_run import with_weights_of_run
 from raypaml.training.estimate import FLOAT32, RATES, Estimate, estimate
 from raypaml.training.optimizers import moments
 
@@ -208,6 +209,7 @@ def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf
         config.check()
         data = open_folder(resolve_data(config.data.data), **config.data.opening)
         said = list[str]()
+        with_weights_of_run(config, data, said.append)
         found = estimate(with_pseudo_labels(config, data, said.append), data)
     except ValueError as error:
         yield Finding(FATAL, str(error))

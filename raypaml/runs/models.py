@@ -19,8 +19,14 @@ from raypaml.settings import ModelConfig, OptimConfig
 
 
 def build_model(config: ModelConfig, num_classes: int, say: Callable[[str], None] = lambda _: None) -> CamClassifier:
-    """A new model, its backbone, and its head if asked, with the configured weights; `say` is told what these held."""
-    model = CamClassifier(build_backbone(config.backbone, config.weights, say), num_classes, config.alpha)
+    """A new model, its backbone, and its head if asked, with the configured weights; `say` is told what these held.
+
+    One that starts from the weights of a run (`weights_of_run`) is left as it is initialised.
+    """
+    weights = "" if config.from_run else config.weights
+    model = CamClassifier(build_backbone(config.backbone, weights, say), num_classes, config.alpha)
+    if config.from_run:
+        return model
     if config.head_init == "torch":
         model.head.reset_parameters()
     if config.head_prior:

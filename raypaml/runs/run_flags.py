@@ -109,6 +109,8 @@ def base_config(asked: dict[str, Any]) -> TrainConfig:
         base = read_config(where).override({"name": "", "storage": RunConfig.storage, "address": ""})
         if "pseudo_labels" in asked:  # the digest is that of the file's
             base = base.override({"pseudo_labels_sha256": ""})
+        if "from_run" in asked:
+            base = base.override({"from_sha256": ""})
     elif asked.get("name"):
         where = open_run(asked.get("storage", RunConfig.storage), asked["name"])
         base = stored_config(where)

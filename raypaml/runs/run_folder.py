@@ -124,7 +124,7 @@ def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
         write_json(folder / "config.json", _record(config, data))
     change_length(folder, config)
     if mirror := Mirror.of(config.run.storage, folder):
-        mirror.push("config.json")
+        mirror.push("config.json", "vocabulary.csv")
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ from raypaml.model.backbones import check_backbone
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
 from raypaml.runs.pseudo_labels import with_pseudo_labels
-from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run
+from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run, stored_config
 from raypaml.runs.run_length import LENGTH_FIELDS
+from raypaml.runs.weights_of_run import with_weights_of_run
 from raypaml.training.estimate import describe_estimate, estimate
 from raypaml.training.going_on import going_on
 from raypaml.training.rejection_counts import nothing_rejected, plan_of
@@ -51,6 +52,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     config = config.override({"name": config.run.name or new_name(config)})
     folder = open_run(config.run.storage, config.run.name)
     config = _as_begun(folder, config, say)
+    config = _with_weights(folder, config, data, say)
     check_same_run(folder, config, data, (*EXECUTION_FIELDS, *LENGTH_FIELDS))
     longer = going_on(folder, config, plan_of(config, data.splits["train"]).steps)
     _say_threads(config, say)
@@ -68,7 +70,8 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
 def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
     """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
     data = checked_data(config, say)
-    return describe_estimate(config, estimate(with_pseudo_labels(config, data, say), data))
+    config = with_weights_of_run(with_pseudo_labels(config, data, say), data, say)
+    return describe_estimate(config, estimate(config, data))
 
 
 def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> TrainConfig:
@@ -77,6 +80,14 @@ def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> 
     if changed := [f"{name}={had[name]}" for name in had if had[name] != asked[name]]:
         say(f"{folder}: begun by an earlier version, the run goes on as it began, with {', '.join(changed)}")
     return begun
+
+
+def _with_weights(folder: Path, config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
+    """`with_weights_of_run`, but for a run that was begun from these: it goes on without the other run."""
+    before, asked = stored_config(folder), config.model
+    if before and (before.model.from_run, before.model.from_sha256) == (asked.from_run, asked.from_sha256):
+        return config
+    return with_weights_of_run(config, data, say)
 
 
 def _of_the_scheme(config: TrainConfig) -> Iterator[str]:

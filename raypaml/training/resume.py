@@ -13,13 +13,14 @@ from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkp
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.random_streams import begin_stream, continue_stream, random_streams
 from raypaml.runs.skips import Reason, write_skipped
+from raypaml.runs.weights_of_run import load_weights_of_run
 from raypaml.training import rejections
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.worker import Worker, build_worker
 
 
 def restore(worker: Worker) -> None:
-    """The state of the newest checkpoint that is whole, if there is any."""
+    """The state of the newest checkpoint that is whole, if there is any; else the weights that the run starts from."""
     if worker.store:
         worker.now("fetching checkpoints")
         worker.store.pull_checkpoints()
@@ -33,6 +34,7 @@ def restore(worker: Worker) -> None:
     if worker.ranks.rank == 0:
         checkpoint.sweep_unfinished(worker.run_folder / "checkpoints")
     if not valid:
+        _begin(worker)
         return
     worker.now("loading a checkpoint")
     worker.state, worker.corrections = checkpoint.load_checkpoint(
@@ -44,6 +46,16 @@ def restore(worker: Worker) -> None:
         begin_stream(worker.config.run.seed, worker.ranks.rank, worker.state.epoch, worker.state.step)
     count = worker.ranks.world_size
     worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
+
+
+def _begin(worker: Worker) -> None:
+    """Give a run at its start the weights of the run that it starts from, if it does."""
+    if not worker.config.model.from_run:
+        return
+    worker.now("loading weights")
+    load_weights_of_run(worker.config.model, worker.model)
+    if worker.average is not None:
+        worker.average.load_state_dict(worker.model.state_dict())
 
 
 def roll_back(worker: Worker, error: DivergedError) -> Worker:

@@ -1,0 +1,131 @@
+"""The weights of another run that a run starts from (`--from`): its best checkpoint's, known by their SHA-256."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from raypaml.config import TrainConfig
+from raypaml.data.data_folder import DataFolder
+from raypaml.data.storage import Location, brief
+from raypaml.labels import Vocabulary
+from raypaml.model.cam import CamClassifier
+from raypaml.runs.alpha_of_use import model_digest
+from raypaml.runs.checkpoint import load_model, valid_checkpoints
+from raypaml.runs.mirror import MARKER, Mirror
+from raypaml.runs.models import find_checkpoint
+from raypaml.runs.run_folder import open_run, stored_config
+from raypaml.settings import ModelConfig
+
+_NAMED = 5
+"""Classes that a message names."""
+
+
+def with_weights_of_run(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
+    """The configuration with the full path and the SHA-256 of the weights it starts from; they are checked here.
+
+    Args:
+        config: checked; without `from_run` it is returned as it is.
+        data: what is trained on.
+        say: told which checkpoint it is, and which settings of the model are then not used.
+
+    Raises:
+        ValueError: it is neither a run nor a checkpoint; its classes or its backbone are others; it has no weights of
+            the SHA-256 that the configuration names.
+    """
+    model = config.model
+    if not model.from_run:
+        return config
+    run, checkpoint = _open(model)
+    _check_same_model(run, model, data)
+    unused = ", ".join(_unused(model))
+    about = f"starts from {checkpoint.parent.parent.name}/{checkpoint.name}, backbone and head"
+    say(f"from={model.from_run}: {about}" + (f"; not used: {unused}" if unused else ""))
+    where = model.from_run if _is_remote(model.from_run) else str(Path(model.from_run).absolute())
+    return config.override({"from_run": where, "from_sha256": model_digest(checkpoint)})
+
+
+def load_weights_of_run(config: ModelConfig, model: CamClassifier) -> None:
+    """Load backbone and head of the run that a configuration starts from."""
+    _, checkpoint = _open(config)
+    load_model(checkpoint, model)
+
+
+def _unused(model: ModelConfig) -> Iterator[str]:
+    """The settings of new weights that are asked for, such as a recipe's."""
+    usual = ModelConfig()
+    for name in ("weights", "head_weights", "head_init", "head_prior"):
+        if getattr(model, name) != getattr(usual, name):
+            yield f"{name}={getattr(model, name)}"
+
+
+def _is_remote(run: str) -> bool:
+    return not Location(run).is_local
+
+
+def _open(model: ModelConfig) -> tuple[Path, Path]:
+    """The folder of the run on this machine, and its checkpoint of the weights' SHA-256, if one is given, or its best.
+
+    Of a run in a store, what is needed is fetched.
+    """
+    run, checkpoint = find_checkpoint(_fetched(model.from_run) if _is_remote(model.from_run) else Path(model.from_run))
+    if stored_config(run) is None or not (checkpoint / MARKER).is_file():
+        raise ValueError(f"from={model.from_run}: neither the folder of a run nor one of its checkpoints")
+    if model.from_sha256 in ("", model_digest(checkpoint)):
+        return run, checkpoint
+    for other in valid_checkpoints(run / "checkpoints")[0]:
+        if model_digest(other) == model.from_sha256:
+            return run, other
+    raise ValueError(
+        f"from={model.from_run}: has no weights of SHA-256 {model.from_sha256[:12]} any more, with which this run was "
+        "begun; begin another with another --name"
+    )
+
+
+def _fetched(address: str) -> Path:
+    """The folder on this machine of a run in a store, with its records and checkpoints."""
+    base, mark, options = address.partition("?")
+    storage, _, name = base.rstrip("/").rpartition("/")
+    folder = open_run(f"{storage}{mark}{options}", name)
+    mirror = Mirror.of(f"{storage}{mark}{options}", folder)
+    assert mirror is not None
+    try:
+        mirror.pull("vocabulary.csv")
+        mirror.pull_checkpoints()
+    except OSError as error:
+        raise ValueError(f"from={address}: cannot be read: {brief(error)}") from None
+    return folder
+
+
+def _check_same_model(run: Path, model: ModelConfig, data: DataFolder) -> None:
+    """Raise ValueError where the run has another backbone or other classes than what is to be trained."""
+    trained = stored_config(run)
+    assert trained is not None
+    if trained.model.backbone != model.backbone:
+        raise ValueError(
+            f"from={model.from_run}: its backbone is {trained.model.backbone}, and not {model.backbone}; give "
+            f"--backbone {trained.model.backbone}"
+        )
+    digest = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
+    if digest != data.vocabulary.digest:
+        raise ValueError(f"from={model.from_run}: {_difference(run, data)}; --weights takes a backbone alone")
+
+
+def _difference(run: Path, data: DataFolder) -> str:
+    """Which classes a run has otherwise than the data."""
+    path = run / "vocabulary.csv"
+    if not path.is_file():
+        return f"its classes are not those of {data.address}"
+    theirs, ours = Vocabulary.read(path).class_ids, data.vocabulary.class_ids
+    parts = [
+        f"{_named(set(theirs) - set(ours))} only in the run" * bool(set(theirs) - set(ours)),
+        f"{_named(set(ours) - set(theirs))} only in {data.address}" * bool(set(ours) - set(theirs)),
+    ]
+    said = " and ".join(filter(None, parts)) or "they are in another order"
+    return f"its {len(theirs):,} classes are not the {len(ours):,} of {data.address}: {said}"
+
+
+def _named(classes: set[str]) -> str:
+    some = ", ".join(sorted(classes)[:_NAMED])
+    return f"{len(classes):,} ({some}{', ...' if len(classes) > _NAMED else ''})"
