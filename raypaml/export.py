@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.counting import Count
     from raypaml.inference import exporting  # with torch
+    from raypaml.inference.card_page import PAGE, card_page
     from raypaml.inference.classifier import load
     from raypaml.runs.alpha_of_use import alpha_text
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = save(model, folder)
         worst = exporting.check_parity(model, runner(path), str(path))
         print(f"{path}: logits within {worst:.1g} of PyTorch's")
+    (folder / PAGE).write_text(card_page(model, folder, formats), encoding="utf-8")
+    print(f"{folder / PAGE}: what the model is, for people; add what it is meant for")
     return 0
 
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import raypaml
 from raypaml.export import main
 from raypaml.inference import exporting
+from raypaml.inference.card_page import card_page
 from raypaml.inference.classifier import Classifier
 from raypaml.inference.model_card import Card, digest
 from raypaml.labels import Vocabulary
@@ -51,22 +58,39 @@ def make(backbone: str, folder: Path, alpha: float | list[float] = 5.0) -> Class
     return raypaml.load(folder)
 
 
-@pytest.mark.parametrize(("backbone", "alpha"), [("small", [1 + k / 2 for k in range(11)]), ("resnet18", 5.0)])
-def test_every_export_gives_the_logits_and_the_map(backbone: str, alpha: float | list[float], tmp_path: Path) -> None:
+@pytest.fixture(
+    scope="module", params=[("small", [1 + k / 2 for k in range(11)]), ("resnet18", 5.0)], ids=["small", "resnet18"]
+)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All exports of a model: one with an alpha and a threshold for each class, one with neither."""
+    given, out = tmp_path_factory.mktemp("in"), tmp_path_factory.mktemp("out")
+    make(request.param[0], given, request.param[1])
+    assert main([str(given), "--out", str(out)]) == 0
+    return out
+
+
+def test_every_export_gives_the_logits_and_the_map(exported: Path) -> None:
     import onnxruntime
 
-    (tmp_path / "in").mkdir()
-    make(backbone, tmp_path / "in", alpha)
-    out = tmp_path / "out"
-    assert main([str(tmp_path / "in"), "--out", str(out)]) == 0
-    model = raypaml.load(out)
+    out, model = exported, raypaml.load(exported)
+    alpha = model.alpha
     session = onnxruntime.InferenceSession(out / "model.onnx")
-    facts = {"alpha": "", "thresholds": ""}
+    facts = dict.fromkeys(("alpha", "thresholds", "class_ids", "names", "mean", "std", "height", "width", "input"), "")
     program = torch.export.load(out / "model.pt2", extra_files=facts).module()
     with safe_open(out / "model.safetensors", "np") as file:
         for said in (session.get_modelmeta().custom_metadata_map, facts, file.metadata()):
-            assert json.loads(said["alpha"]) == alpha
-            assert json.loads(said["thresholds"]) == model.card.thresholds
+            told = {
+                name: json.loads(said[name]) for name in ("alpha", "thresholds", "class_ids", "names", "mean", "std")
+            }
+            known = {name: getattr(model.card, name) for name in ("alpha", "thresholds", "class_ids", "names")}
+            assert told == known | {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+            assert (said["height"], said["width"]) == ("64", "64")
+            assert "uint8 RGB [batch, 3, height, width]" in said["input"]
+    blank = Image.new("RGB", (64, 64))
+    axes = [session.get_inputs()[0].shape, *(output.shape for output in session.get_outputs())]
+    assert axes == [["batch", 3, 64, 64], ["batch", 11], ["batch", 11, *model.map(blank).shape[1:]]]
+    for name in ("model.onnx", "model.pt2"):
+        assert b"exporting.py" not in (out / name).read_bytes()
     for count in (1, 5):
         images = np.random.default_rng(count).integers(0, 256, (count, 64, 64, 3), np.uint8)
         logits, maps = model.logits_and_map(list(images))
@@ -77,6 +101,71 @@ def test_every_export_gives_the_logits_and_the_map(backbone: str, alpha: float |
         for found_logits, found_maps in ways:
             assert np.abs(np.asarray(found_logits) - logits).max() < 1e-4
             assert np.abs(np.asarray(found_maps) - maps).max() < 1e-4 * max(1, np.abs(maps).max())
+
+
+def test_the_example_classifies_without_pytorch_as_raypaml_does(exported: Path, tmp_path: Path) -> None:
+    model = raypaml.load(exported)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 100, 4), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    for name in ("torch", "raypaml"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")
+    agree(example(exported, tmp_path), chosen_classes(model, tmp_path))
+    if model.card.thresholds is None:
+        agree(example(exported, tmp_path, "--top", "3"), best_classes(model, tmp_path))
+
+
+def example(exported: Path, folder: Path, *flags: str) -> list[dict[str, str]]:
+    """The rows that the example prints of two pictures, in a folder whose `torch` cannot be imported."""
+    command = [sys.executable, str(exported / "predict_onnx.py"), "turned.png", "clear.png", *flags]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(csv.DictReader(done.stdout.splitlines()))
+
+
+def agree(rows: list[dict[str, str]], expected: list[tuple[str, str, str, float]]) -> None:
+    assert [(row["picture"], row["class"], row["name"]) for row in rows] == [one[:3] for one in expected]
+    assert [float(row["score"] or 0) for row in rows] == pytest.approx([one[3] for one in expected], abs=1e-5)
+
+
+def best_classes(model: Classifier, folder: Path) -> list[tuple[str, str, str, float]]:
+    names = ("turned.png", "clear.png")
+    return [(name, one.class_id, one.name, one.score) for name in names for one in model.predict(folder / name, top=3)]
+
+
+def chosen_classes(model: Classifier, folder: Path) -> list[tuple[str, str, str, float]]:
+    """As `raypaml predict` writes them: those that reach their threshold, or one row without a class."""
+    least = 1 / (1 + math.exp(-model.card.thresholds[0])) if model.card.thresholds else 0.5
+    rows: list[tuple[str, str, str, float]] = []
+    for name in ("turned.png", "clear.png"):
+        found = model.predict(folder / name, top=11, threshold=least)
+        rows += [(name, one.class_id, one.name, one.score) for one in found] or [(name, "", "", 0.0)]
+    return rows
+
+
+def test_the_weights_of_the_same_model_are_the_same_file(tmp_path: Path) -> None:
+    for name in ("in", "first", "second"):
+        (tmp_path / name).mkdir()
+    model = make("small", tmp_path / "in")
+    files = [exporting.save_weights(model, tmp_path / name) for name in ("first", "second")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with safe_open(files[0], "pt") as file:
+        assert all(torch.equal(file.get_tensor(name), value) for name, value in model.model.state_dict().items())
+
+
+def test_the_page_of_an_export_says_what_the_model_is_and_how_good(trained: Run, tmp_path: Path) -> None:
+    main([str(trained[0]), "--formats", "safetensors", "--out", str(tmp_path)])
+    page = (tmp_path / "model_card.md").read_text()
+    assert "of 50 classes" in page
+    assert "height and width are 64 and 64 pixels" in page
+    assert "- loss: ll_r (Large-loss rejection" in page
+    assert trained[1].split("\n\n")[0] in page
+    assert "model.onnx" not in page
+    make("small", tmp_path)
+    assert "No figures are known." in card_page(raypaml.load(tmp_path), tmp_path, ["safetensors", "onnx"])
 
 
 def test_a_run_is_exported_with_its_card(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,24 +7,27 @@ All take images uint8 [B, 3, H, W], B free, of the card's size, and give logits 
 from __future__ import annotations
 
 import copy
-import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raypaml.cli import extra
 from raypaml.inference.classifier import Classifier
+from raypaml.inference.export_facts import export_facts, write_safetensors
 from raypaml.inference.model_card import WEIGHTS, Card, digest
 from raypaml.model.cam import CamClassifier, pool_parts
 from raypaml.model.tokens import TokenMap
 
 ONNX = "model.onnx"
 PROGRAM = "model.pt2"
+EXAMPLE = "predict_onnx.py"
+"""Runs `model.onnx` without PyTorch, and stands beside it."""
 TOLERANCE = 1e-4
 """Of logits, from PyTorch's, in float32."""
 CHECKED_SIZES = (1, 3)
@@ -47,32 +50,24 @@ class LogitsAndMap(nn.Module):
         return self.model.alpha * positive + negative, cam
 
 
-def of_use(card: Card) -> dict[str, str]:
-    """What every export says of its use, as JSON by name: alpha, which its logits contain, thresholds and class ids."""
-    facts = {"alpha": card.alpha, "alpha_origin": card.alpha_origin, "thresholds": card.thresholds}
-    return {name: json.dumps(value) for name, value in (facts | {"class_ids": card.class_ids}).items()}
-
-
 def save_weights(model: Classifier, folder: Path) -> Path:
     """`model.safetensors` and `card.json`, which `raypaml.load` takes."""
     path = folder / WEIGHTS
     weights = {name: value.contiguous() for name, value in model.model.state_dict().items()}
-    card = model.card
-    as_trained = card.thresholds is None and card.alpha == card.training_alpha  # the bytes of earlier versions
-    save_file(weights, path, metadata=None if as_trained else of_use(card))
-    Card(**{**vars(card), "weights": digest(path)}).write(folder)
+    write_safetensors(weights, export_facts(model), path)
+    Card(**{**vars(model.card), "weights": digest(path)}).write(folder)
     return path
 
 
 def save_program(model: Classifier, folder: Path) -> Path:
     """`model.pt2`, for `torch.export.load`."""
     path = folder / PROGRAM
-    torch.export.save(_program(model), path, extra_files=of_use(model.card))
+    torch.export.save(_program(model), path, extra_files=export_facts(model))
     return path
 
 
 def save_onnx(model: Classifier, folder: Path) -> Path:
-    """`model.onnx`, one file; ValueError without the extra packages."""
+    """`model.onnx`, one file, and an example beside it that runs it; ValueError without the extra packages."""
     try:
         import onnxscript  # noqa: F401
     except ImportError:
@@ -81,16 +76,18 @@ def save_onnx(model: Classifier, folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         program = _as_onnx(model)
-        program.model.metadata_props.update(of_use(model.card))
+        program.model.metadata_props.update(export_facts(model))
         program.save(path, external_data=False)
+    shutil.copyfile(Path(__file__).with_name(EXAMPLE), folder / EXAMPLE)
     return path
 
 
 def _as_onnx(model: Classifier) -> torch.onnx.ONNXProgram:
     """The model as ONNX; ValueError where PyTorch's exporter cannot convert it."""
-    names = {"input_names": ["images"], "output_names": ["logits", "map"]}
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits", "map"]}
+    names["dynamic_shapes"] = {"images": {0: "batch"}}  # which _program left free
     try:
-        program = torch.onnx.export(_program(model), (), **names, dynamo=True, verbose=False)  # type: ignore[arg-type]
+        program = torch.onnx.export(_program(model), (), **names, dynamo=True, verbose=False)
     except torch.onnx.OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().split("\n")[0]
         raise ValueError(
@@ -101,13 +98,17 @@ def _as_onnx(model: Classifier) -> torch.onnx.ONNXProgram:
 
 
 def _program(model: Classifier) -> torch.export.ExportedProgram:
+    """The model for batches of any size; of the source that it was traced from it names no paths of this machine."""
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             LogitsAndMap(_of_one_size(model)).eval(),
             (_examples(model, _EXAMPLES),),
             dynamic_shapes={"images": {0: batch}},
         )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
 
 
 def _of_one_size(model: Classifier) -> CamClassifier:

@@ -1,0 +1,76 @@
+"""Classifies pictures with the `model.onnx` beside this file: onnxruntime, NumPy and Pillow are enough, no PyTorch.
+
+    python predict_onnx.py photo.jpg another.png
+    python predict_onnx.py --top 3 photo.jpg > found.csv
+
+What the model needs and gives stands in its metadata, each value as JSON: the size of a picture, its classes, and the
+logit from which each class counts, where one was chosen on validation. `raypaml export` put this file here; it is a
+start for a program of your own, and reads pictures of 8 bits only.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+BATCH = 32
+
+
+def pixels(path: str, height: int, width: int) -> np.ndarray:
+    """A picture as the model takes it: uint8 [3, height, width], RGB, upright, on white where it is transparent."""
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened)
+        if picture.has_transparency_data:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        picture = picture.convert("RGB")
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(picture).transpose(2, 0, 1)
+
+
+def probability(logit: float) -> float:
+    """The logistic function, without overflow."""
+    return float(0.5 * (1 + np.tanh(0.5 * float(logit))))
+
+
+def chosen(logits: np.ndarray, facts: dict[str, Any], top: int) -> list[int]:
+    """The `top` best classes; where 0, those that reach their threshold, or else a probability of 0.5. Best first."""
+    best = np.argsort(-logits, kind="stable")
+    limits = np.array(facts["thresholds"] or [0.0] * len(logits))  # logit 0 is a probability of 0.5
+    return list(best[:top] if top else best[logits[best] >= limits[best]])
+
+
+def main() -> None:
+    """One row a class that a picture shows, the most probable first; one without a class where it shows none."""
+    parser = argparse.ArgumentParser(description="Classify pictures with an exported model.")
+    parser.add_argument("pictures", nargs="+", metavar="FILE")
+    parser.add_argument("--model", default=str(Path(__file__).with_name("model.onnx")), metavar="FILE")
+    parser.add_argument("--top", type=int, default=0, metavar="N", help="the N best classes, whatever their score")
+    asked = parser.parse_args()
+
+    session = onnxruntime.InferenceSession(asked.model, providers=["CPUExecutionProvider"])
+    facts = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    rows = csv.writer(sys.stdout)
+    rows.writerow(["picture", "class", "name", "score"])
+    for start in range(0, len(asked.pictures), BATCH):
+        names = asked.pictures[start : start + BATCH]
+        images = np.stack([pixels(name, facts["height"], facts["width"]) for name in names])
+        # Logits [batch, classes]. The other output, "map", is the class activation map [batch, classes, h, w].
+        (logits,) = session.run(["logits"], {"images": images})
+        for name, row in zip(names, logits, strict=True):
+            found = chosen(row, facts, asked.top)
+            for k in found:
+                rows.writerow([name, facts["class_ids"][k], facts["names"][k], probability(row[k])])
+            if not found:
+                rows.writerow([name, "", "", ""])
+
+
+if __name__ == "__main__":
+    main()
