@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 GPU_PYTHON ?= 3.12
+# Installs, where it is there; `make demo UV=` takes pip.
+UV ?= $(shell command -v uv 2> /dev/null)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -20,7 +22,7 @@ experiment: $(VENV)/ready
 # all others, and one thread a process is what two cores have.
 test: export RAY_worker_niceness := 0
 test: export OMP_NUM_THREADS := 1
-test: $(VENV)/ready
+test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 3 -m "not cluster and not gpu"
 
 # Several hosts on one machine need root, and what install-hosts installs on Debian. Where that cannot be had, their
@@ -41,26 +43,23 @@ gpu-wheels:
 	    --python-version $(GPU_PYTHON) --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
 	    simplejpeg webdataset braceexpand
 
-check: $(VENV)/ready
+check: $(VENV)/dev
 	$(BIN)/ruff check raypaml tests tools
 	$(BIN)/ruff format --check raypaml tests tools
 	$(BIN)/mypy
 	$(BIN)/python -m tools.house
 
-format: $(VENV)/ready
+format: $(VENV)/dev
 	$(BIN)/ruff format raypaml tests tools
 	$(BIN)/ruff check --fix raypaml tests tools
 
-# The marker is written last: an interrupted installation starts again.
-$(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("raypaml needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@
-
-$(VENV)/cluster: $(VENV)/ready
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,cluster]'
-	touch $@
+# One marker for what was installed, written last; tools/install.py starts an interrupted installation again.
+$(VENV)/dev: EXTRAS := dev
+$(VENV)/cluster: EXTRAS := dev,cluster
+$(VENV)/ready $(VENV)/dev $(VENV)/cluster: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("raypaml needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@UV="$(UV)" $(PYTHON) tools/install.py $(VENV) $(EXTRAS)
+	@touch $(VENV)/ready $(if $(EXTRAS),$(VENV)/dev) $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV).unfinished .mypy_cache .ruff_cache .pytest_cache .hypothesis

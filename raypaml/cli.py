@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.metadata
+import importlib.util
 import inspect
 import os
 import re
@@ -145,7 +146,9 @@ def extra(name: str) -> str:
         what = "raypaml"
     except importlib.metadata.PackageNotFoundError:  # a checkout on the path
         what = str(Path(__file__).parent.parent)
-    return f"{sys.executable} -m pip install '{what}[{name}]'"
+    without_pip = importlib.util.find_spec("pip") is None  # as uv makes environments
+    pip = f"uv pip install --python {sys.executable}" if without_pip else f"{sys.executable} -m pip install"
+    return f"{pip} '{what}[{name}]'"
 
 
 def listed(usage: str, about: str, names: Mapping[str, str]) -> str:

@@ -1,0 +1,87 @@
+"""Installs this checkout into an environment, with the versions of constraints.txt; `make` calls it.
+
+    python3 tools/install.py .venv        what raypaml needs
+    python3 tools/install.py .venv dev    also what its tests need; several extras with commas
+
+uv does it where it is there (UV=PATH in the environment; empty: not), else pip. Whatever stopped an installation, the
+next one begins anew, from the downloads that were kept. Only the standard library is imported.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+CONSTRAINTS = "constraints.txt"
+PYTHON = sys._base_executable  # type: ignore[attr-defined]
+"""Python itself, also where `.venv`, which may have to go, is activated; the module `venv` uses it likewise."""
+
+
+def commands(uv: str, venv: Path, what: str) -> tuple[list[str], list[str]]:
+    """The command that makes the environment, and the one that installs into it."""
+    python = str(venv / "bin" / "python")
+    if uv:  # --seed: pip is there too, for what users add later
+        make = [uv, "venv", "--quiet", "--seed", "--allow-existing", "--python", PYTHON, str(venv)]
+        pinned = ["--constraints", CONSTRAINTS, "--build-constraints", CONSTRAINTS]
+        return make, [uv, "pip", "install", "--python", python, *pinned, "--editable", what]
+    return [PYTHON, "-m", "venv", str(venv)], [
+        *(python, "-m", "pip", "install", "--disable-pip-version-check", "--editable", what)
+    ]
+
+
+@contextmanager
+def unbroken(venv: Path) -> Iterator[None]:
+    """Leave a mark beside the environment until all is installed; where one was left, begin with an empty environment.
+
+    Raises:
+        SystemExit: another installation is at work there.
+    """
+    mark = venv.with_name(f"{venv.name}.unfinished")
+    broken = mark.exists()
+    with mark.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"{venv}: another installation is at work there; wait for it")
+        if broken:
+            print(f"An earlier installation into {venv} was not finished: it starts again.", flush=True)
+            shutil.rmtree(venv, ignore_errors=True)
+        yield
+        mark.unlink()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def main(argv: Sequence[str]) -> None:
+    """Install, and say what, where, and how long it took."""
+    uv, venv, what = os.environ.get("UV", ""), Path(argv[0]), f".[{argv[1]}]" if argv[1:] else "."
+    free, begun = shutil.disk_usage(".").free, time.monotonic()
+    print(f"Installing {what} of {ROOT} into {venv}, by {'uv' if uv else 'pip'}; {free / 1e9:.1f} GB are free.")
+    if not (venv / "ready").exists():
+        print("PyTorch for CUDA is most of it: 3 GB to download and 6.3 GB of disk, also where there is no GPU.")
+    sys.stdout.flush()
+    with unbroken(venv):
+        for command in commands(uv, venv, what):
+            subprocess.run(command, env=os.environ | {"PIP_CONSTRAINT": CONSTRAINTS}, check=True)
+    print(f"Installed in {time.monotonic() - begun:.0f} s; {venv} takes {size_of(venv) / 1e9:.1f} GB of disk.")
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    try:
+        main(sys.argv[1:])
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{' '.join(error.cmd)}: failed, as said above; make starts the installation again")
+    except KeyboardInterrupt:
+        sys.exit(130)
