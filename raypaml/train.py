@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             if stopped := fit(job, command("train"), display):
                 return 128 + stopped
-    result = conclude_run(job)
+        result = conclude_run(job)
+        display.conclude(result, job.folder / "report.html")
     print(f"{table(result)}\n\nReport: {job.folder / 'report.html'}")
     return 0
 

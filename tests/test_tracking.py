@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import types
@@ -15,22 +16,39 @@ from raypaml.reports.progress import Display
 from raypaml.reports.tracking import Tracking, tracked_values
 
 STEP = {"epoch": 1, "step": 3, "steps": 10, "epochs": 2, "loss": 0.5, "rejected": 4, "samples_left": 9}
-STEP |= {"images_per_second": 20.0}
+STEP |= {"images_per_second": 20.0, "learning_rate": 0.5, "rejection_rate": 0.0625}
+OF_STEP = {"step/loss": 0.5, "step/images_per_second": 20.0, "step/learning_rate": 0.5, "step/rejection_rate": 0.0625}
 RECORD = {"epoch": 1, "loss": 0.25, "rejected": 7, "corrected": 0, "seconds": 2.0, "samples": 96}
 RECORD |= {"validation_mean_ap": 0.75, "validation_groups": {"G1": 0.5}, "rejection_precision": None}
 RECORD |= {"rejection_recall": 0.125, "epoch_seconds": 1.5, "images_per_second": 64.0, "data_wait_share": 0.25}
+RECORD |= {"rejection_rate": 0.03125, "learning_rate": 0.5, "head_learning_rate": 5.0}
 RECORD |= {"collective_share": 0.5, "peak_memory_bytes": 2 * 10**9, "model_flop_utilisation": None}
 EVENTS: list[dict[str, Any]] = [{"event": "continues"}, STEP, {"record": RECORD, "epochs": 2}]
 EXPECTED = {"epoch/loss": 0.25, "epoch/rejected": 7.0, "epoch/corrected": 0.0, "epoch/training_seconds": 2.0}
 EXPECTED |= {"epoch/validation_mean_ap": 0.75, "epoch/validation_G1": 0.5, "epoch/rejection_recall": 0.125}
 EXPECTED |= {"epoch/epoch_seconds": 1.5, "epoch/images_per_second": 64.0, "epoch/data_wait_share": 0.25}
-EXPECTED |= {"epoch/collective_share": 0.5, "epoch/peak_memory_bytes": 2e9}
+EXPECTED |= {"epoch/collective_share": 0.5, "epoch/peak_memory_bytes": 2e9, "epoch/rejection_rate": 0.03125}
+EXPECTED |= {"epoch/learning_rate": 0.5, "epoch/head_learning_rate": 5.0}
+RESULT: dict[str, Any] = {"mean_ap": 0.5, "groups": {"G1": 0.25, "G2": math.nan}, "epochs_trained": 2}
+RESULT |= {"metrics": {"f1": {"G1": 0.5, "All": 0.75}}, "chosen_alpha": {"mean_ap": 0.625}}
+TESTED = {"test/mean_ap": 0.5, "test/G1": 0.25, "test/f1": 0.75, "test/mean_ap_at_chosen_alpha": 0.625}
+SETTINGS = {"alpha": 5.0, "scheme": "ll_r", "reproducible": True}
+
+
+def tell(told: Tracking | None, page: Path) -> None:
+    """A whole run, with its result and its report."""
+    assert told is not None
+    page.write_text("the report")
+    for event in EVENTS:
+        told.update(event)
+    told.conclude(RESULT, page)
+    told.close()
 
 
 def test_events_become_curves() -> None:
     assert [tracked_values(event) for event in EVENTS] == [
         None,
-        ({"step/loss": 0.5, "step/images_per_second": 20.0}, 13),
+        (OF_STEP, 13),
         (EXPECTED, 2),
     ]
 
@@ -43,8 +61,11 @@ class Slow:
         self.release.wait(20)
         self.seen.append((values, step))
 
-    def close(self) -> None:
-        self.seen.append("closed")
+    def keep(self, page: Path) -> None:
+        self.seen.append(page)
+
+    def close(self, *, finished: bool) -> None:
+        self.seen.append(f"closed, {finished=}")
 
 
 def test_a_display_tells_its_tracker_all() -> None:
@@ -54,7 +75,16 @@ def test_a_display_tells_its_tracker_all() -> None:
     with Display() as display:
         display.tracking = Tracking(lambda: slow, display.say)
         display.update(STEP)
-    assert slow.seen == [tracked_values(STEP), "closed"]
+        display.conclude(RESULT, Path("report.html"))
+    assert slow.seen == [tracked_values(STEP), (TESTED, 2), Path("report.html"), "closed, finished=True"]
+
+
+def test_a_tracker_is_told_that_a_run_was_stopped() -> None:
+    release = threading.Event()
+    release.set()
+    slow = Slow(release)
+    Tracking(lambda: slow, print).close()
+    assert slow.seen == ["closed, finished=False"]
 
 
 def test_a_tracker_that_hangs_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,28 +115,35 @@ def test_a_tracker_that_fails_is_named_and_left_alone() -> None:
 
 def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.api_pb2 import Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    told = tracking.tracking("tensorboard", tmp_path, {"alpha": 5}, print)
-    assert told is not None
-    for event in EVENTS:
-        told.update(event)
-    told.close()
+    tell(tracking.tracking("tensorboard", tmp_path, SETTINGS, print), tmp_path / "report.html")
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
-    assert set(found.Tags()["scalars"]) == {*EXPECTED, "step/loss", "step/images_per_second"}
+    assert set(found.Tags()["scalars"]) == {*EXPECTED, *OF_STEP, *TESTED}
     assert [(one.step, one.value) for one in found.Scalars("epoch/validation_mean_ap")] == [(2, 0.75)]
+    assert [(one.step, one.value) for one in found.Scalars("test/mean_ap")] == [(2, 0.5)]
+    plugin = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    kept = HParamsPluginData.FromString(plugin).session_start_info.hparams
+    assert (kept["alpha"].number_value, kept["scheme"].string_value, kept["reproducible"].number_value) == (
+        5,
+        "ll_r",
+        1,
+    )
+    ended = found.SummaryMetadata("_hparams_/session_end_info").plugin_data.content
+    assert HParamsPluginData.FromString(ended).session_end_info.status == Status.Value("STATUS_SUCCESS")
 
 
 @pytest.mark.filterwarnings("ignore")  # of its packages, about each other
 def test_mlflow_gets_the_curves_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     said: list[str] = []
-    told = tracking.tracking("mlflow", tmp_path, {"alpha": 5}, said.append)
-    assert told is not None
-    for event in EVENTS:
-        told.update(event)
     monkeypatch.setattr(tracking, "_PATIENCE", 250)
-    told.close()
+    tell(tracking.tracking("mlflow", tmp_path, SETTINGS, said.append), tmp_path / "report.html")
+    longer = tracking.tracking("mlflow", tmp_path, SETTINGS | {"alpha": 4.0, "epochs": 30}, said.append)
+    assert longer is not None
+    longer.close()  # the run goes on with other settings, and is stopped
     assert said == []
     from mlflow import MlflowClient
 
@@ -114,23 +151,37 @@ def test_mlflow_gets_the_curves_in_the_runs_folder(tmp_path: Path, monkeypatch: 
     experiment = client.get_experiment_by_name("raypaml")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.status, run.data.params) == ("FINISHED", {"alpha": "5"})
+    assert run.info.status == "KILLED"
+    assert run.data.params == {"alpha": "5.0", "scheme": "ll_r", "reproducible": "True", "epochs": "30"}
+    assert run.data.tags["alpha"] == "4.0"
+    assert run.data.metrics.keys() == {*EXPECTED, *OF_STEP, *TESTED}
+    assert [one.path for one in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    assert run.info.artifact_uri.startswith((tmp_path / "mlflow").as_uri())
     found = client.get_metric_history(run.info.run_id, "epoch/validation_mean_ap")
     assert [(one.value, one.step) for one in found] == [(0.75, 2)]
 
 
 def test_weights_and_biases_is_offline_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    run = types.SimpleNamespace(log=calls.append, finish=lambda: calls.append("finished"))
+    run = types.SimpleNamespace(
+        log=calls.append,
+        finish=lambda exit_code: calls.append(f"finished, {exit_code=}"),
+        define_metric=lambda name, step_metric: calls.append((name, step_metric)),
+        log_artifact=lambda artifact: calls.append(vars(artifact)),
+    )
+    artifact = types.SimpleNamespace()
+    artifact.add_file = lambda path: setattr(artifact, "path", path)
     fake = types.ModuleType("wandb")
-    fake.init = lambda **how: (calls.append(how["mode"]), run)[1]  # type: ignore[attr-defined]
+    fake.init = lambda **how: (calls.append((how["mode"], how["resume"], how["config"])), run)[1]  # type: ignore[attr-defined]
+    fake.Artifact = lambda name, type: (setattr(artifact, "name", (name, type)), artifact)[1]  # type: ignore[attr-defined]  # noqa: A006
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    told = tracking.tracking("wandb", tmp_path, {}, print)
-    assert told is not None
-    told.update(STEP)
-    told.close()
-    assert calls == ["offline", {"step/loss": 0.5, "step/images_per_second": 20.0, "step": 13}, "finished"]
+    tell(tracking.tracking("wandb", tmp_path, SETTINGS, print), tmp_path / "report.html")
+    assert calls[:4] == [("offline", "allow", SETTINGS), ("step/*", "step"), ("epoch/*", "epoch"), ("test/*", "epoch")]
+    assert calls[4:7] == [OF_STEP | {"step": 13}, EXPECTED | {"epoch": 2}, TESTED | {"epoch": 2}]
+    assert calls[7]["path"] == str(tmp_path / "report.html")
+    assert calls[7]["name"] == (f"{tmp_path.name}-report", "report")
+    assert calls[8:] == ["finished, exit_code=0"]
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

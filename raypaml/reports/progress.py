@@ -55,6 +55,11 @@ class Display:
         """Tell the tracker that the configuration names, if any, of every event to come."""
         self.tracking = tracking(config.run.tracker, run_folder, config.flat(), self.say)
 
+    def conclude(self, result: dict[str, Any], page: Path) -> None:
+        """Tell the tracker, if there is one, the result of the finished run and where its report is."""
+        if self.tracking is not None:
+            self.tracking.conclude(result, page)
+
     def say(self, text: str) -> None:
         """Print one line above the display."""
         self._progress.console.print(text, soft_wrap=True, markup=False)

@@ -20,6 +20,7 @@ from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import check_budget, gather, named, seen_together
 from raypaml.training.early_stopping import early_stop
 from raypaml.training.epoch_record import add_up, by_name, epoch_record
+from raypaml.training.learning_rates import learning_rates
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
 from raypaml.training.predict_best import predict_with_best
@@ -203,6 +204,8 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
             "epochs": worker.config.optim.epochs,
             "loss": fresh["loss"] / max(fresh["samples"], 1),
             "rejected": int(totals["rejected"]),
+            "rejection_rate": fresh["rejected"] / max(fresh["samples"] * len(worker.data.vocabulary), 1),
+            "learning_rate": learning_rates(worker.optimizer)["learning_rate"],
             "samples_left": worker.plan.num_samples * (worker.config.optim.epochs - state.epoch)
             - int(totals["samples"]),
             "images_per_second": fresh["samples"] / seconds,

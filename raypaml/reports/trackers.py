@@ -1,0 +1,162 @@
+"""TensorBoard, MLflow and Weights & Biases: what a run tells them, written to its folder.
+
+All work without network, unless their own environment variables say otherwise. A run that goes on goes on in what it
+has there: further files of TensorBoard's folder, the same run of the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+Values = dict[str, float]
+"""Numbers by their curve: `step/NAME`, over the steps of the whole training; `epoch/NAME`, over epochs from 1;
+`test/NAME`, at the number of epochs trained."""
+Settings = Mapping[str, str | int | float | bool]
+
+HEADLINES = ("test/mean_ap", "epoch/validation_mean_ap")
+"""Curves by which runs are compared, beside their settings."""
+
+
+class Tracker(Protocol):
+    """Takes what a run has to tell. Called from one thread."""
+
+    def log(self, values: Values, step: int) -> None:
+        """Values by curve, all of one kind, at a step or an epoch."""
+
+    def keep(self, page: Path) -> None:
+        """The report of the finished run."""
+
+    def close(self, *, finished: bool) -> None:
+        """All is logged; whether the run has finished, rather than being stopped."""
+
+
+class TensorBoard:
+    """Event files in the run's folder `tensorboard`; it has no artifacts, so the report's place is a text."""
+
+    def __init__(self, run: Path, settings: Settings):
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"))
+        self._writer.add_text("settings", "\n\n".join(f"{name}: {value}" for name, value in settings.items()))
+        known = hparams(dict(settings), dict.fromkeys(HEADLINES, 0.0))  # type: ignore[no-untyped-call]
+        experiment, session, self._end = known
+        self._add(experiment, session)
+
+    def log(self, values: Values, step: int) -> None:
+        """Scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def keep(self, page: Path) -> None:
+        """A text that says where the report is."""
+        self._writer.add_text("report", str(page))
+
+    def close(self, *, finished: bool) -> None:
+        """Close the file; a session of hparams that is not ended goes on."""
+        if finished:
+            self._add(self._end)
+        self._writer.close()
+
+    def _add(self, *summaries: Any) -> None:
+        for summary in summaries:
+            self._writer.file_writer.add_summary(summary)
+
+
+class MlFlow:
+    """A run of MLflow's experiment MLFLOW_EXPERIMENT_NAME, `raypaml` by default, in the run's folder or at a server.
+
+    MLflow's parameters never change: of settings that do when a run goes on, the new value is a tag.
+    """
+
+    _FOLDER = "raypaml.folder"
+
+    def __init__(self, run: Path, settings: Settings):
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self._client = MlflowClient(
+            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.absolute() / 'mlflow.db'}"
+        )
+        experiment = self._experiment(run)
+        known = self._client.search_runs([experiment], f"tags.`{self._FOLDER}` = '{_quoted(run)}'", max_results=1)
+        tags = {self._FOLDER: _quoted(run)}
+        found = known[0] if known else self._client.create_run(experiment, run_name=run.name, tags=tags)
+        self._run = found.info.run_id
+        self._client.update_run(self._run, status="RUNNING")
+        had = found.data.params
+        fresh = [Param(name, str(value)) for name, value in settings.items() if name not in had]
+        self._client.log_batch(self._run, params=fresh)
+        for name, value in settings.items():
+            if had.get(name, str(value)) != str(value):
+                self._client.set_tag(self._run, name, str(value))
+
+    def _experiment(self, run: Path) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "raypaml"
+        if known := self._client.get_experiment_by_name(name):
+            return str(known.experiment_id)
+        # else MLflow would keep artifacts below whatever folder the command was given in
+        own = None if os.environ.get("MLFLOW_TRACKING_URI") else (run.absolute() / "mlflow").as_uri()
+        return str(self._client.create_experiment(name, own))
+
+    def log(self, values: Values, step: int) -> None:
+        """Metrics, in one request."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in values.items()])
+
+    def keep(self, page: Path) -> None:
+        """The report as an artifact."""
+        self._client.log_artifact(self._run, str(page))
+
+    def close(self, *, finished: bool) -> None:
+        """End it, as finished, or as killed where it was stopped and may go on."""
+        self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
+
+
+def _quoted(run: Path) -> str:
+    """The run's folder as MLflow's filters take it, without the quotes in which it stands."""
+    return str(run.absolute()).replace("'", "_")
+
+
+class WeightsAndBiases:
+    """A run of the project `raypaml`, offline unless WANDB_MODE says otherwise."""
+
+    def __init__(self, run: Path, settings: Settings):
+        import wandb
+
+        self._artifact, self._name = wandb.Artifact, re.sub(r"[^\w.-]", "-", run.name)
+        self._run = wandb.init(
+            project="raypaml",
+            name=run.name,
+            id=hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(run),
+            config=dict(settings),
+            allow_val_change=True,
+            mode=os.environ.get("WANDB_MODE") or "offline",
+        )
+        for axis in ("step", "epoch", "test"):
+            self._run.define_metric(f"{axis}/*", step_metric="step" if axis == "step" else "epoch")
+
+    def log(self, values: Values, step: int) -> None:
+        """One entry of the history, with its step or its epoch as an axis."""
+        axis = "step" if next(iter(values)).startswith("step/") else "epoch"
+        self._run.log(values | {axis: step})
+
+    def keep(self, page: Path) -> None:
+        """The report as an artifact of its own."""
+        artifact = self._artifact(f"{self._name}-report", type="report")
+        artifact.add_file(str(page))
+        self._run.log_artifact(artifact)
+
+    def close(self, *, finished: bool) -> None:
+        """End it; one that was stopped has another exit code than 0."""
+        self._run.finish(exit_code=0 if finished else 1)
