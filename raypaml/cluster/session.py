@@ -94,5 +94,9 @@ def addresses() -> list[str]:
 
 
 def shrink_soon() -> None:
-    """A lost node counts as there for a while: let Ray Train ask for its workers in vain for a minute, not for five."""
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "60"
+    """A lost node counts as there for a while: let Ray Train ask in vain for its CPUs for ten seconds, not for minutes.
+
+    Then it looks again at what there is. It waits for the reservation alone (Ray 2.60, `WorkerGroup._start_impl`),
+    which takes no time where there is room; the start of the workers' processes comes later, and has no limit.
+    """
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
