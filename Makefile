@@ -9,7 +9,8 @@ UV ?= $(shell command -v uv 2> /dev/null)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo experiment test test-cluster install-hosts gpu-check gpu-bench gpu-wheels check format clean
+.PHONY: demo experiment test test-cluster test-cluster-hosts test-cluster-ray test-cluster-rest install-hosts
+.PHONY: gpu-check gpu-bench gpu-wheels check format clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m raypaml.train digits --epochs 12  # of the recipe's 18, to stay under three minutes
@@ -25,10 +26,20 @@ test: export OMP_NUM_THREADS := 1
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 3 -m "not cluster and not gpu"
 
+# Three processes beside each other, for these tests wait even more; each prints its own dots, table and summary. They
+# are make's and not xdist's, which would kill them ten seconds after Ctrl-C, before the hosts are taken down.
 # Several hosts on one machine need root, and what install-hosts installs on Debian. Where that cannot be had, their
 # tests are skipped and say why; RAYPAML_HOSTS=1 makes that a failure.
 test-cluster: $(VENV)/cluster
-	$(BIN)/python -m pytest -m cluster -rs
+	$(MAKE) --no-print-directory -j3 test-cluster-hosts test-cluster-ray test-cluster-rest
+
+test-cluster-hosts: KIND := hosts
+test-cluster-ray: KIND := ray
+test-cluster-rest: KIND := not (hosts or ray)
+test-cluster-hosts test-cluster-ray test-cluster-rest: export RAY_worker_niceness := 0
+test-cluster-hosts test-cluster-ray test-cluster-rest: export OMP_NUM_THREADS := 1
+test-cluster-hosts test-cluster-ray test-cluster-rest: $(VENV)/cluster
+	$(BIN)/python -m pytest -m "cluster and $(KIND)" -rs -o console_output_style=classic
 
 install-hosts:
 	apt-get -qq update && apt-get -qq install -y iproute2 openssh-server openssh-client rsync util-linux

@@ -30,7 +30,7 @@ from raypaml.runs.mirror import Mirror
 from tests.conftest import TINY, train_here
 from tests.fault_table import Row, note
 from tests.hosts import BRIDGE, Hosts, hosts, sh
-from tests.test_cluster_local import DEMANDED, REASON, ROOT, caller
+from tests.test_cluster_local import PATIENCE, ROOT, caller
 from tests.test_train import weights
 
 GATEWAY = "172.31.255.1"
@@ -57,11 +57,7 @@ main(sys.argv[1:])
 """
 """moto starts the fewest instances asked for, EC2 as many as it can."""
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(bool(REASON) and not DEMANDED, reason=REASON),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.hosts, pytest.mark.timeout(1800)]
 
 
 @dataclass
@@ -226,7 +222,7 @@ def file(cloud: Cloud) -> Path:
         kind["node_config"]["ImageId"] = image
     found["available_node_types"]["gpu_spot"]["resources"] = {"CPU": 1, "GPU": 1}
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
-        found[name][1] += " --object-store-memory=200000000"
+        found[name][1] = f"{PATIENCE}; {found[name][1]} --object-store-memory=200000000"
     path = cloud.home / "aws.yaml"
     path.write_text(yaml.safe_dump(found))
     return path

@@ -162,7 +162,7 @@ def test_ray_data_reads_shards_without_pickled_objects(table: Path, tmp_path: Pa
     import ray
 
     assert prepare(table, tmp_path / "out", "--shard-samples", "7") == 0
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         files = [str(path) for path in sorted((tmp_path / "out").glob("train-*.tar"))]
         tables = [ray.get(block) for block in ray.data.read_webdataset(files).to_arrow_refs()]
