@@ -1,4 +1,4 @@
-"""The table of faults that `make test-cluster` prints: each with its time to recover and its verdict."""
+"""The table of faults that each process of `make test-cluster` prints, with time to recover and verdict."""
 
 from __future__ import annotations
 
