@@ -32,18 +32,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.plan:
         print(plan_job(config, say))
         return 0
-    from raypaml.evaluation.summary import table
     from raypaml.reports.progress import Display
-    from raypaml.run_report.conclude import conclude_run
     from raypaml.runs.run_length import is_finished
 
     with Display() as display:
         job = prepare_job(config, display.say)
         if not is_finished(job.folder, job.config):
-            from raypaml.cluster.ray_train import fit
+            from raypaml.cluster.launch import fit
 
             if stopped := fit(job, command("train"), display):
                 return 128 + stopped
+        from raypaml.evaluation.summary import table  # with matplotlib and scipy, which no step waits for
+        from raypaml.run_report.conclude import conclude_run
+
         result = conclude_run(job)
         display.conclude(result, job.folder / "report.html")
     print(f"{table(result)}\n\nReport: {job.folder / 'report.html'}")

@@ -158,7 +158,7 @@ def test_a_run_that_never_rejects_says_so_at_its_start_and_in_the_plan(
 def test_plan_prints_and_starts_nothing(
     tiny_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raypaml.cluster.ray_train.fit", None)
+    monkeypatch.setattr("raypaml.cluster.launch.fit", None)
     runs = tmp_path / "runs"
     argv = ["digits", "--data", str(tiny_digits), "--storage", str(runs), "--plan", "--device", "cpu", "--workers", "2"]
     assert main(argv) == 0

@@ -101,7 +101,7 @@ def begun(folder: Path, asked: TrainConfig, data: Path, checkpoint: str, scores:
 
 @pytest.fixture
 def _whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raypaml.runs.run_length.valid_checkpoints", lambda folder: (sorted(folder.glob("[0-9]*")), []))
+    monkeypatch.setattr("raypaml.runs.checkpoint.valid_checkpoints", lambda folder: (sorted(folder.glob("[0-9]*")), []))
 
 
 @pytest.mark.usefixtures("_whole")

@@ -48,7 +48,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_how_to_go_on(monkeypatch: pytest.
     job: Any = Job(recipe("digits").override({"name": "r", "storage": "s"}), None, Path("s/r"))  # type: ignore[arg-type]
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(StoppedAtOnce) as ended, Display(Console(file=said, width=200)) as display:
-        ray_train.fit(job, "raypaml train digits", display)
+        ray_train.fit_on_ray(job, "raypaml train digits", display)
     assert ended.value.signal == signal.SIGINT
     assert mailbox.stops == 1
     lines = [line for line in said.getvalue().splitlines() if "stop" in line]

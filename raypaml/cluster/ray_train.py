@@ -20,7 +20,7 @@ from raypaml.cluster import session
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.signals import Signals
-from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, is_disk_full
+from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, brief_cause, is_disk_full
 from raypaml.data.storage import Location
 from raypaml.errors import StoppedAtOnce
 from raypaml.extensions import import_modules
@@ -37,7 +37,7 @@ RESIZE_SECONDS = 30.0
 """Between two looks at whether an elastic run can grow; growing costs what was done since the last checkpoint."""
 
 
-def fit(job: Job, prog: str, display: Display) -> int:
+def fit_on_ray(job: Job, prog: str, display: Display) -> int:
     """Train to the end, or to the next opportunity after a signal.
 
     Returns:
@@ -194,13 +194,8 @@ class _LostWorkers(UserCallback):  # type: ignore[misc]
         self._channel = channel
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        lost = ", ".join(f"rank {rank} ({_brief(error)})" for rank, error in sorted(worker_exceptions.items()))
+        lost = ", ".join(f"rank {rank} ({brief_cause(error)})" for rank, error in sorted(worker_exceptions.items()))
         self._channel.put({"event": f"lost: {lost}; all start again from the last checkpoint"})
-
-
-def _brief(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    return (str(cause).strip() or repr(cause)).splitlines()[0][:160]
 
 
 class RunReporter:

@@ -10,11 +10,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from raypaml.cluster.channel import Channel
 from raypaml.errors import StoppedAtOnce
 from raypaml.reports.progress import Display
+
+if TYPE_CHECKING:
+    from raypaml.cluster.channel import Channel  # with Ray, which a run in this process does without
+
+STOPPING = "stopping after this step, with a checkpoint, or after this part of features; once more to stop at once"
 
 
 def _may_install() -> bool:
@@ -45,9 +49,7 @@ class Signals:
     def forward(self, channel: Channel, display: Display) -> None:
         """Tell the workers, once."""
         if self.received and not self._forwarded:
-            display.say(
-                "stopping after this step, with a checkpoint, or after this part of features; once more to stop at once"
-            )
+            display.say(STOPPING)
             channel.stop()
             self._forwarded = True
 

@@ -34,3 +34,9 @@ def as_said(rank: int, error: BaseException) -> Exception:
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error says that a disk is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def brief_cause(error: BaseException) -> str:
+    """The first line of an error, without Ray's wrapping."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).strip() or repr(cause)).splitlines()[0][:160]

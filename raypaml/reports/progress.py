@@ -47,9 +47,13 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self.close()
         if self.tracking is not None:
             self.tracking.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; what is said from here on are plain lines."""
+        self._progress.stop()
 
     def track(self, config: TrainConfig, run_folder: Path) -> None:
         """Tell the tracker that the configuration names, if any, of every event to come."""

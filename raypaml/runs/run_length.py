@@ -13,7 +13,6 @@ from typing import Any
 from raypaml.config import TrainConfig
 from raypaml.counting import epoch_number, place_text
 from raypaml.files import write_json
-from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.mirror import Mirror
 
 LENGTH_FIELDS = ("epochs", "patience", "stop_below")
@@ -39,6 +38,8 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
 
 def reached(folder: Path, storage: str) -> tuple[int, int]:
     """The epoch and the step, from 0, that a run goes on with: those of its newest whole checkpoint."""
+    from raypaml.runs.checkpoint import valid_checkpoints  # with torch, which --help does without
+
     if mirror := Mirror.of(storage, folder):
         mirror.pull_checkpoints()
     valid, _ = valid_checkpoints(folder / "checkpoints")

@@ -12,7 +12,6 @@ import faulthandler
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,7 +79,7 @@ def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> 
             compiling=worker.doing == COMPILING,
         )
         if hear(beat):
-            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)  # where it really stands, into Ray's log
+            faulthandler.dump_traceback(file=2, all_threads=True)  # where it really stands; of a Ray worker, in its log
             traces = threading.Thread(target=leave_traces, args=(worker, beat), daemon=True)
             traces.start()
             traces.join(TRACE_SECONDS)  # what hangs may be the folder's disk

@@ -1,0 +1,24 @@
+"""Where a checked run trains: in this process, or in workers of Ray."""
+
+from __future__ import annotations
+
+from raypaml.cluster.own_process import fit_in_own_process, is_for_own_process
+from raypaml.reports.progress import Display
+from raypaml.training.job import Job
+
+
+def fit(job: Job, prog: str, display: Display) -> int:
+    """Train to the end, or to the next opportunity after a signal, where the configuration says.
+
+    Returns:
+        0 where training finished; else the number of the signal that stopped it, and a checkpoint is saved.
+
+    Raises:
+        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
+        StoppedAtOnce: after a second signal.
+    """
+    if is_for_own_process(job.config.run):
+        return fit_in_own_process(job, prog, display)
+    from raypaml.cluster.ray_train import fit_on_ray  # with Ray, which one worker does without
+
+    return fit_on_ray(job, prog, display)

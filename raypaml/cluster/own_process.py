@@ -1,0 +1,147 @@
+"""A checked run of one worker in this process, without Ray: its loop, its watchdog, signals, and further tries."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from raypaml.cluster.own_signals import OwnSignals
+from raypaml.cluster.worker_errors import CHANCE, as_said, brief_cause, is_disk_full
+from raypaml.errors import StoppedAtOnce
+from raypaml.reports.progress import Display
+from raypaml.runs.ranks import own_gpu
+from raypaml.runs.run_folder import claim, log_into
+from raypaml.settings import RunConfig
+from raypaml.training.job import Job
+from raypaml.training.loop import train
+from raypaml.training.watchdog import Beat, Watch
+from raypaml.training.worker import LoopSignal, Report
+
+
+def is_for_own_process(run: RunConfig) -> bool:
+    """Whether a run trains in this process: one worker, no address, and no Ray that this program has started."""
+    ray: Any = sys.modules.get("ray")
+    started = ray is not None and ray.is_initialized()
+    return run.workers == 1 and not (run.address or os.environ.get("RAY_ADDRESS") or started)
+
+
+def fit_in_own_process(job: Job, prog: str, display: Display) -> int:
+    """Train to the end, or to the next opportunity after a signal.
+
+    Signals are taken where this is the main thread; elsewhere they stay its caller's. What is not the user's fault and
+    may go better is tried again from the last checkpoint, `max_failures` times; a hang ends the process.
+
+    Returns:
+        0 where training finished; else the number of the signal that stopped it, and a checkpoint is saved.
+
+    Raises:
+        ValueError: what is wrong; RuntimeError where it was not the user's fault.
+        StoppedAtOnce: after a second signal.
+    """
+    run = job.config.run
+    display.say(f"run {run.name}: 1 worker, in this process, in {job.folder}")
+    again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
+    device = torch.device("cuda", 0) if own_gpu(run.device) else torch.device("cpu")
+    claim(job.folder, job.config, job.data)
+    display.track(job.config, job.folder)
+    with OwnSignals(display.say) as signals, _logged(job), _torch_restored(device):
+        _use_threads_of_a_worker(job.config.optim.threads)
+        report, watchdog = _reporter(display, signals), _Watchdog(run.hang_seconds, display, again)
+        try:
+            finished = _train(job, device, report, watchdog)
+        except StoppedAtOnce:
+            display.say(f"stopped at once; what came after the last checkpoint is lost; {again}")
+            raise
+    if finished:
+        return 0
+    display.say(f"stopped; {again}")
+    return signals.received or signal.SIGINT
+
+
+def _reporter(display: Display, signals: OwnSignals) -> Report:
+    def report(event: dict[str, Any]) -> LoopSignal:
+        if "event" in event:
+            logging.info(event["event"])
+        display.update(event)
+        return LoopSignal.STOP if signals.received else LoopSignal.NOTHING
+
+    return report
+
+
+class _Watchdog:
+    """Takes the beats of the worker; where it hangs, its process is to end, for nothing else ends a stuck thread."""
+
+    def __init__(self, limit: float, display: Display, again: str) -> None:
+        self._watch, self._display, self._again = Watch(limit), display, again
+
+    def hear(self, beat: Beat) -> bool:
+        """Whether this process is to end, once it is said why."""
+        self._watch.hear(beat)
+        for line in self._watch.hung():
+            self._display.close()  # the terminal is left as it was
+            self._display.say(f"{line}; this process ends; {self._again}")
+        return beat.process in self._watch.condemned
+
+
+def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog) -> bool:
+    """Train, and again from the last checkpoint after what may go better; whether training finished."""
+    for left in reversed(range(job.config.run.max_failures + 1)):
+        try:
+            return train(job.config, job.data.address, job.folder, device, report, beats=watchdog.hear)
+        except Exception as error:
+            logging.exception("rank 0 failed")
+            if not (left and _may_go_better(error)):
+                raise as_said(0, error) from None
+            report({"event": f"lost: rank 0 ({brief_cause(error)}); it starts again from the last checkpoint"})
+        _free_memory(device)
+    raise AssertionError("the last try returns or raises")
+
+
+def _may_go_better(error: Exception) -> bool:
+    """Whether another try in this process may not meet the error; one of CUDA leaves the process without its GPU."""
+    return isinstance(error, CHANCE) and not is_disk_full(error) and not isinstance(error, torch.AcceleratorError)
+
+
+def _free_memory(device: torch.device) -> None:
+    """Free what the try before held, of which memory may have run out."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _logged(job: Job) -> Iterator[None]:
+    """Log this process, with Python's warnings, as that of rank 0."""
+    with log_into(job.folder / "logs" / "worker-0.log"):
+        logging.captureWarnings(True)
+        logging.info("rank 0 of 1 starts, in the process of the command")
+        try:
+            yield
+        finally:
+            logging.captureWarnings(False)
+
+
+def _use_threads_of_a_worker(threads: int) -> None:
+    """The threads that Ray gives a worker of one CPU, where neither the configuration nor the environment says any."""
+    if not threads and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+@contextmanager
+def _torch_restored(device: torch.device) -> Iterator[None]:
+    """Give the caller its torch back: random numbers, threads, and whether cuDNN repeats itself."""
+    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+    try:
+        with torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.deterministic = deterministic
