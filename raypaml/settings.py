@@ -117,7 +117,8 @@ class OptimConfig:
     """Optimisation."""
 
     epochs: int = 10
-    """Passes over the training split. Published: 10; OpenImages: 20."""
+    """Passes over the training split; a run that has begun or finished may go on with more. Published: 10; OpenImages:
+    20."""
     patience: int = 0
     """End training after so many epochs in a row without a better validation mAP; 0: never. Published: never; EM: 1."""
     stop_below: float = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import urllib.request
@@ -12,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from raypaml.data.data_folder import open_folder
 from raypaml.data.storage import Location
 from raypaml.runs import mirror
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.mirror import MARKER, Mirror, local_folder
-from raypaml.runs.run_folder import open_run
+from raypaml.runs.run_folder import claim, open_run, stored_config
+from raypaml.runs.run_length import is_finished, lengths
+from raypaml.runs.weights_of_run import with_weights_of_run
 from raypaml.training.loop import train
 from tests.conftest import run_distributed
 from tests.test_loop import config, undisturbed, weights  # noqa: F401
@@ -141,6 +146,43 @@ def test_a_run_in_a_store_is_stopped_and_goes_on_elsewhere(
     assert train(settings, tiny_digits, two, CPU, lambda _: False)
     assert weights(two) == weights(undisturbed)
     assert any(path.startswith("predictions/test/part") for path in there(Mirror(two, Location(bucket) / "r")))
+
+
+def test_a_finished_run_in_a_store_goes_on_from_another_machine_and_gives_its_weights_to_a_third(
+    bucket: str, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, data = config(storage=bucket, name="longer"), open_folder(tiny_digits)
+    longer = settings.override({"epochs": settings.optim.epochs + 1})
+
+    def machine(name: str) -> Path:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        return open_run(bucket, "longer")
+
+    first = machine("one")
+    claim(first, settings, data)
+    digest = hashlib.sha256(b"x").hexdigest()
+    whole = checkpoint(first, "0002-000000")
+    (whole / MARKER).write_text(json.dumps({"model.safetensors": digest}))
+    (whole / "state.json").write_text("{}")
+    for name in ("result.json", "report.html"):
+        (first / name).write_text("{}")
+    kept = Mirror.of(bucket, first)
+    assert kept
+    kept.push("result.json", "report.html")
+    kept.push_checkpoints()
+    assert is_finished(machine("two"), settings)
+    claim(machine("two"), longer, data)
+    files = {name for name in there(kept) if "/" not in name}
+    assert files == {"config.json", "vocabulary.csv", "report-1.html", "result-1.json"}
+    assert stored_config(machine("one")) == longer
+    assert not is_finished(first, longer)  # though its own result.json was there
+    assert [(one["epoch"], one["result"]) for one in lengths(first)] == [(0, "result-1.json"), (2, "")]
+    machine("three")
+    address = str(Location(bucket) / "longer")
+    began = with_weights_of_run(settings.override({"from_run": address}), data, print).model
+    assert (began.from_run, began.from_sha256) == (address, digest)
+    with pytest.raises(ValueError, match=r"from=s3://.*nothing.*: neither the folder"):
+        with_weights_of_run(settings.override({"from_run": str(Location(bucket) / "nothing")}), data, print)
 
 
 def test_two_nodes_without_a_common_disk(

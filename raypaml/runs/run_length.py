@@ -73,6 +73,8 @@ def change_length(folder: Path, config: TrainConfig) -> None:
 def _put_aside(folder: Path, storage: str, number: int) -> str:
     """Rename the result and the page of a finished run, in its store too; the result's new name, if there is one."""
     mirror, kept = Mirror.of(storage, folder), ""
+    if mirror:
+        mirror.pull("report.html", "result.json")
     for name in ("report.html", "result.json"):
         path = folder / name
         if path.is_file():
