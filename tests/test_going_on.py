@@ -114,7 +114,7 @@ def test_what_moves_with_the_length_is_said_with_its_values(schedule: str, tiny_
     rate = f"the {schedule} learning rate is {now:.3g} of its highest, and not {was:.3g}"
     expected = "the learning rate of the next step is the same" if schedule == "constant" else rate
     rest = "rejection rises as before, to 7.25 % of all entries in the last epoch"
-    said = f"{run}: 30 epochs instead of 18 epochs, from epoch 19, step 1 on; {expected}; {rest}"
+    said = f"{run}: 30 epochs instead of 18 epochs, from epoch 19 on; {expected}; {rest}"
     assert going_on(run, long, STEPS) == said
     assert going_on(run, short, STEPS) == ""
     claim(run, long, open_folder(tiny_digits))

@@ -97,12 +97,12 @@ def lengths_text(found: list[Length]) -> str:
     """Which epochs were trained as part of a run of which length, in a sentence; empty where there was one length."""
     if not found:
         return ""
-    parts = (f"{_since(length)} as a run of {length_text(length)}" for length in found)
+    parts = (f"{since_text(length['epoch'], length['step'])} as a run of {length_text(length)}" for length in found)
     return f"Trained {'; '.join(parts)}."
 
 
-def _since(length: Length) -> str:
-    epoch, step = length["epoch"], length["step"]
+def since_text(epoch: int, step: int) -> str:
+    """From where on something holds, an epoch and a step from 0, for people."""
     return f"from {place_text(epoch, step)}" if step else f"from epoch {epoch_number(epoch)}"
 
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raypaml.config import TrainConfig, rejecting_epochs
-from raypaml.counting import place_text
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.run_folder import read_history, stored_config
-from raypaml.runs.run_length import length_of, length_text, reached
+from raypaml.runs.run_length import length_of, length_text, reached, since_text
 from raypaml.training.early_stopping import early_stop
 from raypaml.training.learning_rates import learning_rate
 
@@ -35,7 +34,7 @@ def going_on(folder: Path, config: TrainConfig, steps: int) -> str:
     if epoch == config.optim.epochs:
         return f"{said}; all of them are trained, and the best is tested"
     moved = "; ".join(_moved(before, config, epoch * steps + step, steps))
-    return f"{said}, from {place_text(epoch, step)} on; {moved}"
+    return f"{said}, {since_text(epoch, step)} on; {moved}"
 
 
 def _check(folder: Path, config: TrainConfig, epoch: int, step: int) -> None:
