@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from raypaml.api.run import Run as Run
     from raypaml.augmentation.augmentations import Augmentation as Augmentation
     from raypaml.augmentation.augmentations import register_augmentation as register_augmentation
     from raypaml.errors import CallbackError as CallbackError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Run": "raypaml.api.run",
     "UserError": "raypaml.errors",
     "CallbackError": "raypaml.errors",
     "StoppedAtOnce": "raypaml.errors",

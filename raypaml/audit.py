@@ -33,20 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if argv is None else argv)
     if asked.apply and not asked.out:
         raise ValueError("apply: --out DIR is needed, the folder of the new data set")
-    from raypaml.auditing.audit_run import AuditedRun, apply_file, audit_run, figures_as_text  # with torch
-    from raypaml.cluster.tasks import own_device
+    from raypaml.api.run import Run  # with torch
+    from raypaml.auditing.audit_run import figures_as_text
 
-    run = AuditedRun.open(Path(asked.run), asked.data, say)
+    run = Run.open(asked.run)
     if asked.apply:
-        record = apply_file(run, Path(asked.apply), Path(asked.out))
+        record = run.apply_answers(asked.apply, asked.out, data=asked.data)
         print(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
-        say(f"next: {command('train')} --data {asked.out} --config {run.folder / 'config.json'}")
+        say(f"next: {command('train')} --data {asked.out} --config {Path(asked.run) / 'config.json'}")
         return 0
-    out = Path(asked.out) if asked.out else run.folder / "audit"
-    known = audit_run(run, asked.top, out, own_device(asked.device), say, asked.alpha)
-    if known is not None and known["precision"]:
-        print(figures_as_text(known))
-    print(out / "index.html")
+    audited = run.audit(top=asked.top, data=asked.data, out=asked.out, alpha=asked.alpha, device=asked.device)
+    if audited.figures is not None and audited.figures["precision"]:
+        print(figures_as_text(audited.figures))
+    print(audited.page)
     return 0
 
 

@@ -44,17 +44,29 @@ def parse(argv: Sequence[str]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, write figures and page, and say where."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    from raypaml.cluster.tasks import device_mapper  # all below with torch
-    from raypaml.explanations.explain_runs import ExplainedRuns, ShownPairs
+    from raypaml.api.explained import Explained  # with torch
 
-    beside = [run for run in asked.beside.split(",") if run]
-    runs = ExplainedRuns.open(asked.run, asked.against, beside, asked.data, asked.split, say, asked.alpha)
-    boxes = runs.boxes(Path(asked.boxes), say) if asked.boxes else None
-    with device_mapper(asked.workers, asked.address, asked.device) as (run, device):
-        pairs = runs.compare(boxes, asked.limit, run, device, say)
-    classes = tuple(asked.classes.split(",")) if asked.classes else ()
-    choice = ShownPairs(show=asked.show, rows=asked.rows, classes=classes, group=asked.group)
-    print(runs.write(Path(asked.out) if asked.out else None, pairs, choice, boosted=not asked.raw, boxes=boxes))
+    explained = Explained.of(
+        Path(asked.run),
+        against=asked.against,
+        beside=[run for run in asked.beside.split(",") if run],
+        data=asked.data,
+        split=asked.split,
+        boxes=asked.boxes,
+        limit=asked.limit,
+        show=asked.show,
+        rows=asked.rows,
+        classes=asked.classes.split(",") if asked.classes else (),
+        group=asked.group,
+        raw=asked.raw,
+        out=asked.out,
+        alpha=asked.alpha,
+        workers=asked.workers,
+        address=asked.address,
+        device=asked.device,
+        say=say,
+    )
+    print(explained.page)
     return 0
 
 

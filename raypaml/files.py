@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+Place = str | os.PathLike[str]
+"""A file or a folder, as programs name it."""
 _ABANDONED_SECONDS = 3600.0
 """A file not written to for so long is nobody's work any more."""
 _INSTEAD = (

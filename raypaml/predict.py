@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command, say
@@ -34,39 +35,21 @@ def parse(argv: Sequence[str]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write, and name what was broken."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    from raypaml.cluster.tasks import device_mapper  # all below with torch
-    from raypaml.counting import Count
-    from raypaml.data.hidden_files import PassedOver
-    from raypaml.inference.answer_files import check_out, writer
-    from raypaml.inference.choice import choose
-    from raypaml.inference.classifying import classify, loaded
-    from raypaml.inference.pictures import find_pictures
-    from raypaml.runs.alpha_of_use import alpha_text
+    from raypaml.api.predicted import predict_pictures  # with torch
+    from raypaml.inference.answer_files import standard_output
 
-    check_out(asked.out)
-    card = loaded(asked.model, "cpu", asked.alpha).card
-    choice = choose(card, top=asked.top, threshold=asked.threshold, thresholds_from=asked.thresholds_from)
-    say(f"alpha {alpha_text(card.alpha)}: {card.alpha_origin}; threshold: {choice.said}")
-    passed_over = PassedOver(list)
-    pictures = list(find_pictures(asked.images, asked.background, passed_over))
-    broken: list[tuple[str, str]] = []
-    empty, count = 0, Count("predicting", len(pictures), say)
-    with writer(asked.out) as out, device_mapper(asked.workers, asked.address, asked.device) as (run, device):
-        for name, answer in classify(asked.model, pictures, choice, asked.overlays, run, device, asked.alpha):
-            count.add()
-            empty += not answer
-            if isinstance(answer, str):
-                broken.append((name, answer))
-            else:
-                out.write(name, [(card.class_ids[k], card.names[k], score) for k, score in answer])
-    rows = ", which have a row without class and score" if empty else ""
-    count.show(f"{len(broken):,} broken", f"{empty:,} without a class that reaches its threshold{rows}")
-    if passed_over:
-        kinds = (f"{reason} {len(names):,} (such as {names[0]})" for reason, names in sorted(passed_over.items()))
-        say(f"files passed over, by suffix or other reason: {', '.join(kinds)}")
-    for name, reason in broken:
-        say(f"broken: {name}: {reason}")
-    return 1 if broken else 0
+    predicted = predict_pictures(
+        Path(asked.model),
+        asked.images,
+        out=asked.out or standard_output(),
+        choosing={name: getattr(asked, name) for name in ("top", "threshold", "thresholds_from")},
+        overlays=asked.overlays,
+        background=asked.background,
+        alpha=asked.alpha,
+        processes=(asked.workers, asked.address, asked.device),
+        say=say,
+    )
+    return 1 if predicted.broken else 0
 
 
 if __name__ == "__main__":

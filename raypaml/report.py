@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from raypaml.cli import Parser, command, run_command, say
+from raypaml.cli import Parser, command, run_command
 from raypaml.extensions import add_import_flag
-from raypaml.runs.run_folder import stored_config
 
 
 def parse(argv: Sequence[str]) -> Any:
@@ -24,16 +23,10 @@ def parse(argv: Sequence[str]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the report, print the table, and say where."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    config = stored_config(asked.run)
-    if config is None:
-        raise ValueError(f"{asked.run}: not the folder of a run; it has no config.json")
-    from raypaml.data.data_folder import open_folder, resolve_data
+    from raypaml.api.run import Run  # with torch and matplotlib
     from raypaml.evaluation.summary import table
-    from raypaml.run_report.conclude import conclude_run  # with torch and matplotlib
-    from raypaml.training.job import Job
 
-    data = open_folder(resolve_data(asked.data or config.data.data, say), **config.data.opening)
-    result = conclude_run(Job(config.override({"name": asked.run.resolve().name}), data, asked.run))
+    result = Run.open(asked.run).report(data=asked.data)
     print(f"{table(result)}\n\nReport: {asked.run / 'report.html'}")
     return 0
 

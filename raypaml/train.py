@@ -26,28 +26,20 @@ def _add_plan(parser: Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, test, report."""
     config, asked = parse(sys.argv[1:] if argv is None else argv)
-    # --help and --plan need none of these, which bring torch and ray
-    from raypaml.training.job import plan_job, prepare_job
-
     if asked.plan:
+        from raypaml.training.job import plan_job  # with torch, which --help does without
+
         print(plan_job(config, say))
         return 0
-    from raypaml.reports.progress import Display
-    from raypaml.runs.run_length import is_finished
+    from raypaml.api.run import Run
 
-    with Display() as display:
-        job = prepare_job(config, display.say)
-        if not is_finished(job.folder, job.config):
-            from raypaml.cluster.launch import fit
+    run = Run.train(config)
+    if run.stopped:
+        return 128 + run.stopped
+    from raypaml.evaluation.summary import table
 
-            if stopped := fit(job, command("train"), display):
-                return 128 + stopped
-        from raypaml.evaluation.summary import table  # with matplotlib and scipy, which no step waits for
-        from raypaml.run_report.conclude import conclude_run
-
-        result = conclude_run(job)
-        display.conclude(result, job.folder / "report.html")
-    print(f"{table(result)}\n\nReport: {job.folder / 'report.html'}")
+    assert run.result is not None
+    print(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
     return 0
 
 

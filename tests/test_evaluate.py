@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from raypaml import evaluate
+from raypaml.api import predicted_split
 from raypaml.cli import run_command
 from raypaml.data.data_folder import open_folder
 from raypaml.evaluation import prediction_plan
@@ -107,7 +108,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
         return alone(work, part, device)
 
     alone = prediction_plan.predict_part_alone
-    monkeypatch.setattr(prediction_plan, "predict_part_alone", interrupted)
+    monkeypatch.setattr(predicted_split, "predict_part_alone", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run_command(lambda: evaluate.main([str(run), "--out", str(tmp_path)]), "python -m raypaml.evaluate")
     assert stopped.value.code == 130

@@ -202,21 +202,30 @@ def difference(found: dict[str, Any]) -> str:
 
 def write_class_csv(path: Path, runs: list[Evaluation]) -> None:
     """One row a class; AP and the other measures of a second run in columns ending in `_2`."""
-    vocabulary = runs[0].vocabulary
-    columns: dict[str, Any] = {
-        "class_id": vocabulary.class_ids,
-        "name": vocabulary.names,
-        "class_group": vocabulary.class_group.tolist(),
-        "train_annotations": (vocabulary.train_positives + vocabulary.train_negatives).tolist(),
-        "positives": runs[0].positives.tolist(),
-        "negatives": runs[0].negatives.tolist(),
-    }
+    columns = _about_classes(runs[0])
     for number, found in enumerate(runs):
         columns |= {name + ("_2" if number else ""): _cells(values) for name, values in _by_class(found).items()}
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
+
+
+def measures_by_class(found: Evaluation) -> dict[str, Any]:
+    """Columns [K]: what a class is, how often it was annotated, its AP and the other measures."""
+    return _about_classes(found) | _by_class(found)
+
+
+def _about_classes(found: Evaluation) -> dict[str, Any]:
+    vocabulary = found.vocabulary
+    return {
+        "class_id": vocabulary.class_ids,
+        "name": vocabulary.names,
+        "class_group": vocabulary.class_group.tolist(),
+        "train_annotations": (vocabulary.train_positives + vocabulary.train_negatives).tolist(),
+        "positives": found.positives.tolist(),
+        "negatives": found.negatives.tolist(),
+    }
 
 
 def _by_class(found: Evaluation) -> dict[str, Any]:

@@ -29,6 +29,8 @@ from raypaml.runs.run_folder import check_trained_classes, read_history, stored_
 
 PART_SAMPLES = 512
 """Samples of the split for one task."""
+WAYS_TO_SHOW = ("spread", "high", "low", "errors")
+"""Ways to choose the pairs that are shown."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class ShownPairs:
     """Only classes of this group, G1 to G5."""
 
     def of(self, pairs: Pairs, data: DataFolder) -> list[tuple[int, int]]:
-        """The (image, class) pairs to show; ValueError where there is no such class or group."""
+        """The (image, class) pairs to show; ValueError where there is no such way, class or group."""
+        if self.show not in WAYS_TO_SHOW:
+            raise ValueError(f"show={self.show!r}: must be one of {', '.join(WAYS_TO_SHOW)}")
         wanted = ~pairs.positive if self.show == "errors" else pairs.positive
         if self.classes:
             wanted = wanted & np.isin(pairs.class_index, [_column(name, data) for name in self.classes])

@@ -31,15 +31,16 @@ class Writer(Protocol):
         """Class id, name and score of each answer, best first; none where no class was chosen."""
 
 
-@contextmanager
-def writer(out: str) -> Iterator[Writer]:
-    """Of the file `out`, by its suffix, which appears when all is written; "" writes CSV to standard output.
+def standard_output() -> Writer:
+    """CSV on standard output."""
+    return _Csv(sys.stdout)
 
-    Raises:
-        ValueError: another suffix.
-    """
-    if not out:
-        yield _Csv(sys.stdout)
+
+@contextmanager
+def writer(out: str | Writer) -> Iterator[Writer]:
+    """What takes answers: of the file `out`, by its suffix, which appears when all is written; or `out` itself."""
+    if not isinstance(out, str):
+        yield out
         return
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,19 +82,34 @@ class _Lines:
         self._file.write(json.dumps({"image": image, "classes": answers}, ensure_ascii=False) + "\n")
 
 
-class _Parquet:
-    ROWS = 1 << 16
+class Rows:
+    """Collects the answers."""
 
-    def __init__(self, file: pq.ParquetWriter):
-        self._file = file
+    def __init__(self) -> None:
         self._rows: list[Sequence[Any]] = []
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
+        """Class id, name and score of each answer."""
         self._rows += [(image, *row) for row in rows] or [(image, None, None, None)]
+
+    def table(self) -> pa.Table:
+        """What was collected."""
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(_COLUMNS)
+        return pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_SCHEMA)
+
+
+class _Parquet(Rows):
+    ROWS = 1 << 16
+
+    def __init__(self, file: pq.ParquetWriter):
+        super().__init__()
+        self._file = file
+
+    def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
+        super().write(image, rows)
         if len(self._rows) >= self.ROWS:
             self.flush()
 
     def flush(self) -> None:
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(_COLUMNS)
-        self._file.write_table(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_SCHEMA))
+        self._file.write_table(self.table())
         self._rows = []

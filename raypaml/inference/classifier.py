@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from raypaml.errors import told_as_user_errors
 from raypaml.inference.model_card import NAME, WEIGHTS, Card, card_of_run
 from raypaml.inference.pictures import Picture, fit_to_size, read_picture
 from raypaml.labels import RealArray
@@ -25,9 +28,12 @@ from raypaml.model.cam import CamClassifier, pool_parts
 from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.models import evaluating, placed, prepare_device
 
-Given = Image.Image | Path | str
-"""A picture, or the path of its file."""
-_WANTED = "give a picture of PIL (PIL.Image.fromarray makes one), the path of one, or a list of these"
+Given = Image.Image | Path | str | NDArray[np.uint8] | Tensor
+"""A picture: of PIL, the path of its file, uint8 [H, W], [H, W, 3] or [H, W, 4], or a uint8 tensor [3, H, W]."""
+_WANTED = (
+    "give a picture of PIL, the path of one, a uint8 array [H, W], [H, W, 3] or [H, W, 4], a uint8 tensor [3, H, W], "
+    "or a list of these"
+)
 _BATCH = 32
 
 
@@ -72,28 +78,28 @@ class Classifier:
     ) -> list[Found]: ...
 
     @overload
-    def predict(self, picture: Sequence[Given], *, top: int = 5, threshold: float = 0.0) -> list[list[Found]]: ...
+    def predict(self, picture: Iterable[Given], *, top: int = 5, threshold: float = 0.0) -> list[list[Found]]: ...
 
+    @told_as_user_errors()
     def predict(
-        self, picture: Given | Sequence[Given], *, top: int = 5, threshold: float = 0.0
+        self, picture: Given | Iterable[Given], *, top: int = 5, threshold: float = 0.0
     ) -> list[Found] | list[list[Found]]:
         """The `top` classes of a picture whose probability is at least `threshold`, best first.
 
         Args:
             picture: of any size and mode, or the path of a file; turned upright, made RGB, resized as `card.json` says.
-                Of a list of them, a list of answers in their order.
+                Of several, such as a list or an array [B, H, W, 3], a list of answers in their order.
 
         Raises:
-            ValueError: neither, or a file that is not there or no picture.
+            UserError: neither, or a file that is not there or no picture.
         """
-        if isinstance(picture, Image.Image | str | Path):
+        if _is_one(picture):
             return self._best(self.logits([self._pixels(picture)])[0], top, threshold)
-        if not isinstance(picture, list | tuple):
+        if not isinstance(picture, Iterable):
             raise ValueError(f"predict: {_WANTED}, not {type(picture).__name__}")
-        answers = []
-        for start in range(0, len(picture), _BATCH):
-            rows = self.logits([self._pixels(one) for one in picture[start : start + _BATCH]])
-            answers += [self._best(row, top, threshold) for row in rows]
+        answers, left = [], iter(picture)
+        while batch := [self._pixels(one) for one in islice(left, _BATCH)]:
+            answers += [self._best(row, top, threshold) for row in self.logits(batch)]
         return answers
 
     def _best(self, logits: RealArray, top: int, threshold: float) -> list[Found]:
@@ -102,6 +108,8 @@ class Classifier:
         return [Found(card.class_ids[k], card.names[k], float(scores[k])) for k in best if scores[k] >= threshold]
 
     def _pixels(self, picture: Given) -> NDArray[np.uint8]:
+        if isinstance(picture, np.ndarray | Tensor):
+            picture = _image_of(picture)
         if isinstance(picture, Image.Image):
             return fit_to_size(picture, self.card.height, self.card.width)
         if not isinstance(picture, str | Path):
@@ -113,11 +121,32 @@ class Classifier:
         except ValueError as error:
             raise ValueError(f"{picture}: {error}") from None
 
-    def map(self, picture: Given) -> RealArray:
-        """The raw class activation map [K, h, w] of a picture, or of the path of one."""
+    @told_as_user_errors()
+    def map(self, picture: Given, of: str = "") -> RealArray:
+        """The raw class activation map [K, h, w] of a picture, or [h, w] of one class; BoostLU comes after it.
+
+        Args:
+            picture: as `predict` takes it.
+            of: the id or the name of a class.
+
+        Raises:
+            UserError: no picture, or no such class.
+        """
+        column = self._column(of) if of else slice(None)
         images = self._images([self._pixels(picture)])
         with self._serving():
-            return self.model.cam(images)[0].float().cpu().numpy()
+            return self.model.cam(images)[0, column].float().cpu().numpy()
+
+    def _column(self, name: str) -> int:
+        """The class of this id, or else of this name, which no other has."""
+        ids, names = self.card.class_ids, self.card.names
+        columns = [ids.index(name)] if name in ids else [k for k, known in enumerate(names) if known == name]
+        if len(columns) != 1:
+            near = difflib.get_close_matches(name, [*names, *ids], 1)
+            several = f"the name of {', '.join(ids[k] for k in columns)}; give one of these ids"
+            said = several if columns else f"no such class{f'; did you mean {near[0]!r}?' if near else ''}"
+            raise ValueError(f"{name!r}: {said}")
+        return columns[0]
 
     def logits(self, pixels: Sequence[NDArray[np.uint8]]) -> RealArray:
         """[B, K] of images [H, W, 3] of the card's size."""
@@ -135,6 +164,24 @@ class Classifier:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
 
 
+def _is_one(picture: Any) -> TypeGuard[Given]:
+    """Whether it is one picture rather than several."""
+    if isinstance(picture, np.ndarray | Tensor):
+        return picture.ndim < 4
+    return isinstance(picture, Image.Image | str | Path)
+
+
+def _image_of(array: NDArray[Any] | Tensor) -> Image.Image:
+    """The picture in an array or a tensor; ValueError where that is none."""
+    kind, shape = array.dtype, tuple(array.shape)
+    if isinstance(array, Tensor):
+        array = array.permute(1, 2, 0).cpu().numpy() if array.ndim == 3 and shape[0] == 3 else np.empty(0)
+    if kind not in (np.uint8, torch.uint8) or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ValueError(f"predict: {_WANTED}, not {kind} {list(shape)}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+@told_as_user_errors()
 def load(path: Path | str, device: torch.device | str = "cpu", alpha: float | str = "") -> Classifier:
     """A model ready for use.
 
@@ -144,7 +191,7 @@ def load(path: Path | str, device: torch.device | str = "cpu", alpha: float | st
         alpha: BoostLU's factor, >= 1, `training` or `chosen` (on validation); "" for the one chosen, else of training.
 
     Raises:
-        ValueError: none of these, damaged, or of another vocabulary. Nothing is ever unpickled.
+        UserError: none of these, damaged, or of another vocabulary. Nothing is ever unpickled.
     """
     path = Path(path)
     if path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -20,12 +21,23 @@ PLAIN_SECONDS = 15.0
 """Between two plain progress lines within an epoch."""
 
 
+def progress_console(*, shown: bool = True) -> Console:
+    """Where progress is shown: on standard error, or in the cell of a notebook; or nowhere."""
+    return Console(file=sys.stderr, highlight=False, quiet=not shown)
+
+
+def shows_live(console: Console) -> bool:
+    """Whether a display there can change in place: a terminal, or a notebook with ipywidgets."""
+    has_widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return not console.quiet and (console.is_terminal or has_widgets)
+
+
 class Display:
     """Shows what workers report: `update` takes the events of training.loop."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False)
-        self._live = self.console.is_terminal
+        self.console = console or progress_console()
+        self._live = shows_live(self.console)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +83,17 @@ def _reads_buffers(model: nn.Module) -> bool:
         if not isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, buffer in module.named_buffers(recurse=False)
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """In the block this process computes with one thread: their number may move a float's last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def own_gpu(device: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from raypaml.reports.progress import progress_console, shows_live
 from raypaml.reports.tables import percent
 from raypaml.search.search_folder import Outcome, SearchPlan
 from raypaml.search.trials import Trial
@@ -23,13 +23,13 @@ class SearchDisplay:
     """Shows what happens to the trials of a search."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.console = console or progress_console()
         self._rows: dict[str, dict[str, Any]] = {}
         self._epochs = 0
         self._live = Live(console=self.console, get_renderable=self._table, auto_refresh=False)
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if shows_live(self.console):
             self._live.start()
         return self
 
@@ -89,7 +89,7 @@ class SearchDisplay:
         return self._rows.setdefault(name, {})
 
     def _refresh(self, line: str) -> None:
-        if self.console.is_terminal:
+        if shows_live(self.console):
             self._live.refresh()
         else:
             self.say(line)

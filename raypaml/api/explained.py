@@ -1,0 +1,90 @@
+"""What a model looked at, as figures, a table and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.csv
+
+from raypaml.cluster.tasks import device_mapper
+from raypaml.explanations.explain_runs import ExplainedRuns, ShownPairs
+from raypaml.files import Place
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Maps of a model, written as a page; compared with another's if asked."""
+
+    page: Path
+    """`explanations.html`, one file."""
+
+    @classmethod
+    def of(
+        cls,
+        run: Path,
+        *,
+        against: Place = "",
+        beside: Sequence[Place] = (),
+        data: Place = "",
+        split: str = "test",
+        boxes: Place = "",
+        limit: int = 0,
+        show: str = "spread",
+        rows: int = 12,
+        classes: Sequence[str] = (),
+        group: str = "",
+        raw: bool = False,
+        out: Place = "",
+        alpha: float | str = "",
+        workers: int = 1,
+        address: str = "",
+        device: str = "auto",
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Self:
+        """Compare the maps of a split, and write figures and page.
+
+        Args:
+            run: folder of a run or of one of its checkpoints.
+            against: the run whose maps they are compared with, usually trained on full labels.
+            beside: runs whose maps are shown too.
+            data: another data set of the same classes than the run's.
+            split: of its images.
+            boxes: box CSV of Open Images for the split; default: the data's own.
+            limit: only the first so many images; 0: all.
+            show: which pairs of image and class are shown: spread, high, low or errors.
+            rows: how many images.
+            classes: only these, by name or id.
+            group: only classes of this group, G1 to G5.
+            raw: show maps before BoostLU.
+            out: folder; default: in the run's.
+            alpha: as `raypaml.load` takes it.
+            workers, address, device: who computes.
+            say: told of progress.
+
+        Raises:
+            ValueError: runs, data or choices do not fit each other.
+        """
+        choice = ShownPairs(show=show, rows=rows, classes=tuple(classes), group=group)
+        runs = ExplainedRuns.open(
+            str(run), str(against), [str(one) for one in beside], str(data), split, say, str(alpha)
+        )
+        read = runs.boxes(Path(boxes), say) if str(boxes) else None
+        with device_mapper(workers, address, device) as (mapper, used):
+            pairs = runs.compare(read, limit, mapper, used, say)
+        folder = Path(out) if str(out) else None
+        return cls(runs.write(folder, pairs, choice, boosted=not raw, boxes=read))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """How far the maps agree, as `explanations.json` has it."""
+        return dict(json.loads((self.page.parent / "explanations.json").read_text()))
+
+    @property
+    def pairs(self) -> pa.Table:
+        """A row for each pair of image and class."""
+        return pyarrow.csv.read_csv(self.page.parent / "pairs.csv")

@@ -1,0 +1,58 @@
+"""A model written for other programs, each format compared with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raypaml.counting import Count
+from raypaml.inference import exporting
+from raypaml.inference.card_page import PAGE, card_page
+from raypaml.inference.classifier import load
+from raypaml.runs.alpha_of_use import alpha_text
+
+_WAYS: dict[str, tuple[Callable[..., Path], Callable[[Path], Any]]] = {
+    "safetensors": (exporting.save_weights, lambda path: load(path.parent).model),
+    "onnx": (exporting.save_onnx, exporting.onnx_runner),
+    "program": (exporting.save_program, exporting.program_runner),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file of an export."""
+
+    path: Path
+    difference: float
+    """The largest of its logits from PyTorch's."""
+
+
+def export_model(
+    model: Path, out: str, formats: Sequence[str], alpha: str, say: Callable[[str], None]
+) -> Iterator[Exported]:
+    """Write a model in some formats, one after the other, and then the page that says what it is.
+
+    Args:
+        model: folder of a run, a checkpoint or an export.
+        out: folder; "" for `export` in the model's.
+        formats: some of safetensors, onnx, program; none for all.
+        alpha: as `raypaml.load` takes it.
+        say: told of progress.
+
+    Raises:
+        ValueError: a format that is none, a package that is missing, or logits that differ.
+    """
+    formats = formats or list(_WAYS)
+    if unknown := [name for name in formats if name not in _WAYS]:
+        raise ValueError(f"formats={','.join(formats)}: {unknown[0]!r} is none; known: {', '.join(_WAYS)}")
+    classifier = load(model, alpha=alpha)
+    say(f"alpha {alpha_text(classifier.alpha)}: {classifier.card.alpha_origin}")
+    folder = Path(out) if out else model / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in Count("exporting", len(formats), say, unit="formats").each(formats):
+        save, runner = _WAYS[name]
+        path = save(classifier, folder)
+        yield Exported(path, exporting.check_parity(classifier, runner(path), str(path)))
+    (folder / PAGE).write_text(card_page(classifier, folder, formats), encoding="utf-8")

@@ -1,0 +1,106 @@
+"""The classes of pictures in files, folders and shards, by this process or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raypaml.api.predicted_split import Processes
+from raypaml.cluster.tasks import device_mapper
+from raypaml.counting import Count
+from raypaml.data.hidden_files import PassedOver
+from raypaml.inference.answer_files import Rows, Writer, check_out, writer
+from raypaml.inference.choice import choose
+from raypaml.inference.classifying import classify, loaded
+from raypaml.inference.pictures import find_pictures
+from raypaml.runs.alpha_of_use import alpha_text
+from raypaml.runs.ranks import one_thread
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model said of pictures."""
+
+    pictures: int
+    """How many were found."""
+    table: pa.Table | None
+    """A row for each answer: `image`, `class`, `name`, `score`; a picture without a class has one row with nulls. None
+    where the answers were written to `out`."""
+    out: str
+    """The file with the answers; "" where there is none."""
+    without_class: int
+    """Pictures of which no class reached its threshold."""
+    broken: tuple[tuple[str, str], ...]
+    """Pictures that cannot be read, each with the reason."""
+
+    def __repr__(self) -> str:
+        where = f"in {self.out}" if self.table is None else f"{self.table.num_rows:,} rows in .table"
+        broken = f", {len(self.broken):,} broken" if self.broken else ""
+        return f"<Predicted {self.pictures:,} pictures{broken}; {where}>"
+
+
+def predict_pictures(
+    model: Path,
+    images: Sequence[str],
+    *,
+    out: str | Writer,
+    choosing: Mapping[str, Any],
+    overlays: str,
+    background: str,
+    alpha: str,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> Predicted:
+    """Predict pictures, write or collect the answers, and say what was broken or passed over.
+
+    Args:
+        model: folder of a run, a checkpoint or an export.
+        images: files, folders and shards, here or in a store.
+        out: a file, or what takes the answers; "" collects them in a table.
+        choosing: which classes are answered, as `inference.choice.choose` takes it.
+        overlays: folder for pictures with the map of their best class; "" for none.
+        background: colour under transparent pixels.
+        alpha: as `raypaml.load` takes it.
+        processes: that share the pictures.
+        say: told of progress.
+
+    Raises:
+        ValueError: the model, the pictures or the file do not fit what is asked.
+    """
+    file = out if isinstance(out, str) else ""
+    check_out(file)
+    rows = Rows()
+    with one_thread():
+        card = loaded(str(model), "cpu", alpha).card
+        choice = choose(card, **choosing)
+        say(f"alpha {alpha_text(card.alpha)}: {card.alpha_origin}; threshold: {choice.said}")
+        passed_over = PassedOver(list)
+        pictures = list(find_pictures(images, background, passed_over))
+        broken: list[tuple[str, str]] = []
+        empty, count = 0, Count("predicting", len(pictures), say)
+        with writer(out or rows) as to, device_mapper(*processes) as (run, device):
+            for name, answer in classify(str(model), pictures, choice, overlays, run, device, alpha):
+                count.add()
+                empty += not answer
+                if isinstance(answer, str):
+                    broken.append((name, answer))
+                else:
+                    to.write(name, [(card.class_ids[k], card.names[k], score) for k, score in answer])
+    _say_left_out(say, count, broken, empty, passed_over)
+    return Predicted(len(pictures), None if out else rows.table(), file, empty, tuple(broken))
+
+
+def _say_left_out(
+    say: Callable[[str], None], count: Count, broken: list[tuple[str, str]], empty: int, passed_over: PassedOver
+) -> None:
+    rows = ", which have a row without class and score" if empty else ""
+    count.show(f"{len(broken):,} broken", f"{empty:,} without a class that reaches its threshold{rows}")
+    if passed_over:
+        kinds = (f"{reason} {len(names):,} (such as {names[0]})" for reason, names in sorted(passed_over.items()))
+        say(f"files passed over, by suffix or other reason: {', '.join(kinds)}")
+    for name, reason in broken:
+        say(f"broken: {name}: {reason}")

@@ -1,0 +1,120 @@
+"""A split predicted by a model: where the predictions are, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raypaml.cluster.tasks import device_mapper
+from raypaml.counting import Count
+from raypaml.evaluation.aggregation import measures_by_class
+from raypaml.evaluation.choosing import ALPHA_SPLIT, choose_for_use
+from raypaml.evaluation.measures import Evaluation, evaluate_set
+from raypaml.evaluation.parts import open_set, read_vocabulary
+from raypaml.evaluation.prediction_plan import PredictionPlan, check_skipped, plan_asked, predict_part_alone
+from raypaml.evaluation.summary import summary, table
+from raypaml.runs.ranks import one_thread
+
+Processes = tuple[int, str, str]
+"""How many, the address of their cluster ("" for this machine), and the device of each."""
+
+
+@dataclass(frozen=True)
+class PredictedSplit:
+    """The predictions of a split. Its figures are of observed labels, under the convention of the papers."""
+
+    folder: Path
+    """Of the predictions, which `raypaml aggregate` takes."""
+    split: str
+    data: str
+    """Path or address of the data set."""
+    skipped: int
+    """Broken images left out; the parts name them."""
+    choice: str = ""
+    """What alpha and thresholds were chosen, as text; "" where none were to be."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """`mean_ap` (0..1), `groups`, and what they count, at the alpha of training."""
+        return summary(self._evaluation)
+
+    @property
+    def classes(self) -> pa.Table:
+        """A row for each class: its annotations, `ap` (0..1, NaN without labels), `best_threshold` and own metrics."""
+        return pa.table(measures_by_class(self._evaluation))
+
+    @cached_property
+    def _evaluation(self) -> Evaluation:
+        predictions = open_set(self.folder)
+        return evaluate_set(predictions, read_vocabulary(self.folder, predictions))
+
+    def __repr__(self) -> str:
+        figures = self.figures
+        about = f"{figures['images']:,} images, mAP {100 * figures['mean_ap']:.2f}"
+        return f"<PredictedSplit {self.split}: {about}, in {self.folder}>"
+
+    def _repr_markdown_(self) -> str:
+        return "\n\n".join(filter(None, [table(self.figures), self.choice]))
+
+
+def predict_split_of(
+    given: Path,
+    split: str,
+    *,
+    data: str,
+    choose_alpha: bool,
+    out: str,
+    unobserved: bool,
+    skip_budget: float | None,
+    processes: Processes,
+    say: Callable[[str], None],
+) -> PredictedSplit:
+    """Predict a split with a run or a checkpoint, and choose its alpha on validation if asked; see `plan_asked`.
+
+    Raises:
+        ValueError: alpha is to be chosen on another split, no workers, or what `plan_asked` refuses.
+    """
+    if choose_alpha and split not in ("", ALPHA_SPLIT):
+        raise ValueError(f"split={split}: alpha is chosen on {ALPHA_SPLIT} alone; leave --split out")
+    if processes[0] < 1:
+        raise ValueError(f"workers={processes[0]}: must be at least 1")
+    plan = plan_asked(
+        given,
+        data,
+        split or (ALPHA_SPLIT if choose_alpha else "test"),
+        Path(out) if out else None,
+        unobserved=unobserved,
+        skip_budget=skip_budget,
+        replace=choose_alpha and not out,
+        say=say,
+    )
+    try:
+        _predict(plan, processes, say)
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on with the parts that are missing")
+        raise
+    skipped = check_skipped(plan)
+    choice = choose_for_use(plan) if choose_alpha else ""
+    return PredictedSplit(plan.folder, plan.parts[0].split, plan.data, skipped, choice)
+
+
+def _predict(plan: PredictionPlan, processes: Processes, say: Callable[[str], None]) -> None:
+    """Predict the parts that are missing."""
+    left, total = plan.unfinished(), len(plan.parts)
+    done = total - len(left)
+    if done:
+        say(f"{done} of {total} parts are there already")
+    if not left:
+        return
+    sizes = {part.part: part.part_samples for part in plan.parts}
+    images = sum(sizes.values())
+    before = images - sum(part.part_samples for part in left)
+    count = Count(f"predicting {left[0].split}", images, say, done=before)
+    with one_thread(), device_mapper(*processes) as (run, device):
+        for _ in count.each(run(predict_part_alone, [(plan, part, device) for part in left]), lambda part: sizes[part]):
+            pass

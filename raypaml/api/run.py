@@ -1,0 +1,296 @@
+"""A training run as an object: `raypaml.Run.train("digits")`, `raypaml.Run.open("runs/NAME")`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from raypaml.cli import command, say
+from raypaml.config import TrainConfig
+from raypaml.errors import told_as_user_errors
+from raypaml.files import Place
+from raypaml.runs.run_folder import read_config, read_history
+from raypaml.runs.run_settings import configured
+
+if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is used: no step waits for it
+    import pyarrow as pa
+
+    from raypaml.api.audited import Audited
+    from raypaml.api.explained import Explained
+    from raypaml.api.exported import Exported
+    from raypaml.api.predicted import Predicted
+    from raypaml.api.predicted_split import PredictedSplit
+    from raypaml.inference.classifier import Classifier
+
+
+class Run:
+    """A run in its folder: what it recorded, what came out, and what can be done with its model.
+
+    Figures are read from the folder whenever they are asked for, so that they are those of now, also while another
+    process trains. Methods do what the commands of the same name do, and take the flags' names with `_` for `-`;
+    what they say meanwhile goes to standard error, or nowhere with `progress=False`.
+    """
+
+    def __init__(self, path: Place, *, progress: bool = True, stopped: int = 0):
+        self.path = Path(path).absolute()
+        """The folder of the run, or that of one of its checkpoints, which methods then use instead of the best."""
+        self.stopped = signal.Signals(stopped) if stopped else None
+        """The signal, such as SIGINT, that stopped the training that gave this object; None where none did."""
+        self._say: Callable[[str], None] = say if progress else lambda _: None
+        self._progress = progress
+
+    @classmethod
+    @told_as_user_errors()
+    def train(
+        cls,
+        config_or_recipe: TrainConfig | Place = "digits",
+        *,
+        progress: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """Train a run, or go on with it where one of this `name` and `storage` is there; its result and report follow.
+
+        Args:
+            config_or_recipe: name of a recipe, a configuration, or a file that holds one: the config.json of a run, the
+                best.json of a search.
+            progress: show it: a live display in a terminal or notebook, lines elsewhere.
+            settings: those of `raypaml train --help` over it, such as `epochs=3, data="data/mine", workers=1`.
+
+        Returns:
+            The run. Where Ctrl-C or SIGTERM stopped it, which is no error, `stopped` has the signal and `is_finished`
+            is false; the same call goes on from there.
+
+        Raises:
+            UserError: what was asked cannot be done; RuntimeError: workers failed for another reason.
+            StoppedAtOnce: a second Ctrl-C or SIGTERM ended it without a further checkpoint.
+        """
+        from raypaml.reports.progress import Display, progress_console
+        from raypaml.runs.run_length import is_finished
+        from raypaml.training.job import prepare_job
+
+        config = configured(config_or_recipe, settings).config
+        with Display(progress_console(shown=progress)) as display:
+            job = prepare_job(config, display.say)
+            if not is_finished(job.folder, job.config):
+                from raypaml.cluster.launch import fit
+
+                if stopped := fit(job, command("train"), display):
+                    return cls(job.folder, progress=progress, stopped=stopped)
+            from raypaml.run_report.conclude import conclude_run
+
+            display.conclude(conclude_run(job), job.folder / "report.html")
+        return cls(job.folder, progress=progress)
+
+    @classmethod
+    @told_as_user_errors()
+    def open(cls, path: Place, *, progress: bool = True) -> Self:
+        """The run in a folder, finished or not, or with one of its checkpoints in the place of the best one.
+
+        Raises:
+            UserError: neither the folder of a run nor of one of its checkpoints.
+        """
+        run = cls(path, progress=progress)
+        if not (run.folder / "config.json").is_file():
+            raise ValueError(f"{path}: neither the folder of a run nor one of its checkpoints; it has no config.json")
+        return run
+
+    # --- What is in its folder ----------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return self.path.parent.parent if self.is_checkpoint else self.path
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it was opened by one of its checkpoints."""
+        return (self.path / "state.json").is_file()
+
+    @property
+    def name(self) -> str:
+        """The name of the run, which is that of its folder."""
+        return self.folder.name
+
+    @property
+    @told_as_user_errors()
+    def config(self) -> TrainConfig:
+        """All settings."""
+        return read_config(self.folder / "config.json")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end and tested."""
+        return (self.folder / "result.json").is_file()
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The test figures, such as `mean_ap` (0..1), and how training ended; None where it is not finished."""
+        path = self.folder / "result.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else None
+
+    @property
+    def records(self) -> pa.Table:
+        """A row for each epoch trained so far: `loss`, `validation_mean_ap`, `rejected`, `images_per_second`, ...
+
+        Epochs count from 0, as in metrics.jsonl; a group of figures there is columns here, such as
+        `validation_groups_G1`. The rejections by class are left out. `.to_pandas()` makes a DataFrame.
+        """
+        import pyarrow as pa
+
+        has_any = (self.folder / "metrics.jsonl").is_file()
+        rows = [_flat(record) for record in read_history(self.folder)] if has_any else []
+        names = dict.fromkeys(name for row in rows for name in row)
+        return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+    @property
+    @told_as_user_errors()
+    def best_checkpoint(self) -> Path:
+        """The folder of the checkpoint of best validation mAP, whose model is tested; UserError where there is none."""
+        from raypaml.runs.models import tested_checkpoint
+
+        return tested_checkpoint(self.folder)
+
+    def __repr__(self) -> str:
+        config, records, result = self.config, self.records, self.result
+        done = f"{records.num_rows} of {config.optim.epochs} epochs"
+        figures = [f"{config.recipe}, {config.loss.scheme}, {done}"]
+        if records.num_rows:
+            figures.append(f"validation mAP {100 * max(records['validation_mean_ap'].to_pylist()):.2f} at best")
+        if result:
+            figures.append(f"test mAP {100 * result['mean_ap']:.2f}")
+        elif self.stopped:
+            figures.append(f"stopped by {self.stopped.name}")
+        return f"<Run {self.folder}: {', '.join(figures)}>"
+
+    # --- What is done with it -----------------------------------------------------------------------------------------
+
+    @told_as_user_errors()
+    def load(self, *, alpha: float | str = "", device: str = "cpu") -> Classifier:
+        """The model, ready for pictures; see `raypaml.load`."""
+        from raypaml.inference.classifier import load
+
+        return load(self.path, device, alpha)
+
+    @told_as_user_errors()
+    def report(self, *, data: Place = "") -> dict[str, Any]:
+        """Write the result and the report of a trained run again; returns the result."""
+        from raypaml.data.data_folder import open_folder, resolve_data
+        from raypaml.run_report.conclude import conclude_run
+        from raypaml.training.job import Job
+
+        config = self.config
+        folder = open_folder(resolve_data(str(data) or config.data.data, self._say), **config.data.opening)
+        return conclude_run(Job(config.override({"name": self.name}), folder, self.folder))
+
+    @told_as_user_errors()
+    def evaluate(
+        self,
+        split: str = "",
+        *,
+        data: Place = "",
+        choose_alpha: bool = False,
+        out: Place = "",
+        unobserved: bool = False,
+        skip_budget: float | None = None,
+        workers: int = 1,
+        address: str = "",
+        device: str = "auto",
+    ) -> PredictedSplit:
+        """Predict a split, and give its figures; with `choose_alpha` choose alpha and thresholds on validation.
+
+        Parts that are there already are not predicted again.
+        """
+        from raypaml.api.predicted_split import predict_split_of
+
+        predicted = predict_split_of(
+            self.path,
+            split,
+            data=str(data),
+            choose_alpha=choose_alpha,
+            out=str(out),
+            unobserved=unobserved,
+            skip_budget=skip_budget,
+            processes=(workers, address, device),
+            say=self._say,
+        )
+        if choose_alpha and self.is_finished and not self.is_checkpoint:
+            self.report(data=predicted.data)
+        return predicted
+
+    @told_as_user_errors()
+    def predict(
+        self,
+        images: Place | Sequence[Place],
+        *,
+        out: Place = "",
+        top: int = 0,
+        threshold: float | None = None,
+        thresholds_from: Place = "",
+        overlays: Place = "",
+        background: str = "white",
+        alpha: float | str = "",
+        workers: int = 1,
+        address: str = "",
+        device: str = "auto",
+    ) -> Predicted:
+        """The classes of pictures in files, folders and shards, as a table or in a file; `load()` takes pictures."""
+        from raypaml.api.predicted import predict_pictures
+
+        return predict_pictures(
+            self.path,
+            [str(one) for one in ([images] if isinstance(images, str | os.PathLike) else images)],
+            out=str(out),
+            choosing={"top": top, "threshold": threshold, "thresholds_from": str(thresholds_from)},
+            overlays=str(overlays),
+            background=background,
+            alpha=str(alpha),
+            processes=(workers, address, device),
+            say=self._say,
+        )
+
+    @told_as_user_errors()
+    def explain(self, **settings: Any) -> Explained:
+        """Look at the maps of the model, and compare them with those of other runs; see `Explained.of`."""
+        from raypaml.api.explained import Explained
+
+        return Explained.of(self.path, say=self._say, **settings)
+
+    @told_as_user_errors()
+    def audit(
+        self, *, top: int = 500, data: Place = "", out: Place = "", alpha: float | str = "", device: str = "auto"
+    ) -> Audited:
+        """List the training labels that are likely missing; for runs of a large-loss scheme with `history=True`."""
+        from raypaml.api.audited import Audited
+
+        return Audited.of(
+            self.folder, data=str(data), top=top, out=str(out), alpha=str(alpha), device=device, say=self._say
+        )
+
+    @told_as_user_errors()
+    def apply_answers(self, answers: Place, out: Place, *, data: Place = "") -> dict[str, Any]:
+        """Write a data set with people's answers to an audit; returns how many labels are new."""
+        from raypaml.auditing.audit_run import AuditedRun, apply_file
+
+        return apply_file(AuditedRun.open(self.folder, str(data), self._say), Path(answers), Path(out))
+
+    @told_as_user_errors()
+    def export(self, out: Place = "", *, formats: Sequence[str] = (), alpha: float | str = "") -> list[Exported]:
+        """Write the model for use elsewhere, each format compared with PyTorch's logits."""
+        from raypaml.api.exported import export_model
+
+        return list(export_model(self.path, str(out), formats, str(alpha), self._say))
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the members of its dictionaries as fields of their own, without the rejections by class."""
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if name != "rejections_by_class":
+            flat |= (
+                {f"{name}_{key}": of_key for key, of_key in value.items()} if isinstance(value, dict) else {name: value}
+            )
+    return flat

@@ -1,0 +1,81 @@
+"""The configuration that a program asks for in Python: a recipe or a configuration, with settings over it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from raypaml.cli import field_types, known_names
+from raypaml.config import TrainConfig
+from raypaml.extensions import import_modules
+from raypaml.recipes import as_before, resolve
+from raypaml.runs.run_flags import base_config
+
+
+@dataclass(frozen=True)
+class AskedConfig:
+    """A configuration as it was asked for; `raypaml train` and `raypaml tune` make the same of flags."""
+
+    config: TrainConfig
+    given: dict[str, Any]
+    """The settings that were given, of their fields' types."""
+    plain: TrainConfig
+    """The configuration as earlier versions made it of the same."""
+
+
+def configured(
+    config_or_recipe: TrainConfig | str | os.PathLike[str],
+    settings: Mapping[str, Any],
+    usual: Mapping[str, Any] | None = None,
+) -> AskedConfig:
+    """The configuration of a recipe, a file or another configuration, with settings over it.
+
+    Args:
+        config_or_recipe: a configuration; the name of a recipe; or a file such as the config.json of a run or the
+            best.json of a search. Where `name` and `storage` are those of a run that is there, its own is taken.
+        settings: by their names, which are those of the flags with `_` for `-`.
+        usual: settings that hold where none is given, instead of the recipe's.
+
+    Raises:
+        ValueError: a setting that is not known, or of another type.
+    """
+    given = typed_settings(settings)
+    if given.get("imports"):
+        import_modules(given["imports"])
+    from_file = not isinstance(config_or_recipe, TrainConfig) and str(config_or_recipe).endswith(".json")
+    if isinstance(config_or_recipe, TrainConfig):
+        base = config_or_recipe
+    elif from_file:
+        base = base_config({"config": os.fspath(config_or_recipe), "recipe": None, **given})
+    else:
+        base = base_config({"config": None, "recipe": str(config_or_recipe), **given})
+    base = base.override(dict(usual or {}))
+    plain = base if from_file or isinstance(config_or_recipe, TrainConfig) else as_before(base)
+    return AskedConfig(resolve(base, given), given, plain.override(given))
+
+
+def typed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings, each of its field's type; a whole number is a float where one is wanted, a path a text.
+
+    Raises:
+        ValueError: a setting that is not known, or of another type.
+    """
+    kinds = {name: kind for _, group in TrainConfig().groups() for name, kind in field_types(type(group)).items()}
+    if unknown := [name for name in settings if name not in kinds]:
+        raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r}: no such setting{known_names(unknown[0], kinds)}")
+    return {name: _typed(name, value, kinds[name]) for name, value in settings.items()}
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    if isinstance(value, os.PathLike) and kind is str:
+        value = str(Path(value))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if get_origin(kind) is Literal:
+        return value  # config.check names the choices
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name}={value!r}: must be {kind.__name__}, not {type(value).__name__}")
+    return value

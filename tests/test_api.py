@@ -1,0 +1,119 @@
+"""`raypaml.Run` and `raypaml.load` as a program uses them: what they give, and what they raise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import raypaml
+from raypaml.data.batches import Reader
+from raypaml.data.data_folder import open_folder
+from raypaml.evaluation.summary import table
+from raypaml.recipes import recipe
+from raypaml.runs.run_settings import configured
+from raypaml.train import parse
+
+
+@pytest.fixture
+def run(trained: tuple[Path, str]) -> raypaml.Run:
+    return raypaml.Run.open(trained[0], progress=False)
+
+
+def test_a_run_has_its_records_and_figures(run: raypaml.Run, trained: tuple[Path, str]) -> None:
+    assert (run.folder, run.name, run.is_finished, run.stopped) == (trained[0], "run", True, None)
+    assert run.config.optim.epochs == 2
+    assert run.records["epoch"].to_pylist() == [0, 1]
+    assert set(run.records.column_names) >= {"loss", "validation_mean_ap", "rejected", "validation_groups_G5"}
+    assert run.result is not None
+    assert table(run.result) == trained[1]
+    assert run.best_checkpoint.parent == run.folder / "checkpoints"
+    best = max(run.records["validation_mean_ap"].to_pylist())
+    figures = f"validation mAP {100 * best:.2f} at best, test mAP {100 * run.result['mean_ap']:.2f}"
+    assert repr(run) == f"<Run {run.folder}: digits, ll_r, 2 of 2 epochs, {figures}>"
+
+
+def test_a_run_is_used_as_by_the_commands(
+    run: raypaml.Run, tmp_path: Path, evaluated_digits: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    predicted = raypaml.Run.open(copy, progress=False).evaluate()
+    assert run.result is not None
+    assert predicted.figures["mean_ap"] == run.result["mean_ap"]
+    group, ap = (predicted.classes[name].to_numpy() for name in ("class_group", "ap"))
+    assert [np.nanmean(ap[group == g]) for g in range(1, 6)] == pytest.approx(list(run.result["groups"].values()))
+    assert f"600 images, mAP {100 * run.result['mean_ap']:.2f}" in repr(predicted)
+    folder = open_folder(evaluated_digits)
+    picture = tmp_path / "a.png"
+    pixels = Reader(folder.shards, folder.splits["test"], ()).image(0)
+    Image.fromarray(pixels).save(picture)
+    answers = run.predict(picture, top=2)
+    assert answers.table is not None
+    assert answers.table["image"].to_pylist() == [str(picture)] * 2
+    assert [one.class_id for one in run.load().predict(pixels, top=2)] == answers.table["class"].to_pylist()
+    assert run.audit(top=5, out=tmp_path / "audit").candidates.num_rows == 5
+    assert run.explain(limit=32, rows=2, out=tmp_path / "maps").pairs.num_rows > 0
+    (exported,) = run.export(tmp_path / "export", formats=["safetensors"])
+    assert (exported.path, exported.difference) == (tmp_path / "export" / "model.safetensors", 0)
+    assert torch.get_num_threads() == threads
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_takes_pictures_in_every_form(run: raypaml.Run, tmp_path: Path) -> None:
+    model = run.load()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a.png")
+    answer = model.predict(picture)
+    alpha = np.full((64, 64, 1), 255, np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for same in (tmp_path / "a.png", pixels, np.concatenate([pixels, alpha], 2), tensor):
+        assert model.predict(same) == answer
+    for several in ([picture, pixels], pixels[None].repeat(2, 0), torch.stack([tensor, tensor]), iter([tensor] * 2)):
+        assert model.predict(several) == model.predict(
+            [picture, picture]
+        )  # whose last bits are those of a batch of two
+    assert model.predict(pixels[..., 0]) == model.predict(picture.getchannel(0))
+    maps, last = model.map(pixels), answer[0]
+    for name in (last.class_id, last.name):
+        assert np.array_equal(model.map(picture, name), maps[model.card.class_ids.index(last.class_id)])
+    for wrong in (pixels.astype(float), pixels.T, tensor.float(), pixels[..., :2]):
+        with pytest.raises(raypaml.UserError, match=r"give a picture of PIL.*, not (torch\.)?(uint8|float)"):
+            model.predict(wrong)
+    with pytest.raises(raypaml.UserError, match=f"no such class; did you mean '{last.name}'"):
+        model.map(picture, last.name + "x")
+
+
+def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> None:
+    refused: list[tuple[Any, str]] = [
+        (lambda: raypaml.Run.open(tmp_path), "neither the folder of a run"),
+        (lambda: raypaml.Run.train("digit"), r"recipe 'digit': no such recipe; did you mean 'digits'\?"),
+        (lambda: raypaml.Run.train("digits", epoch=3), r"epoch=3: no such setting; did you mean 'epochs'\?"),
+        (lambda: raypaml.Run.train("digits", epochs="3"), "epochs='3': must be int, not str"),
+        (lambda: raypaml.Run.train("digits", lr=-1, progress=False), "lr=-1.0: must be above 0"),
+        (lambda: raypaml.Run.train("digits", flip=1), "flip=1: must be bool, not int"),
+        (lambda: run.evaluate("test", choose_alpha=True), "alpha is chosen on validation alone"),
+        (lambda: run.predict(tmp_path / "none.png"), "no such file or folder"),
+        (lambda: run.explain(show="best", limit=1), "show='best': must be one of spread, high, low, errors"),
+        (lambda: run.audit(top=0), "top=0"),
+        (lambda: run.export(formats=["tf"]), "'tf' is none"),
+    ]
+    for call, message in refused:
+        with pytest.raises(raypaml.UserError, match=message):
+            call()
+
+
+def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:
+    flags = ["digits", "--scheme", "ll_ct", "--epochs", "3", "--alpha", "2", "--data", "x", "--no-reproducible"]
+    settings: dict[str, Any] = {"scheme": "ll_ct", "epochs": 3, "alpha": 2, "data": Path("x"), "reproducible": False}
+    asked = configured("digits", settings)
+    config, own = parse(flags)
+    assert (asked.config, asked.given, asked.plain) == (config, own.given, own.plain)
+    assert configured(recipe("digits"), settings).config == config
