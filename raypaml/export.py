@@ -27,7 +27,8 @@ def parse(argv: Sequence[str]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export, compare, say how far apart."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    from raypaml.api.exported import PAGE, export_model  # with torch
+    from raypaml.api.exported import export_model  # with torch
+    from raypaml.inference.card_page import PAGE
 
     for one in export_model(Path(asked.model), asked.out, asked.formats.split(","), asked.alpha, say):
         print(f"{one.path}: logits within {one.difference:.1g} of PyTorch's")
