@@ -117,3 +117,15 @@ def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:
     config, own = parse(flags)
     assert (asked.config, asked.given, asked.plain) == (config, own.given, own.plain)
     assert configured(recipe("digits"), settings).config == config
+
+
+def test_a_run_is_trained_from_a_program_and_goes_on(
+    tiny_digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"data": tiny_digits, "storage": tmp_path, "name": "a", "workers": 1, "progress": False}
+    run = raypaml.Run.train("digits", epochs=1, warmup_epochs=1, **settings)
+    assert (run.is_finished, run.records.num_rows, run.folder) == (True, 1, tmp_path / "a")
+    assert raypaml.Run.train("digits", epochs=2, **settings).records.num_rows == 2
+    with pytest.raises(raypaml.UserError, match=r"the run was started with alpha=5.0 \(asked: 2.0\)"):
+        raypaml.Run.train("digits", alpha=2, **settings)
+    assert capfd.readouterr() == ("", "")
