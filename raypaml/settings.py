@@ -187,18 +187,22 @@ class RunConfig:
     storage: str = "runs"
     """Folder that holds the runs, with several machines one that all of them see; or an address, s3:// or gs://."""
     workers: int = 1
-    """Training processes, one GPU each where there are GPUs; 2:8 is --min-workers 2 --workers 8."""
+    """Training processes, one GPU each where there are GPUs; 2:8 is --min-workers 2 --workers 8. One without an address
+    is the process of the command itself, without Ray."""
     min_workers: int = 0
     """Start, and go on after a loss, with this many or more, and grow again up to workers; 0: always all workers."""
     max_failures: int = 8
-    """Times that workers may be lost and started again from the last checkpoint, preempted nodes not counted."""
+    """Times that workers may be lost and started again from the last checkpoint, preempted nodes not counted. One
+    worker without an address goes on after errors only: what ends its process ends the command."""
     hang_seconds: float = 300.0
     """Workers of whom none gets any further for so long (six times as long while one compiles) are ended and started
-    again, and the one to blame is named."""
+    again, and the one to blame is named. One worker without an address is ended with the command; --address local
+    gives it a process of its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: one GPU per worker where the cluster has that many, else the CPU."""
     address: str = ""
-    """Ray cluster to join (also RAY_ADDRESS); default: a private one on this machine."""
+    """Ray cluster to join (also RAY_ADDRESS), or local: a private one on this machine; default: local, and for one
+    worker none."""
     imports: str = field(default="", metadata={"flag": "--import", "action": ImportModule, "metavar": "MODULE"})
     """Module of yours that registers schemes, backbones, augmentations or metrics; may be repeated, and is given again
     wherever the run is used."""

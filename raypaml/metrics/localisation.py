@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from raypaml.labels import RealArray
 from raypaml.metrics.maps import Result, box_iou
@@ -56,6 +55,8 @@ def largest_parts(masks: NDArray[np.bool_]) -> Result:
 
     Cells are connected by their sides; of parts of the same size the first in reading order is taken.
     """
+    from scipy import ndimage  # slow to import, and only where boxes are known
+
     stack = masks.reshape(-1, *masks.shape[-2:])
     parts, count = ndimage.label(stack, _WITHIN_A_MASK)  # all masks at once: numbers ascend through the stack
     sizes = np.bincount(parts.ravel(), minlength=count + 1)

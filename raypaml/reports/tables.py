@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 
 def percent(value: float) -> str:
@@ -30,6 +29,8 @@ def markdown(names: list[str], rows: list[list[str]], left: int = 0) -> str:
 
 def seed_interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """Mean of at least two paired differences, and the ends of its 95 % interval (Student's t)."""
+    from scipy import stats  # slow to import, and only for several seeds
+
     mean = statistics.fmean(differences)
     half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
     return mean, mean - float(half), mean + float(half)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from raypaml.config import TrainConfig, lr_warmup_steps
 from raypaml.data.batches import Reader
@@ -142,6 +141,8 @@ def measure(backbone: str, num_classes: int, height: int, width: int, kind: torc
 
     Operations are counted by `torch.utils.flop_counter`. ValueError where the network does not take such images.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # with Triton, slow to import, and not needed to train
+
     with torch.random.fork_rng(devices=[]):  # new weights are drawn, and a run's numbers are not to depend on it
         model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
     check_images(copy.deepcopy(model), height, width, backbone)
