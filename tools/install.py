@@ -38,8 +38,10 @@ def commands(uv: str, venv: Path, what: str) -> tuple[list[str], list[str]]:
 
 
 @contextmanager
-def unbroken(venv: Path) -> Iterator[None]:
+def unbroken(venv: Path) -> Iterator[int]:
     """Leave a mark beside the environment until all is installed; where one was left, begin with an empty environment.
+
+    Yields a descriptor that keeps others out as long as this process, or one that it hands it to, holds it open.
 
     Raises:
         SystemExit: another installation is at work there.
@@ -54,7 +56,7 @@ def unbroken(venv: Path) -> Iterator[None]:
         if broken:
             print(f"An earlier installation into {venv} was not finished: it starts again.", flush=True)
             shutil.rmtree(venv, ignore_errors=True)
-        yield
+        yield held.fileno()
         mark.unlink()
 
 
@@ -71,9 +73,9 @@ def main(argv: Sequence[str]) -> None:
     if not (venv / "ready").exists():
         print("PyTorch for CUDA is most of it: 3 GB to download and 6.3 GB of disk, also where there is no GPU.")
     sys.stdout.flush()
-    with unbroken(venv):
-        for command in commands(uv, venv, what):
-            subprocess.run(command, env=os.environ | {"PIP_CONSTRAINT": CONSTRAINTS}, check=True)
+    with unbroken(venv) as lock:
+        for command in commands(uv, venv, what):  # it may outlive this process
+            subprocess.run(command, env=os.environ | {"PIP_CONSTRAINT": CONSTRAINTS}, pass_fds=(lock,), check=True)
     print(f"Installed in {time.monotonic() - begun:.0f} s; {venv} takes {size_of(venv) / 1e9:.1f} GB of disk.")
 
 
