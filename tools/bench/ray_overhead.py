@@ -2,8 +2,9 @@
 
     python tools/bench/ray_overhead.py --workers 1 2 --rounds 3
 
-Ray gives its workers niceness 15, so the bare processes get it too. Rates are of the steady state: steps over the
-seconds of training, from the second epoch on, validation and checkpoints left out of both.
+Workers of a private Ray have the niceness of the command, and so have the bare processes; --address local puts one
+worker on Ray too. Rates are of the steady state: steps over the seconds of training, from the second epoch on,
+validation and checkpoints left out of both.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from raypaml.training.loop import train
 
 
 def bare(rank: int, world_size: int, port: int, config: TrainConfig, data: str, folder: Path) -> None:
-    os.nice(15)
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
@@ -58,7 +58,7 @@ def run_ray(config: TrainConfig) -> tuple[float, float]:
     job = prepare_job(config, lambda _: None)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asked(job.config).items()]
     began = time.monotonic()
-    command = [sys.executable, "-m", "raypaml.train", "digits", *flags]
+    command = [sys.executable, "-m", "raypaml.train", "digits", "--address=local", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return rate(job.folder), time.monotonic() - began

@@ -1,0 +1,129 @@
+"""How long a run takes to start and to end: from `raypaml train digits` to its first line, its first step, its table.
+
+    python tools/bench/start.py --workers 1 2 --rounds 5 --against ../before
+
+With `--against` another checkout, such as a worktree of an earlier commit, is measured in turns with this one. The
+first step is the first line that has one, on a terminal of its own; seconds by the clock, and of CPU time that all
+processes of a run took (user and system), of which a busy machine changes little. The data set lies in the cache: a
+run before the first round draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import pty
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import date
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parents[2]
+MARKS = {"first line": b"run bench", "first step": b"epoch 1/", "last epoch": b"epoch 1/1  loss", "table": b"| ---"}
+"""What a run shows at each moment; the table is on standard output, the rest on the terminal."""
+COLUMNS = ("first line", "first step", "to the table", "the whole", "CPU, all processes")
+_SUBREAPER = 36
+"""PR_SET_CHILD_SUBREAPER of Linux: processes that a run leaves to themselves become this one's, and are counted."""
+
+
+def measure(checkout: Path, workers: int, data: str, storage: Path) -> dict[str, float]:
+    """Seconds of one run of one epoch, by COLUMNS."""
+    flags = ["--epochs=1", "--warmup-epochs=1", f"--storage={storage}", "--name=bench"]
+    command = [sys.executable, "-m", "raypaml", "train", "digits", f"--workers={workers}", f"--data={data}", *flags]
+    environment = os.environ | {"PYTHONPATH": str(checkout), "COLUMNS": "200", "TERM": "xterm"}
+    mine, theirs = pty.openpty()
+    before, began = _cpu(), time.monotonic()
+    with subprocess.Popen(command, env=environment, cwd=storage, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        seen: dict[str, float] = {}
+        assert process.stdout
+        readers = [threading.Thread(target=_watch, args=(fd, seen)) for fd in (mine, process.stdout.fileno())]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+    ended = time.monotonic()
+    os.close(mine)
+    if process.returncode or len(seen) < len(MARKS):
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}, seen: {', '.join(seen) or 'nothing'}")
+    _wait_for_orphans()
+    times = (seen["first line"], seen["first step"], seen["table"] + began - seen["last epoch"], ended)
+    return dict(zip(COLUMNS, (*(at - began for at in times), _cpu() - before), strict=True))
+
+
+def _watch(descriptor: int, seen: dict[str, float]) -> None:
+    """Note when each mark is first read, until the other side is closed."""
+    text = b""
+    while True:
+        try:
+            part = os.read(descriptor, 1 << 16)
+        except OSError:  # so a terminal says that nobody writes any more
+            part = b""
+        if not part:
+            return
+        text += part
+        for name, mark in MARKS.items():
+            if mark in text:
+                seen.setdefault(name, time.monotonic())
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _wait_for_orphans() -> None:
+    """Wait for what a run started and did not wait for, such as Ray's own processes."""
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            return
+
+
+def commit(checkout: Path) -> str:
+    """The commit of a checkout, with + where files differ from it."""
+    asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", default="digits", help="a data set of digits, such as a smaller one [digits]")
+    parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
+    checkouts = [HERE, *([options.against.resolve()] if options.against else [])]
+    print(f"{date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; seconds\n")
+    print(f"| commit | workers | {' | '.join(COLUMNS)} |\n| --- | ---: |{' ---: |' * len(COLUMNS)}")
+    found: list[dict[str, object]] = []
+    for workers in options.workers:
+        rounds: dict[Path, list[dict[str, float]]] = {checkout: [] for checkout in checkouts}
+        for number in range(-1, options.rounds):  # the first only fills caches
+            for checkout in checkouts:
+                with tempfile.TemporaryDirectory(prefix="bench-start-") as storage:
+                    one = measure(checkout, workers, options.data, Path(storage))
+                if number >= 0:
+                    rounds[checkout].append(one)
+        for checkout, each in rounds.items():
+            medians = {name: statistics.median(one[name] for one in each) for name in COLUMNS}
+            shown = " | ".join(f"{value:.1f}" for value in medians.values())
+            print(f"| {commit(checkout)} | {workers} | {shown} |", flush=True)
+            found.append({"commit": commit(checkout), "workers": workers, "rounds": each})
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
