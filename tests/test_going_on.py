@@ -54,19 +54,39 @@ def stopped(asked: TrainConfig) -> None:
     assert not train(job.config, job.data.address, job.folder, cpu, lambda event: event.get("step", 0) == 2)
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 2 epochs from the start."""
+    return train_here(config(tiny_digits, tmp_path_factory.mktemp("whole"), epochs=2)).folder
+
+
+def test_a_finished_run_that_grows_is_the_longer_run(grown: Path, whole: Path) -> None:
+    assert newest_files(grown) == newest_files(whole)
+    assert records(grown) == records(whole)
+
+
+@pytest.mark.cluster
 @pytest.mark.usefixtures("one_thread")
-def test_a_run_that_grows_is_the_longer_run(
-    grown: Path, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_run_that_grows_is_the_longer_run(
+    whole: Path, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
-    whole = train_here(config(tiny_digits, tmp_path / "whole", epochs=2)).folder
-    asked = config(tiny_digits, tmp_path / "interrupted", epochs=1)
+    asked = config(tiny_digits, tmp_path, epochs=1)
     stopped(asked)
-    interrupted = train_here(asked.override({"epochs": 2})).folder
-    assert [(one["epoch"], one["step"]) for one in lengths(interrupted)] == [(0, 0), (0, 2)]
-    for run in (grown, interrupted):
-        assert newest_files(run) == newest_files(whole)
-        assert records(run) == records(whole)
+    run = train_here(asked.override({"epochs": 2})).folder
+    assert [(one["epoch"], one["step"]) for one in lengths(run)] == [(0, 0), (0, 2)]
+    assert newest_files(run) == newest_files(whole)
+    assert records(run) == records(whole)
+
+
+@pytest.mark.cluster
+def test_a_learning_rate_that_had_come_down_is_that_of_the_longer_run(tiny_digits: Path, tmp_path: Path) -> None:
+    short = config(tiny_digits, tmp_path, epochs=1, lr_schedule="cosine")
+    train_here(short)
+    longer = short.override({"epochs": 2})
+    had = [record["learning_rate"] for record in read_history(train_here(longer).folder)]
+    shares = learning_rate(short.optim, STEPS - 1, STEPS), learning_rate(longer.optim, 2 * STEPS - 1, STEPS)
+    assert had == [short.optim.lr * share for share in shares]
 
 
 def test_the_record_says_which_epochs_had_which_length_and_the_result_is_made_again(

@@ -22,9 +22,10 @@ from raypaml.runs.run_flags import parse_run
 from raypaml.runs.run_folder import claim, stored_config
 from raypaml.runs.weights_of_run import with_weights_of_run
 from raypaml.training.job import plan_job, prepare_job
+from raypaml.training.loop import train
 from raypaml.training.resume import restore
 from raypaml.training.worker import Worker, build_worker
-from tests.conftest import train_here
+from tests.conftest import newest_files, run_distributed, train_here
 
 CPU = torch.device("cpu")
 
@@ -81,6 +82,17 @@ def test_a_run_that_has_begun_needs_the_other_no_more(source: Path, evaluated_di
     again = prepare_job(job.config, lambda _: None)
     assert again.config == job.config
     assert begun(again.config, again.folder).state.epoch == 1
+
+
+def train_on(rank: int, world_size: int, asked: TrainConfig, folder: Path) -> None:
+    assert train(asked, asked.data.data, folder, CPU, lambda _: False)
+
+
+@pytest.mark.cluster
+def test_two_workers_begin_with_the_same_weights_as_one(source: Path, evaluated_digits: Path, tmp_path: Path) -> None:
+    asked = config(evaluated_digits, tmp_path, source, reproducible=True, threads=1)
+    run_distributed(train_on, 2, prepare_job(asked, print).config, tmp_path / "two")
+    assert newest_files(tmp_path / "two") == newest_files(train_here(asked).folder)
 
 
 def test_a_run_keeps_to_its_weights_though_the_other_went_on(
