@@ -41,6 +41,10 @@ test-cluster-hosts test-cluster-ray test-cluster-rest: export OMP_NUM_THREADS :=
 test-cluster-hosts test-cluster-ray test-cluster-rest: $(VENV)/cluster
 	$(BIN)/python -m pytest -m "cluster and $(KIND)" -rs -o console_output_style=classic
 
+# Longer checks, by hand: clean environments, other Pythons, the notebook in a real kernel.
+nightly: $(VENV)/dev
+	UV="$(UV)" $(BIN)/python -m tools.nightly
+
 install-hosts:
 	apt-get -qq update && apt-get -qq install -y iproute2 openssh-server openssh-client rsync util-linux
 
