@@ -77,7 +77,7 @@ print(importlib.import_module("raypaml").__file__)
 
 def test_own_photos_become_a_model_that_is_used(site: Path, tmp_path: Path) -> None:
     draw_photos(tmp_path)
-    sharding = ["table", "photos/labels.csv", "--images", "photos", "--resize", 32, "--out", "data"]
+    sharding = ["table", "photos/labels.csv", "--images", "photos", "--resize", 32, "--workers", 1, "--out", "data"]
     done = raypaml(site, tmp_path, "shard", *sharding)
     assert done.returncode == 0, done.stderr
     short = ["digits", "--data", "data", "--workers", 1, "--epochs", 2, "--warmup-epochs", 1]
