@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from raypaml.model.backbones import register_backbone as register_backbone
     from raypaml.model.cam import CamClassifier as CamClassifier
     from raypaml.model.cam import boostlu as boostlu
+    from raypaml.training.callbacks import Callback as Callback
+    from raypaml.training.callbacks import Save as Save
+    from raypaml.training.callbacks import StepValues as StepValues
+    from raypaml.training.callbacks import Stop as Stop
 
 __version__ = "0.1.0"
 
@@ -35,6 +39,10 @@ _HOMES = {
     "UserError": "raypaml.errors",
     "CallbackError": "raypaml.errors",
     "StoppedAtOnce": "raypaml.errors",
+    "Callback": "raypaml.training.callbacks",
+    "Save": "raypaml.training.callbacks",
+    "StepValues": "raypaml.training.callbacks",
+    "Stop": "raypaml.training.callbacks",
     "boostlu": "raypaml.model.cam",
     "CamClassifier": "raypaml.model.cam",
     "rejection_rate": "raypaml.losses.selection",

@@ -19,6 +19,7 @@ from raypaml.data.digits import digits_folder
 from raypaml.data.index import Index
 from raypaml.data.verify_shard import verify_shard
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 from tests.late_group import late_group
 from tests.openimages_release import Release, make_release
@@ -131,7 +132,7 @@ def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return job.folder, table(conclude_run(job))
 
 
-def train_here(config: TrainConfig) -> Job:
+def train_here(config: TrainConfig, *callbacks: Callback) -> Job:
     """A whole run by training.loop in this process, on one thread, without Ray; not yet concluded."""
     from raypaml.runs.run_folder import claim
     from raypaml.training.job import prepare_job
@@ -141,7 +142,7 @@ def train_here(config: TrainConfig) -> Job:
     claim(job.folder, job.config, job.data)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(job.config, job.data.address, job.folder, torch.device("cpu"), lambda _: False)
+    train(job.config, job.data.address, job.folder, torch.device("cpu"), lambda _: False, callbacks=callbacks)
     torch.set_num_threads(before)
     return job
 

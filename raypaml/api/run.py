@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
     from raypaml.api.predicted import Predicted
     from raypaml.api.predicted_split import PredictedSplit
     from raypaml.inference.classifier import Classifier
+    from raypaml.training.callbacks import Callback
 
 
 class Run:
@@ -49,6 +50,7 @@ class Run:
         cls,
         config_or_recipe: TrainConfig | Place = "digits",
         *,
+        callbacks: Sequence[Callback] = (),
         progress: bool = True,
         **settings: Any,
     ) -> Self:
@@ -57,6 +59,7 @@ class Run:
         Args:
             config_or_recipe: name of a recipe, a configuration, or a file that holds one: the config.json of a run, the
                 best.json of a search.
+            callbacks: told of epochs, steps, checkpoints and the end on rank 0, see `raypaml.Callback`.
             progress: show it: a live display in a terminal or notebook, lines elsewhere.
             settings: those of `raypaml train --help` over it, such as `epochs=3, data="data/mine", workers=1`.
 
@@ -66,19 +69,24 @@ class Run:
 
         Raises:
             UserError: what was asked cannot be done; RuntimeError: workers failed for another reason.
+            CallbackError: a callback failed; the message names it.
             StoppedAtOnce: a second Ctrl-C or SIGTERM ended it without a further checkpoint.
         """
         from raypaml.reports.progress import Display, progress_console
         from raypaml.runs.run_length import is_finished
+        from raypaml.training.callbacks import Callback
         from raypaml.training.job import prepare_job
 
+        for one in callbacks:
+            if not isinstance(one, Callback):
+                raise ValueError(f"callbacks: {one!r} is none; derive it from raypaml.Callback, and give an object")
         config = configured(config_or_recipe, settings).config
         with Display(progress_console(shown=progress)) as display:
             job = prepare_job(config, display.say)
             if not is_finished(job.folder, job.config):
                 from raypaml.cluster.launch import fit
 
-                if stopped := fit(job, command("train"), display):
+                if stopped := fit(job, command("train"), display, callbacks):
                     return cls(job.folder, progress=progress, stopped=stopped)
             from raypaml.run_report.conclude import conclude_run
 
@@ -139,12 +147,10 @@ class Run:
         Epochs count from 0, as in metrics.jsonl; a group of figures there is columns here, such as
         `validation_groups_G1`. The rejections by class are left out. `.to_pandas()` makes a DataFrame.
         """
-        import pyarrow as pa
+        from raypaml.api.records import records_table
 
         has_any = (self.folder / "metrics.jsonl").is_file()
-        rows = [_flat(record) for record in read_history(self.folder)] if has_any else []
-        names = dict.fromkeys(name for row in rows for name in row)
-        return pa.table({name: [row.get(name) for row in rows] for name in names})
+        return records_table(read_history(self.folder) if has_any else [])
 
     @property
     @told_as_user_errors()
@@ -283,14 +289,3 @@ class Run:
         from raypaml.api.exported import export_model
 
         return list(export_model(self.path, str(out), formats, str(alpha), self._say))
-
-
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the members of its dictionaries as fields of their own, without the rejections by class."""
-    flat: dict[str, Any] = {}
-    for name, value in record.items():
-        if name != "rejections_by_class":
-            flat |= (
-                {f"{name}_{key}": of_key for key, of_key in value.items()} if isinstance(value, dict) else {name: value}
-            )
-    return flat

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raypaml.cluster.own_process import fit_in_own_process, is_for_own_process
 from raypaml.reports.progress import Display
+from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 
 
-def fit(job: Job, prog: str, display: Display) -> int:
+def fit(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
     """Train to the end, or to the next opportunity after a signal, where the configuration says.
 
     Returns:
@@ -18,7 +21,7 @@ def fit(job: Job, prog: str, display: Display) -> int:
         StoppedAtOnce: after a second signal.
     """
     if is_for_own_process(job.config.run):
-        return fit_in_own_process(job, prog, display)
+        return fit_in_own_process(job, prog, display, callbacks)
     from raypaml.cluster.ray_train import fit_on_ray  # with Ray, which one worker does without
 
-    return fit_on_ray(job, prog, display)
+    return fit_on_ray(job, prog, display, callbacks)

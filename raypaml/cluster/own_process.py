@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from raypaml.reports.progress import Display
 from raypaml.runs.ranks import own_gpu
 from raypaml.runs.run_folder import claim, log_into
 from raypaml.settings import RunConfig
+from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 from raypaml.training.loop import train
 from raypaml.training.watchdog import Beat, Watch
@@ -33,7 +34,7 @@ def is_for_own_process(run: RunConfig) -> bool:
     return run.workers == 1 and not (run.address or os.environ.get("RAY_ADDRESS") or started)
 
 
-def fit_in_own_process(job: Job, prog: str, display: Display) -> int:
+def fit_in_own_process(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
     """Train to the end, or to the next opportunity after a signal.
 
     Signals are taken where this is the main thread; elsewhere they stay its caller's. What is not the user's fault and
@@ -56,7 +57,7 @@ def fit_in_own_process(job: Job, prog: str, display: Display) -> int:
         _use_threads_of_a_worker(job.config.optim.threads)
         report, watchdog = _reporter(display, signals), _Watchdog(run.hang_seconds, display, again)
         try:
-            finished = _train(job, device, report, watchdog)
+            finished = _train(job, device, report, watchdog, callbacks)
         except StoppedAtOnce:
             display.say(f"stopped at once; what came after the last checkpoint is lost; {again}")
             raise
@@ -91,11 +92,13 @@ class _Watchdog:
         return beat.process in self._watch.condemned
 
 
-def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog) -> bool:
+def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, callbacks: Sequence[Callback]) -> bool:
     """Train, and again from the last checkpoint after what may go better; whether training finished."""
     for left in reversed(range(job.config.run.max_failures + 1)):
         try:
-            return train(job.config, job.data.address, job.folder, device, report, beats=watchdog.hear)
+            return train(
+                job.config, job.data.address, job.folder, device, report, beats=watchdog.hear, callbacks=callbacks
+            )
         except Exception as error:
             logging.exception("rank 0 failed")
             if not (left and _may_go_better(error)):

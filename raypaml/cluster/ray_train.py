@@ -27,6 +27,7 @@ from raypaml.extensions import import_modules
 from raypaml.reports.progress import Display
 from raypaml.runs.run_folder import claim, log_into
 from raypaml.settings import RunConfig
+from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 from raypaml.training.loop import train
 from raypaml.training.watchdog import Beats, Watch
@@ -37,7 +38,7 @@ RESIZE_SECONDS = 30.0
 """Between two looks at whether an elastic run can grow; growing costs what was done since the last checkpoint."""
 
 
-def fit_on_ray(job: Job, prog: str, display: Display) -> int:
+def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
     """Train to the end, or to the next opportunity after a signal.
 
     Returns:
@@ -47,6 +48,7 @@ def fit_on_ray(job: Job, prog: str, display: Display) -> int:
         ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
         StoppedAtOnce: after a second signal.
     """
+    _check_can_travel(callbacks)
     run = job.config.run
     least = run.min_workers or run.workers
     count = f"{least} to {run.workers}" if least < run.workers else run.workers
@@ -60,7 +62,7 @@ def fit_on_ray(job: Job, prog: str, display: Display) -> int:
         display.track(job.config, job.folder)
         channel = Channel(Watch(run.hang_seconds))
         outcome: dict[str, Any] = {}
-        thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome), daemon=True)
+        thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome, callbacks), daemon=True)
         thread.start()
         with Signals() as signals:
             try:
@@ -77,6 +79,17 @@ def fit_on_ray(job: Job, prog: str, display: Display) -> int:
         return 0
     display.say(f"stopped; {again}")
     return signals.received or signal.SIGINT
+
+
+def _check_can_travel(callbacks: Sequence[Callback]) -> None:
+    for one in callbacks:
+        try:
+            ray.cloudpickle.dumps(one)
+        except Exception as error:  # whatever its parts raise
+            raise ValueError(
+                f"callback {type(one).__qualname__}: cannot be sent to the workers ({type(error).__name__}: {error}); "
+                "open files and connections when the first call comes, or train with workers=1"
+            ) from None
 
 
 def _show(channel: Channel, display: Display) -> None:
@@ -108,7 +121,9 @@ def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
     return run.device != "cpu" and found >= least
 
 
-def _fit_in_thread(job: Job, channel: Channel, use_gpu: bool, outcome: dict[str, Any]) -> None:
+def _fit_in_thread(
+    job: Job, channel: Channel, use_gpu: bool, outcome: dict[str, Any], heard_by: Sequence[Callback]
+) -> None:
     """Ray's fit in a thread of its own, so that this process's main thread shows progress and takes signals."""
     try:
         outcome["finished"] = run_workers(
@@ -116,6 +131,7 @@ def _fit_in_thread(job: Job, channel: Channel, use_gpu: bool, outcome: dict[str,
             RunReporter(channel),
             use_gpu=use_gpu,
             callbacks=[_LostWorkers(channel)],
+            heard_by=heard_by,
             max_failures=job.config.run.max_failures,
         )
     except BaseException as error:
@@ -147,9 +163,12 @@ def run_workers(
     use_gpu: bool,
     splits: Sequence[str] = ("test",),
     callbacks: Sequence[Any] = (),
+    heard_by: Sequence[Callback] = (),
     max_failures: int = 0,
 ) -> bool:
     """Train the job on its workers and predict `splits`; whether training finished, rather than being stopped.
+
+    `callbacks` are Ray's, called by its controller; those of `heard_by` are the program's, called on rank 0.
 
     Raises:
         ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
@@ -159,7 +178,7 @@ def run_workers(
     settings = {"config": job.config, "data": job.data.address, "folder": job.folder}
     trainer = TorchTrainer(
         train_on_worker,
-        train_loop_config=settings | {"splits": tuple(splits), "reporter": reporter},
+        train_loop_config=settings | {"splits": tuple(splits), "reporter": reporter, "callbacks": heard_by},
         scaling_config=ScalingConfig(
             num_workers=(run.min_workers, run.workers) if elastic else run.workers,
             use_gpu=use_gpu,
@@ -251,6 +270,7 @@ def train_on_worker(settings: dict[str, Any]) -> bool:
                 splits=settings["splits"],
                 beats=reporter.beats,
                 commit_first=reporter.commit_first,
+                callbacks=settings["callbacks"],
             )
         except Exception as error:
             logging.exception("rank %d failed", rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from raypaml.errors import CallbackError
 from raypaml.training.out_of_memory import HalvedError
 
 CHANCE = (OSError, RuntimeError)
@@ -21,7 +22,9 @@ def as_user_error(failures: dict[int, Exception]) -> Exception:
 
 
 def as_said(rank: int, error: BaseException) -> Exception:
-    """The error as its user is told it: ValueError where a line is enough."""
+    """The error as its user is told it: ValueError where a line is enough; a callback's as it is."""
+    if isinstance(error, CallbackError):
+        return error
     kind = ValueError if isinstance(error, ValueError | FloatingPointError) or is_disk_full(error) else RuntimeError
     said = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
     if isinstance(error, HalvedError):

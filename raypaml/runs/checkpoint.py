@@ -57,6 +57,10 @@ class State:
     """One record per finished epoch, the lines of metrics.jsonl."""
     vocabulary: str = ""
     """Digest of the classes."""
+    kept: list[str] = field(default_factory=list)
+    """Names of checkpoints that a callback wants kept."""
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """What callbacks keep, by their names."""
 
     @property
     def score(self) -> float:
@@ -153,9 +157,11 @@ def read_memory(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def retain(folder: Path, valid: Callable[[Path], bool] = is_valid) -> None:
-    """Delete all but the newest and the best valid checkpoint, and what was left unfinished."""
+    """Delete all but the newest, the best and the kept valid checkpoints, and what was left unfinished."""
     whole, damaged = valid_checkpoints(folder, valid)
-    keep = {whole[-1], best_checkpoint(whole)} if whole else set()
+    keep = (
+        {whole[-1], best_checkpoint(whole), *(folder / name for name in read_state(whole[-1]).kept)} if whole else set()
+    )
     for path in [*whole, *damaged]:
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)

@@ -13,6 +13,14 @@ from raypaml.counting import epoch_number
 from raypaml.settings import OptimConfig
 
 
+def stopped_by_callback(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
+    """What a callback stopped training for, as long as the run is asked for as many epochs as then; empty if none."""
+    stop = history[-1].get("stop") if history else None
+    if not stop or stop["epochs"] != optim.epochs:
+        return ""
+    return f"stopped after epoch {len(history)} of {optim.epochs}: {stop['why'] or 'a callback'}"
+
+
 def early_stop(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
     """Why training ends after these epochs, in a sentence; empty where it does not, or has trained all epochs.
 
@@ -23,6 +31,8 @@ def early_stop(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
     done = len(history)
     if not history or done >= optim.epochs:
         return ""
+    if said := stopped_by_callback(history, optim):
+        return said
     scores = [100 * float(record["validation_mean_ap"]) for record in history]
     known = [epoch for epoch in range(done) if not math.isnan(scores[epoch])]  # NaN: no class had a positive
     if not known:

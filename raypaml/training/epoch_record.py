@@ -7,6 +7,7 @@ from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from raypaml.metrics.average_precision import group_means, mean_ap
@@ -64,3 +65,12 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
     if worker.probe is not None:
         record["drift"] = worker.probe.measure(worker.evaluated, seconds)
     return record
+
+
+def hear_callbacks(worker: Worker, record: dict[str, Any]) -> None:
+    """Ask rank 0's callbacks about an epoch; its record says on every rank whether they stop training."""
+    why, keeps = worker.calls.on_epoch(record)
+    if worker.ranks.sum(torch.tensor([float(why is not None)])).item():
+        record["stop"] = {"why": why or "", "epochs": worker.config.optim.epochs}
+    if keeps:
+        worker.state.kept.append(f"{worker.state.epoch:04d}-{worker.state.step:06d}")

@@ -18,8 +18,9 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.runs import checkpoint
 from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import check_budget, gather, named, seen_together
-from raypaml.training.early_stopping import early_stop
-from raypaml.training.epoch_record import add_up, by_name, epoch_record
+from raypaml.training.callbacks import Callback, Calls
+from raypaml.training.early_stopping import early_stop, stopped_by_callback
+from raypaml.training.epoch_record import add_up, by_name, epoch_record, hear_callbacks
 from raypaml.training.learning_rates import learning_rates
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
@@ -61,6 +62,7 @@ def train(
     beats: Beats | None = None,
     *,
     commit_first: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> bool:
     """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
 
@@ -73,6 +75,7 @@ def train(
             record of an epoch at its very end, or to save.
         splits: what to predict with the best checkpoint.
         beats: called from another thread every few seconds, see `training.watchdog`.
+        callbacks: of the program, the same on every rank; called on rank 0.
         commit_first: report the record of an epoch only when its checkpoint is written, for `report` copies that.
 
     Returns:
@@ -83,6 +86,7 @@ def train(
     if halving := read_halving(run_folder):
         report({"event": str(halving)})
 
+    worker.calls = Calls(callbacks, device, rank=worker.ranks.rank)
     def current() -> Worker:
         return worker
 
@@ -104,8 +108,7 @@ def train(
             _finish_epoch(worker)
             if commit_first:
                 settle_saving(worker)
-            stop = _report_epoch(worker)
-            if stop and not _is_trained(worker):
+            if _report_epoch(worker) and not _is_trained(worker):
                 return False
 
         if said := early_stop(worker.state.history, config.optim):
@@ -119,14 +122,17 @@ def train(
         for split in splits:
             if not predict_with_best(worker, split, best):
                 return False
+        worker.calls.finished = True
     return True
 
 
 def _is_trained(worker: Worker) -> bool:
     """Whether there is no further epoch to train."""
     optim, state = worker.config.optim, worker.state
-    if state.epoch >= optim.epochs or not (optim.patience or optim.stop_below):
-        return state.epoch >= optim.epochs
+    if state.epoch >= optim.epochs or stopped_by_callback(state.history, optim):
+        return True
+    if not (optim.patience or optim.stop_below):
+        return False
     stops = torch.tensor([float(bool(early_stop(state.history, optim)))])
     return bool(worker.ranks.sum(stops).item())  # their means may differ in the last bit where their processors do
 
@@ -159,6 +165,7 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
             batch = seen_together(batch, worker.ranks)
         if batch.global_rows:
             train_step(worker, batch)
+        worker.calls.tell_steps(but=1)
         step_done()
         state.step += 1
         since += 1
@@ -253,6 +260,8 @@ def _finish_epoch(worker: Worker) -> None:
     assert record["expected"] == record["samples"] + record["skipped"], "every sample exactly once per epoch"
     state.history.append(record)
     state.epoch, state.step, state.tally, state.class_counts = state.epoch + 1, 0, [], []
+    if worker.calls.given:
+        hear_callbacks(worker, record)
     save_state(worker)
     _answer_notice(worker)
 

@@ -15,6 +15,7 @@ from raypaml.runs.random_streams import begin_stream, continue_stream, random_st
 from raypaml.runs.skips import Reason, write_skipped
 from raypaml.runs.weights_of_run import load_weights_of_run
 from raypaml.training import rejections
+from raypaml.training.callbacks import told_of_the_end
 from raypaml.training.nonfinite import DivergedError
 from raypaml.training.worker import Worker, build_worker
 
@@ -40,6 +41,7 @@ def restore(worker: Worker) -> None:
     worker.state, worker.corrections = checkpoint.load_checkpoint(
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
+    worker.calls.load(worker.state.callbacks)
     kept = checkpoint.read_memory(valid[-1])
     worker.scheme_state.restore(kept)
     if not continue_stream(kept, worker.ranks):  # of an earlier version, or of another number of workers
@@ -67,7 +69,7 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
     ranks = worker.ranks
     ranks.barrier()  # it is there for all
     fresh = build_worker(worker.config, worker.data.address, worker.run_folder, ranks.device, worker.report)
-    fresh.saving = worker.saving
+    fresh.saving, fresh.calls = worker.saving, worker.calls
     fresh.rolled_back = worker.rolled_back | {error.place}
     restore(fresh)
     return fresh
@@ -75,19 +77,20 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
 
 @contextmanager
 def saving(current: Callable[[], Worker]) -> Iterator[None]:
-    """However the block ends, what it began to save is committed then."""
-    try:
-        yield
-    except BaseException:
+    """However the block ends, what it began to save is committed then, and callbacks are told of the end."""
+    with told_of_the_end(lambda: current().calls):
         try:
+            yield
+        except BaseException:
+            try:
+                settle_saving(current())
+            except Exception as error:  # the first error is the one to raise
+                current().report({"event": str(error)})
+            raise
+        else:
             settle_saving(current())
-        except Exception as error:  # the first error is the one to raise
-            current().report({"event": str(error)})
-        raise
-    else:
-        settle_saving(current())
-    finally:
-        current().saving.close()
+        finally:
+            current().saving.close()
 
 
 def settle_saving(worker: Worker) -> None:
@@ -96,6 +99,7 @@ def settle_saving(worker: Worker) -> None:
         worker.now("waiting until the last checkpoint is written")
     if said := worker.saving.wait():
         worker.say(said)
+    worker.calls.tell_checkpoints()
 
 
 def hear_of_saving(worker: Worker) -> None:
@@ -116,6 +120,7 @@ def save_state(worker: Worker) -> None:
     worker.corrections.exchange(worker.ranks)
     streams = {} if worker.config.optim.reproducible else random_streams(worker.ranks)  # it draws nothing
     if worker.ranks.rank == 0:
+        worker.state.callbacks |= worker.calls.states()
         snapshot = take_snapshot(
             worker.state,
             worker.model,
@@ -137,9 +142,11 @@ def _commit(
 ) -> str:
     """Write the checkpoint, then what must not be ahead of it. In another thread: of the worker only what stays."""
     folder, verified = worker.run_folder / "checkpoints", worker.saving.verified
-    verified.note(write_checkpoint(folder, snapshot))
+    written = write_checkpoint(folder, snapshot)
+    verified.note(written)
     checkpoint.retain(folder, verified.is_valid)
     write_whole(worker.run_folder / "metrics.jsonl", metrics)
+    worker.calls.committed.append(written)
     if skipped:
         write_skipped(worker.run_folder / "skipped.jsonl", skipped, snapshot.index)
     return _push(worker, worker.store, place) if worker.store else ""

@@ -29,6 +29,7 @@ from raypaml.runs.models import build_model, placed, prepare_device
 from raypaml.runs.random_streams import begin_stream
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
+from raypaml.training.callbacks import Calls
 from raypaml.training.class_counts import ClassCounts
 from raypaml.training.gradients import check_draws_nothing, check_reproducible
 from raypaml.training.nonfinite import DoubtfulStep, FiniteCheck
@@ -106,6 +107,8 @@ class Worker:
     """A machine is about to be taken away, and it is not said yet that the state is saved."""
     report_steps: int = 1
     """Steps between two agreements; every rank's is the same."""
+    calls: Calls = field(default_factory=Calls)
+    """The program's callbacks, on rank 0."""
     rolled_back: frozenset[str] = frozenset()
     """Places that were not finite and from which this worker went back."""
     doing: str = "starting"

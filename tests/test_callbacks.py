@@ -1,0 +1,132 @@
+"""Callbacks of a program: what they hear, what they may answer, and that they change nothing of what is trained."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import raypaml
+from raypaml.recipes import recipe
+from raypaml.runs.checkpoint import read_state, valid_checkpoints
+from tests.conftest import newest_files, train_here
+
+
+class Diary(raypaml.Callback):
+    """Writes down what it hears, draws random numbers, and spoils what it is given."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        self.heard.append(("epoch", record["epoch"], record["loss"]))
+        record.clear()
+        torch.rand(3)
+
+    def on_step(self, values: raypaml.StepValues) -> None:
+        self.heard.append(("step", values.epoch, values.step, values.loss, values.samples, values.rejected))
+        torch.rand(1)
+
+    def on_checkpoint(self, folder: Path) -> None:
+        assert (folder / "COMMITTED").is_file()
+        self.heard.append(("checkpoint", folder.name))
+
+    def on_end(self, ending: str) -> None:
+        self.heard.append(("end", ending))
+
+
+class Answers(raypaml.Callback):
+    """Answers an epoch as told, and counts the epochs in its state."""
+
+    def __init__(self, answers: dict[int, Any]) -> None:
+        self.answers, self.count = answers, 0
+
+    def on_epoch(self, record: dict[str, Any]) -> Any:
+        self.count += 1
+        answer = self.answers.get(record["epoch"])
+        if isinstance(answer, Exception):
+            raise answer
+        return signal.raise_signal(answer) if isinstance(answer, signal.Signals) else answer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+
+
+def train(data: Path, storage: Path, *callbacks: raypaml.Callback, epochs: int = 3, **values: Any) -> raypaml.Run:
+    values = {"name": "a", "workers": 1, "warmup_epochs": 1, "delta_rel": 2.0, **values}
+    return raypaml.Run.train(
+        "digits", callbacks=callbacks, progress=False, epochs=epochs, data=data, storage=storage, **values
+    )
+
+
+def test_callbacks_hear_everything_and_change_nothing(tiny_digits: Path, tmp_path: Path) -> None:
+    diary = Diary()
+    values = {"data": str(tiny_digits), "storage": str(tmp_path), "epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0}
+    base = recipe("digits").override(values)
+    heard = raypaml.Run.open(train_here(base.override({"name": "heard"}), diary).folder)
+    alone = raypaml.Run.open(train_here(base.override({"name": "alone"})).folder)
+    assert newest_files(heard.folder) == newest_files(alone.folder)
+    for name in ("loss", "validation_mean_ap", "rejected"):
+        assert heard.records[name].to_pylist() == alone.records[name].to_pylist()
+    steps = [one for one in diary.heard if one[0] == "step"]
+    assert [one[1:3] for one in steps] == [(epoch, step) for epoch in range(2) for step in range(3)]
+    for epoch, record in enumerate(heard.records.to_pylist()):
+        mine = [one for one in steps if one[1] == epoch]
+        assert sum(one[3] * one[4] for one in mine) / sum(one[4] for one in mine) == pytest.approx(record["loss"])
+        assert sum(one[5] for one in mine) == record["rejected"]
+        assert diary.heard.index(mine[-1]) < diary.heard.index(("epoch", epoch, record["loss"]))
+    assert [one[1] for one in diary.heard if one[0] == "checkpoint"] == ["0001-000000", "0002-000000"]
+    assert diary.heard[-1] == ("end", "finished")
+
+
+@pytest.mark.cluster
+def test_a_stop_finishes_the_run_and_more_epochs_lift_it(tiny_digits: Path, tmp_path: Path) -> None:
+    run = train(tiny_digits, tmp_path, Answers({0: raypaml.Stop("enough")}))
+    said = "stopped after epoch 1 of 3: callback Answers: enough"
+    assert run.result is not None
+    assert (run.is_finished, run.records.num_rows, run.result["stopped_early"]) == (True, 1, said)
+    (run.folder / "result.json").unlink()  # as if killed before the test was written
+    assert train(tiny_digits, tmp_path).records.num_rows == 1
+    more = train(tiny_digits, tmp_path, epochs=4)
+    assert more.result is not None
+    assert (more.records.num_rows, more.result["stopped_early"]) == (4, None)
+
+
+def test_a_saved_epoch_is_kept_and_the_state_goes_on(tiny_digits: Path, tmp_path: Path) -> None:
+    first, second = Answers({0: raypaml.Save(), 1: signal.SIGTERM}), Answers({})
+    stopped = train(tiny_digits, tmp_path, first, epochs=5)
+    assert (stopped.stopped, stopped.is_finished, first.count) == (signal.SIGTERM, False, 2)
+    assert "stopped by SIGTERM" in repr(stopped)
+    finished = train(tiny_digits, tmp_path, second, epochs=5)
+    assert (finished.is_finished, second.count) == (True, 5)
+    checkpoints, _ = valid_checkpoints(finished.folder / "checkpoints")
+    assert checkpoints[0].name == "0001-000000"
+    assert read_state(checkpoints[-1]).callbacks == {"Answers": {"count": 5}}
+
+
+@pytest.mark.parametrize("answer", [ZeroDivisionError("no"), "stop"])
+def test_the_failure_of_a_callback_names_it(answer: Any, tiny_digits: Path, tmp_path: Path) -> None:
+    diary = Diary()
+    said = (
+        r"callback Answers.on_epoch failed at epoch 1: (ZeroDivisionError: no \(.*:\d+\)|TypeError: it answered 'stop')"
+    )
+    with pytest.raises(raypaml.CallbackError, match=said) as failed:
+        train(tiny_digits, tmp_path, Answers({0: answer}), diary)
+    assert "Traceback" in failed.value.__notes__[0]
+    assert diary.heard[-1] == ("end", "failed")
+    with pytest.raises(raypaml.UserError, match=r"derive it from raypaml\.Callback"):
+        train(tiny_digits, tmp_path, Diary)  # type: ignore[arg-type]
+
+
+def test_what_cannot_travel_is_refused_before_anything_starts(tiny_digits: Path, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as file:
+        answers = Answers({0: file})
+        with pytest.raises(raypaml.UserError, match="callback Answers: cannot be sent to the workers"):
+            train(tiny_digits, tmp_path, answers, workers=2)
+    assert not (tmp_path / "a" / "config.json").exists()
