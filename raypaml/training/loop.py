@@ -87,6 +87,7 @@ def train(
         report({"event": str(halving)})
 
     worker.calls = Calls(callbacks, device, rank=worker.ranks.rank)
+
     def current() -> Worker:
         return worker
 
@@ -114,7 +115,6 @@ def train(
         if said := early_stop(worker.state.history, config.optim):
             worker.say(said)
         drop_features(worker)
-
         # --- Test ---------------------------------------------------------------------------------------------
         share_checkpoints(worker)
         best = tested_checkpoint(run_folder)
