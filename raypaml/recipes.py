@@ -228,14 +228,15 @@ DATA_SETS = {
 
 OF_DIGITS: dict[str, dict[str, float]] = {
     "ll_r": {"delta_rel": 0.25},
-    "ll_ct": {"delta_rel": 0.1},
+    "ll_ct": {"delta_rel": 0.2},
     "ll_cp": {"delta_rel": 0.05},
     "ll_r_abs": {"threshold": 1.5, "delta_abs": 0.1},
     "ll_ct_abs": {"threshold": 1.5, "delta_abs": 0.1},
     "ll_cp_abs": {"threshold": 1.5, "delta_abs": 0.1},
 }
-"""What `digits` has for the large-loss schemes, for which nothing is published on it. delta_rel of ll_r was found by
-search on the validation split; the others' stand to it as the published ones do; the thresholds are searched ones."""
+"""What `digits` has for the large-loss schemes, for which nothing is published on it, found by search on validation:
+delta_rel in steps of two (figures: tools/papers/README.md; 0.05 is the least that ll_cp can reject, one entry of each
+batch), the thresholds by an earlier search."""
 
 
 def as_before(base: TrainConfig) -> TrainConfig:
