@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import raypaml
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
 from raypaml.evaluation.summary import table
+from raypaml.inference.model_card import digest
 from raypaml.recipes import recipe
 from raypaml.runs.run_settings import configured
 from raypaml.train import parse
@@ -119,13 +122,47 @@ def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:
     assert configured(recipe("digits"), settings).config == config
 
 
+def scores(run: raypaml.Run, folder: Path) -> list[float]:
+    """Of all classes for a picture, by `predict`; those of the model as it lies on the disk."""
+    picture = folder / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(picture)
+    answers = run.predict(picture, top=99).table
+    assert answers is not None
+    found = [float(score) for score in answers["score"].to_pylist()]
+    assert found == pytest.approx([one.score for one in run.load().predict(picture, top=99)], abs=1e-6)
+    return found
+
+
+def test_another_run_in_the_same_folder_is_predicted_and_evaluated_anew(
+    trained: tuple[Path, str], tiny_digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained[0], tmp_path / "a")
+    run = raypaml.Run.open(tmp_path / "a", progress=False)
+    before, figures = scores(run, tmp_path), run.evaluate(data=tiny_digits, out=tmp_path / "first").figures
+    checkpoint = run.best_checkpoint
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(
+        {name: tensor.flip(0) if name == "head.weight" else tensor for name, tensor in weights.items()},
+        checkpoint / "model.safetensors",
+    )
+    marker = checkpoint / "COMMITTED"
+    digests = json.loads(marker.read_text()) | {"model.safetensors": digest(checkpoint / "model.safetensors")}
+    marker.write_text(json.dumps(digests))
+    assert run.best_checkpoint == checkpoint
+    assert scores(run, tmp_path) != before
+    assert run.evaluate(data=tiny_digits, out=tmp_path / "second").figures != figures
+
+
 def test_a_run_is_trained_from_a_program_and_goes_on(
     tiny_digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings: dict[str, Any] = {"data": tiny_digits, "storage": tmp_path, "name": "a", "workers": 1, "progress": False}
     run = raypaml.Run.train("digits", epochs=1, warmup_epochs=1, **settings)
     assert (run.is_finished, run.records.num_rows, run.folder) == (True, 1, tmp_path / "a")
+    first, before = run.best_checkpoint, scores(run, tmp_path)
     assert raypaml.Run.train("digits", epochs=2, **settings).records.num_rows == 2
+    assert run.best_checkpoint != first
+    assert scores(run, tmp_path) != before
     with pytest.raises(raypaml.UserError, match=r"the run was started with alpha=5.0 \(asked: 2.0\)"):
         raypaml.Run.train("digits", alpha=2, **settings)
     assert capfd.readouterr() == ("", "")

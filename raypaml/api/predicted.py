@@ -15,7 +15,8 @@ from raypaml.counting import Count
 from raypaml.data.hidden_files import PassedOver
 from raypaml.inference.answer_files import Rows, Writer, check_out, writer
 from raypaml.inference.choice import choose
-from raypaml.inference.classifying import classify, loaded
+from raypaml.inference.classifying import classify
+from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import find_pictures
 from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.ranks import one_thread
@@ -75,7 +76,8 @@ def predict_pictures(
     check_out(file)
     rows = Rows()
     with one_thread():
-        card = loaded(str(model), "cpu", alpha).card
+        files = ModelFiles.find(model, alpha)
+        card = files.card
         choice = choose(card, **choosing)
         say(f"alpha {alpha_text(card.alpha)}: {card.alpha_origin}; threshold: {choice.said}")
         passed_over = PassedOver(list)
@@ -83,7 +85,7 @@ def predict_pictures(
         broken: list[tuple[str, str]] = []
         empty, count = 0, Count("predicting", len(pictures), say)
         with writer(out or rows) as to, device_mapper(*processes) as (run, device):
-            for name, answer in classify(str(model), pictures, choice, overlays, run, device, alpha):
+            for name, answer in classify(files, pictures, choice, overlays, run, device):
                 count.add()
                 empty += not answer
                 if isinstance(answer, str):

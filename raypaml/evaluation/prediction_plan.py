@@ -206,13 +206,19 @@ def check_skipped(plan: PredictionPlan) -> int:
 def predict_part_alone(plan: PredictionPlan, part: PredictionPart, device: str) -> int:
     """Predict and write one part in a process that has nothing yet; returns its number."""
     torch.set_num_threads(1)  # their number may move a float's last bit
-    model, data = _opened(plan.checkpoint, plan.config, plan.data, device)
+    model, data = _opened(plan.checkpoint, plan.config, plan.data, device, part.model, part.data)
     predict_part(plan, part, model, data, torch.device(device))
     return part.part
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(checkpoint: Path, config: TrainConfig, data: str, device: str) -> tuple[CamClassifier, DataFolder]:
+def _opened(
+    checkpoint: Path,
+    config: TrainConfig,
+    data: str,
+    device: str,
+    *digests: str,  # noqa: ARG001  # for the cache: a path may hold other weights or another data set by then
+) -> tuple[CamClassifier, DataFolder]:
     folder = open_folder(data, **config.data.opening)
     prepare_device(config.optim, torch.device(device))
     return placed(checkpoint_model(checkpoint, config.model, len(folder.vocabulary)), torch.device(device)), folder

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from raypaml.errors import told_as_user_errors
-from raypaml.inference.model_card import NAME, WEIGHTS, Card, card_of_run
+from raypaml.inference.model_card import Card, ModelFiles
 from raypaml.inference.pictures import Picture, fit_to_size, read_picture
 from raypaml.labels import RealArray
 from raypaml.metrics.thresholds import sigmoid
@@ -193,16 +193,12 @@ def load(path: Path | str, device: torch.device | str = "cpu", alpha: float | st
     Raises:
         UserError: none of these, damaged, or of another vocabulary. Nothing is ever unpickled.
     """
-    path = Path(path)
-    if path.is_file():
-        raise ValueError(f"{path}: a file; give the folder of a run, a checkpoint or an export (nothing is unpickled)")
-    if (path / NAME).is_file():
-        card, weights = Card.read(path), path / WEIGHTS
-    else:
-        card, checkpoint = card_of_run(path)
-        weights = checkpoint / WEIGHTS
-    card = card.at_alpha(str(alpha))
-    return Classifier(read_model(card, weights), card, device)
+    return of_files(ModelFiles.find(Path(path), str(alpha)), device)
+
+
+def of_files(files: ModelFiles, device: torch.device | str) -> Classifier:
+    """The model in these files, ready for use."""
+    return Classifier(read_model(files.card, files.weights), files.card, device)
 
 
 def read_model(card: Card, weights: Path) -> CamClassifier:

@@ -14,7 +14,8 @@ import torch
 
 from raypaml.explanations.gallery import overlay
 from raypaml.inference.choice import Choice, Chosen
-from raypaml.inference.classifier import Classifier, load
+from raypaml.inference.classifier import Classifier, of_files
+from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import Picture, read_picture
 from raypaml.mapper import Mapper, in_this_process
 
@@ -29,26 +30,25 @@ Answer = tuple[str, Chosen | str]
 
 
 def classify(
-    model: str, pictures: Iterable[Picture], choice: Choice, overlays: str, run: Mapper, device: str, alpha: str = ""
+    model: ModelFiles, pictures: Iterable[Picture], choice: Choice, overlays: str, run: Mapper, device: str
 ) -> Iterator[Answer]:
     """The answers for pictures, in the order given, by this process or by those of a mapper.
 
     Args:
-        model: folder of a run, a checkpoint or an export.
+        model: what is predicted with, though its run be trained further meanwhile.
         pictures: as `inference.pictures.find_pictures` names them.
         choice: which classes are answered.
         overlays: folder for pictures with the map of their best class; "" for none.
         run: maps calls over processes.
         device: "cuda" or "cpu", of each of these processes.
-        alpha: as `inference.classifier.load` takes it.
     """
     if run is in_this_process:
-        yield from answers(loaded(model, device, alpha), pictures, choice, overlays)
+        yield from answers(loaded(model, device), pictures, choice, overlays)
         return
-    model, overlays = str(Path(model).absolute()), overlays and str(Path(overlays).absolute())
+    overlays = overlays and str(Path(overlays).absolute())
     chunks = enumerate(batched(pictures, _CHUNK))
     yield from _in_order(
-        run(answers_of_chunk, ((number, model, device, chunk, choice, overlays, alpha) for number, chunk in chunks))
+        run(answers_of_chunk, ((number, model, device, chunk, choice, overlays) for number, chunk in chunks))
     )
 
 
@@ -63,17 +63,21 @@ def _in_order(parts: Iterable[tuple[int, list[Answer]]]) -> Iterator[Answer]:
 
 
 def answers_of_chunk(
-    number: int, model: str, device: str, pictures: list[Picture], choice: Choice, overlays: str, alpha: str
+    number: int, model: ModelFiles, device: str, pictures: list[Picture], choice: Choice, overlays: str
 ) -> tuple[int, list[Answer]]:
     """One task: its number, and the answers for its pictures."""
-    return number, list(answers(loaded(model, device, alpha), pictures, choice, overlays))
+    return number, list(answers(loaded(model, device), pictures, choice, overlays))
 
 
 @functools.lru_cache(maxsize=1)
-def loaded(model: str, device: str, alpha: str = "") -> Classifier:
-    """The model, in a process that computes with one thread, as `evaluate` does: its bits, and --workers for more."""
+def loaded(model: ModelFiles, device: str) -> Classifier:
+    """The model, in a process that computes with one thread, as `evaluate` does: its bits, and --workers for more.
+
+    Kept for the next call with the same weights and card; a path may hold others by then. ValueError where it does.
+    """
     torch.set_num_threads(1)
-    return load(model, device, alpha)
+    model.check()
+    return of_files(model, device)
 
 
 def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, overlays: str) -> Iterator[Answer]:

@@ -107,6 +107,42 @@ class Card:
         return card
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """A model as it lies on the disk at one moment, equal to another where the same is predicted with it."""
+
+    card: Card
+    """At the alpha of use."""
+    weights: Path
+    """The file with the weights, whose digest the card has."""
+
+    @classmethod
+    def find(cls, path: Path, alpha: str = "") -> ModelFiles:
+        """The files of a run's best checkpoint, of a checkpoint, or of an export.
+
+        Args:
+            path: its folder.
+            alpha: BoostLU's factor, >= 1, `training` or `chosen`; "" for the one chosen, else of training.
+
+        Raises:
+            ValueError: none of these, or damaged.
+        """
+        if path.is_file():
+            raise ValueError(
+                f"{path}: a file; give the folder of a run, a checkpoint or an export (nothing is unpickled)"
+            )
+        card, folder = (Card.read(path), path) if (path / NAME).is_file() else card_of_run(path)
+        return cls(card=card.at_alpha(alpha), weights=(folder / WEIGHTS).absolute())
+
+    def __hash__(self) -> int:
+        return hash(self.card.weights)  # the card has lists, which have none
+
+    def check(self) -> None:
+        """Raise ValueError where the weights are no longer those of the card."""
+        if digest(self.weights) != self.card.weights:
+            raise ValueError(f"{self.weights}: has changed since its card was read; give the command again")
+
+
 def _check_optim(origin: dict[str, Any]) -> None:
     """Raise ValueError unless what the card says of the run's computing, if anything, is of the kinds of its fields."""
     config = origin.get("config", {})
