@@ -32,7 +32,6 @@ EARLIER: dict[str, Any] = {
     "cudnn_benchmark": False,
     "decay_biases": True,
     "evaluation_precision": "float32",
-    "from_run": "",
     "from_sha256": "",
     "head_init": "normal",
     "head_prior": 0.0,
