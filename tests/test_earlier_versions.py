@@ -198,4 +198,5 @@ def test_a_run_is_exported_to_the_same_weights() -> None:
     assert {name: weight.numpy().tobytes() for name, weight in again.items()} == {
         name: weight.numpy().tobytes() for name, weight in before.items()
     }
-    agree(json.loads(Path("again/card.json").read_text()), json.loads(Path("export/card.json").read_text()))
+    cards = [json.loads(Path(folder, "card.json").read_text()) for folder in ("again", "export")]
+    agree(*(card | {"weights": ""} for card in cards))  # of the file, whose header says more now
