@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from raypaml.api.run import Run as Run
     from raypaml.augmentation.augmentations import Augmentation as Augmentation
     from raypaml.augmentation.augmentations import register_augmentation as register_augmentation
+    from raypaml.cluster.as_loop import train_in_worker as train_in_worker
     from raypaml.errors import CallbackError as CallbackError
     from raypaml.errors import StoppedAtOnce as StoppedAtOnce
     from raypaml.errors import UserError as UserError
@@ -47,6 +48,7 @@ _HOMES = {
     "CamClassifier": "raypaml.model.cam",
     "rejection_rate": "raypaml.losses.selection",
     "load": "raypaml.inference.classifier",
+    "train_in_worker": "raypaml.cluster.as_loop",
     "large_loss": "raypaml.losses.large_loss",
     "average_precision": "raypaml.metrics.average_precision",
     "Scheme": "raypaml.losses.scheme",

@@ -10,7 +10,7 @@ from raypaml.cli import Parser, command, run_command
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
-_ABOUT = "Look over a run before it starts: takes the flags of raypaml.train. Exit code 1 if it would fail."
+_ABOUT = "Look over a run before it starts, and start Ray as it would: takes the flags of train. Exit code 1 if fatal."
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, Any]:

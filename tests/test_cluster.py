@@ -30,7 +30,7 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-alone"}
 TRAIN = [sys.executable, "-m", "raypaml.train"]
 
 
-def node(temp: str, *arguments: str) -> subprocess.Popen[bytes]:
+def node(temp: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
     """A Ray node with one CPU, in the foreground, so that it can be ended by its own process."""
     flags = [
         "--num-cpus=1",
@@ -44,18 +44,19 @@ def node(temp: str, *arguments: str) -> subprocess.Popen[bytes]:
     else:
         flags.remove("--include-dashboard=false")
     command = [str(RAY), "start", *arguments, *flags]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=os.environ | TOKEN)
+    variables = os.environ | TOKEN | environment
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=variables)
 
 
 @contextmanager
-def two_nodes(port: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def two_nodes(port: int, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Address of a cluster, and the node that is not its head."""
     temp = tempfile.mkdtemp(prefix="rp-")
     address = f"127.0.0.1:{port}"
-    nodes = [node(temp, "--head", f"--port={port}")]
+    nodes = [node(temp, "--head", f"--port={port}", **environment)]
     try:
         wait_for_cpus(address, 1)
-        nodes.append(node(temp, f"--address={address}"))
+        nodes.append(node(temp, f"--address={address}", **environment))
         wait_for_cpus(address, 2)
         yield address, nodes[1]
     finally:

@@ -90,7 +90,9 @@ def test_one_worker_without_a_cluster_needs_no_other_process(
 
 
 def test_a_ray_that_the_program_has_started_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    driver = SimpleNamespace(worker=SimpleNamespace(mode=0))
+    started = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: driver, WORKER_MODE=1)
+    monkeypatch.setitem(__import__("sys").modules, "ray", started)
     assert not own_process.is_for_own_process(RunConfig())
 
 

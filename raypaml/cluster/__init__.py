@@ -1,13 +1,15 @@
 """Ray around the rest: sessions, tasks, Ray Train, Ray Tune. No other folder imports ray.
 
 Ray reads the variables below when it is imported or started, so they are set here, before any module of this folder
-imports it. In a program that has imported ray already they are left alone.
+imports it. In a program that has imported ray already they are set only while something of ours runs on it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -24,3 +26,23 @@ _DEFAULTS = {
 if "ray" not in sys.modules:
     for _name, _value in _DEFAULTS.items():
         os.environ.setdefault(_name, _value)
+
+
+@contextmanager
+def ray_variables(**values: str | None) -> Iterator[None]:
+    """Within, the environment has our defaults for what is not set, and `values`; None takes a variable away."""
+    wanted = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | values
+    before = {name: os.environ.get(name) for name in wanted}
+    _set(wanted)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

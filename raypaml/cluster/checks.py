@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from raypaml.cluster.nodes import Node, leave, look, remove
@@ -15,6 +15,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.pseudo_labels import with_pseudo_labels
+from raypaml.runs.run_folder import versions
 from raypaml.runs.weights_of_run import with_weights_of_run
 from raypaml.training.estimate import FLOAT32, RATES, Estimate, estimate
 from raypaml.training.optimizers import moments
@@ -182,26 +183,50 @@ def _gb(size: float) -> str:
 
 
 def examine(config: TrainConfig, tflops: float, mtbf_hours: float) -> Iterator[Finding]:
-    """All findings, as they are made; a cluster is joined only where an address is given."""
+    """All findings, as they are made.
+
+    Ray is started, or joined, as the run would: one worker on one machine needs none.
+    """
     run = config.run
     address = run.address or os.environ.get("RAY_ADDRESS", "")
-    if address:
-        from raypaml.cluster import session  # ray takes seconds to import, and one machine needs none
-    with session.join(address) if address else nullcontext():
-        try:
-            left = leave(run.storage)
-        except OSError as error:
-            yield Finding(FATAL, f"storage={run.storage}: cannot be written: {error}", "another --storage")
-            return
+    nodes = list[Node]()
+    try:
+        left = leave(run.storage)
+    except OSError as error:
+        yield Finding(FATAL, f"storage={run.storage}: cannot be written: {error}", "another --storage")
+        return
+    try:
         asked = (run.storage, config.data.cache, left)
-        nodes = session.on_every_node(look, *asked) if address else [look(*asked)]
+        if address or run.workers > 1:
+            yield from _examine_cluster(config, address, asked, nodes)
+        if not nodes:
+            nodes.append(look(*asked))
+            yield gpus_seen(nodes, 0, config)
+    finally:
         remove(run.storage, left)
-        yield same_versions(nodes)
-        yield gpus_seen(nodes, session.gpus() if address else 0, config)
-        yield storage(nodes, config)
-        if address:
-            yield from doors(nodes, session.addresses(), knock)
+    yield same_versions(nodes)
+    yield storage(nodes, config)
     yield from _examine_run(config, nodes, tflops, mtbf_hours)
+
+
+def _examine_cluster(config: TrainConfig, address: str, asked: tuple[str, ...], nodes: list[Node]) -> Iterator[Finding]:
+    """Join the cluster, or start a private Ray, for real, and take the facts of its nodes."""
+    from raypaml.cluster import session  # ray takes seconds to import, and one worker needs none
+
+    said = list[str]()
+    began = time.monotonic()
+    try:
+        with session.join(address, config.run.workers, said.append):
+            seconds = time.monotonic() - began
+            for line in said:
+                yield Finding(WARNING, line, f"pip install raypaml=={versions()['raypaml']} on every node")
+            nodes += session.on_every_node(look, *asked)
+            yield Finding(FINE, f"Ray {'joined' if address else 'started on loopback'} in {seconds:.1f} s")
+            yield gpus_seen(nodes, session.gpus(), config)
+            if address:
+                yield from doors(nodes, session.addresses(), knock)
+    except ValueError as error:
+        yield Finding(FATAL, str(error), "" if address else "--workers 1 trains without other processes")
 
 
 def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf_hours: float) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -15,7 +14,7 @@ import torch
 
 from raypaml.data.storage import Location, brief
 from raypaml.runs.mirror import Mirror
-from raypaml.runs.run_folder import PACKAGES
+from raypaml.runs.run_folder import versions
 
 MEGABYTES = 32
 """Written to the storage to see how fast it is."""
@@ -47,10 +46,9 @@ def look(storage: str, cache: str, left: str) -> Node:
     """The facts of this node; `left` is the name of the driver's file in the storage."""
     fault, rate = _try(storage)
     where = Location(storage)
-    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return Node(
         host=platform.node(),
-        versions=packages | {"python": platform.python_version()},
+        versions=versions(),
         cpus=os.cpu_count() or 1,
         gpu_memory=tuple(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

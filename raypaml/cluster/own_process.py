@@ -28,10 +28,21 @@ from raypaml.training.worker import LoopSignal, Report
 
 
 def is_for_own_process(run: RunConfig) -> bool:
-    """Whether a run trains in this process: one worker, no address, and no Ray that this program has started."""
+    """Whether a run trains in this process: one worker, no address, and no Ray that this program has started.
+
+    A task, an actor or a trial of Ray has its place in the cluster already, and is not to wait for another one.
+    """
     ray: Any = sys.modules.get("ray")
-    started = ray is not None and ray.is_initialized()
+    started = ray is not None and ray.is_initialized() and not _is_task(ray)
     return run.workers == 1 and not (run.address or os.environ.get("RAY_ADDRESS") or started)
+
+
+def _is_task(ray: Any) -> bool:
+    if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+        return False
+    from raypaml.cluster.session import is_train_worker  # with Ray, which is there
+
+    return not is_train_worker()
 
 
 def fit_in_own_process(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:

@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from raypaml.cluster import session
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
+from raypaml.cluster.loopback import LoopbackConfig
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, brief_cause, is_disk_full
 from raypaml.data.storage import Location
@@ -184,6 +185,7 @@ def run_workers(
             use_gpu=use_gpu,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
+        torch_config=LoopbackConfig() if session.is_on_loopback() else None,
         # Ray keeps no checkpoint for us: the loop writes and finds its own, alone as in a cluster.
         run_config=RayRunConfig(
             name="ray",

@@ -1,58 +1,111 @@
-"""Start a private Ray on this machine, or join a cluster, and ask what it has."""
+"""Use the program's own Ray, join a cluster, or start a private Ray on this machine, and ask what it has."""
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-OBJECT_STORE_BYTES = 200 * 2**20
-"""Object store of a private cluster: only progress numbers travel through it."""
+from raypaml import cli
+from raypaml.cluster import ray_variables
+from raypaml.cluster.private_ray import QUIET, private_ray
+from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
+from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
 
 
 @contextmanager
-def join(address: str = "", workers: int = 1) -> Iterator[None]:
-    """Join the cluster at `address` (or RAY_ADDRESS), or start a private one on this machine for `workers` workers.
+def join(address: str = "", workers: int = 1, say: Callable[[str], None] = cli.say) -> Iterator[None]:
+    """Have Ray within: the one that the program has initialised, which is left as it was; else the cluster at `address`
+    (or RAY_ADDRESS), to whose nodes raypaml is sent where they lack it; else a private one for `workers` workers.
 
     Raises:
-        ValueError: no cluster answers at the address.
+        ValueError: no cluster answers at the address, its nodes lack what cannot be sent, another Ray is initialised
+            than the one asked for, or a private one does not start.
     """
+    if ray.is_initialized():
+        _check_own(address)
+        with ray_variables():
+            yield
+        return
     address = address or os.environ.get("RAY_ADDRESS", "")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address and address != "local":
+    if not address or address == "local":
+        with private_ray(max(os.cpu_count() or 1, workers)):
+            yield
+        return
+    with ray_variables(), ending_on_sigterm():
         try:
-            _knock(address)  # Ray would try for minutes
-            ray.init(address=address, **quiet)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise ValueError(f"address={address}: no Ray cluster answers there ({reason})") from None
-        try:
+            _join_cluster(address, say)
             yield
         finally:
             ray.shutdown()
-        return
-    # A temp dir of its own: with the default one, ray.init() could join a stranger's cluster. Short, for its sockets.
-    temp = tempfile.mkdtemp(prefix="raypaml-ray-")
-    try:
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, workers),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=temp,
-            **quiet,
+
+
+def _check_own(address: str) -> None:
+    """Whether the Ray of this program will do; ValueError where not."""
+    here = ray.get_runtime_context().gcs_address
+    if address and address not in ("auto", "local", here):
+        raise ValueError(
+            f"address={address}: this program has initialised Ray at {here}; leave the address out to use that one, "
+            f"or call ray.shutdown() first"
         )
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(temp, ignore_errors=True)
+    if is_train_worker():
+        raise ValueError(
+            "this is a worker of Ray Train, which cannot start workers of its own: call "
+            "raypaml.train_in_worker(...), which trains with the workers that are there"
+        )
+    if missing := what_is_missing(on_every_node):
+        raise ValueError(
+            f"{_listed(missing)}: install it there, or send it with the job: "
+            f"ray.init(..., runtime_env={{'py_modules': {runtime_env(missing)['py_modules']}}})"
+        )
+
+
+def is_task() -> bool:
+    """Whether this process was started by Ray, for a task, an actor or a trial."""
+    return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
+
+
+def is_train_worker() -> bool:
+    """Whether this is called within the function of a worker of Ray Train."""
+    import ray.train  # takes half a second, and most sessions need it anyway
+
+    try:
+        ray.train.get_context().get_world_rank()
+    except Exception:  # Ray's errors of a context that is not there are of several kinds
+        return False
+    return True
+
+
+def _join_cluster(address: str, say: Callable[[str], None]) -> None:
+    """Join, and join again with raypaml as a part of the job where nodes lack it."""
+    _connect(address)
+    missing = what_is_missing(on_every_node)
+    if not missing:
+        return
+    sent = runtime_env(missing)
+    say(f"{_listed(missing)}: raypaml is sent to the nodes with this job")
+    ray.shutdown()
+    _connect(address, runtime_env=sent)
+    if still := what_is_missing(on_every_node):
+        raise ValueError(f"{_listed(still)}, though it was sent there with the job: install it on every node")
+
+
+def _listed(missing: list[Missing]) -> str:
+    return "; ".join(dict.fromkeys(map(str, missing)))
+
+
+def _connect(address: str, **options: Any) -> None:
+    try:
+        _knock(address)  # Ray would try for minutes
+        with sigterm_kept():
+            ray.init(address=address, **QUIET, **options)
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).split("\n")[0]
+        raise ValueError(f"address={address}: no Ray cluster answers there ({reason})") from None
 
 
 def _knock(address: str) -> None:
@@ -63,13 +116,20 @@ def _knock(address: str) -> None:
 
 
 def gpus() -> int:
-    """GPUs of the joined cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    """GPUs of the cluster, without those that the calling task or actor holds."""
+    return _total("GPU")
 
 
 def cpus() -> int:
-    """CPUs of the joined cluster."""
-    return int(ray.cluster_resources().get("CPU", 0))
+    """CPUs of the cluster, without those that the calling task or actor holds."""
+    return _total("CPU")
+
+
+def _total(resource: str) -> int:
+    total = ray.cluster_resources().get(resource, 0)
+    if is_task():
+        total -= ray.get_runtime_context().get_assigned_resources().get(resource, 0)
+    return int(total)
 
 
 def may_grow() -> bool:
@@ -91,6 +151,11 @@ def on_every_node(function: Callable[..., Any], *args: Any) -> list[Any]:
 def addresses() -> list[str]:
     """The address of every live node."""
     return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+
+
+def is_on_loopback() -> bool:
+    """Whether all nodes are on this machine and listen to it alone, as those of a private Ray do."""
+    return all(address.startswith("127.") for address in addresses())
 
 
 def shrink_soon() -> None:

@@ -71,3 +71,44 @@ def sigterm_as_ctrl_c() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM, where it would kill this process, raises StoppedAtOnce, so that what is open is closed."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise StoppedAtOnce(number)
+
+    kills = _may_install() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if kills:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if kills:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def sigterm_kept() -> Iterator[None]:
+    """In the block somebody, such as ray.init, may take SIGTERM; afterwards it is whose it was."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if _may_install() and before is not None:  # None: of a program that embeds Python
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """What ends in seconds is not broken off by a signal."""
+    # a function, because processes that are started meanwhile would inherit SIG_IGN
+    numbers = (signal.SIGINT, signal.SIGTERM) if _may_install() else ()
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,6 +8,7 @@ import json
 import logging
 import platform
 import subprocess
+import sys
 import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -175,10 +176,15 @@ def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
             "image_size": Reader(data.shards, data.splits["train"], (), skip_broken=True).shape[:2],
             "samples": {split: len(index) for split, index in data.splits.items()},
         },
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "commit": _commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a run uses, and of Python; of raypaml also where its files only lie on the path."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES if name != "raypaml"}
+    return {"raypaml": sys.modules["raypaml"].__version__} | installed | {"python": platform.python_version()}
 
 
 def _commit() -> str:

@@ -1,0 +1,137 @@
+"""raypaml as the training loop of somebody's own Ray program: in a worker of TorchTrainer, or in a trial of Tuner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray import tune
+
+from raypaml.cluster.session import is_train_worker
+from raypaml.cluster.tasks import own_device
+from raypaml.config import TrainConfig
+from raypaml.data.storage import Location
+from raypaml.extensions import import_modules
+from raypaml.recipes import recipe, resolve
+from raypaml.run_report.conclude import conclude_run
+from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.ranks import Ranks
+from raypaml.runs.run_folder import claim, log_into
+from raypaml.training.job import prepare_job
+from raypaml.training.loop import train
+from raypaml.training.worker import LoopSignal, Report
+
+Told = TypeVar("Told")
+
+
+def train_in_worker(run: TrainConfig | str, *, checkpoints: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train with the processes that Ray has started: call it as the function of a TorchTrainer, on every worker alike,
+    or of a Tuner. It starts no Ray, no process and no signal handler, and takes as many workers as there are.
+
+    After every epoch its record, as in `metrics.jsonl`, is reported: by `ray.train.report` in a worker, by
+    `ray.tune.report` in a trial; a scheduler may stop a trial there. Called again with the same name, as Ray does after
+    a loss, it continues from its newest checkpoint.
+
+    Args:
+        run: a recipe's name, or a configuration.
+        checkpoints: report the newest checkpoint with every record, which makes Ray copy it into its own storage.
+        settings: fields of the configuration, as the flags of `raypaml train`; `storage` is absolute or a store, for
+            Ray gives its workers folders of their own. `name` is that of the experiment or of the trial unless given.
+
+    Returns:
+        What `result.json` holds: the figures of the test split, on every worker.
+
+    Raises:
+        ValueError: what is wrong, on every worker.
+    """
+    ranks = Ranks.here(_device(settings.get("device", "auto")))
+    config = _configuration(run, settings, ranks)
+    config, address, folder = _as_first(ranks, lambda: _claimed(config))
+    with log_into(folder / "logs" / f"worker-{ranks.rank}.log"):
+        finished = train(
+            config, address, folder, ranks.device, _reporter(ranks, folder, checkpoints), commit_first=checkpoints
+        )
+    assert finished, "nobody asks it to stop"
+    return _as_first(ranks, lambda: conclude_run(prepare_job(config, logging.info)))
+
+
+def _device(wanted: str) -> torch.device:
+    return ray.train.torch.get_device() if is_train_worker() else torch.device(own_device(wanted))
+
+
+def _configuration(run: TrainConfig | str, settings: dict[str, Any], ranks: Ranks) -> TrainConfig:
+    if imports := settings.get("imports", ""):
+        import_modules(imports)
+    given = {"workers": ranks.world_size, "device": ranks.device.type} | settings
+    if given["workers"] != ranks.world_size:
+        raise ValueError(f"workers={given['workers']}: Ray has started {ranks.world_size}; leave it out")
+    config = resolve(recipe(run) if isinstance(run, str) else run, given)
+    where = Location(config.run.storage)
+    if ray.is_initialized() and where.is_local and not Path(config.run.storage.removeprefix("file://")).is_absolute():
+        raise ValueError(
+            f"storage={config.run.storage}: Ray gives its workers working directories of their own; give an absolute "
+            f"path that all workers see, or s3://..."
+        )
+    return config.override({"name": config.run.name or _name_of_ray()})
+
+
+def _name_of_ray() -> str:
+    """The experiment's or the trial's, which is the same when Ray starts it again; "" elsewhere."""
+    if is_train_worker():
+        return str(ray.train.get_context().get_experiment_name())
+    return str(tune.get_context().get_trial_id()) if _is_trial() else ""
+
+
+def _is_trial() -> bool:
+    from ray.tune.trainable.trainable_fn_utils import _in_tune_session
+
+    return bool(_in_tune_session())
+
+
+def _claimed(config: TrainConfig) -> tuple[TrainConfig, str, Path]:
+    job = prepare_job(config, logging.info)
+    claim(job.folder, job.config, job.data)
+    return job.config, job.data.address, job.folder
+
+
+def _as_first(ranks: Ranks, function: Callable[[], Told]) -> Told:
+    """What the function returns, or raises, on the first worker, on all; only there is it called."""
+    told: list[Any] = [None, None]  # what it returned, or raised
+    if ranks.rank == 0:
+        try:
+            told[0] = function()
+        except Exception as error:
+            told[1] = error
+    if ranks.group is not None:
+        dist.broadcast_object_list(told, group=ranks.group, device=ranks.device)
+    if told[1] is not None:
+        raise told[1]
+    first: Told = told[0]
+    return first
+
+
+def _reporter(ranks: Ranks, folder: Path, checkpoints: bool) -> Report:
+    """What the loop reports to: every epoch's record goes to Ray, on every rank, where there is a Ray to report to."""
+    if is_train_worker():
+        tell, made = ray.train.report, ray.train.Checkpoint
+    elif _is_trial():
+        tell, made = tune.report, tune.Checkpoint
+    else:
+        return lambda _: LoopSignal.NOTHING
+
+    def report(event: dict[str, Any]) -> LoopSignal:
+        if "record" in event:
+            newest = None
+            if checkpoints and ranks.rank == 0:
+                newest = made.from_directory(str(valid_checkpoints(folder / "checkpoints")[0][-1]))
+            tell(event["record"], checkpoint=newest)
+        return LoopSignal.NOTHING
+
+    return report

@@ -1,0 +1,150 @@
+"""A private Ray on this machine: nobody else reaches it, and it ends with the process that started it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+from raypaml.cli import say
+from raypaml.cluster import ray_variables
+from raypaml.cluster.short_folder import short_folder
+from raypaml.cluster.signals import ending_on_sigterm, uninterrupted
+
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Object store of a private cluster: only progress numbers travel through it."""
+QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+END_SECONDS = 90.0
+"""Ray waits at most so long for its own processes while it starts."""
+
+
+@contextmanager
+def private_ray(cpus: int) -> Iterator[None]:
+    """Ray with `cpus` CPUs, in a folder of its own, listening on loopback only, to those who have its token.
+
+    Raises:
+        ValueError: it does not start; the message says why.
+        StoppedAtOnce: on SIGTERM, where nobody else takes that signal.
+    """
+    with short_folder() as folder, ray_variables(**_variables(folder)), _token_read_anew(), ending_on_sigterm():
+        # With a temporary folder of its own it never joins a stranger's cluster.
+        ending = _RayThread(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+            **QUIET,
+        )
+        try:
+            with _on_loopback():
+                ending.begin(folder)
+            yield
+        finally:
+            with uninterrupted():
+                ending.end()
+
+
+class _RayThread(threading.Thread):
+    """Starts Ray and ends it.
+
+    It lives as long as Ray does, for on Linux Ray's processes are killed when the thread that started them ends. Ray is
+    not started on the main thread, whose signals it would take: they broke off its start with a stack of C functions.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(name="private ray", daemon=True)
+        self._options = options
+        self._up, self._over = threading.Event(), threading.Event()
+        self._failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            ray.init(**self._options)
+        except Exception as error:
+            self._failure = error
+        self._up.set()
+        self._over.wait()
+        ray.shutdown()
+
+    def begin(self, folder: Path) -> None:
+        """Start Ray; returns when it has started. ValueError where it does not."""
+        self.start()
+        try:
+            self._up.wait()
+        except BaseException:
+            say("stopped while Ray was starting; nothing was trained")
+            raise
+        if self._failure:
+            raise ValueError(f"Ray does not start on this machine: {_why(self._failure, folder)}") from None
+
+    def end(self) -> None:
+        """End Ray, once it has started."""
+        self._over.set()
+        self.join(END_SECONDS)
+
+
+def _why(error: Exception, folder: Path) -> str:
+    """What Ray says in its first line, and what its processes said last, which is in files that are removed."""
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    for name in ("gcs_server.err", "raylet.err", "gcs_server.out", "raylet.out"):
+        for log in folder.glob(f"session_*-*/logs/{name}"):
+            if lines := log.read_text(errors="replace").strip().splitlines():
+                return f"{reason} ({name}: {lines[-1][:300]})"
+    return reason
+
+
+# --- Who may reach it -------------------------------------------------------------------------------------------------
+
+
+def _variables(folder: Path) -> dict[str, str | None]:
+    """The token that all its processes share, and the interface on which gloo and NCCL listen."""
+    token = folder / "token"
+    with os.fdopen(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    # a user's own RAY_AUTH_TOKEN and ~/.ray/auth_token are for other clusters
+    values: dict[str, str | None] = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": None}
+    values["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        values[name] = os.environ.get(name, loopback)
+    return values
+
+
+@contextmanager
+def _token_read_anew() -> Iterator[None]:
+    """Ray keeps the mode and the token that it first read: have it read them again, now and afterwards."""
+    _read_token()
+    try:
+        yield
+    finally:
+        _read_token()
+
+
+def _read_token() -> None:
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Have Ray take 127.0.0.1 for its own address, as it does on macOS and Windows: then all it starts listens there.
+
+    `_node_ip_address="127.0.0.1"` is not enough, because ray.init replaces that by the address of a network card.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before

@@ -1,0 +1,91 @@
+"""What the nodes of a cluster lack of raypaml, and how it is sent to them with a job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raypaml.extensions import modules_named
+from raypaml.runs.run_folder import versions
+
+OURS = versions()["raypaml"]
+
+NEEDED = ("torch", "torchvision", "numpy", "scipy", "sklearn", "pyarrow", "safetensors", "PIL", "simplejpeg", "rich")
+"""Modules of other packages without which no worker of ours starts; they are too large to be sent."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What one node has of raypaml and of what it needs."""
+
+    host: str
+    version: str
+    """Of the node's raypaml, "" where it has none."""
+    modules: tuple[str, ...]
+    """Those of `--import` that the node cannot import."""
+    packages: tuple[str, ...]
+    """Those of NEEDED."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the node could run a worker of this program."""
+        return self.version == OURS and not self.modules and not self.packages
+
+    def __str__(self) -> str:
+        had = f"raypaml {self.version} instead of {OURS}" if self.version else "no raypaml"
+        lacks = [] if self.version == OURS else [had]
+        lacks += [f"no {name}" for name in (*self.modules, *self.packages)]
+        return f"{self.host} has {', '.join(lacks)}"
+
+
+def what_is_missing(on_every_node: Callable[..., list[Any]]) -> list[Missing]:
+    """Ask every node; those that lack nothing are not listed."""
+    imported = tuple(dict.fromkeys(name.split(".")[0] for name in filter(None, modules_named().split(","))))
+    nodes = [Missing(*facts) for facts in on_every_node(_asker(), imported, NEEDED)]
+    return [node for node in nodes if not node.is_complete]
+
+
+def _asker() -> Callable[..., Any]:
+    """A function that goes to the nodes as it is: one of a module would have to be imported there, from raypaml."""
+
+    def ask(modules: Sequence[str], needed: Sequence[str]) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+        import importlib
+        import importlib.util
+        import platform
+
+        def lacking(names: Sequence[str]) -> tuple[str, ...]:
+            return tuple(name for name in names if importlib.util.find_spec(name) is None)
+
+        try:
+            there = importlib.import_module("raypaml")
+        except ImportError:
+            return platform.node(), "", lacking(modules), lacking(needed)
+        # a folder of that name without the package has no version
+        return platform.node(), getattr(there, "__version__", ""), lacking(modules), lacking(needed)
+
+    ask.__module__ = "__main__"  # which is sent by value
+    return ask
+
+
+def runtime_env(missing: Sequence[Missing]) -> dict[str, Any]:
+    """Ray's description of a job that brings the raypaml of this program, and modules of `--import`.
+
+    Raises:
+        ValueError: nodes lack what is not sent.
+    """
+    if lacking := [node for node in missing if node.packages]:
+        raise ValueError(
+            f"{'; '.join(map(str, lacking))}: install raypaml=={OURS} with its dependencies on every "
+            f"node, or use an image that has them"
+        )
+    names = ["raypaml", *dict.fromkeys(name for node in missing for name in node.modules)]
+    return {"py_modules": [_place(name) for name in names], "excludes": ["__pycache__", "*.pyc"]}
+
+
+def _place(name: str) -> str:
+    """The folder of an imported package, or the file of an imported module."""
+    module = sys.modules[name]
+    return str(Path(module.__path__[0]) if hasattr(module, "__path__") else Path(str(module.__file__)))

@@ -1,0 +1,196 @@
+"""The private Ray of real processes: its folder, who reaches it, how it ends, and what is said if it does not start."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raypaml.cluster import ray_variables, short_folder
+
+LONG = "a-folder-for-this-job-as-schedulers-and-macs-make-them-0123456789"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="rp") as short:
+        monkeypatch.setattr(short_folder, "_places", lambda: [Path(short)])
+        yield Path(short)
+
+
+def test_the_folder_is_ours_alone_and_goes(place: Path) -> None:
+    with short_folder.short_folder() as folder:
+        assert folder.parent == place
+        assert folder.stat().st_mode == 0o40700
+        assert len(f"{folder}{short_folder.INSIDE}") <= short_folder.LONGEST_SOCKET
+    assert not folder.exists()
+
+
+def test_a_long_temporary_folder_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LONG).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / LONG))
+    with short_folder.short_folder() as folder:
+        assert folder.parent == Path("/tmp")
+    monkeypatch.setattr(short_folder, "_places", lambda: [tmp_path / LONG, Path("/none")])
+    with pytest.raises(ValueError, match="is longer than 24 bytes; /none: No such file or directory; set TMPDIR to a"):
+        short_folder._made(short_folder._places())
+
+
+def test_what_a_killed_owner_left_is_swept_and_nothing_else(place: Path) -> None:
+    code = (
+        "import os, sys, signal\nfrom pathlib import Path\nfrom raypaml.cluster import short_folder\n"
+        "short_folder._places = lambda: [Path(sys.argv[1])]\n"
+        "with short_folder.short_folder() as folder:\n"
+        "    print(folder, flush=True)\n    sys.stdin.read()\n"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, place], stdin=-1, stdout=-1, text=True) for _ in range(2)]
+    killed, alive = (Path(process.stdout.readline().strip()) for process in started)
+    started[0].kill()
+    started[0].communicate()
+    others = place / "raypaml-others"  # writable by a group: somebody else may have made what is in it
+    others.mkdir(0o770)
+    others.chmod(0o770)
+    (others / short_folder.LOCK).touch()
+    unlocked = place / "raypaml-being-made"
+    unlocked.mkdir(0o700)
+    (place / "raypaml-link").symlink_to(others)
+    short_folder.sweep_deserted(place)
+    assert {path.name for path in place.iterdir()} == {alive.name, others.name, unlocked.name, "raypaml-link"}
+    assert not killed.exists()
+    started[1].communicate("")
+    assert not alive.exists()
+
+
+def test_a_folder_is_never_seen_unlocked(place: Path) -> None:
+    with short_folder.short_folder() as folder:
+        lock = os.open(folder / short_folder.LOCK, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(lock)
+        assert not (folder / "new").exists()
+
+
+def test_variables_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    monkeypatch.delenv("RAY_CHDIR_TO_TRIAL_DIR", raising=False)
+    monkeypatch.setenv("RAY_worker_niceness", "7")
+    before = dict(os.environ)
+    with ray_variables(RAY_AUTH_TOKEN=None, RAY_AUTH_MODE="token"):
+        assert "RAY_AUTH_TOKEN" not in os.environ
+        assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+        assert os.environ["RAY_worker_niceness"] == "7"  # noqa: SIM112
+    assert dict(os.environ) == before
+
+
+# --- Real Ray ---------------------------------------------------------------------------------------------------------
+
+LOOK = """
+import json, os, sys
+import ray
+from raypaml.cluster.private_ray import private_ray
+from raypaml.cluster.loopback import LoopbackConfig
+from raypaml.cluster.session import is_on_loopback
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+import psutil
+
+def sockets():
+    ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return [(p.name(), c.laddr.ip) for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"]
+
+def loop():
+    import torch.distributed as dist
+    dist.barrier()
+    mine = psutil.Process().net_connections("inet")
+    seen = ("worker", [c.laddr.ip for c in mine if c.status == "LISTEN"], os.nice(0))
+    dist.barrier()
+    return seen
+
+with private_ray(4):
+    assert is_on_loopback()
+    trainer = TorchTrainer(
+        loop, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(name="x", storage_path=sys.argv[1]),
+        torch_config=LoopbackConfig(),
+    )
+    worker = trainer.fit().return_value
+    token = os.environ["RAY_AUTH_TOKEN_PATH"]
+    print(json.dumps({
+        "sockets": sockets(), "worker": worker, "mode": os.environ["RAY_AUTH_MODE"],
+        "token": oct(os.stat(token).st_mode), "folder": os.path.dirname(token),
+    }))
+left = [p.name() for p in psutil.Process().children() if p.status() != "zombie"]
+print(json.dumps({"gone": not os.path.exists(token), "left": left}))
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.ray
+def test_it_listens_on_loopback_with_a_token_and_leaves_nothing(tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / LONG).mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    hidden = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_AUTH", "RAY_worker"))}
+    run = subprocess.run(
+        [sys.executable, "-c", LOOK, str(tmp_path / "train")],
+        env=hidden | {"TMPDIR": str(tmp_path / LONG), "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    seen, after = map(json.loads, run.stdout.strip().splitlines()[-2:])
+    names = {name for name, _ in seen["sockets"]}
+    assert {"gcs_server", "raylet"} < names, "all of Ray's processes are looked at"
+    loopback = {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert [entry for entry in seen["sockets"] if entry[1] not in loopback] == []
+    assert [ip for ip in seen["worker"][1] if ip not in loopback] == []
+    assert seen["worker"][2] == os.nice(0)
+    assert (seen["mode"], seen["token"]) == ("token", "0o100600")
+    assert not (home / ".ray").exists()
+    assert after == {"gone": True, "left": []}
+
+
+START = [sys.executable, "-c", "import sys, time\nfrom raypaml.cli import run_command\n"]
+START[-1] += (
+    "from raypaml.cluster.session import join\ndef main():\n    print('begins', flush=True)\n"
+    "    with join('', 2): print('up', flush=True)\n"
+    "run_command(main, 'raypaml train')\n"
+)
+
+
+@pytest.mark.cluster
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_is_one_line_and_its_code(tmp_path: Path, number: signal.Signals) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="rp") as temp:
+        run = subprocess.Popen(START, stdout=-1, stderr=-1, text=True, env=os.environ | {"TMPDIR": temp})
+        assert run.stdout.readline() == "begins\n"
+        time.sleep(1.5)
+        run.send_signal(number)
+        out, err = run.communicate(timeout=90)
+        assert (run.returncode, out) == (128 + number, ""), err
+        assert err == "stopped while Ray was starting; nothing was trained\n"
+        assert not list(Path(temp).glob("raypaml-*"))
+
+
+@pytest.mark.cluster
+@pytest.mark.ray
+def test_a_start_that_times_out_is_one_line(tmp_path: Path) -> None:
+    run = subprocess.run(
+        START, env=os.environ | {"RAY_gcs_server_port_wait_time_s": "0"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("raypaml train: Ray does not start on this machine: Timed out waiting for")
+    assert run.stderr.count("\n") == 1, run.stderr
