@@ -18,7 +18,8 @@ from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.training import loop, resume, step
-from raypaml.training.watchdog import Beat, Watch, leave_traces
+from raypaml.training.watch import Beat, Watch
+from raypaml.training.watchdog import leave_traces
 from raypaml.training.worker import LoopSignal
 from tests.conftest import run_distributed
 from tests.test_loop import config, history, undisturbed, weights  # noqa: F401

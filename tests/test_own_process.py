@@ -26,7 +26,7 @@ from raypaml.reports.progress import Display
 from raypaml.runs.run_folder import read_history
 from raypaml.settings import RunConfig
 from raypaml.training.job import Job, prepare_job
-from raypaml.training.watchdog import Beat
+from raypaml.training.watch import Beat
 from tests.conftest import MEASURED, newest_files, train_here
 
 PROG = "raypaml train digits"

@@ -8,7 +8,7 @@ import ray
 
 
 class Listener(Protocol):
-    """What the mailbox asks about beats: `training.watchdog.Watch` answers."""
+    """What the mailbox asks about beats: `training.watch.Watch` answers."""
 
     def hear(self, beat: Any) -> bool:
         """Whether the process that beats is to end."""

@@ -23,7 +23,7 @@ from raypaml.settings import RunConfig
 from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 from raypaml.training.loop import train
-from raypaml.training.watchdog import Beat, Watch
+from raypaml.training.watch import Beat, Watch
 from raypaml.training.worker import LoopSignal, Report
 
 

@@ -34,7 +34,7 @@ from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.trials import Trial, own_trial
 from raypaml.search.warmup import keep, start_from
 from raypaml.training.job import prepare_job
-from raypaml.training.watchdog import Beats
+from raypaml.training.watch import Beats
 from raypaml.training.worker import Report
 
 METRIC = "validation_mean_ap"

@@ -37,7 +37,8 @@ from raypaml.training.resume import (
 )
 from raypaml.training.step import settle, train_step
 from raypaml.training.usage import awaited
-from raypaml.training.watchdog import Beats, beating
+from raypaml.training.watch import Beats
+from raypaml.training.watchdog import beating
 from raypaml.training.worker import (
     READING,
     LoopSignal,

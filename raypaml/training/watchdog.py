@@ -1,8 +1,7 @@
 """A watchdog of our own: workers say where they are, also while they are stuck; who has not moved for long is named.
 
 Ray ends a worker that does not answer after minutes, and without a word about where it was. Here each worker beats from
-a thread of its own; `Watch` hears all of them, and when none has moved for the limit it blames those that are silent
-(stopped, or their machine is lost), else those that are furthest behind: the others wait for them in a collective.
+a thread of its own; `training.watch` hears all of them and says who hangs.
 """
 
 from __future__ import annotations
@@ -13,40 +12,20 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 
+from raypaml.training.watch import Beat, Beats
 from raypaml.training.worker import COMPILING, Worker
 
 BEAT_SECONDS = 5.0
 TRACE_SECONDS = 20.0
 """A worker has so long to write down where it stands; then it ends."""
-COMPILING_LIMITS = 6
-"""The limit is so many times as long while a worker compiles its network: that one step takes minutes."""
 HUNG = 70
 """Exit code of a worker that was told to end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beat:
-    """What a worker says of itself."""
-
-    rank: int
-    world_size: int
-    process: str
-    """Host and process id: another process of the same rank is another life of it."""
-    moves: int
-    place: str
-    compiling: bool = False
-
-
-Beats = Callable[[Beat], bool]
-"""Takes a beat; answers whether this process is to end at once."""
 
 
 @contextmanager
@@ -116,51 +95,3 @@ def _flight_record() -> bytes | None:
     dump: Callable[[], bytes] | None = getattr(torch._C._distributed_c10d, name, None)
     recorded = dump() if dump else b"{}"
     return recorded if json.loads(recorded).get("entries") else None
-
-
-@dataclass
-class _Known:
-    beat: Beat
-    heard: float
-    moved: float
-
-
-@dataclass
-class Watch:
-    """Hears the beats of all workers of a run and says who hangs."""
-
-    limit: float
-    """Seconds without a move of anybody."""
-    known: dict[int, _Known] = field(default_factory=dict)
-    condemned: set[str] = field(default_factory=set)
-    """Processes that are to end."""
-
-    def hear(self, beat: Beat, now: float | None = None) -> bool:
-        """Note a beat; whether its process is to end."""
-        now = time.monotonic() if now is None else now
-        before = self.known.get(beat.rank)
-        same = before is not None and (before.beat.process, before.beat.moves) == (beat.process, beat.moves)
-        self.known = {rank: known for rank, known in self.known.items() if rank < beat.world_size}
-        self.known[beat.rank] = _Known(beat, now, before.moved if before and same else now)
-        return beat.process in self.condemned
-
-    def hung(self, now: float | None = None) -> list[str]:
-        """A line for each worker to blame, once, if none has moved for the limit; all are then to end."""
-        now = time.monotonic() if now is None else now
-        known = [known for _, known in sorted(self.known.items()) if known.beat.process not in self.condemned]
-        silent = [known for known in known if now - known.heard > self.limit / 2]
-        compiling = any(known.beat.compiling and known not in silent for known in known)
-        limit = self.limit * (COMPILING_LIMITS if compiling else 1)
-        if not known or now - max(known.moved for known in known) < limit:
-            return []
-        self.condemned |= {known.beat.process for known in known}
-        behind = min(known.beat.moves for known in known)
-        blamed = silent or [known for known in known if known.beat.moves == behind]
-        return [_line(known, now, known in silent) for known in blamed]
-
-
-def _line(known: _Known, now: float, silent: bool) -> str:
-    rank = known.beat.rank
-    said = f"nothing heard of it for {now - known.heard:.0f} s" if silent else f"no move for {now - known.moved:.0f} s"
-    line = f"rank {rank} ({known.beat.process}) hangs, {said}: {known.beat.place}"
-    return line if silent else f"{line}; it leaves its stacks in logs/worker-{rank}-stacks.txt"
