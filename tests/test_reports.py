@@ -24,12 +24,14 @@ from raypaml.labels import Vocabulary
 from raypaml.recipes import recipe
 from raypaml.reports.figures import missed_positives
 from raypaml.reports.progress import Display
+from raypaml.run_report import conclude
 from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_figures import groups, rejections, training_curves
 from raypaml.run_report.run_page import usage_by_epoch
 from raypaml.runs import models as run_models
 from raypaml.runs.run_folder import read_history, rejection_quality, stored_config
+from raypaml.training.job import Job
 
 
 def record(epoch: int, rejected: int = 0, hits: int | None = 0) -> dict[str, Any]:
@@ -236,3 +238,20 @@ def test_a_report_says_what_the_model_looked_at(trained: tuple[Path, str]) -> No
     for values in (pairs.top[pairs.positive], pairs.bottom[~pairs.positive]):
         assert f"<td>{np.median(values):.2f}</td>" in page
     assert sorted(set(re.findall(r"<figcaption>(G[1-5]) · test-", page))) == ["G1", "G2", "G3", "G4", "G5"]
+
+
+@pytest.mark.parametrize(("small", "threads"), [(96 * 96, 1), (0, 2)])
+def test_one_thread_computes_the_maps_of_small_images(
+    small: int, threads: int, trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = stored_config(trained[0])
+    assert config is not None
+    monkeypatch.setattr(conclude, "SMALL_PIXELS", small)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with conclude._threads(Job(config, open_folder(config.data.data), trained[0])):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

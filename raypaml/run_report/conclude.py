@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 
+from raypaml.data.batches import Reader
 from raypaml.evaluation.measures import Questions, evaluate_set
 from raypaml.evaluation.parts import PredictionSet, check_predicted_classes, open_set
 from raypaml.evaluation.summary import summary
@@ -18,9 +20,13 @@ from raypaml.run_report.run_page import write_report
 from raypaml.runs.alpha_of_use import ALPHA_FILE, ModelClasses, alpha_choice, model_digest
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint, tested_model
+from raypaml.runs.ranks import one_thread
 from raypaml.runs.run_folder import read_history
 from raypaml.runs.run_length import lengths
 from raypaml.training.job import Job
+
+SMALL_PIXELS = 96 * 96
+"""Of an image whose maps one thread computes: a hundred in about a second."""
 
 
 def conclude_run(job: Job) -> dict[str, Any]:
@@ -40,13 +46,20 @@ def conclude_run(job: Job) -> dict[str, Any]:
     figures |= {"lengths": kept} if (kept := lengths(job.folder)) else {}
     figures |= label_completeness(job) | chosen_figures(job, predictions)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
-    some = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
-    write_report(job.folder, job.config, job.data, model, figures, history, some)
+    with _threads(job):
+        some = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
+        write_report(job.folder, job.config, job.data, model, figures, history, some)
     write_class_rejections(job.folder, class_rejections(history, job.data.vocabulary))
     write_json(job.folder / "result.json", figures)
     if mirror:
         mirror.push("report.html", "result.json", CLASS_REJECTIONS, ALPHA_FILE)
     return figures
+
+
+def _threads(job: Job) -> AbstractContextManager[None]:
+    """One thread for small images: several wait for each other longer than they compute, on a busy machine by far."""
+    height, width, _ = Reader(job.data.shards, job.data.splits["test"], (), skip_broken=True).shape
+    return one_thread() if height * width <= SMALL_PIXELS else nullcontext()
 
 
 def label_completeness(job: Job) -> dict[str, Any]:
