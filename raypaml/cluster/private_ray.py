@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from raypaml.cli import say
@@ -23,7 +24,14 @@ from raypaml.cluster.signals import ending_on_sigterm, uninterrupted
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Object store of a private cluster: only progress numbers travel through it."""
+PRIVATE = "RAYPAML_PRIVATE_RAY"
+"""Variable of the environment of a private Ray and of its processes."""
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+_PRIVATE: dict[str, str | None] = {
+    PRIVATE: "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains its one node
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train gives it to its controller
+}
 END_SECONDS = 90.0
 """Ray waits at most so long for its own processes while it starts."""
 
@@ -47,7 +55,7 @@ def private_ray(cpus: int) -> Iterator[None]:
             **QUIET,
         )
         try:
-            with _on_loopback():
+            with _on_loopback(), _without_dashboard():
                 ending.begin(folder)
             yield
         finally:
@@ -94,6 +102,23 @@ class _RayThread(threading.Thread):
         self.join(END_SECONDS)
 
 
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Have Ray start neither the dashboard's server, for whose address it waits, nor what copies logs to drivers.
+
+    It starts both, whatever `include_dashboard` and `log_to_driver` say: two processes, and a second before the first
+    worker.
+    """
+    before = {name: getattr(Node, name) for name in ("start_api_server", "start_log_monitor")}
+    for name in before:
+        setattr(Node, name, lambda _node, **_options: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
+
+
 def _why(error: Exception, folder: Path) -> str:
     """What Ray says in its first line, and what its processes said last, which is in files that are removed."""
     reason = (str(error).strip() or repr(error)).splitlines()[0]
@@ -118,7 +143,7 @@ def _variables(folder: Path) -> dict[str, str | None]:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         values[name] = os.environ.get(name, loopback)
-    return values
+    return values | _PRIVATE
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from raypaml.cluster import session
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
+from raypaml.cluster.lean_trainer import LeanTrainer
 from raypaml.cluster.loopback import LoopbackConfig
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, brief_cause, is_disk_full
@@ -31,7 +32,7 @@ from raypaml.settings import RunConfig
 from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 from raypaml.training.loop import train
-from raypaml.training.watchdog import Beats, Watch
+from raypaml.training.watch import Beats, Watch
 from raypaml.training.worker import LoopSignal, Report
 
 POLL_SECONDS = 0.3
@@ -177,7 +178,9 @@ def run_workers(
     run = job.config.run
     elastic = 0 < run.min_workers < run.workers
     settings = {"config": job.config, "data": job.data.address, "folder": job.folder}
-    trainer = TorchTrainer(
+    # a trial that a search stops leaves its controller to the actor that looks after placement groups
+    lean = session.is_private() and not session.is_task()
+    trainer = (LeanTrainer if lean else TorchTrainer)(
         train_on_worker,
         train_loop_config=settings | {"splits": tuple(splits), "reporter": reporter, "callbacks": heard_by},
         scaling_config=ScalingConfig(
@@ -232,6 +235,7 @@ class RunReporter:
         """A function that sends the events of rank 0, and asks Ray about preemptions on every rank."""
         noticed: set[str] = set()
         gauges = RunGauges(folder.name) if rank == 0 else None
+        watched = not session.is_private()  # nobody foresees preemptions there
 
         def report(event: dict[str, Any]) -> LoopSignal | bool:
             if "event" in event:
@@ -240,7 +244,7 @@ class RunReporter:
                 gauges.update(event)
             stop = rank == 0 and self._channel.put(event)
             # a barrier: asked on all ranks alike
-            notice = ray.train.get_preemption_info() if "loss" in event else None
+            notice = ray.train.get_preemption_info() if watched and "loss" in event else None
             if stop or not notice:
                 return LoopSignal.STOP if stop else LoopSignal.NOTHING
             fresh = set(notice.preempted_node_ids) - noticed

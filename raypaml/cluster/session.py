@@ -12,7 +12,7 @@ import ray
 
 from raypaml import cli
 from raypaml.cluster import ray_variables
-from raypaml.cluster.private_ray import QUIET, private_ray
+from raypaml.cluster.private_ray import PRIVATE, QUIET, private_ray
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
 
@@ -151,6 +151,11 @@ def on_every_node(function: Callable[..., Any], *args: Any) -> list[Any]:
 def addresses() -> list[str]:
     """The address of every live node."""
     return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
+
+
+def is_private() -> bool:
+    """Whether this process belongs to a private Ray: its driver, or one of its workers."""
+    return PRIVATE in os.environ
 
 
 def is_on_loopback() -> bool:

@@ -1,0 +1,70 @@
+"""Ray Train on a private Ray: what it leaves out of what Ray Train starts, and that Ray has what it leaves out."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from ray._private.node import Node
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+
+from raypaml.cluster import lean_trainer, private_ray, session
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of its own defaults
+def test_no_actor_looks_after_datasets_and_placement_groups() -> None:
+    names = []
+    for made in (TorchTrainer, lean_trainer.LeanTrainer):
+        trainer = made(print, scaling_config=ScalingConfig(num_workers=2))
+        names.append({type(one).__name__ for one in trainer._create_default_callbacks()})
+    assert names[0] - names[1] == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    assert names[1] - names[0] == {"_NoDatasets"}
+
+
+@pytest.mark.parametrize(("workers", "left_out"), [(2, True), ((1, 2), False)])
+def test_an_autoscaler_is_asked_only_by_a_run_that_may_grow(
+    workers: int | tuple[int, int], left_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = MagicMock()
+    monkeypatch.setattr(lean_trainer, "ray", ray)
+    scaling = ScalingConfig(num_workers=workers)
+    trainer = lean_trainer.LeanTrainer(print, scaling_config=scaling)
+    trainer._initialize_and_run_controller(scaling_policy=create_scaling_policy(scaling))
+    ray.remote.assert_called_once_with(num_cpus=0)  # no variables of its own: a process that is ready can be taken
+    policy = ray.remote.return_value.return_value.remote.call_args.kwargs["scaling_policy"]
+    assert isinstance(policy, lean_trainer._FixedAlone) == left_out
+    if left_out:
+        policy.after_controller_start(None)
+        assert policy.make_decision_for_non_running_worker_group().num_workers == 2  # which asserts a client elsewhere
+
+
+def test_workers_are_given_no_variables_which_they_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+    names, found = set(constants.ENV_VARS_TO_PROPAGATE), []
+    monkeypatch.setattr(constants, "ENV_VARS_TO_PROPAGATE", names)
+    monkeypatch.setattr(TrainController, "__init__", lambda _self, **_: found.append(names.copy()))
+    lean_trainer._Controller()
+    assert found == [set()]
+
+
+def test_neither_a_dashboard_nor_a_log_monitor_is_started() -> None:
+    before = Node.start_api_server, Node.start_log_monitor
+    node: Any = object()  # of which Ray's own methods would ask something
+    with private_ray._without_dashboard():
+        assert Node.start_api_server(node, include_dashboard=False, raise_on_failure=False) is None
+        assert Node.start_log_monitor(node) is None
+    assert (Node.start_api_server, Node.start_log_monitor) == before
+
+
+def test_a_private_ray_is_known_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(private_ray.PRIVATE, raising=False)
+    assert not session.is_private()
+    for name, value in private_ray._PRIVATE.items():
+        monkeypatch.setenv(name, value or "")
+    assert session.is_private()
+    assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
