@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from raypaml.api.run import Run as Run
+    from raypaml.api.search import Search as Search
     from raypaml.augmentation.augmentations import Augmentation as Augmentation
     from raypaml.augmentation.augmentations import register_augmentation as register_augmentation
     from raypaml.cluster.as_loop import train_in_worker as train_in_worker
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Run": "raypaml.api.run",
+    "Search": "raypaml.api.search",
     "UserError": "raypaml.errors",
     "CallbackError": "raypaml.errors",
     "StoppedAtOnce": "raypaml.errors",

@@ -280,8 +280,8 @@ def test_schemes_are_compared_that_have_no_use_for_pseudo_labels_or_for_a_settin
 ) -> None:
     flags = ["--scheme", "gpr", "--pseudo-labels", "a.csv", "--pseudo-labels-sha256", "ab", "--data", str(data.path)]
     flags += ["--scheme-settings", "top=4,q3=2", "--storage", str(tmp_path)]
-    base, asked = tune.parse([*flags, "--search", "scheme=gpr|gr|ll_r"])
-    search = plan_search(asked, base, data)
+    _, asked = tune.parse([*flags, "--search", "scheme=gpr|gr|ll_r"])
+    search = plan_search(asked.settings, asked.base, data)
     parser = compare_schemes.arguments()
     compared = parser.parse(["--storage", str(tmp_path), "--", *flags[2:]])
     wanted = {"gpr": ("a.csv", "ab", "top=4,q3=2"), "gr": ("", "", "q3=2"), "ll_r": ("", "", "")}

@@ -257,8 +257,8 @@ def test_what_a_file_has_from_an_earlier_version_is_said_with_what_is_usual_toda
 
 def planned(data: Path, storage: Path, *flags: str) -> SearchPlan:
     places = ("--data", str(data), "--storage", str(storage), "--epochs", "9")
-    config, asked = tune.parse([*flags, *places, "--search", "scheme=ll_r|ll_ct|em_apl,lr=0.001|0.01"])
-    return plan_search(asked, config, open_folder(data))
+    _, asked = tune.parse([*flags, *places, "--search", "scheme=ll_r|ll_ct|em_apl,lr=0.001|0.01"])
+    return plan_search(asked.settings, asked.base, open_folder(data))
 
 
 def trial_values(search: SearchPlan, scheme: str) -> tuple[float, int, int, float]:

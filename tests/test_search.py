@@ -157,7 +157,7 @@ def test_a_trial_is_what_its_name_says() -> None:
 
 def test_flags_of_the_recipe_set_the_starting_point() -> None:
     config, asked = parse(["digits", "--delta-rel", "0.5", "--trials", "3"])
-    assert (config.loss.delta_rel, config.run.workers, asked.trials) == (0.5, 1, 3)
+    assert (config.loss.delta_rel, config.run.workers, asked.settings.trials) == (0.5, 1, 3)
     assert parse(["--workers", "2"])[0].run.workers == 2
     with pytest.raises(ValueError, match="trials=0: must be at least 1"):
         parse(["--trials", "0"])

@@ -8,7 +8,7 @@ import io
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from scipy import stats
 
+import raypaml
 from raypaml import train as command
 from raypaml.config import EARLIER
 from raypaml.data.data_folder import open_folder
@@ -32,7 +33,10 @@ from raypaml.search.search_page import write_search_page
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.search_result import _meaning, conclude_search, trial_table
 from raypaml.search.trials import Trial, random_trials
+from raypaml.tune import parse
 from tests.test_search_runs import ALPHAS, EPOCHS, make, run
+
+USUAL = parse([])[1].settings
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +101,7 @@ def test_a_finished_search_is_extended_and_an_unfinished_one_goes_on_first(tiny_
     said: list[str] = []
 
     def asked(**flags: int) -> list[Trial]:
-        defaults = {"trials": 3, "add": 0, "seeds": 1}
-        return open_queue(search, SimpleNamespace(**defaults | flags), said.append)[0].trials
+        return open_queue(search, dataclasses.replace(USUAL, **{"trials": 3} | flags), said.append)[0].trials
 
     first = asked()
     assert asked(add=2) == first
@@ -111,7 +114,7 @@ def test_a_finished_search_is_extended_and_an_unfinished_one_goes_on_first(tiny_
     assert len(asked(trials=6)) == 6
     grid = dataclasses.replace(search, searcher="grid", base=search.base.override({"name": "g"}))
     with pytest.raises(ValueError, match="add=2: a grid has a fixed number of trials; give --points"):
-        open_queue(grid, SimpleNamespace(trials=3, add=2, seeds=1), said.append)
+        open_queue(grid, dataclasses.replace(USUAL, add=2), said.append)
 
 
 def test_repeats_of_the_finalists_follow_when_all_else_has_ended(searched: tuple[SearchPlan, list[Trial]]) -> None:
@@ -125,9 +128,8 @@ def test_repeats_of_the_finalists_follow_when_all_else_has_ended(searched: tuple
 
 def test_what_a_search_leaves(searched: tuple[SearchPlan, list[Trial]]) -> None:
     search, trials = searched
-    data = open_folder(Path(search.base.data.data))
     outcomes = [outcome(search, trial) for trial in trials]
-    verdict = conclude_search(search, outcomes, data.vocabulary)
+    verdict = conclude_search(search, outcomes)
     write_search_page(search, outcomes, verdict)
     rows = list(csv.DictReader((search.folder / "trials.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["finished", "finished", "stopped", "failed", "planned"]
@@ -142,6 +144,78 @@ def test_what_a_search_leaves(searched: tuple[SearchPlan, list[Trial]]) -> None:
     config = command.parse(["--config", str(search.folder / "best.json"), "--lr", "0.5"])[0]
     assert config.model.alpha == dict(best.trial.values)["alpha"]
     assert (config.optim.lr, config.run.name, config.run.workers, config.run.storage) == (0.5, "", 2, "runs")
+
+
+def copy_of_search(folder: Path, to: Path) -> None:
+    """A search of five trials whose spaces have the units of tune/*.yaml, without what other tests concluded."""
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("best.json", "report.html"))
+    stored = json.loads((to / "search.json").read_text())
+    for space, unit in zip(stored["question"]["spaces"], ("factor", "percent of all entries per epoch"), strict=True):
+        space["unit"] = unit
+    (to / "search.json").write_text(json.dumps(stored | {"trials": 5}))
+
+
+def test_a_search_is_an_object_in_a_program(searched: tuple[SearchPlan, list[Trial]], tmp_path: Path) -> None:
+    asked, trials = searched
+    copy_of_search(asked.folder, tmp_path / "s")
+    search = raypaml.Search.open(tmp_path / "s", progress=False)
+    stored = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert json.loads(json.dumps(search.plan.question)) == stored["question"]
+    shutil.copytree(search.plan.run_folder(trials[1]), search.folder / "trials" / f"{trials[1].name},seed=1")
+    assert [found.trial for found in search.outcomes] == [
+        *trials,
+        dataclasses.replace(trials[1], seed=1, repeats=True),
+    ]
+    assert search.trials["state"].to_pylist() == ["finished", "finished", "stopped", "failed", "planned", "finished"]
+    best = max(search.outcomes[:2], key=lambda found: found.score)
+    assert search.trials["alpha"].to_pylist()[:5] == [dict(trial.values)["alpha"] for trial in trials]
+    assert search.best.folder == search.folder / "trials" / best.trial.name
+    assert (search.best.result, search.best_settings) == (best.result, dict(best.trial.values))
+    assert (search.name, search.is_finished, search.result) == ("s", False, None)
+    with pytest.raises(raypaml.UserError, match=r"best\.json: no such file"):
+        _ = search.best_config
+    verdict = search.verdict
+    assert search.report() == {
+        "trial": best.trial.name,
+        "validation_mean_ap": best.score,
+        "verdict": verdict,
+        "folder": str(search.folder),
+    }
+    assert {name: search.best_config.flat()[name] for name in search.best_settings} == search.best_settings
+    found = f"best {best.trial.name}, validation mAP {100 * best.score:.2f}"
+    states = "3 finished, 1 stopped, 1 failed, 1 planned"
+    assert repr(search) == f"<Search {search.folder}: digits, alpha=1:10, delta_rel=1:4: 6 trials; {states}; {found}>"
+
+
+def test_a_search_that_has_ended_is_given_again_without_ray(
+    searched: tuple[SearchPlan, list[Trial]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, trials = searched
+    copy_of_search(asked.folder, tmp_path / "s")
+    plan = dataclasses.replace(asked, base=asked.base.override({"storage": str(tmp_path)}))
+    for trial in trials[3:]:
+        shutil.copytree(plan.run_folder(trials[2]), plan.run_folder(trial), dirs_exist_ok=True)
+    settings: dict[str, Any] = {"search": "alpha=1:10,delta_rel=1:4", "share": 4, "trials": 3, "progress": False}
+    search = raypaml.Search.run(plan.base, **settings)
+    assert (search.folder, search.is_finished, search.stopped) == (tmp_path / "s", True, None)
+    assert search.trials["state"].to_pylist() == ["finished"] * 2 + ["stopped"] * 3
+    assert "points, 95 %" in search.verdict or "Nothing tried is better" in search.verdict
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"search": "alhpa"}, "did you mean 'alpha'"),
+        ({"searcher": "best"}, "searcher='best': must be one of random, grid, tpe"),
+        ({"trials": 0}, "trials=0: must be at least 1"),
+        ({"tracker": "mlflow"}, "tracker='mlflow': trials are neither watched"),
+        ({"epoch": 3}, "epoch=3: no such setting; did you mean 'epochs'"),
+        ({"lr": 0.1}, r"started with lr=0.004 \(asked: 0.1\); give this search another"),
+        ({"add": 1, "searcher": "grid", "name": "g"}, "add=1: a grid has a fixed number of trials"),
+    ]
+    for changed, message in refused:
+        with pytest.raises(raypaml.UserError, match=message):
+            raypaml.Search.run(plan.base, **settings | changed)
+    with pytest.raises(raypaml.UserError, match="not the folder of a search"):
+        raypaml.Search.open(tmp_path)
+    assert raypaml.Search.suggest(plan.base, progress=False).low > 0
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_alpha_curve_needs_no_training(searched: tuple[SearchPlan, list[Trial]]) -> None:
@@ -159,9 +233,8 @@ def test_the_alpha_curve_needs_no_training(searched: tuple[SearchPlan, list[Tria
 def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[SearchPlan, list[Trial]]) -> None:
     search, trials = searched
     outcomes = [outcome(search, trial) for trial in trials[:2]]
-    vocabulary = open_folder(Path(search.base.data.data)).vocabulary
     outcomes[1].history[-1]["validation_mean_ap"] = 0.99
-    verdict = conclude_search(search, outcomes, vocabulary)
+    verdict = conclude_search(search, outcomes)
     assert verdict.best is outcomes[1]
     assert verdict.difference == pytest.approx(outcomes[1].result["mean_ap"] - outcomes[0].result["mean_ap"])
     assert verdict.interval is not None
@@ -171,7 +244,7 @@ def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[SearchPlan, 
     repeats = [dataclasses.replace(found.trial, seed=1, repeats=True) for found in outcomes]
     tested = zip(repeats, (0.5, 0.6), strict=True)
     outcomes += [Outcome(trial=trial, state="finished", result={"mean_ap": ap}) for trial, ap in tested]
-    said = conclude_search(search, outcomes, vocabulary).text
+    said = conclude_search(search, outcomes).text
     assert "Nothing tried is better than the starting point" in said
     assert f"Over 2 seeds {trials[1].name} differs from the starting point by" in said
     assert "+10.00)" in said

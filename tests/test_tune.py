@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import raypaml
 from raypaml.cluster.ray_tune import _scheduler
 from raypaml.data.data_folder import open_folder
 from raypaml.recipes import recipe
@@ -143,14 +144,27 @@ def test_killed_and_given_again_it_leaves_the_table_of_an_undisturbed_search(tin
 
 
 @pytest.mark.cluster
+def test_a_search_is_run_from_a_program(tiny_digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    values = SHORT | {"epochs": 3, "data": tiny_digits, "storage": tmp_path, "name": "s", "workers": 1}
+    asked = {"search": "lr=0.004|1e30", "searcher": "grid", "early_stop": False, "progress": False}
+    search = raypaml.Search.run("digits", **asked, **values)
+    assert capfd.readouterr().out == ""
+    assert search.trials["state"].to_pylist() == ["finished", "failed"]
+    assert "logits are not finite" in search.trials["error"].to_pylist()[1]
+    assert (search.is_finished, search.best_settings, search.best.is_finished) == (True, {"lr": 0.004}, True)
+    assert search.best.config.optim.lr == search.best_config.optim.lr == 0.004
+    assert "Nothing tried is better than the starting point" in search.verdict
+
+
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_as_many_trials_are_stopped_as_run_at_once_and_the_search_ends(tiny_digits: Path, tmp_path: Path) -> None:
     slow = ("--epochs", "40", "--warmup-epochs", "1", "--delta-rel", "0.05")
     space = "lr=0.005|0.006|0.007|0.008|0.01|0.02|0.03"
     asked = tune(tiny_digits, tmp_path, *slow, "--search", space, "--searcher", "grid")
-    config, flags = parse(asked[3:])
-    search = plan_search(flags, config, open_folder(tiny_digits))
-    queue, _ = open_queue(search, flags, lambda _: None)
+    _, flags = parse(asked[3:])
+    search = plan_search(flags.settings, flags.base, open_folder(tiny_digits))
+    queue, _ = open_queue(search, flags.settings, lambda _: None)
     good = {"validation_mean_ap": 0.9, "rejected": 0, "rejection_precision": None, "seconds": 1.0}
     for trial in queue.trials[1:5]:  # left by an earlier session, and so good that whoever comes now falls behind
         note(search, trial, "stopped", {"epochs": 39})

@@ -29,8 +29,9 @@ from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.run_folder import claim
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import SearchPlan, is_stopped, note, outcome, write_csv
+from raypaml.search.search_folder import SearchPlan, is_stopped, note, outcome
 from raypaml.search.search_progress import SearchDisplay
+from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import Trial, own_trial
 from raypaml.search.warmup import keep, start_from
 from raypaml.training.job import prepare_job

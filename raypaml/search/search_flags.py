@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from raypaml.cli import Parser
-from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.config import EXECUTION_FIELDS
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import share
 from raypaml.losses.schemes import passed_over
+from raypaml.runs.run_settings import AskedConfig
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import SearchPlan, extend, open_search, outcome, read_proposed, search_as_begun
@@ -18,8 +20,34 @@ from raypaml.search.spaces import SUGGESTED, check_spaces, parse_search, read_sp
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
 
+SEARCHERS = ("random", "grid", "tpe")
+NOT_OF_TRIALS = ("max_failures", "hang_seconds", "tracker")
+"""Settings of a run that trials have no use for: a trial is neither watched, nor started again, nor tracked."""
 _OF_THE_BASE = (*EXECUTION_FIELDS, "data", "pseudo_labels_sha256")
 """Fields that trials have from the base, whatever their scheme."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What a search varies, and how; its fields are the flags of `raypaml tune` that are not of a run."""
+
+    search: str
+    space: Sequence[str]
+    searcher: Literal["random", "grid", "tpe"]
+    trials: int
+    add: int
+    points: int
+    share: int
+    seeds: int
+    early_stop: bool
+
+    def check(self) -> None:
+        """Raise ValueError where a count is too small, or a searcher is none."""
+        if self.searcher not in SEARCHERS:
+            raise ValueError(f"searcher={self.searcher!r}: must be one of {', '.join(SEARCHERS)}")
+        for name, least in (("trials", 1), ("share", 1), ("points", 2), ("seeds", 1), ("add", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
 
 
 def add_search_flags(parser: Parser) -> None:
@@ -33,9 +61,7 @@ def add_search_flags(parser: Parser) -> None:
         "(range from the data) [%(default)s]",
     )
     group.add_argument("--space", action="append", default=[], metavar="FILE", help="YAML file of further spaces")
-    group.add_argument(
-        "--searcher", choices=("random", "grid", "tpe"), default="random", help="tpe needs Optuna [random]"
-    )
+    group.add_argument("--searcher", choices=SEARCHERS, default="random", help="tpe needs Optuna [random]")
     group.add_argument(
         "--trials", type=int, default=6, metavar="N", help="of random and tpe, the recipe's own among them [6]"
     )
@@ -53,29 +79,23 @@ def add_search_flags(parser: Parser) -> None:
         "--seeds", type=int, default=1, metavar="N", help="train the best trial and the recipe's own with N seeds [1]"
     )
     group.add_argument(
-        "--no-early-stop", dest="early", action="store_false", help="train every trial to the end (default: ASHA)"
+        "--no-early-stop", dest="early_stop", action="store_false", help="train every trial to the end (default: ASHA)"
     )
     group.add_argument("--suggest", action="store_true", help="only say what the labels suggest for delta_rel")
 
 
-def check_search_flags(asked: Any) -> None:
-    """Raise ValueError where a count is too small."""
-    for name, least in (("trials", 1), ("share", 1), ("points", 2), ("seeds", 1), ("add", 0)):
-        if getattr(asked, name) < least:
-            raise ValueError(f"{name}={getattr(asked, name)}: must be at least {least}")
-
-
-def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> SearchPlan:
+def plan_search(asked: SearchSettings, base: AskedConfig, data: DataFolder) -> SearchPlan:
     """The search that is asked for.
 
     Args:
-        asked: the search's own flags, with the fields `given` and the `plain` configuration of `parse_run`.
-        config: that the search starts from.
+        asked: what is varied, and how.
+        base: that the search starts from.
         data: its data.
 
     Raises:
         ValueError: spaces that are not known, hold no valid configuration, or would reject everything.
     """
+    config = base.config
     known = read_spaces([*sorted(share("tune").glob("*.yaml")), *map(Path, asked.space)], config)
     suggested = None
     if f"={SUGGESTED}" in asked.search:
@@ -88,10 +108,10 @@ def plan_search(asked: Any, config: TrainConfig, data: DataFolder) -> SearchPlan
         searcher=asked.searcher,
         share=asked.share,
         points=asked.points,
-        early=asked.early,
-        given={name: value for name, value in asked.given.items() if name not in _OF_THE_BASE},
+        early=asked.early_stop,
+        given={name: value for name, value in base.given.items() if name not in _OF_THE_BASE},
     )
-    search = search_as_begun(search, asked.plain)
+    search = search_as_begun(search, base.plain)
     check_spaces(spaces, search.with_values)
     return search
 
@@ -113,7 +133,7 @@ def plan_trials(search: SearchPlan, count: int) -> list[Trial]:
     return random_trials(search.base, search.spaces, count, share=search.share, seed=seed)
 
 
-def open_queue(search: SearchPlan, asked: Any, say: Callable[[str], None]) -> tuple[Queue, Proposals | None]:
+def open_queue(search: SearchPlan, asked: SearchSettings, say: Callable[[str], None]) -> tuple[Queue, Proposals | None]:
     """Claim the search's folder, or go on in it: what is left to run, and for a searcher that learns, who proposes."""
     if asked.add and search.searcher == "grid":
         raise ValueError(f"add={asked.add}: a grid has a fixed number of trials; give --points")

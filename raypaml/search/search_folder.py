@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -20,7 +19,7 @@ from typing import Any, Literal
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.counting import epoch_number
-from raypaml.files import whole, write_json
+from raypaml.files import write_json
 from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
 from raypaml.runs.run_folder import had_before, read_history
@@ -261,40 +260,3 @@ def write_best(search: SearchPlan, best: Outcome, verdict: str) -> None:
     }
     config = search.config(best.trial).override(values).to_dict()
     write_json(search.folder / "best.json", {"found": found, "config": config})
-
-
-_COLUMNS = [
-    *("trial", "state", "seed", "epochs_done", "epochs_shared", "validation_mean_ap", "best_epoch", "test_mean_ap"),
-    *("best_alpha", "validation_mean_ap_at_best_alpha", "rejected", "rejection_precision", "rejection_recall"),
-    *("seconds", "error"),
-]
-
-
-def row(found: Outcome) -> dict[str, Any]:
-    """A trial's line of `trials.csv`; rejections are those of its last epoch."""
-    last = found.history[-1] if found.history else {}
-    best = max(found.curve, key=found.curve.__getitem__, default=None)
-    values = {
-        "trial": found.trial.name,
-        "state": found.state,
-        "seed": found.trial.seed,
-        "epochs_done": len(found.history),
-        "epochs_shared": found.shared,
-        "validation_mean_ap": found.score if found.history else None,
-        "best_epoch": found.result.get("best_epoch"),
-        "test_mean_ap": found.result.get("mean_ap"),
-        "best_alpha": best,
-        "validation_mean_ap_at_best_alpha": found.curve[best] if best else None,
-        "seconds": round(found.seconds, 1),
-        "error": found.error,
-    }
-    return dict.fromkeys(_COLUMNS) | {k: last.get(k) for k in _COLUMNS if k.startswith("reject")} | values
-
-
-def write_csv(search: SearchPlan, outcomes: Sequence[Outcome]) -> None:
-    """Write `trials.csv`, one row a trial in the order of the plan, a column for every searched field."""
-    path = search.folder / "trials.csv"
-    with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [_COLUMNS[0], *search.fields, *_COLUMNS[1:]], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row(found) | dict(found.trial.values) for found in outcomes)

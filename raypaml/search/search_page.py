@@ -9,8 +9,9 @@ from raypaml.reports.pages import write_page
 from raypaml.reports.tables import percent
 from raypaml.search.importance import LEAST, comparable, importance
 from raypaml.search.search_figures import alpha_curves, importances, score_map, trial_curves
-from raypaml.search.search_folder import Outcome, SearchPlan, row
+from raypaml.search.search_folder import Outcome, SearchPlan
 from raypaml.search.search_result import Verdict, cost
+from raypaml.search.trial_rows import row
 
 
 def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: Verdict) -> None:

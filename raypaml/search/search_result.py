@@ -9,11 +9,11 @@ import numpy as np
 
 from raypaml.evaluation.aggregation import comparison
 from raypaml.evaluation.measures import Questions, evaluate_set
-from raypaml.evaluation.parts import open_set
-from raypaml.labels import Vocabulary
+from raypaml.evaluation.parts import open_set, read_vocabulary
 from raypaml.reports.tables import markdown, percent, seed_interval
 from raypaml.search.queue import DONE
-from raypaml.search.search_folder import Outcome, SearchPlan, ranked, write_best, write_csv
+from raypaml.search.search_folder import Outcome, SearchPlan, ranked, write_best
+from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import own_trial
 
 REPLICATES = 1000
@@ -35,16 +35,16 @@ class Verdict:
     text: str = ""
 
 
-def conclude_search(search: SearchPlan, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -> Verdict:
+def conclude_search(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
     """Judge the best trial by its test split; write `best.json` and `trials.csv`."""
-    verdict = judge(search, outcomes, vocabulary)
+    verdict = judge(search, outcomes)
     write_csv(search, outcomes)
     if verdict.best is not None:
         write_best(search, verdict.best, verdict.text)
     return verdict
 
 
-def judge(search: SearchPlan, outcomes: Sequence[Outcome], vocabulary: Vocabulary) -> Verdict:
+def judge(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
     """The best trial by validation mAP, compared on the test split, which chose nothing."""
     order = ranked(outcomes)
     own = next((found for found in order if found.trial == own_trial(search.base, search.spaces)), None)
@@ -61,18 +61,17 @@ def judge(search: SearchPlan, outcomes: Sequence[Outcome], vocabulary: Vocabular
         )
         seeds = _by_seed(outcomes, own, order[1]) if len(order) > 1 else ()
         return Verdict(best=best, own=own, text="\n".join([text, *_said_by_seed(order[1:2], seeds)]))
-    difference, interval = _compare(search, own, best, vocabulary)
+    difference, interval = _compare(search, own, best)
     seeds = _by_seed(outcomes, own, best)
     text = "\n".join([_said(own, best, difference, interval), *_said_by_seed([best], seeds)])
     return Verdict(best=best, own=own, difference=difference, interval=interval, by_seed=seeds, text=text)
 
 
-def _compare(
-    search: SearchPlan, own: Outcome, best: Outcome, vocabulary: Vocabulary
-) -> tuple[float, tuple[float, float]]:
-    asked = Questions(replicates=REPLICATES)
+def _compare(search: SearchPlan, own: Outcome, best: Outcome) -> tuple[float, tuple[float, float]]:
     folders = (search.run_folder(found.trial) / "predictions" / "test" for found in (own, best))
-    found = comparison(*(evaluate_set(open_set(folder), vocabulary, asked) for folder in folders))["paper"]
+    asked = Questions(replicates=REPLICATES)
+    sets = [(open_set(folder), folder) for folder in folders]
+    found = comparison(*(evaluate_set(one, read_vocabulary(where, one), asked) for one, where in sets))["paper"]
     return found["difference"]["All"], found["interval_95"]["All"]
 
 

@@ -1,0 +1,60 @@
+"""A search read from its folder: its question, and every trial that is planned or was run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raypaml.config import EARLIER, TrainConfig
+from raypaml.runs.run_folder import read_config
+from raypaml.search.search_flags import plan_trials
+from raypaml.search.search_folder import SearchPlan
+from raypaml.search.spaces import Space
+from raypaml.search.trials import Trial
+
+
+def read_search(folder: Path) -> SearchPlan:
+    """The question of a search, as it was asked; what does not decide its trials has the usual values.
+
+    Raises:
+        ValueError: not the folder of a search, or a damaged one.
+    """
+    path = folder / "search.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: not the folder of a search; it has no search.json")
+    try:
+        question = json.loads(path.read_text())["question"]
+        spaces = tuple(Space(**entry | {"values": tuple(entry["values"])}) for entry in question["spaces"])
+        names = ("searcher", "share", "points", "early")
+        return SearchPlan(
+            base=_base(folder, question),
+            spaces=spaces,
+            given=question.get("given"),
+            **{name: question[name] for name in names},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not the record of a search ({error})") from None
+
+
+def _base(folder: Path, question: dict[str, Any]) -> TrainConfig:
+    blank = TrainConfig(recipe=question["recipe"])
+    values = {name: value for name, value in question.items() if name in blank.flat()}
+    begun = next((folder / "trials").glob("*/config.json"), None)
+    workers = read_config(begun).run.workers if begun else 1  # of a trial, for what all have cost
+    places = {"name": folder.name, "storage": str(folder.parent), "workers": workers}
+    return blank.override(EARLIER | values | places)
+
+
+def read_trials(search: SearchPlan) -> list[Trial]:
+    """The trials of a search: those of the plan, then the finalists' other seeds, in the order in which they begin."""
+    count = int(json.loads((search.folder / "search.json").read_text())["trials"])
+    plan = plan_trials(search, count)
+    names = {trial.name for trial in plan}
+    repeats = [
+        Trial(trial.values, int(path.name.rpartition("=")[2]), repeats=True)
+        for trial in plan
+        for path in (search.folder / "trials").glob("*")
+        if path.name not in names and path.name.rpartition(",seed=")[0] == trial.name
+    ]
+    return [*plan, *sorted(repeats, key=lambda trial: trial.seed)]
