@@ -166,3 +166,20 @@ def test_a_run_is_trained_from_a_program_and_goes_on(
     with pytest.raises(raypaml.UserError, match=r"the run was started with alpha=5.0 \(asked: 2.0\)"):
         raypaml.Run.train("digits", alpha=2, **settings)
     assert capfd.readouterr() == ("", "")
+
+
+def readme_example(number: int) -> str:
+    """The code of the page of the package about runs and searches in a program."""
+    page = (Path(raypaml.__file__).parent / "README.md").read_text()
+    return page.partition("## A run in a program")[2].split("```python\n")[number].partition("```")[0]
+
+
+def test_the_example_of_the_readme_runs(tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (80, 60)).save("picture.jpg")
+    short = f"epochs=2, warmup_epochs=1, progress=False, data={str(tiny_digits)!r}"
+    given: dict[str, Any] = {"raypaml": raypaml}
+    exec(readme_example(1).replace("epochs=3", short), given)
+    assert given["run"].folder.parent == tmp_path / "runs"
+    assert given["run"].records.num_rows == 2
+    assert (given["run"].folder / "export" / "model.safetensors").is_file()

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from raypaml.search.trials import Trial, random_trials
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 from raypaml.tune import parse
+from tests.test_api import readme_example
 
 SHORT = {"epochs": 4, "warmup_epochs": 2, "delta_rel": 2.0}
 GRID = "delta_rel=2|4,lr=0.004|1e30"  # the second learning rate leads to logits that are not finite
@@ -144,16 +146,21 @@ def test_killed_and_given_again_it_leaves_the_table_of_an_undisturbed_search(tin
 
 
 @pytest.mark.cluster
-def test_a_search_is_run_from_a_program(tiny_digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    values = SHORT | {"epochs": 3, "data": tiny_digits, "storage": tmp_path, "name": "s", "workers": 1}
-    asked = {"search": "lr=0.004|1e30", "searcher": "grid", "early_stop": False, "progress": False}
-    search = raypaml.Search.run("digits", **asked, **values)
+def test_a_search_is_run_from_a_program(
+    tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {"raypaml": raypaml}
+    short = f"epochs=3, warmup_epochs=1, delta_rel=2.0, progress=False, data={str(tiny_digits)!r}"
+    code = readme_example(2).replace("trials=4", f"trials=2, seeds=2, {short}")
+    exec(code.replace("seed=1", "seed=1, epochs=1, workers=1"), given)
     assert capfd.readouterr().out == ""
-    assert search.trials["state"].to_pylist() == ["finished", "failed"]
-    assert "logits are not finite" in search.trials["error"].to_pylist()[1]
-    assert (search.is_finished, search.best_settings, search.best.is_finished) == (True, {"lr": 0.004}, True)
-    assert search.best.config.optim.lr == search.best_config.optim.lr == 0.004
-    assert "Nothing tried is better than the starting point" in search.verdict
+    search, again = given["search"], given["again"]
+    assert search.trials["state"].to_pylist() == ["finished"] * 4
+    assert [found.trial.seed for found in search.outcomes] == [0, 0, 1, 1]
+    assert (search.is_finished, search.best.is_finished) == (True, True)
+    assert again.config.model.alpha == search.best_settings["alpha"]
+    assert (again.config.run.seed, again.records.num_rows) == (1, 1)
 
 
 @pytest.mark.cluster

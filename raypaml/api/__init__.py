@@ -1,1 +1,1 @@
-"""What a program or a notebook uses, and the commands too: `raypaml.Run`."""
+"""What programs and notebooks use, and the commands too: `raypaml.Run` and `raypaml.Search`."""
