@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -153,12 +154,36 @@ def test_another_run_in_the_same_folder_is_predicted_and_evaluated_anew(
     assert run.evaluate(data=tiny_digits, out=tmp_path / "second").figures != figures
 
 
-def test_a_run_is_trained_from_a_program_and_goes_on(
-    tiny_digits: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def readme_example(number: int) -> str:
+    """The code of the page of the package about runs and searches in a program."""
+    page = (Path(raypaml.__file__).parent / "README.md").read_text()
+    return page.partition("## A run in a program")[2].split("```python\n")[number].partition("```")[0]
+
+
+@pytest.fixture(scope="module")
+def of_the_readme(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> raypaml.Run:
+    """The run of the example in the page of the package, shortened; one test goes on with it."""
+    short = f"epochs=1, warmup_epochs=1, progress=False, data={str(tiny_digits)!r}"
+    given: dict[str, Any] = {"raypaml": raypaml}
+    with contextlib.chdir(tmp_path_factory.mktemp("readme")):
+        Image.new("RGB", (80, 60)).save("picture.jpg")
+        exec(readme_example(1).replace("epochs=3", short), given)
+        assert given["run"].folder.parent == Path.cwd() / "runs"
+    return raypaml.Run.open(given["run"].folder, progress=False)
+
+
+def test_the_example_of_the_readme_trains_evaluates_and_exports(of_the_readme: raypaml.Run) -> None:
+    assert of_the_readme.is_finished
+    assert of_the_readme.records.num_rows == 1
+    for left in ("predictions/validation/vocabulary.csv", "export/model.safetensors"):
+        assert (of_the_readme.folder / left).is_file()
+
+
+def test_a_run_of_a_program_goes_on_and_is_predicted_anew(
+    of_the_readme: raypaml.Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings: dict[str, Any] = {"data": tiny_digits, "storage": tmp_path, "name": "a", "workers": 1, "progress": False}
-    run = raypaml.Run.train("digits", epochs=1, warmup_epochs=1, **settings)
-    assert (run.is_finished, run.records.num_rows, run.folder) == (True, 1, tmp_path / "a")
+    run = of_the_readme
+    settings: dict[str, Any] = {"storage": run.folder.parent, "name": run.name, "workers": 1, "progress": False}
     first, before = run.best_checkpoint, scores(run, tmp_path)
     assert raypaml.Run.train("digits", epochs=2, **settings).records.num_rows == 2
     assert run.best_checkpoint != first
@@ -166,20 +191,3 @@ def test_a_run_is_trained_from_a_program_and_goes_on(
     with pytest.raises(raypaml.UserError, match=r"the run was started with alpha=5.0 \(asked: 2.0\)"):
         raypaml.Run.train("digits", alpha=2, **settings)
     assert capfd.readouterr() == ("", "")
-
-
-def readme_example(number: int) -> str:
-    """The code of the page of the package about runs and searches in a program."""
-    page = (Path(raypaml.__file__).parent / "README.md").read_text()
-    return page.partition("## A run in a program")[2].split("```python\n")[number].partition("```")[0]
-
-
-def test_the_example_of_the_readme_runs(tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Image.new("RGB", (80, 60)).save("picture.jpg")
-    short = f"epochs=2, warmup_epochs=1, progress=False, data={str(tiny_digits)!r}"
-    given: dict[str, Any] = {"raypaml": raypaml}
-    exec(readme_example(1).replace("epochs=3", short), given)
-    assert given["run"].folder.parent == tmp_path / "runs"
-    assert given["run"].records.num_rows == 2
-    assert (given["run"].folder / "export" / "model.safetensors").is_file()
