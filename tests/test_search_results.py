@@ -214,6 +214,10 @@ def test_a_search_that_has_ended_is_given_again_without_ray(
             raypaml.Search.run(plan.base, **settings | changed)
     with pytest.raises(raypaml.UserError, match="not the folder of a search"):
         raypaml.Search.open(tmp_path)
+    for damaged in ("{", '{"question": {}, "trials": 3}', "[]", json.dumps({"question": plan.question})):
+        (tmp_path / "search.json").write_text(damaged)
+        with pytest.raises(raypaml.UserError, match=r"search\.json: not the record of a search"):
+            raypaml.Search.open(tmp_path)
     assert raypaml.Search.suggest(plan.base, progress=False).low > 0
     assert capfd.readouterr() == ("", "")
 

@@ -24,7 +24,8 @@ def read_search(folder: Path) -> SearchPlan:
     if not path.is_file():
         raise ValueError(f"{folder}: not the folder of a search; it has no search.json")
     try:
-        question = json.loads(path.read_text())["question"]
+        stored = json.loads(path.read_text())
+        question, _ = stored["question"], int(stored["trials"])  # which `read_trials` takes as it is
         spaces = tuple(Space(**entry | {"values": tuple(entry["values"])}) for entry in question["spaces"])
         names = ("searcher", "share", "points", "early")
         return SearchPlan(
