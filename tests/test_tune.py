@@ -151,13 +151,12 @@ def test_a_search_is_run_from_a_program(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given: dict[str, Any] = {"raypaml": raypaml}
-    short = f"epochs=3, warmup_epochs=1, delta_rel=2.0, progress=False, data={str(tiny_digits)!r}"
-    code = readme_example(2).replace("trials=4", f"trials=2, seeds=2, {short}")
+    short = f"epochs=2, warmup_epochs=1, delta_rel=2.0, progress=False, data={str(tiny_digits)!r}"
+    code = readme_example(2).replace("trials=4", f"trials=2, {short}")
     exec(code.replace("seed=1", "seed=1, epochs=1, workers=1"), given)
     assert capfd.readouterr().out == ""
     search, again = given["search"], given["again"]
-    assert search.trials["state"].to_pylist() == ["finished"] * 4
-    assert [found.trial.seed for found in search.outcomes] == [0, 0, 1, 1]
+    assert search.trials["state"].to_pylist() == ["finished", "finished"]
     assert (search.is_finished, search.best.is_finished) == (True, True)
     assert again.config.model.alpha == search.best_settings["alpha"]
     assert (again.config.run.seed, again.records.num_rows) == (1, 1)
