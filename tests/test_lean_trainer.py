@@ -14,7 +14,7 @@ from ray.train.v2._internal import constants
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
 
-from raypaml.cluster import lean_trainer, private_ray, session
+from raypaml.cluster import lean_trainer, private_ray, ray_train, session
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of its own defaults
@@ -68,3 +68,16 @@ def test_a_private_ray_is_known_by_its_variables(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value or "")
     assert session.is_private()
     assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
+
+
+def test_what_the_end_needs_is_imported_once_while_workers_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    threading = MagicMock()
+    monkeypatch.setattr(ray_train, "threading", threading)
+    ray_train._import_conclusion.cache_clear()
+    channel = MagicMock()
+    for events, count in (([{"event": "rank 0 starts"}], 0), ([{"loss": 1.0}, {"loss": 0.5}], 2), ([{"loss": 0.4}], 2)):
+        channel.take.return_value = events
+        ray_train._show(channel, MagicMock())
+        assert threading.Thread.call_count == count
+    names = [call.kwargs["args"][0] for call in threading.Thread.call_args_list]
+    assert names == ["raypaml.run_report.conclude", "scipy.ndimage"]

@@ -6,6 +6,8 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,7 +101,16 @@ def _show(channel: Channel, display: Display) -> None:
     for event in channel.take():
         if "failed" in event:
             raise event["failed"]
+        if "loss" in event:
+            _import_conclusion()
         display.update(event)
+
+
+@cache
+def _import_conclusion() -> None:
+    """Once, beside workers that train: what the end of a run imports takes a second, and this process only waits."""
+    for name in ("raypaml.run_report.conclude", "scipy.ndimage"):
+        threading.Thread(target=import_module, args=(name,), daemon=True).start()
 
 
 def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
