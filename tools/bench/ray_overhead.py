@@ -59,8 +59,7 @@ def run_ray(config: TrainConfig) -> tuple[float, float]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asked(job.config).items()]
     began = time.monotonic()
     command = [sys.executable, "-m", "raypaml.train", "digits", "--address=local", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return rate(job.folder), time.monotonic() - began
 
 
@@ -93,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of both: torch reads it when a process imports it
     storage = Path(tempfile.mkdtemp(prefix="bench-ray-"))
     values = {"epochs": options.epochs, "warmup_epochs": 1, "data": options.data, "storage": str(storage)}
     base = recipe("digits").override(values)
