@@ -7,7 +7,6 @@ import ast
 import dataclasses
 import difflib
 import importlib.metadata
-import importlib.util
 import inspect
 import os
 import re
@@ -146,8 +145,11 @@ def extra(name: str) -> str:
         what = "raypaml"
     except importlib.metadata.PackageNotFoundError:  # a checkout on the path
         what = str(Path(__file__).parent.parent)
-    without_pip = importlib.util.find_spec("pip") is None  # as uv makes environments
-    pip = f"uv pip install --python {sys.executable}" if without_pip else f"{sys.executable} -m pip install"
+    try:
+        importlib.metadata.distribution("pip")
+        pip = f"{sys.executable} -m pip install"
+    except importlib.metadata.PackageNotFoundError:  # as uv makes environments
+        pip = f"uv pip install --python {sys.executable}"
     return f"{pip} '{what}[{name}]'"
 
 

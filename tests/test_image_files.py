@@ -29,6 +29,7 @@ from raypaml.data.images import decode
 from raypaml.data.index import open_index
 from raypaml.data.shards import Sample, write_dataset
 from raypaml.data.verify_shard import verify_shard
+from raypaml.inference import predict_onnx
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.preparation.image_form import ImageForm, convert
 from tests.odd_images import encoded, picture
@@ -79,7 +80,8 @@ def test_each_format_is_read_by_training_preparation_and_prediction(kind: str, t
 def test_pictures_are_opened_in_one_place() -> None:
     opening = re.compile(r"Image\.(open|OPEN)\b|ImagePlugin|PIL import open")
     places = {path.name for path in ROOT.rglob("*.py") if opening.search(path.read_text())}
-    assert places == {"image_files.py"}
+    assert places == {"image_files.py", "predict_onnx.py"}  # an example that runs without raypaml
+    assert tuple(image_files._PLUGINS) == predict_onnx.FORMATS
 
 
 @pytest.mark.parametrize("lead", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 32, 200)])

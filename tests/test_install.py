@@ -6,6 +6,7 @@ import fcntl
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -96,5 +97,10 @@ def test_a_failure_is_one_line_and_the_next_installation_begins_anew(checkout: P
 
 def test_what_is_lacking_is_installed_by_uv_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert extra("onnx").startswith(f"{sys.executable} -m pip install '")
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+
+    def without_pip(name: str) -> None:
+        if name == "pip":
+            raise PackageNotFoundError
+
+    monkeypatch.setattr("importlib.metadata.distribution", without_pip)
     assert extra("onnx").startswith(f"uv pip install --python {sys.executable} '")

@@ -194,7 +194,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny_digits: Path, tmp_path:
 
 
 def test_weights_that_give_non_finite_logits_end_with_rank_step_and_keys(tiny_digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"rank 0, epoch 0, step \d+: .*'train-\d{6}'"):
+    with pytest.raises(FloatingPointError, match=r"rank 0, epoch 1, step \d+: .*'train-\d{6}'"):
         train_here(0, 1, config(lr=1e30, lr_schedule="constant"), tiny_digits, tmp_path, None)
 
 

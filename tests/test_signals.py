@@ -73,7 +73,13 @@ def test_handlers_are_those_of_the_main_thread_only_and_come_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_sigterm_is_a_ctrl_c_for_those_who_know_only_that() -> None:
-    with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c() as received:
-        signal.raise_signal(signal.SIGTERM)
+@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_is_a_ctrl_c_for_those_who_know_only_that(ctrl_c: Any) -> None:
+    """Also in a background job of a shell, where Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c() as received:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert received == [signal.SIGTERM]

@@ -88,6 +88,15 @@ def test_any_number_of_workers_skips_the_same_and_computes_the_same(
     assert (tmp_path / "skipped.jsonl").read_text() == (undisturbed / "skipped.jsonl").read_text()
 
 
+def test_skips_are_named_in_the_same_order_however_often_ranks_agree(
+    damaged: Path, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock decides how often."""
+    monkeypatch.setattr("raypaml.training.loop.REPORT_SECONDS", 0.0)
+    train_here(0, 1, skipping(), damaged, tmp_path, None)
+    assert (tmp_path / "skipped.jsonl").read_text() == (undisturbed / "skipped.jsonl").read_text()
+
+
 def test_interrupted_on_two_workers_and_continued_on_one_it_is_the_same(
     damaged: Path, tmp_path: Path, undisturbed: Path
 ) -> None:

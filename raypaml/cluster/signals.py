@@ -64,6 +64,8 @@ def sigterm_as_ctrl_c() -> Iterator[list[int]]:
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background jobs
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGTERM, pass_on)

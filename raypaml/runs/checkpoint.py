@@ -117,7 +117,9 @@ def _cursor(checkpoint: Path) -> tuple[int, ...]:
 
 def read_state(checkpoint: Path) -> State:
     """The state of a checkpoint, without its tensors."""
-    return State(**json.loads((checkpoint / STATE).read_text()))
+    state = State(**json.loads((checkpoint / STATE).read_text()))
+    state.skipped = [(epoch, row, reason) for epoch, row, reason in state.skipped]  # JSON has no tuples
+    return state
 
 
 def best_checkpoint(checkpoints: list[Path]) -> Path:
