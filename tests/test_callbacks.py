@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +103,14 @@ def test_a_stop_finishes_the_run_and_more_epochs_lift_it(tiny_digits: Path, tmp_
 
 def test_a_saved_epoch_is_kept_and_the_state_goes_on(tiny_digits: Path, tmp_path: Path) -> None:
     first, second = Answers({0: raypaml.Save(), 1: signal.SIGTERM}), Answers({})
-    stopped = train(tiny_digits, tmp_path, first, epochs=5)
+    stopped = train(tiny_digits, tmp_path, first, epochs=4)
     assert (stopped.stopped, stopped.is_finished, first.count) == (signal.SIGTERM, False, 2)
     assert "stopped by SIGTERM" in repr(stopped)
-    finished = train(tiny_digits, tmp_path, second, epochs=5)
-    assert (finished.is_finished, second.count) == (True, 5)
+    finished = train(tiny_digits, tmp_path, second, epochs=4)
+    assert (finished.is_finished, second.count) == (True, 4)
     checkpoints, _ = valid_checkpoints(finished.folder / "checkpoints")
     assert checkpoints[0].name == "0001-000000"
-    assert read_state(checkpoints[-1]).callbacks == {"Answers": {"count": 5}}
+    assert read_state(checkpoints[-1]).callbacks == {"Answers": {"count": 4}}
 
 
 @pytest.mark.parametrize("answer", [ZeroDivisionError("no"), "stop"])
@@ -130,3 +133,73 @@ def test_what_cannot_travel_is_refused_before_anything_starts(tiny_digits: Path,
         with pytest.raises(raypaml.UserError, match="callback Answers: cannot be sent to the workers"):
             train(tiny_digits, tmp_path, answers, workers=2)
     assert not (tmp_path / "a" / "config.json").exists()
+
+
+PROGRAM = """
+import json, os, sys
+import ray
+import raypaml
+
+class Counts(raypaml.Callback):
+    def __init__(self, answers):
+        self.count, self.answers, self.heard = 0, answers, []
+
+    def on_epoch(self, record):
+        self.count += 1
+        self.heard.append(record["epoch"])
+        answer = self.answers.get(record["epoch"])
+        return 1 / 0 if answer == "fail" else answer
+
+    def on_step(self, values):
+        self.heard.append(values.samples)
+
+    def on_checkpoint(self, folder):
+        self.heard.append(folder.name)
+
+    def on_end(self, ending):
+        with open("heard", "a") as file:
+            file.write(json.dumps([os.getpid(), ending, self.count, self.heard]) + chr(10))
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+settings = json.loads(sys.argv[1])
+try:
+    raypaml.Run.train("digits", callbacks=[Counts({1: "fail"})], progress=False, **settings)
+except raypaml.CallbackError as error:
+    print(error)
+callbacks = [Counts({1: raypaml.Save(), 3: raypaml.Stop("enough")})]
+run = raypaml.Run.train("digits", callbacks=callbacks, progress=False, **settings)
+print(os.getpid(), callbacks[0].count, run.result["stopped_early"], sep=chr(10))
+"""
+"""As in a notebook: a class that is in no file, beside a Ray of one's own; what is heard goes into a file."""
+
+
+@pytest.mark.cluster
+def test_callbacks_of_a_notebook_are_called_in_the_first_of_two_workers(tiny_digits: Path, tmp_path: Path) -> None:
+    settings = {"data": str(tiny_digits), "storage": str(tmp_path / "runs"), "name": "a", "workers": 2, "epochs": 6}
+    settings |= {"warmup_epochs": 1, "delta_rel": 2.0}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(settings)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    failed, process, count, stopped = done.stdout.splitlines()
+    assert failed == "callback Counts.on_epoch failed at epoch 2: ZeroDivisionError: division by zero (<string>:14)"
+    assert (int(count), stopped) == (0, "stopped after epoch 4 of 6: callback Counts: enough")
+    first, second = (json.loads(line) for line in (tmp_path / "heard").read_text().splitlines())
+    assert len({int(process), first[0], second[0]}) == 3
+    assert first[1:3] == ["failed", 2]
+    assert second[1:3] == ["finished", 4]  # of which one was counted before, and came with the checkpoint
+    assert [one for one in second[3] if isinstance(one, int)] == [16, 16, 16, 1, 16, 16, 16, 2, 16, 16, 16, 3]
+    assert "0002-000000" in second[3]
+    checkpoints, _ = valid_checkpoints(tmp_path / "runs" / "a" / "checkpoints")
+    assert "0002-000000" in [path.name for path in checkpoints]

@@ -23,11 +23,16 @@ class _Mailbox:
     def __init__(self, watch: Listener) -> None:
         self._events: list[dict[str, Any]] = []
         self._stop = False
+        self._failed = False
         self._watch = watch
 
     def put(self, event: dict[str, Any]) -> bool:
         self._events.append(event)
+        self._failed |= "failed" in event
         return self._stop
+
+    def has_failed(self) -> bool:
+        return self._failed
 
     def beat(self, beat: Any) -> bool:
         return self._watch.hear(beat)
@@ -53,6 +58,10 @@ class Channel:
     def put(self, event: dict[str, Any]) -> bool:
         """Send an event; whether the driver wants the workers to stop."""
         return bool(ray.get(self._mailbox.put.remote(event)))
+
+    def has_failed(self) -> bool:
+        """Whether a worker has told of an error that every other try would meet."""
+        return bool(ray.get(self._mailbox.has_failed.remote()))
 
     def beat(self, beat: Any) -> bool:
         """Send a beat; whether this process is to end at once."""

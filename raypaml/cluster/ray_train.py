@@ -162,8 +162,8 @@ class Reporter(Protocol):
     def beats(self) -> Beats | None:
         """Takes the watchdog's beats; None where nobody watches."""
 
-    def on_worker(self, rank: int, folder: Path) -> Report:
-        """What the loop of this rank reports to."""
+    def on_worker(self, rank: int, folder: Path) -> Report | None:
+        """What the loop of this rank reports to; None, on all ranks, where no further try is wanted."""
 
     def failed(self, rank: int, error: Exception) -> None:
         """Take note of the error that ends this worker."""
@@ -242,8 +242,10 @@ class RunReporter:
         self._channel = channel
         self.beats: Beats | None = channel.beat
 
-    def on_worker(self, rank: int, folder: Path) -> Report:
+    def on_worker(self, rank: int, folder: Path) -> Report | None:
         """A function that sends the events of rank 0, and asks Ray about preemptions on every rank."""
+        if self._channel.has_failed():  # the driver has raised it; a Ray of the program's own would go on trying
+            return None
         noticed: set[str] = set()
         gauges = RunGauges(folder.name) if rank == 0 else None
         watched = not session.is_private()  # nobody foresees preemptions there
@@ -278,12 +280,13 @@ def train_on_worker(settings: dict[str, Any]) -> bool:
         try:
             if imports := settings["config"].run.imports:
                 import_modules(imports)
-            return train(
+            report = reporter.on_worker(rank, folder)
+            return report is not None and train(
                 settings["config"],
                 settings["data"],
                 folder,
                 ray.train.torch.get_device(),
-                reporter.on_worker(rank, folder),
+                report,
                 splits=settings["splits"],
                 beats=reporter.beats,
                 commit_first=reporter.commit_first,
