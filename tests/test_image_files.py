@@ -81,7 +81,7 @@ def test_pictures_are_opened_in_one_place() -> None:
     opening = re.compile(r"Image\.(open|OPEN)\b|ImagePlugin|PIL import open")
     places = {path.name for path in ROOT.rglob("*.py") if opening.search(path.read_text())}
     assert places == {"image_files.py", "predict_onnx.py"}  # an example that runs without raypaml
-    assert tuple(image_files._PLUGINS) == predict_onnx.FORMATS
+    assert tuple(image_files._PLUGINS) == predict_onnx.PICTURE_FORMATS
 
 
 @pytest.mark.parametrize("lead", [b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 32, 200)])

@@ -20,13 +20,13 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 BATCH = 32
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 """What is read. Pillow hands other formats (PostScript) to programs that run what is in the file."""
 
 
 def pixels(path: str, height: int, width: int) -> np.ndarray:
     """A picture as the model takes it: uint8 [3, height, width], RGB, upright, on white where it is transparent."""
-    with Image.open(path, formats=FORMATS) as opened:
+    with Image.open(path, formats=PICTURE_FORMATS) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
