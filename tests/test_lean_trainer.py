@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from ray._private import ray_constants
 from ray._private.node import Node
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -14,7 +16,7 @@ from ray.train.v2._internal import constants
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
 
-from raypaml.cluster import lean_trainer, private_ray, ray_train, session
+from raypaml.cluster import lean_trainer, private_ray, ray_train, session, trainers
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of its own defaults
@@ -68,6 +70,29 @@ def test_a_private_ray_is_known_by_its_variables(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, value or "")
     assert session.is_private()
     assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
+
+
+def test_a_ray_that_is_not_known_is_started_and_used_as_it_documents(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of its insides is touched, and what that means is said in one line."""
+    monkeypatch.setattr("ray.__version__", "2.61.0")
+    monkeypatch.delenv(private_ray.PRIVATE, raising=False)
+    before = Node.start_api_server, ray_constants.ENABLE_RAY_CLUSTER
+    found = []
+
+    def init(**options: Any) -> None:
+        found.append((options["address"], Node.start_api_server, ray_constants.ENABLE_RAY_CLUSTER))
+        found.append(
+            (session.is_private(), session.is_on_loopback(), trainers.trainer_class(), trainers.torch_config())
+        )
+        found.append(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777)
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with private_ray.private_ray(2):
+        assert found == [("local", *before), (False, False, TorchTrainer, None), 0o600]
+    assert "Ray 2.61.0 listens on all interfaces" in capsys.readouterr().err
 
 
 def test_what_the_end_needs_is_imported_once_while_workers_train(monkeypatch: pytest.MonkeyPatch) -> None:

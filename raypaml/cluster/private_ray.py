@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
-from ray._private.node import Node
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from raypaml.cli import say
 from raypaml.cluster import ray_variables
 from raypaml.cluster.short_folder import short_folder
 from raypaml.cluster.signals import ending_on_sigterm, uninterrupted
 
+KNOWN_RAY = "2.60."
+"""How the version of the Ray begins whose insides are used here, in `lean_trainer` and in `loopback`."""
 OBJECT_STORE_BYTES = 200 * 2**20
 """Object store of a private cluster: only progress numbers travel through it."""
 PRIVATE = "RAYPAML_PRIVATE_RAY"
@@ -40,10 +39,14 @@ END_SECONDS = 90.0
 def private_ray(cpus: int) -> Iterator[None]:
     """Ray with `cpus` CPUs, in a folder of its own, listening on loopback only, to those who have its token.
 
+    Another Ray than the known one (`is_known`) starts and listens as it does by itself, which is said.
+
     Raises:
         ValueError: it does not start; the message says why.
         StoppedAtOnce: on SIGTERM, where nobody else takes that signal.
     """
+    if not is_known():
+        say(f"Ray {ray.__version__} listens on all interfaces, to those with its token; {KNOWN_RAY}x on loopback only")
     with short_folder() as folder, ray_variables(**_variables(folder)), _token_read_anew(), ending_on_sigterm():
         # With a temporary folder of its own it never joins a stranger's cluster.
         ending = _RayThread(
@@ -61,6 +64,11 @@ def private_ray(cpus: int) -> Iterator[None]:
         finally:
             with uninterrupted():
                 ending.end()
+
+
+def is_known() -> bool:
+    """Whether this is the Ray whose insides are used; with any other, only what it documents is."""
+    return str(ray.__version__).startswith(KNOWN_RAY)
 
 
 class _RayThread(threading.Thread):
@@ -109,6 +117,11 @@ def _without_dashboard() -> Iterator[None]:
     It starts both, whatever `include_dashboard` and `log_to_driver` say: two processes, and a second before the first
     worker.
     """
+    if not is_known():
+        yield
+        return
+    from ray._private.node import Node
+
     before = {name: getattr(Node, name) for name in ("start_api_server", "start_log_monitor")}
     for name in before:
         setattr(Node, name, lambda _node, **_options: None)
@@ -140,6 +153,8 @@ def _variables(folder: Path) -> dict[str, str | None]:
     # a user's own RAY_AUTH_TOKEN and ~/.ray/auth_token are for other clusters
     values: dict[str, str | None] = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": None}
     values["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
+    if not is_known():
+        return values
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         values[name] = os.environ.get(name, loopback)
@@ -157,6 +172,10 @@ def _token_read_anew() -> Iterator[None]:
 
 
 def _read_token() -> None:
+    if not is_known():
+        return
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -167,6 +186,11 @@ def _on_loopback() -> Iterator[None]:
 
     `_node_ip_address="127.0.0.1"` is not enough, because ray.init replaces that by the address of a network card.
     """
+    if not is_known():
+        yield
+        return
+    from ray._private import ray_constants
+
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:

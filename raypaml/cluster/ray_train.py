@@ -15,15 +15,13 @@ import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from raypaml.cluster import session
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
-from raypaml.cluster.lean_trainer import LeanTrainer
-from raypaml.cluster.loopback import LoopbackConfig
 from raypaml.cluster.signals import Signals
+from raypaml.cluster.trainers import torch_config, trainer_class
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, brief_cause, is_disk_full
 from raypaml.data.storage import Location
 from raypaml.errors import StoppedAtOnce
@@ -189,9 +187,7 @@ def run_workers(
     run = job.config.run
     elastic = 0 < run.min_workers < run.workers
     settings = {"config": job.config, "data": job.data.address, "folder": job.folder}
-    # a trial that a search stops leaves its controller to the actor that looks after placement groups
-    lean = session.is_private() and not session.is_task()
-    trainer = (LeanTrainer if lean else TorchTrainer)(
+    trainer = trainer_class()(
         train_on_worker,
         train_loop_config=settings | {"splits": tuple(splits), "reporter": reporter, "callbacks": heard_by},
         scaling_config=ScalingConfig(
@@ -199,7 +195,7 @@ def run_workers(
             use_gpu=use_gpu,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
-        torch_config=LoopbackConfig() if session.is_on_loopback() else None,
+        torch_config=torch_config(),
         # Ray keeps no checkpoint for us: the loop writes and finds its own, alone as in a cluster.
         run_config=RayRunConfig(
             name="ray",

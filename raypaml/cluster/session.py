@@ -12,7 +12,7 @@ import ray
 
 from raypaml import cli
 from raypaml.cluster import ray_variables
-from raypaml.cluster.private_ray import PRIVATE, QUIET, private_ray
+from raypaml.cluster.private_ray import PRIVATE, QUIET, is_known, private_ray
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
 
@@ -154,13 +154,13 @@ def addresses() -> list[str]:
 
 
 def is_private() -> bool:
-    """Whether this process belongs to a private Ray: its driver, or one of its workers."""
+    """Whether this process belongs to a private Ray that is known: its driver, or one of its workers."""
     return PRIVATE in os.environ
 
 
 def is_on_loopback() -> bool:
-    """Whether all nodes are on this machine and listen to it alone, as those of a private Ray do."""
-    return all(address.startswith("127.") for address in addresses())
+    """Whether all nodes are on this machine and listen to it alone, as those of a private Ray do that is known."""
+    return is_known() and all(address.startswith("127.") for address in addresses())
 
 
 def shrink_soon() -> None:
