@@ -162,8 +162,10 @@ def test_it_listens_on_loopback_with_a_token_and_leaves_nothing(tmp_path: Path) 
     assert after == {"gone": True, "left": []}
 
 
-START = [sys.executable, "-c", "import sys, time\nfrom raypaml.cli import run_command\n"]
+# Ctrl-C is not ignored, as it is where a shell runs these tests in the background.
+START = [sys.executable, "-c", "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"]
 START[-1] += (
+    "from raypaml.cli import run_command\n"
     "from raypaml.cluster.session import join\ndef main():\n    print('begins', flush=True)\n"
     "    with join('', 2): print('up', flush=True)\n"
     "run_command(main, 'raypaml train')\n"

@@ -46,7 +46,7 @@ def private_ray(cpus: int) -> Iterator[None]:
         StoppedAtOnce: on SIGTERM, where nobody else takes that signal.
     """
     if not is_known():
-        say(f"Ray {ray.__version__} listens on all interfaces, to those with its token; {KNOWN_RAY}x on loopback only")
+        say(f"Ray {ray.__version__} listens where it does by itself; {KNOWN_RAY}x would on loopback only, with a token")
     with short_folder() as folder, ray_variables(**_variables(folder)), _token_read_anew(), ending_on_sigterm():
         # With a temporary folder of its own it never joins a stranger's cluster.
         ending = _RayThread(
@@ -147,14 +147,14 @@ def _why(error: Exception, folder: Path) -> str:
 
 def _variables(folder: Path) -> dict[str, str | None]:
     """The token that all its processes share, and the interface on which gloo and NCCL listen."""
+    if not is_known():  # it has read its mode when it was imported
+        return {}
     token = folder / "token"
     with os.fdopen(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
         file.write(secrets.token_hex(32))
     # a user's own RAY_AUTH_TOKEN and ~/.ray/auth_token are for other clusters
     values: dict[str, str | None] = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": None}
     values["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE", "token")
-    if not is_known():
-        return values
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         values[name] = os.environ.get(name, loopback)
