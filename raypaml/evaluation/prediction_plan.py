@@ -206,19 +206,15 @@ def check_skipped(plan: PredictionPlan) -> int:
 def predict_part_alone(plan: PredictionPlan, part: PredictionPart, device: str) -> int:
     """Predict and write one part in a process that has nothing yet; returns its number."""
     torch.set_num_threads(1)  # their number may move a float's last bit
-    model, data = _opened(plan.checkpoint, plan.config, plan.data, device, part.model, part.data)
+    model, data = _opened(plan, device)
     predict_part(plan, part, model, data, torch.device(device))
     return part.part
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(
-    checkpoint: Path,
-    config: TrainConfig,
-    data: str,
-    device: str,
-    *digests: str,  # noqa: ARG001  # for the cache: a path may hold other weights or another data set by then
-) -> tuple[CamClassifier, DataFolder]:
-    folder = open_folder(data, **config.data.opening)
-    prepare_device(config.optim, torch.device(device))
-    return placed(checkpoint_model(checkpoint, config.model, len(folder.vocabulary)), torch.device(device)), folder
+def _opened(plan: PredictionPlan, device: str) -> tuple[CamClassifier, DataFolder]:
+    """The model and the data of a plan, kept for its other parts; plans with other weights or data are not equal."""
+    folder = open_folder(plan.data, **plan.config.data.opening)
+    prepare_device(plan.config.optim, torch.device(device))
+    model = checkpoint_model(plan.checkpoint, plan.config.model, len(folder.vocabulary))
+    return placed(model, torch.device(device)), folder
