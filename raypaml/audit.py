@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, add_alpha_flag, command, run_command, say
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.apply:
         record = run.apply_answers(asked.apply, asked.out, data=asked.data)
         print(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
-        say(f"next: {command('train')} --data {asked.out} --config {Path(asked.run) / 'config.json'}")
+        say(f"next: {command('train')} --data {asked.out} --config {run.folder / 'config.json'}")
         return 0
     audited = run.audit(top=asked.top, data=asked.data, out=asked.out, alpha=asked.alpha, device=asked.device)
     if audited.figures is not None and audited.figures["precision"]:

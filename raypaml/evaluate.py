@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from raypaml.cli import Parser, add_worker_flags, command, run_command, say
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from raypaml.evaluation.summary import table
 
-    print(f"{table(run.result)}\n\nReport: {Path(asked.checkpoint) / 'report.html'}")
+    print(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
     return 0
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command
 from raypaml.extensions import add_import_flag
 
 
@@ -44,10 +43,9 @@ def parse(argv: Sequence[str]) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, write figures and page, and say where."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    from raypaml.api.explained import Explained  # with torch
+    from raypaml.api.run import Run  # with torch
 
-    explained = Explained.of(
-        Path(asked.run),
+    explained = Run.open(asked.run).explain(
         against=asked.against,
         beside=[run for run in asked.beside.split(",") if run],
         data=asked.data,
@@ -64,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         workers=asked.workers,
         address=asked.address,
         device=asked.device,
-        say=say,
     )
     print(explained.page)
     return 0

@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.api.run import Run  # with torch and matplotlib
     from raypaml.evaluation.summary import table
 
-    result = Run.open(asked.run).report(data=asked.data)
-    print(f"{table(result)}\n\nReport: {asked.run / 'report.html'}")
+    run = Run.open(asked.run)
+    print(f"{table(run.report(data=asked.data))}\n\nReport: {run.folder / 'report.html'}")
     return 0
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import raypaml
+from raypaml import report
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
 from raypaml.evaluation.summary import table
@@ -107,11 +108,20 @@ def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> Non
         (lambda: run.predict(tmp_path / "none.png"), "no such file or folder"),
         (lambda: run.explain(show="best", limit=1), "show='best': must be one of spread, high, low, errors"),
         (lambda: run.audit(top=0), "top=0"),
+        (lambda: raypaml.Run.open(run.best_checkpoint).audit(), f"the best one of a run is audited, give {run.folder}"),
         (lambda: run.export(formats=["tf"]), "'tf' is none"),
     ]
     for call, message in refused:
         with pytest.raises(raypaml.UserError, match=message):
             call()
+
+
+def test_the_report_of_a_run_given_by_a_checkpoint_is_where_it_says(
+    run: raypaml.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(raypaml.Run, "report", lambda run, data: run.result)
+    assert report.main([str(run.best_checkpoint)]) == 0
+    assert capsys.readouterr().out.endswith(f"\nReport: {run.folder / 'report.html'}\n")
 
 
 def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ class Run:
             UserError: what was asked cannot be done; RuntimeError: workers failed for another reason.
             CallbackError: a callback failed; the message names it.
             StoppedAtOnce: a second Ctrl-C or SIGTERM ended it without a further checkpoint.
+
+        One worker without an address trains in this process, and `hang_seconds` without a step end it, a notebook's
+        kernel too; with `address="local"` the worker has a process of its own.
         """
         from raypaml.reports.progress import Display, progress_console
         from raypaml.runs.run_length import is_finished
@@ -260,7 +263,11 @@ class Run:
 
     @told_as_user_errors()
     def explain(self, **settings: Any) -> Explained:
-        """Look at the maps of the model, and compare them with those of other runs; see `Explained.of`."""
+        """Look at the maps of the model, and compare them with those of other runs.
+
+        `settings` are those of `raypaml explain --help`, with `beside` and `classes` as lists; what each means stands
+        at `raypaml.api.explained.Explained.of`.
+        """
         from raypaml.api.explained import Explained
 
         return Explained.of(self.path, say=self._say, **settings)
@@ -272,6 +279,8 @@ class Run:
         """List the training labels that are likely missing; for runs of a large-loss scheme with `history=True`."""
         from raypaml.api.audited import Audited
 
+        if self.is_checkpoint:
+            raise ValueError(f"{self.path}: a checkpoint; the best one of a run is audited, give {self.folder}")
         return Audited.of(
             self.folder, data=str(data), top=top, out=str(out), alpha=str(alpha), device=device, say=self._say
         )
