@@ -11,7 +11,7 @@ from raypaml.cli import Parser, command, run_command, say
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run
 from raypaml.runs.run_settings import AskedConfig
-from raypaml.search.search_flags import NOT_OF_TRIALS, SearchSettings, add_search_flags
+from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
 
 _ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
 
@@ -21,7 +21,7 @@ class TuneFlags:
     """What the flags ask for."""
 
     base: AskedConfig
-    """That the search starts from."""
+    """The configuration that the search starts from."""
     settings: SearchSettings
     """What is varied, and how."""
     suggest: bool
@@ -30,9 +30,8 @@ class TuneFlags:
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, TuneFlags]:
     """The configuration that the search starts from, and all that is asked for."""
-    config, asked = parse_run(argv, command("tune"), _ABOUT, _add_own, {"workers": 1})
+    config, asked = parse_run(argv, command("tune"), _ABOUT, _add_own, USUAL)
     settings = SearchSettings(**{field.name: getattr(asked, field.name) for field in fields(SearchSettings)})
-    settings.check()
     base = AskedConfig(config, asked.given, asked.plain)
     return config, TuneFlags(base=base, settings=settings, suggest=asked.suggest)
 

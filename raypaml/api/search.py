@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from raypaml.api.run import Run
 from raypaml.cli import say
@@ -17,8 +17,8 @@ from raypaml.errors import told_as_user_errors
 from raypaml.files import Place
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import AskedConfig, configured
-from raypaml.search.search_flags import NOT_OF_TRIALS, SearchSettings
-from raypaml.search.search_folder import Outcome, SearchPlan, outcome, ranked
+from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings
+from raypaml.search.search_folder import Outcome, Searcher, SearchPlan, outcome, ranked
 from raypaml.search.stored_search import read_search, read_trials
 
 if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is used, as in `Run`
@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
 
 CHECKED = ("pseudo_labels", "pseudo_labels_sha256", "from_run", "from_sha256")
 """What a search takes over from the run that it checks: full paths, and digests."""
-USUAL = {"workers": 1}
-"""What a search has where nothing else is asked for, whatever the recipe's: a trial has one worker."""
 
 
 class Search:
@@ -55,7 +53,7 @@ class Search:
         *,
         search: str = "alpha,delta_rel=suggested",
         space: Place | Sequence[Place] = (),
-        searcher: Literal["random", "grid", "tpe"] = "random",
+        searcher: Searcher = "random",
         trials: int = 6,
         add: int = 0,
         points: int = 4,
@@ -117,7 +115,6 @@ class Search:
         from raypaml.search.search_flags import open_queue, passed_over_by_trials, plan_search
         from raypaml.search.search_progress import SearchDisplay
 
-        asked.check()
         with SearchDisplay(progress_console(shown=progress)) as display:
             base, data = _checked(base, display.say)
             search = plan_search(asked, base, data)

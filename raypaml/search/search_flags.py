@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from raypaml.cli import Parser
 from raypaml.config import EXECUTION_FIELDS
@@ -15,12 +15,22 @@ from raypaml.losses.schemes import passed_over
 from raypaml.runs.run_settings import AskedConfig
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import SearchPlan, extend, open_search, outcome, read_proposed, search_as_begun
+from raypaml.search.search_folder import (
+    Searcher,
+    SearchPlan,
+    extend,
+    open_search,
+    outcome,
+    read_proposed,
+    search_as_begun,
+)
 from raypaml.search.spaces import SUGGESTED, check_spaces, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
 
-SEARCHERS = ("random", "grid", "tpe")
+SEARCHERS = get_args(Searcher)
+USUAL = {"workers": 1}
+"""What a search has where nothing else is asked for, whatever the recipe's: a trial has one worker."""
 NOT_OF_TRIALS = ("max_failures", "hang_seconds", "tracker")
 """Settings of a run that trials have no use for: a trial is neither watched, nor started again, nor tracked."""
 _OF_THE_BASE = (*EXECUTION_FIELDS, "data", "pseudo_labels_sha256")
@@ -29,11 +39,15 @@ _OF_THE_BASE = (*EXECUTION_FIELDS, "data", "pseudo_labels_sha256")
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """What a search varies, and how; its fields are the flags of `raypaml tune` that are not of a run."""
+    """What a search varies, and how; its fields are the flags of `raypaml tune` that are not of a run.
+
+    Raises:
+        ValueError: a count is too small, or a searcher is none.
+    """
 
     search: str
     space: Sequence[str]
-    searcher: Literal["random", "grid", "tpe"]
+    searcher: Searcher
     trials: int
     add: int
     points: int
@@ -41,8 +55,7 @@ class SearchSettings:
     seeds: int
     early_stop: bool
 
-    def check(self) -> None:
-        """Raise ValueError where a count is too small, or a searcher is none."""
+    def __post_init__(self) -> None:
         if self.searcher not in SEARCHERS:
             raise ValueError(f"searcher={self.searcher!r}: must be one of {', '.join(SEARCHERS)}")
         for name, least in (("trials", 1), ("share", 1), ("points", 2), ("seeds", 1), ("add", 0)):

@@ -27,6 +27,8 @@ from raypaml.search.spaces import Space
 from raypaml.search.trials import Trial
 from raypaml.search.warmup import warmup_key
 
+Searcher = Literal["random", "grid", "tpe"]
+"""How trials are chosen."""
 TrialState = Literal["planned", "running", "stopped", "failed", "finished"]
 
 
@@ -36,7 +38,7 @@ class SearchPlan:
 
     base: TrainConfig
     spaces: tuple[Space, ...]
-    searcher: Literal["random", "grid", "tpe"] = "random"
+    searcher: Searcher = "random"
     share: int = 3
     points: int = 4
     early: bool = True
