@@ -9,8 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypaml.api.predicted_split import Processes
-from raypaml.cluster.tasks import device_mapper
+from raypaml.cluster.tasks import Processes, device_mapper
 from raypaml.counting import Count
 from raypaml.data.hidden_files import PassedOver
 from raypaml.inference.answer_files import Rows, Writer, check_out, writer

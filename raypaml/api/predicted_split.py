@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypaml.cluster.tasks import device_mapper
+from raypaml.cluster.tasks import Processes, device_mapper
 from raypaml.counting import Count
 from raypaml.evaluation.aggregation import measures_by_class
 from raypaml.evaluation.choosing import ALPHA_SPLIT, choose_for_use
@@ -20,16 +20,13 @@ from raypaml.evaluation.prediction_plan import PredictionPlan, check_skipped, pl
 from raypaml.evaluation.summary import summary, table
 from raypaml.runs.ranks import one_thread
 
-Processes = tuple[int, str, str]
-"""How many, the address of their cluster ("" for this machine), and the device of each."""
-
 
 @dataclass(frozen=True)
 class PredictedSplit:
     """The predictions of a split. Its figures are of observed labels, under the convention of the papers."""
 
     folder: Path
-    """Of the predictions, which `raypaml aggregate` takes."""
+    """Folder of the predictions, for `raypaml aggregate`."""
     split: str
     data: str
     """Path or address of the data set."""

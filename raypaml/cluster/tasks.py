@@ -11,6 +11,9 @@ from typing import Any
 from raypaml.extensions import modules_named, with_imports
 from raypaml.mapper import Mapper, in_this_process
 
+Processes = tuple[int, str, str]
+"""What `device_mapper` takes: how many processes, the address of their cluster ("" for this machine), the device."""
+
 
 @contextmanager
 def mapper(workers: int, address: str = "") -> Iterator[Mapper]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_origin
 from raypaml.cli import field_types, known_names
 from raypaml.config import TrainConfig
 from raypaml.extensions import import_modules
+from raypaml.files import Place
 from raypaml.recipes import as_before, resolve
 from raypaml.runs.run_flags import base_config
 
@@ -27,7 +28,7 @@ class AskedConfig:
 
 
 def configured(
-    config_or_recipe: TrainConfig | str | os.PathLike[str],
+    config_or_recipe: TrainConfig | Place,
     settings: Mapping[str, Any],
     usual: Mapping[str, Any] | None = None,
 ) -> AskedConfig:
