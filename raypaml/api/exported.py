@@ -26,7 +26,7 @@ class Exported:
 
     path: Path
     difference: float
-    """The largest of its logits from PyTorch's."""
+    """The largest difference between one of its logits and PyTorch's."""
 
 
 def export_model(

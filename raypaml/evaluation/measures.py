@@ -43,9 +43,9 @@ class Questions:
     alpha_of_use: bool = False
     """Whether it is the one chosen on validation for the weights that predicted, instead of `alpha`."""
     alphas: tuple[float, ...] = ()
-    """Of the alpha curve."""
+    """Factors at which the AP is worked out too, for a curve."""
     replicates: int = 0
-    """Of the bootstrap; 0: none."""
+    """Draws of the bootstrap over images; 0: none."""
     seed: int = 0
     threads: int = 1
     threshold: float | None = None
@@ -70,9 +70,9 @@ class Evaluation:
     ap: FloatArray
     """[K] convention `paper`."""
     micro: dict[str, float]
-    """Of G1..G5 and All."""
+    """Micro AP of G1..G5 and All, by name."""
     bins: FloatArray
-    """Of the calibration error."""
+    """Bins of the calibration error."""
     best: FloatArray
     """[K] the threshold of each class's best F1."""
     best_of_all: float = float("inf")
@@ -264,7 +264,7 @@ class _Micro:
             self._next[number] += len(mine)
 
     def result(self) -> dict[str, float]:
-        """Of every group, then of all; sorts the groups' scores, then all of them, in place."""
+        """The micro AP of every group, then of all classes; sorts the groups' scores, then all of them, in place."""
         count = len(GROUP_NAMES)
         cuts = [slice(start, end) for start, end in zip(self._starts, self._ends, strict=True)]
         pairs: Sequence[tuple[slice, slice]] = list(zip(cuts[:count], cuts[count:], strict=True))

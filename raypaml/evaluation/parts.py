@@ -38,7 +38,7 @@ class PredictionPart:
     """Digest of the classes."""
     num_classes: int
     alpha: float
-    """Of the model, >= 1."""
+    """BoostLU's factor in training, >= 1."""
     model: str
     """SHA-256 of the weights."""
     data: str
@@ -46,9 +46,9 @@ class PredictionPart:
     unobserved: bool
     """Whether unobserved entries are written too."""
     samples: int
-    """Of the split; those without an entry included."""
+    """Images of the split; those without an entry included."""
     parts: int
-    """Of the set."""
+    """How many parts the set has."""
     part: int
     """Number of this one, from 0."""
     part_samples: int
@@ -77,7 +77,7 @@ class PredictionSet:
     samples: int | None
     """Images predicted; None where only those with an entry are known."""
     alpha: float | None
-    """Of the model; None where there is one score an entry (in N, P being 0) instead of the parts P and N."""
+    """BoostLU's factor in training; None where an entry has one score (in N, P being 0) instead of parts P and N."""
     probabilities: bool
     """Whether the scores are probabilities rather than logits."""
     rows: int

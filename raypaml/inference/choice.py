@@ -31,7 +31,7 @@ class Choice:
     """What a class has to reach, in words."""
 
     def of(self, logits: NDArray[np.floating[Any]]) -> list[Chosen]:
-        """Of B images, from their logits [B, K]; ties in the order of classes."""
+        """The classes of B images, from their logits [B, K]; ties in the order of classes."""
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.top or None]
         found = np.take_along_axis(logits, best, 1)
         kept, scores = found >= self.thresholds[best], sigmoid(found)

@@ -29,9 +29,9 @@ PROGRAM = "model.pt2"
 EXAMPLE = "predict_onnx.py"
 """Runs `model.onnx` without PyTorch, and stands beside it."""
 TOLERANCE = 1e-4
-"""Of logits, from PyTorch's, in float32."""
+"""Largest difference allowed between a file's logits and PyTorch's, in float32."""
 CHECKED_SIZES = (1, 3)
-"""Of the batches that are compared."""
+"""Sizes of the batches whose logits are compared."""
 _EXAMPLES = 2
 """Images traced with; 1 would fix the size of a batch."""
 

@@ -38,7 +38,7 @@ class Card:
     alpha: AlphaValues
     """BoostLU's factor of use, of all classes or [K]."""
     training_alpha: OneAlpha | None = None
-    """That of training; None in cards of earlier versions, where it is `alpha`."""
+    """BoostLU's factor in training; None in cards of earlier versions, where it is `alpha`."""
     alpha_origin: str = "that of training"
     """Where `alpha` comes from, in words."""
     alpha_chosen: bool = False

@@ -53,7 +53,7 @@ class Suggestion:
     validation_observed: float
     """Observed entries of the validation split, 0..1; below 1 the shares are lower bounds."""
     epochs: int
-    """That reject."""
+    """Epochs that reject."""
     delta_rel: float
     low: float
     high: float
