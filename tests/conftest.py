@@ -21,6 +21,7 @@ from raypaml.data.verify_shard import verify_shard
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
+from raypaml.training.worker import Report
 from tests.late_group import late_group
 from tests.openimages_release import Release, make_release
 from tests.processes import CONTEXT
@@ -132,8 +133,11 @@ def trained(evaluated_digits: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return job.folder, table(conclude_run(job))
 
 
-def train_here(config: TrainConfig, *callbacks: Callback) -> Job:
-    """A whole run by training.loop in this process, on one thread, without Ray; not yet concluded."""
+def train_here(config: TrainConfig, *callbacks: Callback, report: Report = lambda _: False) -> Job:
+    """A whole run by training.loop in this process, on one thread, without Ray; not yet concluded.
+
+    `report` may stop it before.
+    """
     from raypaml.runs.run_folder import claim
     from raypaml.training.job import prepare_job
     from raypaml.training.loop import train
@@ -142,7 +146,7 @@ def train_here(config: TrainConfig, *callbacks: Callback) -> Job:
     claim(job.folder, job.config, job.data)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    train(job.config, job.data.address, job.folder, torch.device("cpu"), lambda _: False, callbacks=callbacks)
+    train(job.config, job.data.address, job.folder, torch.device("cpu"), report, callbacks=callbacks)
     torch.set_num_threads(before)
     return job
 

@@ -15,6 +15,8 @@ import torch
 import raypaml
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import read_state, valid_checkpoints
+from raypaml.training import loop
+from raypaml.training.callbacks import Calls
 from tests.conftest import newest_files, train_here
 
 
@@ -86,6 +88,45 @@ def test_callbacks_hear_everything_and_change_nothing(tiny_digits: Path, tmp_pat
         assert diary.heard.index(mine[-1]) < diary.heard.index(("epoch", epoch, record["loss"]))
     assert [one[1] for one in diary.heard if one[0] == "checkpoint"] == ["0001-000000", "0002-000000"]
     assert diary.heard[-1] == ("end", "finished")
+
+
+def test_the_state_in_a_checkpoint_knows_every_step_before_it(
+    tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Steps(raypaml.Callback):
+        def __init__(self) -> None:
+            self.heard: list[list[int]] = []
+
+        def on_step(self, values: raypaml.StepValues) -> None:
+            self.heard.append([values.epoch, values.step])
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"heard": self.heard}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.heard = state["heard"]
+
+    monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
+    places = {"data": str(tiny_digits), "storage": str(tmp_path), "name": "a", "workers": 1}
+    asked = recipe("digits").override(places | {"epochs": 1})
+    stopped, going_on = Steps(), Steps()
+    train_here(asked, stopped, report=lambda event: event.get("step") == 2)
+    assert stopped.heard == [[0, 0], [0, 1]]
+    train_here(asked, going_on)
+    assert going_on.heard == [[0, 0], [0, 1], [0, 2]]
+
+
+def test_all_hear_of_the_end_though_one_fails() -> None:
+    class Fails(raypaml.Callback):
+        def on_end(self, ending: str) -> None:
+            raise OSError(f"no disk when {ending}")
+
+    diary = Diary()
+    with pytest.raises(
+        raypaml.CallbackError, match=r"Fails.on_end failed at the start: OSError: no disk when finished"
+    ):
+        Calls([Fails(), diary]).end("finished")
+    assert diary.heard == [("end", "finished")]
 
 
 @pytest.mark.cluster

@@ -10,7 +10,7 @@ import copy
 import json
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from raypaml.counting import place_text
+from raypaml.counting import epoch_number, place_text
 from raypaml.errors import CallbackError
 from raypaml.runs.transfer import HostCopy
 
@@ -46,13 +46,13 @@ class StepValues:
     epoch: int
     """From 0."""
     step: int
-    """Of the epoch, from 0."""
+    """From 0 in every epoch."""
     loss: float
     """Mean over the part's images."""
     samples: int
-    """Images of the part."""
+    """How many images the part has."""
     rejected: int
-    """Entries of the part."""
+    """How many entries of the part were rejected."""
 
 
 class Callback:
@@ -97,10 +97,10 @@ class Calls:
         self._coming: list[tuple[int, int, int, HostCopy]] = []
         self._place = "the start"
 
-    def note_step(self, epoch: int, step: int, loss: Tensor, rejected: Tensor) -> None:
-        """Begin to copy what a step came to; `loss` summed over its images, `rejected` [B, K]."""
+    def note_step(self, epoch: int, step: int, loss: Tensor, global_rows: int, rejected: Tensor) -> None:
+        """Begin to copy what a step came to; `loss` is the part's share of the global mean, `rejected` is [B, K]."""
         if self._of_steps:
-            values = HostCopy.of(torch.stack([loss.double(), rejected.sum().double()]))
+            values = HostCopy.of(torch.stack([(loss * global_rows).double(), rejected.sum().double()]))
             self._coming.append((epoch, step, len(rejected), values))
 
     def tell_steps(self, *, but: int = 0) -> None:
@@ -117,7 +117,7 @@ class Calls:
     def on_epoch(self, record: dict[str, Any]) -> tuple[str | None, bool]:
         """Why training is to stop, None where it is not; and whether the epoch's checkpoint is to be kept."""
         self.tell_steps()
-        self._place = place_text(record["epoch"], 0).partition(",")[0]
+        self._place = f"epoch {epoch_number(record['epoch'])}"
         stops, keeps = [], False
         for one in self._all:
             answer = self._call(one, "on_epoch", copy.deepcopy(record), check=_check_answer)
@@ -134,7 +134,8 @@ class Calls:
                 self._call(one, "on_checkpoint", folder)
 
     def states(self) -> dict[str, Any]:
-        """What a checkpoint keeps of each callback that has something to keep, by its name."""
+        """What a checkpoint keeps of each callback that has something to keep, by its name; it knows all steps then."""
+        self.tell_steps()
         states = ((name, self._call(one, "state_dict", check=json.dumps)) for name, one in self._named())
         return {name: json.loads(json.dumps(state)) for name, state in states if state}
 
@@ -154,12 +155,10 @@ class Calls:
             yield name if count[name] == 1 else f"{name}#{count[name]}", one
 
     def end(self, ending: Ending) -> None:
-        """Tell of the end."""
-        if ending != "failed":
-            self.tell_steps()
-            self.tell_checkpoints()
-        for one in self._all:
-            self._call(one, "on_end", ending)
+        """Tell all of the end, in order, also where one of them fails."""
+        with ExitStack() as calls:
+            for one in reversed(self._all):
+                calls.callback(self._call, one, "on_end", ending)
 
     def _call(self, one: Callback, method: str, *args: Any, check: Callable[[Any], Any] | None = None) -> Any:
         """Call a method, whose random numbers are its own; a CallbackError names it where that or `check` fails."""

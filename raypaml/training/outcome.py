@@ -53,7 +53,8 @@ def keep_outcome(worker: Worker, step: StepOutcome) -> None:
     worker.scheme_state.note(step.rows, step.labels, step.logits, worker.ranks, step.global_rows)
     if worker.average is not None:
         update_average(worker.average, worker.model, worker.config.optim.ema, step.steps_done)
-    worker.calls.note_step(*divmod(step.steps_done, worker.plan.steps), step.loss * step.global_rows, step.rejected)
+    place = divmod(step.steps_done, worker.plan.steps)
+    worker.calls.note_step(*place, step.loss, step.global_rows, step.rejected)
     _count(worker, step)
 
 
