@@ -63,6 +63,11 @@ class State:
     """What callbacks keep, by their names."""
 
     @property
+    def name(self) -> str:
+        """The name of its checkpoint: epoch and step, from 0."""
+        return f"{self.epoch:04d}-{self.step:06d}"
+
+    @property
     def score(self) -> float:
         """Validation mAP of a checkpoint made at an epoch's end, else -1."""
         return float(self.history[-1]["validation_mean_ap"]) if self.history and self.step == 0 else -1.0
@@ -106,13 +111,15 @@ def _on_disk(checkpoint: Path) -> list[tuple[str, int, int]]:
 
 def valid_checkpoints(folder: Path, valid: Callable[[Path], bool] = is_valid) -> tuple[list[Path], list[Path]]:
     """The checkpoints of a run, oldest first: the valid ones, and those that are damaged and passed over."""
-    everything = sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=_cursor)
+    everything = sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=cursor)
     whole = [path for path in everything if valid(path)]
     return whole, [path for path in everything if path not in whole]
 
 
-def _cursor(checkpoint: Path) -> tuple[int, ...]:
-    return tuple(map(int, checkpoint.name.split("-")))
+def cursor(checkpoint: Path) -> tuple[int, int]:
+    """The epoch and the step, from 0, that training goes on with from a checkpoint."""
+    epoch, step = map(int, checkpoint.name.split("-"))
+    return epoch, step
 
 
 def read_state(checkpoint: Path) -> State:

@@ -112,7 +112,7 @@ def take_snapshot(
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
     return Snapshot(
-        name=f"{state.epoch:04d}-{state.step:06d}",
+        name=state.name,
         tensors=copies,
         copied=copied,
         state=json.dumps(asdict(state), indent=1),

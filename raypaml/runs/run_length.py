@@ -38,13 +38,12 @@ def is_finished(folder: Path, config: TrainConfig) -> bool:
 
 def reached(folder: Path, storage: str) -> tuple[int, int]:
     """The epoch and the step, from 0, that a run goes on with: those of its newest whole checkpoint."""
-    from raypaml.runs.checkpoint import valid_checkpoints  # with torch, which --help does without
+    from raypaml.runs.checkpoint import cursor, valid_checkpoints  # with torch, which --help does without
 
     if mirror := Mirror.of(storage, folder):
         mirror.pull_checkpoints()
     valid, _ = valid_checkpoints(folder / "checkpoints")
-    epoch, step = map(int, valid[-1].name.split("-")) if valid else (0, 0)
-    return epoch, step
+    return cursor(valid[-1]) if valid else (0, 0)
 
 
 def lengths(folder: Path) -> list[Length]:

@@ -73,4 +73,4 @@ def hear_callbacks(worker: Worker, record: dict[str, Any]) -> None:
     if worker.ranks.sum(torch.tensor([float(why is not None)])).item():
         record["stop"] = {"why": why or "", "epochs": worker.config.optim.epochs}
     if keeps:
-        worker.state.kept.append(f"{worker.state.epoch:04d}-{worker.state.step:06d}")
+        worker.state.kept.append(worker.state.name)
