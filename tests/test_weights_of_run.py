@@ -76,10 +76,14 @@ def test_a_run_begins_with_backbone_and_head_of_the_best_checkpoint(
     assert worker.state.epoch == 0
 
 
-def test_a_run_that_has_begun_needs_the_other_no_more(source: Path, evaluated_digits: Path, tmp_path: Path) -> None:
-    job = train_here(config(evaluated_digits, tmp_path, source, epochs=1))
+def test_the_command_of_a_run_that_has_begun_needs_the_other_no_more(
+    source: Path, evaluated_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source.parent)
+    flags = ["--from", source.name, "--data", str(evaluated_digits), "--name", "new", "--epochs", "1", "--workers", "1"]
+    job = train_here(parse_run(flags, "train", "")[0])
     shutil.rmtree(source)
-    again = prepare_job(job.config, lambda _: None)
+    again = prepare_job(parse_run(flags, "train", "")[0], lambda _: None)
     assert again.config == job.config
     assert begun(again.config, again.folder).state.epoch == 1
 

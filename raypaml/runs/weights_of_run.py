@@ -42,8 +42,12 @@ def with_weights_of_run(config: TrainConfig, data: DataFolder, say: Callable[[st
     unused = ", ".join(_unused(model))
     about = f"starts from {checkpoint.parent.parent.name}/{checkpoint.name}, backbone and head"
     say(f"from={model.from_run}: {about}" + (f"; not used: {unused}" if unused else ""))
-    where = model.from_run if _is_remote(model.from_run) else str(Path(model.from_run).absolute())
-    return config.override({"from_run": where, "from_sha256": model_digest(checkpoint)})
+    return config.override({"from_run": full_address(model.from_run), "from_sha256": model_digest(checkpoint)})
+
+
+def full_address(run: str) -> str:
+    """A run's address or full path, which says the same in every folder."""
+    return run if _is_remote(run) else str(Path(run).absolute())
 
 
 def load_weights_of_run(config: ModelConfig, model: CamClassifier) -> None:

@@ -19,7 +19,7 @@ from raypaml.runs.models import check_model
 from raypaml.runs.pseudo_labels import with_pseudo_labels
 from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run, stored_config
 from raypaml.runs.run_length import LENGTH_FIELDS
-from raypaml.runs.weights_of_run import with_weights_of_run
+from raypaml.runs.weights_of_run import full_address, with_weights_of_run
 from raypaml.training.estimate import describe_estimate, estimate
 from raypaml.training.going_on import going_on
 from raypaml.training.rejection_counts import nothing_rejected, plan_of
@@ -85,8 +85,10 @@ def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> 
 def _with_weights(folder: Path, config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
     """`with_weights_of_run`, but for a run that was begun from these: it goes on without the other run."""
     before, asked = stored_config(folder), config.model
-    if before and (before.model.from_run, before.model.from_sha256) == (asked.from_run, asked.from_sha256):
-        return config
+    if before and asked.from_run:
+        found = full_address(asked.from_run), asked.from_sha256
+        if found == (before.model.from_run, before.model.from_sha256):
+            return config.override({"from_run": before.model.from_run})
     return with_weights_of_run(config, data, say)
 
 
