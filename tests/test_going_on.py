@@ -65,7 +65,6 @@ def test_a_finished_run_that_grows_is_the_longer_run(grown: Path, whole: Path) -
     assert records(grown) == records(whole)
 
 
-@pytest.mark.cluster
 @pytest.mark.usefixtures("one_thread")
 def test_a_stopped_run_that_grows_is_the_longer_run(
     whole: Path, tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,7 +78,6 @@ def test_a_stopped_run_that_grows_is_the_longer_run(
     assert records(run) == records(whole)
 
 
-@pytest.mark.cluster
 def test_a_learning_rate_that_had_come_down_is_that_of_the_longer_run(tiny_digits: Path, tmp_path: Path) -> None:
     short = config(tiny_digits, tmp_path, epochs=1, lr_schedule="cosine")
     train_here(short)
@@ -163,6 +161,18 @@ def test_a_run_that_its_patience_ended_goes_on_only_with_more_of_it(tiny_digits:
         going_on(run, asked.override({"epochs": 20}), STEPS)
     longer = asked.override({"epochs": 20, "patience": 5})
     assert "20 epochs, patience 5 instead of 8 epochs, patience 2, from epoch 5" in going_on(run, longer, STEPS)
+
+
+@pytest.mark.usefixtures("_whole")
+def test_a_run_that_a_callback_ended_goes_on_only_with_more_epochs(tiny_digits: Path, tmp_path: Path) -> None:
+    asked, run = config(tiny_digits, tmp_path, epochs=8), tmp_path / "run"
+    begun(run, asked, tiny_digits, "0001-000000", [0.1])
+    stop = {"why": "callback Enough", "epochs": 8}
+    (run / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "validation_mean_ap": 0.1, "stop": stop}) + "\n")
+    why = r"epochs=8: .*would train none of them, for it is stopped after epoch 1 of 8: callback Enough; give more --ep"
+    with pytest.raises(ValueError, match=why):
+        going_on(run, asked.override({"patience": 2}), STEPS)
+    assert "9 epochs instead of 8 epochs, from epoch 2 on" in going_on(run, asked.override({"epochs": 9}), STEPS)
 
 
 def test_only_the_length_may_change_and_a_search_or_study_is_not_extended(tiny_digits: Path, tmp_path: Path) -> None:

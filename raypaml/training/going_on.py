@@ -10,7 +10,7 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.run_folder import read_history, stored_config
 from raypaml.runs.run_length import length_of, length_text, reached, since_text
-from raypaml.training.early_stopping import early_stop
+from raypaml.training.early_stopping import early_stop, stopped_by_callback
 from raypaml.training.learning_rates import learning_rate
 
 
@@ -46,11 +46,12 @@ def _check(folder: Path, config: TrainConfig, epoch: int, step: int) -> None:
         return
     if mirror := Mirror.of(config.run.storage, folder):
         mirror.pull("metrics.jsonl")
-    if said := early_stop(read_history(folder)[:epoch], config.optim):
-        raise ValueError(
-            f"epochs={epochs}: {folder} would train none of them, for it is {said}; give --patience 0 --stop-below 0, "
-            "or larger ones, too"
-        )
+    history = read_history(folder)[:epoch]
+    if said := early_stop(history, config.optim):
+        remedy = "--patience 0 --stop-below 0, or larger ones, too"
+        if stopped_by_callback(history, config.optim):
+            remedy = "more --epochs"
+        raise ValueError(f"epochs={epochs}: {folder} would train none of them, for it is {said}; give {remedy}")
 
 
 def _moved(before: TrainConfig, config: TrainConfig, done: int, steps: int) -> Iterator[str]:
