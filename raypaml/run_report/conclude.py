@@ -26,7 +26,7 @@ from raypaml.runs.run_length import lengths
 from raypaml.training.job import Job
 
 SMALL_PIXELS = 96 * 96
-"""Of an image whose maps one thread computes: a hundred in about a second."""
+"""One thread computes the maps of images of at most so many pixels: a hundred take it about a second."""
 
 
 def conclude_run(job: Job) -> dict[str, Any]:

@@ -236,8 +236,8 @@ def _agree_on_skips(worker: Worker) -> None:
     if budget:
         fresh = gather(worker.ranks, worker.skipped)
         worker.skipped.clear()
-        # in an order that does not depend on when, by the clock, ranks agree
-        state.skipped = sorted([*state.skipped, *((state.epoch, row, reason) for row, reason in fresh)])
+        if fresh:  # in an order that does not depend on when, by the clock, ranks agree
+            state.skipped = sorted([*state.skipped, *((state.epoch, row, reason) for row, reason in fresh)])
         now = [(row, reason) for epoch, row, reason in state.skipped if epoch == state.epoch]
         check_budget(named(now, index), "train", len(index), budget)
 
