@@ -11,10 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+from ray._common.utils import try_to_create_directory
 
-from raypaml.cluster import ray_variables, short_folder
+from raypaml.cluster import private_ray, ray_variables, short_folder
 
 LONG = "a-folder-for-this-job-as-schedulers-and-macs-make-them-0123456789"
 
@@ -41,7 +43,7 @@ def test_a_long_temporary_folder_is_passed_over(tmp_path: Path, monkeypatch: pyt
     with short_folder.short_folder() as folder:
         assert folder.parent == Path("/tmp")
     monkeypatch.setattr(short_folder, "_places", lambda: [tmp_path / LONG, Path("/none")])
-    with pytest.raises(ValueError, match="is longer than 24 bytes; /none: No such file or directory; set TMPDIR to a"):
+    with pytest.raises(ValueError, match="is longer than 22 bytes; /none: No such file or directory; set TMPDIR to a"):
         short_folder._made(short_folder._places())
 
 
@@ -77,6 +79,28 @@ def test_a_folder_is_never_seen_unlocked(place: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(lock)
         assert not (folder / "new").exists()
+
+
+def test_ray_opens_its_own_folder_to_all_and_not_ours(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    def init(_temp_dir: str, **_: object) -> None:
+        try_to_create_directory(_temp_dir)  # as Ray does
+        modes.extend(oct(folder.stat().st_mode) for folder in (Path(_temp_dir), *place.iterdir()))
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with private_ray.private_ray(2):
+        assert modes == ["0o40777", "0o40700"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no room\nat all"), SystemExit("no room")])
+def test_whatever_ray_raises_is_one_line(error: BaseException, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.init", MagicMock(side_effect=error))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    with pytest.raises(ValueError, match=r"^Ray does not start on this machine: no room$"), private_ray.private_ray(2):
+        raise AssertionError("not started")
+    assert not list(place.iterdir())
 
 
 def test_variables_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +149,7 @@ with private_ray(4):
     token = os.environ["RAY_AUTH_TOKEN_PATH"]
     print(json.dumps({
         "sockets": sockets(), "worker": worker, "mode": os.environ["RAY_AUTH_MODE"],
-        "token": oct(os.stat(token).st_mode), "folder": os.path.dirname(token),
+        "token": oct(os.stat(token).st_mode), "folder": oct(os.stat(os.path.dirname(token)).st_mode),
     }))
 left = [p.name() for p in psutil.Process().children() if p.status() != "zombie"]
 print(json.dumps({"gone": not os.path.exists(token), "left": left}))
@@ -157,7 +181,7 @@ def test_it_listens_on_loopback_with_a_token_and_leaves_nothing(tmp_path: Path) 
     assert [entry for entry in seen["sockets"] if entry[1] not in loopback] == []
     assert [ip for ip in seen["worker"][1] if ip not in loopback] == []
     assert seen["worker"][2] == os.nice(0)
-    assert (seen["mode"], seen["token"]) == ("token", "0o100600")
+    assert (seen["mode"], seen["token"], seen["folder"]) == ("token", "0o100600", "0o40700")
     assert not (home / ".ray").exists()
     assert after == {"gone": True, "left": []}
 
@@ -183,7 +207,7 @@ def test_a_signal_during_the_start_is_one_line_and_its_code(tmp_path: Path, numb
         run.send_signal(number)
         out, err = run.communicate(timeout=90)
         assert (run.returncode, out) == (128 + number, ""), err
-        assert err == "stopped while Ray was starting; nothing was trained\n"
+        assert err == "stopped while Ray was starting\n"
         assert not list(Path(temp).glob("raypaml-*"))
 
 

@@ -16,7 +16,7 @@ import ray
 
 from raypaml.cli import say
 from raypaml.cluster import ray_variables
-from raypaml.cluster.short_folder import short_folder
+from raypaml.cluster.short_folder import OF_RAY, short_folder
 from raypaml.cluster.signals import ending_on_sigterm, uninterrupted
 
 KNOWN_RAY = "2.60."
@@ -54,12 +54,12 @@ def private_ray(cpus: int) -> Iterator[None]:
             num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
+            _temp_dir=str(folder / OF_RAY),
             **QUIET,
         )
         try:
             with _on_loopback(), _without_dashboard():
-                ending.begin(folder)
+                ending.begin(folder / OF_RAY)
             yield
         finally:
             with uninterrupted():
@@ -82,24 +82,24 @@ class _RayThread(threading.Thread):
         super().__init__(name="private ray", daemon=True)
         self._options = options
         self._up, self._over = threading.Event(), threading.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     def run(self) -> None:
         try:
             ray.init(**self._options)
-        except Exception as error:
+        except BaseException as error:  # whatever it is, somebody waits for this thread
             self._failure = error
         self._up.set()
         self._over.wait()
         ray.shutdown()
 
     def begin(self, folder: Path) -> None:
-        """Start Ray; returns when it has started. ValueError where it does not."""
+        """Start Ray in the folder; returns when it has started. ValueError where it does not."""
         self.start()
         try:
             self._up.wait()
         except BaseException:
-            say("stopped while Ray was starting; nothing was trained")
+            say("stopped while Ray was starting")
             raise
         if self._failure:
             raise ValueError(f"Ray does not start on this machine: {_why(self._failure, folder)}") from None
@@ -132,7 +132,7 @@ def _without_dashboard() -> Iterator[None]:
             setattr(Node, name, method)
 
 
-def _why(error: Exception, folder: Path) -> str:
+def _why(error: BaseException, folder: Path) -> str:
     """What Ray says in its first line, and what its processes said last, which is in files that are removed."""
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     for name in ("gcs_server.err", "raylet.err", "gcs_server.out", "raylet.out"):

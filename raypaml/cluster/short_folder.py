@@ -18,8 +18,10 @@ ended, and no other process can be taken for it."""
 
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of the path of a Unix socket, without the zero at its end (sun_path of sys/un.h)."""
-INSIDE = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
-"""The longest path that Ray makes in its folder, with the largest process id of Linux."""
+OF_RAY = "r"
+"""Ray's own folder within: Ray lets everybody write into the one that it is given."""
+INSIDE = f"/{OF_RAY}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+"""The longest path that Ray makes, with the largest process id of Linux."""
 RANDOM = 8
 """Letters that tempfile appends."""
 
