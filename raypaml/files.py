@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ _INSTEAD = (
 )
 START_BYTES = 256
 """Bytes of a file that `came_instead` looks at."""
+
+
+def as_texts(given: Place | Iterable[Place]) -> list[str]:
+    """One place or name, or several, as a list of texts: a program that has only one gives no list."""
+    return [str(one) for one in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
 def came_instead(start: bytes) -> str:

@@ -109,7 +109,13 @@ def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> Non
         (lambda: run.explain(show="best", limit=1), "show='best': must be one of spread, high, low, errors"),
         (lambda: run.audit(top=0), "top=0"),
         (lambda: raypaml.Run.open(run.best_checkpoint).audit(), f"the best one of a run is audited, give {run.folder}"),
+        (lambda: run.audit(device="gpu"), "device='gpu': must be auto, cpu or cuda"),
+        (lambda: run.predict([], device="cuda:1"), "device='cuda:1': must be auto, cpu or cuda"),
+        (lambda: run.load(device="gpu"), "device=gpu: Expected one of cpu, cuda"),
         (lambda: run.export(formats=["tf"]), "'tf' is none"),
+        (lambda: run.export(formats="tf"), "formats=tf: 'tf' is none"),
+        (lambda: run.explain(classes="red"), "classes='red': no such class"),
+        (lambda: run.explain(beside=tmp_path), f"{tmp_path}: neither the folder of a run"),
     ]
     for call, message in refused:
         with pytest.raises(raypaml.UserError, match=message):
@@ -119,7 +125,7 @@ def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> Non
 def test_the_report_of_a_run_given_by_a_checkpoint_is_where_it_says(
     run: raypaml.Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(raypaml.Run, "report", lambda run, data: run.result)
+    monkeypatch.setattr(raypaml.Run, "report", lambda run, **_: run.result)
     assert report.main([str(run.best_checkpoint)]) == 0
     assert capsys.readouterr().out.endswith(f"\nReport: {run.folder / 'report.html'}\n")
 

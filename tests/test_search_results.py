@@ -204,6 +204,7 @@ def test_a_search_that_has_ended_is_given_again_without_ray(
         ({"search": "alhpa"}, "did you mean 'alpha'"),
         ({"searcher": "best"}, "searcher='best': must be one of random, grid, tpe"),
         ({"trials": 0}, "trials=0: must be at least 1"),
+        ({"trials": 1.5}, "trials=1.5: must be int, not float"),
         ({"tracker": "mlflow"}, "tracker='mlflow': trials are neither watched"),
         ({"epoch": 3}, "epoch=3: no such setting; did you mean 'epochs'"),
         ({"lr": 0.1}, r"started with lr=0.004 \(asked: 0.1\); give this search another"),

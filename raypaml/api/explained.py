@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from raypaml.cluster.tasks import device_mapper
 from raypaml.explanations.explain_runs import ExplainedRuns, ShownPairs
-from raypaml.files import Place
+from raypaml.files import Place, as_texts
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Explained:
         run: Path,
         *,
         against: Place = "",
-        beside: Sequence[Place] = (),
+        beside: Place | Sequence[Place] = (),
         data: Place = "",
         split: str = "test",
         boxes: Place = "",
         limit: int = 0,
         show: str = "spread",
         rows: int = 12,
-        classes: Sequence[str] = (),
+        classes: str | Sequence[str] = (),
         group: str = "",
         raw: bool = False,
         out: Place = "",
@@ -51,14 +51,14 @@ class Explained:
         Args:
             run: folder of a run or of one of its checkpoints.
             against: the run whose maps they are compared with, usually trained on full labels.
-            beside: runs whose maps are shown too.
+            beside: a run or runs whose maps are shown too.
             data: another data set of the same classes than the run's.
             split: of its images.
             boxes: box CSV of Open Images for the split; default: the data's own.
             limit: only the first so many images; 0: all.
             show: which pairs of image and class are shown: spread, high, low or errors.
             rows: how many images.
-            classes: only these, by name or id.
+            classes: only this or these, by name or id.
             group: only classes of this group, G1 to G5.
             raw: show maps before BoostLU.
             out: folder; default: in the run's.
@@ -69,10 +69,8 @@ class Explained:
         Raises:
             ValueError: runs, data or choices do not fit each other.
         """
-        choice = ShownPairs(show=show, rows=rows, classes=tuple(classes), group=group)
-        runs = ExplainedRuns.open(
-            str(run), str(against), [str(one) for one in beside], str(data), split, say, str(alpha)
-        )
+        choice = ShownPairs(show=show, rows=rows, classes=tuple(as_texts(classes)), group=group)
+        runs = ExplainedRuns.open(str(run), str(against), as_texts(beside), str(data), split, say, str(alpha))
         read = runs.boxes(Path(boxes), say) if str(boxes) else None
         with device_mapper(workers, address, device) as (mapper, used):
             pairs = runs.compare(read, limit, mapper, used, say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from raypaml.cli import command, say
 from raypaml.config import TrainConfig
 from raypaml.errors import told_as_user_errors
-from raypaml.files import Place
+from raypaml.files import Place, as_texts
 from raypaml.runs.run_folder import read_config, read_history
 from raypaml.runs.run_settings import configured
 
@@ -251,7 +250,7 @@ class Run:
 
         return predict_pictures(
             self.path,
-            [str(one) for one in ([images] if isinstance(images, str | os.PathLike) else images)],
+            as_texts(images),
             out=str(out),
             choosing={"top": top, "threshold": threshold, "thresholds_from": str(thresholds_from)},
             overlays=str(overlays),
@@ -293,8 +292,8 @@ class Run:
         return apply_file(AuditedRun.open(self.folder, str(data), self._say), Path(answers), Path(out))
 
     @told_as_user_errors()
-    def export(self, out: Place = "", *, formats: Sequence[str] = (), alpha: float | str = "") -> list[Exported]:
+    def export(self, out: Place = "", *, formats: str | Sequence[str] = (), alpha: float | str = "") -> list[Exported]:
         """Write the model for use elsewhere, each format compared with PyTorch's logits."""
         from raypaml.api.exported import export_model
 
-        return list(export_model(self.path, str(out), formats, str(alpha), self._say))
+        return list(export_model(self.path, str(out), as_texts(formats), str(alpha), self._say))

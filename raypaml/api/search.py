@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from raypaml.api.run import Run
 from raypaml.cli import say
 from raypaml.config import TrainConfig
 from raypaml.errors import told_as_user_errors
-from raypaml.files import Place
+from raypaml.files import Place, as_texts
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import AskedConfig, configured
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings
@@ -88,10 +87,9 @@ class Search:
         Raises:
             UserError: what was asked cannot be done; RuntimeError: the cluster failed for another reason.
         """
-        files = [space] if isinstance(space, str | os.PathLike) else space
         asked = SearchSettings(
             search=search,
-            space=[str(file) for file in files],
+            space=as_texts(space),
             searcher=searcher,
             trials=trials,
             add=add,

@@ -37,6 +37,7 @@ def device_mapper(workers: int, address: str, device: str) -> Iterator[tuple[Map
     """
     if workers < 1:
         raise ValueError(f"workers={workers}: must be at least 1")
+    _check_device(device)
     if workers == 1 and not address:
         yield in_this_process, own_device(device)
         return
@@ -53,11 +54,17 @@ def device_mapper(workers: int, address: str, device: str) -> Iterator[tuple[Map
 
 def own_device(device: str) -> str:
     """The device of this process, "cuda" or "cpu"; ValueError where a GPU is asked for and none is there."""
+    _check_device(device)
     if device == "cpu":
         return device
     from raypaml.runs.ranks import own_gpu  # with torch, which sharding does without
 
     return "cuda" if own_gpu(device) else "cpu"
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={device!r}: must be auto, cpu or cuda")
 
 
 def map_tasks(

@@ -51,7 +51,7 @@ class Classifier:
     """A trained model, its card, and its device."""
 
     def __init__(self, model: CamClassifier, card: Card, device: torch.device | str = "cpu"):
-        self.card, self.device = card, torch.device(device)
+        self.card, self.device = card, _usable(device)
         self.model = placed(model, self.device).eval()
         prepare_device(card.optim, self.device)
 
@@ -164,6 +164,14 @@ class Classifier:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
 
 
+def _usable(device: torch.device | str) -> torch.device:
+    """The device of this name; ValueError where torch knows none, or cannot use it here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device}: {str(error).splitlines()[0]}") from None
+
+
 def _is_one(picture: Any) -> TypeGuard[Given]:
     """Whether it is one picture rather than several."""
     if isinstance(picture, np.ndarray | Tensor):
@@ -191,7 +199,7 @@ def load(path: Path | str, device: torch.device | str = "cpu", alpha: float | st
         alpha: BoostLU's factor, >= 1, `training` or `chosen` (on validation); "" for the one chosen, else of training.
 
     Raises:
-        UserError: none of these, damaged, or of another vocabulary. Nothing is ever unpickled.
+        UserError: none of these, damaged, or of another vocabulary; or no such device. Nothing is ever unpickled.
     """
     return of_files(ModelFiles.find(Path(path), str(alpha)), device)
 

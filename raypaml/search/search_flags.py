@@ -59,8 +59,10 @@ class SearchSettings:
         if self.searcher not in SEARCHERS:
             raise ValueError(f"searcher={self.searcher!r}: must be one of {', '.join(SEARCHERS)}")
         for name, least in (("trials", 1), ("share", 1), ("points", 2), ("seeds", 1), ("add", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+            if not isinstance(value := getattr(self, name), int):
+                raise ValueError(f"{name}={value!r}: must be int, not {type(value).__name__}")
+            if value < least:
+                raise ValueError(f"{name}={value}: must be at least {least}")
 
 
 def add_search_flags(parser: Parser) -> None:
