@@ -72,7 +72,10 @@ class Callback:
         """A checkpoint is whole and on the disk; told between steps, some time after it was begun."""
 
     def on_end(self, ending: Ending) -> None:
-        """Training ends here; what was started in this process is to be closed."""
+        """Training ends here; what was started in this process is to be closed.
+
+        After "failed" another try from the last checkpoint may follow, with one worker in the same process.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, as JSON; nothing unless it is defined."""

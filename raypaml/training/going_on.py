@@ -66,5 +66,5 @@ def _moved(before: TrainConfig, config: TrainConfig, done: int, steps: int) -> I
         yield f"what {scheme.name} moves from the first epoch to the last moves over the new length"
     if scheme.rejects_by == "rate" and not scheme.rate_is_constant:
         most = loss.delta_rel * rejecting_epochs(config.optim.epochs, loss.warmup_epochs)
-        rises = f"rejection rises as before, to {most:g} % of all entries in the last epoch"
-        yield rises if most else "nothing is rejected"
+        if most:  # else `nothing_rejected` says so
+            yield f"rejection rises as before, to {most:g} % of all entries in the last epoch"
