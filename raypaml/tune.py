@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields
 
 from raypaml.cli import Parser, command, run_command, say
 from raypaml.config import TrainConfig
-from raypaml.runs.run_flags import parse_run
-from raypaml.runs.run_settings import AskedConfig
+from raypaml.runs.run_flags import AskedConfig, parse_run
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
 
 _ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
@@ -32,8 +31,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, TuneFlags]:
     """The configuration that the search starts from, and all that is asked for."""
     config, asked = parse_run(argv, command("tune"), _ABOUT, _add_own, USUAL)
     settings = SearchSettings(**{field.name: getattr(asked, field.name) for field in fields(SearchSettings)})
-    base = AskedConfig(config, asked.given, asked.plain)
-    return config, TuneFlags(base=base, settings=settings, suggest=asked.suggest)
+    return config, TuneFlags(base=asked.asked, settings=settings, suggest=asked.suggest)
 
 
 def _add_own(parser: Parser) -> None:

@@ -103,6 +103,7 @@ def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> Non
         (lambda: raypaml.Run.train("digits", epoch=3), r"epoch=3: no such setting; did you mean 'epochs'\?"),
         (lambda: raypaml.Run.train("digits", epochs="3"), "epochs='3': must be int, not str"),
         (lambda: raypaml.Run.train("digits", lr=-1, progress=False), "lr=-1.0: must be above 0"),
+        (lambda: raypaml.Run.train("digits", threads=0, progress=False), "threads=0: reproducible gradients depend"),
         (lambda: raypaml.Run.train("digits", flip=1), "flip=1: must be bool, not int"),
         (lambda: run.evaluate("test", choose_alpha=True), "alpha is chosen on validation alone"),
         (lambda: run.predict(tmp_path / "none.png"), "no such file or folder"),
@@ -135,7 +136,7 @@ def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"scheme": "ll_ct", "epochs": 3, "alpha": 2, "data": Path("x"), "reproducible": False}
     asked = configured("digits", settings)
     config, own = parse(flags)
-    assert (asked.config, asked.given, asked.plain) == (config, own.given, own.plain)
+    assert (asked, asked.config) == (own.asked, config)
     assert configured(recipe("digits"), settings).config == config
 
 

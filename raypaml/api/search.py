@@ -14,8 +14,9 @@ from raypaml.cli import say
 from raypaml.config import TrainConfig
 from raypaml.errors import told_as_user_errors
 from raypaml.files import Place, as_texts
+from raypaml.runs.run_flags import AskedConfig
 from raypaml.runs.run_folder import read_config
-from raypaml.runs.run_settings import AskedConfig, configured
+from raypaml.runs.run_settings import configured
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings
 from raypaml.search.search_folder import Outcome, Searcher, SearchPlan, outcome, ranked
 from raypaml.search.stored_search import read_search, read_trials

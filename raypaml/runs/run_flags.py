@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,17 @@ _PUBLISHED = """What is published for a scheme on the data set of a recipe, such
 used by that recipe where no flag says otherwise; a run that differs from it says so when it starts. The
 large-loss schemes have the values of BoostLU's code (Adam, lr 1e-5); those that LL's author gives without
 BoostLU are in the recipes' docstrings. raypaml/losses/README.md lists all values and where they are from."""
+
+
+@dataclass(frozen=True)
+class AskedConfig:
+    """A configuration as it was asked for, by flags or in Python."""
+
+    config: TrainConfig
+    given: dict[str, Any]
+    """The settings that were given, of their fields' types."""
+    plain: TrainConfig
+    """The configuration as earlier versions made it of the same."""
 
 
 def parse_run(
@@ -41,8 +53,8 @@ def parse_run(
 
     Returns:
         The recipe, the file's or the stored configuration of a run that is continued, with the flags over it, and under
-        them what the recipe has for another scheme (`recipes.resolve`); and a namespace of all other flags, in which
-        `given` holds the fields that were given, and `plain` the configuration as earlier versions made it of them.
+        them what the recipe has for another scheme (`recipes.resolve`); and a namespace of all other flags, with the
+        same configuration in `asked`.
     """
 
     def parse(base: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
@@ -57,14 +69,29 @@ def parse_run(
     values = parse(shown, argv)  # once more, so that --help shows the values of this recipe and scheme
     fields = base.flat()
     own = SimpleNamespace(**{name: value for name, value in values.items() if name not in fields})
-    own.given = {name: value for name, value in values.items() if name in fields}
-    own.plain = (base if asked["config"] else as_before(base)).override(own.given)
-    config = resolve(base, own.given)
+    given = {name: value for name, value in values.items() if name in fields}
+    own.asked = asked_config(base, given, stored=bool(asked["config"]))
     if asked["config"]:
-        _say_earlier(Path(asked["config"]), config, own.given)
-    if values.get("threads") == 0 and config.optim.reproducible:  # what earlier versions stored is not refused
+        _say_earlier(Path(asked["config"]), own.asked.config, given)
+    return own.asked.config, own
+
+
+def asked_config(base: TrainConfig, given: dict[str, Any], *, stored: bool) -> AskedConfig:
+    """The configuration with settings over it, and under them what the recipe has for another scheme.
+
+    Args:
+        base: what the settings are laid over.
+        given: settings by the names of their fields.
+        stored: whether `base` was given as it is, rather than by the name of a recipe, which earlier versions had
+            otherwise.
+
+    Raises:
+        ValueError: settings that go together only in what earlier versions stored.
+    """
+    config = resolve(base, given)
+    if given.get("threads") == 0 and config.optim.reproducible:
         raise ValueError("threads=0: reproducible gradients depend on the number of threads; use --threads 1")
-    return config, own
+    return AskedConfig(config, given, (base if stored else as_before(base)).override(given))
 
 
 def _say_earlier(path: Path, config: TrainConfig, given: Collection[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -12,19 +11,7 @@ from raypaml.cli import field_types, known_names
 from raypaml.config import TrainConfig
 from raypaml.extensions import import_modules
 from raypaml.files import Place
-from raypaml.recipes import as_before, resolve
-from raypaml.runs.run_flags import base_config
-
-
-@dataclass(frozen=True)
-class AskedConfig:
-    """A configuration as it was asked for; `raypaml train` and `raypaml tune` make the same of flags."""
-
-    config: TrainConfig
-    given: dict[str, Any]
-    """The settings that were given, of their fields' types."""
-    plain: TrainConfig
-    """The configuration as earlier versions made it of the same."""
+from raypaml.runs.run_flags import AskedConfig, asked_config, base_config
 
 
 def configured(
@@ -54,8 +41,7 @@ def configured(
     else:
         base = base_config({"config": None, "recipe": str(config_or_recipe), **given})
     base = base.override(dict(usual or {}))
-    plain = base if from_file or isinstance(config_or_recipe, TrainConfig) else as_before(base)
-    return AskedConfig(resolve(base, given), given, plain.override(given))
+    return asked_config(base, given, stored=from_file or isinstance(config_or_recipe, TrainConfig))
 
 
 def typed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from raypaml.config import EXECUTION_FIELDS
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import share
 from raypaml.losses.schemes import passed_over
-from raypaml.runs.run_settings import AskedConfig
+from raypaml.runs.run_flags import AskedConfig
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import (
