@@ -53,7 +53,7 @@ class Explained:
             against: the run whose maps they are compared with, usually trained on full labels.
             beside: a run or runs whose maps are shown too.
             data: another data set of the same classes than the run's.
-            split: of its images.
+            split: the split whose images are looked at.
             boxes: box CSV of Open Images for the split; default: the data's own.
             limit: only the first so many images; 0: all.
             show: which pairs of image and class are shown: spread, high, low or errors.
@@ -63,7 +63,7 @@ class Explained:
             raw: show maps before BoostLU.
             out: folder; default: in the run's.
             alpha: as `raypaml.load` takes it.
-            workers, address, device: who computes.
+            workers, address, device: as the flags of `raypaml explain` of these names.
             say: told of progress.
 
         Raises:

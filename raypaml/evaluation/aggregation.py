@@ -28,7 +28,7 @@ class Aggregate:
     """One evaluated prediction set, or two and their paired difference."""
 
     runs: dict[str, Evaluation]
-    """By the name that was given."""
+    """The evaluated sets, by the names they were given by."""
     figures: dict[str, Any]
     """Everything worked out, for JSON."""
 

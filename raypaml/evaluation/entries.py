@@ -52,12 +52,12 @@ class Entries:
         return logits
 
     def where(self, chosen: NDArray[np.bool_]) -> Entries:
-        """The chosen ones."""
+        """The entries where `chosen`, [R], is true."""
         return Entries(self.class_index[chosen], self.image[chosen], self.label[chosen], self.P[chosen], self.N[chosen])
 
     @property
     def observed(self) -> Entries:
-        """Without the unobserved ones."""
+        """The observed entries."""
         return self.where(self.label != UNOBSERVED) if (self.label == UNOBSERVED).any() else self
 
 

@@ -46,7 +46,7 @@ class Coding:
         return cls(positive, negative, unobserved)
 
     def decode(self, label: NDArray[Any], where: str) -> pa.Array:
-        """Nullable booleans: null is unobserved."""
+        """The labels as booleans, null where unobserved; ValueError for a label that is none of the three."""
         known = (label == self.positive) | (label == self.negative) | (label == self.unobserved)
         if not known.all():
             raise ValueError(f"{where}: label {label[~known][0]} is none of the declared {self}")

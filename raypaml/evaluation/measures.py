@@ -53,7 +53,7 @@ class Questions:
     class_thresholds: FloatArray | None = None
     """[K] scores to count them at instead."""
     recall: float | None = None
-    """At which precision is asked for."""
+    """Recall at which precision is worked out."""
 
 
 @dataclass(kw_only=True)

@@ -81,7 +81,7 @@ class PredictionSet:
     probabilities: bool
     """Whether the scores are probabilities rather than logits."""
     rows: int
-    """How many, at least about."""
+    """How many rows it has, at least about."""
     batches: Callable[[], Iterator[tuple[int, pa.Table]]]
     """(part, rows) again and again, columns as in the files we write; P and N may be float64."""
     model: str = ""

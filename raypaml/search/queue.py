@@ -21,7 +21,7 @@ class Queue:
         """The trials of the plan, then the repeats."""
         self.waiting = [trial for trial in self.trials if outcome(search, trial).state not in DONE]
         self.running: dict[Trial, set[int]] = {}
-        """And the epochs after which each leaves a warm-up for others."""
+        """The trials that run, each with the epochs after which it leaves a warm-up for others."""
         self._seeds = seeds
         self._known: dict[Trial, tuple[str, int]] = {}
 

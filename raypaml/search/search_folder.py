@@ -214,7 +214,7 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """Spent on this trial alone."""
+        """Seconds spent on this trial alone, without its shared epochs."""
         return float(self.history[-1]["seconds"]) - self._before if self.history else 0.0
 
     @property

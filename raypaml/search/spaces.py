@@ -33,7 +33,7 @@ class Space:
     distribution: Literal["uniform", "log", "choice"]
     low: float = 0.0
     high: float = 0.0
-    """Both bounds belong to it; not used by choice."""
+    """The bounds of a range, which belong to it; a choice has none."""
     values: tuple[Value, ...] = ()
     """The values of a choice."""
     unit: str = ""
@@ -60,7 +60,7 @@ class Space:
         return float((value - self.low) / (self.high - self.low))
 
     def rounded(self, value: float) -> Value:
-        """So that the value printed is the value used."""
+        """The value to three significant digits, within the bounds: what is printed is what is used."""
         value = min(max(float(f"{value:.3g}"), self.low), self.high)
         return round(value) if self.whole else value
 
@@ -72,7 +72,7 @@ class Space:
         return tuple(dict.fromkeys(self.at(step) for step in steps))
 
     def holds(self, value: Any) -> bool:
-        """Whether the value is one of it."""
+        """Whether a trial may have this value."""
         return value in self.values if self.values else bool(self.low <= value <= self.high)
 
     @property
@@ -82,7 +82,7 @@ class Space:
 
     @property
     def text(self) -> str:
-        """As it is written on the command line."""
+        """The space as `--search` takes it."""
         if self.values:
             return f"{self.name}={'|'.join(map(str, self.values))}"
         return f"{self.name}={'log:' if self.distribution == 'log' else ''}{self.low:g}:{self.high:g}"

@@ -41,27 +41,27 @@ class Suggestion:
     """What the labels say about delta_rel."""
 
     validation_positives: float
-    """Observed, per image."""
+    """Observed positives per image of the validation split."""
     train_positives: float
-    """Observed, per image."""
+    """Observed positives per image of the training split."""
     missed_of_all: float
     """Missed positives of the training split as a share of all its entries, 0..1."""
     missed_of_unobserved: float
-    """The same of its unobserved entries."""
+    """Missed positives of the training split as a share of its unobserved entries, 0..1."""
     margin: float
     """Half the 95 % interval of `missed_of_unobserved`, from the number of validation images alone."""
     validation_observed: float
-    """Observed entries of the validation split, 0..1; below 1 the shares are lower bounds."""
+    """Share of the entries of the validation split that are observed, 0..1; below 1 the shares are lower bounds."""
     epochs: int
     """Epochs that reject."""
     delta_rel: float
     low: float
     high: float
-    """Percent of all entries per epoch."""
+    """What is suggested, and a range around it, in percent of all entries per epoch."""
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The suggestion in words, for people."""
         bound = "" if self.validation_observed == 1 else ", at least: validation is labelled in part only"
         return (
             f"positives per image: {self.validation_positives:.3f} in validation ({self.validation_observed:.2%} of "
