@@ -47,6 +47,14 @@ def test_nobody_hangs_while_anybody_moves() -> None:
     assert Watch(10).hung(1e9) == []
 
 
+def test_a_process_that_was_stopped_and_goes_on_does_not_hang() -> None:
+    """As after Ctrl-Z and fg, in the middle of a step; afterwards it has the whole limit again."""
+    found = watch((0, beat(0, 5)), (60, beat(0, 5)), (64, beat(0, 5)))
+    assert found.hung(60) == found.hung(69.9) == []
+    found.hear(beat(0, 5), 69)
+    assert [line[:20] for line in found.hung(70)] == ["rank 0 (h:0) hangs, "]
+
+
 def test_compiling_takes_longer_than_anything_else_may() -> None:
     compiling = dataclasses.replace(beat(1, 5), compiling=True)
     found = watch((0, beat(0, 5)), (0, compiling))

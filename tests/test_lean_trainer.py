@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -15,7 +17,8 @@ from ray.train.v2._internal import constants
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
 
-from raypaml.cluster import lean_trainer, private_ray, ray_train, session, trainers
+from raypaml.cluster import _DEFAULTS, lean_trainer, private_ray, ray_train, session, trainers
+from raypaml.training.worker import LoopSignal
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of its own defaults
@@ -62,13 +65,40 @@ def test_neither_a_dashboard_nor_a_log_monitor_is_started() -> None:
     assert (Node.start_api_server, Node.start_log_monitor) == before
 
 
-def test_a_private_ray_is_known_by_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_worker_of_a_private_ray_starts_joins_a_cluster_with_its_own_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It inherits those of the private Ray: the token, and that nobody foresees preemptions."""
     monkeypatch.delenv(private_ray.PRIVATE, raising=False)
-    assert not session.is_private()
-    for name, value in private_ray._PRIVATE.items():
-        monkeypatch.setenv(name, value or "")
-    assert session.is_private()
-    assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    before, seen = dict(os.environ), []
+    monkeypatch.setattr(session, "_join_cluster", lambda *_: seen.append(dict(os.environ)))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    for folder in (tmp_path / "private", tmp_path / "private" / "within"):
+        folder.mkdir()
+        for name, value in private_ray._variables(folder).items():
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+        assert os.environ["RAY_AUTH_TOKEN_PATH"] == str(folder / "token")
+        assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
+        assert "RAY_AUTH_TOKEN" not in os.environ
+        inherited = dict(os.environ)
+        with session.join("127.0.0.1:1") as private:
+            assert not private
+        assert seen.pop() == before | {name: os.environ[name] for name in _DEFAULTS}
+        assert dict(os.environ) == inherited
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_preemptions_are_asked_for_elsewhere_than_on_a_private_ray(
+    private: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    notice = SimpleNamespace(preempted_node_ids=["a"])
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: notice)
+    channel = MagicMock(has_failed=lambda: False, put=lambda _: False)
+    report = ray_train.RunReporter(channel, private).on_worker(1, tmp_path)
+    assert report is not None
+    assert report({"loss": 0.5}) == (LoopSignal.NOTHING if private else LoopSignal.SAVE)
+    assert trainers.trainer_class(private) is (lean_trainer.LeanTrainer if private else TorchTrainer)
 
 
 def test_a_ray_that_is_not_known_is_started_and_used_as_it_documents(
@@ -82,15 +112,15 @@ def test_a_ray_that_is_not_known_is_started_and_used_as_it_documents(
 
     def init(**options: Any) -> None:
         found.append((options["address"], Node.start_api_server, ray_constants.ENABLE_RAY_CLUSTER))
-        found.append(
-            (session.is_private(), session.is_on_loopback(), trainers.trainer_class(), trainers.torch_config())
-        )
+        found.append((session.is_on_loopback(), trainers.torch_config()))
         found.append({name for name in os.environ if name.startswith("RAY_AUTH")} - auth)
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("ray.shutdown", lambda: None)
-    with private_ray.private_ray(2):
-        assert found == [("local", *before), (False, False, TorchTrainer, None), set()]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with session.join() as private:
+        assert found == [("local", *before), (False, None), set()]
+        assert not private
     assert "Ray 2.61.0 listens where it does by itself" in capsys.readouterr().err
 
 

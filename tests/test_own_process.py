@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -90,10 +91,13 @@ def test_one_worker_without_a_cluster_needs_no_other_process(
 
 
 def test_a_ray_that_the_program_has_started_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = SimpleNamespace(worker=SimpleNamespace(mode=0))
-    started = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: driver, WORKER_MODE=1)
-    monkeypatch.setitem(__import__("sys").modules, "ray", started)
-    assert not own_process.is_for_own_process(RunConfig())
+    from raypaml.cluster import session
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: True))
+    for task, train_worker, own in ((False, False, False), (True, False, True), (True, True, False)):
+        monkeypatch.setattr(session, "is_task", lambda task=task: task)
+        monkeypatch.setattr(session, "is_train_worker", lambda train_worker=train_worker: train_worker)
+        assert own_process.is_for_own_process(RunConfig()) == own
 
 
 def test_it_leaves_what_the_bare_loop_does_and_gives_torch_back(bare: Path, tiny_digits: Path, tmp_path: Path) -> None:
@@ -228,7 +232,7 @@ def test_no_setting_of_threads_means_those_of_a_worker_of_ray(
 
 def test_the_watchdog_says_where_the_loop_hangs_and_how_to_go_on() -> None:
     with Shown() as display:
-        watchdog = own_process._Watchdog(0.05, display, "continue with: X")
+        watchdog = own_process._Watchdog(0.2, display, "continue with: X")
         beat = Beat(rank=0, world_size=1, process="h:1", moves=3, place="epoch 1, step 2, reading train-0.tar")
         assert not watchdog.hear(beat)
         deadline = time.monotonic() + 10

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raypaml.cluster import shipping
+from raypaml.cluster import private_ray, shipping
 from raypaml.cluster.shipping import OURS, Missing, runtime_env, what_is_missing
 from tests.test_cluster import TOKEN, two_nodes
 
@@ -144,7 +144,11 @@ sys.path[:] = [path for path in sys.path if not hidden(path)]
 @pytest.mark.cluster
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_nodes_without_raypaml_are_sent_it(tiny_digits: Path, tmp_path: Path) -> None:
+def test_nodes_without_raypaml_are_sent_it(tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a program that a worker of a private Ray has started, with whose token nobody may join."""
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    inherited = os.environ | private_ray._variables(tmp_path) | {"PYTHONPATH": str(CHECKOUT)}
     (tmp_path / "nodes").mkdir()
     (tmp_path / "nodes" / "sitecustomize.py").write_text(HIDE)
     flags = ["digits", "--data", str(tiny_digits), "--storage", str(tmp_path / "runs"), "--workers", "2"]
@@ -154,7 +158,7 @@ def test_nodes_without_raypaml_are_sent_it(tiny_digits: Path, tmp_path: Path) ->
             subprocess.run(
                 [sys.executable, "-m", f"raypaml.{command}", *flags, "--address", address],
                 cwd=tmp_path,
-                env=os.environ | TOKEN | {"PYTHONPATH": str(CHECKOUT)},
+                env={name: value for name, value in inherited.items() if value is not None},
                 capture_output=True,
                 text=True,
                 timeout=200,

@@ -17,7 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 HERE = "127.0.0.1"
 _served: list[TCPStore] = []
-"""Of this process, which serves them as long as it lives."""
+"""The stores of this process, which serves them as long as it lives."""
 
 
 class LoopbackConfig(TorchConfig):  # type: ignore[misc]

@@ -32,31 +32,23 @@ def is_for_own_process(run: RunConfig) -> bool:
 
     A task, an actor or a trial of Ray has its place in the cluster already, and is not to wait for another one.
     """
-    ray: Any = sys.modules.get("ray")
-    started = ray is not None and ray.is_initialized() and not _is_task(ray)
-    return run.workers == 1 and not (run.address or os.environ.get("RAY_ADDRESS") or started)
+    return run.workers == 1 and not (run.address or os.environ.get("RAY_ADDRESS") or _has_started_ray())
 
 
-def _is_task(ray: Any) -> bool:
-    if ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
+def _has_started_ray() -> bool:
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
         return False
-    from raypaml.cluster.session import is_train_worker  # with Ray, which is there
+    from raypaml.cluster import session  # with Ray, which is there
 
-    return not is_train_worker()
+    return not session.is_task() or session.is_train_worker()
 
 
 def fit_in_own_process(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
-    """Train to the end, or to the next opportunity after a signal.
+    """Train in this process; returns and raises what `launch.fit` says.
 
     Signals are taken where this is the main thread; elsewhere they stay its caller's. What is not the user's fault and
     may go better is tried again from the last checkpoint, `max_failures` times; a hang ends the process.
-
-    Returns:
-        0 where training finished; else the number of the signal that stopped it, and a checkpoint is saved.
-
-    Raises:
-        ValueError: what is wrong; RuntimeError where it was not the user's fault.
-        StoppedAtOnce: after a second signal.
     """
     run = job.config.run
     display.say(f"run {run.name}: 1 worker, in this process, in {job.folder}")

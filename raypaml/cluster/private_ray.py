@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -24,10 +25,9 @@ KNOWN_RAY = "2.60."
 OBJECT_STORE_BYTES = 200 * 2**20
 """Object store of a private cluster: only progress numbers travel through it."""
 PRIVATE = "RAYPAML_PRIVATE_RAY"
-"""Variable of the environment of a private Ray and of its processes."""
+"""Variable that a private Ray's processes have, and what they start: what the others of its variables were before."""
 QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-_PRIVATE: dict[str, str | None] = {
-    PRIVATE: "1",
+_ALONE: dict[str, str | None] = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains its one node
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train gives it to its controller
 }
@@ -47,7 +47,7 @@ def private_ray(cpus: int) -> Iterator[None]:
     """
     if not is_known():
         say(f"Ray {ray.__version__} listens where it does by itself; {KNOWN_RAY}x would on loopback only, with a token")
-    with short_folder() as folder, ray_variables(**_variables(folder)), _token_read_anew(), ending_on_sigterm():
+    with short_folder() as folder, ray_variables(**_variables(folder)), token_read_anew(), ending_on_sigterm():
         # With a temporary folder of its own it never joins a stranger's cluster.
         ending = _RayThread(
             address="local",
@@ -146,7 +146,7 @@ def _why(error: BaseException, folder: Path) -> str:
 
 
 def _variables(folder: Path) -> dict[str, str | None]:
-    """The token that all its processes share, and the interface on which gloo and NCCL listen."""
+    """Its environment: the token that all its processes share, the interface on which gloo and NCCL listen."""
     if not is_known():  # it has read its mode when it was imported
         return {}
     token = folder / "token"
@@ -158,11 +158,22 @@ def _variables(folder: Path) -> dict[str, str | None]:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         values[name] = os.environ.get(name, loopback)
-    return values | _PRIVATE
+    values |= _ALONE
+    before = {name: os.environ.get(name) for name in (*values, PRIVATE)} | outside_private()
+    return values | {PRIVATE: json.dumps(before)}
+
+
+def outside_private() -> dict[str, str | None]:
+    """The variables that this process inherited from a private Ray, as they were before that started.
+
+    A program that a worker starts has them; with them it would join a cluster with the token of the private Ray.
+    """
+    before: dict[str, str | None] = json.loads(os.environ.get(PRIVATE, "{}"))
+    return before
 
 
 @contextmanager
-def _token_read_anew() -> Iterator[None]:
+def token_read_anew() -> Iterator[None]:
     """Ray keeps the mode and the token that it first read: have it read them again, now and afterwards."""
     _read_token()
     try:

@@ -17,7 +17,7 @@ from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from raypaml.cluster import session
+from raypaml.cluster import ray_variables, session
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.signals import Signals
@@ -38,33 +38,31 @@ from raypaml.training.worker import LoopSignal, Report
 POLL_SECONDS = 0.3
 RESIZE_SECONDS = 30.0
 """Between two looks at whether an elastic run can grow; growing costs what was done since the last checkpoint."""
+SHRINKS_SOON = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+"""A lost node counts as there for a while: Ray Train asks in vain for its CPUs for ten seconds, not for minutes.
+
+Then it looks again at what there is. It waits for the reservation alone (Ray 2.60, `WorkerGroup._start_impl`), which
+takes no time where there is room; the start of the workers' processes comes later, and has no limit.
+"""
 
 
 def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
-    """Train to the end, or to the next opportunity after a signal.
-
-    Returns:
-        0 where training finished; else the number of the signal that stopped it, and a checkpoint is saved.
-
-    Raises:
-        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
-        StoppedAtOnce: after a second signal.
-    """
+    """Train in workers of Ray; returns and raises what `launch.fit` says."""
     _check_can_travel(callbacks)
     run = job.config.run
     least = run.min_workers or run.workers
     count = f"{least} to {run.workers}" if least < run.workers else run.workers
     display.say(f"run {run.name}: {count} workers, in {job.folder}")
     again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
-    if least < run.workers:
-        session.shrink_soon()
-    with session.join(run.address, least):
+    patience = SHRINKS_SOON if least < run.workers else {}
+    with ray_variables(**patience), session.join(run.address, least) as private:
         use_gpu = gpu_wanted(run, display.say)
         claim(job.folder, job.config, job.data)
         display.track(job.config, job.folder)
         channel = Channel(Watch(run.hang_seconds))
         outcome: dict[str, Any] = {}
-        thread = threading.Thread(target=_fit_in_thread, args=(job, channel, use_gpu, outcome, callbacks), daemon=True)
+        asked = (job, channel, private, use_gpu, outcome, callbacks)
+        thread = threading.Thread(target=_fit_in_thread, args=asked, daemon=True)
         thread.start()
         with Signals() as signals:
             try:
@@ -133,13 +131,14 @@ def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
 
 
 def _fit_in_thread(
-    job: Job, channel: Channel, use_gpu: bool, outcome: dict[str, Any], heard_by: Sequence[Callback]
+    job: Job, channel: Channel, private: bool, use_gpu: bool, outcome: dict[str, Any], heard_by: Sequence[Callback]
 ) -> None:
     """Ray's fit in a thread of its own, so that this process's main thread shows progress and takes signals."""
     try:
         outcome["finished"] = run_workers(
             job,
-            RunReporter(channel),
+            RunReporter(channel, private),
+            private=private,
             use_gpu=use_gpu,
             callbacks=[_LostWorkers(channel)],
             heard_by=heard_by,
@@ -172,6 +171,7 @@ def run_workers(
     reporter: Reporter,
     *,
     use_gpu: bool,
+    private: bool = False,
     splits: Sequence[str] = ("test",),
     callbacks: Sequence[Any] = (),
     heard_by: Sequence[Callback] = (),
@@ -179,7 +179,8 @@ def run_workers(
 ) -> bool:
     """Train the job on its workers and predict `splits`; whether training finished, rather than being stopped.
 
-    `callbacks` are Ray's, called by its controller; those of `heard_by` are the program's, called on rank 0.
+    `callbacks` are Ray's, called by its controller; those of `heard_by` are the program's, called on rank 0. `private`:
+    Ray is a private one, and ends with this process; a trial, which a search may stop, needs all that Ray Train starts.
 
     Raises:
         ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
@@ -187,7 +188,7 @@ def run_workers(
     run = job.config.run
     elastic = 0 < run.min_workers < run.workers
     settings = {"config": job.config, "data": job.data.address, "folder": job.folder}
-    trainer = trainer_class()(
+    trainer = trainer_class(private)(
         train_on_worker,
         train_loop_config=settings | {"splits": tuple(splits), "reporter": reporter, "callbacks": heard_by},
         scaling_config=ScalingConfig(
@@ -234,8 +235,9 @@ class RunReporter:
 
     commit_first = False
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, private: bool) -> None:
         self._channel = channel
+        self._watched = not private  # nobody foresees preemptions there
         self.beats: Beats | None = channel.beat
 
     def on_worker(self, rank: int, folder: Path) -> Report | None:
@@ -244,7 +246,6 @@ class RunReporter:
             return None
         noticed: set[str] = set()
         gauges = RunGauges(folder.name) if rank == 0 else None
-        watched = not session.is_private()  # nobody foresees preemptions there
 
         def report(event: dict[str, Any]) -> LoopSignal | bool:
             if "event" in event:
@@ -253,7 +254,7 @@ class RunReporter:
                 gauges.update(event)
             stop = rank == 0 and self._channel.put(event)
             # a barrier: asked on all ranks alike
-            notice = ray.train.get_preemption_info() if watched and "loss" in event else None
+            notice = ray.train.get_preemption_info() if self._watched and "loss" in event else None
             if stop or not notice:
                 return LoopSignal.STOP if stop else LoopSignal.NOTHING
             fresh = set(notice.preempted_node_ids) - noticed

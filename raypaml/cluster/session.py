@@ -12,15 +12,17 @@ import ray
 
 from raypaml import cli
 from raypaml.cluster import ray_variables
-from raypaml.cluster.private_ray import PRIVATE, QUIET, is_known, private_ray
+from raypaml.cluster.private_ray import QUIET, is_known, outside_private, private_ray, token_read_anew
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
 
 
 @contextmanager
-def join(address: str = "", workers: int = 1, say: Callable[[str], None] = cli.say) -> Iterator[None]:
+def join(address: str = "", workers: int = 1, say: Callable[[str], None] = cli.say) -> Iterator[bool]:
     """Have Ray within: the one that the program has initialised, which is left as it was; else the cluster at `address`
     (or RAY_ADDRESS), to whose nodes raypaml is sent where they lack it; else a private one for `workers` workers.
+
+    Yields whether it is a private one that is known (`private_ray.is_known`).
 
     Raises:
         ValueError: no cluster answers at the address, its nodes lack what cannot be sent, another Ray is initialised
@@ -28,18 +30,18 @@ def join(address: str = "", workers: int = 1, say: Callable[[str], None] = cli.s
     """
     if ray.is_initialized():
         _check_own(address)
-        with ray_variables():
-            yield
+        with ray_variables(**({} if is_task() else outside_private())):
+            yield False
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
     if not address or address == "local":
         with private_ray(max(os.cpu_count() or 1, workers)):
-            yield
+            yield is_known()
         return
-    with ray_variables(), ending_on_sigterm():
+    with ray_variables(**outside_private()), token_read_anew(), ending_on_sigterm():
         try:
             _join_cluster(address, say)
-            yield
+            yield False
         finally:
             ray.shutdown()
 
@@ -153,20 +155,6 @@ def addresses() -> list[str]:
     return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
 
 
-def is_private() -> bool:
-    """Whether this process belongs to a private Ray that is known: its driver, or one of its workers."""
-    return PRIVATE in os.environ
-
-
 def is_on_loopback() -> bool:
     """Whether all nodes are on this machine and listen to it alone, as those of a private Ray do that is known."""
     return is_known() and all(address.startswith("127.") for address in addresses())
-
-
-def shrink_soon() -> None:
-    """A lost node counts as there for a while: let Ray Train ask in vain for its CPUs for ten seconds, not for minutes.
-
-    Then it looks again at what there is. It waits for the reservation alone (Ray 2.60, `WorkerGroup._start_impl`),
-    which takes no time where there is room; the start of the workers' processes comes later, and has no limit.
-    """
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"

@@ -23,11 +23,11 @@ class Missing:
 
     host: str
     version: str
-    """Of the node's raypaml, "" where it has none."""
+    """The version of raypaml there, "" where there is none."""
     modules: tuple[str, ...]
-    """Those of `--import` that the node cannot import."""
+    """Modules of `--import` that the node cannot import."""
     packages: tuple[str, ...]
-    """Those of NEEDED."""
+    """Packages of NEEDED that the node cannot import."""
 
     @property
     def is_complete(self) -> bool:

@@ -9,10 +9,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raypaml.cluster import session
 
 
-def trainer_class() -> Any:
+def trainer_class(private: bool) -> Any:
     """The class: TorchTrainer; on a private Ray the one that starts workers and their controller, and nothing else."""
-    # a trial that a search stops leaves its controller to the actor that looks after placement groups
-    if not session.is_private() or session.is_task():
+    if not private:
         return TorchTrainer
     from raypaml.cluster.lean_trainer import LeanTrainer  # needs the Ray that is known
 

@@ -49,12 +49,13 @@ class Watch:
     """Processes that are to end."""
 
     def hear(self, beat: Beat, now: float | None = None) -> bool:
-        """Note a beat; whether its process is to end."""
+        """Note a beat; whether its process is to end. One that was stopped and goes on has the whole limit again."""
         now = time.monotonic() if now is None else now
         before = self.known.get(beat.rank)
         same = before is not None and (before.beat.process, before.beat.moves) == (beat.process, beat.moves)
+        stopped = before is not None and now - before.heard > self.limit  # as between Ctrl-Z and fg
         self.known = {rank: known for rank, known in self.known.items() if rank < beat.world_size}
-        self.known[beat.rank] = _Known(beat, now, before.moved if before and same else now)
+        self.known[beat.rank] = _Known(beat, now, before.moved if before and same and not stopped else now)
         return beat.process in self.condemned
 
     def hung(self, now: float | None = None) -> list[str]:
