@@ -68,8 +68,8 @@ class Parser(argparse.ArgumentParser):
         arguments, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]
-            near = difflib.get_close_matches(flag, self._option_string_actions, 1)
-            self.error(f"{flag}: no such flag; {f'did you mean {near[0]}? ' if near else ''}--help lists them")
+            hint = did_you_mean(flag, self._option_string_actions, shown=str)
+            self.error(f"{flag}: no such flag{hint or ';'} --help lists them")
         return arguments
 
     def error(self, message: str) -> NoReturn:
@@ -167,11 +167,23 @@ def indented_list(names: Mapping[str, str], width: int = 10) -> str:
     )
 
 
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 1, shown: Callable[[str], str] = repr) -> str:
+    """Returns the part of a message that names the known names nearest to a mistyped one; empty where none is near.
+
+    Args:
+        name: the name that was typed and is not known.
+        known: the names to choose from.
+        most: how many are named.
+        shown: how a name is written in the message.
+    """
+    nearest = difflib.get_close_matches(name, list(known), most)
+    return f"; did you mean {', '.join(map(shown, nearest))}?" if nearest else ""
+
+
 def known_names(name: str, known: Iterable[str]) -> str:
-    """The end of a message that refuses a name: the nearest of those that are known, and all of them."""
+    """Returns the end of a message that refuses a name: the nearest known name, and all known names."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, 1)
-    return (f"; did you mean {near[0]!r}?" if near else ".") + f" Known: {', '.join(known)}"
+    return f"{did_you_mean(name, known) or '.'} Known: {', '.join(known)}"
 
 
 def say(text: str) -> None:

@@ -490,7 +490,7 @@ def test_augmented_images_have_no_kept_features(name: str) -> None:
         ({"augment": "strong", "augment_settings": "operations=1.5"}, "a whole number from 0 to 10"),
         ({"augment": "light", "augment_settings": "crop=0"}, "a share of the area, above 0 and at most 1"),
         ({"augment": "asl", "augment_settings": "cutout=x"}, "augment_settings: cutout=x: not a number"),
-        ({"augment_settings": "crop=0.3"}, "crop: augmentation none has no such setting; It has: none"),
+        ({"augment_settings": "crop=0.3"}, "crop: augmentation none has no such setting. It has: none"),
     ],
 )
 def test_what_cannot_be_is_refused(values: dict[str, Any], message: str) -> None:

@@ -142,7 +142,7 @@ def test_classes_keep_their_order_and_names(release: Release, tmp_path: Path) ->
 def test_an_unknown_class_is_answered_with_the_nearest(release: Release, tmp_path: Path) -> None:
     chosen = tmp_path / "mine.txt"
     chosen.write_text("/m/0bt9lr\n/m/01g318\n")
-    with pytest.raises(ValueError, match=r"mine\.txt: 1 classes .*'/m/01g318'.*did you mean /m/01g317\?"):
+    with pytest.raises(ValueError, match=r"mine\.txt: 1 classes .*'/m/01g318'.*did you mean '/m/01g317'\?"):
         read_classes(release.metadata, chosen)
 
 

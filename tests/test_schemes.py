@@ -479,7 +479,7 @@ def test_settings_are_read_and_used() -> None:
             "gama_neg=3",
             r"gama_neg: scheme asl has no such setting; did you mean gamma_neg\? It has: gamma",
         ),
-        ("an", "clip=3", "clip: scheme an has no such setting; It has: none"),
+        ("an", "clip=3", "clip: scheme an has no such setting. It has: none"),
         ("asl", "clip=much", "clip=much: not a number"),
         ("asl", "clip=1", "clip=1: at least 0 and below 1"),
         ("asl", "gamma_neg=0.5", "gamma_neg=0.5: 0, or from 1 on"),

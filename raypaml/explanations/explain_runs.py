@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raypaml.cli import did_you_mean
 from raypaml.config import TrainConfig
 from raypaml.counting import Count
 from raypaml.data.batches import Reader
@@ -106,8 +106,8 @@ def _column(name: str, data: DataFolder) -> int:
         return vocabulary.index_of[name]
     if name in vocabulary.names:
         return vocabulary.names.index(name)
-    near = difflib.get_close_matches(name, [*vocabulary.names, *vocabulary.class_ids], 1)
-    raise ValueError(f"classes={name!r}: no such class{f'; did you mean {near[0]!r}?' if near else ''}")
+    hint = did_you_mean(name, [*vocabulary.names, *vocabulary.class_ids])
+    raise ValueError(f"classes={name!r}: no such class{hint}")
 
 
 @dataclass(frozen=True)

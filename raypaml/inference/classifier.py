@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from raypaml.cli import did_you_mean
 from raypaml.errors import told_as_user_errors
 from raypaml.inference.model_card import Card, ModelFiles
 from raypaml.inference.pictures import Picture, fit_to_size, read_picture
@@ -142,9 +142,8 @@ class Classifier:
         ids, names = self.card.class_ids, self.card.names
         columns = [ids.index(name)] if name in ids else [k for k, known in enumerate(names) if known == name]
         if len(columns) != 1:
-            near = difflib.get_close_matches(name, [*names, *ids], 1)
             several = f"the name of {', '.join(ids[k] for k in columns)}; give one of these ids"
-            said = several if columns else f"no such class{f'; did you mean {near[0]!r}?' if near else ''}"
+            said = several if columns else f"no such class{did_you_mean(name, [*names, *ids])}"
             raise ValueError(f"{name!r}: {said}")
         return columns[0]
 

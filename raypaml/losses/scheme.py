@@ -5,12 +5,13 @@ Nothing here needs torch, so that `--help` and the checks of a configuration can
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from raypaml.cli import did_you_mean
 
 LARGEST = 1000.0
 """Settings are smaller than this in size where a record says nothing else."""
@@ -88,10 +89,9 @@ def read_numbers(text: str, settings: Iterable[Setting], flag: str, owner: str) 
     for part in filter(None, text.split(",")):
         name, _, value = (piece.strip() for piece in part.partition("="))
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
             has = ", ".join(f"{each.name}={each.default:g}" for each in known.values()) or "none"
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"{flag}: {name}: {owner} has no such setting; {hint}It has: {has}")
+            hint = did_you_mean(name, known, shown=str) or "."
+            raise ValueError(f"{flag}: {name}: {owner} has no such setting{hint} It has: {has}")
         try:
             given[name] = float(value)
         except ValueError:

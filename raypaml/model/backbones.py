@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import warnings
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raypaml.cli import did_you_mean
 from raypaml.model.inspection import SIZES, FeatureMap, as_feature_map, cut_classifier
 from raypaml.model.pretrained import IMAGENET, timm_model, torchvision_weights
 from raypaml.model.timm_models import TIMM, as_timm_names, create, split_name, takes_size, timm_module
@@ -91,21 +91,21 @@ def check_backbone(name: str, weights: str = "") -> None:
     elif name.startswith(TIMM):
         timm, (own, _) = timm_module(name), split_name(name)
         if not timm.is_model(own):
-            raise ValueError(f"backbone={name!r}: timm has no such model; {_nearest(own, timm.list_models(), TIMM)}")
+            hint = _nearest(own, timm.list_models(), before=TIMM)
+            raise ValueError(f"backbone={name!r}: timm has no such model{hint}")
         if weights in IMAGENET:
             timm_model(timm, own, weights)
     elif name not in _torchvision_names():
-        nearest = _nearest(name, [*OWN_BACKBONES, *_torchvision_names()])
-        raise ValueError(f"backbone={name!r}: no such backbone; {nearest}")
+        hint = _nearest(name, [*OWN_BACKBONES, *_torchvision_names()])
+        raise ValueError(f"backbone={name!r}: no such backbone{hint}")
     elif weights in IMAGENET:
         torchvision_weights(name, weights)
 
 
-def _nearest(name: str, known: Iterable[str], before: str = "") -> str:
-    near = difflib.get_close_matches(name, known, 3)
+def _nearest(name: str, known: Iterable[str], *, before: str = "") -> str:
     own = ", ".join(OWN_BACKBONES)
     where = f"{own}, torchvision's classification models by their names, timm:NAME; one of your own: --import MODULE"
-    return f"did you mean {', '.join(repr(before + one) for one in near)}?" if near else f"known: {where}"
+    return did_you_mean(name, known, most=3, shown=lambda one: repr(before + one)) or f"; known: {where}"
 
 
 def _torchvision_names() -> list[str]:

@@ -7,7 +7,6 @@ the one that makes the needed columns appear in the first line; quoting that is 
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import json
 import re
@@ -18,6 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from raypaml.cli import did_you_mean
 
 DELIMITERS = (",", ";", "\t")
 """Tried where none is given."""
@@ -147,9 +148,8 @@ def column_named(table: pa.Table, path: Path, name: str, flag: str, *, given: bo
     if len(matches) > 1:
         raise ValueError(f"{path}: {len(matches)} columns are called {name!r}; rename all but one of them")
     if not matches and given:
-        near = difflib.get_close_matches(name, table.column_names, 1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{path}: {flag} {name}: no such column; {meant}it has {columns_shown(table.column_names)}")
+        hint = did_you_mean(name, table.column_names) or "."
+        raise ValueError(f"{path}: {flag} {name}: no such column{hint} It has {columns_shown(table.column_names)}")
     return matches[0] if matches else None
 
 

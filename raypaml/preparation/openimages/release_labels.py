@@ -7,7 +7,6 @@ An ImageID is 64 bits in 16 lower-case hexadecimal digits.
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raypaml.cli import did_you_mean
 from raypaml.preparation.findings import EXAMPLES, Findings
 from raypaml.preparation.label_join import ConflictRule, Labels, Packed, join_labels, merged, pack, records, without
 from raypaml.preparation.openimages.image_ids import Ids, hex_id, hex_keys, parse_ids
@@ -50,8 +50,7 @@ def read_classes(metadata: Path, chosen: Path | None = None) -> Classes:
     class_ids = [line for line in lines if line and line != "LabelName"]
     unknown = [c for c in class_ids if c not in name_of]
     if chosen and unknown:
-        near = difflib.get_close_matches(unknown[0], name_of, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(unknown[0], name_of)
         raise ValueError(f"{file}: {len(unknown)} classes are not in {descriptions}, such as {unknown[:3]}{hint}")
     if not class_ids:
         raise ValueError(f"{file}: no class ids, one per line, such as /m/01g317")
