@@ -23,6 +23,9 @@ WIDEST_CHOICES = 36
 """Characters of choices that stand at a flag in its help; those of more are in its description, or at the end."""
 
 
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring under each field of a dataclass, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
@@ -46,6 +49,22 @@ def field_types(cls: type) -> dict[str, Any]:
         field.name: field.metadata["choices"]() for field in dataclasses.fields(cls) if "choices" in field.metadata
     }
     return types | {name: Literal.__getitem__(choices) for name, choices in listed.items()}
+
+
+def check_fields(cls: type) -> None:
+    """Raise TypeError, naming the field, where a field of a configuration dataclass cannot become a flag.
+
+    It needs a docstring below it, which is the flag's help, and a type that a flag has.
+    """
+    docs = field_docs(cls)
+    for name, kind in field_types(cls).items():
+        if name not in docs:
+            raise TypeError(f"{cls.__name__}.{name}: write a docstring below it, which is the help of its flag")
+        if kind is not bool and get_origin(kind) is not Literal and kind not in _METAVARS:
+            raise TypeError(
+                f"{cls.__name__}.{name}: its type is {kind}; a flag's is bool, int, float, str or a Literal. Let a "
+                'value that means nothing else, such as 0 or "", stand for None'
+            )
 
 
 class KeptLines(argparse.HelpFormatter):
@@ -85,6 +104,7 @@ def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
     A field's metadata may hold its flag, where this is not its name, and how argparse takes it.
     """
     cls = type(group)
+    check_fields(cls)
     section = parser.add_argument_group((cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
     types, docs = field_types(cls), field_docs(cls)
     for field in dataclasses.fields(cls):
@@ -109,7 +129,7 @@ def _how(kind: Any) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         choices = "|".join(map(str, get_args(kind)))
         return {"choices": get_args(kind), "metavar": choices if len(choices) <= WIDEST_CHOICES else "NAME"}
-    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+    return {"type": kind, "metavar": _METAVARS[kind]}
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,15 @@ from raypaml.credentials import check_no_credentials
 from raypaml.extensions import missing
 from raypaml.losses.schemes import read_settings, scheme_names, scheme_of
 from raypaml.model.pretrained import IMAGENET
-from raypaml.settings import DataConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from raypaml.settings import (
+    ConfigGroup,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SettingValues,
+)
 
 EXECUTION_FIELDS = (
     *("name", "storage", "workers", "address", "loader_workers", "checkpoint_steps", "device"),
@@ -26,7 +34,7 @@ EXECUTION_FIELDS = (
 )
 """Fields that may differ when a run is continued: they do not change what is computed from here on."""
 
-EARLIER: dict[str, Any] = {
+EARLIER: SettingValues = {
     "augment": "none",
     "augment_settings": "",
     "cudnn_benchmark": False,
@@ -49,15 +57,19 @@ EARLIER: dict[str, Any] = {
     "threads": 0,
     "weight_decay": 0.0,
 }
-"""What settings were before they existed: every one that came after the first version, also where that is its default.
+"""For every setting that the first version did not have, the value by which a run behaves as it did without it.
 
-A run that was begun then goes on so, and so does a search, whose question is compared setting by setting.
+Stored configurations that lack a setting get this value: a run begun by an earlier version goes on as it began, and a
+search is found again, although its question is compared setting by setting.
 """
+
+ConfigRecord = dict[str, Any]
+"""A configuration as JSON files hold it: `recipe`, and by the name of each group its settings by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a run."""
+    """All settings of a run, in groups, and the name of the recipe that they come from."""
 
     recipe: str = "digits"
     data: DataConfig = field(default_factory=DataConfig)
@@ -66,34 +78,38 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    def groups(self) -> Iterator[tuple[str, Any]]:
-        """The groups of fields by name."""
+    def groups(self) -> Iterator[tuple[str, ConfigGroup]]:
+        """The name and the value of each group of settings."""
         return ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "recipe")
 
-    def flat(self) -> dict[str, Any]:
-        """Every field by its flag's name; the names are unique over the groups."""
+    def flat(self) -> SettingValues:
+        """The value of every setting by its name, which no two groups share."""
         return {name: value for _, group in self.groups() for name, value in dataclasses.asdict(group).items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+    def to_dict(self) -> ConfigRecord:
+        """The settings by group and name, for JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; unknown groups or fields are refused, for those it lacks `EARLIER` holds."""
+    def from_dict(cls, content: ConfigRecord) -> TrainConfig:
+        """The inverse of `to_dict`; settings that `content` lacks have the values of `EARLIER`.
+
+        Raises:
+            ValueError: `content` has other groups, or settings that are not known.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(content) != names:
-            raise ValueError(f"a configuration has the groups {sorted(names)}, found {sorted(content)}")
+            raise ValueError(f"a configuration has the groups {sorted(names)}, not {sorted(content)}")
         blank = cls(recipe=content["recipe"])
         fields = {name: dict(content[name]) for name, _ in blank.groups()}
         return blank.override(EARLIER | {name: value for group in fields.values() for name, value in group.items()})
 
-    def override(self, values: dict[str, Any]) -> TrainConfig:
-        """A copy with some fields set, each found in its group."""
+    def override(self, values: SettingValues) -> TrainConfig:
+        """A copy with some settings changed; ValueError for names that are not known."""
         unknown = set(values) - set(self.flat())
         if unknown:
-            raise ValueError(f"no such fields: {sorted(unknown)}; known: {', '.join(self.flat())}")
-        groups = {
+            raise ValueError(f"no such settings: {', '.join(sorted(unknown))}; known: {', '.join(self.flat())}")
+        groups: dict[str, Any] = {
             name: dataclasses.replace(group, **{k: v for k, v in values.items() if k in dataclasses.asdict(group)})
             for name, group in self.groups()
         }
@@ -101,9 +117,9 @@ class TrainConfig:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What is done to training images, besides `flip`; `published` is what the scheme's code does."""
-        asked = self.data.augment
-        return augmentation_of(scheme_of(self.loss.scheme).augmentation if asked == AS_PUBLISHED else asked)
+        """The augmentation of training images, besides `flip`; `published` is that of the scheme's published code."""
+        name = self.data.augment
+        return augmentation_of(scheme_of(self.loss.scheme).augmentation if name == AS_PUBLISHED else name)
 
     @property
     def mirrors(self) -> bool:
@@ -121,7 +137,7 @@ class TrainConfig:
 
 
 def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
-    """Epochs after the warm-up: the largest multiple of delta_rel that the schedule reaches."""
+    """Number of epochs after the warm-up; in the last of them the rejection rate is this multiple of delta_rel."""
     return max(0, epochs - warmup_epochs)
 
 
@@ -138,25 +154,25 @@ _LR_WARMUP = {"constant": "0 steps", "trapezoid": "100 steps", "cosine": "0 step
 
 @functools.lru_cache  # every step asks
 def lr_warmup_steps(optim: OptimConfig, steps: int) -> float:
-    """Steps in which the learning rate rises; a part of one where epochs or percent come to that.
+    """Steps in which the learning rate rises, not always a whole number where they are given in epochs or percent.
 
     Args:
-        optim: `lr_warmup`, or the default of `lr_schedule`.
-        steps: of an epoch.
+        optim: its `lr_warmup` says how long; where that is empty, the default of its `lr_schedule` does.
+        steps: the number of steps of an epoch.
 
     Raises:
-        ValueError: it is none of the forms, or longer than the run.
+        ValueError: `lr_warmup` is neither steps, epochs nor percent, or is longer than the run.
     """
     text = optim.lr_warmup or _LR_WARMUP[optim.lr_schedule]
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|epochs?|%)", text)
-    if not found:
+    duration = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|epochs?|%)", text)
+    if not duration:
         raise ValueError(f"lr_warmup={text!r}: give steps, epochs or a share of the run: '100 steps', '1 epoch', '20%'")
-    unit = {"s": Fraction(1), "e": Fraction(steps), "%": Fraction(steps * optim.epochs, 100)}[found[2][0]]
-    asked = Fraction(found[1]) * unit
-    if optim.lr_warmup and asked > optim.epochs * steps:
-        run = f"{optim.epochs * steps:,} steps" if found[2][0] == "s" else f"{optim.epochs} epochs"
+    unit = {"s": Fraction(1), "e": Fraction(steps), "%": Fraction(steps * optim.epochs, 100)}[duration[2][0]]
+    warmup = Fraction(duration[1]) * unit
+    if optim.lr_warmup and warmup > optim.epochs * steps:
+        run = f"{optim.epochs * steps:,} steps" if duration[2][0] == "s" else f"{optim.epochs} epochs"
         raise ValueError(f"lr_warmup={text!r}: longer than the run of {run}; give less")
-    return float(asked)
+    return float(warmup)
 
 
 def _check_ranges(config: TrainConfig) -> None:
@@ -193,12 +209,12 @@ def _check_loss(config: TrainConfig) -> None:
         takers = ", ".join(name for name in scheme_names() if scheme_of(name).takes_pseudo_labels)
         raise ValueError(
             f"pseudo_labels={loss.pseudo_labels}: scheme {scheme.name} takes none; these do: {takers}. "
-            "To compare schemes, begin tune with one of these; trials of others go without"
+            "To compare schemes by tune, start from one of these; trials of the others use no file"
         )
     if loss.pseudo_labels_sha256 and not loss.pseudo_labels:
-        raise ValueError("pseudo_labels_sha256: of no file; give --pseudo-labels FILE too")
+        raise ValueError("pseudo_labels_sha256: there is no file it belongs to; give --pseudo-labels FILE too")
     if not (loss.rejection_alpha == 0 or 1 <= loss.rejection_alpha < math.inf):
-        raise ValueError(f"rejection_alpha={loss.rejection_alpha}: must be at least 1, or 0 for that of training")
+        raise ValueError(f"rejection_alpha={loss.rejection_alpha}: must be at least 1, or 0 for the alpha of training")
     most = 1 if scheme.rate_is_constant else steps
     if scheme.rejects_by == "rate" and loss.delta_rel * most > 100:
         raise ValueError(
@@ -216,7 +232,7 @@ def _check_step(config: TrainConfig) -> None:
     if optim.momentum != OptimConfig.momentum and optim.optimizer != "sgd":
         raise ValueError(f"momentum={optim.momentum}: {optim.optimizer} has none; use --optimizer sgd")
     if optim.momentum != OptimConfig.momentum and optim.lr_schedule == "one-cycle":
-        raise ValueError(f"momentum={optim.momentum}: one-cycle has its own; use another --lr-schedule")
+        raise ValueError(f"momentum={optim.momentum}: --lr-schedule one-cycle sets it; use another --lr-schedule")
     lr_warmup_steps(optim, 10**9)  # how many steps an epoch has is not known yet
     if optim.compile and optim.reproducible:
         raise ValueError("compile: compiled kernels may differ between workers; use --no-compile or --no-reproducible")
@@ -229,7 +245,7 @@ def _check_step(config: TrainConfig) -> None:
     if model.head_weights and model.head_prior:
         raise ValueError("head_prior: with head_weights the biases are the file's; leave one of the two out")
     if model.from_sha256 and not model.from_run:
-        raise ValueError("from_sha256: of no run; give --from RUN too")
+        raise ValueError("from_sha256: there is no run it belongs to; give --from RUN too")
     if model.sync_batchnorm and optim.micro_batch_size:
         raise ValueError("sync_batchnorm: statistics would be those of micro batches; use --micro-batch-size 0")
 

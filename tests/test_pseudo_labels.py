@@ -253,7 +253,9 @@ def test_a_scheme_that_needs_pseudo_labels_says_so_and_others_refuse_them(data: 
         with_pseudo_labels(config(scheme="gpr"), data, lambda _: None)
     with pytest.raises(ValueError, match=r"pseudo_labels=a\.csv: scheme an takes none; these do: gpr"):
         config(scheme="an", pseudo_labels="a.csv").check()
-    with pytest.raises(ValueError, match="pseudo_labels_sha256: of no file; give --pseudo-labels FILE too"):
+    with pytest.raises(
+        ValueError, match="pseudo_labels_sha256: there is no file it belongs to; give --pseudo-labels FILE too"
+    ):
         config(scheme="gpr", pseudo_labels_sha256="ab").check()
 
 

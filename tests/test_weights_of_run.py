@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused_and_named(source: Path, evaluated_digits: 
         plan_job(asked.override({"backbone": "resnet18"}), print)
     with pytest.raises(ValueError, match=r"from=.*nowhere: neither the folder of a run nor one of its checkpoints"):
         plan_job(asked.override({"from_run": str(tmp_path / "nowhere")}), print)
-    with pytest.raises(ValueError, match="from_sha256: of no run; give --from RUN too"):
+    with pytest.raises(ValueError, match="from_sha256: there is no run it belongs to; give --from RUN too"):
         asked.override({"from_run": "", "from_sha256": "ab"}).check()
 
 
