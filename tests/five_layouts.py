@@ -1,8 +1,9 @@
 """The same photos as five people would keep them, and folders of classes in three ways: equal data sets by digest.
 
-    python -m tests.five_layouts ../shared/data/voc_animals /tmp/layouts     # 3,593 photos, a few minutes
+    python -m tests.five_layouts PHOTOS /tmp/layouts     # 3,593 photos took a few minutes
 
-`test_five_layouts.py` does the same with a few generated pictures.
+PHOTOS holds labels.csv (image, labels between blanks, split) and the folder images. `test_five_layouts.py` does the
+same with a few generated pictures.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_a_key_that_the_index_lacks_is_refused(tiny_digits: Path, tmp_path: Path
         Corrections.read(tmp_path / "c.parquet", index)
 
 
-# --- Published defects of LL-Cp (method.md 0 and 1.4) ---------------------------------------------------------------
+# --- Defects of the published code of LL-Cp -------------------------------------------------------------------------
 
 LOGITS = torch.linspace(-3, 3, 40).view(10, K)
 ROWS = np.arange(10)

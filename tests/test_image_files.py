@@ -406,7 +406,7 @@ def first_pixel(data: Path) -> NDArray[np.uint8]:
 def test_each_file_that_cannot_be_read_is_named_and_the_rest_is_prepared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The formats of `shared/cases/images`, made here: an AVIF that Pillow's decoder gives up, and HEIC."""
+    """Formats that cannot be read here: an AVIF that Pillow's decoder gives up, and HEIC."""
     for split in ("train", "validation", "test"):
         (tmp_path / "in" / split / "a").mkdir(parents=True)
         (tmp_path / "in" / split / "a" / f"{split}.jfif").write_bytes(encoded(flat((90, 90, 90))))

@@ -355,7 +355,7 @@ def test_wrong_arguments_are_refused(change: dict[str, object], message: str) ->
         large_loss(**arguments)
 
 
-# --- Published defects (method.md 0 and 1.4); LL-Cp's are in test_corrections, BoostLU's in test_model ------------
+# --- Defects of the published code; LL-Cp's are in test_corrections, BoostLU's in test_model ----------------------
 
 
 def test_ties_are_not_over_selected() -> None:

@@ -90,7 +90,7 @@ def test_ap_by_hand() -> None:
 
 
 def test_a_class_without_positives_counts_0_and_one_without_rows_is_skipped() -> None:
-    """Convention `paper` (method.md 0.12): observed negatives only are AP 0, not skipped."""
+    """Convention `paper`: a class with observed negatives only has AP 0 and is not skipped."""
     ap = average_precision([0, 0, 2], [1.0, 2.0, 3.0], [False, False, True], 4)
     np.testing.assert_array_equal(ap, [0, np.nan, 1, np.nan])
     assert mean_ap(ap) == 0.5

@@ -46,6 +46,7 @@ def test_it_lists_its_commands_and_where_its_files_are(site: Path, tmp_path: Pat
     for name in ("clusters/aws.yaml", "tune/alpha.yaml"):
         assert str(site / "raypaml" / "share") in done.stdout
         assert (site / "raypaml" / "share" / name).is_file()
+    assert (site / "raypaml" / "py.typed").is_file()
 
 
 def test_it_knows_the_search_spaces(site: Path, tmp_path: Path) -> None:

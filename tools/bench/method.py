@@ -40,7 +40,7 @@ SHARE_OBSERVED = 0.001
 Run = Callable[[], object]
 
 
-# --- The published formulas (facts/method.md, sections 0 and 1), plainly ---------------------------------------------
+# --- The published formulas, written plainly --------------------------------------------------------------------------
 
 
 def published_losses(logits: Tensor, targets: Tensor, rate: float, *, both: bool) -> Tensor:
