@@ -10,7 +10,7 @@ UV ?= $(shell command -v uv 2> /dev/null)
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: demo experiment test test-cluster test-cluster-hosts test-cluster-ray test-cluster-rest install-hosts
-.PHONY: gpu-check gpu-bench gpu-wheels check format clean
+.PHONY: gpu-check gpu-bench gpu-wheels check format clean nightly
 
 demo: $(VENV)/ready
 	$(BIN)/python -m raypaml.train digits --epochs 12  # of the recipe's 18, to stay under three minutes
