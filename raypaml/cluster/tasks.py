@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from raypaml.extensions import modules_named, with_imports
@@ -19,12 +20,28 @@ Processes = tuple[int, str, str]
 def mapper(workers: int, address: str = "") -> Iterator[Mapper]:
     """A way to call functions on `workers` processes, of the cluster at `address` or of this machine.
 
-    One worker without an address is this process, without Ray.
+    One worker without an address is this process, without Ray. So is a single call, such as that of a small data set:
+    a private Ray starts with the first several calls, for it takes longer than a small data set.
 
     Raises:
         ValueError: no workers, more than the cluster has CPUs, or no cluster answers at the address.
     """
-    with device_mapper(workers, address, "cpu") as (run, _):
+    _check_workers(workers)
+    with ExitStack() as opened:
+        if address or os.environ.get("RAY_ADDRESS"):
+            yield opened.enter_context(device_mapper(workers, address, "cpu"))[0]
+            return
+        started = list[Mapper]()
+
+        def run(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+            left = iter(calls)
+            first = list(islice(left, 2))
+            if len(first) < 2:
+                return in_this_process(function, first)
+            if not started:
+                started.append(opened.enter_context(device_mapper(workers, address, "cpu"))[0])
+            return started[0](function, chain(first, left))
+
         yield run
 
 
@@ -35,8 +52,7 @@ def device_mapper(workers: int, address: str, device: str) -> Iterator[tuple[Map
     Args:
         device: auto: GPUs where the cluster has one for each worker; cuda: nothing else will do; cpu.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}: must be at least 1")
+    _check_workers(workers)
     _check_device(device)
     if workers == 1 and not address:
         yield in_this_process, own_device(device)
@@ -62,6 +78,11 @@ def own_device(device: str) -> str:
     return "cuda" if own_gpu(device) else "cpu"
 
 
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise ValueError(f"workers={workers}: must be at least 1")
+
+
 def _check_device(device: str) -> None:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={device!r}: must be auto, cpu or cuda")
@@ -79,9 +100,12 @@ def map_tasks(
         gpu: give each a GPU too.
 
     Raises:
-        ValueError: what a call raised; RuntimeError where it raised something else.
+        ValueError: what a call raised, if it was that or an OSError; a process of Ray failed, and trying again did too.
+        RuntimeError: a call raised something else.
     """
     import ray
+
+    from raypaml.cluster.worker_errors import brief_cause
 
     task = ray.remote(with_imports).options(num_cpus=1, num_gpus=int(gpu))
     left = iter(calls)
@@ -92,5 +116,8 @@ def map_tasks(
         try:
             yield ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
-            kind = ValueError if isinstance(error.cause, ValueError) else RuntimeError
+            kind = ValueError if isinstance(error.cause, ValueError | OSError) else RuntimeError
             raise kind(str(error.cause)) from None
+        except ray.exceptions.RayError as error:
+            said = f"a process of Ray failed: {brief_cause(error)}"
+            raise ValueError(f"{said}; give the command again, with fewer --workers where memory is short") from None
