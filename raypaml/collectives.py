@@ -1,11 +1,11 @@
-"""Collectives of torch.distributed, and how long they hold up this process.
+"""The collectives of torch.distributed, and how long this process waits for them.
 
-Collectives of training go through this module, so that an epoch can say what share of it they took; those that torch
-begins by itself, of SyncBatchNorm and of DDP for its buffers, are not counted. With gloo the calling thread waits
-inside the call, and its time by the clock is counted. With CUDA the call returns at once and the GPU's stream of
-computations waits: an event is recorded on the stream before and after, and their distance is read once both have
-passed, so that reading it waits for nothing. Gradients travel while the backward pass computes; of them counts only
-what the pass waits at its end, from the departure of the last bucket on.
+Collectives of training go through this module, so that an epoch can report the share of its time that they took. Those
+that torch starts by itself, for SyncBatchNorm and for DDP's buffers, are not counted. With gloo the calling thread
+waits inside the call, and the time of the call is counted. With CUDA the call returns at once and the GPU's stream
+waits: an event is recorded on the stream before and after, and the time between them is read once both have completed,
+so that reading never waits. Gradients are reduced while the backward pass computes; of that only the wait at the end of
+the pass is counted, from the moment at which the last bucket was ready.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 Moment = float | torch.cuda.Event
-"""Seconds of `time.perf_counter`, or a place in the GPU's stream of computations."""
+"""Seconds of `time.perf_counter`, or an event recorded on the GPU's stream."""
 
 
 class CollectiveClock:
-    """The seconds that collectives held up this process, or its GPU."""
+    """Adds up the seconds that this process, or its GPU, waits for collectives."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -36,17 +36,17 @@ class CollectiveClock:
 
     @contextmanager
     def holding(self, device: torch.device) -> Iterator[None]:
-        """Count the block, a collective on tensors of this device."""
+        """Count the time of the block, which is a collective on tensors of this device."""
         began = _now(device)
         yield
         self._count(began, device)
 
     def depart(self, device: torch.device) -> None:
-        """A bucket of gradients leaves during the backward pass."""
+        """Note that a bucket of gradients is ready to be reduced, during the backward pass."""
         self._departure = _now(device)
 
     def arrive(self, device: torch.device) -> None:
-        """The backward pass has ended, and with it the gradients' way, if they went any."""
+        """Count the wait for the last bucket, now that the backward pass has ended; nothing if there was no bucket."""
         if self._departure is not None:
             self._count(self._departure, device)
             self._departure = None
@@ -59,7 +59,7 @@ class CollectiveClock:
             self._spans.append((began, ended))
 
     def take(self) -> float:
-        """Seconds since the last call; of a GPU only what its stream has passed, the rest comes with the next call."""
+        """Returns the seconds since the last call; a collective that a GPU has not finished counts in a later call."""
         while self._spans and self._spans[0][1].query():  # type: ignore[no-untyped-call]
             began, ended = self._spans.popleft()
             self._seconds += began.elapsed_time(ended) / 1000
@@ -68,7 +68,7 @@ class CollectiveClock:
 
 
 CLOCK = CollectiveClock()
-"""This process's own."""
+"""The clock of this process."""
 
 
 def _now(device: torch.device) -> Moment:
@@ -80,25 +80,25 @@ def _now(device: torch.device) -> Moment:
 
 
 def all_reduce(values: Tensor, group: dist.ProcessGroup, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-    """As `torch.distributed.all_reduce`, in place, and counted."""
+    """Does what `torch.distributed.all_reduce` does, in place, and counts its time."""
     with CLOCK.holding(values.device):
         dist.all_reduce(values, op, group=group)
 
 
 def all_gather(parts: list[Tensor], values: Tensor, group: dist.ProcessGroup) -> None:
-    """As `torch.distributed.all_gather`, into `parts`, and counted."""
+    """Does what `torch.distributed.all_gather` does, into `parts`, and counts its time."""
     with CLOCK.holding(values.device):
         dist.all_gather(parts, values, group=group)
 
 
 def broadcast(values: Tensor, group: dist.ProcessGroup) -> None:
-    """The values of rank 0 on every rank, in place, and counted."""
+    """Replaces the values on every rank by those of rank 0, in place, and counts the time."""
     with CLOCK.holding(values.device):
         dist.broadcast(values, 0, group=group)
 
 
 def count_buckets(model: DistributedDataParallel, group: dist.ProcessGroup) -> None:
-    """Note when the buckets of the model's gradients depart; they are averaged over the group as without this."""
+    """Count the waits for the gradients of a DDP model, which are averaged over the group as before."""
     # without annotations, which torch wants as classes and not as the strings of this module
     model.register_comm_hook(group, lambda group, bucket: _departing(group, bucket))
 

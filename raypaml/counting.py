@@ -1,4 +1,4 @@
-"""Work that is counted as it is done: how much of all, how fast, and how long the rest will take; epochs from 1."""
+"""Progress of long work: how much is done, how fast, how much time is left. And epochs as people count them, from 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 from raypaml.cli import clock
 
 LINE_SECONDS = 5.0
-"""Between two lines of one count."""
+"""Seconds between two progress lines of the same work."""
 
 Counted = TypeVar("Counted")
 
@@ -20,18 +20,18 @@ def epoch_number(epoch: int) -> int:
 
 
 def place_text(epoch: int, step: int) -> str:
-    """An epoch and a step of it, both from 0, as people read them, from 1."""
+    """Names an epoch and a step, given from 0, as people count them, from 1."""
     return f"epoch {epoch_number(epoch)}, step {step + 1}"
 
 
 def progress_line(what: str, done: int, total: int, unit: str, rate: float, *more: str) -> str:
-    """The line that every command shows: done of all, rate, time left; what else there is to say stands before these.
+    """Returns the progress line that every command prints: done of total, further figures, rate, time left.
 
     Args:
-        what: is done.
-        done, total: of these units.
-        unit: in the plural.
-        rate: units a second; 0 where nothing is done yet, so that the rest cannot be estimated.
+        what: the work, such as "predicting test".
+        done, total: how many units are done, and how many there are.
+        unit: the name of the units, in the plural.
+        rate: units per second; 0 where nothing is done yet, so that the time left cannot be estimated.
         more: further figures.
     """
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
@@ -40,14 +40,14 @@ def progress_line(what: str, done: int, total: int, unit: str, rate: float, *mor
 
 
 class Count:
-    """Says every few seconds how much of all is done, how fast, and how long the rest takes.
+    """Counts finished units, and every few seconds says how many are done, how fast, and how much time is left.
 
     Args:
-        what: is done, such as "predicting test".
-        total: units in all.
-        say: takes the lines.
-        unit: in the plural.
-        done: units that were there before; they do not count in the rate.
+        what: the work, such as "predicting test".
+        total: how many units there are.
+        say: prints a line.
+        unit: the name of the units, in the plural.
+        done: units that were finished before; the rate leaves them out.
     """
 
     def __init__(self, what: str, total: int, say: Callable[[str], None], *, unit: str = "images", done: int = 0):
@@ -56,23 +56,23 @@ class Count:
         self._began = self._said = time.monotonic()
 
     def add(self, more: int = 1) -> None:
-        """Count some more as done."""
+        """Count more units as done."""
         self.reach(self.done + more)
 
     def reach(self, done: int) -> None:
-        """Count so many as done in all."""
+        """Set how many units are done in all."""
         self.done = done
         if time.monotonic() - self._said >= LINE_SECONDS and self.done < self._total:
             self.show()
 
     def show(self, *more: str) -> None:
-        """Say where it stands, with further figures."""
+        """Print the progress line now, with further figures."""
         self._said = time.monotonic()
         rate = (self.done - self._before) / max(self._said - self._began, 1e-9)
         self._say(progress_line(self._what, self.done, self._total, self._unit, rate, *more))
 
     def each(self, items: Iterable[Counted], size: Callable[[Counted], int] = lambda _: 1) -> Iterator[Counted]:
-        """The same items, each counted once the next is asked for; at their end a line says so."""
+        """Yield the items, count each when the next one is asked for, and print the last line after all of them."""
         for item in items:
             yield item
             self.add(size(item))

@@ -9,7 +9,7 @@ from typing import Any
 SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|hf_\w{20,}|://[^/@]+:[^/@]+@|(secret|token|password)[\w-]*=", re.I
 )
-"""What credentials look like: keys of AWS and Hugging Face, user:password@ in an address, secret_key=... behind it."""
+"""What credentials look like: keys of AWS and Hugging Face, user:password@ in an address, secret_key=... and such."""
 
 
 def check_no_credentials(settings: Mapping[str, Any]) -> None:

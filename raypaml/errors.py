@@ -1,8 +1,8 @@
 """The errors of raypaml's Python interface, which never raises SystemExit.
 
-What cannot be done as it was asked is a `UserError`, the failure of a callback a `CallbackError`. What the operating
-system refuses stays an OSError, and what goes wrong though nothing was asked wrongly, such as a lost worker, is a
-RuntimeError. A run that a signal stops is no error; only at the second signal it ends at once, by `StoppedAtOnce`.
+A request that cannot be carried out raises `UserError`, a failing callback `CallbackError`. What the operating system
+refuses stays an OSError, and a failure that no request caused, such as a lost worker, is a RuntimeError. A run that a
+signal stops raises nothing; a second signal ends it at once with `StoppedAtOnce`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """It cannot be done as it was asked; the message has what was asked, the limit, and the remedy."""
+    """A request cannot be carried out; the message says what was asked, the limit, and the remedy."""
 
 
 class CallbackError(UserError):
@@ -30,7 +30,7 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 @contextmanager
 def told_as_user_errors() -> Iterator[None]:
-    """What the block raises as a ValueError is a UserError, with the same message; may decorate a function."""
+    """Turn a ValueError of the block into a UserError with the same message; also usable as a decorator."""
     try:
         yield
     except UserError:

@@ -1,7 +1,7 @@
 """Modules of one's own that register schemes, backbones, augmentations or metrics: `--import MODULE`.
 
-A module is imported because a command line or a program names it, never because a file that was read does: what a run
-records as its `imports` is what must be named again, and is not imported from there.
+A module is imported because a command line or a program names it, never because a file does. A run records its modules
+as `imports` only to say which of them must be named again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def modules_named() -> str:
 
 
 def missing(modules: str) -> list[str]:
-    """Those of the modules, `A,B`, that this process has not imported, by this door or any other."""
+    """Lists which of the modules `A,B` this process has not imported."""
     return [name for name in filter(None, modules.split(",")) if name not in sys.modules]
 
 
@@ -60,7 +60,10 @@ def _where(error: BaseException) -> str:
 
 
 class ImportModule(argparse.Action):
-    """The flag `--import MODULE`, as often as wanted: imports the module at once; its value is all that were named."""
+    """The flag `--import MODULE`, which may be repeated: imports the module as soon as it is parsed.
+
+    Its value is the list of all modules named so far, with commas between them.
+    """
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""The label alphabet, the vocabulary of classes, and the five class groups."""
+"""The values of a label, the vocabulary of classes, and the five class groups."""
 
 from __future__ import annotations
 
