@@ -51,7 +51,7 @@ def field_types(cls: type) -> dict[str, Any]:
     return types | {name: Literal.__getitem__(choices) for name, choices in listed.items()}
 
 
-def check_fields(cls: type) -> None:
+def check_flag_fields(cls: type) -> None:
     """Raise TypeError, naming the field, where a field of a configuration dataclass cannot become a flag.
 
     It needs a docstring below it, which is the flag's help, and a type that a flag has.
@@ -104,7 +104,7 @@ def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
     A field's metadata may hold its flag, where this is not its name, and how argparse takes it.
     """
     cls = type(group)
-    check_fields(cls)
+    check_flag_fields(cls)
     section = parser.add_argument_group((cls.__doc__ or cls.__name__).split("\n")[0].rstrip("."))
     types, docs = field_types(cls), field_docs(cls)
     for field in dataclasses.fields(cls):

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from raypaml.config import TrainConfig
 from raypaml.runs import checkpoint_writer
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import Event, LoopSignal, StepReport
 from raypaml.training import loop, step
 from raypaml.training.step import train_step
-from raypaml.training.worker import LoopSignal
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.chaos"])
@@ -160,9 +160,9 @@ def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, 
 
     done = [0]
 
-    def report(event: dict[str, Any]) -> LoopSignal:
-        if "loss" in event:
-            done[0] = event["epoch"] * event["steps"] + event["step"]
+    def report(event: Event) -> LoopSignal:
+        if isinstance(event, StepReport):
+            done[0] = event.steps_done
         goes_on = fault.kind in (*ENDING, "none") or done[0] <= fault.moment
         return LoopSignal.NOTHING if goes_on else LoopSignal.STOP
 

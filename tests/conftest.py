@@ -14,21 +14,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from raypaml.cli import check_fields
+from raypaml.cli import check_flag_fields
 from raypaml.config import TrainConfig
 from raypaml.data.digits import digits_folder
 from raypaml.data.index import Index
 from raypaml.data.verify_shard import verify_shard
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import Report
 from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
-from raypaml.training.worker import Report
 from tests.late_group import late_group
 from tests.openimages_release import Release, make_release
 from tests.processes import CONTEXT
 
 for _, _group in TrainConfig().groups():
-    check_fields(type(_group))  # a field that cannot be a flag stops the suite here, with its name
+    check_flag_fields(type(_group))  # a field that cannot be a flag stops the suite here, with its name
 
 MEASURED = {"seconds", "epoch_seconds", "images_per_second", "data_wait_share", "collective_share"}
 MEASURED |= {"peak_memory_bytes", "model_flop_utilisation"}

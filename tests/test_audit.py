@@ -21,7 +21,8 @@ from raypaml.auditing.candidates import Rejected, most_often, precision, ranking
 from raypaml.data.data_folder import open_folder
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.runs import models
-from raypaml.runs.run_folder import read_config, read_history
+from raypaml.runs.history import read_history
+from raypaml.runs.run_folder import read_config
 from raypaml.runs.transfer import HostCopy
 from raypaml.training.rejections import Rejections, read_epochs
 from tests.conftest import run_distributed

@@ -33,6 +33,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.losses.schemes import SCHEMES
 from raypaml.recipes import recipe
+from raypaml.runs.events import Event, Message
 from raypaml.runs.kept_features import keeps_features
 from raypaml.train import parse
 from raypaml.training import step
@@ -424,15 +425,15 @@ def test_a_rank_without_images_of_a_short_batch_takes_part(tiny_digits: Path) ->
 
 
 def test_frozen_epochs_say_that_their_features_are_not_kept(tiny_digits: Path, tmp_path: Path) -> None:
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
-    def report(event: dict[str, Any]) -> bool:
+    def report(event: Event) -> bool:
         events.append(event)
         return False
 
     settings = step_config(augment="light", epochs=1, freeze_backbone=1)
     assert train(settings, tiny_digits, tmp_path, torch.device("cpu"), report)
-    said = [event["event"] for event in events if "event" in event]
+    said = [event.text for event in events if isinstance(event, Message)]
     assert any("augment=light: frozen epochs compute the backbone's features again" in line for line in said)
 
 

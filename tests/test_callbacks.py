@@ -18,6 +18,7 @@ from raypaml.runs.checkpoint import read_state, valid_checkpoints
 from raypaml.training import loop
 from raypaml.training.callbacks import Calls
 from tests.conftest import newest_files, train_here
+from tests.reported import place_of
 
 
 class Diary(raypaml.Callback):
@@ -110,7 +111,7 @@ def test_the_state_in_a_checkpoint_knows_every_step_before_it(
     places = {"data": str(tiny_digits), "storage": str(tmp_path), "name": "a", "workers": 1}
     asked = recipe("digits").override(places | {"epochs": 1})
     stopped, going_on = Steps(), Steps()
-    train_here(asked, stopped, report=lambda event: event.get("step") == 2)
+    train_here(asked, stopped, report=lambda event: place_of(event) == (0, 2))
     assert stopped.heard == [[0, 0], [0, 1]]
     train_here(asked, going_on)
     assert going_on.heard == [[0, 0], [0, 1], [0, 2]]

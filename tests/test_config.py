@@ -53,7 +53,7 @@ class _Optional:
 )
 def test_a_field_that_cannot_be_a_flag_is_named(group: type, said: str) -> None:
     with pytest.raises(TypeError, match=said):
-        cli.check_fields(group)
+        cli.check_flag_fields(group)
     with pytest.raises(TypeError, match=said):
         cli.add_config_flags(cli.Parser(prog="raypaml.train"), group())
 

@@ -17,7 +17,7 @@ from raypaml.explanations.comparing import explain_steps
 from raypaml.explanations.drift import make_probe
 from raypaml.recipes import recipe
 from raypaml.runs import models as run_models
-from raypaml.runs.run_folder import read_history
+from raypaml.runs.history import read_history
 from raypaml.training.job import prepare_job
 from tests.conftest import train_here
 

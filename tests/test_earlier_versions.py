@@ -32,10 +32,13 @@ from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import open_folder
 from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.checkpoint import valid_checkpoints
-from raypaml.runs.run_folder import claim, read_history, stored_config
+from raypaml.runs.events import Event
+from raypaml.runs.history import read_history
+from raypaml.runs.run_folder import claim, stored_config
 from raypaml.training.job import Job, prepare_job
 from raypaml.training.loop import train
 from raypaml.training.rejections import read_epochs
+from tests.reported import text_of
 
 FIXTURES = Path(__file__).parent / "fixtures" / "d064269"
 EXPECTED: dict[str, Any] = json.loads((FIXTURES / "expected.json").read_text())
@@ -67,8 +70,8 @@ def go_on(name: str) -> tuple[dict[str, Any], list[str]]:
     claim(job.folder, job.config, job.data)
     said = list[str]()
 
-    def report(event: dict[str, Any]) -> bool:
-        said.append(event.get("event", ""))
+    def report(event: Event) -> bool:
+        said.append(text_of(event))
         return False
 
     assert train(job.config, job.data.address, job.folder, torch.device("cpu"), report)

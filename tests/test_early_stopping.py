@@ -14,6 +14,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.data_folder import open_folder
 from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import Event, Message, StepReport
 from raypaml.runs.run_folder import claim
 from raypaml.settings import OptimConfig
 from raypaml.training import loop
@@ -92,9 +93,9 @@ def train_scored(
     torch.set_num_threads(1)
     said, record = list[str](), loop.epoch_record
 
-    def report(event: dict[str, Any]) -> bool:
-        said.extend([event["event"]] if "event" in event else [])
-        return "step" in event and stop_at is not None and event["epoch"] * event["steps"] + event["step"] >= stop_at
+    def report(event: Event) -> bool:
+        said.extend([event.text] if isinstance(event, Message) else [])
+        return isinstance(event, StepReport) and stop_at is not None and event.steps_done >= stop_at
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "epoch_record", lambda worker, *given: record(worker, *given) | _score(worker))

@@ -19,7 +19,7 @@ from raypaml.data.data_folder import open_folder
 from raypaml.evaluation.measures import alpha_curve
 from raypaml.evaluation.parts import open_set
 from raypaml.runs import models
-from raypaml.runs.run_folder import read_history
+from raypaml.runs.history import read_history
 
 pytestmark = pytest.mark.timeout(900)  # 22 trainings, small as they are, on a machine that may be busy
 TINY = ("--seeds", "0,1", "--epochs", "2", "--scenes", "96", "--images", "9", "--storage")

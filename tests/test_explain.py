@@ -23,7 +23,8 @@ from raypaml.explanations import explain_page, explain_runs
 from raypaml.labels import POSITIVE
 from raypaml.runs import models as run_models
 from raypaml.runs.checkpoint import best_checkpoint, valid_checkpoints
-from raypaml.runs.run_folder import read_history, stored_config
+from raypaml.runs.history import read_history
+from raypaml.runs.run_folder import stored_config
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ from raypaml import train as command
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import Event, LoopSignal
 from raypaml.training import loop, resume, step
 from raypaml.training.watch import Beat, Watch
 from raypaml.training.watchdog import leave_traces
-from raypaml.training.worker import LoopSignal
 from tests.conftest import run_distributed
+from tests.reported import place_of, text_of
 from tests.test_loop import config, history, undisturbed, weights  # noqa: F401
 
 CPU = torch.device("cpu")
@@ -168,8 +169,8 @@ def train_poisoned(
         current[:] = [worker]
         before(worker, batch)
 
-    def report(event: dict[str, Any]) -> bool:
-        events.append(event.get("event", ""))
+    def report(event: Event) -> bool:
+        events.append(text_of(event))
         return False
 
     current: list[Any] = []
@@ -243,8 +244,8 @@ def test_a_notice_makes_a_checkpoint_at_once_and_training_goes_on(
 
     monkeypatch.setattr(resume, "write_checkpoint", write)
 
-    def report(event: dict[str, Any]) -> LoopSignal:
-        return LoopSignal.SAVE if (event.get("epoch"), event.get("step")) == (1, 2) else LoopSignal.NOTHING
+    def report(event: Event) -> LoopSignal:
+        return LoopSignal.SAVE if place_of(event) == (1, 2) else LoopSignal.NOTHING
 
     assert loop.train(config(), tiny_digits, tmp_path, CPU, report)
     assert saved == ["0001-000000", "0001-000002", "0002-000000", "0003-000000"]

@@ -20,6 +20,7 @@ from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
 from raypaml.runs import kept_features
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import Event, Message, StepReport
 from raypaml.runs.feature_computing import check_common_folder
 from raypaml.runs.ranks import Ranks
 from raypaml.training.loop import train
@@ -27,7 +28,7 @@ from raypaml.training.worker import build_worker, enter_epoch
 from tests.conftest import run_distributed
 
 CPU = torch.device("cpu")
-Events = list[dict[str, Any]]
+Events = list[Event]
 
 
 def config(**values: Any) -> TrainConfig:
@@ -40,9 +41,9 @@ def train_here(rank: int, world: int, settings: TrainConfig, data: Path, run: Pa
     torch.set_num_threads(1)
     events: Events = []
 
-    def report(event: dict[str, Any]) -> bool:
+    def report(event: Event) -> bool:
         events.append(event)
-        return "step" in event and stop_at is not None and event["epoch"] * event["steps"] + event["step"] >= stop_at
+        return isinstance(event, StepReport) and stop_at is not None and event.steps_done >= stop_at
 
     train(settings, data, run, CPU, report)
     return events
@@ -62,7 +63,7 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def lines(events: Events) -> list[str]:
-    return [event["event"] for event in events if "event" in event]
+    return [event.text for event in events if isinstance(event, Message)]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from raypaml.data.data_folder import open_folder
 from raypaml.losses.schemes import scheme_names, scheme_of
 from raypaml.recipes import recipe
 from raypaml.run_report.conclude import conclude_run
-from raypaml.runs.run_folder import check_same_run, claim, read_history, stored_config
+from raypaml.runs.history import read_history
+from raypaml.runs.run_folder import check_same_run, claim, stored_config
 from raypaml.runs.run_length import LENGTH_FIELDS, is_finished, lengths, lengths_text
 from raypaml.training import loop
 from raypaml.training.going_on import going_on
@@ -22,6 +23,7 @@ from raypaml.training.job import prepare_job
 from raypaml.training.learning_rates import learning_rate
 from raypaml.training.loop import train
 from tests.conftest import MEASURED, newest_files, train_here
+from tests.reported import place_of
 
 VALUES = {"warmup_epochs": 1, "delta_rel": 2.0, "workers": 1, "lr_schedule": "constant", "reproducible": False}
 STEPS = 3
@@ -51,7 +53,7 @@ def stopped(asked: TrainConfig) -> None:
     job = prepare_job(asked, lambda _: None)
     claim(job.folder, job.config, job.data)
     cpu = torch.device("cpu")
-    assert not train(job.config, job.data.address, job.folder, cpu, lambda event: event.get("step", 0) == 2)
+    assert not train(job.config, job.data.address, job.folder, cpu, lambda event: place_of(event) == (0, 2))
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from raypaml.model.cam import pool_parts
 from raypaml.model.pooling import pooled_map
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import Event, StepReport
 from raypaml.runs.models import build_model
 from raypaml.settings import ModelConfig
 from raypaml.training.loop import train
@@ -256,8 +257,8 @@ def trained(data: Path, run: Path, stop_at: tuple[int, int] | None = None, **val
     """A digits run by training.loop on the GPU; whether it was finished, rather than stopped."""
     short = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "workers": 1, "checkpoint_steps": 1}
 
-    def stop(event: dict[str, Any]) -> bool:
-        return stop_at is not None and "loss" in event and (event["epoch"], event["step"]) >= stop_at
+    def stop(event: Event) -> bool:
+        return stop_at is not None and isinstance(event, StepReport) and (event.epoch, event.step) >= stop_at
 
     return train(recipe("digits").override(short | values), data, run, torch.device("cuda"), stop)
 

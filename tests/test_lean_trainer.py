@@ -18,7 +18,8 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
 
 from raypaml.cluster import _DEFAULTS, lean_trainer, private_ray, ray_train, session, trainers
-from raypaml.training.worker import LoopSignal
+from raypaml.runs.events import LoopSignal, Message
+from tests.test_tracking import STEP
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of its own defaults
@@ -97,7 +98,7 @@ def test_preemptions_are_asked_for_elsewhere_than_on_a_private_ray(
     channel = MagicMock(has_failed=lambda: False, put=lambda _: False)
     report = ray_train.RunReporter(channel, private).on_worker(1, tmp_path)
     assert report is not None
-    assert report({"loss": 0.5}) == (LoopSignal.NOTHING if private else LoopSignal.SAVE)
+    assert report(STEP) == (LoopSignal.NOTHING if private else LoopSignal.SAVE)
     assert trainers.trainer_class(private) is (lean_trainer.LeanTrainer if private else TorchTrainer)
 
 
@@ -129,7 +130,7 @@ def test_what_the_end_needs_is_imported_once_while_workers_train(monkeypatch: py
     monkeypatch.setattr(ray_train, "threading", threading)
     ray_train._import_conclusion.cache_clear()
     channel = MagicMock()
-    for events, count in (([{"event": "rank 0 starts"}], 0), ([{"loss": 1.0}, {"loss": 0.5}], 2), ([{"loss": 0.4}], 2)):
+    for events, count in (([Message("rank 0 starts")], 0), ([STEP, STEP], 2), ([STEP], 2)):
         channel.take.return_value = events
         ray_train._show(channel, MagicMock())
         assert threading.Thread.call_count == count

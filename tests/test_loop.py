@@ -18,6 +18,7 @@ from raypaml.data.data_folder import open_folder
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import State, read_state, valid_checkpoints
+from raypaml.runs.events import EpochReport, Event, StepReport
 from raypaml.runs.ranks import Ranks
 from raypaml.training.class_counts import ClassCounts, rejections_by_class
 from raypaml.training.loop import train
@@ -36,10 +37,8 @@ def train_here(rank: int, world_size: int, settings: TrainConfig, data: Path, ru
     """One rank's training; `stop_at`: ask to stop when that many steps were reported."""
     torch.set_num_threads(1)
 
-    def report(event: dict[str, Any]) -> bool:
-        if "step" not in event or stop_at is None:
-            return False
-        return bool(event["epoch"] * event["steps"] + event["step"] >= stop_at)
+    def report(event: Event) -> bool:
+        return isinstance(event, StepReport) and stop_at is not None and event.steps_done >= stop_at
 
     return train(settings, data, run, torch.device("cpu"), report)
 
@@ -182,14 +181,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tiny_digits: Path, tmp_path:
     assert not train_here(0, 1, settings, tiny_digits, tmp_path, 4)
     newest = valid_checkpoints(tmp_path / "checkpoints")[0][-1]
     (newest / "model.safetensors").write_bytes(b"")
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
-    def report(event: dict[str, Any]) -> bool:
+    def report(event: Event) -> bool:
         events.append(event)
         return False
 
     assert train(settings, tiny_digits, tmp_path, torch.device("cpu"), report)
-    assert newest.name in events[0]["event"]
+    assert newest.name in events[0].text
     assert weights(tmp_path) == weights(undisturbed)
 
 
@@ -220,8 +219,8 @@ def test_reproducible_refuses_batch_norm(tiny_digits: Path, tmp_path: Path) -> N
 def test_asked_at_the_end_of_an_epoch_it_stops_right_there(
     tiny_digits: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    def stop_after_two(event: dict[str, Any]) -> bool:
-        return "record" in event and event["record"]["epoch"] == 1
+    def stop_after_two(event: Event) -> bool:
+        return isinstance(event, EpochReport) and event.record["epoch"] == 1
 
     torch.set_num_threads(1)
     assert not train(config(), tiny_digits, tmp_path, torch.device("cpu"), stop_after_two)

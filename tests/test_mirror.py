@@ -18,12 +18,14 @@ from raypaml.data.data_folder import open_folder
 from raypaml.data.storage import Location
 from raypaml.runs import mirror
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import Event, StepReport
 from raypaml.runs.mirror import MARKER, Mirror, local_folder
 from raypaml.runs.run_folder import claim, open_run, stored_config
 from raypaml.runs.run_length import is_finished, lengths
 from raypaml.runs.weights_of_run import with_weights_of_run
 from raypaml.training.loop import train
 from tests.conftest import run_distributed
+from tests.reported import text_of
 from tests.test_loop import config, undisturbed, weights  # noqa: F401
 
 CPU = torch.device("cpu")
@@ -138,8 +140,8 @@ def test_a_run_in_a_store_is_stopped_and_goes_on_elsewhere(
     settings = config(storage=bucket, name="r", checkpoint_steps=1)
     one, two = tmp_path / "node 1" / "r", tmp_path / "node 2" / "r"
 
-    def stop(event: dict[str, Any]) -> bool:
-        return "loss" in event and event["epoch"] == 1
+    def stop(event: Event) -> bool:
+        return isinstance(event, StepReport) and event.epoch == 1
 
     assert not train(settings, tiny_digits, one, CPU, stop)
     shutil.rmtree(one)  # the machine is gone
@@ -201,7 +203,13 @@ def _on_its_own_disk(rank: int, _: int, bucket: str, data: Path, folder: Path, s
     torch.set_num_threads(1)
     os.environ.update(CREDENTIALS)  # what the test sets does not reach ranks
     settings = config(storage=bucket, name="two", checkpoint_steps=1)
-    return train(settings, data, folder / str(rank) / "two", CPU, lambda event: stop and event.get("epoch") == 1)
+    return train(
+        settings,
+        data,
+        folder / str(rank) / "two",
+        CPU,
+        lambda event: stop and isinstance(event, StepReport) and event.epoch == 1,
+    )
 
 
 def test_a_store_out_of_order_does_not_stop_the_run_and_gets_all_later(
@@ -218,7 +226,7 @@ def test_a_store_out_of_order_does_not_stop_the_run_and_gets_all_later(
 
     monkeypatch.setattr(Mirror, "write", refusing)
     settings = config(storage=bucket, name="s", checkpoint_steps=1)
-    report = lambda event: said.append(event.get("event", ""))  # noqa: E731
+    report = lambda event: said.append(text_of(event))  # noqa: E731
     assert train(settings, tiny_digits, tmp_path / "s", CPU, report)  # type: ignore[arg-type]
     assert sum("not in the store yet, training goes on: SlowDown" in line for line in said) == 3
     newest = valid_checkpoints(tmp_path / "s" / "checkpoints")[0][-1]

@@ -84,7 +84,7 @@ def test_a_skipped_step_changes_nothing(
 ) -> None:
     worker = worker_for(config(**SKIPPING, **values), tiny_digits)
     worker.state.epoch, events = 2, list[str]()
-    worker.report = lambda event: bool(events.append(event["event"]))
+    worker.report = lambda event: bool(events.append(event.text))
     batches = [reader_of(worker, 2)[number] for number in range(3)]
     train_step(worker, batches[0])
     settle(worker)

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from raypaml.cluster.worker_errors import as_user_error
+from raypaml.runs.events import Event
 from raypaml.training import loop, out_of_memory
 from raypaml.training.out_of_memory import HalvedError, read_halving
+from tests.reported import text_of
 from tests.test_loop import config, history
 
 CPU = torch.device("cpu")
@@ -32,8 +34,8 @@ def train_with_room(settings: Any, data: Path, run: Path, room: int, monkeypatch
             exhausted()
         return forward(worker, images)
 
-    def report(event: dict[str, Any]) -> bool:
-        events.append(event.get("event", ""))
+    def report(event: Event) -> bool:
+        events.append(text_of(event))
         return False
 
     with monkeypatch.context() as patch:

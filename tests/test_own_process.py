@@ -24,11 +24,13 @@ from raypaml.cluster.signals import STOPPING
 from raypaml.errors import StoppedAtOnce
 from raypaml.recipes import recipe
 from raypaml.reports.progress import Display
-from raypaml.runs.run_folder import read_history
+from raypaml.runs.events import Event
+from raypaml.runs.history import read_history
 from raypaml.settings import RunConfig
 from raypaml.training.job import Job, prepare_job
 from raypaml.training.watch import Beat
 from tests.conftest import MEASURED, newest_files, train_here
+from tests.reported import place_of
 
 PROG = "raypaml train digits"
 SHORT = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "workers": 1}
@@ -42,12 +44,12 @@ def _no_cluster_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 class Shown(Display):
     """A display that may do something at an event; what it says is kept."""
 
-    def __init__(self, at: Callable[[dict[str, Any]], None] = lambda _: None) -> None:
+    def __init__(self, at: Callable[[Event], None] = lambda _: None) -> None:
         self.text = io.StringIO()
         super().__init__(Console(file=self.text, width=400))
         self._at = at
 
-    def update(self, event: dict[str, Any]) -> None:
+    def update(self, event: Event) -> None:
         super().update(event)
         self._at(event)
 
@@ -57,11 +59,11 @@ def job_of(data: Path, storage: Path, **values: Any) -> Job:
     return prepare_job(recipe("digits").override(asked), lambda _: None)
 
 
-def signalling(number: signal.Signals, times: int) -> Callable[[dict[str, Any]], None]:
+def signalling(number: signal.Signals, times: int) -> Callable[[Event], None]:
     """At the first of all steps, so many signals."""
 
-    def at(event: dict[str, Any]) -> None:
-        if event.get("step") == 1 and not event["epoch"]:
+    def at(event: Event) -> None:
+        if place_of(event) == (0, 1):
             for _ in range(times):
                 signal.raise_signal(number)
 

@@ -30,7 +30,9 @@ from raypaml.run_report.result import run_result
 from raypaml.run_report.run_figures import groups, rejections, training_curves
 from raypaml.run_report.run_page import usage_by_epoch
 from raypaml.runs import models as run_models
-from raypaml.runs.run_folder import read_history, rejection_quality, stored_config
+from raypaml.runs.events import EpochReport, Message, StepReport
+from raypaml.runs.history import read_history, rejection_quality
+from raypaml.runs.run_folder import stored_config
 from raypaml.training.job import Job
 
 
@@ -104,22 +106,24 @@ def test_table_is_markdown_and_says_its_convention(figures: dict[str, Any]) -> N
     assert "convention 'paper'" in caption
 
 
-STEP = {
-    "epoch": 1,
-    "epochs": 3,
-    "step": 20,
-    "steps": 100,
-    "loss": 0.25,
-    "rejected": 1234,
-    "samples_left": 7200,
-    "images_per_second": 100.0,
-}
+STEP = StepReport(
+    epoch=1,
+    epochs=3,
+    step=20,
+    steps=100,
+    loss=0.25,
+    rejected=1234,
+    rejection_rate=0.0,
+    learning_rate=0.1,
+    samples_left=7200,
+    images_per_second=100.0,
+)
 
 
 def test_the_epoch_line_says_what_the_comparison_of_maps_cost() -> None:
     said = io.StringIO()
     with Display(Console(file=said, width=200)) as display:
-        display.update({"record": HISTORY[1] | USAGE | {"drift": {"share_of_epoch": 0.0231}}, "epochs": 3})
+        display.update(EpochReport(HISTORY[1] | USAGE | {"drift": {"share_of_epoch": 0.0231}}, 3))
     assert "maps against the reference 2.3% of the epoch" in said.getvalue()
 
 
@@ -128,9 +132,9 @@ def test_progress_shows_everything_once(terminal: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr("raypaml.reports.progress.PLAIN_SECONDS", -1.0)
     said = io.StringIO()
     with Display(Console(file=said, force_terminal=terminal, width=200)) as display:
-        display.update({"record": HISTORY[1] | USAGE, "epochs": 3})
+        display.update(EpochReport(HISTORY[1] | USAGE, 3))
         display.update(STEP)
-        display.update({"event": "continues from epoch 2, step 3"})
+        display.update(Message("continues from epoch 2, step 3"))
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.getvalue())
     for shown in ("epoch 2/3", "loss 0.2500", "rejected 1,234", "100 images/s", "1:12 left", "validation mAP 20.00"):
         assert shown in text, shown

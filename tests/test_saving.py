@@ -18,10 +18,11 @@ from safetensors.torch import load, save
 from raypaml.counting import place_text
 from raypaml.runs import checkpoint, checkpoint_writer
 from raypaml.runs.checkpoint import read_state, valid_checkpoints
+from raypaml.runs.events import EpochReport, Event, LoopSignal, Message, StepReport
 from raypaml.training import loop, resume
-from raypaml.training.worker import LoopSignal
 from tests.conftest import run_distributed
 from tests.processes import CONTEXT
+from tests.reported import place_of, text_of
 from tests.test_loop import config, history, undisturbed, weights  # noqa: F401
 
 CPU = torch.device("cpu")
@@ -90,8 +91,8 @@ def test_steps_go_on_while_a_checkpoint_is_written_as_it_was(
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)  # agree at every step
     further = threading.Event()
 
-    def report(event: dict[str, Any]) -> bool:
-        at = (event.get("epoch"), event.get("step"))
+    def report(event: Event) -> bool:
+        at = place_of(event)
         if at == (1, 2):
             assert names(tmp_path) == []
             further.set()
@@ -100,7 +101,7 @@ def test_steps_go_on_while_a_checkpoint_is_written_as_it_was(
     monkeypatch.setattr(checkpoint_writer, "write_tensors", at_write(1, lambda: _expect(further)))
     assert not loop.train(config(), tiny_digits, tmp_path, CPU, report)
     monkeypatch.undo()
-    stop = lambda event: "record" in event  # noqa: E731
+    stop = lambda event: isinstance(event, EpochReport)  # noqa: E731
     assert not loop.train(config(), tiny_digits, tmp_path / "early", CPU, stop)
     assert names(tmp_path) == ["0001-000000", "0001-000002"]
     path = Path("checkpoints", "0001-000000", "model.safetensors")
@@ -121,8 +122,8 @@ def test_what_is_there_is_hashed_on_opening_and_once_before_the_test(
     monkeypatch.setattr(checkpoint, "_digest", lambda path: (hashed.append(path.name), digest(path))[1])
     stops = {"record": 2}
 
-    def report(event: dict[str, Any]) -> bool:
-        return "record" in event and event["record"]["epoch"] + 1 == stops["record"]
+    def report(event: Event) -> bool:
+        return isinstance(event, EpochReport) and event.record["epoch"] + 1 == stops["record"]
 
     assert not loop.train(config(), tiny_digits, tmp_path, CPU, report)
     assert hashed == []
@@ -143,7 +144,7 @@ def test_metrics_and_store_come_after_the_checkpoint(
     """A run that ends between the two has a checkpoint without its line, and never a line without its checkpoint."""
     monkeypatch.setattr(resume, "write_whole", _raise(OSError(errno.EIO, "the disk is lost")))
     with pytest.raises(OSError, match="the disk is lost"):
-        loop.train(config(), tiny_digits, tmp_path, CPU, lambda event: "record" in event)
+        loop.train(config(), tiny_digits, tmp_path, CPU, lambda event: isinstance(event, EpochReport))
     assert names(tmp_path) == ["0001-000000"]
     monkeypatch.undo()
     assert loop.train(config(), tiny_digits, tmp_path, CPU, lambda _: False)
@@ -176,12 +177,11 @@ def test_stop_and_notice_wait_until_the_checkpoint_is_there(
     monkeypatch.setattr(checkpoint_writer, "write_tensors", at_write(1, lambda: time.sleep(0.3)))
     said: list[tuple[str, list[str]]] = []
 
-    def report(event: dict[str, Any]) -> LoopSignal:
-        if "event" in event:
-            said.append((event["event"], names(tmp_path)))
-        at = (event.get("epoch"), event.get("step"))
-        asked = at == (0, event.get("steps") if last else 1)
-        return signal_ if asked else LoopSignal.STOP if "record" in event else LoopSignal.NOTHING
+    def report(event: Event) -> LoopSignal:
+        if isinstance(event, Message):
+            said.append((event.text, names(tmp_path)))
+        asked = isinstance(event, StepReport) and place_of(event) == (0, event.steps if last else 1)
+        return signal_ if asked else LoopSignal.STOP if isinstance(event, EpochReport) else LoopSignal.NOTHING
 
     assert not loop.train(config(), tiny_digits, tmp_path, CPU, report)
     epoch, step = saved
@@ -198,11 +198,11 @@ def test_a_record_that_is_copied_with_its_checkpoint_comes_after_it(
     monkeypatch.setattr(checkpoint_writer, "write_tensors", at_write(1, lambda: time.sleep(0.2)))
     there: list[list[str]] = []
 
-    def report(event: dict[str, Any]) -> bool:
-        if "record" in event:
+    def report(event: Event) -> bool:
+        if isinstance(event, EpochReport):
             there.append(names(tmp_path))
             assert len(history(tmp_path)) == 1
-        return "record" in event
+        return isinstance(event, EpochReport)
 
     loop.train(config(), tiny_digits, tmp_path, CPU, report, commit_first=True)
     assert there == [["0001-000000"]]
@@ -248,9 +248,9 @@ def test_two_errors_are_both_said(tiny_digits: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(checkpoint_writer, "write_tensors", at_write(1, lambda: (time.sleep(0.1), full())[0]))
     said: list[str] = []
 
-    def report(event: dict[str, Any]) -> bool:
-        said.append(event.get("event", ""))
-        if "record" in event:
+    def report(event: Event) -> bool:
+        said.append(text_of(event))
+        if isinstance(event, EpochReport):
             raise RuntimeError("the first")
         return False
 

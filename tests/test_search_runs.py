@@ -17,6 +17,7 @@ from raypaml.files import write_json
 from raypaml.recipes import recipe
 from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import EpochReport, Event
 from raypaml.runs.run_folder import claim
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import SearchPlan, outcome
@@ -49,12 +50,12 @@ def run(search: SearchPlan, trial: Trial, marks: set[int]) -> int:
     claim(job.folder, job.config, job.data)
     trained = 0
 
-    def report(event: dict[str, Any]) -> bool:
+    def report(event: Event) -> bool:
         nonlocal trained
-        if "record" in event:
+        if isinstance(event, EpochReport):
             trained += 1
-            if event["record"]["epoch"] + 1 in marks:
-                keep(job.folder, search.warmups(trial), event["record"]["epoch"] + 1)
+            if event.record["epoch"] + 1 in marks:
+                keep(job.folder, search.warmups(trial), event.record["epoch"] + 1)
         return False
 
     if marks and (shared := start_from(search.warmups(trial), job.folder, job.config.loss.warmup_epochs)):

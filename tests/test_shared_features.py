@@ -19,9 +19,11 @@ import torch
 from raypaml.config import TrainConfig
 from raypaml.model.cam import CamClassifier
 from raypaml.runs import feature_computing, kept_features
+from raypaml.runs.events import Activity, Event
 from raypaml.runs.shared_lock import SharedLock
 from raypaml.training import loop
 from tests.processes import CONTEXT
+from tests.reported import text_of
 from tests.test_features import cached, config, digest, lines, train_here  # noqa: F401
 
 CPU = torch.device("cpu")
@@ -79,11 +81,13 @@ def test_a_run_waits_for_the_other_and_takes_what_it_computed(
     mine.mkdir(parents=True)
     other = SharedLock(mine / "train.lock")
     assert other.take("run other")
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
-    def report(event: dict[str, Any]) -> bool:
+    def report(event: Event) -> bool:
         events.append(event)
-        if "waiting for run other (" in event.get("progress", ""):  # it has waited for a while; the other one ends
+        if (
+            isinstance(event, Activity) and "waiting for run other (" in event.text
+        ):  # it has waited for a while; the other one ends
             keep = shutil.ignore_patterns("*.lock")
             shutil.copytree(computed / "features", tmp_path / "features", dirs_exist_ok=True, ignore=keep)
             other.release()
@@ -106,7 +110,7 @@ def test_who_waits_for_another_run_can_be_stopped(tiny_digits: Path, tmp_path: P
     mine = tmp_path / "features" / kept.parent.name
     mine.mkdir(parents=True)
     assert SharedLock(mine / "train.lock").take("run other")
-    stop = lambda event: "waiting" in event.get("event", "")  # noqa: E731
+    stop = lambda event: "waiting" in text_of(event)  # noqa: E731
     assert not loop.train(shared(tmp_path / "features"), tiny_digits, tmp_path / "run", CPU, stop)
     assert not list(mine.glob("*.npy"))
 
@@ -181,22 +185,22 @@ def test_a_stop_is_heard_after_the_part_at_hand_and_the_rest_comes_later(
     for module in (feature_computing, kept_features):
         monkeypatch.setattr(module, "PART", 32)
     monkeypatch.setattr(feature_computing, "_PART_BATCHES", 1)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
 
-    def report(event: dict[str, Any]) -> bool:
+    def report(event: Event) -> bool:
         events.append(event)
-        return "progress" in event
+        return isinstance(event, Activity)
 
     assert not loop.train(config(), tiny_digits, tmp_path, CPU, report)
     assert [path.name for path in tmp_path.rglob("*.npy")] == ["train-00000.npy"]
     assert lines(events)[1:] == ["features of train: stopped, 1 of 3 parts are kept"]
-    (progress,) = (event["progress"] for event in events if "progress" in event)
+    (progress,) = (event.text for event in events if isinstance(event, Activity))
     assert progress.startswith("features of train: 32 of 96 images, ")
     assert progress.endswith(" left")
     assert "images/s, 0:0" in progress
     events = train_here(0, 1, config(), tiny_digits, tmp_path)
     assert lines(events)[0].startswith("features of train: 1 of 3 parts are there")
-    counted = [event["progress"] for event in events if "progress" in event]
+    counted = [event.text for event in events if isinstance(event, Activity)]
     assert [line.split(",")[0] for line in counted[:2]] == [f"features of train: {n} of 96 images" for n in (64, 96)]
     assert digest(tmp_path) == digest(cached)
 

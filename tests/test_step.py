@@ -18,6 +18,7 @@ from raypaml.data.batches import Reader
 from raypaml.losses.scheme_losses import scheme_loss
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import load_model, valid_checkpoints
+from raypaml.runs.events import Event, StepReport
 from raypaml.training import step
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
@@ -221,9 +222,8 @@ def test_the_average_follows_the_weights(tiny_digits: Path) -> None:
 def train_here(settings: TrainConfig, data: Path, run: Path, stop_at: int | None = None) -> bool:
     torch.set_num_threads(1)
 
-    def report(event: dict[str, Any]) -> bool:
-        counted = "step" in event
-        return counted and stop_at is not None and event["epoch"] * event["steps"] + event["step"] >= stop_at
+    def report(event: Event) -> bool:
+        return isinstance(event, StepReport) and stop_at is not None and event.steps_done >= stop_at
 
     return train(settings, data, run, CPU, report)
 

@@ -14,16 +14,17 @@ import pytest
 from raypaml.reports import tracking
 from raypaml.reports.progress import Display
 from raypaml.reports.tracking import Tracking, tracked_values
+from raypaml.runs.events import EpochReport, Event, Message, StepReport
 
-STEP = {"epoch": 1, "step": 3, "steps": 10, "epochs": 2, "loss": 0.5, "rejected": 4, "samples_left": 9}
-STEP |= {"images_per_second": 20.0, "learning_rate": 0.5, "rejection_rate": 0.0625}
+OF_ALL = {"epoch": 1, "step": 3, "steps": 10, "epochs": 2, "rejected": 4, "samples_left": 9}
+STEP = StepReport(**OF_ALL, loss=0.5, images_per_second=20.0, learning_rate=0.5, rejection_rate=0.0625)
 OF_STEP = {"step/loss": 0.5, "step/images_per_second": 20.0, "step/learning_rate": 0.5, "step/rejection_rate": 0.0625}
 RECORD = {"epoch": 1, "loss": 0.25, "rejected": 7, "corrected": 0, "seconds": 2.0, "samples": 96}
 RECORD |= {"validation_mean_ap": 0.75, "validation_groups": {"G1": 0.5}, "rejection_precision": None}
 RECORD |= {"rejection_recall": 0.125, "epoch_seconds": 1.5, "images_per_second": 64.0, "data_wait_share": 0.25}
 RECORD |= {"rejection_rate": 0.03125, "learning_rate": 0.5, "head_learning_rate": 5.0}
 RECORD |= {"collective_share": 0.5, "peak_memory_bytes": 2 * 10**9, "model_flop_utilisation": None}
-EVENTS: list[dict[str, Any]] = [{"event": "continues"}, STEP, {"record": RECORD, "epochs": 2}]
+EVENTS: list[Event] = [Message("continues"), STEP, EpochReport(RECORD, 2)]
 EXPECTED = {"epoch/loss": 0.25, "epoch/rejected": 7.0, "epoch/corrected": 0.0, "epoch/training_seconds": 2.0}
 EXPECTED |= {"epoch/validation_mean_ap": 0.75, "epoch/validation_G1": 0.5, "epoch/rejection_recall": 0.125}
 EXPECTED |= {"epoch/epoch_seconds": 1.5, "epoch/images_per_second": 64.0, "epoch/data_wait_share": 0.25}

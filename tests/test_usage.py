@@ -14,10 +14,12 @@ import torch
 
 from raypaml.collectives import CLOCK
 from raypaml.model.backbones import build_backbone
+from raypaml.runs.events import Event
 from raypaml.training import loop, usage
 from raypaml.training.device_peaks import TFLOPS, peak_flops
 from raypaml.training.epoch_record import add_up, by_name
 from raypaml.training.estimate import measure
+from tests.reported import text_of
 from tests.test_loop import config, history, train_here
 
 SLOW = 0.05
@@ -126,8 +128,8 @@ def test_utilisation_is_the_work_over_the_peak(monkeypatch: pytest.MonkeyPatch) 
 def test_profile_leaves_a_trace_of_so_many_steps(tiny_digits: Path, tmp_path: Path) -> None:
     events = list[str]()
 
-    def report(event: dict[str, Any]) -> bool:
-        events.append(event.get("event", ""))
+    def report(event: Event) -> bool:
+        events.append(text_of(event))
         return False
 
     settings = config(epochs=1, profile=3, global_batch_size=8)

@@ -12,7 +12,8 @@ from raypaml.cli import command, say
 from raypaml.config import TrainConfig
 from raypaml.errors import told_as_user_errors
 from raypaml.files import Place, as_texts
-from raypaml.runs.run_folder import read_config, read_history
+from raypaml.runs.history import METRICS_FILE, VALIDATION_MEAN_AP, read_history
+from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
 
 if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is used: no step waits for it
@@ -151,7 +152,7 @@ class Run:
         """
         from raypaml.api.records import records_table
 
-        has_any = (self.folder / "metrics.jsonl").is_file()
+        has_any = (self.folder / METRICS_FILE).is_file()
         return records_table(read_history(self.folder) if has_any else [])
 
     @property
@@ -167,7 +168,7 @@ class Run:
         done = f"{records.num_rows} of {config.optim.epochs} epochs"
         figures = [f"{config.recipe}, {config.loss.scheme}, {done}"]
         if records.num_rows:
-            figures.append(f"validation mAP {100 * max(records['validation_mean_ap'].to_pylist()):.2f} at best")
+            figures.append(f"validation mAP {100 * max(records[VALIDATION_MEAN_AP].to_pylist()):.2f} at best")
         if result:
             figures.append(f"test mAP {100 * result['mean_ap']:.2f}")
         elif self.stopped:

@@ -31,8 +31,9 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.alpha_of_use import alpha_text, used_alpha
+from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, tested_checkpoint
-from raypaml.runs.run_folder import check_trained_classes, read_config, read_history
+from raypaml.runs.run_folder import check_trained_classes, read_config
 
 LENGTHS = (100, 200, 500, 1000, 2000)
 """Lengths of the list at which its precision is given, where the full labels are known."""

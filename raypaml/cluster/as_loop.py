@@ -22,11 +22,11 @@ from raypaml.extensions import import_modules
 from raypaml.recipes import recipe, resolve
 from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.events import EpochReport, Event, LoopSignal, Report
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.run_folder import claim, log_into
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
-from raypaml.training.worker import LoopSignal, Report
 
 Told = TypeVar("Told")
 
@@ -126,12 +126,12 @@ def _reporter(ranks: Ranks, folder: Path, checkpoints: bool) -> Report:
     else:
         return lambda _: LoopSignal.NOTHING
 
-    def report(event: dict[str, Any]) -> LoopSignal:
-        if "record" in event:
+    def report(event: Event) -> LoopSignal:
+        if isinstance(event, EpochReport):
             newest = None
             if checkpoints and ranks.rank == 0:
                 newest = made.from_directory(str(valid_checkpoints(folder / "checkpoints")[0][-1]))
-            tell(event["record"], checkpoint=newest)
+            tell(event.record, checkpoint=newest)
         return LoopSignal.NOTHING
 
     return report

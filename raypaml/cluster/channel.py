@@ -1,73 +1,84 @@
-"""A channel between the workers of a run and its driver: events and beats one way, the request to stop the other."""
+"""The channel between workers and driver: events and heartbeats one way, the request to stop the other."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import ray
 
+from raypaml.runs.events import Event, Message
+from raypaml.training.watch import Beat
+
 
 class Listener(Protocol):
-    """What the mailbox asks about beats: `training.watch.Watch` answers."""
+    """What the mailbox needs of `training.watch.Watch`."""
 
-    def hear(self, beat: Any) -> bool:
-        """Whether the process that beats is to end."""
+    def hear(self, beat: Beat) -> bool:
+        """Note a heartbeat; whether the process that sent it is to end."""
 
     def hung(self) -> list[str]:
-        """A line for each worker to blame."""
+        """A line for each worker that holds up the others."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of a worker that every other try would meet too."""
+
+    error: Exception
 
 
 class _Mailbox:
-    """Lives in the cluster: keeps what workers say until the driver takes it."""
+    """An actor on the driver's node that keeps what workers report until the driver takes it."""
 
     def __init__(self, watch: Listener) -> None:
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event | Failure] = []
         self._stop = False
         self._failed = False
         self._watch = watch
 
-    def put(self, event: dict[str, Any]) -> bool:
+    def put(self, event: Event | Failure) -> bool:
         self._events.append(event)
-        self._failed |= "failed" in event
+        self._failed |= isinstance(event, Failure)
         return self._stop
 
     def has_failed(self) -> bool:
         return self._failed
 
-    def beat(self, beat: Any) -> bool:
+    def beat(self, beat: Beat) -> bool:
         return self._watch.hear(beat)
 
-    def take(self) -> list[dict[str, Any]]:
+    def take(self) -> list[Event | Failure]:
         events, self._events = self._events, []
-        return events + [{"event": line} for line in self._watch.hung()]
+        return [*events, *map(Message, self._watch.hung())]
 
     def stop(self) -> None:
         self._stop = True
 
 
 class Channel:
-    """Events and beats from the workers to the driver; the request to stop from the driver to the workers."""
+    """Takes events and heartbeats from the workers to the driver, and the request to stop to the workers."""
 
     def __init__(self, watch: Listener) -> None:
-        # on the driver's node: should another node be lost, its progress is not
+        # on the driver's node, so that what is reported is not lost with another node
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(watch)
 
-    def put(self, event: dict[str, Any]) -> bool:
-        """Send an event; whether the driver wants the workers to stop."""
+    def put(self, event: Event | Failure) -> bool:
+        """Send an event to the driver; whether the driver wants the workers to stop."""
         return bool(ray.get(self._mailbox.put.remote(event)))
 
     def has_failed(self) -> bool:
-        """Whether a worker has told of an error that every other try would meet."""
+        """Whether a worker has sent a Failure."""
         return bool(ray.get(self._mailbox.has_failed.remote()))
 
-    def beat(self, beat: Any) -> bool:
-        """Send a beat; whether this process is to end at once."""
+    def beat(self, beat: Beat) -> bool:
+        """Send a heartbeat; whether this process is to end at once."""
         return bool(ray.get(self._mailbox.beat.remote(beat)))
 
-    def take(self) -> list[dict[str, Any]]:
+    def take(self) -> list[Event | Failure]:
         """All events since the last call."""
         return list(ray.get(self._mailbox.take.remote()))
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.util.metrics import Gauge
 
 from raypaml.reports.tracking import tracked_values
+from raypaml.runs.events import Event
 
 
 class RunGauges:
-    """Sets `ray_raypaml_epoch_NAME` and `ray_raypaml_step_NAME`, tagged with the run, as trackers are told them."""
+    """Sets gauges `ray_raypaml_epoch_NAME` and `ray_raypaml_step_NAME`, tagged with the run, to what trackers get."""
 
     def __init__(self, run: str):
         self._tags = {"run": run}
         self._gauges: dict[str, Gauge] = {}
 
-    def update(self, event: dict[str, Any]) -> None:
-        """Take an event of `training.loop`."""
+    def update(self, event: Event) -> None:
+        """Set the gauges to the values of an event."""
         values, _ = tracked_values(event) or ({}, 0)
         for name, value in values.items():
             if name not in self._gauges:

@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from raypaml.cluster.own_signals import OwnSignals
 from raypaml.cluster.worker_errors import CHANCE, as_said, brief_cause, is_disk_full
 from raypaml.errors import StoppedAtOnce
 from raypaml.reports.progress import Display
+from raypaml.runs.events import Event, LoopSignal, Message, Report
 from raypaml.runs.ranks import own_gpu
 from raypaml.runs.run_folder import claim, log_into
 from raypaml.settings import RunConfig
@@ -24,7 +24,6 @@ from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 from raypaml.training.loop import train
 from raypaml.training.watch import Beat, Watch
-from raypaml.training.worker import LoopSignal, Report
 
 
 def is_for_own_process(run: RunConfig) -> bool:
@@ -71,9 +70,9 @@ def fit_in_own_process(job: Job, prog: str, display: Display, callbacks: Sequenc
 
 
 def _reporter(display: Display, signals: OwnSignals) -> Report:
-    def report(event: dict[str, Any]) -> LoopSignal:
-        if "event" in event:
-            logging.info(event["event"])
+    def report(event: Event) -> LoopSignal:
+        if isinstance(event, Message):
+            logging.info(event.text)
         display.update(event)
         return LoopSignal.STOP if signals.received else LoopSignal.NOTHING
 
@@ -106,7 +105,7 @@ def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, 
             logging.exception("rank 0 failed")
             if not (left and _may_go_better(error)):
                 raise as_said(0, error) from None
-            report({"event": f"lost: rank 0 ({brief_cause(error)}); it starts again from the last checkpoint"})
+            report(Message(f"lost: rank 0 ({brief_cause(error)}); it starts again from the last checkpoint"))
         _free_memory(device)
     raise AssertionError("the last try returns or raises")
 

@@ -18,7 +18,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from raypaml.cluster import ray_variables, session
-from raypaml.cluster.channel import Channel
+from raypaml.cluster.channel import Channel, Failure
 from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.trainers import torch_config, trainer_class
@@ -27,13 +27,13 @@ from raypaml.data.storage import Location
 from raypaml.errors import StoppedAtOnce
 from raypaml.extensions import import_modules
 from raypaml.reports.progress import Display
+from raypaml.runs.events import Event, LoopSignal, Message, Report, StepReport
 from raypaml.runs.run_folder import claim, log_into
 from raypaml.settings import RunConfig
 from raypaml.training.callbacks import Callback
 from raypaml.training.job import Job
 from raypaml.training.loop import train
 from raypaml.training.watch import Beats, Watch
-from raypaml.training.worker import LoopSignal, Report
 
 POLL_SECONDS = 0.3
 RESIZE_SECONDS = 30.0
@@ -93,11 +93,11 @@ def _check_can_travel(callbacks: Sequence[Callback]) -> None:
 
 
 def _show(channel: Channel, display: Display) -> None:
-    """Show what came; raise what no other try would change, without waiting for Ray to try."""
+    """Show the events that came; raise a Failure at once, without waiting for Ray's further tries."""
     for event in channel.take():
-        if "failed" in event:
-            raise event["failed"]
-        if "loss" in event:
+        if isinstance(event, Failure):
+            raise event.error
+        if isinstance(event, StepReport):
             _import_conclusion()
         display.update(event)
 
@@ -227,7 +227,7 @@ class _LostWorkers(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
         lost = ", ".join(f"rank {rank} ({brief_cause(error)})" for rank, error in sorted(worker_exceptions.items()))
-        self._channel.put({"event": f"lost: {lost}; all start again from the last checkpoint"})
+        self._channel.put(Message(f"lost: {lost}; all start again from the last checkpoint"))
 
 
 class RunReporter:
@@ -247,14 +247,14 @@ class RunReporter:
         noticed: set[str] = set()
         gauges = RunGauges(folder.name) if rank == 0 else None
 
-        def report(event: dict[str, Any]) -> LoopSignal | bool:
-            if "event" in event:
-                logging.info(event["event"])
+        def report(event: Event) -> LoopSignal:
+            if isinstance(event, Message):
+                logging.info(event.text)
             if gauges:
                 gauges.update(event)
             stop = rank == 0 and self._channel.put(event)
             # a barrier: asked on all ranks alike
-            notice = ray.train.get_preemption_info() if self._watched and "loss" in event else None
+            notice = ray.train.get_preemption_info() if self._watched and isinstance(event, StepReport) else None
             if stop or not notice:
                 return LoopSignal.STOP if stop else LoopSignal.NOTHING
             fresh = set(notice.preempted_node_ids) - noticed
@@ -266,7 +266,7 @@ class RunReporter:
     def failed(self, rank: int, error: Exception) -> None:
         """Tell the driver at once of an error that every other try would meet too."""
         if not isinstance(error, CHANCE) or is_disk_full(error):
-            self._channel.put({"failed": as_said(rank, error)})
+            self._channel.put(Failure(as_said(rank, error)))
 
 
 def train_on_worker(settings: dict[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -26,19 +26,19 @@ from raypaml.evaluation.parts import open_set
 from raypaml.extensions import import_modules
 from raypaml.files import write_json
 from raypaml.run_report.conclude import conclude_run
+from raypaml.runs.events import EpochReport, Event, Report
+from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.run_folder import claim
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import SearchPlan, is_stopped, note, outcome
+from raypaml.search.search_folder import SearchPlan, TrialProgress, is_stopped, note, outcome
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import Trial, own_trial
 from raypaml.search.warmup import keep, start_from
 from raypaml.training.job import prepare_job
 from raypaml.training.watch import Beats
-from raypaml.training.worker import Report
 
-METRIC = "validation_mean_ap"
 ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)
 """Points of the curve of mAP over alpha that every trial leaves."""
 REDUCTION = 2
@@ -99,12 +99,12 @@ class TrialReporter:
             where = {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
             write_json(folder / "where.json", where)
 
-        def report(event: dict[str, Any]) -> bool:
-            if "record" in event:
-                epoch = event["record"]["epoch"] + 1
+        def report(event: Event) -> bool:
+            if isinstance(event, EpochReport):
+                epoch = event.record["epoch"] + 1
                 if first and epoch in self._marks:
                     keep(folder, self._warmups, epoch)
-                ray.train.report(self._search.progress(event["record"]))
+                ray.train.report(self._search.progress(event.record))
             return first and is_stopped(folder)
 
         return report
@@ -164,7 +164,7 @@ class _Conductor(Searcher):  # type: ignore[misc]
     """Tune's searcher: takes trials from our queue, which a searcher that learns refills."""
 
     def __init__(self, queue: Queue, proposals: Proposals | None) -> None:
-        super().__init__(metric=METRIC, mode="max")
+        super().__init__(metric=VALIDATION_MEAN_AP, mode="max")
         self._queue = queue
         self._proposals = proposals
 
@@ -189,7 +189,8 @@ class _Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
     """
 
     def __init__(self, search: SearchPlan, longest: int) -> None:
-        super().__init__("beyond", METRIC, "max", longest, round(longest / 2) or 1, REDUCTION, stop_last_trials=False)
+        middle = round(longest / 2) or 1
+        super().__init__("beyond", VALIDATION_MEAN_AP, "max", longest, middle, REDUCTION, stop_last_trials=False)
         self._search = search
         self._spared = own_trial(search.base, search.spaces)  # all others are compared with it
 
@@ -234,8 +235,8 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self._display.start(Trial.of(trial.config))
 
     def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        if METRIC in result:
-            self._display.update(Trial.of(trial.config), result)
+        if VALIDATION_MEAN_AP in result:
+            self._display.update(Trial.of(trial.config), cast("TrialProgress", result))
 
     def on_trial_complete(self, trial: Any, **_: Any) -> None:
         self._ended(Trial.of(trial.config))

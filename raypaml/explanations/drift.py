@@ -16,6 +16,7 @@ from raypaml.data.plan import Part
 from raypaml.explanations.comparing import evenly_spaced, explain_steps
 from raypaml.metrics.maps import scale_ratio
 from raypaml.model.cam import CamClassifier
+from raypaml.runs.history import Drift
 from raypaml.runs.models import checkpoint_model, find_checkpoint
 from raypaml.runs.run_folder import check_trained_classes, stored_config
 
@@ -32,13 +33,8 @@ class DriftProbe:
     device: torch.device
     skip_broken: bool = False
 
-    def measure(self, model: CamClassifier, epoch_seconds: float) -> dict[str, float | None]:
-        """The figures of one epoch: medians over positive labels of the probe; null where there is none.
-
-        `rank_correlation` near 1: the same places; `scale_ratio` below 1: smaller top attributions than the reference,
-        and `scale_ratio_boosted` after BoostLU with each model's alpha of training;
-        `share_of_epoch`: what this took, over `epoch_seconds`, the training of the epoch.
-        """
+    def measure(self, model: CamClassifier, epoch_seconds: float) -> Drift:
+        """Compare a model after an epoch whose training took so many seconds."""
         began = time.monotonic()
         pairs = explain_steps(
             model, self.reference, self.data, SPLIT, self.steps, self.device, skip_broken=self.skip_broken

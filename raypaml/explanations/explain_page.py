@@ -17,10 +17,10 @@ from raypaml.explanations.explanation_figures import attributions, by_group, cor
 from raypaml.explanations.gallery import side_by_side
 from raypaml.explanations.pairs import Pairs
 from raypaml.model.cam import CamClassifier
-from raypaml.reports.figures import History, missed_positives
+from raypaml.reports.figures import missed_positives
 from raypaml.reports.pages import write_page
 from raypaml.runs.alpha_of_use import UsedAlpha, alpha_text
-from raypaml.runs.run_folder import rejection_quality
+from raypaml.runs.history import History, rejection_quality
 
 
 def write_explain_page(

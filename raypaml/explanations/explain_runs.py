@@ -24,8 +24,9 @@ from raypaml.labels import GROUP_NAMES, IntArray
 from raypaml.mapper import Mapper
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.alpha_of_use import UsedAlpha, alpha_text, used_alpha
+from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, find_checkpoint
-from raypaml.runs.run_folder import check_trained_classes, read_history, stored_config
+from raypaml.runs.run_folder import check_trained_classes, stored_config
 
 PART_SAMPLES = 512
 """Samples of the split for one task."""

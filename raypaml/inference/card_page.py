@@ -16,6 +16,7 @@ from raypaml.inference.exporting import EXAMPLE
 from raypaml.losses.schemes import SCHEMES
 from raypaml.reports.tables import percent
 from raypaml.runs.alpha_of_use import alpha_text
+from raypaml.runs.history import VALIDATION_MEAN_AP
 
 PAGE = "model_card.md"
 _TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -80,8 +81,8 @@ def _results(metrics: dict[str, Any]) -> str:
     """The table of the test split, the validation mAP alone, or that nothing is known."""
     if metrics.keys() >= _TABLE:
         return f"At alpha {alpha_text(metrics['alpha'])}, that of training:\n\n{table(metrics)}"
-    if "validation_mean_ap" in metrics:
-        return f"mAP on the validation split: {percent(metrics['validation_mean_ap'])} percent. There is no test yet."
+    if VALIDATION_MEAN_AP in metrics:
+        return f"mAP on the validation split: {percent(metrics[VALIDATION_MEAN_AP])} percent. There is no test yet."
     return "No figures are known."
 
 

@@ -13,6 +13,7 @@ from raypaml.config import EARLIER, TrainConfig
 from raypaml.labels import Vocabulary
 from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
+from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.stored_fields import Within, check_fields, check_length, read_object
@@ -210,7 +211,7 @@ def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], ru
         height=size[0],
         width=size[1],
         weights=digest(checkpoint / WEIGHTS),
-        metrics=metrics | ({"validation_mean_ap": score} if score >= 0 else {}),
+        metrics=metrics | ({VALIDATION_MEAN_AP: score} if score >= 0 else {}),
         origin={"run": run.absolute().name, "checkpoint": checkpoint.name, "config": config.to_dict()},
     )
 

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raypaml.runs.history import History, column
+
 BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#b9c0c8"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -22,8 +24,6 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
 }
-
-History = list[dict[str, Any]]
 
 
 @mpl.rc_context(STYLE)
@@ -42,7 +42,7 @@ def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
     for axis, (key, times, words) in zip(axes, drawings, strict=True):
         for n, (name, histories) in enumerate(runs.items()):
             epochs = min(len(history) for history in histories)
-            values = np.array([[h[epoch][key] for epoch in range(epochs)] for h in histories], np.float64)  # None: nan
+            values = np.array([column(history[:epochs], key) for history in histories], np.float64)  # None: nan
             shown = np.flatnonzero(np.isfinite(values).all(0))
             x, values = shown + 1, times * values[:, shown]
             axis.plot(x, values.mean(0), color=f"C{n}", marker=".", label=name)

@@ -16,6 +16,8 @@ from raypaml.cli import clock
 from raypaml.config import TrainConfig
 from raypaml.counting import epoch_number
 from raypaml.reports.tracking import Tracking, tracking
+from raypaml.runs.events import Activity, EpochReport, Event, Message, StepReport
+from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
 
 PLAIN_SECONDS = 15.0
 """Between two plain progress lines within an epoch."""
@@ -33,7 +35,7 @@ def shows_live(console: Console) -> bool:
 
 
 class Display:
-    """Shows what workers report: `update` takes the events of training.loop."""
+    """Shows the events that training workers report."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or progress_console()
@@ -80,32 +82,33 @@ class Display:
         """Print one line above the display."""
         self._progress.console.print(text, soft_wrap=True, markup=False)
 
-    def update(self, event: dict[str, Any]) -> None:
+    def update(self, event: Event) -> None:
         """Show one event."""
         if self.tracking is not None:
             self.tracking.update(event)
-        if "event" in event:
-            self.say(event["event"])
-        elif "record" in event:
-            self.say(_epoch_line(event["record"], event["epochs"]))
-            self._validation = f"  validation mAP {100 * event['record']['validation_mean_ap']:.2f}"
-            self._last_line = time.monotonic()
-        elif "progress" in event:
-            self._progress.update(self._task, description=event["progress"], total=None, state="")
-            self._say_sometimes(event["progress"])
-        else:
-            self._step(event)
+        match event:
+            case Message():
+                self.say(event.text)
+            case EpochReport():
+                self.say(_epoch_line(event.record, event.epochs))
+                self._validation = f"  validation mAP {100 * event.record[VALIDATION_MEAN_AP]:.2f}"
+                self._last_line = time.monotonic()
+            case Activity():
+                self._progress.update(self._task, description=event.text, total=None, state="")
+                self._say_sometimes(event.text)
+            case StepReport():
+                self._step(event)
 
-    def _step(self, event: dict[str, Any]) -> None:
-        rate = event["images_per_second"]
+    def _step(self, event: StepReport) -> None:
+        rate = event.images_per_second
         self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # forgets slowly
         state = (
-            f"loss {event['loss']:.4f}  rejected {event['rejected']:,}  {self._rate:,.0f} images/s  "
-            f"{clock(event['samples_left'] / self._rate)} left{self._validation}"
+            f"loss {event.loss:.4f}  rejected {event.rejected:,}  {self._rate:,.0f} images/s  "
+            f"{clock(event.samples_left / self._rate)} left{self._validation}"
         )
-        title = f"epoch {epoch_number(event['epoch'])}/{event['epochs']}"
-        self._progress.update(self._task, description=title, total=event["steps"], completed=event["step"], state=state)
-        self._say_sometimes(f"{title}  step {event['step']}/{event['steps']}  {state}")
+        title = f"epoch {epoch_number(event.epoch)}/{event.epochs}"
+        self._progress.update(self._task, description=title, total=event.steps, completed=event.step, state=state)
+        self._say_sometimes(f"{title}  step {event.step}/{event.steps}  {state}")
 
     def _say_sometimes(self, text: str) -> None:
         """Say a line where there is no live display, unless one was said just before."""
@@ -114,22 +117,26 @@ class Display:
             self._last_line = time.monotonic()
 
 
-def _epoch_line(record: dict[str, Any], epochs: int) -> str:
+def _epoch_line(record: EpochRecord, epochs: int) -> str:
     line = f"epoch {epoch_number(record['epoch'])}/{epochs}  loss {record['loss']:.4f}  rejected {record['rejected']:,}"
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
     took = f"{clock(record['epoch_seconds'])} ({clock(record['seconds'])} in all)"
-    line += f"  validation mAP {100 * record['validation_mean_ap']:.2f}  {took}  {_usage_text(record)}"
+    line += f"  validation mAP {100 * record[VALIDATION_MEAN_AP]:.2f}  {took}  {_usage_text(record)}"
     if "drift" in record:
         line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
     return line
 
 
-def _usage_text(record: dict[str, Any]) -> str:
+def _usage_text(record: EpochRecord) -> str:
     """What an epoch used, without what is not known of it."""
-    shares = {"data_wait_share": "waiting for data", "collective_share": "in collectives"}
-    shares |= {"model_flop_utilisation": "of the device's peak"}
-    parts = [f"{record[name]:.0%} {said}" for name, said in shares.items() if record[name] is not None]
-    rate, memory = f"{record['images_per_second']:,.0f} images/s", f"{record['peak_memory_bytes'] / 1e9:.2f} GB at most"
+    shares = (
+        (record["data_wait_share"], "waiting for data"),
+        (record["collective_share"], "in collectives"),
+        (record["model_flop_utilisation"], "of the device's peak"),
+    )
+    parts = [f"{share:.0%} {said}" for share, said in shares if share is not None]
+    rate = f"{record['images_per_second']:,.0f} images/s"
+    memory = f"{(record['peak_memory_bytes'] or 0) / 1e9:.2f} GB at most"
     return ", ".join([rate, *parts, memory])

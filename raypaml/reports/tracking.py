@@ -13,15 +13,17 @@ from typing import Any, Literal
 from raypaml.cli import extra
 from raypaml.counting import epoch_number
 from raypaml.reports.trackers import MlFlow, Settings, TensorBoard, Tracker, Values, WeightsAndBiases
+from raypaml.runs.events import EpochReport, Event, StepReport
+from raypaml.runs.history import VALIDATION_MEAN_AP, column
 
 TrackerName = Literal["none", "tensorboard", "mlflow", "wandb"]
 
 WAITING = 10_000
 """Things that may wait for a slow tracker; later ones are dropped, and counted."""
 STEP_CURVES = ("loss", "images_per_second", "learning_rate", "rejection_rate")
-"""Fields of a step's event that become curves."""
+"""Fields of a `StepReport` that become curves."""
 EPOCH_CURVES = (
-    *("loss", "rejected", "corrected", "validation_mean_ap", "rejection_precision", "rejection_recall"),
+    *("loss", "rejected", "corrected", VALIDATION_MEAN_AP, "rejection_precision", "rejection_recall"),
     *("rejection_rate", "learning_rate", "head_learning_rate"),
     *("epoch_seconds", "images_per_second", "data_wait_share", "collective_share", "peak_memory_bytes"),
     "model_flop_utilisation",
@@ -32,7 +34,7 @@ _PATIENCE = 30.0
 
 
 class Tracking:
-    """Hands events of `training.loop`, and the result, to a tracker in the background."""
+    """Hands the events of training workers, and the result, to a tracker in the background."""
 
     def __init__(self, make: Callable[[], Tracker], say: Callable[[str], None]):
         self._waiting: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(WAITING)
@@ -40,10 +42,10 @@ class Tracking:
         self._thread = threading.Thread(target=self._run, args=(make,), daemon=True, name="tracker")
         self._thread.start()
 
-    def update(self, event: dict[str, Any]) -> None:
+    def update(self, event: Event) -> None:
         """Note one event; never waits."""
-        if found := tracked_values(event):
-            self._put(lambda tracker: tracker.log(*found))
+        if point := tracked_values(event):
+            self._put(lambda tracker: tracker.log(*point))
 
     def conclude(self, result: dict[str, Any], page: Path) -> None:
         """Note the result of the finished run, and where its report is; never waits."""
@@ -77,17 +79,17 @@ class Tracking:
             self._say(f"the tracker failed, training goes on without it: {error}")
 
 
-def tracked_values(event: dict[str, Any]) -> tuple[Values, int] | None:
+def tracked_values(event: Event) -> tuple[Values, int] | None:
     """What there is to draw of an event, and where: at the steps done so far, or at the number of the epoch, from 1."""
-    if "record" in event:
-        record = event["record"]
-        found = {name: record[name] for name in EPOCH_CURVES} | {"training_seconds": record["seconds"]}  # of all epochs
-        found |= {f"validation_{group}": value for group, value in record["validation_groups"].items()}
-        return dict(_numbers("epoch", found)), epoch_number(record["epoch"])
-    if "images_per_second" not in event:
-        return None
-    step = event["epoch"] * event["steps"] + event["step"]
-    return dict(_numbers("step", {name: event[name] for name in STEP_CURVES})), step
+    match event:
+        case EpochReport(record):
+            curves = {name: column([record], name)[0] for name in EPOCH_CURVES}
+            curves["training_seconds"] = record["seconds"]  # of all epochs
+            curves |= {f"validation_{group}": value for group, value in record["validation_groups"].items()}
+            return dict(_numbers("epoch", curves)), epoch_number(record["epoch"])
+        case StepReport():
+            return dict(_numbers("step", {name: getattr(event, name) for name in STEP_CURVES})), event.steps_done
+    return None
 
 
 def tested_values(result: dict[str, Any]) -> Values:

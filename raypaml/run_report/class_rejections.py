@@ -10,7 +10,7 @@ import numpy as np
 
 from raypaml.files import whole
 from raypaml.labels import IntArray, Vocabulary
-from raypaml.reports.figures import History
+from raypaml.runs.history import History, RejectedClasses
 from raypaml.training.class_counts import COLUMNS
 
 FILE = "rejections.csv"
@@ -20,7 +20,7 @@ CLASSES_SHOWN = 25
 
 @dataclass(frozen=True)
 class ClassRejections:
-    """The sums of one class over the epochs that rejected anything, as `runs.run_folder.rejection_quality` has them."""
+    """The sums of one class over the epochs that rejected anything, as `runs.history.rejection_quality` has them."""
 
     class_id: str
     name: str
@@ -49,7 +49,7 @@ def class_rejections(history: History, vocabulary: Vocabulary) -> list[ClassReje
 
     Epochs whose record says nothing by class, those of earlier versions, are left out; none where all are.
     """
-    counted = [record["rejections_by_class"] for record in history if record.get("rejections_by_class")]
+    counted = [by_class for record in history if (by_class := record.get("rejections_by_class"))]
     if not counted:
         return []
     rejected, hits, missed = (_sums(counted, name, len(vocabulary)) for name in COLUMNS)
@@ -70,11 +70,11 @@ def class_rejections(history: History, vocabulary: Vocabulary) -> list[ClassReje
     ]
 
 
-def _sums(counted: list[dict[str, list[int]]], column: str, num_classes: int) -> IntArray:
+def _sums(counted: list[RejectedClasses], column: str, num_classes: int) -> IntArray:
     """[K] the sums of a column over epochs; zeros where it is not known."""
     sums = np.zeros(num_classes, np.int64)
     for record in counted:
-        sums[record["class"]] += np.array(record[column] or 0, np.int64)
+        sums[record["class"]] += np.array(dict(record)[column] or 0, np.int64)
     return sums
 
 

@@ -18,10 +18,10 @@ from raypaml.run_report.class_rejections import class_rejections, write_class_re
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_page import write_report
 from raypaml.runs.alpha_of_use import ALPHA_FILE, ModelClasses, alpha_choice, model_digest
+from raypaml.runs.history import METRICS_FILE, read_history
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint, tested_model
 from raypaml.runs.ranks import one_thread
-from raypaml.runs.run_folder import read_history
 from raypaml.runs.run_length import lengths
 from raypaml.training.job import Job
 
@@ -38,7 +38,7 @@ def conclude_run(job: Job) -> dict[str, Any]:
     mirror = Mirror.of(job.config.run.storage, job.folder)
     if mirror:
         mirror.pull_checkpoints()
-        mirror.pull("metrics.jsonl", "skipped.jsonl", "predictions", "rejected", ALPHA_FILE)
+        mirror.pull(METRICS_FILE, "skipped.jsonl", "predictions", "rejected", ALPHA_FILE)
     predictions = open_set(job.folder / "predictions" / "test")
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
     history = read_history(job.folder)

@@ -7,12 +7,13 @@ from typing import Any
 from raypaml.config import TrainConfig
 from raypaml.evaluation.measures import Evaluation
 from raypaml.evaluation.summary import summary
+from raypaml.runs.history import VALIDATION_MEAN_AP, History
 from raypaml.training.early_stopping import early_stop
 
 
-def run_result(found: Evaluation, config: TrainConfig, history: list[dict[str, Any]]) -> dict[str, Any]:
+def run_result(found: Evaluation, config: TrainConfig, history: History) -> dict[str, Any]:
     """The content of `result.json`."""
-    best = max(history, key=lambda record: record["validation_mean_ap"])
+    best = max(history, key=lambda record: record[VALIDATION_MEAN_AP])
     return summary(found) | {
         "scheme": config.loss.scheme,
         "alpha": config.model.alpha,
@@ -23,6 +24,6 @@ def run_result(found: Evaluation, config: TrainConfig, history: list[dict[str, A
         "stopped_early": early_stop(history, config.optim) or None,
         "world_size": config.run.workers,
         "best_epoch": best["epoch"],
-        "validation_mean_ap": best["validation_mean_ap"],
+        VALIDATION_MEAN_AP: best[VALIDATION_MEAN_AP],
         "training_seconds": history[-1]["seconds"],
     }

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from raypaml.counting import epoch_number
-from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, History, panels, svg
+from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.runs.history import VALIDATION_MEAN_AP, History, column
 
 
 @mpl.rc_context(STYLE)
@@ -21,7 +22,7 @@ def training_curves(history: History, best_epoch: int) -> str:
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.set(title="training loss", xlabel="epoch", ylim=(0, None))
-    scores = [100 * record["validation_mean_ap"] for record in history]
+    scores = [100 * record[VALIDATION_MEAN_AP] for record in history]
     right.plot(epochs, scores, color=BLUE, marker=".")
     right.plot(
         [epoch_number(best_epoch)], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint"
@@ -43,11 +44,11 @@ def rejections(history: History) -> str:
     axes[0].bar(epochs, rejected, color=GREY, label="rejected")
     axes[0].set(title="rejected entries per epoch", xlabel="epoch")
     if known:
-        hits = [record["rejected_missed"] for record in history]
+        hits = [record["rejected_missed"] or 0 for record in history]
         axes[0].bar(epochs, hits, color=ORANGE, label="of them missed positives")
         judged = [record for record in history if record["rejection_precision"] is not None]
         for name, colour in (("precision", ORANGE), ("recall", BLUE)):
-            values = [100 * record[f"rejection_{name}"] for record in judged]
+            values = [100 * (value or 0.0) for value in column(judged, f"rejection_{name}")]
             axes[1].plot(
                 [epoch_number(record["epoch"]) for record in judged], values, color=colour, marker=".", label=name
             )
@@ -66,7 +67,7 @@ def drift(history: History) -> str:
         (axes[0], "rank_correlation", "rank correlation with the reference's maps"),
         (axes[1], "scale_ratio", "top attributions over the reference's"),
     ):
-        values = [np.nan if record["drift"][name] is None else record["drift"][name] for record in seen]
+        values = np.array([dict(record["drift"])[name] for record in seen], np.float64)  # None: nan
         axis.plot([epoch_number(record["epoch"]) for record in seen], values, color=BLUE, marker=".")
         axis.axhline(1, color=GREY, lw=0.8)
         axis.set(title=title, xlabel="epoch")

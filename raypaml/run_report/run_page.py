@@ -15,24 +15,34 @@ from raypaml.explanations.gallery import gallery, of_every_group
 from raypaml.explanations.pairs import Pairs
 from raypaml.labels import GROUP_NAMES
 from raypaml.model.cam import CamClassifier
-from raypaml.reports.figures import History
 from raypaml.reports.pages import write_page
 from raypaml.run_report.class_rejections import CLASSES_SHOWN, class_rejections
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 from raypaml.runs.alpha_of_use import alpha_text
+from raypaml.runs.history import EpochRecord, History, Usage
 from raypaml.runs.run_length import lengths_text
 from raypaml.training.out_of_memory import read_halving
 
 
-def usage_by_epoch(history: History) -> list[dict[str, Any]]:
-    """What each epoch used: what its record says, and of earlier versions' records its own seconds and images/s."""
+def usage_by_epoch(history: History) -> History:
+    """The same records; where earlier versions did not write what an epoch used, the time and rate that follow from it.
+
+    What does not follow from the record is None there.
+    """
     before = [0.0, *(record["seconds"] for record in history[:-1])]
-    spent = (record["seconds"] - earlier for record, earlier in zip(history, before, strict=True))
-    unknown = dict.fromkeys(("data_wait_share", "collective_share", "peak_memory_bytes", "model_flop_utilisation"))
-    return [
-        unknown | {"epoch_seconds": seconds, "images_per_second": record["samples"] / max(seconds, 1e-9)} | record
-        for record, seconds in zip(history, spent, strict=True)
-    ]
+    spent = [record["seconds"] - earlier for record, earlier in zip(history, before, strict=True)]
+    return [{**_derived_usage(record, seconds), **record} for record, seconds in zip(history, spent, strict=True)]
+
+
+def _derived_usage(record: EpochRecord, seconds: float) -> Usage:
+    return {
+        "epoch_seconds": seconds,
+        "images_per_second": record["samples"] / max(seconds, 1e-9),
+        "data_wait_share": None,
+        "collective_share": None,
+        "peak_memory_bytes": None,
+        "model_flop_utilisation": None,
+    }
 
 
 def write_report(

@@ -26,6 +26,7 @@ from raypaml.data.index import Index
 from raypaml.files import sweep
 from raypaml.model.layout import laid_out_as
 from raypaml.runs.corrections import Corrections
+from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
 from raypaml.runs.mirror import MARKER
 from raypaml.runs.skips import Reason
 
@@ -53,7 +54,7 @@ class State:
     """(epoch, sample, reason) of every broken sample skipped so far, all ranks together."""
     seconds: float = 0.0
     """Spent training so far."""
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[EpochRecord] = field(default_factory=list)
     """One record per finished epoch, the lines of metrics.jsonl."""
     vocabulary: str = ""
     """Digest of the classes."""
@@ -70,7 +71,7 @@ class State:
     @property
     def score(self) -> float:
         """Validation mAP of a checkpoint made at an epoch's end, else -1."""
-        return float(self.history[-1]["validation_mean_ap"]) if self.history and self.step == 0 else -1.0
+        return float(self.history[-1][VALIDATION_MEAN_AP]) if self.history and self.step == 0 else -1.0
 
 
 def is_valid(checkpoint: Path) -> bool:

@@ -128,24 +128,6 @@ def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
         mirror.push("config.json", "vocabulary.csv")
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The epochs of a run, from metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def rejection_quality(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Recall and precision of all that was rejected in the rejecting epochs, where the truth is known.
-
-    Each epoch rejects anew, so that recall is the mean over epochs, weighted by what was missed; but what LL-Cp
-    corrects stays so: its recall is the share of the missed that it has corrected by the end.
-    """
-    epochs = [record for record in history if record["rejected"]]
-    if not epochs or epochs[0]["missed"] is None:
-        return {}
-    hits, missed, taken = (sum(record[name] for record in epochs) for name in ("rejected_missed", "missed", "rejected"))
-    return {"recall": hits / (epochs[0]["missed"] if epochs[-1]["corrected"] else missed), "precision": hits / taken}
-
-
 @contextmanager
 def log_into(path: Path) -> Iterator[None]:
     """What this process logs goes to the end of a file of the run, too, with the time and who says it."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.search.search_folder import Outcome
 from raypaml.search.spaces import Space
 
@@ -38,7 +39,7 @@ def importance(outcomes: Sequence[Outcome], spaces: Sequence[Space]) -> dict[str
     features = np.array(
         [[_number(space, dict(found.trial.values)[space.field]) for space in spaces] for found in ended]
     )
-    scores = np.array([found.history[epoch - 1]["validation_mean_ap"] for found in ended])
+    scores = np.array([found.history[epoch - 1][VALIDATION_MEAN_AP] for found in ended])
     forest = RandomForestRegressor(200, random_state=0).fit(features, scores)
     found = permutation_importance(forest, features, scores, n_repeats=20, random_state=0).importances_mean.clip(min=0)
     if not found.sum():

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raypaml.counting import epoch_number
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.runs.history import VALIDATION_MEAN_AP, column
 from raypaml.search.search_folder import Outcome
 from raypaml.search.spaces import Space
 
@@ -20,7 +21,7 @@ from raypaml.search.spaces import Space
 def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) -> str:
     """Validation mAP of all comparable trials at the same epoch over the first two searched ranges, or over one."""
     x, *rest = spaces
-    scores = [100 * found.history[epoch - 1]["validation_mean_ap"] for found in outcomes]
+    scores = [100 * found.history[epoch - 1][VALIDATION_MEAN_AP] for found in outcomes]
     places: list[list[Any]] = [[dict(found.trial.values)[space.field] for space in spaces] for found in outcomes]
     figure, (axis,) = panels(1)
     if rest:
@@ -58,7 +59,7 @@ def trial_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome
     """Validation mAP, rejected entries and, where known, how many of them were missed, by epoch and trial."""
     known = any(record["missed"] is not None for found in outcomes for record in found.history)
     figure, axes = panels(3 if known else 2)
-    names = ["validation_mean_ap", "rejected", "rejection_precision"]
+    names = [VALIDATION_MEAN_AP, "rejected", "rejection_precision"]
     titles = ["validation mAP, %", "rejected entries per epoch", "missed positives among the rejected, %"]
     for axis, name, title in zip(axes, names, titles, strict=False):
         for found in outcomes:
@@ -80,9 +81,8 @@ def _line(found: Outcome, best: Outcome | None, own: Outcome | None) -> tuple[st
 
 def _points(found: Outcome, name: str) -> tuple[list[int], list[float]]:
     scale = 1 if name == "rejected" else 100
-    given = [
-        (epoch_number(record["epoch"]), scale * record[name]) for record in found.history if record[name] is not None
-    ]
+    values = enumerate(column(found.history, name))
+    given = [(epoch_number(epoch), scale * value) for epoch, value in values if value is not None]
     return [epoch for epoch, _ in given], [value for _, value in given]
 
 

@@ -15,14 +15,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.counting import epoch_number
 from raypaml.files import write_json
 from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
-from raypaml.runs.run_folder import had_before, read_history
+from raypaml.runs.history import (
+    METRICS_FILE,
+    VALIDATION_MEAN_AP,
+    EpochRecord,
+    History,
+    read_history,
+    validation_scores,
+)
+from raypaml.runs.run_folder import had_before
 from raypaml.search.spaces import Space
 from raypaml.search.trials import Trial
 from raypaml.search.warmup import warmup_key
@@ -30,6 +38,21 @@ from raypaml.search.warmup import warmup_key
 Searcher = Literal["random", "grid", "tpe"]
 """How trials are chosen."""
 TrialState = Literal["planned", "running", "stopped", "failed", "finished"]
+
+
+class TrialProgress(TypedDict):
+    """What is told of an epoch of a trial."""
+
+    epoch: int
+    """From 1."""
+    beyond: int
+    """Epochs since the end of the search's longest warm-up, from which on ASHA compares trials."""
+    validation_mean_ap: float
+    """0..1."""
+    rejected: int
+    """Entries rejected in the epoch."""
+    rejection_precision: float | None
+    """Share of them that were missed positives; None where the truth is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +111,16 @@ class SearchPlan:
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:6]
         return f"search-{self.base.recipe}-{'-'.join(self.fields)}-{digest}"
 
-    def progress(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What is told of an epoch; `beyond` counts from the end of the longest warm-up, where ASHA begins."""
+    def progress(self, record: EpochRecord) -> TrialProgress:
+        """What Tune, its scheduler and the display are told of an epoch of a trial."""
         epoch = epoch_number(record["epoch"])
-        names = ("validation_mean_ap", "rejected", "rejection_precision")
-        return {"epoch": epoch, "beyond": epoch - self.longest_warmup} | {name: record[name] for name in names}
+        return {
+            "epoch": epoch,
+            "beyond": epoch - self.longest_warmup,
+            "validation_mean_ap": record[VALIDATION_MEAN_AP],
+            "rejected": record["rejected"],
+            "rejection_precision": record["rejection_precision"],
+        }
 
     def with_values(self, values: Mapping[str, Any]) -> TrainConfig:
         """The base with values of the searched fields. All trials have the base's epochs, for ASHA compares them.
@@ -197,7 +225,7 @@ class Outcome:
 
     trial: Trial
     state: TrialState
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: History = field(default_factory=list)
     """One record an epoch, the shared ones included."""
     shared: int = 0
     """Epochs taken from a shared warm-up."""
@@ -210,7 +238,7 @@ class Outcome:
     @property
     def score(self) -> float:
         """Best validation mAP so far; -1 before the first epoch."""
-        return max((float(record["validation_mean_ap"]) for record in self.history), default=-1.0)
+        return max(validation_scores(self.history), default=-1.0)
 
     @property
     def seconds(self) -> float:
@@ -226,7 +254,7 @@ def outcome(search: SearchPlan, trial: Trial) -> Outcome:
     """Read a trial's state from its run folder."""
     folder = search.run_folder(trial)
     found = Outcome(trial=trial, state="planned")
-    if (folder / "metrics.jsonl").is_file():
+    if (folder / METRICS_FILE).is_file():
         found.state, found.history = "running", read_history(folder)
     note = _note(folder / "shared.json")
     found.shared = min(int(note.get("epochs", 0)), len(found.history))
@@ -256,7 +284,7 @@ def write_best(search: SearchPlan, best: Outcome, verdict: str) -> None:
     values = {"name": "", "storage": own.storage, "address": "", "workers": own.workers}
     found = {
         "trial": best.trial.name,
-        "validation_mean_ap": best.score,
+        VALIDATION_MEAN_AP: best.score,
         "verdict": verdict,
         "folder": str(search.folder),
     }

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from raypaml.reports.progress import progress_console, shows_live
 from raypaml.reports.tables import percent
-from raypaml.search.search_folder import Outcome, SearchPlan
+from raypaml.runs.history import VALIDATION_MEAN_AP
+from raypaml.search.search_folder import Outcome, SearchPlan, TrialProgress
 from raypaml.search.trials import Trial
 
 _COLUMNS = ("trial", "state", "epoch", "validation mAP", "best", "rejected", "of them missed")
@@ -59,9 +60,9 @@ class SearchDisplay:
         self._row(trial.name)["state"] = "starting"
         self._refresh(f"{trial.name}: starts")
 
-    def update(self, trial: Trial, result: dict[str, Any]) -> None:
+    def update(self, trial: Trial, result: TrialProgress) -> None:
         """An epoch of a trial has ended."""
-        row, score, done = self._row(trial.name), result["validation_mean_ap"], result["epoch"]
+        row, score, done = self._row(trial.name), result[VALIDATION_MEAN_AP], result["epoch"]
         row.update(result, state="running", best=max(score, row.get("best", 0)))
         self._refresh(
             f"{trial.name}: epoch {done}/{self._epochs}  validation mAP {percent(score)}  "
@@ -107,6 +108,6 @@ def _cells(row: dict[str, Any], epochs: int) -> list[str]:
     if "epoch" not in row:
         return [row.get("state", "planned"), *[""] * 5]
     precision = row["rejection_precision"]
-    scores = [percent(row["validation_mean_ap"]), percent(row["best"])]
+    scores = [percent(row[VALIDATION_MEAN_AP]), percent(row["best"])]
     missed = "" if precision is None else f"{precision:.0%}"
     return [row["state"], f"{row['epoch']}/{epochs}", *scores, f"{row['rejected']:,}", missed]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from raypaml.files import whole
+from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.search.search_folder import Outcome, SearchPlan
 
 _COLUMNS = [
-    *("trial", "state", "seed", "epochs_done", "epochs_shared", "validation_mean_ap", "best_epoch", "test_mean_ap"),
+    *("trial", "state", "seed", "epochs_done", "epochs_shared", VALIDATION_MEAN_AP, "best_epoch", "test_mean_ap"),
     *("best_alpha", "validation_mean_ap_at_best_alpha", "rejected", "rejection_precision", "rejection_recall"),
     *("seconds", "error"),
 ]
@@ -18,7 +19,7 @@ _COLUMNS = [
 
 def row(found: Outcome) -> dict[str, Any]:
     """What is told of a trial, without its values; rejections are those of its last epoch."""
-    last = found.history[-1] if found.history else {}
+    last = dict(found.history[-1]) if found.history else {}
     best = max(found.curve, key=found.curve.__getitem__, default=None)
     values = {
         "trial": found.trial.name,
@@ -26,7 +27,7 @@ def row(found: Outcome) -> dict[str, Any]:
         "seed": found.trial.seed,
         "epochs_done": len(found.history),
         "epochs_shared": found.shared,
-        "validation_mean_ap": found.score if found.history else None,
+        VALIDATION_MEAN_AP: found.score if found.history else None,
         "best_epoch": found.result.get("best_epoch"),
         "test_mean_ap": found.result.get("mean_ap"),
         "best_alpha": best,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.files import whole_folder
 from raypaml.losses.schemes import scheme_of
+from raypaml.runs.history import METRICS_FILE
 
 if TYPE_CHECKING:
     from raypaml.search.spaces import Space
@@ -41,7 +42,7 @@ def keep(run_folder: Path, warmups: Path, epoch: int) -> None:
         return
     with whole_folder(kept) as unfinished:
         shutil.copytree(run_folder / "checkpoints", unfinished / "checkpoints", ignore=shutil.ignore_patterns(".*"))
-        shutil.copy2(run_folder / "metrics.jsonl", unfinished)
+        shutil.copy2(run_folder / METRICS_FILE, unfinished)
 
 
 def start_from(warmups: Path, run_folder: Path, warmup_epochs: int) -> int:
@@ -61,5 +62,5 @@ def start_from(warmups: Path, run_folder: Path, warmup_epochs: int) -> int:
         return 0
     with whole_folder(run_folder / "checkpoints") as unfinished:
         shutil.copytree(warmups / f"after-{epoch}" / "checkpoints", unfinished, dirs_exist_ok=True)
-        shutil.copy2(warmups / f"after-{epoch}" / "metrics.jsonl", run_folder)
+        shutil.copy2(warmups / f"after-{epoch}" / METRICS_FILE, run_folder)
     return epoch

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from raypaml.counting import epoch_number, place_text
 from raypaml.errors import CallbackError
+from raypaml.runs.history import EpochRecord
 from raypaml.runs.transfer import HostCopy
 
 Ending = Literal["finished", "stopped", "failed"]
@@ -62,7 +63,7 @@ class Callback:
     callbacks are sent as they are when training starts. An error in one ends the run as a CallbackError.
     """
 
-    def on_epoch(self, record: dict[str, Any]) -> Stop | Save | None:
+    def on_epoch(self, record: EpochRecord) -> Stop | Save | None:
         """An epoch is trained and validated, and its checkpoint comes next; `record` is its line of metrics.jsonl."""
 
     def on_step(self, values: StepValues) -> None:
@@ -117,7 +118,7 @@ class Calls:
             for one in self._of_steps:
                 self._call(one, "on_step", values)
 
-    def on_epoch(self, record: dict[str, Any]) -> tuple[str | None, bool]:
+    def on_epoch(self, record: EpochRecord) -> tuple[str | None, bool]:
         """Why training is to stop, None where it is not; and whether the epoch's checkpoint is to be kept."""
         self.tell_steps()
         self._place = f"epoch {epoch_number(record['epoch'])}"

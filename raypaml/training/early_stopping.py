@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from raypaml.counting import epoch_number
+from raypaml.runs.history import EpochRecord, validation_scores
 from raypaml.settings import OptimConfig
 
 
-def stopped_by_callback(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
+def stopped_by_callback(history: Sequence[EpochRecord], optim: OptimConfig) -> str:
     """What a callback stopped training for, as long as the run is asked for as many epochs as then; empty if none."""
     stop = history[-1].get("stop") if history else None
     if not stop or stop["epochs"] != optim.epochs:
@@ -21,7 +21,7 @@ def stopped_by_callback(history: Sequence[dict[str, Any]], optim: OptimConfig) -
     return f"stopped after epoch {len(history)} of {optim.epochs}: {stop['why'] or 'a callback'}"
 
 
-def early_stop(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
+def early_stop(history: Sequence[EpochRecord], optim: OptimConfig) -> str:
     """Why training ends after these epochs, in a sentence; empty where it does not, or has trained all epochs.
 
     Args:
@@ -33,7 +33,7 @@ def early_stop(history: Sequence[dict[str, Any]], optim: OptimConfig) -> str:
         return ""
     if said := stopped_by_callback(history, optim):
         return said
-    scores = [100 * float(record["validation_mean_ap"]) for record in history]
+    scores = [100 * score for score in validation_scores(history)]
     known = [epoch for epoch in range(done) if not math.isnan(scores[epoch])]  # NaN: no class had a positive
     if not known:
         return ""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.losses.schemes import scheme_of
+from raypaml.runs.history import METRICS_FILE, read_history
 from raypaml.runs.mirror import Mirror
-from raypaml.runs.run_folder import read_history, stored_config
+from raypaml.runs.run_folder import stored_config
 from raypaml.runs.run_length import length_of, length_text, reached, since_text
 from raypaml.training.early_stopping import early_stop, stopped_by_callback
 from raypaml.training.learning_rates import learning_rate
@@ -45,7 +46,7 @@ def _check(folder: Path, config: TrainConfig, epoch: int, step: int) -> None:
     if not epoch:
         return
     if mirror := Mirror.of(config.run.storage, folder):
-        mirror.pull("metrics.jsonl")
+        mirror.pull(METRICS_FILE)
     history = read_history(folder)[:epoch]
     if said := early_stop(history, config.optim):
         remedy = "--patience 0 --stop-below 0, or larger ones, too"

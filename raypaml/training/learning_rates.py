@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -47,10 +48,17 @@ def follow_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, done: 
             group |= {"momentum": momentum} if "momentum" in group else {"betas": (momentum, group["betas"][1])}
 
 
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The learning rates of the last step: of the backbone, and of the head, whose group comes second."""
+class LearningRates(NamedTuple):
+    """The learning rates of one step."""
+
+    backbone: float
+    head: float
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> LearningRates:
+    """The learning rates of the last step; the head's parameter group comes second."""
     backbone, head = optimizer.param_groups[:2]
-    return {"learning_rate": backbone["lr"], "head_learning_rate": head["lr"]}
+    return LearningRates(backbone["lr"], head["lr"])
 
 
 def _cycle(done: int, total: int, warmup: float) -> float:

@@ -16,6 +16,7 @@ from raypaml.evaluation.predicting import predict_split
 from raypaml.evaluation.prediction_plan import EVALUATION_BATCHES
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs import checkpoint
+from raypaml.runs.events import EpochReport, LoopSignal, Message, Report, StepReport
 from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import check_budget, gather, named, seen_together
 from raypaml.training.callbacks import Callback, Calls
@@ -39,15 +40,7 @@ from raypaml.training.step import settle, train_step
 from raypaml.training.usage import awaited
 from raypaml.training.watch import Beats
 from raypaml.training.watchdog import beating
-from raypaml.training.worker import (
-    READING,
-    LoopSignal,
-    Report,
-    Worker,
-    build_worker,
-    drop_features,
-    enter_epoch,
-)
+from raypaml.training.worker import READING, Worker, build_worker, drop_features, enter_epoch
 
 REPORT_SECONDS = 1.0
 """Between two agreements on progress, about: reporting costs no collective per step, a signal is heard soon."""
@@ -85,7 +78,7 @@ def train(
     # --- Data, model, optimizer -------------------------------------------------------------------------------
     worker = build_worker(as_halved(config, run_folder), data_folder, run_folder, device, report)
     if halving := read_halving(run_folder):
-        report({"event": str(halving)})
+        report(Message(str(halving)))
 
     worker.calls = Calls(callbacks, device, rank=worker.ranks.rank)
 
@@ -110,7 +103,7 @@ def train(
             _finish_epoch(worker)
             if commit_first:
                 settle_saving(worker)
-            if _report_epoch(worker) and not _is_trained(worker):
+            if _report_epoch(worker) == LoopSignal.STOP and not _is_trained(worker):
                 return False
 
         if said := early_stop(worker.state.history, config.optim):
@@ -204,26 +197,26 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
     _agree_on_skips(worker)
     state.tally = add_up(state.tally, sums)
     totals = by_name(state.tally)
+    epochs = worker.config.optim.epochs
     asked = worker.report(
-        {
-            "epoch": state.epoch,
-            "step": state.step,
-            "steps": worker.plan.steps,
-            "epochs": worker.config.optim.epochs,
-            "loss": fresh["loss"] / max(fresh["samples"], 1),
-            "rejected": int(totals["rejected"]),
-            "rejection_rate": fresh["rejected"] / max(fresh["samples"] * len(worker.data.vocabulary), 1),
-            "learning_rate": learning_rates(worker.optimizer)["learning_rate"],
-            "samples_left": worker.plan.num_samples * (worker.config.optim.epochs - state.epoch)
-            - int(totals["samples"]),
-            "images_per_second": fresh["samples"] / seconds,
-        }
+        StepReport(
+            epoch=state.epoch,
+            step=state.step,
+            steps=worker.plan.steps,
+            epochs=epochs,
+            loss=fresh["loss"] / max(fresh["samples"], 1),
+            rejected=int(totals["rejected"]),
+            rejection_rate=fresh["rejected"] / max(fresh["samples"] * len(worker.data.vocabulary), 1),
+            learning_rate=learning_rates(worker.optimizer).backbone,
+            samples_left=worker.plan.num_samples * (epochs - state.epoch) - int(totals["samples"]),
+            images_per_second=fresh["samples"] / seconds,
+        )
     )
-    return _anyone(worker, asked)
+    return _any_rank(worker, asked)
 
 
-def _anyone(worker: Worker, asked: LoopSignal | bool) -> LoopSignal:
-    """What any rank was asked for; to stop, rather than to save."""
+def _any_rank(worker: Worker, asked: LoopSignal | bool) -> LoopSignal:
+    """What any rank was asked for; stopping wins over saving."""
     stop, save = worker.ranks.sum(
         torch.tensor([float(asked == signal) for signal in (LoopSignal.STOP, LoopSignal.SAVE)])
     ).tolist()
@@ -268,18 +261,17 @@ def _finish_epoch(worker: Worker) -> None:
     _answer_notice(worker)
 
 
+def _report_epoch(worker: Worker) -> LoopSignal:
+    """Report the last epoch's record; what any rank was asked for."""
+    return _any_rank(worker, worker.report(EpochReport(worker.state.history[-1], worker.config.optim.epochs)))
+
+
 def _answer_notice(worker: Worker) -> None:
     """Say that what was asked for is saved, once it is on the disk."""
     if worker.notice:
         settle_saving(worker)
         worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
         worker.notice = False
-
-
-def _report_epoch(worker: Worker) -> bool:
-    """Report the last epoch's record; whether anyone was asked to stop."""
-    event = {"record": worker.state.history[-1], "epochs": worker.config.optim.epochs}
-    return _anyone(worker, worker.report(event)) == LoopSignal.STOP
 
 
 def _evaluation(worker: Worker) -> dict[str, Any]:

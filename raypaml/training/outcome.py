@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raypaml.labels import POSITIVE, UNOBSERVED, IntArray
 from raypaml.losses.schemes import scheme_of
+from raypaml.runs.events import Message
 from raypaml.runs.models import update_average
 from raypaml.runs.skips import Reason
 from raypaml.runs.transfer import HostCopy
@@ -61,7 +62,7 @@ def keep_outcome(worker: Worker, step: StepOutcome) -> None:
 def skip_outcome(worker: Worker, step: StepOutcome, error: DivergedError) -> None:
     """Count and tell the samples of a step that was not finite, and so has changed nothing."""
     worker.skipped += [(row, NOT_FINITE) for row in step.rows.tolist()]
-    worker.report({"event": f"{error}; its {step.global_rows} samples are skipped"})
+    worker.report(Message(f"{error}; its {step.global_rows} samples are skipped"))
 
 
 def _count(worker: Worker, step: StepOutcome) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +9,8 @@ from functools import partial
 from raypaml.files import write_whole
 from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
+from raypaml.runs.events import Message
+from raypaml.runs.history import METRICS_FILE, history_text
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.random_streams import begin_stream, continue_stream, random_streams
 from raypaml.runs.skips import Reason, write_skipped
@@ -30,7 +31,7 @@ def restore(worker: Worker) -> None:
     for path in valid:
         worker.saving.verified.note(path)
     if damaged:
-        worker.report({"event": f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"})
+        worker.report(Message(f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"))
     worker.ranks.barrier()  # nobody may save before all have looked
     if worker.ranks.rank == 0:
         checkpoint.sweep_unfinished(worker.run_folder / "checkpoints")
@@ -47,7 +48,7 @@ def restore(worker: Worker) -> None:
     if not continue_stream(kept, worker.ranks):  # of an earlier version, or of another number of workers
         begin_stream(worker.config.run.seed, worker.ranks.rank, worker.state.epoch, worker.state.step)
     count = worker.ranks.world_size
-    worker.report({"event": f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"})
+    worker.report(Message(f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"))
 
 
 def _begin(worker: Worker) -> None:
@@ -64,7 +65,7 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
     """A new worker at the last checkpoint; the error again where it is not the first at this step."""
     if error.place in worker.rolled_back:
         raise FloatingPointError(f"{error}; again, after going back to the last checkpoint") from None
-    worker.report({"event": f"{error}; going back to the last checkpoint"})
+    worker.report(Message(f"{error}; going back to the last checkpoint"))
     settle_saving(worker)
     ranks = worker.ranks
     ranks.barrier()  # it is there for all
@@ -85,7 +86,7 @@ def saving(current: Callable[[], Worker]) -> Iterator[None]:
             try:
                 settle_saving(current())
             except Exception as error:  # the first error is the one to raise
-                current().report({"event": str(error)})
+                current().report(Message(str(error)))
             raise
         else:
             settle_saving(current())
@@ -131,8 +132,8 @@ def save_state(worker: Worker) -> None:
             worker.scheme_state.tensors() | streams,
             worker.saving.host,
         )
-        lines = "".join(json.dumps(record) + "\n" for record in worker.state.history)
-        worker.saving.start(partial(_commit, worker, snapshot, lines, list(worker.state.skipped), worker.place))
+        metrics = history_text(worker.state.history)
+        worker.saving.start(partial(_commit, worker, snapshot, metrics, list(worker.state.skipped), worker.place))
     elif worker.store:
         worker.saving.start(partial(_push, worker, worker.store, worker.place))
 
@@ -145,7 +146,7 @@ def _commit(
     written = write_checkpoint(folder, snapshot)
     verified.note(written)
     checkpoint.retain(folder, verified.is_valid)
-    write_whole(worker.run_folder / "metrics.jsonl", metrics)
+    write_whole(worker.run_folder / METRICS_FILE, metrics)
     worker.calls.committed.append(written)
     if skipped:
         write_skipped(worker.run_folder / "skipped.jsonl", skipped, snapshot.index)
@@ -173,7 +174,7 @@ def _push(worker: Worker, store: Mirror, place: str) -> str:
             store.push_new(rejections.FOLDER)  # every rank has written its own
         if worker.ranks.rank == 0:
             store.push_checkpoints()
-            store.push("metrics.jsonl", "skipped.jsonl", "logs")
+            store.push(METRICS_FILE, "skipped.jsonl", "logs")
     except PermissionError as error:
         raise ValueError(f"storage={worker.config.run.storage}: {error}; give this machine's role the right") from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What an epoch used: images a second, where the time went, memory, and the share of the device's peak arithmetic."""
+"""What an epoch used: its rate, what its time was spent on, memory, and the share of the device's peak arithmetic."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
 from raypaml.data.batches import Batch, Reader
+from raypaml.runs.history import Usage
 from raypaml.runs.models import autocast
 from raypaml.training.device_peaks import Arithmetic, peak_flops
 from raypaml.training.estimate import measure
 from raypaml.training.worker import Worker
 
-Usage = dict[str, float | int | None]
-
 
 def awaited(worker: Worker, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches; the seconds that the loop waits for them are added to the worker's."""
+    """Pass batches on, adding the seconds waited for each to the worker's `data_seconds`."""
     source = iter(batches)
     while True:
         began = time.monotonic()
@@ -34,18 +32,12 @@ def awaited(worker: Worker, batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def epoch_usage(worker: Worker, totals: dict[str, float], seconds: float) -> Usage:
-    """What goes into the epoch's record of what it used; every rank calls it, for they compare their memory.
+    """What an epoch used, for its record; a collective, for ranks compare their memory.
 
     Args:
-        worker: at the end of an epoch.
+        worker: the worker at the end of the epoch.
         totals: sums of the epoch over steps and ranks, by their names in `training.worker`.
-        seconds: spent training in this epoch.
-
-    Returns:
-        `epoch_seconds`, `images_per_second` of all ranks together; `data_wait_share` and `collective_share` of the
-        training time, 0..1, means over ranks; `peak_memory_bytes` of the rank that used most, on a GPU what torch
-        allocated in this epoch, on the CPU the most that the process ever held; `model_flop_utilisation`, 0..1, see
-        `_utilisation`. None where a figure is not known.
+        seconds: the time spent training in this epoch.
     """
     together = totals["rank_seconds"]
     return {
@@ -59,12 +51,12 @@ def epoch_usage(worker: Worker, totals: dict[str, float], seconds: float) -> Usa
 
 
 def _share(part: float, whole: float) -> float | None:
-    """Part of whole; None where an earlier version, which did not count them, began the epoch."""
+    """The share of a part in the whole; None where an earlier version, which counted neither, began the epoch."""
     return None if math.isnan(whole) or not whole else part / whole
 
 
 def _take_peak_memory(device: torch.device) -> int:
-    """Bytes, at most, since the last call on a GPU, ever on the CPU."""
+    """Most bytes that this process held: on a GPU since the last call, on the CPU since it started."""
     if device.type == "cuda":
         most = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -74,7 +66,7 @@ def _take_peak_memory(device: torch.device) -> int:
 
 
 def _utilisation(worker: Worker, samples: float, together: float) -> float | None:
-    """Operations that training these samples takes, over those that the devices could have done in this time.
+    """Operations that training these samples takes, over the devices' peak in the ranks' time `together`, 0..1.
 
     What is computed twice, such as the first pass of micro batches, counts once. (PaLM, 2022, appendix B.)
     """
@@ -93,10 +85,10 @@ def _flops_an_image(worker: Worker) -> int:
 
 
 def _arithmetic(worker: Worker) -> Arithmetic:
-    """What the backbone's convolutions are to compute in; a GPU without TF32 takes float32 instead."""
+    """The arithmetic of the backbone's convolutions as torch is set up; a GPU without TF32 uses float32 instead."""
     device = worker.ranks.device
     with autocast(worker.config.optim.precision, device):
         if torch.is_autocast_enabled(device.type):
             return "bfloat16"
-    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return "tf32" if convolutions.fp32_precision == "tf32" else "float32"
+    is_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "tf32" if is_tf32 else "float32"

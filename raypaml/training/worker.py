@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +20,7 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.model.cam import CamClassifier, FeatureClassifier
 from raypaml.runs.checkpoint import State
 from raypaml.runs.corrections import Corrections
+from raypaml.runs.events import Activity, LoopSignal, Message, Report
 from raypaml.runs.kept_features import RUN_FOLDER, Features, keeps_features, open_features
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import build_model, placed, prepare_device
@@ -47,20 +45,6 @@ TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
 TIMES = ("rank_seconds", "data_seconds", "collective_seconds")
 """Sums over steps and ranks that follow those of TALLY in a checkpoint: all time spent training, waiting for data, and
 in collectives. NaN where the epoch was begun by an earlier version, which did not count them."""
-
-
-class LoopSignal(IntEnum):
-    """What the driver asks of the workers; they learn it when they next add up what they counted."""
-
-    NOTHING = 0
-    STOP = 1
-    """Save a checkpoint and stop. True says the same."""
-    SAVE = 2
-    """Save a checkpoint and go on: a machine is about to be taken away."""
-
-
-Report = Callable[[dict[str, Any]], LoopSignal | bool]
-"""Takes an event of training; answers what the driver asks of the workers."""
 
 
 @dataclass
@@ -128,7 +112,7 @@ class Worker:
     def say(self, text: str) -> None:
         """Report a line for people."""
         self.now(text)
-        self.report({"event": text})
+        self.report(Message(text))
 
     @property
     def steps_done(self) -> int:
@@ -267,14 +251,14 @@ class _FeatureListener:
         self._worker, self._asked = worker, False
 
     def say(self, text: str) -> None:
-        self._tell("event", text)
+        self._tell(Message(text))
 
     def moved(self, text: str) -> None:
-        self._tell("progress", text)
+        self._tell(Activity(text))
 
-    def _tell(self, kind: str, text: str) -> None:
-        self._worker.now(text)
-        self._asked |= self._worker.report({kind: text}) == LoopSignal.STOP
+    def _tell(self, event: Message | Activity) -> None:
+        self._worker.now(event.text)
+        self._asked |= self._worker.report(event) == LoopSignal.STOP
 
     def stops(self) -> bool:
         return bool(self._worker.ranks.sum(torch.tensor([float(self._asked)])).item())

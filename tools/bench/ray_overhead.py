@@ -27,7 +27,8 @@ import torch.multiprocessing as mp
 
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
-from raypaml.runs.run_folder import claim, read_history
+from raypaml.runs.history import read_history
+from raypaml.runs.run_folder import claim
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 

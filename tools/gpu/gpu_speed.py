@@ -19,12 +19,13 @@ from raypaml.config import TrainConfig
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.digits import digits_folder
 from raypaml.recipes import recipe
+from raypaml.runs.events import LoopSignal
 from raypaml.runs.models import prepare_device
 from raypaml.settings import OptimConfig
 from raypaml.training.estimate import measure
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
-from raypaml.training.worker import LoopSignal, Worker, build_worker
+from raypaml.training.worker import Worker, build_worker
 from tools.bench.images import prepare
 from tools.bench.method import CLASSES, RUNS, Run, extra_memory, race
 from tools.bench.step import matrix_peak, step_run

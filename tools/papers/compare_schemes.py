@@ -44,6 +44,7 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
     import torch
 
     from raypaml.run_report.conclude import conclude_run
+    from raypaml.runs.events import EpochReport, Event
     from raypaml.runs.run_folder import claim
     from raypaml.search.warmup import keep, start_from, warmup_key
     from raypaml.training.job import prepare_job
@@ -60,8 +61,8 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
     if shared:
         start_from(shared, job.folder, config.loss.warmup_epochs)
 
-    def report(event: dict[str, Any]) -> bool:
-        epoch = event["record"]["epoch"] + 1 if "record" in event else 0
+    def report(event: Event) -> bool:
+        epoch = event.record["epoch"] + 1 if isinstance(event, EpochReport) else 0
         if shared and config.loss.scheme == "an" and epoch == config.loss.warmup_epochs:
             keep(job.folder, shared, epoch)
         return False

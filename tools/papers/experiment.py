@@ -90,7 +90,7 @@ def collect(setting: Setting, hiding: str, seeds: Sequence[int]) -> Findings:
 def _read(config: TrainConfig, reference: TrainConfig, groups: Any) -> tuple[dict[float, dict[str, float]], Any, Any]:
     """Mean AP by alpha of every group and All, the epochs, and figures of rejection and maps."""
     from raypaml.metrics.average_precision import group_means, mean_ap
-    from raypaml.runs.run_folder import read_history, rejection_quality
+    from raypaml.runs.history import read_history, rejection_quality
     from tools.papers.experiment_figures import map_figures
 
     stored = json.loads((folder_of(config) / "ap.json").read_text())
@@ -165,7 +165,7 @@ def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict
 
 def _own_seconds(config: TrainConfig) -> float:
     """Of training, without a warm-up that was another run's."""
-    from raypaml.runs.run_folder import read_history
+    from raypaml.runs.history import read_history
 
     history = read_history(folder_of(config))
     shared = history[config.loss.warmup_epochs - 1]["seconds"] if config.loss.scheme in LATER else 0.0

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from raypaml.labels import GROUP_NAMES
-from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, History, panels, svg
+from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.runs.history import History
 from tools.papers.claims import GAINS, Figures, Row, half_interval, points, title, value
 
 MODES = ("none", "inference", "training")
