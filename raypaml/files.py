@@ -39,7 +39,8 @@ START_BYTES = 256
 
 def as_texts(given: Place | Iterable[Place]) -> list[str]:
     """One place or name, or several, as a list of texts: a program that has only one gives no list."""
-    return [str(one) for one in ([given] if isinstance(given, str | os.PathLike) else given)]
+    several = [given] if isinstance(given, str | os.PathLike) else given
+    return [os.fspath(one) if isinstance(one, os.PathLike) else str(one) for one in several]
 
 
 def came_instead(start: bytes) -> str:

@@ -105,6 +105,10 @@ def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> Non
         (lambda: raypaml.Run.train("digits", lr=-1, progress=False), "lr=-1.0: must be above 0"),
         (lambda: raypaml.Run.train("digits", threads=0, progress=False), "threads=0: reproducible gradients depend"),
         (lambda: raypaml.Run.train("digits", flip=1), "flip=1: must be bool, not int"),
+        (lambda: raypaml.Run.train("digits", scheme=None), "scheme=None: must be str, not NoneType"),
+        (lambda: raypaml.Run.train("digits", name="..", progress=False), r"name=\.\.: must name one folder within"),
+        (lambda: raypaml.Run.train("digits", storage="file:///x"), "storage=file:///x: give the path alone, .* /x"),
+        (lambda: raypaml.Run.train("digits", name="a/b", progress=False), "name=a/b: must name one folder within"),
         (lambda: run.evaluate("test", choose_alpha=True), "alpha is chosen on validation alone"),
         (lambda: run.predict(tmp_path / "none.png"), "no such file or folder"),
         (lambda: run.explain(show="best", limit=1), "show='best': must be one of spread, high, low, errors"),
@@ -138,6 +142,18 @@ def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:
     config, own = parse(flags)
     assert (asked, asked.config) == (own.asked, config)
     assert configured(recipe("digits"), settings).config == config
+    of_a_table = settings | {"epochs": np.int64(3), "alpha": np.float32(2)}
+    assert configured("digits", of_a_table).config == config
+
+
+def test_another_run_may_be_named_by_its_object(run: raypaml.Run, tmp_path: Path) -> None:
+    assert configured("digits", {"from_run": run}).config.model.from_run == str(run.folder)
+    assert raypaml.load(run).card.origin["run"] == run.name
+    with pytest.raises(raypaml.UserError, match=f"{tmp_path}: neither the folder of a run"):
+        run.explain(against=run, beside=[run, tmp_path])
+    run.export(tmp_path / "export", formats="safetensors")
+    with pytest.raises(raypaml.UserError, match="export: an export; give the run that it was made from"):
+        raypaml.Run.train("digits", from_run=tmp_path / "export", data=run.config.data.data, progress=False)
 
 
 def scores(run: raypaml.Run, folder: Path) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 import raypaml
+from raypaml.cluster.sent_callbacks import modules_of, packed, unpacked
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import read_state, valid_checkpoints
 from raypaml.training import loop
-from raypaml.training.callbacks import Calls
+from raypaml.training.callbacks import Calls, as_callbacks
 from tests.conftest import newest_files, train_here
 from tests.reported import place_of
 
@@ -115,6 +117,47 @@ def test_the_state_in_a_checkpoint_knows_every_step_before_it(
     assert stopped.heard == [[0, 0], [0, 1]]
     train_here(asked, going_on)
     assert going_on.heard == [[0, 0], [0, 1], [0, 2]]
+
+
+def test_a_method_of_the_object_is_heard_and_leaves_torch_as_it_was() -> None:
+    heard: list[int] = []
+    one = raypaml.Callback()
+    one.on_step = lambda values: heard.append(values.samples)  # type: ignore[method-assign]
+    one.on_epoch = lambda record: raypaml.Stop(record["epoch"])  # type: ignore[method-assign]
+    two = raypaml.Callback()
+    two.on_step = lambda values: torch.set_grad_enabled(False)  # type: ignore[assignment, method-assign]  # noqa: ARG005
+    calls = Calls([one, two])
+    calls.note_step(0, 0, torch.tensor(1.0), 4, torch.zeros(4, 2, dtype=torch.bool))
+    assert calls.on_epoch({"epoch": 0}) == ("callback Callback", False)
+    assert calls.on_epoch({"epoch": 7}) == ("callback Callback: 7", False)
+    assert heard == [4]
+    assert torch.is_grad_enabled()
+
+
+def test_one_callback_or_an_iterator_of_several_is_taken() -> None:
+    diary, answers = Diary(), Answers({})
+    assert as_callbacks(diary) == (diary,)
+    assert as_callbacks(one for one in (diary, answers)) == (diary, answers)
+    for wrong in (None, Diary, [Diary], "abc", print):
+        with pytest.raises(ValueError, match=r"callbacks: .* is none; derive it from raypaml.Callback, and give an ob"):
+            as_callbacks(wrong)
+
+
+def test_a_worker_without_the_module_of_a_callback_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_callback.py").write_text("import raypaml\nclass Own(raypaml.Callback):\n    pass\n")
+    with monkeypatch.context() as path:
+        path.syspath_prepend(tmp_path)
+        own = importlib.import_module("own_callback").Own()
+        sent = packed([own, own])
+        assert modules_of([own, Diary()]) == ("own_callback", "tests")
+        first, second = unpacked(sent)
+        assert first is second
+    del sys.modules["own_callback"]
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"No module named 'own_callback'.*register_pickle_by_value\(own_callback\)"):
+        unpacked(sent)
 
 
 def test_all_hear_of_the_end_though_one_fails() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +19,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from raypaml.cluster import launch, own_process, own_signals
+import raypaml
+from raypaml.cluster import launch, own_process, own_signals, session
 from raypaml.cluster.own_signals import OwnSignals
 from raypaml.cluster.signals import STOPPING
+from raypaml.cluster.sole_use import is_used_elsewhere, sole_use
 from raypaml.errors import StoppedAtOnce
 from raypaml.recipes import recipe
 from raypaml.reports.progress import Display
@@ -154,6 +157,19 @@ def test_the_second_signal_ends_a_process_that_is_stuck(monkeypatch: pytest.Monk
         assert ended.wait(10)
     assert (codes, said) == ([143], [STOPPING])
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_process_trains_one_run_at_a_time(tiny_digits: Path, tmp_path: Path) -> None:
+    """Two in threads took each other's random numbers: other weights, or an error that spoke of dropout."""
+    with ThreadPoolExecutor(1) as other, sole_use(), sole_use():
+        settings: dict[str, Any] = {"data": tiny_digits, "storage": tmp_path, "name": "a", "workers": 1}
+        second = other.submit(raypaml.Run.train, "digits", progress=False, **settings)
+        with pytest.raises(raypaml.UserError, match="another thread of this process trains already"):
+            second.result()
+        with pytest.raises(ValueError, match="another thread of this process trains already"):
+            other.submit(lambda: session.join().__enter__()).result()
+    assert not is_used_elsewhere()
+    assert not (tmp_path / "a").exists()
 
 
 def test_in_another_thread_signals_stay_the_callers() -> None:

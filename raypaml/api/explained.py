@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ class Explained:
             ValueError: runs, data or choices do not fit each other.
         """
         choice = ShownPairs(show=show, rows=rows, classes=tuple(as_texts(classes)), group=group)
-        runs = ExplainedRuns.open(str(run), str(against), as_texts(beside), str(data), split, say, str(alpha))
+        runs = ExplainedRuns.open(str(run), os.fspath(against), as_texts(beside), str(data), split, say, str(alpha))
         read = runs.boxes(Path(boxes), say) if str(boxes) else None
         with device_mapper(workers, address, device) as (mapper, used):
             pairs = runs.compare(read, limit, mapper, used, say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -50,7 +50,7 @@ class Run:
         cls,
         config_or_recipe: TrainConfig | Place = "digits",
         *,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Callback | Iterable[Callback] = (),
         progress: bool = True,
         **settings: Any,
     ) -> Self:
@@ -59,7 +59,7 @@ class Run:
         Args:
             config_or_recipe: name of a recipe, a configuration, or a file that holds one: the config.json of a run, the
                 best.json of a search.
-            callbacks: told of epochs, steps, checkpoints and the end on rank 0, see `raypaml.Callback`.
+            callbacks: one or several, told of epochs, steps, checkpoints and the end on rank 0, see `raypaml.Callback`.
             progress: show it: a live display in a terminal or notebook, lines elsewhere.
             settings: those of `raypaml train --help` over it, such as `epochs=3, data="data/mine", workers=1`.
 
@@ -73,23 +73,21 @@ class Run:
             StoppedAtOnce: a second Ctrl-C or SIGTERM ended it without a further checkpoint.
 
         One worker without an address trains in this process, and `hang_seconds` without a step end it, a notebook's
-        kernel too; with `address="local"` the worker has a process of its own.
+        kernel too; with `address="local"` the worker has a process of its own. A process trains one run at a time.
         """
         from raypaml.reports.progress import Display, progress_console
         from raypaml.runs.run_length import is_finished
-        from raypaml.training.callbacks import Callback
+        from raypaml.training.callbacks import as_callbacks
         from raypaml.training.job import prepare_job
 
-        for one in callbacks:
-            if not isinstance(one, Callback):
-                raise ValueError(f"callbacks: {one!r} is none; derive it from raypaml.Callback, and give an object")
+        heard_by = as_callbacks(callbacks)
         config = configured(config_or_recipe, settings).config
         with Display(progress_console(shown=progress)) as display:
             job = prepare_job(config, display.say)
             if not is_finished(job.folder, job.config):
                 from raypaml.cluster.launch import fit
 
-                if stopped := fit(job, command("train"), display, callbacks):
+                if stopped := fit(job, command("train"), display, heard_by):
                     return cls(job.folder, progress=progress, stopped=stopped)
             from raypaml.run_report.conclude import conclude_run
 
@@ -174,6 +172,9 @@ class Run:
         elif self.stopped:
             figures.append(f"stopped by {self.stopped.name}")
         return f"<Run {self.folder}: {', '.join(figures)}>"
+
+    def __fspath__(self) -> str:  # so that another run may start from it, or be compared with it
+        return str(self.path)
 
     # --- What is done with it -----------------------------------------------------------------------------------------
 

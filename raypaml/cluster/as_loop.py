@@ -74,7 +74,7 @@ def _configuration(run: TrainConfig | str, settings: dict[str, Any], ranks: Rank
         raise ValueError(f"workers={given['workers']}: Ray has started {ranks.world_size}; leave it out")
     config = resolve(recipe(run) if isinstance(run, str) else run, given)
     where = Location(config.run.storage)
-    if ray.is_initialized() and where.is_local and not Path(config.run.storage.removeprefix("file://")).is_absolute():
+    if ray.is_initialized() and where.is_local and not Path(config.run.storage).is_absolute():
         raise ValueError(
             f"storage={config.run.storage}: Ray gives its workers working directories of their own; give an absolute "
             f"path that all workers see, or s3://..."

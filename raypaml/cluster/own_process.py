@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import torch
 
 from raypaml.cluster.own_signals import OwnSignals
+from raypaml.cluster.sole_use import sole_use
 from raypaml.cluster.worker_errors import CHANCE, as_said, brief_cause, is_disk_full
 from raypaml.errors import StoppedAtOnce
 from raypaml.reports.progress import Display
@@ -53,9 +54,9 @@ def fit_in_own_process(job: Job, prog: str, display: Display, callbacks: Sequenc
     display.say(f"run {run.name}: 1 worker, in this process, in {job.folder}")
     again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
     device = torch.device("cuda", 0) if own_gpu(run.device) else torch.device("cpu")
-    claim(job.folder, job.config, job.data)
-    display.track(job.config, job.folder)
-    with OwnSignals(display.say) as signals, _logged(job), _torch_restored(device):
+    with sole_use(), OwnSignals(display.say) as signals, _logged(job), _torch_restored(device):
+        claim(job.folder, job.config, job.data)
+        display.track(job.config, job.folder)
         _use_threads_of_a_worker(job.config.optim.threads)
         report, watchdog = _reporter(display, signals), _Watchdog(run.hang_seconds, display, again)
         try:

@@ -20,6 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from raypaml.cluster import ray_variables, session
 from raypaml.cluster.channel import Channel, Failure
 from raypaml.cluster.gauges import RunGauges
+from raypaml.cluster.sent_callbacks import modules_of, packed, unpacked
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.trainers import torch_config, trainer_class
 from raypaml.cluster.worker_errors import CHANCE, as_said, as_user_error, brief_cause, is_disk_full
@@ -48,20 +49,20 @@ takes no time where there is room; the start of the workers' processes comes lat
 
 def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
     """Train in workers of Ray; returns and raises what `launch.fit` says."""
-    _check_can_travel(callbacks)
+    sent = packed(callbacks)
     run = job.config.run
     least = run.min_workers or run.workers
     count = f"{least} to {run.workers}" if least < run.workers else run.workers
     display.say(f"run {run.name}: {count} workers, in {job.folder}")
     again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
     patience = SHRINKS_SOON if least < run.workers else {}
-    with ray_variables(**patience), session.join(run.address, least) as private:
+    with ray_variables(**patience), session.join(run.address, least, needs=modules_of(callbacks)) as private:
         use_gpu = gpu_wanted(run, display.say)
         claim(job.folder, job.config, job.data)
         display.track(job.config, job.folder)
         channel = Channel(Watch(run.hang_seconds))
         outcome: dict[str, Any] = {}
-        asked = (job, channel, private, use_gpu, outcome, callbacks)
+        asked = (job, channel, private, use_gpu, outcome, sent)
         thread = threading.Thread(target=_fit_in_thread, args=asked, daemon=True)
         thread.start()
         with Signals() as signals:
@@ -79,17 +80,6 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
         return 0
     display.say(f"stopped; {again}")
     return signals.received or signal.SIGINT
-
-
-def _check_can_travel(callbacks: Sequence[Callback]) -> None:
-    for one in callbacks:
-        try:
-            ray.cloudpickle.dumps(one)
-        except Exception as error:  # whatever its parts raise
-            raise ValueError(
-                f"callback {type(one).__qualname__}: cannot be sent to the workers ({type(error).__name__}: {error}); "
-                "open files and connections when the first call comes, or train with workers=1"
-            ) from None
 
 
 def _show(channel: Channel, display: Display) -> None:
@@ -131,7 +121,7 @@ def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
 
 
 def _fit_in_thread(
-    job: Job, channel: Channel, private: bool, use_gpu: bool, outcome: dict[str, Any], heard_by: Sequence[Callback]
+    job: Job, channel: Channel, private: bool, use_gpu: bool, outcome: dict[str, Any], sent: bytes
 ) -> None:
     """Ray's fit in a thread of its own, so that this process's main thread shows progress and takes signals."""
     try:
@@ -141,7 +131,7 @@ def _fit_in_thread(
             private=private,
             use_gpu=use_gpu,
             callbacks=[_LostWorkers(channel)],
-            heard_by=heard_by,
+            heard_by=sent,
             max_failures=job.config.run.max_failures,
         )
     except BaseException as error:
@@ -174,13 +164,14 @@ def run_workers(
     private: bool = False,
     splits: Sequence[str] = ("test",),
     callbacks: Sequence[Any] = (),
-    heard_by: Sequence[Callback] = (),
+    heard_by: bytes = b"",
     max_failures: int = 0,
 ) -> bool:
     """Train the job on its workers and predict `splits`; whether training finished, rather than being stopped.
 
-    `callbacks` are Ray's, called by its controller; those of `heard_by` are the program's, called on rank 0. `private`:
-    Ray is a private one, and ends with this process; a trial, which a search may stop, needs all that Ray Train starts.
+    `callbacks` are Ray's, called by its controller; `heard_by` are the program's, as `sent_callbacks.packed` gives
+    them, called on rank 0. `private`: Ray is a private one, and ends with this process; a trial, which a search may
+    stop, needs all that Ray Train starts.
 
     Raises:
         ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
@@ -287,7 +278,7 @@ def train_on_worker(settings: dict[str, Any]) -> bool:
                 splits=settings["splits"],
                 beats=reporter.beats,
                 commit_first=reporter.commit_first,
-                callbacks=settings["callbacks"],
+                callbacks=unpacked(settings["callbacks"]) if settings["callbacks"] else (),
             )
         except Exception as error:
             logging.exception("rank %d failed", rank)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,38 +15,43 @@ from raypaml.cluster import ray_variables
 from raypaml.cluster.private_ray import QUIET, is_known, outside_private, private_ray, token_read_anew
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
+from raypaml.cluster.sole_use import is_used_elsewhere, sole_use
 
 
 @contextmanager
-def join(address: str = "", workers: int = 1, say: Callable[[str], None] = cli.say) -> Iterator[bool]:
+def join(
+    address: str = "", workers: int = 1, say: Callable[[str], None] = cli.say, *, needs: Sequence[str] = ()
+) -> Iterator[bool]:
     """Have Ray within: the one that the program has initialised, which is left as it was; else the cluster at `address`
     (or RAY_ADDRESS), to whose nodes raypaml is sent where they lack it; else a private one for `workers` workers.
+
+    `needs` are modules of the program that its nodes must have, too, or are sent, besides those of `--import`.
 
     Yields whether it is a private one that is known (`private_ray.is_known`).
 
     Raises:
         ValueError: no cluster answers at the address, its nodes lack what cannot be sent, another Ray is initialised
-            than the one asked for, or a private one does not start.
+            than the one asked for, a private one does not start, or another thread of this process has one.
     """
-    if ray.is_initialized():
-        _check_own(address)
+    if ray.is_initialized() and not is_used_elsewhere():  # the program's, and no private one of another thread
+        _check_own(address, needs)
         with ray_variables(**({} if is_task() else outside_private())):
             yield False
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
     if not address or address == "local":
-        with private_ray(max(os.cpu_count() or 1, workers)):
+        with sole_use(), private_ray(max(os.cpu_count() or 1, workers)):
             yield is_known()
         return
-    with ray_variables(**outside_private()), token_read_anew(), ending_on_sigterm():
+    with sole_use(), ray_variables(**outside_private()), token_read_anew(), ending_on_sigterm():
         try:
-            _join_cluster(address, say)
+            _join_cluster(address, say, needs)
             yield False
         finally:
             ray.shutdown()
 
 
-def _check_own(address: str) -> None:
+def _check_own(address: str, needs: Sequence[str]) -> None:
     """Whether the Ray of this program will do; ValueError where not."""
     here = ray.get_runtime_context().gcs_address
     if address and address not in ("auto", "local", here):
@@ -59,7 +64,7 @@ def _check_own(address: str) -> None:
             "this is a worker of Ray Train, which cannot start workers of its own: call "
             "raypaml.train_in_worker(...), which trains with the workers that are there"
         )
-    if missing := what_is_missing(on_every_node):
+    if missing := what_is_missing(on_every_node, needs):
         raise ValueError(
             f"{_listed(missing)}: install it there, or send it with the job: "
             f"ray.init(..., runtime_env={{'py_modules': {runtime_env(missing)['py_modules']}}})"
@@ -82,17 +87,17 @@ def is_train_worker() -> bool:
     return True
 
 
-def _join_cluster(address: str, say: Callable[[str], None]) -> None:
+def _join_cluster(address: str, say: Callable[[str], None], needs: Sequence[str]) -> None:
     """Join, and join again with raypaml as a part of the job where nodes lack it."""
     _connect(address)
-    missing = what_is_missing(on_every_node)
+    missing = what_is_missing(on_every_node, needs)
     if not missing:
         return
     sent = runtime_env(missing)
     say(f"{_listed(missing)}: raypaml is sent to the nodes with this job")
     ray.shutdown()
     _connect(address, runtime_env=sent)
-    if still := what_is_missing(on_every_node):
+    if still := what_is_missing(on_every_node, needs):
         raise ValueError(f"{_listed(still)}, though it was sent there with the job: install it on every node")
 
 

@@ -25,7 +25,7 @@ class Missing:
     version: str
     """The version of raypaml there, "" where there is none."""
     modules: tuple[str, ...]
-    """Modules of `--import` that the node cannot import."""
+    """Modules of the program, such as those of `--import`, that the node cannot import."""
     packages: tuple[str, ...]
     """Packages of NEEDED that the node cannot import."""
 
@@ -41,9 +41,10 @@ class Missing:
         return f"{self.host} has {', '.join(lacks)}"
 
 
-def what_is_missing(on_every_node: Callable[..., list[Any]]) -> list[Missing]:
-    """Ask every node; those that lack nothing are not listed."""
-    imported = tuple(dict.fromkeys(name.split(".")[0] for name in filter(None, modules_named().split(","))))
+def what_is_missing(on_every_node: Callable[..., list[Any]], needs: Sequence[str] = ()) -> list[Missing]:
+    """Ask every node for raypaml, the modules of `--import`, and those of `needs`; who lacks nothing is not listed."""
+    names = (name.split(".")[0] for name in filter(None, (*modules_named().split(","), *needs)))
+    imported = tuple(dict.fromkeys(names))
     nodes = [Missing(*facts) for facts in on_every_node(_asker(), imported, NEEDED)]
     return [node for node in nodes if not node.is_complete]
 
@@ -71,7 +72,7 @@ def _asker() -> Callable[..., Any]:
 
 
 def runtime_env(missing: Sequence[Missing]) -> dict[str, Any]:
-    """Ray's description of a job that brings the raypaml of this program, and modules of `--import`.
+    """Ray's description of a job that brings the raypaml of this program, and other modules of it.
 
     Raises:
         ValueError: nodes lack what is not sent.

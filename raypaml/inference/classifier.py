@@ -19,6 +19,7 @@ from torch import Tensor
 
 from raypaml.cli import did_you_mean
 from raypaml.errors import told_as_user_errors
+from raypaml.files import Place
 from raypaml.inference.model_card import Card, ModelFiles
 from raypaml.inference.pictures import Picture, fit_to_size, read_picture
 from raypaml.labels import RealArray
@@ -189,11 +190,11 @@ def _image_of(array: NDArray[Any] | Tensor) -> Image.Image:
 
 
 @told_as_user_errors()
-def load(path: Path | str, device: torch.device | str = "cpu", alpha: float | str = "") -> Classifier:
+def load(path: Place, device: torch.device | str = "cpu", alpha: float | str = "") -> Classifier:
     """A model ready for use.
 
     Args:
-        path: folder of a run (its best checkpoint), of a checkpoint, or of an export.
+        path: folder of a run (its best checkpoint), of a checkpoint, or of an export; or a `Run`.
         device: where it computes.
         alpha: BoostLU's factor, >= 1, `training` or `chosen` (on validation); "" for the one chosen, else of training.
 

@@ -75,6 +75,8 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
     """
     if (given / "config.json").is_file():
         return given, tested_checkpoint(given)
+    if (given / "card.json").is_file():
+        raise ValueError(f"{given}: an export; give the run that it was made from, or a checkpoint of that")
     if (given / "model.safetensors").is_file() and not is_valid(given):
         raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use one that is whole")
     return given.absolute().parent.parent, given

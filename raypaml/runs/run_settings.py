@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -45,7 +46,8 @@ def configured(
 
 
 def typed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings, each of its field's type; a whole number is a float where one is wanted, a path a text.
+    """The same settings, each of its field's type; a whole number is a float where one is wanted, a number of
+    numpy one of Python, a path a text.
 
     Raises:
         ValueError: a setting that is not known, or of another type.
@@ -59,10 +61,11 @@ def typed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _typed(name: str, value: Any, kind: Any) -> Any:
     if isinstance(value, os.PathLike) and kind is str:
         value = str(Path(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    number = {int: Integral, float: Real}.get(kind)
+    if number and not isinstance(value, bool) and isinstance(value, number):
+        value = kind(value)  # numpy's numbers too, such as those of a table
     if get_origin(kind) is Literal:
-        return value  # config.check names the choices
+        kind = str  # config.check names the choices
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name}={value!r}: must be {kind.__name__}, not {type(value).__name__}")
     return value

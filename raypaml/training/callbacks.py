@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,15 @@ class Callback:
         """Training goes on from a checkpoint, which kept this; not called where it kept nothing."""
 
 
+def as_callbacks(given: object) -> tuple[Callback, ...]:
+    """One callback, or several, as a tuple; ValueError where something else is given."""
+    several = tuple(given) if isinstance(given, Iterable) and not isinstance(given, Callback) else (given,)
+    for one in several:
+        if not isinstance(one, Callback):
+            raise ValueError(f"callbacks: {one!r} is none; derive it from raypaml.Callback, and give an object")
+    return several
+
+
 class Calls:
     """The callbacks of a run, where they are called; on other ranks than the first there is none."""
 
@@ -97,7 +106,7 @@ class Calls:
         self.finished = False
         self._all = tuple(callbacks) if rank == 0 else ()
         self._devices = [device.index or 0] if device is not None and device.type == "cuda" else []
-        self._of_steps = [one for one in self._all if type(one).on_step is not Callback.on_step]
+        self._of_steps = [one for one in self._all if getattr(one.on_step, "__func__", None) is not Callback.on_step]
         self._coming: list[tuple[int, int, int, HostCopy]] = []
         self._place = "the start"
 
@@ -127,7 +136,8 @@ class Calls:
             answer = self._call(one, "on_epoch", copy.deepcopy(record), check=_check_answer)
             keeps |= isinstance(answer, Save)
             if isinstance(answer, Stop):
-                stops.append(": ".join(filter(None, [f"callback {type(one).__qualname__}", answer.why])))
+                why = f": {answer.why}" if answer.why else ""
+                stops.append(f"callback {type(one).__qualname__}{why}")
         return (", ".join(stops) if stops else None), keeps
 
     def tell_checkpoints(self) -> None:
@@ -165,9 +175,12 @@ class Calls:
                 calls.callback(self._call, one, "on_end", ending)
 
     def _call(self, one: Callback, method: str, *args: Any, check: Callable[[Any], Any] | None = None) -> Any:
-        """Call a method, whose random numbers are its own; a CallbackError names it where that or `check` fails."""
+        """Call a method, whose random numbers and gradient mode are its own; a CallbackError names it if it fails.
+
+        Where `check` fails on its answer, too.
+        """
         try:
-            with torch.random.fork_rng(self._devices):
+            with torch.random.fork_rng(self._devices), torch.enable_grad():
                 answer = getattr(one, method)(*args)
             if check is not None:
                 check(answer)
