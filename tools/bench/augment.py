@@ -27,7 +27,7 @@ GREY = [128.0] * 3
 
 
 def theirs(name: str, pixels: int) -> v2.Transform:
-    """What torchvision offers for an image that comes nearest to one of our augmentations, all but mirroring."""
+    """Returns torchvision's nearest counterpart of one of our augmentations, for one image; without mirroring."""
     crop = v2.RandomResizedCrop(pixels, scale=(0.5, 1), antialias=True)
     randaugment = v2.RandAugment(interpolation=BILINEAR, fill=GREY)
     if name == "light":

@@ -101,20 +101,20 @@ def read_rows(folder: Path) -> Rows:
 
 
 def ours(folder: Path) -> Callable[[], float]:
-    """From the Parquet parts: read, check, spill, AP under every convention, calibration, thresholds."""
+    """Evaluates the Parquet parts: read, check, spill, AP under every convention, calibration, thresholds."""
     predictions = open_set(folder)
     vocabulary = read_vocabulary(folder, predictions)
     return lambda: mean_ap(evaluate_set(predictions, vocabulary).ap)
 
 
 def ours_rows(folder: Path) -> Callable[[], float]:
-    """From rows in memory, all classes at once."""
+    """Computes AP from rows in memory, all classes at once."""
     _, classes, positive, logits = read_rows(folder)
     return lambda: mean_ap(average_precision(classes, logits, positive, CLASSES))
 
 
 def bootstrap(folder: Path) -> Callable[[], float]:
-    """As `ours`, with 1,000 replicates of every class and group, on all processors."""
+    """Does what `ours` does, with 1,000 bootstrap replicates of every class and group, on all processors."""
     predictions = open_set(folder)
     vocabulary = read_vocabulary(folder, predictions)
     asked = Questions(replicates=1000, threads=os.cpu_count() or 1)

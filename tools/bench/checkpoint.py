@@ -99,7 +99,7 @@ class InStep:
         retain(self.folder)
 
     def settle(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing: `save` has written everything."""
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
@@ -144,7 +144,7 @@ def _step(model: CamClassifier, optimizer: torch.optim.Optimizer, images: Tensor
 
 
 def _seconds(run: Callable[[], None]) -> float:
-    """By the clock of the host, as the loop feels it; a GPU finishes what is queued before and after."""
+    """Measures the host's wall-clock seconds, as the loop waits; a GPU finishes its queue before and after."""
     _synchronize()
     began = time.perf_counter()
     run()

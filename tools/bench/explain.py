@@ -20,7 +20,7 @@ PROG = "python tools/bench/explain.py"
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """The best of three."""
+    """Returns the shortest of three measurements, in seconds."""
     times = []
     for _ in range(3):
         began = time.perf_counter()

@@ -22,7 +22,7 @@ BLOCK = 2**16
 
 
 class FarStore:
-    """Every answer late, some 503, all of them together no faster than the link."""
+    """Answers every request late, some with 503, and all of them together no faster than the link."""
 
     def __init__(self, contents: list[bytes], latency: float, errors: float, rate: float):
         self._contents, self._latency, self._errors, self._rate = contents, latency, errors, rate

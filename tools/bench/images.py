@@ -26,7 +26,7 @@ def generated(number: int) -> Image.Image:
 
 
 def photographs(folder: Path | None, count: int) -> Iterator[Image.Image]:
-    """So many square images of 1024 px."""
+    """Returns this many square images of 1024 px."""
     if folder is None:
         yield from map(generated, range(count))
         return
@@ -39,7 +39,7 @@ def photographs(folder: Path | None, count: int) -> Iterator[Image.Image]:
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:
-    """Encoded, 4:2:0."""
+    """Encodes an image as JPEG with 4:2:0 chroma subsampling."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

@@ -45,7 +45,7 @@ from tools.bench.images import prepare
 PROG = "python tools/bench/loader.py"
 BATCH = 32
 WARM_UP = 3
-"""Batches before the clock starts."""
+"""Batches read before the clock starts."""
 NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LATENCY = 0.05
 
@@ -103,7 +103,7 @@ def with_webdataset(work: Path) -> Iterator[Any]:
 
 
 class Originals(Dataset[Any]):
-    """Loose files, over and over."""
+    """Reads loose image files, starting again after the last."""
 
     def __init__(self, folder: Path):
         self.paths = sorted(folder.iterdir())
@@ -129,7 +129,7 @@ CONTESTANTS: dict[str, tuple[Callable[[Path], Iterator[Any]], int]] = {
     "webdataset": (with_webdataset, 8),
     "originals": (published, 3),
 }
-"""By name: batches, and how many of them a round times."""
+"""For each name: a function that yields batches, and how many batches a round times."""
 
 
 # --- Timing ---------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ TOP = 5
 
 
 def write_pictures(data: DataFolder, folder: Path) -> int:
-    """The test split as files; how many."""
+    """Writes the test split as image files; returns how many."""
     reader = Reader(data.shards, data.splits["test"], ())
     count = len(data.splits["test"])
     for row in range(count):
@@ -51,7 +51,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def rates(run: Path, pictures: Path, count: int, data: DataFolder, rounds: int) -> None:
-    """Both in turn, on the same images."""
+    """Measures prediction and evaluation in turn, on the same images."""
     torch.set_num_threads(1)
     config = stored_config(run)
     model = checkpoint_model(find_checkpoint(run)[1], config.model, len(data.vocabulary))

@@ -55,7 +55,7 @@ def run_bare(config: TrainConfig) -> tuple[float, float]:
 
 
 def run_ray(config: TrainConfig) -> tuple[float, float]:
-    """The same under the command."""
+    """Measures the same under `raypaml train`."""
     job = prepare_job(config, lambda _: None)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asked(job.config).items()]
     began = time.monotonic()
@@ -79,7 +79,7 @@ def asked(config: TrainConfig) -> dict[str, object]:
 
 
 def rate(folder: Path) -> float:
-    """Steps per second of the steady state."""
+    """Returns the steps per second of the steady state."""
     history = read_history(folder)
     steps = -(-history[0]["expected"] // 32)
     return steps * (len(history) - 1) / (history[-1]["seconds"] - history[0]["seconds"])

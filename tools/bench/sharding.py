@@ -92,12 +92,12 @@ def _image_row(key: str) -> str:
 
 
 def ours(metadata: Path) -> int:
-    """As the tool does."""
+    """Joins the labels as `raypaml shard openimages` does."""
     return len(read_split(metadata, "train", read_classes(metadata)).table)
 
 
 def pandas(metadata: Path) -> int:
-    """Both files by read_csv, rows selected by isin, classes collected into lists by groupby; no doctor."""
+    """Joins the labels with pandas: read_csv, isin to select rows, groupby to collect classes; nothing is checked."""
     import pandas as pd
 
     split = metadata / "2017_11" / "train"
@@ -197,7 +197,7 @@ def tar(work: Path, folder: Path) -> float:
 
 
 def alternately(name: str, unit: str, amount: float, ours: Run, bound: Run, called: str) -> list[str]:
-    """Both a few times in turns; the row of their medians."""
+    """Runs both a few times in turns; returns a row with their medians."""
     ours(), bound()  # page cache, imports
     pairs = [(ours(), bound()) for _ in range(ROUNDS)]
     mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -209,7 +209,7 @@ def alternately(name: str, unit: str, amount: float, ours: Run, bound: Run, call
 
 @contextmanager
 def cores(count: int) -> Iterator[None]:
-    """Both contestants, threads and all, on the same cores."""
+    """Confines both contestants and their threads to the same cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:count])
     try:
@@ -219,7 +219,7 @@ def cores(count: int) -> Iterator[None]:
 
 
 def bench_resize(folder: Path, keys: list[str], workers: int) -> list[str]:
-    """On this process alone, or on Ray; its start is not counted."""
+    """Compares resizing in this process, or on Ray, whose start is not counted."""
     store, work = Store(Location(str(folder))), folder.with_name("work")
     name = f"{len(keys)} images resized to {SIZE} px, {workers} worker{'s'[: workers - 1]}"
     with cores(workers), mapper(workers) as run:
@@ -228,7 +228,7 @@ def bench_resize(folder: Path, keys: list[str], workers: int) -> list[str]:
 
 
 def bench_copy(folder: Path, keys: list[str]) -> list[str]:
-    """Files in the page cache, on one worker and no Ray."""
+    """Compares copying files in the page cache, with one worker and without Ray."""
     store, work = Store(Location(str(folder))), folder.with_name("work")
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     name = f"{len(keys)} images of {1e3 * size / len(keys):.0f} kB copied as they are"
@@ -241,7 +241,7 @@ def bench_copy(folder: Path, keys: list[str]) -> list[str]:
 
 
 def bench_store(folder: Path, keys: list[str], concurrency: int) -> list[str]:
-    """One worker, images as they are, so that the link is what bounds it."""
+    """Copies images unchanged with one worker, so that only the link limits the rate."""
     import webdataset  # noqa: F401  # it imports torch, which is not to be counted
 
     command = [sys.executable, str(Path(__file__).with_name("far_store.py")), str(folder), "--rate", f"{CAP / 1e6:g}"]

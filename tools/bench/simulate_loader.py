@@ -34,7 +34,7 @@ Ints = NDArray[np.int64]
 
 
 def shard_sizes(samples: int, shards: int) -> Ints:
-    """Samples of each shard, uneven."""
+    """Draws the number of samples of each shard; shards differ in size."""
     weights = np.random.default_rng(0).uniform(0.5, 1.5, shards)
     ends = np.round(np.cumsum(weights) / weights.sum() * samples).astype(np.int64)
     return np.diff(ends, prepend=0)
@@ -50,7 +50,7 @@ def dealt(sizes: Ints, loader_workers: int) -> list[int]:
 
 
 def simulate(plan: Plan, ranks: int, ranks_per_node: int, loader_workers: int) -> list[str]:
-    """One epoch, as a row of the table."""
+    """Simulates one epoch; returns a row of the table."""
     sizes = np.array([[len(part.rows) for part in plan.epoch(0, rank, ranks)] for rank in range(ranks)])
     by_rank = sizes.sum(1)
     by_loader = np.array([dealt(rows, loader_workers) for rows in sizes])
@@ -110,7 +110,7 @@ def write_big_index(path: Path, sizes: Ints) -> None:
 
 
 def memory_mb(kind: str) -> float:
-    """Of this process: `Pss`, pages divided by those who share them, or `Anonymous`, what it has for itself."""
+    """Returns MB of this process: `Pss` divides shared pages among those that share them, `Anonymous` is its own."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) * 1024 / 1e6
 
@@ -124,7 +124,7 @@ def first_part(index: Index, window: int, at: float) -> None:
 
 
 def start(path: Path, window: int, at: float, results: Any) -> None:
-    """What a new process needs to its first part."""
+    """Measures what a new process needs until it has its first part."""
     before, began, cpu = memory_mb("Anonymous"), time.perf_counter(), time.process_time()
     index = open_index(path)
     opened = time.perf_counter()
@@ -137,7 +137,7 @@ def start(path: Path, window: int, at: float, results: Any) -> None:
 
 
 def share(path: Path, window: int, turn: Any, results: Any) -> None:
-    """What an index costs one of several processes when all have touched every page of it."""
+    """Measures the memory that an index costs one of several processes once all have read every page of it."""
     turn.wait()
     before = [memory_mb(kind) for kind in ("Pss", "Anonymous")]
     turn.wait()

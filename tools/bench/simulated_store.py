@@ -36,7 +36,7 @@ class Store(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """What `--data` takes."""
+        """The address to give to `--data`."""
         options = f"endpoint_override=127.0.0.1:{self.server_address[1]}&scheme=http&region=us-east-1"
         return f"s3://anonymous@{BUCKET}?{options}"
 

@@ -44,7 +44,7 @@ class Published(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits."""
+        """Returns the logits."""
         head = self.model.head
         return published_logits(self.model.features(images), head.weight, head.bias)
 

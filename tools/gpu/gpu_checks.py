@@ -60,7 +60,7 @@ def digits_config(asked: argparse.Namespace, **values: Any) -> TrainConfig:
 
 
 def check_device(asked: argparse.Namespace) -> Iterator[Row]:
-    """Python, torch and the device itself."""
+    """Checks Python, torch and the device itself."""
     assert not torch.cuda._is_in_bad_fork(), "something in this command's own process asked for CUDA"
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     yield Row(
@@ -160,7 +160,7 @@ def _resumed(name: str, config: TrainConfig, asked: argparse.Namespace, folder: 
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """What the run says of every epoch."""
+    """Returns the run's record of every epoch."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

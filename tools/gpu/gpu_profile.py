@@ -22,7 +22,7 @@ from tools.gpu.gpu_speed import TARS_BATCH, first_batches, tars_config, tars_wor
 
 STEPS, SMALL_STEPS, WARM_UP = 20, 2, 5
 BATCHES = 4
-"""Different ones, in turns."""
+"""How many different batches take turns."""
 WINDOW = "profiled steps"
 WAITS = re.compile(r"cuda(Stream|Device)Synchronize|cu(Stream|Ctx)Synchronize|cudaMemcpy|Memcpy.*Pageable.*")
 """Events in which the host waits for the device: asked for, or by copies from and to memory that is not pinned."""

@@ -38,7 +38,7 @@ class Entry:
     name: str
     check: Check
     seconds: float
-    """It is ended after so long."""
+    """Seconds after which it is ended."""
 
 
 def run_entry(entry: Entry, asked: argparse.Namespace, seconds: float) -> Iterator[Row]:

@@ -45,7 +45,7 @@ def network(asked: argparse.Namespace) -> tuple[str, int]:
 
 
 def sizes(asked: argparse.Namespace, usual: tuple[int, ...]) -> tuple[int, ...]:
-    """Images of a step."""
+    """Numbers of images in a step."""
     return (1,) if asked.small else usual
 
 

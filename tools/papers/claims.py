@@ -18,11 +18,12 @@ from raypaml.reports.tables import seed_interval
 Row = tuple[str, str]
 """A scheme, and where BoostLU was used: `none`, in evaluation alone (`inference`), or in both (`training`)."""
 Figures = Mapping[Row, Mapping[int, Mapping[str, float]]]
-"""Of each row and seed: `All` and G1..G5 (mAP, 0..1), `recall` and `precision` of rejection, and of the maps
-`rank_correlation`, `control` and `scale_ratio`, as far as they are known."""
+"""For each row and seed, by name: `All` and G1..G5 (mAP, 0..1); `recall` and `precision` of rejection; and, comparing
+maps, `rank_correlation`, `control` and `scale_ratio`. Unknown figures are missing."""
 Floats = NDArray[np.float64]
 KEPT = 0.75
-"""Of the rank correlation that two full-label trainings have beyond a centred Gaussian's, for "the order stays"."""
+"""For "the order stays": the share that must remain of the rank correlation between two trainings on full labels, as
+far as it exceeds that with a centred Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,28 @@ class Claim:
     letter: str
     statement: str
     measure: str
-    """What the difference is of."""
+    """What the difference compares."""
     values: Floats
     """One difference a seed."""
     bound: float = 0.0
     unit: str = ""
     note: str = ""
-    """What else to say of it here."""
+    """A remark on this claim."""
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """The mean over seeds."""
         return float(self.values.mean()) if len(self.values) else float("nan")
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the mean."""
+        """The 95 % interval of the mean."""
         half = half_interval(self.values)
         return self.mean - half, self.mean + half
 
     @property
     def verdict(self) -> str:
-        """holds, does not hold, or undecided."""
+        """The verdict: holds, does not hold, or undecided."""
         low, high = self.interval
         if low > self.bound:
             return "holds"
@@ -74,7 +75,7 @@ def value(figures: Figures, row: Row, name: str) -> dict[int, float]:
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
-    """By seed, of the seeds that both have."""
+    """The difference for each seed that both have."""
     return {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
 
 
@@ -206,7 +207,7 @@ GAINS: tuple[tuple[Row, Row], ...] = (
     (("ll_r", "training"), ("ll_r", "none")),
     (("ll_r", "training"), ("an", "none")),
 )
-"""What is looked at by class group."""
+"""The comparisons that are made by class group."""
 
 
 def _tilt(figures: Figures, better: Row, base: Row) -> dict[int, float]:
@@ -215,7 +216,7 @@ def _tilt(figures: Figures, better: Row, base: Row) -> dict[int, float]:
 
 
 def title(row: Row) -> str:
-    """`LL-R + BoostLU`."""
+    """The name of a row for people, such as `LL-R + BoostLU`."""
     scheme, mode = row
     name = {"full": "full labels", "an": "AN", "ll_r": "LL-R", "ll_ct": "LL-Ct", "ll_cp": "LL-Cp"}[scheme]
     return name + {"none": "", "inference": ", BoostLU at inference", "training": " + BoostLU"}[mode]

@@ -147,7 +147,7 @@ def write(setting: Setting, seeds: Sequence[int], asked: Any) -> Path:
 
 
 def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict[str, Any]:
-    """What was run, in words and numbers."""
+    """Describes what was run, in words and numbers."""
     records = [json.loads((folder_of(config) / "config.json").read_text()) for config in configs]
     hours = sum(map(_own_seconds, configs)) / 3600
     commits = sorted({record["commit"] for record in records})
@@ -164,7 +164,7 @@ def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict
 
 
 def _own_seconds(config: TrainConfig) -> float:
-    """Of training, without a warm-up that was another run's."""
+    """Seconds of this run's training, without a warm-up that it took from another run."""
     from raypaml.runs.history import read_history
 
     history = read_history(folder_of(config))

@@ -24,7 +24,7 @@ MARKS = {"none": (GREY, "o"), "inference": (BLUE, "s"), "training": (ORANGE, "D"
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one way of hiding labels."""
+    """What was found for one way of hiding labels."""
 
     hiding: str
     figures: Figures
@@ -42,7 +42,7 @@ class Line:
     seeds: int
     values: dict[str, float]
     half: float
-    """Of the 95 % interval of the mean mAP, points."""
+    """Half the width of the 95 % interval of the mean mAP, in points."""
 
 
 def table(figures: Figures) -> list[Line]:

@@ -21,10 +21,10 @@ from tools.papers.experiment_figures import Findings, alpha_curves, gains, overv
 
 @dataclass(frozen=True)
 class Looks:
-    """What one seed's models looked at, in one way of hiding."""
+    """The maps of one seed's models, for one way of hiding labels."""
 
     names: tuple[str, str]
-    """Of the model of partial labels and of the one of full labels that it is compared with."""
+    """The names of the model trained on partial labels and of the one on full labels that it is compared with."""
     pairs: Pairs
     gallery: Sequence[PictureRow]
 

@@ -21,10 +21,10 @@ FIRST, LATER = ("full", "an"), ("ll_r", "ll_ct", "ll_cp")
 """Schemes that need nobody's warm-up, and those that go on from that of `an`."""
 ALPHAS = (1.0, 5.0)
 CURVE = tuple(float(alpha) for alpha in range(1, 11))
-"""Alphas at evaluation."""
+"""Values of alpha at which every run is evaluated."""
 EPOCHS = 12
 SWEEP = (0.25, 0.5, 2.0, 4.0)
-"""Times the delta_rel of the others, for ll_r with BoostLU on the first hiding."""
+"""Multiples of the other runs' delta_rel that ll_r with BoostLU is trained at, for the first way of hiding."""
 SWEEP_SEEDS = 2
 
 
@@ -85,7 +85,7 @@ class Setting:
 
 
 def folder_of(config: TrainConfig) -> Path:
-    """Of a run."""
+    """The folder of a run."""
     return Path(config.run.storage) / config.run.name
 
 
@@ -114,7 +114,7 @@ def measure(config: TrainConfig, reference: TrainConfig, images: int) -> None:
 
 
 def comparison(config: TrainConfig, reference: TrainConfig) -> Path:
-    """Where the figures of their maps are."""
+    """The path of the figures that compare the maps of two runs."""
     return folder_of(config) / f"maps-against-{reference.run.name}.json"
 
 

@@ -28,7 +28,7 @@ PROG = "python tools/papers/lite_weights.py"
 
 
 def main() -> None:
-    """Convert."""
+    """Converts the weights."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("weights", type=Path, help="efficientnet-lite*.pth")
     parser.add_argument("out", type=Path, help="*.safetensors")

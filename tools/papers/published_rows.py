@@ -21,9 +21,9 @@ class Published:
     shard: str
     """The arguments of `raypaml shard`; {files}, {images} and {out} are filled in."""
     rows: dict[Row, float]
-    """Test mAP."""
+    """The published test mAP of each row, in percent."""
     tolerance: float
-    """Points that a mean over seeds may lie off."""
+    """How many points a mean over seeds may differ from the published figure."""
     why: str
     """Where the tolerance is from."""
     classes: int

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def parse() -> Any:
-    """The flags."""
+    """Reads the flags."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("data", choices=tuple(PUBLISHED), help="data set")
@@ -147,7 +147,7 @@ def raypaml(command: list[str]) -> list[str]:
 
 
 def seeds(asked: Any) -> list[int]:
-    """The seeds asked for."""
+    """Reads the seeds that were asked for."""
     return [int(seed) for seed in asked.seeds.split(",")]
 
 
@@ -192,7 +192,7 @@ def judge(published: Published, asked: Any, row: Row) -> dict[str, Any]:
 
 
 def verdict(distance: float, tolerance: float, others: list[str]) -> str:
-    """In words; `others` are what was not as published."""
+    """Returns the verdict in words; `others` lists what was not as published."""
     if others:
         return f"no verdict: {'; '.join(others)}"
     if abs(distance) <= tolerance:
