@@ -201,7 +201,9 @@ def test_files_of_another_format_are_refused(
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"give a format \(table, folder, voc, coco, nuswide, cub\) and where it is"):
+    with pytest.raises(
+        ValueError, match=r"give a format \(table, folder, voc, coco, nuswide, cub\) and the path of its files"
+    ):
         run(monkeypatch, "--out", tmp_path / "out")
     with pytest.raises(ValueError, match="nowhere: no such folder; give the one that holds the voc files"):
         run(monkeypatch, "voc", tmp_path / "nowhere", "--out", tmp_path / "out")

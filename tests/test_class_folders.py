@@ -192,7 +192,7 @@ TWO_WAYS: dict[str, tuple[list[str], str, dict[Layout, list[str]]]] = {
 def test_what_can_be_read_in_two_ways_is_refused_until_it_is_said(case: str, tmp_path: Path) -> None:
     files, message, said = TWO_WAYS[case]
     made(tmp_path, files)
-    with pytest.raises(ValueError, match=f"{message}.*say --layout class .* or --layout split"):
+    with pytest.raises(ValueError, match=f"{message}.*give --layout class .* or --layout split"):
         read_folder(tmp_path)
     assert {layout: list(read_folder(tmp_path, layout).classes.class_ids) for layout in said} == said
 

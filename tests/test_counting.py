@@ -15,7 +15,7 @@ from raypaml.preparation import shard_tasks
 from raypaml.preparation.image_form import ImageForm
 from raypaml.preparation.image_store import Fetched
 from raypaml.preparation.probe import Probe
-from raypaml.preparation.shard_tasks import ShardJob, noted
+from raypaml.preparation.shard_tasks import ShardJob, counted_in
 from raypaml.preparation.sharding_progress import Progress
 
 
@@ -45,7 +45,7 @@ def test_images_of_a_shard_that_is_being_written_count(tmp_path: Path, monkeypat
     job = ShardJob(tmp_path, ("a",), ImageForm(), 0, 2000)
     job.count("000007").write_text("999")  # left by a run that was killed
     said: list[str] = []
-    images = noted(job.count("000000"), [Fetched(str(number)) for number in range(500)])
+    images = counted_in(job.count("000000"), [Fetched(str(number)) for number in range(500)])
     with Progress("train", job, 2000, said.append) as progress:
         for _ in range(101):
             next(images)

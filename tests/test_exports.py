@@ -50,7 +50,7 @@ def test_cvat(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (CVAT.replace('subset="val" ', ""), "1 images have no split, such as sub/b.jpg; give all one"),
+        (CVAT.replace('subset="val" ', ""), "1 images have no split, such as sub/b.jpg; give one to each"),
         (
             "<annotations><track id='0' label='dog'/></annotations>",
             "holds tracks of a video; export it as `CVAT for images",
@@ -111,11 +111,13 @@ def test_label_studios_short_json(tmp_path: Path) -> None:
 def test_several_questions_or_images_are_asked_about(tmp_path: Path) -> None:
     tasks = [task("a.jpg", [result(["cat"]), result(["blurred"], "quality")])]
     path = written(tmp_path / "p.json", tasks)
-    with pytest.raises(ValueError, match=r"several questions were asked \(kind, quality\); say --labels-column NAME"):
+    with pytest.raises(
+        ValueError, match=r"the tasks have several questions \(kind, quality\); choose by --labels-column NAME"
+    ):
         read_table(path, TableForm())
     assert named(read_table(path, TableForm(columns={"labels": "kind"})), "train") == {"a.jpg": (["cat"], [])}
     tasks[0]["data"] = {"photo": "a.jpg", "other": "b.jpg"}
-    with pytest.raises(ValueError, match="data are photo, other; say with --image-column which one is the image"):
+    with pytest.raises(ValueError, match="data are photo, other; name the field of the image by --image-column"):
         read_table(written(path, tasks), TableForm())
     columns = {"labels": "kind", "image": "other"}
     assert named(read_table(path, TableForm(columns=columns)), "train") == {"b.jpg": (["cat"], [])}
@@ -160,14 +162,14 @@ def test_fiftyones_samples(tmp_path: Path) -> None:
     assert named(source, "train") == {"data/a.jpg": (["cat", "dog"], [])}
     assert named(source, "validation") == {"data/b.jpg": (["dog"], [])}
     samples[0]["other"] = {"_cls": "Classification", "label": "day"}
-    with pytest.raises(ValueError, match="fields with classifications: kind, other; say with --labels-column which"):
+    with pytest.raises(ValueError, match="fields with classifications: kind, other; choose one by --labels-column"):
         read_table(written(tmp_path / "samples.json", {"samples": samples}), TableForm())
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": [], "annotations": [], "categories": []}, "COCO's JSON is read by the kind coco"),
+        ({"images": [], "annotations": [], "categories": []}, "COCO's JSON is read by `raypaml shard coco`"),
         ([{"image": "a.jpg", "choice": "cat"}], "no column labels, and not all others are classes"),
         ([{"data": {"image": "a.jpg"}}], "not Label Studio's JSON of tasks with data and annotations"),
         ({"labels": {"a": 7}, "classes": ["cat"]}, "not the export it seems to be"),

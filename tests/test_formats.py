@@ -193,6 +193,6 @@ def test_an_array_of_objects_is_never_unpickled(tmp_path: Path) -> None:
     for name in ("train", "val"):
         for part in ("images", "labels"):
             np.save(tmp_path / f"formatted_{name}_{part}.npy", np.array([Payload()], object), allow_pickle=True)
-    with pytest.raises(ValueError, match="not an array that can be read without running it"):
+    with pytest.raises(ValueError, match="not an array that can be read without running code"):
         read_nuswide(tmp_path)
     assert not (tmp_path / "ran").exists()

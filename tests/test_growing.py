@@ -122,7 +122,7 @@ def test_class_groups_are_counted_again_and_said(old: Path, tmp_path: Path, caps
     assert shard("table", table(tmp_path, "n.csv", rows), "--grow", old, "--out", tmp_path / "new") == 0
     now = open_folder(tmp_path / "new").vocabulary.class_group.tolist()
     assert (groups, now) == ([1, 3], [3, 1])
-    said = "class groups counted again: 2 of the 2 classes before have another (cat G1 to G3, dog G3 to G1)"
+    said = "class groups counted again: 2 of the 2 earlier classes are in another one (cat G1 to G3, dog G3 to G1)"
     assert said in capsys.readouterr().err
 
 
@@ -205,14 +205,17 @@ def test_another_picture_of_the_same_name_is_refused(old: Path, tmp_path: Path) 
 
 def test_only_a_finished_data_set_of_listed_files_grows(old: Path, tmp_path: Path) -> None:
     given = table(tmp_path, "n.csv", NEW[:1])
-    with pytest.raises(ValueError, match="no prepared data set here"):
+    with pytest.raises(ValueError, match="no prepared data set with a ledger.parquet here"):
         shard("table", given, "--grow", tmp_path, "--out", tmp_path / "new")
-    with pytest.raises(ValueError, match="the earlier version stays as it is; give another --out"):
+    with pytest.raises(ValueError, match="the earlier version is not changed; give another folder as --out"):
         shard("table", given, "--grow", old, "--out", old)
     rows = pq.read_table(old / "ledger.parquet")
     unlisted = rows.set_column(2, "file", pa.nulls(len(rows), pa.string()))
     pq.write_table(unlisted, old / "ledger.parquet")
-    with pytest.raises(ValueError, match="its images are known by key, not by file; only tables and folders grow"):
+    with pytest.raises(
+        ValueError,
+        match="its images are known by key, not by file; only data sets of tables and folders can grow",
+    ):
         shard("table", given, "--grow", old, "--out", tmp_path / "new")
     record = json.loads((old / "preparation.json").read_text())
     del record["splits"]["test"]

@@ -69,7 +69,7 @@ def test_the_validation_split_is_the_published_one(num_images: int, seed: int, f
     order = np.random.RandomState(seed).permutation(num_images)
     count = int(np.round(fraction * num_images))
     if not 0 < count < num_images:
-        with pytest.raises(ValueError, match="both splits need one"):
+        with pytest.raises(ValueError, match="both splits need an image"):
             validation_split(num_images, fraction, seed)
         return
     train, validation = validation_split(num_images, fraction, seed)

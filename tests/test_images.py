@@ -199,7 +199,7 @@ def test_other_forms_are_refused_with_the_known_ones(text: str) -> None:
 
 @pytest.mark.parametrize("quality", [0, 96])
 def test_quality_has_limits(quality: int) -> None:
-    with pytest.raises(ValueError, match=rf"quality={quality}: of JPEG, 1\.\.95"):
+    with pytest.raises(ValueError, match=rf"quality={quality}: give a JPEG quality, 1\.\.95"):
         ImageForm.parse("448", quality)
 
 

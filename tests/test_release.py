@@ -179,7 +179,7 @@ def test_machine_labels_only_add(release: Release) -> None:
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_machine_labels_never_enter_evaluation(split: str, release: Release) -> None:
-    with pytest.raises(ValueError, match="they are for train only; evaluation uses verified labels"):
+    with pytest.raises(ValueError, match="they are for train only, because evaluation uses verified labels"):
         read(release.metadata, split, machine_threshold=THRESHOLD)
 
 
@@ -204,7 +204,11 @@ def with_line(number: int, line: bytes) -> Callable[[bytes], bytes]:
         ("annotations-human.csv", lambda _: b"", r"annotations-human\.csv:1: empty; download it again"),
         ("images.csv", with_line(30, b"0123456789abcdef,test"), r"images\.csv: row 29: 2 columns instead of 11"),
         ("images.csv", lambda _: b"<html>404</html>", r"images\.csv:1: no column ImageID; the header is '<html>404"),
-        ("../classes-trainable.txt", lambda _: b"\n", r"trainable\.txt: no class ids, one per line, such as /m/01g3"),
+        (
+            "../classes-trainable.txt",
+            lambda _: b"\n",
+            r"trainable\.txt: no class ids in it; list one a line, such as /m/01g3",
+        ),
         ("../classes-trainable.txt", lambda _: b"/m/1\n/m/1\n", r"trainable\.txt: class ids given twice: \['/m/1'\]"),
         ("../class-descriptions.csv", with_line(5, b"/m/1,\xe9"), r"descriptions\.csv: line 5: not UTF-8"),
     ],

@@ -93,13 +93,13 @@ def test_images_in_two_splits_are_counted(prepared: Path) -> None:
 
 def test_the_page_says_the_same(prepared: Path, release: Release) -> None:
     text, planted = (prepared / "data_card.md").read_text(), release.splits["train"]
-    assert f"Digest of the whole: `{card(prepared)['digest']}`" in text
+    assert f"Digest of the data: `{card(prepared)['digest']}`" in text
     assert "**Images in two splits**: train and validation 2" in text
     positives = planted.doctor["positives"]
     assert f"| positives | {positives:,} | 9,741,876 | {positives - 9_741_876:+,} |" in text
     assert f"| written | {len(written(planted)):,} |" in text
     assert f"- conflicting labels: {planted.doctor['conflicting labels']}" in text
-    assert f"classes with no label here: 1 (Class {NO_LABEL[3:]})" in text
+    assert f"classes with no label in this split: 1 (Class {NO_LABEL[3:]})" in text
 
 
 def test_the_digest_covers_vocabulary_and_indexes(prepared: Path) -> None:
@@ -184,7 +184,7 @@ def test_again_does_nothing(release: Release, prepared: Path, capsys: pytest.Cap
     before = {path: path.stat().st_mtime_ns for path in prepared.glob("*.tar")}
     shard(release, prepared)
     assert {path: path.stat().st_mtime_ns for path in prepared.glob("*.tar")} == before
-    assert "validation: finished before; nothing to do (--verify reads it again)" in capsys.readouterr().err
+    assert "validation: is finished; nothing to do (--verify reads it again)" in capsys.readouterr().err
 
 
 def test_a_sample_is_a_part_of_the_whole(release: Release, prepared: Path, tmp_path: Path) -> None:
@@ -233,9 +233,11 @@ def test_a_dry_run_writes_nothing(release: Release, tmp_path: Path, capsys: pyte
     assert run_tool([*flags(release, tmp_path / "out"), "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert not any(tmp_path.iterdir())
-    assert "train: 1,691 labelled images, 1,691 of them asked for" in said
+    assert "train: 1,691 labelled images, 1,691 of them requested" in said
     assert "kB written each; so about" in said
-    assert re.search(r"train: the time rests on these 64 images, .* one process .* ms of processor time each", said)
+    assert re.search(
+        r"train: the time is estimated from these 64 images, .* one process .* ms of processor time each", said
+    )
     assert "in all about 0.00 GB" in said
 
 

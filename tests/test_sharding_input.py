@@ -62,15 +62,15 @@ def test_the_command_answers_in_one_line_with_exit_code_2(release: Release, tmp_
             r"none of the first 64 labelled images of split 'train' is there; give",
         ),
         (["--images", "pipe:cat"], "cannot read pipe: addresses"),
-        (["--out", __file__], r"out=.*\.py: a file; give a folder"),
-        (["--out", str(ROOT / "tests")], r"out=.*: holds something else \(.*\); give a new or empty folder"),
+        (["--out", __file__], r"out=.*\.py: is a file; give a folder"),
+        (["--out", str(ROOT / "tests")], r"out=.*: holds other files \(.*\); give a new or empty folder"),
         (["--resize", "tall"], "resize='tall': give pixels up to 8192"),
         (["--shard-bytes", "12XB"], "shard_bytes='12XB': give a size such as 256MB"),
         (["--limit", "-1"], "limit=-1: must be at least 0"),
         (["--workers", "0"], "workers=0: must be at least 1"),
         (["--shard-samples", "0"], "shard_samples=0: must be at least 1"),
         (["--concurrency", "0"], "concurrency=0: must be at least 1"),
-        (["--machine-labels", "7"], r"machine_labels=7\.0: a confidence, 0\.\.1"),
+        (["--machine-labels", "7"], r"machine_labels=7\.0: give a confidence, 0\.\.1"),
         (["--images", ""], "give --images; --help says what they are"),
         (["--verify"], "no prepared data set here"),
     ],
@@ -173,7 +173,7 @@ def test_no_image_may_be_read(public: Release) -> None:
         path.chmod(0)
     with (
         as_nobody(),
-        pytest.raises(ValueError, match=r"of the first 64 labelled images .* \d+ may not be read, such as"),
+        pytest.raises(ValueError, match=r"\d+ of the first 64 labelled images .* may not be read, such as"),
     ):
         shard(public, public.metadata.parent / "out" / "set", *VALIDATION)
 

@@ -85,7 +85,7 @@ def test_damage_is_named_and_repaired(
     assert re.search(message, said)
     assert f"8 shards read, {2 if damage == 'swapped' else 1} with faults" in said
     assert run_tool([*flags(release, out), "--repair"]) == 0
-    assert f"{out}: train shard 1 written again" in capsys.readouterr().err
+    assert f"{out}: train shard 1 was written again" in capsys.readouterr().err
     assert hashes(out) == hashes(prepared)
     assert run_tool(["--out", str(out), "--verify", "--workers", "1"]) == 0
 

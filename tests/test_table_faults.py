@@ -70,7 +70,7 @@ def test_a_class_list_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_columns_that_may_be_no_classes_are_asked_about(tmp_path: Path, header: str, named_so: str) -> None:
     row = ",1" * header.count(",")
     (tmp_path / "t.csv").write_text(f"{header}\na.jpg{row}\nb.jpg{row.replace('1', '0')}\n")
-    with pytest.raises(ValueError, match=f"may be of no class: {named_so}. Say with --class-columns"):
+    with pytest.raises(ValueError, match=f"may be of no class: {named_so}. Name the columns"):
         read_table(tmp_path / "t.csv", TableForm())
     last = header.split(",")[-1]
     assert read_table(tmp_path / "t.csv", TableForm(class_columns=(last,))).classes.class_ids == (last,)
@@ -89,9 +89,7 @@ def test_words_for_no_label_are_no_classes(tmp_path: Path, word: str) -> None:
 
 @pytest.mark.parametrize("cells", [["[1, 0, 1]", "[0, 1, 0]"], ["1 0 1", "0 0 0", "1 1 1"]])
 def test_vectors_of_zeros_and_ones_are_no_names(tmp_path: Path, cells: list[str]) -> None:
-    with pytest.raises(
-        ValueError, match="column labels holds vectors of 3 numbers 0 and 1, and says no names of classes"
-    ):
+    with pytest.raises(ValueError, match="column labels holds vectors of 3 numbers 0 and 1 and no names of classes"):
         read_table(table(tmp_path / "t.csv", cells), TableForm())
     pq.write_table(pa.table({"image": ["a.jpg"], "labels": [[1, 0]]}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="vectors of 2 numbers"):
@@ -155,11 +153,15 @@ def test_suffixes_are_read_in_any_case(tmp_path: Path) -> None:
     ("content", "form", "message"),
     [
         (b"PK\x03\x04\0\0", TableForm(), "a workbook of Excel or the like; save its sheet as `CSV UTF-8`"),
-        (b"PAR1", TableForm(), r"a Parquet table by another name; call it \*\.parquet"),
+        (b"PAR1", TableForm(), r"a Parquet table under another name; call it \*\.parquet"),
         (b"\n \n", TableForm(), "empty; expected a first row"),
-        (b"image,cat,cat\na.jpg,1,0\n", TableForm(), "columns of classes that are there or asked for twice: cat"),
+        (b"image,cat,cat\na.jpg,1,0\n", TableForm(), "columns of classes that exist twice or are named twice: cat"),
         (b"image,b,a\na.jpg,1,0\n", TableForm(class_columns=("a..b",)), r"--class-columns a\.\.b: b comes before a"),
-        (b"image,labels\na.jpg,x\n", TableForm(prefix="/data"), "--path-prefix /data: no image's name begins so"),
+        (
+            b"image,labels\na.jpg,x\n",
+            TableForm(prefix="/data"),
+            "--path-prefix /data: no name of an image begins with it",
+        ),
         (b"image,labels\na.jpg,x\n", TableForm(uncertain="negative"), "has a column of names; leave out --uncertain"),
         (b"image,a\na.jpg,1\n", TableForm(separator=","), "has one column a class; leave out --separator"),
     ],
@@ -203,5 +205,5 @@ def test_uncertain_labels_stay_unobserved_in_complete_columns(tmp_path: Path) ->
     for columns in ((), ("cat", "dog")):
         source = read_table(tmp_path / "t.csv", TableForm(complete=True, class_columns=columns))
         assert named(source, "train") == {"a.jpg": (["cat"], []), "b.jpg": ([], ["cat", "dog"])}
-    with pytest.raises(ValueError, match="column image is asked for as labels and as something else"):
+    with pytest.raises(ValueError, match="column image is named as labels and in another role"):
         read_table(tmp_path / "t.csv", TableForm(columns={"labels": "image"}))

@@ -87,12 +87,12 @@ def test_compressed_tables_are_read_and_damaged_ones_refused(tmp_path: Path) -> 
 def test_other_encodings_are_said_by_a_word(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes("image,labels\na.jpg,Käfer\nb.jpg,Käfer\n".encode("cp1252"))
-    with pytest.raises(ValueError, match=r"t\.csv: line 2 is not UTF-8; say --encoding cp1252 if"):
+    with pytest.raises(ValueError, match=r"t\.csv: line 2 is not UTF-8; give --encoding cp1252 if"):
         read_table(path, TableForm())
     source = read_table(path, TableForm(dialect=Dialect(encoding="cp1252")))
     assert source.classes.class_ids == ("Käfer",)
     path.write_bytes("image,labels\na.jpg,x\n".encode("utf-16-le"))
-    with pytest.raises(ValueError, match="holds zero bytes, so it is no UTF-8 text; if it is UTF-16, say --encoding"):
+    with pytest.raises(ValueError, match="holds zero bytes, so it is no UTF-8 text; if it is UTF-16, give --encoding"):
         read_table(path, TableForm())
     with pytest.raises(ValueError, match="--encoding klingon: no such encoding"):
         read_table(path, TableForm(dialect=Dialect(encoding="klingon")))
@@ -144,7 +144,7 @@ def test_what_can_be_read_in_two_ways_is_refused_with_both(
 def test_two_separators_are_refused_with_all_readings(tmp_path: Path) -> None:
     path = table(tmp_path / "t.csv", ["a;b", "b,a", "a", "b"])
     with pytest.raises(
-        ValueError, match=r"in 3 ways: .*Say --separator ';' or --separator ',' or --separator none, or"
+        ValueError, match=r"in 3 ways: .*Give --separator ';' or --separator ',' or --separator none, or"
     ):
         read_table(path, TableForm())
     path = table(tmp_path / "u.csv", ["cat dog", "cat", "dog", "cat, dog"])
@@ -218,7 +218,7 @@ def test_one_column_a_class(tmp_path: Path) -> None:
 def test_all_other_columns_are_classes_only_if_they_hold_labels(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(CHEXPERT.replace("Path", "image"))
     with pytest.raises(
-        ValueError, match=r"no column labels, and not all others .* \(Sex holds 'f'; Age holds '68'\)\. Say"
+        ValueError, match=r"no column labels, and not all others .* \(Sex holds 'f'; Age holds '68'\)\. Give"
     ):
         read_table(tmp_path / "t.csv", TableForm())
     (tmp_path / "t.csv").write_text("image,x,y\na.jpg,1,0\nb.jpg,,2\n")

@@ -1,4 +1,4 @@
-"""Say in which samples, images and labels two prepared data sets differ; exit code 1 if they do.
+"""Say in which samples, images and labels two prepared data sets differ; the exit code is 1 if they do.
 
 python tools/compare_data.py A B [--json FILE]
 
@@ -17,7 +17,7 @@ PROG = "python tools/compare_data.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `raypaml shard compare` with these arguments."""
+    """Runs `raypaml shard compare` with these arguments."""
     return shard.main(["compare", *(sys.argv[1:] if argv is None else argv)], PROG)
 
 

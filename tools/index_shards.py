@@ -1,4 +1,4 @@
-"""Write vocabulary and indexes beside WebDataset tars, raypaml's own or those of others, by one scan of each.
+"""Write vocabulary and indexes beside WebDataset tars, raypaml's own or those of others, in one scan of each tar.
 
 python tools/index_shards.py DIR
 python tools/index_shards.py DIR --labels json:positive=tags,negative=absent --classes ids.txt --train 'part-*.tar'
@@ -18,7 +18,7 @@ PROG = "python tools/index_shards.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `raypaml shard index` with these arguments."""
+    """Runs `raypaml shard index` with these arguments."""
     return shard.main(["index", *(sys.argv[1:] if argv is None else argv)], PROG)
 
 

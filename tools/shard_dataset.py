@@ -1,4 +1,4 @@
-"""Other data sets, and your own, to verified shards: VOC, COCO, NUS-WIDE, CUB, tables and folders.
+"""Prepare VOC, COCO, NUS-WIDE, CUB, or your own images from a table or a folder, as a data set of shards.
 
 python tools/shard_dataset.py voc VOCdevkit/VOC2012 --out OUT --hide single-positive   # the papers' setting
 python tools/shard_dataset.py table labels.csv --images DIR --out OUT                  # your own labels
@@ -13,18 +13,18 @@ import sys
 from collections.abc import Sequence
 
 from raypaml.cli import Parser, run_command
-from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags
-from raypaml.shard import shard_format
+from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation
+from raypaml.shard import prepared_by
 
 PROG = "python tools/shard_dataset.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare, describe, verify or repair."""
+    """Prepares, describes, verifies or repairs a data set, as the flags say."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("format", nargs="?", choices=FORMATS, help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     add_format_flags(parser)
-    return shard_format(parser.parse(sys.argv[1:] if argv is None else argv))
+    return prepared_by(format_preparation)(parser.parse(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

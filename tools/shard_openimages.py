@@ -1,10 +1,10 @@
-"""Open Images V3 from the official files to verified shards: labels joined, images fetched, everything accounted for.
+"""Prepare Open Images V3 from its official files as a data set of shards.
 
-python tools/shard_openimages.py --metadata DIR --images DIR_OR_URL --out DIR       # all three splits
-python tools/shard_openimages.py ... --split validation --limit 1000 --dry-run       # what would be done
-python tools/shard_openimages.py --out DIR --verify                                  # read all of it again
+python tools/shard_openimages.py --metadata DIR --images DIR_OR_URL --out DIR       # prepares all three splits
+python tools/shard_openimages.py ... --split validation --limit 1000 --dry-run       # says what would be written
+python tools/shard_openimages.py --out DIR --verify                                  # reads all of it again
 
-Interrupted, the same command goes on where it stopped, and ends with the same bytes.
+After an interruption the same command continues where it stopped, and ends with the same bytes.
 
 The same as `raypaml shard openimages`.
 """
@@ -21,7 +21,7 @@ PROG = "python tools/shard_openimages.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `raypaml shard openimages` with these arguments."""
+    """Runs `raypaml shard openimages` with these arguments."""
     return shard.main(["openimages", *(sys.argv[1:] if argv is None else argv)], PROG)
 
 

@@ -1,8 +1,8 @@
-"""Check the shards of a data folder against their indexes, whoever wrote them: every fault by shard, key and byte.
+"""Check the shards of a data folder against their indexes and name every fault by shard, key and byte.
 
 python tools/verify_shards.py DIR [--split train] [--workers 8] [--no-decode]
 
-Exit code 0 without faults, 1 with, 2 where there is nothing to check.
+The exit code is 0 without faults, 1 with faults, and 2 where there is nothing to check.
 
 The same as `raypaml shard verify`.
 """
@@ -19,7 +19,7 @@ PROG = "python tools/verify_shards.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `raypaml shard verify` with these arguments."""
+    """Runs `raypaml shard verify` with these arguments."""
     return shard.main(["verify", *(sys.argv[1:] if argv is None else argv)], PROG)
 
 

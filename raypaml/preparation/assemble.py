@@ -1,4 +1,4 @@
-"""From a source to the labels of a data set: splits cut, labels hidden, keys made, everything counted."""
+"""Turns a source into the labels of a data set: splits are cut, labels hidden, keys made, and everything is counted."""
 
 from __future__ import annotations
 
@@ -30,37 +30,38 @@ Unlabelled = Literal["kept", "left out"]
 
 @dataclass(frozen=True)
 class Cut:
-    """How a source without all three splits is cut."""
+    """How the splits that a source lacks are cut from its training images."""
 
     validation: float = 0.2
-    """Share of train; published."""
+    """Share of the training split that becomes validation; 0.2 is published."""
     test: float = 0.2
-    """Share of everything, where there is no test split."""
+    """Share of all images that becomes the test split where the source has none."""
     seed: int = 1200
-    """Published."""
+    """Seed of both cuts; 1200 is published."""
     method: Method = "random"
-    """random: as published; stratified: each class has the same share in both parts, and no group is divided."""
+    """random: as published. stratified: both parts get the same share of each class, and no group is divided."""
 
 
 def assemble(
     source: Source, hiding: Hiding, cut: Cut, taken: Collection[str] = (), *, unlabelled: Unlabelled = "kept"
 ) -> dict[str, SplitLabels]:
-    """The three splits, labels of train hidden, those of validation and test as they are.
+    """Returns the three splits; labels of train are hidden, those of validation and test are kept.
 
     As published, the labels of the whole of train are hidden first, and validation is cut from it afterwards, with
-    its full labels. (E. Cole et al., CVPR 2021; method: facts of the papers' code.)
+    its full labels. (E. Cole et al., CVPR 2021.)
 
     Args:
-        source: what was found.
+        source: the labelled images.
         hiding: which labels of train are hidden.
-        cut: how splits are cut that the source has not.
-        taken: keys that no image gets, for others have them.
-        unlabelled: what becomes of training images of which hiding shows no label, such as those without a positive
-            where one positive is shown. kept: as published, every entry of theirs is unobserved. left out: as before
-            there was a choice. An image whose labels are not complete and that has none is left out in any case.
+        cut: how the splits are cut that the source lacks.
+        taken: keys that other images have already.
+        unlabelled: what becomes of training images that have no observed label once labels are hidden, such as images
+            without a positive where one positive is shown. kept: as published, with all entries unobserved. left out:
+            as in data sets begun before there was a choice. An image without any label whose labels are not complete
+            is always left out.
 
     Raises:
-        ValueError: hidden labels are asked of a source whose labels are not complete; a split would be empty.
+        ValueError: labels are to be hidden in a source whose labels are not complete, or a split would be empty.
     """
     splits = dict(source.splits)
     if "train" not in splits:
@@ -70,7 +71,12 @@ def assemble(
     if "test" not in splits:
         train, test = _cut(splits["train"], cut.test, cut, num_classes)
         splits |= {"train": splits["train"].rows(train), "test": splits["train"].rows(test)}
-    observed = _hidden(splits["train"], num_classes, hiding)
+    if hiding.kind == "none":
+        observed = _observed(splits["train"], num_classes)
+    elif splits["train"].negatives is None:
+        observed = hide(splits["train"].positives, num_classes, hiding)
+    else:
+        raise ValueError(f"hide={hiding.kind}: the labels of this source are not complete, so none can be hidden")
     if "validation" not in splits:
         train, validation = _cut(splits["train"], cut.validation, cut, num_classes)
         splits["validation"] = splits["train"].rows(validation)
@@ -85,7 +91,7 @@ def assemble(
 
 
 def _check_groups(splits: dict[str, SourceSplit]) -> None:
-    """ValueError where the splits that a source has divide a group."""
+    """Raises ValueError where the splits that a source has divide a group."""
     place: dict[str, str] = {}
     for split, content in splits.items():
         for group in filter(None, content.groups or ()):
@@ -97,7 +103,7 @@ def _check_groups(splits: dict[str, SourceSplit]) -> None:
 
 
 def _cut(split: SourceSplit, fraction: float, cut: Cut, num_classes: int) -> tuple[IntArray, IntArray]:
-    """The rows to keep, and those to cut off."""
+    """Returns the rows to keep, and the rows to cut off."""
     if cut.method == "random":
         if split.groups is not None:
             raise ValueError(
@@ -111,15 +117,8 @@ def _cut(split: SourceSplit, fraction: float, cut: Cut, num_classes: int) -> tup
     return stratified_split(strata, 2 * num_classes, fraction, cut.seed, split.groups)
 
 
-def _hidden(split: SourceSplit, num_classes: int, hiding: Hiding) -> tuple[list[IntArray], list[IntArray]]:
-    if hiding.kind == "none":
-        return _observed(split, num_classes)
-    if split.negatives is not None:
-        raise ValueError(f"hide={hiding.kind}: the labels of this source are not complete, so none can be hidden")
-    return hide(split.positives, num_classes, hiding)
-
-
 def _observed(split: SourceSplit, num_classes: int) -> tuple[list[IntArray], list[IntArray]]:
+    """Returns the positives and the negatives of each image where nothing is hidden."""
     if split.negatives is not None:
         return split.positives, split.negatives
     every = np.arange(num_classes)
@@ -127,9 +126,10 @@ def _observed(split: SourceSplit, num_classes: int) -> tuple[list[IntArray], lis
 
 
 def _keys(files: Sequence[str], taken: Collection[str]) -> dict[str, str]:
-    """A key for each file: its stem, or its whole path where two stems are the same.
+    """Returns a key for each file: its stem, or its whole path where two stems are the same.
 
-    Where two paths differ only by signs that no key has, such as letters of other alphabets, a digest is added.
+    Where two paths differ only by characters that a key cannot have, such as letters of other alphabets, a digest is
+    added.
     """
     keys = [_NOT_IN_KEYS.sub("_", PurePosixPath(file).stem) for file in files]
     if len(set(keys)) < len(keys) or not set(taken).isdisjoint(keys):

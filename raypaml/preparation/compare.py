@@ -1,10 +1,9 @@
-"""In which samples, images and labels two prepared data sets differ."""
+"""Compares two prepared data sets: their classes, samples, images and labels."""
 
 from __future__ import annotations
 
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,22 +13,24 @@ from raypaml.cli import Parser
 from raypaml.data.index import Index, open_index
 from raypaml.data.shards import SPLITS
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
-from raypaml.preparation.findings import EXAMPLES
+from raypaml.preparation.findings import EXAMPLES, Tally, tally
 
 STATES = {POSITIVE: "positive", NEGATIVE: "negative", UNOBSERVED: "unobserved"}
 
 Codes = NDArray[np.int64]
+Comparison = dict[str, Tally]
+"""How often each kind of difference occurs, by its name, with examples."""
 
 
 def add_compare_flags(parser: Parser) -> None:
-    """Add the two folders."""
+    """Adds the two folders, and where the comparison is written."""
     parser.add_argument("a", type=Path, metavar="A", help="folder of a prepared data set")
-    parser.add_argument("b", type=Path, metavar="B", help="another")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
+    parser.add_argument("b", type=Path, metavar="B", help="folder of the data set that A is compared with")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison to this file, as JSON")
 
 
-def compare_folders(a: Path, b: Path) -> dict[str, Any]:
-    """The comparison of the vocabularies, and of each split by name."""
+def compare_folders(a: Path, b: Path) -> dict[str, Comparison]:
+    """Compares the vocabularies, and each split; the result is by `vocabulary` and the names of the splits."""
     for folder in (a, b):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; give two prepared data sets")
@@ -46,8 +47,8 @@ def compare_folders(a: Path, b: Path) -> dict[str, Any]:
     return differences
 
 
-def comparison_as_text(differences: dict[str, Any]) -> str:
-    """The comparison, a line for each kind of difference, with examples."""
+def comparison_as_text(differences: dict[str, Comparison]) -> str:
+    """Writes a comparison with a line for each kind of difference, with examples."""
     lines = []
     for part, comparison in differences.items():
         lines.append(part)
@@ -57,19 +58,19 @@ def comparison_as_text(differences: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compare_vocabularies(a: Vocabulary, b: Vocabulary) -> dict[str, Any]:
-    """Classes that only one has, and whether the order is another."""
+def compare_vocabularies(a: Vocabulary, b: Vocabulary) -> Comparison:
+    """Counts the classes that only one vocabulary has, and says whether those in both are in another order."""
     common = [[c for c in one.class_ids if c in other.index_of] for one, other in ((a, b), (b, a))]
     only = [[c for c in one.class_ids if c not in other.index_of] for one, other in ((a, b), (b, a))]
     return {
-        "classes only in A": _counted(only[0]),
-        "classes only in B": _counted(only[1]),
+        "classes only in A": tally(len(only[0]), only[0]),
+        "classes only in B": tally(len(only[1]), only[1]),
         "classes in another order": {"count": int(common[0] != common[1])},
     }
 
 
-def compare_split(a: Index, b: Index, classes_a: Vocabulary, classes_b: Vocabulary) -> dict[str, Any]:
-    """Samples that only one has; of those in both, other images (size or CRC-32) and other labels, by kind."""
+def compare_split(a: Index, b: Index, classes_a: Vocabulary, classes_b: Vocabulary) -> Comparison:
+    """Counts the samples that only one has and, among those in both, different images (size or CRC-32) and labels."""
     in_a = pc.index_in(b.key_column, value_set=a.key_column)  # row of B -> row of A
     rows_b = np.flatnonzero(pc.is_valid(in_a).to_numpy())
     rows_a = in_a.drop_null().to_numpy().astype(np.int64)
@@ -85,32 +86,32 @@ def compare_split(a: Index, b: Index, classes_a: Vocabulary, classes_b: Vocabula
     }
 
 
-def differs(comparison: dict[str, Any]) -> bool:
-    """Whether anything but what they share was found."""
-    return any(found["count"] for name, found in comparison.items() if name != "samples in both")
+def differs(comparison: Comparison) -> bool:
+    """Says whether a comparison counts any difference."""
+    return any(difference["count"] for name, difference in comparison.items() if name != "samples in both")
 
 
 def _label_differences(
     a: Index, b: Index, rows_a: Codes, rows_b: Codes, classes_a: Vocabulary, classes_b: Vocabulary
-) -> dict[str, Any]:
+) -> Comparison:
     union = list(dict.fromkeys((*classes_a.class_ids, *classes_b.class_ids)))
     number = {class_id: k for k, class_id in enumerate(union)}
     cells_a, values_a = _entries(a, rows_a, np.array([number[c] for c in classes_a.class_ids]), len(union))
     cells_b, values_b = _entries(b, rows_b, np.array([number[c] for c in classes_b.class_ids]), len(union))
     cells = np.union1d(cells_a, cells_b)
     state_a, state_b = (_states(cells, *entries) for entries in ((cells_a, values_a), (cells_b, values_b)))
-    found: dict[str, Any] = {}
+    differences: Comparison = {}
     for one, two in permutations(STATES, 2):
         cells_of_kind = cells[(state_a == one) & (state_b == two)]
         if len(cells_of_kind):
             keys = a.keys(rows_a[cells_of_kind[:EXAMPLES] // len(union)])
             named = [f"{key} {union[cell % len(union)]}" for key, cell in zip(keys, cells_of_kind, strict=False)]
-            found[f"labels {STATES[one]} in A, {STATES[two]} in B"] = {"count": len(cells_of_kind), "examples": named}
-    return found
+            differences[f"labels {STATES[one]} in A, {STATES[two]} in B"] = tally(len(cells_of_kind), named)
+    return differences
 
 
 def _entries(index: Index, rows: Codes, number: Codes, num_classes: int) -> tuple[Codes, Codes]:
-    """Observed entries as position x classes + class, sorted, and their values."""
+    """Returns the observed entries as position x K + class, ascending, and their values."""
     cells, values = [], []
     for ragged, value in ((index.positives, POSITIVE), (index.negatives, NEGATIVE)):
         position, column = ragged.cells(rows)
@@ -122,14 +123,11 @@ def _entries(index: Index, rows: Codes, number: Codes, num_classes: int) -> tupl
 
 
 def _states(cells: Codes, known: Codes, values: Codes) -> Codes:
+    """Returns the value of each cell; unobserved where it is not among the known ones."""
     states = np.full(len(cells), UNOBSERVED)
     states[np.searchsorted(cells, known)] = values
     return states
 
 
-def _named(index: Index, rows: Codes) -> dict[str, Any]:
-    return {"count": len(rows)} | ({"examples": index.keys(rows[:EXAMPLES])} if len(rows) else {})
-
-
-def _counted(class_ids: list[str]) -> dict[str, Any]:
-    return {"count": len(class_ids)} | ({"examples": class_ids[:EXAMPLES]} if class_ids else {})
+def _named(index: Index, rows: Codes) -> Tally:
+    return tally(len(rows), index.keys(rows[:EXAMPLES]))

@@ -1,4 +1,4 @@
-"""`data_card.json` and `data_card.md`: what a data set holds, what is missing, and what was odd in its source."""
+"""`data_card.json` and `data_card.md`: what a data set holds, what is missing, and the oddities of its labels."""
 
 from __future__ import annotations
 
@@ -6,77 +6,139 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import NotRequired, TypedDict, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raypaml.data.index import open_index
 from raypaml.data.shards import SPLITS
 from raypaml.files import write_json, write_whole
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
+from raypaml.preparation.findings import Tally
 from raypaml.preparation.finish import Finished, count_fates, label_counts
 from raypaml.preparation.image_store import Fate
-from raypaml.preparation.requests import LABELS
-from raypaml.preparation.same_pictures import indexes_in, said_of_same_pictures
+from raypaml.preparation.requests import LABELS, Parameters
+from raypaml.preparation.same_pictures import indexes_in, same_picture_lines
 
 CARD = "data_card.json"
 SHOWN = 10
-"""Names listed in data_card.md before it refers to data_card.json."""
+"""Names that a line of data_card.md lists before it refers to data_card.json."""
+
+
+class SplitCard(TypedDict):
+    """One split in data_card.json."""
+
+    images: dict[str, int]
+    """`requested`, and the images by fate."""
+    labels: dict[str, dict[str, int]]
+    """Of `positives` and `negatives` how many were `requested` and `written`."""
+    official: dict[str, int]
+    """Published totals by name."""
+    doctor: dict[str, Tally]
+    """Oddities of the source's labels."""
+    groups: dict[str, dict[str, int]]
+    """Classes and labels of each class group."""
+    unusable: dict[str, list[str]]
+    """Ids of the classes that cannot be trained or scored, by what they lack."""
+    classes: dict[str, list[int]]
+    """[K] labels of each class, by kind."""
+    shards: int
+
+
+class CardVocabulary(TypedDict):
+    """The classes in data_card.json."""
+
+    classes: int
+    digest: str
+    class_ids: list[str]
+
+
+class Version(TypedDict):
+    """An earlier version of the data set in data_card.json."""
+
+    folder: str
+    digest: str
+    classes: int
+    images: dict[str, int]
+    """Images by split."""
+    parameters: Parameters
+    answers: NotRequired[object]
+    """Answers of `raypaml audit` that this version holds."""
+
+
+class DataCard(TypedDict):
+    """data_card.json."""
+
+    digest: str
+    """SHA-256 of the vocabulary and the indexes."""
+    parameters: Parameters
+    vocabulary: CardVocabulary
+    lineage: NotRequired[list[Version]]
+    """The versions that this one grew from, the first one first."""
+    in_two_splits: dict[str, int]
+    """Images that two splits share, by `A and B`."""
+    same_pictures: NotRequired[list[str]]
+    """Lines about pictures that occur more than once; cards of early versions lack them."""
+    splits: dict[str, SplitCard]
+    answers: NotRequired[object]
+    """Answers of `raypaml audit` that were written into the data set."""
 
 
 def split_card(
     requested: pa.Table,
     finished: Finished,
     vocabulary: Vocabulary,
-    doctor: dict[str, Any],
+    doctor: dict[str, Tally],
     official: dict[str, int],
     implied: IntArray | None = None,
-) -> dict[str, Any]:
-    """What there is to say of one split.
+) -> SplitCard:
+    """Returns the card of one split.
 
     Args:
-        requested: key, positives, negatives of the images asked for.
-        finished: what was written of them.
-        doctor: findings in the source's files.
-        official: published totals, by name.
-        implied: class columns of the requested positives that a hierarchy added, if one was given.
+        requested: key, positives and negatives of the requested images.
+        finished: the images that were written.
+        vocabulary: the classes.
+        doctor: oddities of the source's labels.
+        official: published totals by name.
+        implied: class columns of the requested positives that a hierarchy added; None where none was given.
     """
     fates = count_fates(finished.ledger)
-    asked, found = (label_counts(table, len(vocabulary)) for table in (requested, finished.index))
+    asked, written = (label_counts(table, len(vocabulary)) for table in (requested, finished.index))
     return {
         "images": {"requested": sum(fates.get(fate, 0) for fate in get_args(Fate)), **fates},
-        "labels": {name: {"requested": int(asked[name].sum()), "written": int(found[name].sum())} for name in LABELS},
+        "labels": {name: {"requested": int(asked[name].sum()), "written": int(written[name].sum())} for name in LABELS},
         "official": official,
         "doctor": doctor,
         "groups": {
-            name: _group(asked, found, vocabulary.class_group == group)
+            name: _group(asked, written, vocabulary.class_group == group)
             for group, name in enumerate(GROUP_NAMES, start=1)
         },
-        "unusable": _unusable(found, vocabulary),
+        "unusable": _unusable(written, vocabulary),
         "classes": {
             f"{name} {state}": counts[name].tolist()
             for name in LABELS
-            for state, counts in (("requested", asked), ("written", found))
+            for state, counts in (("requested", asked), ("written", written))
         }
         | ({} if implied is None else {"implied": np.bincount(implied, minlength=len(vocabulary)).tolist()}),
         "shards": len(finished.shards),
     }
 
 
-def _group(asked: dict[str, IntArray], found: dict[str, IntArray], members: Any) -> dict[str, int]:
+def _group(asked: dict[str, IntArray], written: dict[str, IntArray], members: NDArray[np.bool_]) -> dict[str, int]:
     counts = {
         f"{name} {state}": int(table[name][members].sum())
         for name in LABELS
-        for state, table in (("requested", asked), ("written", found))
+        for state, table in (("requested", asked), ("written", written))
     }
     return {"classes": int(members.sum()), **counts}
 
 
-def _unusable(found: dict[str, IntArray], vocabulary: Vocabulary) -> dict[str, list[str]]:
-    """Classes that this split cannot train or score, by what they lack."""
-    positive, negative = found["positives"], found["negatives"]
+def _unusable(written: dict[str, IntArray], vocabulary: Vocabulary) -> dict[str, list[str]]:
+    """Returns the ids of classes that this split cannot train or score, by what they lack."""
+    positive, negative = written["positives"], written["negatives"]
     lacking = {
         "no label": positive + negative == 0,
         "no positive": (positive == 0) & (negative > 0),
@@ -88,25 +150,25 @@ def _unusable(found: dict[str, IntArray], vocabulary: Vocabulary) -> dict[str, l
 def write_card(
     out: Path,
     split: str,
-    card: dict[str, Any],
-    parameters: dict[str, Any],
+    card: SplitCard,
+    parameters: Parameters,
     vocabulary: Vocabulary,
-    lineage: Sequence[dict[str, Any]] = (),
+    lineage: Sequence[Version] = (),
 ) -> str:
-    """Write both files, with the other splits as they were; returns the digest of the whole data set.
+    """Writes both files, keeps the other splits as they are, and returns the digest of the whole data set.
 
     Args:
         out: folder of the data set.
-        split: whose card this is.
-        card: what there is to say of it.
-        parameters: what decided the result.
+        split: the split that the card is of.
+        card: its card.
+        parameters: the settings that decided the result.
         vocabulary: the classes.
         lineage: the versions that this one grew from, the first one first.
     """
     path = out / CARD
-    before = json.loads(path.read_text())["splits"] if path.is_file() else {}
+    before: dict[str, SplitCard] = json.loads(path.read_text())["splits"] if path.is_file() else {}
     splits = {name: card if name == split else before[name] for name in SPLITS if name == split or name in before}
-    content = {
+    content: DataCard = {
         "digest": whole_digest(out, splits),
         "parameters": parameters,
         "vocabulary": {
@@ -114,26 +176,27 @@ def write_card(
             "digest": vocabulary.digest,
             "class_ids": list(vocabulary.class_ids),
         },
-        **({"lineage": list(lineage)} if lineage else {}),
-        "in_two_splits": _in_two_splits(out, splits),
-        "same_pictures": list(said_of_same_pictures(indexes_in(out, list(splits)))),
+        "in_two_splits": _in_two_splits(out, list(splits)),
+        "same_pictures": list(same_picture_lines(indexes_in(out, list(splits)))),
         "splits": splits,
     }
+    if lineage:
+        content["lineage"] = list(lineage)
     write_json(path, content, indent=1, ensure_ascii=False)
     write_whole(out / "data_card.md", "\n".join(card_markdown(content, vocabulary)) + "\n")
-    return str(content["digest"])
+    return content["digest"]
 
 
 def same_pictures_in(out: Path) -> list[str]:
-    """What the card of a data set says of pictures that it holds more than once; cards of earlier versions do not."""
-    card = json.loads((out / CARD).read_text())
+    """Returns the lines about repeated pictures from the card, or computes them where an old card lacks them."""
+    card: DataCard = json.loads((out / CARD).read_text())
     if "same_pictures" in card:
-        return list(card["same_pictures"])
-    return list(said_of_same_pictures(indexes_in(out, SPLITS)))
+        return card["same_pictures"]
+    return list(same_picture_lines(indexes_in(out, SPLITS)))
 
 
 def whole_digest(out: Path, splits: Iterable[str]) -> str:
-    """SHA-256 over vocabulary and indexes, as they are: they hold every label, and of every image its CRC-32."""
+    """Returns the SHA-256 of vocabulary and indexes, which hold every label and the CRC-32 of every image."""
     digest = hashlib.sha256()
     for name in ("vocabulary.csv", *(f"{split}.arrow" for split in splits)):
         with (out / name).open("rb") as file:
@@ -141,24 +204,24 @@ def whole_digest(out: Path, splits: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _in_two_splits(out: Path, splits: dict[str, Any]) -> dict[str, int]:
-    """Written images that two splits share: a leak from one to the other."""
+def _in_two_splits(out: Path, splits: Sequence[str]) -> dict[str, int]:
+    """Counts the written images that two splits share, which leak from one to the other."""
     keys = {name: open_index(out / f"{name}.arrow").key_column for name in splits}
-    pairs = [(a, b) for number, a in enumerate(splits) for b in list(splits)[number + 1 :]]
+    pairs = [(a, b) for number, a in enumerate(splits) for b in splits[number + 1 :]]
     return {f"{a} and {b}": int(pc.sum(pc.is_in(keys[b], value_set=keys[a])).as_py() or 0) for a, b in pairs}
 
 
-def card_markdown(whole: dict[str, Any], vocabulary: Vocabulary) -> Iterator[str]:
-    """The lines of data_card.md."""
+def card_markdown(whole: DataCard, vocabulary: Vocabulary) -> Iterator[str]:
+    """Yields the lines of data_card.md."""
     yield "# Data card"
     yield ""
-    yield f"Digest of the whole: `{whole['digest']}`. {len(vocabulary):,} classes, digest `{vocabulary.digest[:12]}`."
-    yield "Class groups G1 (rarest) to G5 count the source's verified training labels, whatever images were found."
+    yield f"Digest of the data: `{whole['digest']}`. {len(vocabulary):,} classes, digest `{vocabulary.digest[:12]}`."
+    yield "Class groups G1 (rarest) to G5 follow the source's verified training labels, whichever images could be read."
     yield ""
-    yield "Made with: " + ", ".join(f"{name} {value}" for name, value in whole["parameters"].items()) + "."
+    yield "Settings: " + ", ".join(f"{name} {value}" for name, value in whole["parameters"].items()) + "."
     if "lineage" in whole:
         yield ""
-        yield "Grown from earlier versions, whose shards it holds as they were:"
+        yield "It grew from these earlier versions and holds their shards unchanged:"
         yield ""
     for version in whole.get("lineage", ()):
         images = ", ".join(f"{split} {count:,}" for split, count in version["images"].items())
@@ -169,14 +232,14 @@ def card_markdown(whole: dict[str, Any], vocabulary: Vocabulary) -> Iterator[str
         yield "**Images in two splits**: " + ", ".join(f"{pair} {count:,}" for pair, count in shared.items()) + "."
     if whole["same_pictures"]:
         yield ""
-        yield "**The same picture more than once**, to the byte of its JPEG:"
+        yield "**Pictures that occur more than once**, byte for byte the same JPEG:"
         yield ""
         yield from (f"- {line}" for line in whole["same_pictures"])
     for name, card in whole["splits"].items():
         yield from _split_lines(name, card, vocabulary)
 
 
-def _split_lines(name: str, card: dict[str, Any], vocabulary: Vocabulary) -> Iterator[str]:
+def _split_lines(name: str, card: SplitCard, vocabulary: Vocabulary) -> Iterator[str]:
     doctor, official = card["doctor"], card["official"]
     yield ""
     yield f"## {name}"
@@ -189,26 +252,28 @@ def _split_lines(name: str, card: dict[str, Any], vocabulary: Vocabulary) -> Ite
     yield ""
     yield from _group_table(card)
     yield ""
-    yield "The label doctor, over all rows of the files:"
+    yield "Oddities of the labels, over all rows of the source's files:"
     yield ""
-    yield from (_finding_line(finding, content) for finding, content in doctor.items())
+    for name, finding in doctor.items():
+        examples = f" (such as {', '.join(map(repr, finding['examples']))})" if "examples" in finding else ""
+        yield f"- {name}: {finding['count']:,}{examples}"
     for lack, class_ids in card["unusable"].items():
         if class_ids:
             names = [vocabulary.names[vocabulary.index_of[class_id]] for class_id in class_ids[:SHOWN]]
             more = f", and {len(class_ids) - SHOWN:,} more in {CARD}" if len(class_ids) > SHOWN else ""
-            yield f"- classes with {lack} here: {len(class_ids):,} ({', '.join(names)}{more})"
+            yield f"- classes with {lack} in this split: {len(class_ids):,} ({', '.join(names)}{more})"
 
 
-def _official_table(doctor: dict[str, Any], official: dict[str, int]) -> Iterator[str]:
+def _official_table(doctor: dict[str, Tally], official: dict[str, int]) -> Iterator[str]:
     yield "| in the source's files | found | official | difference |"
     yield "| --- | ---: | ---: | ---: |"
     for what, finding in (("images", "images listed"), ("positives", "positives"), ("negatives", "negatives")):
-        found = doctor.get(finding, {"count": 0})["count"]
-        yield f"| {what} | {found:,} | {official[what]:,} | {found - official[what]:+,} |"
+        count = doctor[finding]["count"] if finding in doctor else 0
+        yield f"| {what} | {count:,} | {official[what]:,} | {count - official[what]:+,} |"
     yield ""
 
 
-def _group_table(card: dict[str, Any]) -> Iterator[str]:
+def _group_table(card: SplitCard) -> Iterator[str]:
     columns = [f"{name} {state}" for name in LABELS for state in ("requested", "written")]
     yield f"| group | classes | {' | '.join(columns)} |"
     yield "| --- |" + " ---: |" * (1 + len(columns))
@@ -216,8 +281,3 @@ def _group_table(card: dict[str, Any]) -> Iterator[str]:
     total = {column: sum(group[column] for group in groups.values()) for column in ("classes", *columns)}
     for name, group in {**groups, "all": total}.items():
         yield f"| {name} | {group['classes']:,} | " + " | ".join(f"{group[column]:,}" for column in columns) + " |"
-
-
-def _finding_line(finding: str, content: dict[str, Any]) -> str:
-    examples = f" (such as {', '.join(map(repr, content['examples']))})" if "examples" in content else ""
-    return f"- {finding}: {content['count']:,}{examples}"

@@ -1,4 +1,4 @@
-"""The files below a folder of one's own: links followed once, and of each file that is not taken the reason."""
+"""Lists the files below a user's folder: links are followed once, and each file that is not read has its reason."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from raypaml.data.hidden_files import is_hidden
 
 
 def files_below(root: Path, suffixes: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Every file below a folder by its path, with the reason why it is not taken; empty: it may be an image.
+    """Returns each file below a folder by its path, with the reason why it is not read; empty if it may be an image.
 
-    Links are followed once, after everything that is really there: what a link leads to again is not taken.
+    Links are followed once, after everything that is not a link: what a link leads to a second time is not read.
 
     Args:
         root: the folder.
-        suffixes: of images, or of what else is looked for; in lower case, with a dot.
+        suffixes: the endings of images, or of other files that are looked for; in lower case, with a dot.
 
     Returns:
-        The reasons; and for each path that a link leads to again, the path under which it was taken. There, paths of
-        folders end with `/`.
+        The reasons; and for each path that a link leads to a second time, the path under which it was read. Paths of
+        folders end with `/` there.
     """
     reasons, again = dict[str, str](), dict[str, str]()
     first = dict[Path, str]()
@@ -46,7 +46,7 @@ def files_below(root: Path, suffixes: Collection[str]) -> tuple[dict[str, str], 
 def _listed(
     real: Path, name: str, suffixes: Collection[str], folders: list[str], links: list[str], first: dict[Path, str]
 ) -> dict[str, str]:
-    """The files of one folder with their reasons; its folders and links are added to those that are left."""
+    """Returns the files of one folder with their reasons, and adds its folders and links to those to be visited."""
     try:
         entries = list(os.scandir(real))
     except OSError:
@@ -65,20 +65,15 @@ def _listed(
 
 
 def _note(first: dict[Path, str], real: Path, name: str, is_passed_over: bool) -> None:
-    # what is not taken under its own name may be taken under that of a link: images kept in a hidden cache
+    # a file that is passed over by its own name may be read by that of a link: images kept in a hidden cache
     if not is_passed_over:
         first[real] = name
 
 
-def _is_text(path: str) -> bool:
-    """Whether a name that the file system gives is one that can be written down: bytes that are no UTF-8 are not."""
-    return not any("\ud800" <= sign <= "\udfff" for sign in path)
-
-
 def reason_of(path: str, suffixes: Collection[str]) -> str:
-    """Why a file of this name is no image; empty if it may be one."""
+    """Returns why a file of this name is not read as an image; empty if it may be one."""
     if is_hidden(path):
         return "hidden"
-    if not _is_text(path):
+    if any("\ud800" <= sign <= "\udfff" for sign in path):  # what Python makes of bytes that are not UTF-8
         return "name_not_utf8"
     return "" if PurePosixPath(path).suffix.lower() in suffixes else "not_an_image"

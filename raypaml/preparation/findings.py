@@ -1,19 +1,31 @@
-"""What the label doctor found: counts, and a few examples of each, by name."""
+"""Oddities of a source's labels: how often each occurs, and a few examples."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 EXAMPLES = 5
-"""Kept of each finding."""
+"""Examples that are kept of each finding."""
+
+
+class Tally(TypedDict):
+    """How often something was seen, and a few examples."""
+
+    count: int
+    examples: NotRequired[list[str]]
 
 
 def some_of(names: Sequence[str], most: int = EXAMPLES) -> str:
-    """The first names for a message, and dots where there are more."""
+    """Returns the first names for a message, and dots where there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def tally(count: int, examples: Sequence[str]) -> Tally:
+    """Returns a finding of this count, with its first examples if it has any."""
+    return {"count": count, "examples": list(examples[:EXAMPLES])} if len(examples) else {"count": count}
 
 
 @dataclass
@@ -24,15 +36,12 @@ class Findings:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, count: int, examples: Iterable[object] = ()) -> None:
-        """Count `count` more of `name`; a count of 0 is kept, to say that it was looked for."""
+        """Adds `count` to the finding `name`; a count of 0 is kept, to show that this was checked."""
         self.counts[name] += int(count)
         if count:
             kept = self.examples.setdefault(name, [])
             kept += [str(example) for example in examples][: EXAMPLES - len(kept)]
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON: name -> count and examples, in the order found."""
-        return {
-            name: {"count": count} | ({"examples": self.examples[name]} if self.examples.get(name) else {})
-            for name, count in self.counts.items()
-        }
+    def to_dict(self) -> dict[str, Tally]:
+        """Returns the findings by name, for JSON, in the order in which they were first seen."""
+        return {name: tally(count, self.examples.get(name, ())) for name, count in self.counts.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +29,8 @@ LEDGER_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""A row per image of the source: its file (null: KEY.jpg), what became of it, and the shard that holds it; and a row
-per file among the images that was not taken, without a key."""
+"""A row for each image of the source: its file (null: KEY.jpg), what became of it (its fate), and the shard that holds
+it; and a row without a key for each file among the images that was not read."""
 
 
 @dataclass(frozen=True)
@@ -44,55 +43,54 @@ class Finished:
     ledger: list[pa.Table]
     """Rows of LEDGER_SCHEMA."""
     has_all_labels: bool = True
-    """Full labels, where images have them, are those of all classes: none was added later."""
+    """Whether the full labels of images that have them cover all classes; False where classes were added later."""
 
 
 def collect_shards(
     job: ShardJob, out: Path, split: str, requested: pa.ChunkedArray, labels: SplitLabels, first: int = 0
 ) -> Finished:
-    """Give the finished shards their names in `out`, numbered without gaps, and gather their receipts.
+    """Gives the finished shards their final names, numbered without gaps, and gathers their receipts.
 
     Args:
-        job: of the split.
+        job: what the shards of this split have in common.
         out: folder of the data set.
-        split: its name.
-        requested: keys of all images that were asked for; one without a receipt was not found.
-        labels: of the split; the images that were not asked for are listed too, and files that are none.
+        split: name of the split.
+        requested: keys of all requested images; an image without a receipt was not found.
+        labels: labels of the split; images that were not requested, and skipped files, are listed in the ledger too.
         first: number of the first shard.
     """
-    found = Finished([], SCHEMA.empty_table(), [])
-    places = [found.index]
+    finished = Finished([], SCHEMA.empty_table(), [])
+    places = [finished.index]
     for path in sorted(job.work.glob("*.arrow")):
         receipt, _ = read_receipt(path)
         is_written = pc.equal(receipt["fate"], "written")
-        number = first + len(found.shards)
-        found.ledger.append(_ledger(split, receipt, pc.if_else(is_written, pa.scalar(number, pa.int32()), None)))
+        number = first + len(finished.shards)
+        finished.ledger.append(_ledger(split, receipt, pc.if_else(is_written, pa.scalar(number, pa.int32()), None)))
         if pc.any(is_written).as_py():
-            found.shards.append(f"{split}-{number:06d}.tar")
-            _rename(job.shard(path.stem), out / found.shards[-1])
+            finished.shards.append(f"{split}-{number:06d}.tar")
+            unnamed, final = job.shard(path.stem), out / finished.shards[-1]
+            if unnamed.is_file():
+                unnamed.replace(final)
+            assert final.is_file(), f"{final}: neither there nor in {unnamed}"
             places.append(_index_rows(receipt.filter(is_written), number))
-    asked = pa.chunked_array([chunk for part in found.ledger for chunk in part["key"].chunks], pa.string())
+    asked = pa.chunked_array([chunk for part in finished.ledger for chunk in part["key"].chunks], pa.string())
     lost = requested.filter(pc.invert(pc.is_in(requested, value_set=asked)))
     for fate, keys in {"not_found": lost, **labels.others}.items():
-        found.ledger.append(_ledger(split, pa.table({"key": keys, "fate": pa.repeat(fate, len(keys))})))
+        finished.ledger.append(_ledger(split, pa.table({"key": keys, "fate": pa.repeat(fate, len(keys))})))
     for fate, files in labels.skipped.items():
-        found.ledger.append(_ledger(split, pa.table({"file": files, "fate": pa.repeat(fate, len(files))})))
-    return replace(found, index=pa.concat_tables(places).combine_chunks())
-
-
-def _rename(work: Path, final: Path) -> None:
-    if work.is_file():
-        work.replace(final)
-    assert final.is_file(), f"{final}: neither there nor in {work}"
+        finished.ledger.append(_ledger(split, pa.table({"file": files, "fate": pa.repeat(fate, len(files))})))
+    return replace(finished, index=pa.concat_tables(places).combine_chunks())
 
 
 def _index_rows(written: pa.Table, number: int) -> pa.Table:
+    """Returns the rows of one shard, of this number, as the index has them."""
     columns = {name: written[name] for name in ("key", *PLACE, *LABELS, *KNOWN)}
     columns["shard"] = pa.array(np.full(len(written), number), pa.int32())
     return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
-def _ledger(split: str, rows: pa.Table, shard: Any = None) -> pa.Table:
+def _ledger(split: str, rows: pa.Table, shard: pa.Array | None = None) -> pa.Table:
+    """Returns rows as the ledger has them; null where they lack a column."""
     n = len(rows)
     columns = {"split": pa.repeat(split, n), "shard": shard} | {name: rows[name] for name in rows.column_names}
     given = {name: column for name, column in columns.items() if column is not None}
@@ -100,7 +98,7 @@ def _ledger(split: str, rows: pa.Table, shard: Any = None) -> pa.Table:
 
 
 def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Vocabulary) -> None:
-    """Write `<split>.arrow`; shards of an earlier, larger try do not exist, for a folder holds one data set."""
+    """Writes `<split>.arrow`, the index of the split."""
     write_index(
         out / f"{split}.arrow",
         finished.index,
@@ -112,7 +110,7 @@ def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Voc
 
 
 def write_ledger(out: Path, split: str, rows: list[pa.Table]) -> None:
-    """Write this split's rows into `ledger.parquet` beside those of the other splits."""
+    """Writes the rows of this split into `ledger.parquet`, and keeps those of the other splits."""
     path = out / LEDGER
     before = pq.read_table(path, schema=LEDGER_SCHEMA) if path.is_file() else LEDGER_SCHEMA.empty_table()
     with whole(path) as unfinished, pq.ParquetWriter(unfinished, LEDGER_SCHEMA, compression="zstd") as writer:
@@ -122,7 +120,7 @@ def write_ledger(out: Path, split: str, rows: list[pa.Table]) -> None:
 
 
 def ledger_summary(out: Path) -> str:
-    """How many images were written and what became of all the others, by reason with an example, in one line."""
+    """Says in one line how many images were written, and how many were not, by reason and with an example."""
     ledger = pq.read_table(out / LEDGER, columns=["split", "key", "file", "fate"])
     parts = []
     for fate, count in sorted(count_fates([ledger]).items(), key=lambda item: item[0] != "written"):
@@ -134,7 +132,7 @@ def ledger_summary(out: Path) -> str:
 
 
 def write_implied(out: Path, split: str, implied: pa.Table, requested: pa.ChunkedArray) -> pa.Table:
-    """Write `implied-<split>.parquet`: which labels of the images asked for a hierarchy added; returns them."""
+    """Writes `implied-<split>.parquet`, the labels of requested images that a hierarchy added, and returns its rows."""
     rows = implied.filter(pc.is_in(implied["key"], value_set=requested))
     with whole(out / f"implied-{split}.parquet") as unfinished:
         pq.write_table(rows, unfinished, compression="zstd")
@@ -142,7 +140,7 @@ def write_implied(out: Path, split: str, implied: pa.Table, requested: pa.Chunke
 
 
 def count_fates(ledger: list[pa.Table]) -> dict[str, int]:
-    """Images by fate, by name."""
+    """Counts the images of each fate; the fates are sorted by name."""
     counts = Counter[str]()
     for part in ledger:
         counts.update({row["values"]: row["counts"] for row in pc.value_counts(part["fate"]).to_pylist()})
@@ -150,7 +148,7 @@ def count_fates(ledger: list[pa.Table]) -> dict[str, int]:
 
 
 def label_counts(table: pa.Table, num_classes: int) -> dict[str, IntArray]:
-    """[K] positives and negatives of a table with those list columns."""
+    """Returns the number of positives and of negatives of each class, [K] each, from the columns of lists so called."""
     return {
         name: np.bincount(table[name].combine_chunks().flatten().to_numpy(), minlength=num_classes).astype(np.int64)
         for name in LABELS

@@ -1,7 +1,7 @@
-"""A new version of a prepared data set with more images: its shards stay and are linked, new ones come after them.
+"""Makes a new version of a prepared data set with more images: its shards are linked, and new shards follow them.
 
-What the earlier version holds is not made again: an image that its ledger lists as written, by its file, is left out of
-what is prepared, and everything else is new. The earlier folder is only read.
+Images that the earlier version holds are not made again: an image whose file its ledger lists as written is left out,
+and all others are new. The earlier folder is only read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +21,14 @@ from raypaml.data.index import Index
 from raypaml.data.shards import SPLITS
 from raypaml.files import link_or_copy
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
-from raypaml.preparation.data_card import CARD, whole_digest
+from raypaml.preparation.data_card import CARD, DataCard, Version, whole_digest
 from raypaml.preparation.findings import some_of
 from raypaml.preparation.finish import LEDGER, LEDGER_SCHEMA, Finished
 from raypaml.preparation.record import is_split_finished, read_record
-from raypaml.preparation.requests import LABELS
+from raypaml.preparation.requests import LABELS, Parameters
 
 AGREE = ("resize", "size", "quality", "background", "large_jpegs", "json", "hide", "hierarchy")
-"""Settings that all images of a data set share."""
+"""Settings that must be the same for all images of a data set."""
 
 
 @dataclass(frozen=True)
@@ -38,95 +37,100 @@ class Earlier:
 
     folder: Path
     digest: str
-    """SHA-256 of the vocabulary and the indexes as they are."""
-    parameters: dict[str, Any]
+    """SHA-256 of the vocabulary and the indexes as they are now."""
+    parameters: Parameters
     vocabulary: Vocabulary
     indexes: dict[str, Index]
     ledger: pa.Table
     """Rows of LEDGER_SCHEMA."""
-    card: dict[str, Any]
+    card: DataCard
 
     def shards(self, split: str) -> int:
-        """How many shards a split has; those that are new come after them."""
+        """Returns how many shards a split has; new shards are numbered from there."""
         return len(self.indexes[split].shards)
 
     @cached_property
     def written(self) -> dict[str, tuple[str, str]]:
-        """Split and key of every image that it has, by file."""
+        """Split and key of every image that it holds, by file."""
         written = self.ledger.filter(pc.equal(self.ledger["fate"], "written"))
         return {row["file"]: (row["split"], row["key"]) for row in written.select(["file", "split", "key"]).to_pylist()}
 
     def keys(self) -> frozenset[str]:
-        """Every key that is taken."""
+        """Returns the keys of all samples."""
         return frozenset(key for index in self.indexes.values() for key in index.key_column.to_pylist())
 
     def positives(self, num_classes: int) -> IntArray:
-        """[num_classes] in how many of its images each class is positive; of classes that came later, none."""
+        """Returns [num_classes] the number of its images in which each class is positive: 0 for classes added later."""
         columns = np.concatenate([index.positives.values for index in self.indexes.values()])
         return np.bincount(columns, minlength=num_classes)
 
     def samples(self, split: str) -> pa.Table:
-        """Where the samples of a split lie and what is known about them: `data.index.SCHEMA`."""
+        """Returns the index of a split as a table, rows of `data.index.SCHEMA`."""
         with pa.memory_map(str(self.indexes[split].where)) as file:
             return pa.ipc.open_file(file).read_all().replace_schema_metadata(None)
 
     def requested(self, split: str, new: pa.Table) -> pa.Table:
-        """Labels of the images asked for: of those that are new, and of those before as far as they were written."""
+        """Returns key and labels of the earlier images, as far as they were written, and of the new ones."""
         names = ["key", *LABELS]
         return pa.concat_tables([self.samples(split).select(names), new.select(names)])
 
     def implied(self, split: str, new: pa.Table) -> pa.Table:
-        """The labels that a hierarchy added, to the images before and to those that are new."""
+        """Returns the labels that a hierarchy added to the earlier images and to the new ones."""
         return pa.concat_tables([pq.read_table(self.folder / f"implied-{split}.parquet", schema=new.schema), new])
 
-    def lineage(self) -> list[dict[str, Any]]:
-        """The versions before the new one, the first one first."""
-        mine = {
+    def lineage(self) -> list[Version]:
+        """Returns the versions before the new one, the first one first."""
+        mine: Version = {
             "folder": str(self.folder.absolute()),
             "digest": self.digest,
             "classes": len(self.vocabulary),
             "images": {split: len(index) for split, index in self.indexes.items()},
             "parameters": self.parameters,
         }
-        answers = {"answers": self.card["answers"]} if "answers" in self.card else {}
-        return [*self.card.get("lineage", []), mine | answers]
+        if "answers" in self.card:
+            mine["answers"] = self.card["answers"]
+        return [*self.card.get("lineage", []), mine]
 
 
 def open_earlier(folder: Path, out: Path) -> Earlier:
-    """Open the version to grow from.
+    """Opens the version to grow from.
 
     Raises:
-        ValueError: it is not a prepared data set, is not finished, was not made from listed files, or is `out` itself.
+        ValueError: the folder is no finished data set that was prepared from a table or a folder, or it is `out`.
     """
     record = read_record(folder)
     if record is None or not (folder / LEDGER).is_file():
-        raise ValueError(f"grow={folder}: no prepared data set here, with {LEDGER}; only such a one grows")
+        raise ValueError(f"grow={folder}: no prepared data set with a {LEDGER} here; only such a data set can grow")
     if folder.resolve() == out.resolve():
-        raise ValueError(f"grow={folder}: the earlier version stays as it is; give another --out")
+        raise ValueError(f"grow={folder}: the earlier version is not changed; give another folder as --out")
     unfinished = [split for split in SPLITS if not is_split_finished(record, split)]
     if unfinished:
         raise ValueError(f"grow={folder}: {', '.join(unfinished)} not finished; run its preparation to its end first")
     ledger = pq.read_table(folder / LEDGER, schema=LEDGER_SCHEMA)
     written = ledger.filter(pc.equal(ledger["fate"], "written"))
     if written["file"].null_count:
-        raise ValueError(f"grow={folder}: its images are known by key, not by file; only tables and folders grow")
+        raise ValueError(
+            f"grow={folder}: its images are known by key, not by file; only data sets of tables and folders can grow"
+        )
     data = open_folder(folder)
     digest = whole_digest(folder, SPLITS)
     card = json.loads((folder / CARD).read_text())
     return Earlier(folder, digest, record["parameters"], data.vocabulary, data.splits, ledger, card)
 
 
-def check_settings(earlier: Earlier, parameters: dict[str, Any]) -> None:
-    """Raise ValueError where the new images would have another form, or other labels hidden, than the earlier ones."""
+def check_settings(earlier: Earlier, parameters: Parameters) -> None:
+    """Raises ValueError where the new images would differ from the earlier ones in form or in how labels are hidden."""
     before = earlier.parameters
     other = [f"{name}={parameters.get(name)} (there: {before.get(name)})" for name in AGREE]
     other = [text for name, text in zip(AGREE, other, strict=True) if parameters.get(name) != before.get(name)]
     if other:
-        raise ValueError(f"grow={earlier.folder}: made with other settings: {', '.join(other)}; give the same")
+        raise ValueError(
+            f"grow={earlier.folder}: was made with other settings: {', '.join(other)}; give the same settings"
+        )
 
 
 def joined(earlier: Earlier, split: str, new: Finished, classes: int, out: Path) -> Finished:
-    """A split of the new version: the earlier shards, which are linked into `out`, and those that are new."""
+    """Returns a split of the new version: the earlier shards, which it links into `out`, and then the new ones."""
     index = earlier.indexes[split]
     for name in index.shards:
         link_or_copy(earlier.folder / name, out / name)
@@ -141,9 +145,9 @@ def joined(earlier: Earlier, split: str, new: Finished, classes: int, out: Path)
 
 
 def joined_vocabulary(earlier: Earlier, new: Vocabulary) -> Vocabulary:
-    """The classes of the new version with the training annotations of both.
+    """Returns the classes of the new version, with the training annotations of both versions.
 
-    Those of images that were missing before are counted where they are asked for again, and so are with the new ones.
+    Images that were missing from the earlier version and are requested again count as new ones.
     """
     train, num_classes = earlier.indexes["train"], len(new)
     return replace(
@@ -154,9 +158,9 @@ def joined_vocabulary(earlier: Earlier, new: Vocabulary) -> Vocabulary:
 
 
 def group_changes(earlier: Earlier, vocabulary: Vocabulary) -> str:
-    """In a sentence: which classes have another class group than before."""
+    """Says in a sentence which classes are in another class group than before."""
     pairs = zip(vocabulary.class_ids, earlier.vocabulary.class_group, vocabulary.class_group, strict=False)
     moved = [f"{name} {GROUP_NAMES[a - 1]} to {GROUP_NAMES[b - 1]}" for name, a, b in pairs if a != b]
     examples = f" ({some_of(moved)})" if moved else ""
     count = len(earlier.vocabulary)
-    return f"class groups counted again: {len(moved):,} of the {count:,} classes before have another{examples}"
+    return f"class groups counted again: {len(moved):,} of the {count:,} earlier classes are in another one{examples}"

@@ -1,6 +1,6 @@
-"""Hide labels of fully labelled images, as the papers do, so that methods can be judged by what was hidden.
+"""Hides labels of fully labelled images, as the papers do, so that methods can be compared on known labels.
 
-Full labels stay in the data set as truth, for analysis; what is hidden never reaches a partial-label loss.
+The full labels stay in the data set as truth, for analysis; hidden labels never reach a partial-label loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["none", "single-positive", "keep", "verified", "long-tailed"]
 
 @dataclass(frozen=True)
 class Hiding:
-    """Which labels stay observed.
+    """Says which labels stay observed.
 
     none: all. single-positive: one positive of each image, no negative. keep: each entry with probability `fraction`.
     verified: up to `positives` and `negatives` of each image. long-tailed: no negatives, and of K classes the r-th most
@@ -31,11 +31,11 @@ class Hiding:
     negatives: int = 0
     ratio: float = 1.0
     seed: int = 1200
-    """1200 is the published draw."""
+    """Seed of the draw; 1200 is published."""
 
     @classmethod
     def parse(cls, text: str, seed: int = 1200) -> Hiding:
-        """From `none`, `single-positive`, `keep:0.3`, `verified:2:4` (positives, negatives) or `long-tailed:10`."""
+        """Reads `none`, `single-positive`, `keep:0.3`, `verified:2:4` (positives, negatives) or `long-tailed:10`."""
         name, *numbers = text.split(":")
         try:
             if name == "keep" and len(numbers) == 1 and 0 < float(numbers[0]) <= 1:
@@ -55,14 +55,15 @@ class Hiding:
 
 
 def hide(positives: Sequence[IntArray], num_classes: int, hiding: Hiding) -> tuple[list[IntArray], list[IntArray]]:
-    """The observed positives and negatives of fully labelled images, class columns ascending.
+    """Returns the observed positives and negatives of fully labelled images, as ascending class columns.
+
+    single-positive and verified draw as E. Cole et al. (CVPR 2021) do: with one RandomState(seed) for all images, the
+    positive columns of each image are shuffled, then its negative ones, and the first few of each are kept.
 
     Args:
-        positives: of each image, in the published order of the images: the draws depend on it.
-        num_classes: K; what is not positive is negative.
-
-    single-positive and verified draw as E. Cole et al. (CVPR 2021) do: one RandomState(seed) over all images; of each
-    the positive columns are shuffled, then the negative ones, and the first few are kept.
+        positives: positive class columns of each image, in the published order of the images: the draws depend on it.
+        num_classes: K; each class that is not positive is negative.
+        hiding: which labels stay observed.
     """
     if hiding.kind == "keep":
         return _keep(positives, num_classes, hiding)
@@ -109,14 +110,14 @@ def _long_tailed(
 
 
 def validation_split(num_images: int, fraction: float, seed: int = 1200) -> tuple[IntArray, IntArray]:
-    """Cut a training split: the images to train on, and the others, both ascending.
+    """Cuts a training split; returns the images to train on and those to validate on, both ascending.
 
-    As E. Cole et al. (CVPR 2021): the last round(fraction x images) of RandomState(seed).permutation.
+    As in E. Cole et al. (CVPR 2021), validation is the last round(fraction x images) of RandomState(seed).permutation.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"validation={fraction}: a share of the training split, above 0 and below 1")
+        raise ValueError(f"validation={fraction}: give a share of the training split, above 0 and below 1")
     num_validation = round(fraction * num_images)  # half to even, as numpy.round
     if not 0 < num_validation < num_images:
-        raise ValueError(f"validation={fraction} of {num_images} images is {num_validation}; both splits need one")
+        raise ValueError(f"validation={fraction} of {num_images} images is {num_validation}; both splits need an image")
     order = np.random.RandomState(seed).permutation(num_images)
     return np.sort(order[:-num_validation]), np.sort(order[-num_validation:])

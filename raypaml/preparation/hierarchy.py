@@ -1,4 +1,4 @@
-"""Class hierarchies: a positive implies its ancestors, and what was implied is known apart from what people gave."""
+"""Class hierarchies: a positive label implies its ancestors; implied labels are kept apart from those people gave."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -19,22 +19,33 @@ from raypaml.preparation.findings import Findings
 from raypaml.preparation.requests import SplitLabels
 
 Parents = dict[str, set[str]]
-"""Class id -> the ids of the classes right above it, whether in a vocabulary or not."""
+"""The ids of the classes directly above each class, whether they are in a vocabulary or not."""
 IMPLIED = pa.schema([("key", pa.string()), ("class", pa.int32())])
-"""A label that no one gave: an image's key, and the class column."""
+"""A row for each label that the hierarchy added: the key of the image, and the class column."""
+
+
+class _Node(TypedDict):
+    """A class in a hierarchy in Open Images' JSON."""
+
+    LabelName: str
+    Subcategory: NotRequired[list[_Node]]
 
 
 def read_hierarchy(path: Path) -> Parents:
-    """Read a hierarchy: JSON as Open Images' `bbox_labels_600_hierarchy.json`, or CSV with the columns child,parent.
+    """Reads a hierarchy: JSON like Open Images' `bbox_labels_600_hierarchy.json`, or CSV with the columns child,parent.
 
-    Of the JSON, LabelName is a class and Subcategory what is below it; Part, what it consists of, implies nothing.
+    In the JSON, LabelName is a class and Subcategory lists the classes below it; Part lists its parts, which imply
+    nothing.
 
     Raises:
         ValueError: the file cannot be read, or a class is its own ancestor.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            pairs = list(_from_json(json.load(file)) if path.suffix == ".json" else _from_csv(csv.DictReader(file)))
+            if path.suffix == ".json":
+                pairs = list(_pairs_below(json.load(file)))
+            else:
+                pairs = [(row["child"].strip(), row["parent"].strip()) for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = "nested LabelName and Subcategory" if path.suffix == ".json" else "the columns child,parent"
         raise ValueError(f"hierarchy={path}: cannot be read ({error}); expected {said}") from None
@@ -47,40 +58,36 @@ def read_hierarchy(path: Path) -> Parents:
     return dict(parents)
 
 
-def _from_json(node: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for below in node.get("Subcategory", ()):
-        yield below["LabelName"], node["LabelName"]
-        yield from _from_json(below)
-
-
-def _from_csv(rows: csv.DictReader[str]) -> Iterator[tuple[str, str]]:
-    for row in rows:
-        yield row["child"].strip(), row["parent"].strip()
+def _pairs_below(node: _Node) -> Iterator[tuple[str, str]]:
+    """Yields child and parent for every class below this one."""
+    for child in node.get("Subcategory", ()):
+        yield child["LabelName"], node["LabelName"]
+        yield from _pairs_below(child)
 
 
 def ancestors(parents: Mapping[str, set[str]], class_id: str) -> set[str]:
-    """All classes above one, by any way."""
-    found, left = set[str](), [class_id]
+    """Returns all classes above a class, at any distance."""
+    above, left = set[str](), [class_id]
     while left:
-        new = parents.get(left.pop(), set()) - found
-        found |= new
+        new = parents.get(left.pop(), set()) - above
+        above |= new
         left += new
-    return found
+    return above
 
 
 def implied_columns(parents: Mapping[str, set[str]], class_ids: Sequence[str]) -> list[IntArray]:
-    """Of each class the columns of its ancestors in the vocabulary; the way there may leave the vocabulary."""
+    """Returns for each class the columns of its ancestors in the vocabulary, also of those above a class outside it."""
     column = {class_id: k for k, class_id in enumerate(class_ids)}
     above = (ancestors(parents, class_id) for class_id in class_ids)
-    return [np.array(sorted(column[one] for one in found if one in column), np.int64) for found in above]
+    return [np.array(sorted(column[one] for one in classes if one in column), np.int64) for classes in above]
 
 
 def expand(labels: SplitLabels, class_ids: Sequence[str], parents: Parents) -> SplitLabels:
-    """The labels of a split with what its positives imply; a verified negative is never overridden, but counted.
+    """Returns the labels of a split with those that its positives imply.
 
-    Where the full labels are known, these are expanded too: an unlisted class is then negative only because it was not
-    listed, so that an implied one is positive. Counts of verified labels, and with them the class groups, stay those of
-    the labels that were given.
+    A verified negative is never overridden; such conflicts are counted. Full labels are expanded too, where they are
+    known: there a class is negative only because it was not listed, so an implied class becomes positive. The counts of
+    verified labels, and with them the class groups, stay those of the labels that people gave.
     """
     table, num_classes = labels.table, len(class_ids)
     implied = implied_columns(parents, class_ids)
@@ -100,21 +107,21 @@ def expand(labels: SplitLabels, class_ids: Sequence[str], parents: Parents) -> S
 
 
 def _cells(lists: pa.ChunkedArray, num_classes: int) -> IntArray:
-    """Row x K + column of every label in a list column, ascending."""
+    """Returns row x K + column of every label in a column of lists, ascending."""
     column = lists.combine_chunks()
     rows = pc.list_parent_indices(column).to_numpy().astype(np.int64)
     return np.sort(rows * num_classes + pc.list_flatten(column).to_numpy())
 
 
 def _lists(cells: IntArray, like: pa.ChunkedArray, num_classes: int) -> pa.Array:
-    """The inverse of `_cells`; null where the column was."""
+    """Inverts `_cells`; rows that are null in the column `like` stay null."""
     ends = np.searchsorted(cells, np.arange(len(like) + 1) * num_classes).astype(np.int32)
     columns = pa.array((cells % num_classes).astype(np.int32))
     return pa.ListArray.from_arrays(pa.array(ends), columns, mask=pc.is_null(like).combine_chunks())
 
 
 def _above(cells: IntArray, implied: Sequence[IntArray]) -> IntArray:
-    """The cells that these imply, each once, ascending."""
+    """Returns the cells that these imply, each once, ascending."""
     num_classes = len(implied)
     sizes = np.array([len(columns) for columns in implied])
     starts, flat = np.cumsum(sizes) - sizes, np.concatenate([np.zeros(0, np.int64), *implied])

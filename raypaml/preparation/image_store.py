@@ -1,4 +1,4 @@
-"""Where images come from: files of a folder or an object store, fetched many at once, or archives read as streams."""
+"""Reads images from a folder or an object store, many files at once, or from archives, as streams."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ from raypaml.preparation.split_names import folder_names
 
 Item = TypeVar("Item")
 Fate = Literal["written", "not_found", "denied", "undecodable"]
-"""What became of an image that was asked for."""
+"""What became of a requested image."""
 
-Asked = tuple[str, str]
-"""The key of an image, and its file below the folder of images."""
+KeyAndFile = tuple[str, str]
+"""The key of a requested image, and its file below the folder of images."""
 Convert = Callable[[bytes], Converted]
 
 _PATIENCE = 600.0
-"""Seconds that a store may be out of order before the work stops; what is finished stays."""
+"""Seconds for which a failing store is tried again before the work stops; finished shards stay."""
 LOCAL_READERS = 4
-"""Threads that read from a disk: more of them only cost the core that converts."""
+"""Threads that read from a local disk; more of them would only take time from the core that converts."""
 _AHEAD = 8
-"""Results, by thread, that may wait for one before them, which is tried again."""
+"""Images per thread that may be read before their turn, while an earlier one is tried again."""
 DIGITS = "0123456789abcdef"
 STREAM_BYTES = 8 * 2**20
+"""Bytes of an archive that are read at a time."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """An image that was asked for: its bytes, or why there are none."""
+    """A requested image: its bytes, or the reason why there are none."""
 
     key: str
     content: bytes = b""
     fate: Fate = "written"
     detail: str = ""
     size: int = 0
-    """Bytes read for it."""
+    """Bytes of the source file that were read."""
     scale: tuple[float, float] = (1.0, 1.0)
-    """Its pixels per pixel of the source image, in x and y."""
+    """Width and height relative to those of the upright source image."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,20 @@ class Store:
 
     root: Location
     concurrency: int = 32
-    """Images asked for at once, by each worker."""
+    """Images that each worker fetches at once."""
     split_folder: str = ""
-    """Folder below `root` where a file is looked for that is not there by the path it was listed with."""
+    """Folder below `root` in which a file is looked for that does not lie at its listed path below `root`."""
 
-    def fetch(self, images: Iterable[Asked], convert: Convert) -> Iterator[Fetched]:
-        """The images in the order asked for: read by threads, a bounded number ahead, and converted here, one by one.
+    def fetch(self, images: Iterable[KeyAndFile], convert: Convert) -> Iterator[Fetched]:
+        """Yields the images in the order requested: threads read a bounded number ahead, this thread converts them.
 
-        A worker is one core: threads that convert beside each other on it only take each other's caches and memory.
+        A worker has one core, on which several converting threads would only compete for caches and memory.
 
         Raises:
-            ValueError: the store was out of order for longer than _PATIENCE.
+            ValueError: the store failed for longer than _PATIENCE.
         """
         threads = min(self.concurrency, LOCAL_READERS) if self.root.is_local else self.concurrency
-        for image in in_order(lambda asked: self._fetch(*asked), images, threads):
+        for image in in_order(lambda image: self._fetch(*image), images, threads):
             yield converted(image.key, image.content, convert) if image.fate == "written" else image
 
     def _fetch(self, key: str, name: str) -> Fetched:
@@ -91,7 +92,7 @@ class Store:
 
 
 def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads: int) -> Iterator[Fetched]:
-    """Map by threads, a bounded number ahead, the results in order."""
+    """Maps a function over items by threads, a bounded number ahead, and yields the results in order."""
     pending: deque[Future[Fetched]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -106,7 +107,7 @@ def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads
 
 
 def converted(key: str, content: bytes, convert: Convert) -> Fetched:
-    """An image that was read, converted if it can be."""
+    """Converts an image that was read; one that cannot be decoded gets that fate."""
     try:
         image = convert(content)
     except ValueError as error:
@@ -116,22 +117,22 @@ def converted(key: str, content: bytes, convert: Convert) -> Fetched:
 
 @dataclass(frozen=True)
 class Archives:
-    """Images in `{split}.tar.gz`, or `{split}_{0..f}.tar.gz` by the first digits of their keys."""
+    """Archives of images: `{split}.tar.gz`, or `{split}_{0..f}.tar.gz` by the first digit of the images' keys."""
 
     files: tuple[Location, ...]
 
     def prefixes(self, split: str) -> Iterator[tuple[Location, str]]:
-        """Each archive, and what the keys of its images begin with."""
+        """Yields each archive with the prefix that the keys of its images have."""
         for file in self.files:
             stem = PurePosixPath(file.address.partition("?")[0]).name.partition(".")[0]
             yield file, stem.removeprefix(split).removeprefix("_")
 
 
 def archive_members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Key and content of every file in an archive, as it streams by; content that is not asked for is skipped.
+    """Yields the key of every file in an archive, in one pass, with a function that reads the file's content.
 
     Raises:
-        ValueError: naming the archive, where it is truncated, damaged, or cannot be read.
+        ValueError: the archive is truncated or damaged, or cannot be read; the message names it.
     """
     with _named(archive):
         raw = io.BufferedReader(_Remote(archive), STREAM_BYTES)
@@ -143,12 +144,13 @@ def archive_members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes
 
 
 def _content(archive: Location, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with _named(archive):  # called by who iterates, so outside of what guards the iteration
+    with _named(archive):  # called by the consumer, outside the block that guards the iteration
         return tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
 
 
 @contextmanager
 def _named(archive: Location) -> Iterator[None]:
+    """Turns the errors of reading an archive into a ValueError that names it."""
     try:
         yield
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -157,20 +159,20 @@ def _named(archive: Location) -> Iterator[None]:
         raise ValueError(f"{archive}: cannot be read: {brief(error)}") from None
 
 
-def fetch_from_archives(source: Archives, images: Sequence[Asked], convert: Convert) -> Iterator[Fetched]:
-    """A few images by key, in the order asked for; reads the archives until all are found."""
-    found: dict[str, Fetched] = {}
+def fetch_from_archives(source: Archives, images: Sequence[KeyAndFile], convert: Convert) -> Iterator[Fetched]:
+    """Returns a few images by key, in the order requested; reads the archives until it has all of them."""
+    fetched: dict[str, Fetched] = {}
     wanted = {key for key, _ in images}
     for key, content in chain.from_iterable(map(archive_members, source.files)):
-        if key in wanted and key not in found:
-            found[key] = converted(key, content(), convert)
-        if len(found) == len(wanted):
+        if key in wanted and key not in fetched:
+            fetched[key] = converted(key, content(), convert)
+        if len(fetched) == len(wanted):
             break
-    return (found.get(key, Fetched(key, fate="not_found")) for key, _ in images)
+    return (fetched.get(key, Fetched(key, fate="not_found")) for key, _ in images)
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    # tarfile takes a damaged header, or a missing end, for the end of the archive (cpython #120740)
+    """Raises ReadError unless the archive has an end; tarfile takes a damaged header for one (cpython #120740)."""
     length, zeros = 0, True
     while block := tar.fileobj.read(STREAM_BYTES):
         length, zeros = length + len(block), zeros and not any(block)
@@ -179,7 +181,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
 
 
 class _Remote(io.RawIOBase):
-    """A file anywhere as a raw stream; each read is tried again where it fails."""
+    """A file in a folder or a store as a raw stream; a read that fails is tried again."""
 
     def __init__(self, location: Location):
         filesystem, path = location.open()
@@ -199,20 +201,21 @@ class _Remote(io.RawIOBase):
 def find_images(
     images: str, split: str, concurrency: int = 32, *, listed: bool = False, by_split: bool = True
 ) -> Store | Archives:
-    """The images of a split at `images`.
+    """Finds out how the images of a split lie at `images`.
 
     Args:
-        images: folder or address.
+        images: folder or address of the images.
         split: `train`, `validation` or `test`.
-        concurrency: of a store.
-        listed: the labels name a file for each image. That file is `images/FILE`, or with `by_split`
-            `images/SPLIT/FILE` in the folder that is named for the split (`val`, `Train`, ...); nothing else there is
-            looked at. Without, they are `{split}.tar.gz` or `{split}_*.tar.gz`, `{split}/KEY.jpg`, or `KEY.jpg`.
-        by_split: the labels say the split. A split that was cut says nothing of folders, each of which may have a
-            picture of the same name.
+        concurrency: images that are fetched at once, where they are single files.
+        listed: whether the labels name a file for each image. If so, it is `images/FILE` or, with `by_split`,
+            `images/SPLIT/FILE` in the folder that is named after the split (`val`, `Train`, ...); no other place is
+            searched. If not, the images are in `{split}.tar.gz` or `{split}_*.tar.gz`, or are `{split}/KEY.jpg` or
+            `KEY.jpg`.
+        by_split: whether the labels name the split of each image. If raypaml cuts the splits, folders named after
+            splits mean nothing, and each may hold a picture of the same name.
 
     Raises:
-        ValueError: no such folder, one that cannot be read, or two that are named for the split.
+        ValueError: there is no such folder, it cannot be read, or two folders are named after the split.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency={concurrency}: must be at least 1")
@@ -224,15 +227,15 @@ def find_images(
     if listed:
         return Store(root, concurrency, _folder_of(root, split) if by_split else "")
     archives = [root / name for name in (f"{split}.tar.gz", *(f"{split}_{digit}.tar.gz" for digit in DIGITS))]
-    found = tuple(archive for archive in archives if archive.kind() == "file")
-    if found:
-        return Archives(found)
+    present = tuple(archive for archive in archives if archive.kind() == "file")
+    if present:
+        return Archives(present)
     inner = root / split
     return Store(inner if inner.kind() == "folder" else root, concurrency)
 
 
 def _folder_of(root: Location, split: str) -> str:
-    """The folder that is named for a split, without what it lies in; empty: there is none."""
+    """Returns the name of the folder that is named after a split; empty where there is none."""
     there = [name for name in folder_names(split) if (root / name).kind() == "folder"]
     path = Path(root.open()[1])
     for other in there[1:]:

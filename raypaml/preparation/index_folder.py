@@ -1,10 +1,10 @@
-"""Vocabulary and indexes for WebDataset tars that are there already, raypaml's own or those of others.
+"""Writes vocabulary and indexes for existing WebDataset tars, raypaml's own or those of others.
 
 A sample is KEY.jpg (or .jpeg; where there is none, .png, .webp, ...) and its labels, KEY.json, KEY.cls or KEY.txt.
-Names may lead through folders; they become part of the key, joined by `__`. All images should have one size. As
-WebDataset does, folders, hidden members, `__index__` and names without an extension are passed over, and counted.
-Refused, by name: other members that are not files, names that lead out of the tar, pickled members, damaged or
-compressed tars, samples without exactly one image and one file of labels.
+Folders in a name become part of the key, joined by `__`. All images should have one size. As in WebDataset, folders,
+hidden members, `__index__` and names without an extension are passed over; they are counted. These are refused, with
+their names: other members that are not files, paths that lead out of the tar, pickled members, damaged or compressed
+tars, and samples without exactly one image and one file of labels.
 """
 
 from __future__ import annotations
@@ -18,20 +18,33 @@ from raypaml.data.shards import SPLITS, index_dataset
 from raypaml.data.storage import Location
 from raypaml.preparation.formats.common import class_list
 
-FORMS = "json (raypaml's own), json:positive=FIELD[,negative=FIELD] (a.b leads inside), cls or txt [json]"
-FORMS += "; output.json:positive=FIELD where they are KEY.output.json"
+FORMS = "how labels are written: json (raypaml's own form), json:positive=FIELD[,negative=FIELD] (a.b is field b of "
+FORMS += "a), cls or txt; output.json:positive=FIELD where the files are KEY.output.json [json]"
 
 
 def add_index_flags(parser: Parser) -> None:
-    """Add the folder of the tars, the form of their labels, and which tars are of which split."""
+    """Adds the folder of the tars, the form of their labels, and the tars of each split."""
     add = parser.add_argument
-    add("folder", metavar="DIR", help="holds the tars; vocabulary and indexes are written into it")
+    add("folder", metavar="DIR", help="folder of the tars; vocabulary and indexes are written into it")
     add("--labels", default="json", metavar="FORM", help=FORMS)
-    add("--image-ext", default="", metavar="EXT", help="of images: input.jpg for KEY.input.jpg [jpg, else any image]")
-    add("--dotted-keys", action="store_true", help="keys end before a suffix said, else at the last dot [the first]")
-    add("--classes", type=Path, metavar="FILE", help="a class id a line, or a vocabulary.csv")
+    add(
+        "--image-ext",
+        default="",
+        metavar="EXT",
+        help="suffix of images: input.jpg for KEY.input.jpg [jpg, else any image]",
+    )
+    about = (
+        "keys contain dots: a key ends before the suffix of the image or the labels where one is given, else at the "
+    )
+    add("--dotted-keys", action="store_true", help=about + "last dot of a name [keys end at the first dot]")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="class ids, one a line, or a vocabulary.csv [the folder's, or all classes of training samples]",
+    )
     for split in SPLITS:
-        add(f"--{split}", default=f"{split}-*.tar", metavar="GLOB", help=f"[{split}-*.tar]")
+        add(f"--{split}", default=f"{split}-*.tar", metavar="GLOB", help=f"tars of the {split} split [{split}-*.tar]")
 
 
 def index_folder(
@@ -43,23 +56,23 @@ def index_folder(
     image_suffix: str = "",
     dotted_keys: bool = False,
 ) -> tuple[DataFolder, PassedOver]:
-    """Write vocabulary and indexes by one scan of each tar; open the result, with the members that were passed over.
+    """Writes vocabulary and indexes in one scan of each tar; returns the data folder and the members passed over.
 
     Args:
-        folder: holds the tars.
-        globs: which files are shards, by split.
+        folder: the folder of the tars.
+        globs: pattern of the shards of each split.
         labels: form of the labels, see FORMS.
-        classes: file of class ids in their order, or a vocabulary.csv; None for that of the folder, or else every
-            class that a training sample names, sorted.
-        image_suffix: of the member that is the image; empty: the JPEG, or where there is none, the one image.
-        dotted_keys: keys have dots: they end before the suffix of image or labels, or else at the last dot of a name,
-            not at the first.
+        classes: file of class ids in their order, or a vocabulary.csv; None takes the folder's vocabulary.csv or, where
+            there is none, every class that a training sample names, sorted.
+        image_suffix: suffix of the image of a sample; empty takes the JPEG or, where there is none, the only image.
+        dotted_keys: keys contain dots: a key ends before the suffix of image or labels, or else at the last dot of a
+            name, not at the first.
 
     Raises:
-        ValueError: a split without shards, or something that is refused, by its name.
+        ValueError: a split has no shards, or something is refused; the message names it.
     """
     if not Location(folder).is_local:
-        raise ValueError(f"{folder}: give a folder of this machine; copy the shards first")
+        raise ValueError(f"{folder}: not a folder on this machine; copy the shards to one first")
     where = Path(folder)
     shards = {split: sorted(where.glob(globs[split])) for split in SPLITS}
     missing = [split for split, paths in shards.items() if not paths]
@@ -79,6 +92,6 @@ def index_folder(
 
 
 def _classes(folder: Path, given: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids and names of the classes, if they are known before."""
+    """Returns ids and names of the classes; none where they are to be taken from the samples."""
     path = given or folder / VOCABULARY
     return ((), ()) if given is None and not path.is_file() else class_list(path)

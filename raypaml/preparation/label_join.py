@@ -1,7 +1,7 @@
-"""Join label rows, given in any order and with any faults, to one sparse record per image, in bounded memory.
+"""Joins label rows, in any order and with duplicates and conflicts, to one sparse record per image, in bounded memory.
 
-A row costs eight bytes: image (32 bits), class (24), source (7) and value (1) in one integer. Sorting these integers
-is the join; runs of equal (image, class) are what the label doctor looks at.
+A row is one integer of eight bytes: image (32 bits), class (24), source (7) and value (1). Sorting these integers
+is the join; runs of equal (image, class) are duplicates or conflicts.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from raypaml.labels import IntArray
 from raypaml.preparation.findings import EXAMPLES, Findings
 
 ConflictRule = Literal["source", "negative", "positive", "drop"]
-"""What becomes of an (image, class) verified both ways: the better source decides, and where its rows too contradict
-each other the label is dropped; or one value always wins; or the label is always dropped."""
+"""What becomes of an (image, class) that was verified as positive and as negative. source: the better source decides,
+and where that contradicts itself the label is dropped. negative, positive: this value wins. drop: it is dropped."""
 
 MAX_CLASSES = 1 << 24
 _IMAGE, _CLASS, _SOURCE = 32, 8, 1
@@ -32,7 +32,7 @@ class Labels:
     """One label per (image, class), sorted by both."""
 
     image: NDArray[np.int64]
-    """Number of the image in the list that the rows were packed with."""
+    """Position of the image in the list of images that the rows were packed with."""
     class_index: NDArray[np.int32]
     positive: NDArray[np.bool_]
 
@@ -41,7 +41,7 @@ class Labels:
 
 
 def pack(image: IntArray, class_index: IntArray, source: IntArray, positive: NDArray[np.bool_]) -> Packed:
-    """Rows as integers that sort by image, class, source (0 the best), value."""
+    """Packs rows into integers that sort by image, class, source (0 is the best) and value."""
     packed = image.astype(np.uint64) << np.uint64(_IMAGE)
     packed |= class_index.astype(np.uint64) << np.uint64(_CLASS)
     packed |= source.astype(np.uint64) << np.uint64(_SOURCE)
@@ -52,10 +52,10 @@ def pack(image: IntArray, class_index: IntArray, source: IntArray, positive: NDA
 def join_labels(
     packed: Packed, rule: ConflictRule, findings: Findings, name: Callable[[int, int], str] = "{}:{}".format
 ) -> Labels:
-    """One label per (image, class) out of packed rows, which are sorted in place.
+    """Returns one label per (image, class) from packed rows, which it sorts in place.
 
     Args:
-        packed: from `pack`; changed.
+        packed: rows from `pack`; they are sorted.
         rule: what becomes of an (image, class) with both values.
         findings: takes the counts of duplicates and conflicts.
         name: how examples name an (image, class).
@@ -88,7 +88,7 @@ def join_labels(
 def _judge(
     packed: Packed, first: IntArray, lengths: IntArray, rule: ConflictRule
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Of (image, class) with several rows each: the value, whether it is kept, whether both values occur."""
+    """Returns the value of each (image, class) with several rows, whether it is kept, and whether both values occur."""
     if not len(first):
         none = np.zeros(0, bool)
         return none, none, none
@@ -98,8 +98,8 @@ def _judge(
     value = (rows & np.uint64(1)).astype(bool)
     source = (rows >> np.uint64(_SOURCE)) & np.uint64(127)
     best = source == source[starts][group]  # rows are sorted, so a group begins with its best source
-    any_positive, any_negative = (np.logical_or.reduceat(found, starts) for found in (value, ~value))
-    best_positive, best_negative = (np.logical_or.reduceat(found & best, starts) for found in (value, ~value))
+    any_positive, any_negative = (np.logical_or.reduceat(side, starts) for side in (value, ~value))
+    best_positive, best_negative = (np.logical_or.reduceat(side & best, starts) for side in (value, ~value))
     both = any_positive & any_negative
     if rule == "source":
         return best_positive, ~(best_positive & best_negative), both
@@ -108,7 +108,7 @@ def _judge(
 
 
 def without(added: Labels, known: Labels) -> Labels:
-    """The labels of `added` whose (image, class) has none in `known`."""
+    """Returns the labels of `added` whose (image, class) has no label in `known`."""
     keys, taken = (label.image * MAX_CLASSES + label.class_index for label in (added, known))
     place = np.minimum(np.searchsorted(taken, keys), max(len(taken) - 1, 0))
     new = taken[place] != keys if len(taken) else np.ones(len(keys), bool)
@@ -116,7 +116,7 @@ def without(added: Labels, known: Labels) -> Labels:
 
 
 def merged(one: Labels, other: Labels) -> Labels:
-    """Two disjoint sets of labels as one, sorted."""
+    """Merges two disjoint sets of labels, sorted."""
     image = np.concatenate([one.image, other.image])
     class_index = np.concatenate([one.class_index, other.class_index])
     order = np.argsort(image * MAX_CLASSES + class_index, kind="stable")
@@ -124,11 +124,11 @@ def merged(one: Labels, other: Labels) -> Labels:
 
 
 def records(labels: Labels, keys: Callable[[IntArray], pa.Array]) -> pa.Table:
-    """One row per labelled image, in the order of the images: key, positives, negatives (lists of class columns).
+    """Returns a row for each labelled image, in the order of the images: key, positive columns and negative columns.
 
     Args:
-        labels: of one split.
-        keys: numbers of images -> their keys.
+        labels: the labels of one split.
+        keys: returns the keys of images from their positions.
     """
     images, counts = np.unique(labels.image, return_counts=True)
     of = np.repeat(np.arange(len(images)), counts)

@@ -1,4 +1,4 @@
-"""`preparation.json`: what a data set was made from and how, so that only the same command goes on in its folder."""
+"""`preparation.json`: what a data set was made from and how, so that only the same command continues in its folder."""
 
 from __future__ import annotations
 
@@ -11,32 +11,45 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 
 from raypaml.data.storage import brief
 from raypaml.files import sweep, write_json
 from raypaml.preparation.image_form import EARLIER_FORM
+from raypaml.preparation.requests import Parameters
 
 RECORD = "preparation.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors that a full disk or quota gives."""
 WORK = ".preparation"
-"""Folder within the data set that holds shards and receipts of splits not finished yet."""
+"""Folder within the data set that holds shards and receipts of splits that are not finished."""
+
+SplitPlan = TypedDict("SplitPlan", {"labels": str, "from": str, "shard_samples": int, "finished": NotRequired[bool]})
+"""How a split is cut into shards: digest of its requests, whether images are `files` or in `archives`, and images
+requested per shard; `finished` is there once it is."""
+
+
+class Record(TypedDict):
+    """preparation.json."""
+
+    parameters: Parameters
+    splits: dict[str, SplitPlan]
 
 
 def table_digest(table: pa.Table) -> str:
-    """SHA-256 of the rows of a table of labels."""
+    """Returns the SHA-256 of the rows of a table of labels."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
-def read_record(out: Path) -> dict[str, Any] | None:
-    """The record of a data folder, None where there is none.
+def read_record(out: Path) -> Record | None:
+    """Returns the record of a data folder, None where there is none.
 
-    Parameters that it was written without have the value that they had before there was a choice.
+    Parameters that an old record lacks get the value that they had before there was a choice.
     """
     path = out / RECORD
     if not path.is_file():
@@ -44,31 +57,31 @@ def read_record(out: Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
         parameters = record["parameters"]
-        earlier = EARLIER_FORM | {"json": "nested"}
+        earlier: Parameters = EARLIER_FORM | {"json": "nested"}
         return {"parameters": parameters | earlier | parameters, "splits": dict(record["splits"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the record of a preparation ({error}); prepare into another folder") from None
 
 
-def write_record(out: Path, record: dict[str, Any]) -> None:
-    """Write the record whole; the same whatever the order in which splits were prepared."""
-    content = record | {"splits": dict(sorted(record["splits"].items()))}
+def write_record(out: Path, record: Record) -> None:
+    """Writes the record, with its splits sorted, so that the order in which they were prepared does not show."""
+    content = {"parameters": record["parameters"], "splits": dict(sorted(record["splits"].items()))}
     write_json(out / RECORD, content, indent=1, ensure_ascii=False)
 
 
-def check_folder(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """The record of `out`, or a new one for a new or empty folder.
+def check_folder(out: Path, parameters: Parameters) -> Record:
+    """Returns the record of `out`, or a new one for a new or empty folder.
 
     Raises:
-        ValueError: the folder holds something else, or a data set made with other parameters.
+        ValueError: the folder holds other files, or a data set made with other parameters.
     """
     record = read_record(out)
     if record is None:
         if out.exists() and not out.is_dir():
-            raise ValueError(f"out={out}: a file; give a folder")
+            raise ValueError(f"out={out}: is a file; give a folder")
         strange = sorted(path.name for path in out.iterdir() if path.name != WORK) if out.is_dir() else []
         if strange:
-            raise ValueError(f"out={out}: holds something else ({', '.join(strange[:3])}); give a new or empty folder")
+            raise ValueError(f"out={out}: holds other files ({', '.join(strange[:3])}); give a new or empty folder")
         return {"parameters": parameters, "splits": {}}
     before = record["parameters"]
     changed = [
@@ -83,10 +96,10 @@ def check_folder(out: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def claimed(out: Path) -> Iterator[Path]:
-    """The work folder of `out`, for this process alone.
+    """Gives the work folder of `out` to this process alone for the length of a block.
 
     Raises:
-        ValueError: another process is preparing into it, or it cannot be written.
+        ValueError: another process is preparing into `out`, or it cannot be written.
     """
     work = out / WORK
     try:
@@ -111,19 +124,19 @@ def claimed(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def is_split_finished(record: dict[str, Any], split: str) -> bool:
-    """Whether a split of this record was prepared to its end."""
-    return bool(record["splits"].get(split, {}).get("finished"))
+def is_split_finished(record: Record, split: str) -> bool:
+    """Says whether a split of this record was prepared to its end."""
+    return split in record["splits"] and bool(record["splits"][split].get("finished"))
 
 
-def remove_if_finished(work: Path, record: dict[str, Any]) -> None:
-    """Remove the work folder, unless it holds shards of a split that is not finished."""
+def remove_if_finished(work: Path, record: Record) -> None:
+    """Removes the work folder, unless a split is unfinished and has shards in it."""
     if all(is_split_finished(record, split) for split in record["splits"]):
         shutil.rmtree(work)
 
 
 def remove_work(work: Path, split: str) -> None:
-    """Remove a finished split's work folder: renamed first, so that no half of it is taken for unfinished work."""
+    """Removes the work folder of a finished split; renames it first, so that no part of it seems unfinished work."""
     folder, done = work / split, work / f".done-{split}"
     shutil.rmtree(done, ignore_errors=True)
     if folder.is_dir():

@@ -1,8 +1,9 @@
-"""What every source gives, whatever its files look like: classes, and the labelled images of a split."""
+"""What every reader returns, whatever its files look like: the classes, and the labelled images of each split."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -15,39 +16,57 @@ from raypaml.preparation.findings import Findings
 LABELS = ("positives", "negatives")
 KNOWN = ("truth", "boxes")
 """Columns that few sources fill."""
+Parameters = dict[str, str | int | float | None]
+"""The settings that decide the bytes of a data set, by name, as its record keeps them."""
 REQUEST = pa.schema([SCHEMA.field("key"), ("file", pa.string()), *(SCHEMA.field(name) for name in (*LABELS, *KNOWN))])
-"""An image that a data set asks for: its key, its file below the folder of images (null: KEY.jpg), class columns of its
-labels, and where known all positives and boxes in pixels of the upright source image."""
+"""A row for each image that a data set requests: its key, its file below the folder of images (null: KEY.jpg), the
+class columns of its labels and, where known, all its positives and its boxes in pixels of the upright source image."""
+
+
+class Corners(TypedDict):
+    """The sides of a box in pixels: left, top, right, bottom."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+SourceBox = TypedDict("SourceBox", {"class": int, "x0": float, "y0": float, "x1": float, "y1": float})
+"""A box with the column of its class, in pixels of the upright source image."""
+NamedBox = TypedDict("NamedBox", {"class": str, "x0": float, "y0": float, "x1": float, "y1": float})
+"""A box with the name of its class, before the classes have columns."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes asked for, and all that the source knows."""
+    """The classes of a data set, in the order of their columns."""
 
     class_ids: tuple[str, ...]
     names: tuple[str, ...]
     known: frozenset[str] = frozenset()
+    """Ids of all classes that the source knows, also those left out of the data set."""
 
 
 @dataclass(frozen=True)
 class SplitLabels:
-    """What is known of one split."""
+    """The labels of one split, and what was noticed while they were read."""
 
     table: pa.Table
-    """Rows of REQUEST: every image that becomes a sample, each key once."""
+    """Rows of REQUEST, one for each image that is to become a sample; each key occurs once."""
     verified: dict[str, IntArray]
-    """[K] positives and negatives of the table, as far as people gave them."""
+    """`positives` and `negatives`: [K] how many of the table's labels people gave to each class."""
     findings: Findings
     others: dict[str, pa.Array] = field(default_factory=dict)
-    """Fate -> keys of images that are not asked for."""
+    """Keys of images that are not requested, by the fate that the ledger gives them."""
     skipped: dict[str, list[str]] = field(default_factory=dict)
-    """Fate -> files that lie among the images and are not taken."""
+    """Files among the images that are not read, by the fate that the ledger gives them."""
     implied: pa.Table | None = None
-    """key, class of the positives in the table that a hierarchy added; None: none was given."""
+    """Key and class of the positives in the table that a hierarchy added; None where no hierarchy was given."""
 
 
 def as_requests(table: pa.Table) -> pa.Table:
-    """A table with some columns of REQUEST as one with all; a column that is missing is null."""
+    """Returns a table with all columns of REQUEST; those that the given table lacks are null."""
     columns = [
         table[column.name].cast(column.type) if column.name in table.column_names else pa.nulls(len(table), column.type)
         for column in REQUEST
@@ -56,7 +75,7 @@ def as_requests(table: pa.Table) -> pa.Table:
 
 
 def types_first(requests: pa.Table) -> pa.Table:
-    """These requests in their order, but the first ones fill every list of labels that any of them fills.
+    """Returns the requests with a few moved to the front, so that the first ones fill every list that any one fills.
 
     HF datasets takes the types of all columns from the first five samples, and an empty list has none.
     """

@@ -1,7 +1,7 @@
-"""Pictures that a data set holds more than once, told by CRC-32 and size of their files, which every index has.
+"""Finds pictures that a data set holds more than once, by CRC-32 and size of their files, which every index has.
 
-Placeholders of lost photographs are one picture many times; a picture in train and test lets a model be tested on what
-it was trained on. Pictures that are alike but not the same to the byte are not found.
+A placeholder for lost photographs is one picture many times; a picture in train and test lets a model be tested on an
+image that it was trained on. Pictures that are alike but not byte for byte the same are not detected.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from raypaml.data.index import Index, open_index
 
 MANY = 10
-"""Times from which a picture is likely to be a placeholder."""
+"""A picture that occurs this often or more is likely to be a placeholder."""
 _NAMED = 3
-"""Examples in a line."""
+"""Number of examples in a line."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Repeats:
 
     pictures: int
     images: int
-    """Samples that show one of them."""
+    """Number of samples that show one of these pictures."""
     most: list[tuple[str, int]]
-    """The key of one sample, and how often its picture occurs, of those that occur MANY times or more."""
+    """For each picture that occurs MANY times or more, the key of one sample and the number of times."""
     others: list[tuple[str, int]]
-    """The same of some that occur less often."""
+    """The same for a few pictures that occur less often."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ class Shared:
     first: str
     second: str
     images: int
-    """Samples of the second split whose picture is in the first one too."""
+    """Number of samples of the second split whose picture is also in the first split."""
     pairs: list[tuple[str, str]]
-    """Keys of some of them: of the first split, and of the second."""
+    """A few examples: the key in the first split, and the key in the second."""
 
 
 def marks(index: Index) -> NDArray[np.uint64]:
-    """[N] what tells the picture of each sample: the CRC-32 and the size in bytes of its file.
+    """Returns [N] a number that identifies the picture of each sample: CRC-32 and size in bytes of its file.
 
     Two different pictures agree in both about once in 10^14 pairs, if sizes are spread over 20,000 bytes: among the
     3.66 million images of Open Images V3, once in ten such data sets.
     """
-    found: NDArray[np.uint64] = index.crc32.astype(np.uint64) << np.uint64(32) | index.size.astype(np.uint64)
-    return found
+    numbers: NDArray[np.uint64] = index.crc32.astype(np.uint64) << np.uint64(32) | index.size.astype(np.uint64)
+    return numbers
 
 
 def repeats(index: Index) -> Repeats:
-    """The pictures that occur more than once in a split."""
+    """Finds the pictures that occur more than once in a split."""
     _, first, counts = np.unique(marks(index), return_index=True, return_counts=True)
     again = np.flatnonzero(counts > 1)
     again = again[np.lexsort((first[again], -counts[again]))]
@@ -68,10 +68,10 @@ def repeats(index: Index) -> Repeats:
 
 
 def shared(indexes: Mapping[str, Index]) -> list[Shared]:
-    """The pictures that each two splits have in common, but for those that have none."""
+    """Finds the pictures that two splits have in common, for every pair of splits that shares any."""
     names = list(indexes)
     pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
-    return [found for a, b in pairs if (found := _shared(a, indexes[a], b, indexes[b])).images]
+    return [both for a, b in pairs if (both := _shared(a, indexes[a], b, indexes[b])).images]
 
 
 def _shared(first: str, a: Index, second: str, b: Index) -> Shared:
@@ -83,14 +83,15 @@ def _shared(first: str, a: Index, second: str, b: Index) -> Shared:
     return Shared(first, second, len(rows), list(zip(keys, b.keys(some), strict=True)))
 
 
-def said_of_same_pictures(indexes: Mapping[str, Index]) -> Iterator[str]:
-    """A line for each split with pictures that occur more than once, and for each two splits that share some."""
+def same_picture_lines(indexes: Mapping[str, Index]) -> Iterator[str]:
+    """Yields a line for each split with pictures that occur more than once, and for each two splits that share some."""
     for name, index in indexes.items():
-        found = repeats(index)
-        if found.pictures:
-            what = _named("; perhaps placeholders of lost photographs", found.most, len(found.most))
-            what += _named("; such as" if not what else "; also", found.others, found.pictures - len(found.most))
-            yield f"{name}: {found.images:,} images show only {found.pictures:,} pictures{what}"
+        repeated = repeats(index)
+        if repeated.pictures:
+            few = repeated.pictures - len(repeated.most)
+            what = _named("; perhaps placeholders of lost photographs", repeated.most, len(repeated.most))
+            what += _named("; such as" if not what else "; also", repeated.others, few)
+            yield f"{name}: {repeated.images:,} images show only {repeated.pictures:,} pictures{what}"
     for both in shared(indexes):
         share = 100 * both.images / len(indexes[both.second])
         named = ", ".join(f"{theirs} = {mine}" for mine, theirs in both.pairs)
@@ -102,7 +103,7 @@ def said_of_same_pictures(indexes: Mapping[str, Index]) -> Iterator[str]:
 
 
 def _named(what: str, pictures: Sequence[tuple[str, int]], of: int) -> str:
-    """Some pictures by the key of one sample each, and how many more there are; empty if there is none."""
+    """Names a few pictures by the key of one sample each, and says how many more there are; empty if there is none."""
     if not pictures:
         return ""
     named = ", ".join(f"that of {key} {count:,} times" for key, count in pictures[:_NAMED])
@@ -111,6 +112,6 @@ def _named(what: str, pictures: Sequence[tuple[str, int]], of: int) -> str:
 
 
 def indexes_in(folder: Path, splits: Sequence[str]) -> dict[str, Index]:
-    """The indexes of those splits that are there."""
+    """Opens the indexes of those of the splits that exist."""
     paths = {split: folder / f"{split}.arrow" for split in splits}
     return {split: open_index(path) for split, path in paths.items() if path.is_file()}

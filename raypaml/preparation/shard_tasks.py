@@ -1,33 +1,33 @@
-"""One task writes one shard (of an archive: one after the other) and its receipt, the last thing to appear.
+"""Tasks that write shards: one for each shard or, where images are in archives, one for all shards of an archive.
 
-A shard with its receipt is finished and never written again. Both depend on nothing but the job and the images, so the
-bytes are the same from any number of workers and after any interruption.
+A task writes a receipt after each shard; a shard with a receipt is finished and never written again. Both depend on
+nothing but the job and the images, so the bytes are the same for any number of workers and after any interruption.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from raypaml.data.index import BOX_SIDES, SCHEMA
+from raypaml.data.index import SCHEMA
 from raypaml.data.shards import Sample, write_shard
 from raypaml.data.storage import Location, brief
 from raypaml.files import write_whole
 from raypaml.preparation.image_form import Converted, ImageForm, convert
-from raypaml.preparation.image_store import Asked, Fetched, Store, archive_members, converted, in_order
-from raypaml.preparation.requests import KNOWN, LABELS, types_first
+from raypaml.preparation.image_store import Fetched, KeyAndFile, Store, archive_members, converted, in_order
+from raypaml.preparation.requests import KNOWN, LABELS, SourceBox, types_first
 
 NOTE_SECONDS = 1.0
-"""Between two notes of how many images of a shard are ready."""
+"""Seconds between two updates of the file that counts the images of an unfinished shard."""
 CONVERTERS = 4
-"""Threads that convert what one archive gives."""
+"""Threads that convert the images of one archive."""
 PLACE = ("offset", "size", "crc32")
 RECEIPT = pa.schema(
     [
@@ -38,62 +38,74 @@ RECEIPT = pa.schema(
         *(SCHEMA.field(name) for name in (*PLACE, *LABELS, *KNOWN)),
     ]
 )
-"""A row per image that was asked for; no place where it was not written."""
+"""A row for each requested image; its place is null where it was not written."""
+
+
+class _Request(TypedDict):
+    """A row of `requests.REQUEST`."""
+
+    key: str
+    file: str | None
+    positives: list[int]
+    negatives: list[int]
+    truth: list[int] | None
+    boxes: list[SourceBox] | None
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What the shards of one split have in common; picklable."""
+    """What the shards of one split have in common; it is sent to the workers."""
 
     work: Path
-    """Folder for shards and receipts until the split is finished; seen by all workers."""
+    """Folder for shards and receipts until the split is finished; all workers can write to it."""
     class_ids: tuple[str, ...]
     form: ImageForm
     seed: int
     shard_samples: int
-    """Images asked for per shard."""
+    """Images requested per shard."""
     flat: bool = True
-    """How labels are written, as in `data.shards.write_shard`."""
+    """Whether labels are written as flat JSON, see `data.shards.write_shard`."""
 
     def receipt(self, name: str) -> Path:
-        """Where the receipt of this shard is, or will be."""
+        """Returns the path of the receipt of this shard."""
         return self.work / f"{name}.arrow"
 
     def shard(self, name: str) -> Path:
-        """Where this shard is, or will be."""
+        """Returns the path of this shard until the split is finished."""
         return self.work / f"{name}.tar"
 
     def count(self, name: str) -> Path:
-        """Where it says, for people, how many images of this shard are ready, while it is not finished."""
+        """Returns the path of the file that counts the images of this shard that are ready, while it is unfinished."""
         return self.work / f"{name}.count"
 
     def order(self, requests: pa.Table) -> pa.Table:
-        """These requests in the order of their shard."""
+        """Returns these requests in the order of their shard."""
         return types_first(requests) if self.flat else requests
 
     def convert(self, content: bytes) -> Converted:
-        """An image in the form of this data set."""
+        """Converts an image into the form of this data set."""
         return convert(content, self.form)
 
 
 def write_store_shard(job: ShardJob, name: str, requests: pa.Table, store: Store) -> None:
-    """Write the shard of these images (rows of requests.REQUEST, in this order) from single files."""
+    """Writes the shard of these images (rows of requests.REQUEST, in this order) from single files."""
     requests = job.order(requests)
-    images = store.fetch(asked_for(requests), job.convert)
-    write_fetched_shard(job, name, requests, noted(job.count(name), images))
+    images = store.fetch(keys_and_files(requests), job.convert)
+    write_fetched_shard(job, name, requests, counted_in(job.count(name), images))
 
 
-def asked_for(requests: pa.Table) -> list[Asked]:
-    """Key and file of each request."""
+def keys_and_files(requests: pa.Table) -> list[KeyAndFile]:
+    """Returns key and file of each request."""
     keys, files = (requests[column].to_pylist() for column in ("key", "file"))
     return [(key, file or f"{key}.jpg") for key, file in zip(keys, files, strict=True)]
 
 
 def write_archive_shards(job: ShardJob, unit: str, requests: pa.Table, archive: Location) -> None:
-    """Write the shards `UNIT-000000`, ... of the wanted images of one archive, as it streams by.
+    """Writes the shards `UNIT-000000`, ... of the requested images of one archive in a single pass through it.
 
-    Each takes the next `shard_samples` images that arrive and shuffles them. A second image of the same key is ignored.
-    What never arrives has no receipt. `UNIT.done`, written last, says that the archive was read to its end.
+    Each shard takes the next `shard_samples` images of the archive and shuffles them. A second image of the same key is
+    ignored. An image that the archive lacks has no receipt. `UNIT.done`, written last, says that the archive was read
+    to its end.
     """
     row_of = {key: row for row, key in enumerate(requests["key"].to_pylist())}
     wanted = _each_once(archive_members(archive), row_of)
@@ -110,14 +122,15 @@ def write_archive_shards(job: ShardJob, unit: str, requests: pa.Table, archive: 
 
 
 def is_read(job: ShardJob, unit: str) -> bool:
-    """Whether this archive needs no more work."""
+    """Says whether this archive was read to its end."""
     return (job.work / f"{unit}.done").is_file()
 
 
 def _each_once(
-    found: Iterable[tuple[str, Callable[[], bytes]]], row_of: dict[str, int]
+    members: Iterable[tuple[str, Callable[[], bytes]]], row_of: dict[str, int]
 ) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    for key, content in found:
+    """Yields the members whose keys are in `row_of`, each with its row; takes their keys out of it."""
+    for key, content in members:
         row = row_of.pop(key, None)
         if row is not None:
             yield key, row, content
@@ -126,7 +139,7 @@ def _each_once(
 def _next_block(
     job: ShardJob, name: str, wanted: Iterator[tuple[str, int, Callable[[], bytes]]]
 ) -> tuple[str, list[int], list[Fetched] | None] | None:
-    """The rows of the next shard and, unless it is finished, its images; None at the end of the archive."""
+    """Returns name, rows and, unless it is finished, images of the next shard; None at the end of the archive."""
     finished, rows = is_shard_finished(job, name), []
 
     def arriving() -> Iterator[tuple[str, bytes]]:
@@ -141,12 +154,12 @@ def _next_block(
             pass
         return (name, rows, None) if rows else None
     arrived = in_order(lambda item: converted(*item, job.convert), arriving(), CONVERTERS)
-    images = list(noted(job.count(name), arrived))
+    images = list(counted_in(job.count(name), arrived))
     return (name, rows, images) if rows else None
 
 
 def write_fetched_shard(job: ShardJob, name: str, requests: pa.Table, images: Iterable[Fetched]) -> None:
-    """Write the shard of these images, already fetched, in this order."""
+    """Writes the shard of these images, which were fetched, in this order."""
     fates: list[Fetched] = []
 
     def samples() -> Iterator[Sample]:
@@ -166,8 +179,8 @@ def write_fetched_shard(job: ShardJob, name: str, requests: pa.Table, images: It
         ) from None
 
 
-def noted(file: Path, images: Iterable[Fetched]) -> Iterator[Fetched]:
-    """The same images; how many there were is written into the file about every second."""
+def counted_in(file: Path, images: Iterable[Fetched]) -> Iterator[Fetched]:
+    """Yields the images, and about every second writes into the file how many there were."""
     said = time.monotonic()
     for number, image in enumerate(images, start=1):
         yield image
@@ -176,7 +189,7 @@ def noted(file: Path, images: Iterable[Fetched]) -> Iterator[Fetched]:
             file.write_text(str(number))
 
 
-def _sample(job: ShardJob, image: Fetched, row: dict[str, Any]) -> Sample:
+def _sample(job: ShardJob, image: Fetched, row: _Request) -> Sample:
     names = job.class_ids
     boxes = scaled(row["boxes"] or (), image.scale)
     return Sample(
@@ -185,30 +198,37 @@ def _sample(job: ShardJob, image: Fetched, row: dict[str, Any]) -> Sample:
         positive=tuple(names[column] for column in row["positives"]),
         negative=tuple(names[column] for column in row["negatives"]),
         truth=None if row["truth"] is None else tuple(names[column] for column in row["truth"]),
-        boxes=tuple((names[box["class"]], *(box[side] for side in BOX_SIDES)) for box in boxes),
+        boxes=tuple((names[box["class"]], box["x0"], box["y0"], box["x1"], box["y1"]) for box in boxes),
     )
 
 
-def scaled(boxes: Iterable[dict[str, Any]], scale: tuple[float, float]) -> list[dict[str, Any]]:
-    """Boxes of a source image in pixels of what became of it, to hundredths: JSON and index then say the same."""
-    factors = dict(zip(BOX_SIDES, scale * 2, strict=True))
+def scaled(boxes: Iterable[SourceBox], scale: tuple[float, float]) -> list[SourceBox]:
+    """Returns boxes of a source image in pixels of the converted image, to hundredths, so that JSON and index agree."""
+    x, y = scale
     return [
-        {"class": box["class"]} | {side: round(box[side] * factors[side], 2) for side in BOX_SIDES} for box in boxes
+        {
+            "class": box["class"],
+            "x0": round(box["x0"] * x, 2),
+            "y0": round(box["y0"] * y, 2),
+            "x1": round(box["x1"] * x, 2),
+            "y1": round(box["y1"] * y, 2),
+        }
+        for box in boxes
     ]
 
 
 def write_receipt(
-    job: ShardJob, name: str, requests: pa.Table, fates: list[Fetched], places: list[dict[str, Any]]
+    job: ShardJob, name: str, requests: pa.Table, fates: list[Fetched], places: Sequence[Mapping[str, object]]
 ) -> None:
-    """Write what became of every image of a finished shard."""
+    """Writes the receipt: what became of every image of a finished shard."""
     place_of = {place["key"]: place for place in places}
-    nowhere = dict.fromkeys(PLACE)
+    nowhere: Mapping[str, object] = dict.fromkeys(PLACE)
     rows = [place_of.get(image.key, nowhere) for image in fates]
     columns = [pa.array([row[name] for row in rows], SCHEMA.field(name).type) for name in PLACE]
     lists = [requests[name].combine_chunks() for name in (*LABELS, "truth")]
     boxes = [
-        None if found is None else scaled(found, image.scale)
-        for found, image in zip(requests["boxes"].to_pylist(), fates, strict=True)
+        None if source is None else scaled(source, image.scale)
+        for source, image in zip(requests["boxes"].to_pylist(), fates, strict=True)
     ]
     lists.append(pa.array(boxes, SCHEMA.field("boxes").type))
     texts = [requests["key"], requests["file"], [image.fate for image in fates], [i.detail or None for i in fates]]
@@ -221,16 +241,16 @@ def write_receipt(
     write_whole(job.receipt(name), sink.getvalue().to_pybytes(), shared=True)
 
 
-def read_receipt(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows of a finished shard, and its bytes and bytes_read."""
+def read_receipt(path: Path) -> tuple[pa.Table, dict[str, int]]:
+    """Returns the rows of a receipt, and the sizes `bytes` of its shard and `bytes_read` of the source images."""
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     return table, json.loads(table.schema.metadata[b"shard"])
 
 
 def is_shard_finished(job: ShardJob, name: str) -> bool:
-    """Whether this shard needs no more work: it is there, and as long as its receipt says.
+    """Says whether this shard needs no more work: it exists and is as long as its receipt says.
 
-    Nothing is flushed to disk shard by shard, so after a power cut a receipt can be there without its shard.
+    Shards are not flushed to disk one by one, so after a power cut a receipt can exist without its shard.
     """
     try:
         _, meta = read_receipt(job.receipt(name))

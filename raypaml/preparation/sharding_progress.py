@@ -1,4 +1,4 @@
-"""Progress of sharding, read off the receipts that finished shards leave, and the counts of those being written."""
+"""Progress of sharding, from the receipts of finished shards and the counts of shards that are being written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raypaml.counting import progress_line
 from raypaml.preparation.shard_tasks import ShardJob, read_receipt
 
 SECONDS = 10.0
-"""Between two lines."""
+"""Seconds between two lines of progress."""
 
 
 class Progress:
@@ -31,7 +31,7 @@ class Progress:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        for left in self._job.work.glob("*.count"):  # by a run that was killed
+        for left in self._job.work.glob("*.count"):  # written by a run that was killed
             left.unlink()
         self._count()
         self._before, self._began = self._counts.copy(), time.monotonic()
@@ -67,13 +67,13 @@ class Progress:
         self._unfinished = sum(map(_noted, being_written))
 
     def line(self) -> str:
-        """Where it stands."""
+        """Returns the line that says how far the split is."""
         seconds = max(time.monotonic() - self._began, 1e-9)
         counts, new = self._counts, self._counts - self._before
         rate = (new["done"] + self._unfinished) / seconds
         more = []
         if counts["done"]:
-            shards = f" in {counts['done']:,} of finished shards" if self._unfinished else ""
+            shards = f" in {counts['done']:,} images of finished shards" if self._unfinished else ""
             more.append(f"{counts['written']:,} found, {counts['missing']:,} missing{shards}")
         if new["done"]:
             more.append(f"{new['read'] / seconds / 1e6:.1f} MB/s read, {new['wrote'] / seconds / 1e6:.1f} MB/s written")
@@ -82,7 +82,7 @@ class Progress:
 
 
 def _noted(path: Path) -> int:
-    """What a count says; 0 where it is gone, for its shard is finished, or just being written."""
+    """Reads a count; 0 where the file was removed, because the shard is finished, or is just being written."""
     try:
         return int(path.read_text() or 0)
     except OSError:

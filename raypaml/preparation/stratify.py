@@ -1,4 +1,4 @@
-"""Cut images with several labels each into two splits that hold the same share of every class."""
+"""Cuts images with several labels each into two splits that hold the same share of every class."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from raypaml.labels import IntArray
 def stratified_split(
     strata: Sequence[IntArray], num_strata: int, fraction: float, seed: int, groups: Sequence[str] | None = None
 ) -> tuple[IntArray, IntArray]:
-    """Iterative stratification (K. Sechidis et al., ECML PKDD 2011): images to keep, and to cut off, both ascending.
+    """Cuts images by iterative stratification (K. Sechidis et al., ECML PKDD 2011).
 
-    The stratum with the fewest images left comes first. Each of its images, in random order, goes where most of this
-    stratum are still wanted; of equals, to where most images are wanted, and then to what is kept. Images of one group
-    are dealt with as one image with all their labels, the largest groups of a stratum first. Images without a stratum
-    come last.
+    The stratum with the fewest images left comes first. Each of its images, in random order, goes to the side that
+    lacks most images of this stratum; on a tie, to the side that lacks most images of all, and then to the side that is
+    kept. Images of one group are treated as one image with all their labels, the largest groups of a stratum first.
+    Images without a stratum come last.
 
-    The method goes from image to image only within a stratum, where a choice depends on this stratum's own counts; what
-    the choices mean for all other strata is added up for a whole stratum at once. The result is the same.
+    Within a stratum a choice depends on this stratum's counts alone, so those of all other strata are updated once for
+    the whole stratum, and not after each image as in the paper. The result is the same.
 
     Args:
-        strata: of each image the numbers of its strata, such as its positive classes.
-        num_strata: how many there are.
+        strata: the numbers of each image's strata, such as its positive classes.
+        num_strata: the number of strata.
         fraction: share of the images to cut off.
-        seed: of the order of the images.
-        groups: of each image the group that is not divided; empty: it has none.
+        seed: seed of the order of the images.
+        groups: the group of each image, which is not divided; empty where an image has none.
+
+    Returns:
+        The images to keep, and the images to cut off, both ascending.
 
     Raises:
         ValueError: a split would be empty.
@@ -46,7 +49,7 @@ def stratified_split(
 
 
 def _units(num_images: int, groups: Sequence[str] | None) -> tuple[IntArray, IntArray]:
-    """The number of each image's unit, which is dealt with as one, and how many images each unit has."""
+    """Returns the unit of each image (its group, or itself), and the number of images of each unit."""
     names = [group or image for image, group in enumerate(groups)] if groups is not None else range(num_images)
     number: dict[object, int] = {}
     unit_of = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
@@ -54,14 +57,14 @@ def _units(num_images: int, groups: Sequence[str] | None) -> tuple[IntArray, Int
 
 
 def _counts(strata: Sequence[IntArray], num_strata: int, unit_of: IntArray, num_units: int) -> sparse.csc_array:
-    """[units, strata] images of each stratum in each unit."""
+    """Returns [units, strata] the number of images of each stratum in each unit."""
     rows = np.repeat(unit_of, [len(numbers) for numbers in strata])
     columns = np.concatenate([np.zeros(0, np.int64), *strata])
     return sparse.csc_array((np.ones(len(rows), np.int64), (rows, columns)), shape=(num_units, num_strata))
 
 
 def _assigned(counts: sparse.csc_array, sizes: IntArray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """[units] whether each unit is cut off."""
+    """Returns [units] whether each unit is cut off."""
     shares = np.array([1 - fraction, fraction])
     by_unit, left = counts.tocsr(), np.asarray(counts.sum(axis=0)).astype(np.int64)
     wanted = shares[:, None] * left  # [2, strata] images of each that each split still lacks
@@ -86,7 +89,7 @@ def _assigned(counts: sparse.csc_array, sizes: IntArray, fraction: float, rng: n
 def _open_units(
     counts: sparse.csc_array, stratum: int, is_open: np.ndarray, place: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """The units of a stratum that are not dealt yet, the heaviest first, at random among equals; and their weights."""
+    """Returns the unassigned units of a stratum, largest first and at random among equals, and their image counts."""
     span = slice(counts.indptr[stratum], counts.indptr[stratum + 1])
     units, weights = counts.indices[span].astype(np.int64), counts.data[span]
     units, weights = units[is_open[units]], weights[is_open[units]]
@@ -95,7 +98,7 @@ def _open_units(
 
 
 def _dealt(lacks: list[float], wanted_images: np.ndarray, weights: Sequence[int], sizes: Sequence[int]) -> list[bool]:
-    """Deal units one by one to the split that lacks most; `wanted_images` is changed."""
+    """Assigns units one by one to the side that lacks most, and says which are cut off; changes `wanted_images`."""
     images, dealt = wanted_images.tolist(), []
     for weight, size in zip(weights, sizes, strict=True):
         side = (lacks[1], images[1]) > (lacks[0], images[0])

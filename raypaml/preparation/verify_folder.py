@@ -1,4 +1,4 @@
-"""Shards of any data folder checked against their indexes, whoever wrote them: every fault by shard, key and byte."""
+"""Checks the shards of any data folder against their indexes and names every fault by shard, key and byte."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from raypaml.data.index import Index
 from raypaml.data.shards import SPLITS
 from raypaml.data.verify_shard import verify_shard
 from raypaml.mapper import Mapper
-from raypaml.preparation.same_pictures import said_of_same_pictures
+from raypaml.preparation.same_pictures import same_picture_lines
 
 
 def add_verify_flags(parser: Parser) -> None:
-    """Add the folder, and what of it is checked by how many processes."""
+    """Adds the folder, the split, the number of processes, and whether images are decoded."""
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="holds shards, indexes and vocabulary.csv")
-    add("--split", choices=SPLITS, help="only this one [all]")
-    add("--workers", type=int, default=1, metavar="N", help="Ray workers; 1: this process alone [1]")
+    add("folder", type=Path, metavar="DIR", help="folder of shards, indexes and vocabulary.csv")
+    add("--split", choices=SPLITS, help="check this split alone [all]")
+    add("--workers", type=int, default=1, metavar="N", help="Ray workers; 1 checks in this process, without Ray [1]")
     add("--address", default="", help="Ray cluster to join (also RAY_ADDRESS) [a private one]")
-    add("--no-decode", action="store_true", help="leave out decoding, the slowest part")
+    add("--no-decode", action="store_true", help="do not decode images, the slowest part of the check")
 
 
 def indexes_of(folder: Path, split: str | None) -> list[Index]:
-    """The indexes of a folder, of all splits or of one."""
+    """Opens the indexes of a folder, of all splits or of one."""
     splits = open_folder(folder.absolute(), lenient=True).splits
     return [index for name, index in splits.items() if split in (None, name)]
 
@@ -34,7 +34,7 @@ def indexes_of(folder: Path, split: str | None) -> list[Index]:
 def faults_of(
     folder: Path, indexes: list[Index], run: Mapper, *, decode: bool, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[str]:
-    """Every fault, as it is found; `say` is told how far it is.
+    """Yields every fault as it is found; `say` takes lines of progress.
 
     Every image is read where training would read it (size, CRC-32 and, with `decode`, decoding), and every tar as any
     reader of tars would (structure, keys, labels).
@@ -45,7 +45,7 @@ def faults_of(
 
 
 def summary_of(indexes: list[Index], faults: int) -> Iterator[str]:
-    """What else was seen, which is no fault: pictures that occur more than once; and the last line."""
-    yield from said_of_same_pictures({index.where.stem: index for index in indexes})
+    """Yields lines about pictures that occur more than once, which are no faults, and the last line with the counts."""
+    yield from same_picture_lines({index.where.stem: index for index in indexes})
     shards, samples = sum(len(index.shards) for index in indexes), sum(map(len, indexes))
     yield f"{shards:,} shards, {samples:,} samples: {f'{faults:,} faults' if faults else 'no fault'}"

@@ -1,1 +1,1 @@
-"""Readers of the usual forms of labelled images; each gives a `Source`."""
+"""Readers of the usual formats of labelled images; each returns a `Source`."""

@@ -1,4 +1,4 @@
-"""The images of a source that an earlier version of the data set has not."""
+"""Selects the images of a source that an earlier version of the data set lacks."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from raypaml.preparation.formats.common import Source, SourceSplit
 from raypaml.preparation.growing import Earlier
 from raypaml.preparation.image_form import ImageForm, codec_versions, convert
 from raypaml.preparation.image_store import Archives, find_images
-from raypaml.preparation.requests import Classes
+from raypaml.preparation.requests import Classes, SourceBox
 
 LOOKED_AT = 64
-"""At most so many images that both versions list are compared, spread over all of them."""
+"""Number of images in both versions, spread evenly, whose pictures are compared."""
 FEWEST = 10
-"""New images from which splits can be cut."""
+"""Fewest new images from which splits can be cut."""
 
 
 def grown_source(
     source: Source, earlier: Earlier, shares: Mapping[str, float], say: Callable[[str], None]
 ) -> tuple[Source, Earlier]:
-    """The images of a source that an earlier version has not, with the classes of both.
+    """Selects the images of a source that an earlier version lacks, with the classes of both.
 
     Args:
-        source: all images, or those that are added.
-        earlier: the version before.
-        shares: of the new images, by split that is cut from them where the source has no splits; 0: none.
-        say: takes what is found.
+        source: all images, or the added ones alone.
+        earlier: the version from which the data set grows.
+        shares: share of the new images in each split that is cut from them, if the source has no splits; 0 cuts none.
+        say: takes lines for the user.
 
     Returns:
-        What is new; and the earlier version, whose ledger leaves out what is asked for again.
+        The source of the new images; and the earlier version, whose ledger lacks the images that are requested again.
 
     Raises:
-        ValueError: nothing is new, or an image has another split or other labels than before.
+        ValueError: no image is new, or an image has another split or other labels than before.
     """
     classes = _all_classes(source.classes, earlier, say)
     column = np.array([classes.class_ids.index(name) for name in source.classes.class_ids], np.int64)
@@ -79,7 +79,7 @@ def _check_groups(
     has_splits: bool,
     where: Path,
 ) -> None:
-    """Refuse new images of a group that the earlier version has in another split, or has while splits are cut."""
+    """Refuses new images of an earlier group, unless they are in the same split and splits are not cut."""
     split_of = {
         group: place[file][0]
         for given in source.splits.values()
@@ -95,7 +95,7 @@ def _check_groups(
 
 
 def _all_classes(classes: Classes, earlier: Earlier, say: Callable[[str], None]) -> Classes:
-    """The classes of before in their order, then those that are new."""
+    """Returns the earlier classes in their order, and then the new ones."""
     before = earlier.vocabulary
     new = [k for k, name in enumerate(classes.class_ids) if name not in before.index_of]
     if new:
@@ -109,8 +109,10 @@ def _all_classes(classes: Classes, earlier: Earlier, say: Callable[[str], None])
 
 
 def _mapped(given: SourceSplit, column: IntArray) -> SourceSplit:
-    """A split with the class columns of the new version."""
-    boxes = given.boxes and [[box | {"class": int(column[box["class"]])} for box in found] for found in given.boxes]
+    """Returns a split with the class columns of the new version."""
+    boxes: list[list[SourceBox]] | None = given.boxes and [
+        [{**box, "class": int(column[box["class"]])} for box in image] for image in given.boxes
+    ]
     return replace(
         given,
         positives=[np.sort(column[row]) for row in given.positives],
@@ -120,7 +122,7 @@ def _mapped(given: SourceSplit, column: IntArray) -> SourceSplit:
 
 
 def _check_known(known: SourceSplit, split: str, place: Mapping[str, tuple[str, str]], earlier: Earlier) -> None:
-    """Refuse images that are there already in another split (if one is said) or with other labels."""
+    """Refuses images of the earlier version that now have another split, where splits are given, or other labels."""
     moved = [file for file in known.files if split and place[file][0] != split]
     if moved:
         raise ValueError(
@@ -143,7 +145,7 @@ def _check_known(known: SourceSplit, split: str, place: Mapping[str, tuple[str, 
 
 
 def _same_labels(earlier: Earlier, split: str, row: int, positive: IntArray, negative: IntArray | None) -> bool:
-    """Whether an image had these labels, as far as the classes of before go; an audit may have added some."""
+    """Says whether an image had these labels among the earlier classes; an audit may have added further ones."""
     index = earlier.indexes[split]
     sides = [("truth" if index.classes("truth", row) else "positives", positive)]
     sides += [] if negative is None else [("negatives", negative)]
@@ -155,10 +157,10 @@ def _same_labels(earlier: Earlier, split: str, row: int, positive: IntArray, neg
 
 
 def check_pictures(source: Source, earlier: Earlier, images: str, form: ImageForm) -> None:
-    """Refuse where a file that both versions list is another picture now: a few are converted and compared.
+    """Converts a few files that both versions list, and refuses them where one is another picture now.
 
     Raises:
-        ValueError: naming such a file.
+        ValueError: a file is another picture; the message names it.
     """
     if earlier.parameters["codec"] != codec_versions():
         return  # the same picture would have other bytes
@@ -166,11 +168,12 @@ def check_pictures(source: Source, earlier: Earlier, images: str, form: ImageFor
     known = [file for given in source.splits.values() for file in given.files if file in place]
     chosen = known[:: max(1, -(-len(known) // LOOKED_AT))]
     for split, index in earlier.indexes.items():
-        asked = [(place[file][1], file) for file in chosen if place[file][0] == split]
+        known_here = [(place[file][1], file) for file in chosen if place[file][0] == split]
         store = find_images(images, split, listed=True, by_split=source.says_splits)
         assert not isinstance(store, Archives), "listed files are never looked for in archives"
-        rows = index.rows_of(pa.chunked_array([[key for key, _ in asked]], pa.string()))
-        for (_, file), row, image in zip(asked, rows, store.fetch(asked, lambda c: convert(c, form)), strict=True):
+        rows = index.rows_of(pa.chunked_array([[key for key, _ in known_here]], pa.string()))
+        images_now = store.fetch(known_here, lambda content: convert(content, form))
+        for (_, file), row, image in zip(known_here, rows, images_now, strict=True):
             if image.fate == "written" and zlib.crc32(image.content) != index.crc32[row]:
                 raise ValueError(
                     f"grow={earlier.folder}: {file} is another picture there; give new images names of their own"

@@ -1,4 +1,4 @@
-"""Tables with one column a class: 1 positive, 0 negative, blank unobserved, -1 uncertain, as CheXpert's labels are."""
+"""Reads tables with one column a class, such as CheXpert's: 1 positive, 0 negative, blank unobserved, -1 uncertain."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.table_file import columns_shown, is_no_text, matching
 
 Uncertain = Literal["", "unobserved", "negative", "positive"]
-"""What uncertain labels become: U-Ignore, U-Zeros and U-Ones of CheXpert (J. Irvin et al., AAAI 2019). Empty:
-unobserved, unless there is no 0 among the labels, so that -1 may mean negative."""
+"""What uncertain labels become: U-Ignore, U-Zeros and U-Ones of CheXpert (J. Irvin et al., AAAI 2019). Empty means
+unobserved; but where no label is 0, so that -1 may mean negative, the user is asked."""
 _UNCERTAIN = UNOBSERVED - 1
 VALUES = {
     **dict.fromkeys(("1", "1.0", "true"), POSITIVE),
@@ -27,33 +27,35 @@ VALUES = {
     **dict.fromkeys(("", "nan"), UNOBSERVED),
     **dict.fromkeys(("-1", "-1.0", "u", "uncertain"), _UNCERTAIN),
 }
-"""What a cell may hold, in any case of letters, and what it means."""
+"""The meaning of each value that a cell may hold; upper and lower case do not matter."""
 _SELDOM_CLASSES = re.compile(
     r"label|class|class(?:e|id)|category|categorie|target|fold|kfold|split|subset|set|part|partition|id|index|idx|group"
     r"|difficult|verified|flag|positive|negative|gt|groundtruth|tag|name|count|holdout"
     r"|(?:is|in|for|use)?(?:training|train|validation|valid|val|dev|testing|test)(?:set|split|ing)?"
 )
-"""Names of columns, letters only, that may hold 1 and 0 without being a class."""
+"""Matches names of columns, reduced to their letters, that may hold 1 and 0 without being a class."""
 _SHOWN = "1, 0, blank, and -1 or 'uncertain'"
 
 
 def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The columns that are classes.
+    """Returns the columns that are classes.
 
     Args:
-        asked: names, or ranges such as `Cardiomegaly..Edema` in the order of the table; empty: all columns that have no
-            other role, and each must hold labels.
+        table: the table.
+        path: its file, for messages.
+        asked: names, or ranges such as `Cardiomegaly..Edema` in the order of the table; empty takes all columns without
+            another role, each of which must then hold labels.
         others: columns that have another role.
 
     Raises:
-        ValueError: a column is not there, or none of them holds labels.
+        ValueError: a column does not exist, or columns hold no labels.
     """
     names = [name for one in asked for name in _asked(table.column_names, path, one)]
     names = names or [name for name in table.column_names if name and name not in others]
     twice = [name for name, count in Counter(names).items() if count > 1 or table.column_names.count(name) > 1]
     if twice:
         raise ValueError(
-            f"{path}: columns of classes that are there or asked for twice: {columns_shown(twice)}; keep one"
+            f"{path}: columns of classes that exist twice or are named twice: {columns_shown(twice)}; keep one"
         )
     if asked:
         return names
@@ -62,24 +64,26 @@ def class_columns(table: pa.Table, path: Path, asked: Sequence[str], others: Seq
         such = "; ".join(f"{columns_shown([name])} holds {value[:40]!r}" for name, value in list(strange.items())[:3])
         raise ValueError(
             f"{path}: no column labels, and not all others are classes with {_SHOWN} ({such or 'there is none'}). "
-            "Say --labels-column NAME for a column of names, or --class-columns A,B or A..Z for one column a class"
+            "Give --labels-column NAME for a column of names, or --class-columns A,B or A..Z for one column a class"
         )
     doubtful = [name for name in names if _is_seldom_class(name)]
     if doubtful:
         raise ValueError(
-            f"{path}: columns with 1 or 0 whose names may be of no class: {columns_shown(doubtful)}. Say with "
-            "--class-columns A,B or A..Z which columns are classes (others are not read), or --labels-column NAME for "
-            "the one that holds names or numbers of classes"
+            f"{path}: columns with 1 or 0 whose names may be of no class: {columns_shown(doubtful)}. Name the columns "
+            "that are classes by --class-columns A,B or A..Z (others are not read), or the column that holds names or "
+            "numbers of classes by --labels-column NAME"
         )
     return names
 
 
 def _is_seldom_class(name: str) -> bool:
+    """Says whether a column of this name may hold 1 and 0 without being a class."""
     letters = "".join(filter(str.isalpha, name.casefold()))
     return any(_SELDOM_CLASSES.fullmatch(word) for word in (letters, letters.removesuffix("s")))
 
 
 def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:
+    """Returns the columns that one name or range of --class-columns means."""
     ends = [matching(end, names) for end in one.split("..")]
     if len(ends) > 2 or any(len(end) != 1 for end in ends):
         raise ValueError(f"{path}: --class-columns {one}: no such column, or several; it has {columns_shown(names)}")
@@ -90,7 +94,7 @@ def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:
 
 
 def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """The cells as text; of a column that holds none, its type alone, which is no label."""
+    """Returns the cells as text; for a column that holds no text, its type alone, which is no label."""
     if is_no_text(column.type):
         return pa.array([str(column.type)]).dictionary_encode()
     texts = pc.fill_null(column.cast(pa.string()).combine_chunks(), "")
@@ -98,19 +102,21 @@ def _texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
 
 
 def _strange(coded: pa.DictionaryArray) -> str | None:
-    """The first value that is no label, None where all are."""
+    """Returns the first value that is no label, None where all are labels."""
     return next((value for value in coded.dictionary.to_pylist() if value not in VALUES), None)
 
 
 def read_class_columns(
     table: pa.Table, path: Path, names: Sequence[str], uncertain: Uncertain, complete: bool, findings: Findings
 ) -> NDArray[np.int8]:
-    """The labels of all rows, [rows, K] in {1 positive, 0 negative, -1 unobserved}.
+    """Returns the labels of all rows, [rows, K] in {1 positive, 0 negative, -1 unobserved}.
 
     Args:
-        names: the columns, from `class_columns`.
+        table: the table.
+        path: its file, for messages.
+        names: the columns that are classes, from `class_columns`.
         uncertain: what uncertain labels become.
-        complete: blanks are negative; otherwise they are unobserved.
+        complete: whether blanks are negative; otherwise they are unobserved.
         findings: takes the count of uncertain labels.
 
     Raises:

@@ -1,4 +1,4 @@
-"""MS COCO, from the instances JSON of a year, and exports of labelling tools in its form."""
+"""Reads MS COCO from the instances JSON of a year, and exports of labelling tools in the same format."""
 
 from __future__ import annotations
 
@@ -7,28 +7,56 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 
 from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, box_of, classes_of
+from raypaml.preparation.formats.common import Source, SourceSplit, box_of, classes_of
+from raypaml.preparation.requests import SourceBox
 from raypaml.preparation.split_names import split_named
 
 _RELEASED = re.compile(r"instances_(?:train|val)\d{4}\.json")
-"""Files of MS COCO as it was released, of a year."""
+"""Matches the names of the files of MS COCO as it was released for a year."""
 _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "images": {"id": (int, str), "file_name": (str,)},
     "annotations": {"image_id": (int, str), "category_id": (int, str)},
     "categories": {"id": (int, str), "name": (str,)},
 }
-"""What is read of the entries, and of which types it may be."""
+"""The fields of each kind of entry that are read, and their types."""
 _WORDS = {int: "a number", str: "text"}
 
 
+class _Image(TypedDict):
+    id: int | str
+    file_name: str
+
+
+class _Annotation(TypedDict):
+    image_id: int | str
+    category_id: int | str
+    id: NotRequired[int | str]
+    bbox: NotRequired[list[float]]
+    """Left, top, width and height in pixels; empty or missing where there is none."""
+    iscrowd: NotRequired[int]
+
+
+class _Category(TypedDict):
+    id: int | str
+    name: str
+
+
+class _Instances(TypedDict):
+    """What is read of an instances JSON."""
+
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
+
+
 def read_coco(path: Path) -> Source:
-    """Read MS COCO as it was released, or an export in its form: a JSON file, or a folder with one for each split.
+    """Reads MS COCO as it was released, or an export in its format: a JSON file, or a folder with one for each split.
 
     As released (`annotations/instances_{train,val}YEAR.json`, with the year), val is the test split, and images go in
     the order of their ids as text, as published. (Protocol of E. Cole et al., CVPR 2021.) An export is `DIR/SPLIT/
@@ -38,18 +66,25 @@ def read_coco(path: Path) -> Source:
     annotation are left out and counted.
 
     Raises:
-        ValueError: naming the file, the entry and what is wrong with it.
+        ValueError: a file is wrong; the message names the file, the entry and the fault.
     """
     files = [path] if path.is_file() else _exported(path)
     return _read_export(files, path if path.is_dir() else path.parent) if files else _read_released(path)
 
 
 def _read_released(folder: Path) -> Source:
-    paths = {split: _released(folder, name) for split, name in (("train", "train"), ("test", "val"))}
+    paths: dict[str, Path] = {}
+    for split, name in (("train", "train"), ("test", "val")):
+        files = sorted((folder / "annotations").glob(f"instances_{name}*.json"))
+        if len(files) != 1:
+            raise ValueError(
+                f"{folder}: {len(files)} files annotations/instances_{name}*.json; keep the one of your year"
+            )
+        paths[split] = files[0]
     contents = {split: _load(path) for split, path in paths.items()}
     names = {split: [c["name"] for c in content["categories"]] for split, content in contents.items()}
     if names["train"] != names["test"]:
-        raise ValueError(f"{folder}: train and val have other categories; two formats mixed?")
+        raise ValueError(f"{folder}: train and val have different categories; give two files of the same release")
     column = {category["id"]: k for k, category in enumerate(contents["train"]["categories"])}
     splits = {
         split: _read_split(paths[split], content, column, paths[split].stem.removeprefix("instances_") + "/")
@@ -58,15 +93,8 @@ def _read_released(folder: Path) -> Source:
     return Source(classes_of(names["train"]), splits, folder)
 
 
-def _released(folder: Path, name: str) -> Path:
-    found = sorted((folder / "annotations").glob(f"instances_{name}*.json"))
-    if len(found) != 1:
-        raise ValueError(f"{folder}: {len(found)} files annotations/instances_{name}*.json; keep the one of your year")
-    return found[0]
-
-
 def _exported(folder: Path) -> list[Path]:
-    """The files of an export; none where the folder is COCO as released, or nothing that is known."""
+    """Returns the files of an export; none where the folder holds COCO as released, or no known layout."""
     instances = sorted((folder / "annotations").glob("instances_*.json"))
     if sum(bool(_RELEASED.fullmatch(file.name)) for file in instances) > 1:
         return []
@@ -74,7 +102,7 @@ def _exported(folder: Path) -> list[Path]:
 
 
 def _split_of(file: Path) -> str | None:
-    """The split that the name of a file says, or of its folder where all files are called the same."""
+    """Returns the split that a file is named after, or its folder where all files have the same name."""
     name = file.parent.name if file.name == "_annotations.coco.json" else file.stem
     splits = {split for word in re.split(r"[^A-Za-z]+", name) if (split := split_named(word))}
     return splits.pop() if len(splits) == 1 else None
@@ -92,32 +120,28 @@ def _read_export(files: list[Path], folder: Path) -> Source:
     )
     if not names:
         raise ValueError(f"{folder}: no annotation in {', '.join(file.name for file in files)}")
-    found = {}
+    sources = {}
     for file, content in contents.items():
         column = {c["id"]: names.index(c["name"]) for c in content["categories"] if c["id"] in used[file]}
         split = str(splits[file])
-        found[split] = _read_split(file, content, column, _prefix(file, content, folder))
+        sources[split] = _read_split(file, content, column, _prefix(file, content, folder))
         unused = [c["name"] for c in content["categories"] if c["id"] not in used[file]]
-        found[split].findings.add("categories without an annotation here", len(unused), unused)
-    about = "an export in COCO's form; images without annotations left out"
-    return Source(classes_of(names), found, folder, about=about, is_export=True)
+        sources[split].findings.add("categories without an annotation here", len(unused), unused)
+    about = "an export in COCO's format; images without annotations are left out"
+    return Source(classes_of(names), sources, folder, about=about, is_export=True)
 
 
-def _prefix(file: Path, content: dict[str, Any], folder: Path) -> str:
-    """What comes before the names of a file's images, as each tool lays them out; empty where none of it is there."""
+def _prefix(file: Path, content: _Instances, folder: Path) -> str:
+    """Returns the folder of a file's images in one of the tools' layouts, with a slash; empty where none exists."""
     subset = file.stem.removeprefix("instances_")
     places = (file.parent, file.parent / "data", folder / "images" / subset, folder / "images", folder / subset)
-    name = _file_name(content["images"][0]) if content["images"] else ""
+    name = content["images"][0]["file_name"].replace("\\", "/") if content["images"] else ""
     place = next((place for place in places if name and (place / name).is_file()), folder)
     return "" if place == folder else f"{place.relative_to(folder).as_posix()}/"
 
 
-def _file_name(image: dict[str, Any]) -> str:
-    file: str = image["file_name"]
-    return file.replace("\\", "/")
-
-
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> _Instances:
+    """Reads an instances JSON; raises ValueError where an entry is not as it is read later."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -134,10 +158,10 @@ def _load(path: Path) -> dict[str, Any]:
             _check_boxes(content[part], f"{path}: {part}")
         else:
             _check_ids(content[part], f"{path}: {part}")
-    return content
+    return cast("_Instances", content)
 
 
-def _check_entry(entry: Any, fields: Mapping[str, tuple[type, ...]], where: str) -> None:
+def _check_entry(entry: object, fields: Mapping[str, tuple[type, ...]], where: str) -> None:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: {str(entry)[:60]} is no object")
     for name, kinds in fields.items():
@@ -147,7 +171,7 @@ def _check_entry(entry: Any, fields: Mapping[str, tuple[type, ...]], where: str)
             raise ValueError(f"{where}: {name} {said}; expected {' or '.join(_WORDS[kind] for kind in kinds)}")
 
 
-def _check_boxes(annotations: list[dict[str, Any]], where: str) -> None:
+def _check_boxes(annotations: list[dict[str, object]], where: str) -> None:
     for number, annotation in enumerate(annotations, start=1):
         box = annotation.get("bbox") or []
         if not isinstance(box, list) or len(box) not in (0, 4) or not all(isinstance(x, int | float) for x in box):
@@ -156,7 +180,7 @@ def _check_boxes(annotations: list[dict[str, Any]], where: str) -> None:
             )
 
 
-def _check_ids(entries: list[dict[str, Any]], where: str) -> None:
+def _check_ids(entries: list[dict[str, object]], where: str) -> None:
     seen = set[tuple[str, object]]()
     for name in ("id", "file_name"):
         for value in (entry[name] for entry in entries if name in entry):
@@ -165,9 +189,9 @@ def _check_ids(entries: list[dict[str, Any]], where: str) -> None:
             seen.add((name, value))
 
 
-def _read_split(path: Path, content: dict[str, Any], column: dict[int | str, int], prefix: str) -> SourceSplit:
+def _read_split(path: Path, content: _Instances, column: dict[int | str, int], prefix: str) -> SourceSplit:
     findings = Findings()
-    file_of = {image["id"]: prefix + _file_name(image) for image in content["images"]}
+    file_of = {image["id"]: prefix + image["file_name"].replace("\\", "/") for image in content["images"]}
     classes, boxes = defaultdict[int | str, set[int]](set), defaultdict[int | str, list[SourceBox]](list)
     for annotation in content["annotations"]:
         image, category = annotation["image_id"], annotation["category_id"]

@@ -1,4 +1,4 @@
-"""What a reader of a format gives: classes, and per split the files with their labels."""
+"""What the reader of a format returns: the classes, and the files of each split with their labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,29 +14,27 @@ from numpy.typing import NDArray
 from raypaml.data.data_folder import VOCABULARY
 from raypaml.labels import IntArray, Vocabulary
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.requests import Classes
-
-SourceBox = dict[str, Any]
-"""class (a column), x0, y0, x1, y1 in pixels of the upright image."""
+from raypaml.preparation.requests import Classes, Corners, SourceBox
 
 
 @dataclass(frozen=True)
 class SourceSplit:
-    """The images of one split, in the order that seeded draws go through them."""
+    """The images of one split, in the order in which seeded draws treat them."""
 
     files: list[str]
-    """Below the folder of images."""
+    """Paths below the folder of images."""
     positives: list[IntArray]
-    """Class columns, ascending."""
+    """Positive class columns of each image, ascending."""
     negatives: list[IntArray] | None = None
-    """None: every class that is not positive is negative, the labels are complete."""
+    """Negative class columns; None where labels are complete, so that every class that is not positive is negative."""
     boxes: list[list[SourceBox]] | None = None
+    """Boxes of each image; None where the source has none."""
     groups: list[str] | None = None
-    """The group of each image, such as near-duplicates of one picture, which no cut may divide; empty: it has none."""
+    """The group of each image, such as near-duplicates, which no cut may divide; empty where an image has none."""
     findings: Findings = field(default_factory=Findings)
 
     def rows(self, rows: IntArray) -> SourceSplit:
-        """Some of its images, in this order."""
+        """Returns some of its images, in this order."""
         return replace(
             self,
             files=[self.files[row] for row in rows],
@@ -48,44 +46,44 @@ class SourceSplit:
 
 
 class Skipped(NamedTuple):
-    """A file that is not taken."""
+    """A file that is not read."""
 
     split: str
-    """In whose part of the ledger it is listed."""
+    """The split under which the ledger lists it."""
     file: str
-    """Below the folder of images."""
+    """Its path below the folder of images."""
     reason: str
     """Its fate in the ledger, such as `hidden`."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A labelled set of images as it was found."""
+    """A labelled set of images as its reader found it."""
 
     classes: Classes
     splits: dict[str, SourceSplit]
     """`train` and `test`, and `validation` where the source has one."""
     images: Path
-    """Where its images usually lie."""
+    """The folder in which its images usually lie."""
     skipped: tuple[Skipped, ...] = ()
-    """Files that lie there and are not taken."""
+    """Files among the images that are not read."""
     has_splits: bool = False
-    """It says the split of every image, also where there is but one; see `says_splits`."""
+    """Whether it names the split of every image, even where all are in one split; see `says_splits`."""
     is_export: bool = False
-    """Its format is one of papers, but the data are somebody's own."""
+    """Whether the user's own data are in a format of a published data set."""
     about: str = ""
-    """In words how the labels were read, where they could be written in several ways."""
+    """A phrase for the user that says how the labels were read, where a format leaves several ways."""
     names_from_text: frozenset[str] = frozenset()
-    """Names of classes that were cut out of text, and that no class list holds: a sign in them may be a separator."""
+    """Names of classes that were cut out of text and are in no class list: a character in them may be a separator."""
 
     @property
     def says_splits(self) -> bool:
-        """Whether the splits are the source's own; else all images are in `train`, to be cut."""
+        """Whether the splits are the source's own; otherwise all images are in `train`, from which splits are cut."""
         return self.has_splits or set(self.splits) != {"train"}
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a text file that is not too large to hold; ValueError where it cannot be read."""
+    """Returns the lines of a text file; raises ValueError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -94,15 +92,15 @@ def text_lines(path: Path) -> list[str]:
         raise ValueError(f"{path}: cannot be read: {error}") from None
 
 
-def box_of(corners: Sequence[Any], where: str) -> dict[str, float]:
-    """The corners of a box by their names.
+def box_of(corners: Sequence[str | float], where: str) -> Corners:
+    """Returns the sides of a box by their names.
 
     Args:
         corners: xmin, ymin, xmax, ymax as numbers or text.
         where: file and entry, for the message.
 
     Raises:
-        ValueError: they are no finite numbers in this order.
+        ValueError: the corners are not finite numbers in this order.
     """
     try:
         x0, y0, x1, y1 = map(float, corners)
@@ -117,10 +115,10 @@ def box_of(corners: Sequence[Any], where: str) -> dict[str, float]:
 
 
 def class_list(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Ids and names of the classes in a file with one a line, or in a data set's vocabulary.csv.
+    """Returns ids and names of the classes in a file with one class a line, or in a data set's vocabulary.csv.
 
     Raises:
-        ValueError: it cannot be read, or holds no class or one twice.
+        ValueError: the file cannot be read, holds no class, or holds a class twice.
     """
     lines = [line.strip() for line in text_lines(path) if line.strip()]
     if path.name == VOCABULARY or (lines and lines[0].startswith("class_id,")):
@@ -133,12 +131,12 @@ def class_list(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(lines), tuple(lines)
 
 
-def from_matrix(labels: NDArray[Any]) -> list[IntArray]:
-    """Positive columns of each row of a matrix in {0, 1}."""
+def from_matrix(labels: NDArray[np.generic]) -> list[IntArray]:
+    """Returns the positive columns of each row of a matrix in {0, 1}."""
     rows, columns = np.nonzero(labels)
     return np.split(columns.astype(np.int64), np.cumsum(np.bincount(rows, minlength=len(labels)))[:-1])
 
 
 def classes_of(class_ids: Sequence[str], names: Sequence[str] | None = None) -> Classes:
-    """Classes that are their own names, unless given."""
+    """Returns classes with these names, or with their ids as names."""
     return Classes(tuple(class_ids), tuple(names or class_ids))

@@ -1,4 +1,4 @@
-"""CUB-200-2011 with its 312 binary attributes."""
+"""Reads CUB-200-2011, whose 312 binary attributes are the classes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raypaml.preparation.formats.common import Source, SourceSplit, classes_of, 
 
 
 def read_cub(folder: Path) -> Source:
-    """Read `CUB_200_2011/` (images.txt, train_test_split.txt, attributes/) and `attributes.txt` in it or beside it.
+    """Reads `CUB_200_2011/` (images.txt, train_test_split.txt, attributes/) and `attributes.txt` in it or beside it.
 
-    An attribute is positive where `is_present` is 1, whatever the certainty; one without a row for an image is negative
-    and counted. Official split; images without an attribute are kept, as published.
+    An attribute is positive where `is_present` is 1, whatever the certainty. An attribute without a row for an image is
+    negative and counted. The split is the official one; images without an attribute are kept, as published.
     (Protocol of E. Cole et al., CVPR 2021.)
 
     Raises:
-        ValueError: naming file and line.
+        ValueError: a file is missing or wrong; the message names file and line.
     """
     root = next((path for path in (folder, folder / "CUB_200_2011") if (path / "images.txt").is_file()), None)
     if root is None:

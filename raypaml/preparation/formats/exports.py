@@ -1,6 +1,6 @@
-"""What labelling tools export, read as it is: Label Studio's JSON, CVAT's XML for images, FiftyOne's classifications.
+"""Reads the exports of labelling tools: Label Studio's JSON, CVAT's XML for images, FiftyOne's classifications.
 
-The structure of a file says what it is; another one is refused. Published descriptions:
+A file is recognised by its structure; one with another structure is refused. Published descriptions:
 https://labelstud.io/guide/task_format, https://docs.cvat.ai/docs/manual/advanced/xml_format (version 1.1) and
 https://docs.voxel51.com/user_guide/export_datasets.html (FiftyOneImageClassificationDataset, FiftyOneDataset).
 """
@@ -8,10 +8,10 @@ https://docs.voxel51.com/user_guide/export_datasets.html (FiftyOneImageClassific
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 from xml.etree import ElementTree
 
 import pyarrow as pa
@@ -19,27 +19,53 @@ import pyarrow as pa
 from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.preparation.file_tree import files_below
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import SourceBox, box_of
+from raypaml.preparation.formats.common import box_of
 from raypaml.preparation.formats.listed_images import ListedImages
+from raypaml.preparation.requests import NamedBox
 from raypaml.preparation.split_names import split_named
 
 Flags = Mapping[str, str]
-"""Role -> what the user calls it, empty where nothing was said: `image` and `labels` are used here."""
+"""The name that the user gave for each role, empty where none was given; `image` and `labels` are used here."""
 _SHAPES = ("tag", "box", "polygon", "polyline", "points", "ellipse", "cuboid", "mask", "skeleton")
-"""Elements of CVAT that give an image a label."""
+"""Elements of CVAT's XML that give an image a label."""
 _REGIONS = ("rectanglelabels", "polygonlabels", "keypointlabels", "brushlabels", "ellipselabels", "labels")
-"""Types of Label Studio's results that give a part of an image labels."""
+"""Types of Label Studio's results that give labels to a part of an image."""
 _READ = {"choices", *_REGIONS}
+"""Types of Label Studio's results that are read."""
+
+
+class _Result(TypedDict):
+    """An answer to one question about an image, in Label Studio."""
+
+    type: str
+    from_name: str
+    """The question."""
+    value: dict[str, list[str]]
+    """The labels, by the type of the result."""
+
+
+class _Annotation(TypedDict):
+    """What one annotator said about an image, in Label Studio."""
+
+    result: list[_Result]
+    was_cancelled: NotRequired[bool]
+
+
+class _Task(TypedDict):
+    """An image in Label Studio."""
+
+    data: dict[str, str]
+    annotations: list[_Annotation]
 
 
 @dataclass
 class _Rows:
-    """Images as they are read."""
+    """The images of an export, while they are read."""
 
     files: list[str] = field(default_factory=list)
     labels: list[list[str]] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
-    boxes: dict[str, list[SourceBox]] = field(default_factory=lambda: defaultdict(list))
+    boxes: dict[str, list[NamedBox]] = field(default_factory=lambda: defaultdict(list))
     findings: Findings = field(default_factory=Findings)
 
     def add(self, file: str, labels: list[str], split: str = "") -> None:
@@ -50,12 +76,12 @@ class _Rows:
         self.splits.append(split)
 
     def listed(self, path: Path, about: str) -> ListedImages:
-        """These rows; where one has a split, each must have one."""
+        """Returns the images; where one has a split, each must have one."""
         said = [split for split in self.splits if split]
         if said and len(said) < len(self.splits):
             lacking = self.files[self.splits.index("")]
             raise ValueError(
-                f"{path}: {len(self.splits) - len(said)} images have no split, such as {lacking}; give all one"
+                f"{path}: {len(self.splits) - len(said)} images have no split, such as {lacking}; give one to each"
             )
         labels = pa.array(self.labels, pa.list_(pa.string()))
         boxes = self.boxes or None
@@ -63,37 +89,38 @@ class _Rows:
         return ListedImages(self.files, labels, splits=splits, boxes=boxes, about=about, findings=self.findings)
 
 
-def read_export(path: Path, content: Any, images: str, flags: Flags) -> ListedImages:
-    """Read an export.
+def read_export(path: Path, content: object, images: str, flags: Flags) -> ListedImages:
+    """Reads an export.
 
     Args:
-        path: JSON or XML.
-        content: of the JSON.
-        images: folder of the images: FiftyOne leaves out how their names end.
-        flags: `image`: the field of Label Studio's data that names the image; `labels`: which of several questions
-            (Label Studio's from_name, FiftyOne's field) is meant.
+        path: the JSON or XML file.
+        content: the content of the JSON file.
+        images: folder of the images; FiftyOne leaves out the endings of their names.
+        flags: `image` is the field of Label Studio's data that names the image; `labels` is the question that is read
+            where there are several (Label Studio's from_name, FiftyOne's field).
 
     Raises:
-        ValueError: it is none of the exports that are read, or it is damaged.
+        ValueError: the file is no export that is read, or it is damaged.
     """
     if path.suffix.lower() == ".xml":
         return _read_cvat(path, flags)
     try:
         if isinstance(content, list):
             return _read_label_studio(path, content, flags)
-        if isinstance(content.get("labels"), dict):
+        if isinstance(content, dict) and isinstance(content.get("labels"), dict):
             if flags["labels"] or flags["image"]:
                 raise ValueError(
                     f"{path}: FiftyOne's labels.json has one field; leave out --labels-column, --image-column"
                 )
-            return _read_fiftyone_labels(path, content, images)
-        if isinstance(content.get("samples"), list):
+            return _read_fiftyone_labels(path, content["labels"], content.get("classes"), images)
+        if isinstance(content, dict) and isinstance(content.get("samples"), list):
             return _read_fiftyone_samples(path, content["samples"], flags)
     except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise ValueError(
             f"{path}: not the export it seems to be ({error!r}); export it again, or give a table"
         ) from None
-    coco = "; COCO's JSON is read by the kind coco" if "annotations" in content else ""
+    is_coco = isinstance(content, dict) and "annotations" in content
+    coco = "; COCO's JSON is read by `raypaml shard coco`" if is_coco else ""
     raise ValueError(f"{path}: not an export of Label Studio (tasks), FiftyOne (labels or samples) or CVAT (XML){coco}")
 
 
@@ -101,7 +128,7 @@ def read_export(path: Path, content: Any, images: str, flags: Flags) -> ListedIm
 
 
 def _read_cvat(path: Path, flags: Flags) -> ListedImages:
-    """`<image name subset><tag label/><box label xtl ytl xbr ybr/>...`: a label is positive where anything has it."""
+    """Reads `<image name subset><tag label/><box label xtl ytl xbr ybr/>...`; every label of an element is positive."""
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
@@ -117,21 +144,17 @@ def _read_cvat(path: Path, flags: Flags) -> ListedImages:
         file, subset = image.get("name", ""), image.get("subset", "")
         shapes = [shape for shape in image if shape.tag in _SHAPES]
         rows.add(file, [shape.get("label", "") for shape in shapes], "" if subset.lower() == "default" else subset)
-        rows.boxes[file] += [_cvat_box(path, file, shape) for shape in shapes if shape.tag == "box"]
-    rows.boxes = {file: boxes for file, boxes in rows.boxes.items() if boxes}
+        for box in image.findall("box"):
+            corners = [box.get(side, "") for side in ("xtl", "ytl", "xbr", "ybr")]
+            rows.boxes[file].append({"class": box.get("label", ""), **box_of(corners, f"{path}: {file}")})
     return rows.listed(path, "CVAT for images")
-
-
-def _cvat_box(path: Path, file: str, shape: ElementTree.Element) -> SourceBox:
-    corners = [shape.get(side, "") for side in ("xtl", "ytl", "xbr", "ybr")]
-    return {"class": shape.get("label", ""), **box_of(corners, f"{path}: {file}")}
 
 
 # --- Label Studio -----------------------------------------------------------------------------------------------------
 
 
-def _read_label_studio(path: Path, tasks: list[Any], flags: Flags) -> ListedImages:
-    """Tasks with `data` and `annotations`; a class is positive where any annotator says so."""
+def _read_label_studio(path: Path, tasks: list[_Task], flags: Flags) -> ListedImages:
+    """Reads tasks with `data` and `annotations`; a class is positive where any annotator says so."""
     if not tasks or not all(isinstance(task.get("data"), dict) and "annotations" in task for task in tasks):
         raise ValueError(
             f"{path}: not Label Studio's JSON of tasks with data and annotations; export it as JSON, or as JSON_MIN or "
@@ -144,7 +167,10 @@ def _read_label_studio(path: Path, tasks: list[Any], flags: Flags) -> ListedImag
         if not answers:
             rows.findings.add("tasks without an annotation, left out", 1, [file])
             continue
-        results = [[one for one in answer["result"] if _is_asked(one, flags["labels"])] for answer in answers]
+        results = [
+            [one for one in answer["result"] if one["type"] in _READ and flags["labels"] in ("", one["from_name"])]
+            for answer in answers
+        ]
         questions |= {one["from_name"] for result in results for one in result}
         unread |= {one["type"] for answer in answers for one in answer["result"]} - _READ
         chosen = [sorted({name for one in result for name in _task_labels(path, one)}) for result in results]
@@ -154,26 +180,23 @@ def _read_label_studio(path: Path, tasks: list[Any], flags: Flags) -> ListedImag
         rows.add(file, sorted({name for names in chosen for name in names}))
     if len(questions) > 1:
         raise ValueError(
-            f"{path}: several questions were asked ({', '.join(sorted(questions))}); say --labels-column NAME"
+            f"{path}: the tasks have several questions ({', '.join(sorted(questions))}); choose by --labels-column NAME"
         )
     return rows.listed(
         path, "Label Studio's tasks" + (f"; not read: answers of {', '.join(sorted(unread))}" if unread else "")
     )
 
 
-def _task_image(path: Path, data: dict[str, Any], name: str) -> str:
+def _task_image(path: Path, data: dict[str, str], name: str) -> str:
+    """Returns the file of a task's image; `name` is its field where the user named it."""
     keys = [name] if name else ["image"] if "image" in data else list(data)
     if len(keys) != 1 or keys[0] not in data:
-        raise ValueError(f"{path}: a task's data are {', '.join(data)}; say with --image-column which one is the image")
-    file: str = data[keys[0]]
-    return file
+        raise ValueError(f"{path}: a task's data are {', '.join(data)}; name the field of the image by --image-column")
+    return data[keys[0]]
 
 
-def _is_asked(result: dict[str, Any], name: str) -> bool:
-    return result["type"] in _READ and name in ("", result["from_name"])
-
-
-def _task_labels(path: Path, result: dict[str, Any]) -> list[str]:
+def _task_labels(path: Path, result: _Result) -> list[str]:
+    """Returns the labels in a result; raises ValueError where they are no list of names."""
     labels = result["value"][result["type"]]
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError(f"{path}: {result['from_name']} holds {labels!r}; expected a list of names")
@@ -183,23 +206,26 @@ def _task_labels(path: Path, result: dict[str, Any]) -> list[str]:
 # --- FiftyOne ---------------------------------------------------------------------------------------------------------
 
 
-def _read_fiftyone_labels(path: Path, content: dict[str, Any], images: str) -> ListedImages:
-    """`classes` and `labels`: name of the image without its ending -> a class or several, by name or by number."""
-    rows, classes = _Rows(), content.get("classes")
+def _read_fiftyone_labels(
+    path: Path, labels: Mapping[str, object], classes: Sequence[str] | None, images: str
+) -> ListedImages:
+    """Reads one class or several for each image, by name or number; the names of images lack their endings."""
+    rows = _Rows()
     folder = path.parent / "data" if images == str(path.parent) and (path.parent / "data").is_dir() else Path(images)
     endings = _endings(folder)
-    for key, value in content["labels"].items():
+    for key, value in labels.items():
         files = endings.get(key, [key])
         if len(files) > 1:
-            raise ValueError(f"{path}: {key} may be any of {', '.join(files)} in {folder}; keep one")
+            raise ValueError(f"{path}: {key} may be any of {', '.join(files)} in {folder}; keep one of them")
         file = files[0] if folder == Path(images) else f"data/{files[0]}"
         rows.findings.add("images without a label", value is None, [file])
-        rows.add(file, [] if value is None else [_target(one, classes) for one in _several(value)])
+        targets = value if isinstance(value, list) else [] if value is None else [value]
+        rows.add(file, [_target(target, classes) for target in targets])
     return rows.listed(path, "FiftyOne's classifications")
 
 
 def _endings(folder: Path) -> dict[str, list[str]]:
-    """Path without its ending -> the files called so, but for hidden ones, below a folder on this machine."""
+    """Returns the files below a local folder that are not hidden, by their path without its ending."""
     files = defaultdict[str, list[str]](list)
     for file, reason in sorted(files_below(folder, IMAGE_SUFFIXES)[0].items()):
         if reason not in ("", "not_an_image", "linked_before"):
@@ -210,11 +236,8 @@ def _endings(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def _several(value: object) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _target(value: Any, classes: list[str] | None) -> str:
+def _target(value: object, classes: Sequence[str] | None) -> str:
+    """Returns the name of a class that is given by name or number, or as a `Classification`."""
     target = value["label"] if isinstance(value, dict) else value
     if isinstance(target, int) and classes is not None and 0 <= target < len(classes):
         return classes[target]
@@ -223,13 +246,13 @@ def _target(value: Any, classes: list[str] | None) -> str:
     return target
 
 
-def _read_fiftyone_samples(path: Path, samples: list[Any], flags: Flags) -> ListedImages:
-    """`samples`: each with a filepath, tags that may name its split, and fields with classifications."""
+def _read_fiftyone_samples(path: Path, samples: list[dict[str, Any]], flags: Flags) -> ListedImages:
+    """Reads `samples`: each has a filepath, tags that may name its split, and fields with classifications."""
     named = {name for sample in samples for name, _ in _classifications(sample)}
     name = flags["labels"] or (named.pop() if len(named) == 1 else "")
     if not name or (flags["labels"] and name not in named):
         raise ValueError(
-            f"{path}: fields with classifications: {', '.join(sorted(named)) or 'none'}; say with --labels-column which"
+            f"{path}: fields with classifications: {', '.join(sorted(named)) or 'none'}; choose one by --labels-column"
         )
     rows = _Rows()
     for sample in samples:
@@ -242,6 +265,7 @@ def _read_fiftyone_samples(path: Path, samples: list[Any], flags: Flags) -> List
 
 
 def _classifications(sample: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yields the name of each field with classifications, and its labels."""
     for name, value in sample.items():
         kind = value.get("_cls") if isinstance(value, dict) else None
         if kind == "Classification":

@@ -1,7 +1,7 @@
-"""In which order folders name splits and classes: what their names tell, and what must be said by `--layout`.
+"""Finds out in which order folders name splits and classes; where their names leave it open, `--layout` must say it.
 
-A folder that can be read in two ways is never read in one of them: classes named after folders of splits, or after a
-folder that only keeps the images, would be wrong labels that nothing shows.
+A folder that can be read in two ways is refused: if folders of splits, or folders that merely hold images, were taken
+for classes, the labels would be wrong without any sign of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raypaml.preparation.findings import EXAMPLES
 from raypaml.preparation.split_names import says_only_split, split_named, split_within, splits_in
 
 Layout = Literal["", "class", "split", "any/class", "any/split/class", "split/any/class", "class/split"]
-"""What the folders name, from the outermost; empty: what their names tell, if they tell one order."""
+"""What the folders name, from the outermost inwards; empty takes the order that their names show, if it is one."""
 LAYOUTS: dict[str, str] = {
     "class": "CLASS/IMAGE",
     "split": "SPLIT/CLASS/IMAGE",
@@ -24,49 +24,39 @@ LAYOUTS: dict[str, str] = {
     "split/any/class": "SPLIT/ANY/CLASS/IMAGE",
     "class/split": "CLASS/SPLIT/IMAGE",
 }
-"""What each layout looks like: ANY is a folder that says nothing; below the last one images lie at any depth."""
+"""The paths of each layout: ANY is a folder without a meaning; below the last folder images lie at any depth."""
 _KEEPERS = (
     *("images", "image", "imgs", "img", "jpegimages", "jpg", "jpeg", "jpegs", "png", "pngs", "photos", "pictures"),
     *("pics", "data", "dataset", "raw", "all", "files", "unlabeled", "unlabelled"),
     *("labels", "label", "labeltxt", "annotations", "masks"),
 )
-"""Names of folders that keep files, not those of one class."""
+"""Names of folders that hold files of any class."""
 _NEVER_CLASSES = ("images", "imgs", "jpegimages", "annotations", "labeltxt", "unlabeled", "unlabelled", "unsorted")
-"""Those that are hardly a class beside others either."""
-
-
-def _pattern(layout: str) -> list[str]:
-    return ["split", "class"] if layout == "split" else layout.split("/")
+"""Those of these names that are hardly a class even where other folders lie beside them."""
 
 
 def levels(path: str, layout: str) -> tuple[str, str]:
-    """Split and class of a file, or of a folder whose path ends with `/`; empty where it has none."""
-    pattern, folders = _pattern(layout), path.split("/")[:-1]
-    found = dict(zip(pattern, folders, strict=False))
-    split = (split_within(found.get("split", "")) or "") if "split" in pattern else "train"
-    return split, found.get("class", "")
-
-
-def placed_at(file: str, layout: str) -> tuple[str, str] | None:
-    """The split and the class of an image; None if it lies in no folder of a class."""
-    split, name = levels(file, layout)
-    return (split, name) if split and name else None
+    """Returns split and class of a file, or of a folder whose path ends with `/`; empty where it has none."""
+    pattern = ["split", "class"] if layout == "split" else layout.split("/")
+    folder = dict(zip(pattern, path.split("/")[:-1], strict=False))
+    split = (split_within(folder.get("split", "")) or "") if "split" in pattern else "train"
+    return split, folder.get("class", "")
 
 
 def split_of(file: str, layout: str) -> str:
-    """The split in whose part of the ledger a file is listed that is not taken."""
+    """Returns the split under which the ledger lists a file that is not read."""
     return levels(file, layout)[0] or "train"
 
 
 def layout_of(folder: Path, images: Sequence[str]) -> Layout:
-    """The layout that the names of the folders tell.
+    """Returns the layout that the names of the folders show.
 
     Args:
-        folder: for messages.
+        folder: the outermost folder, for messages.
         images: paths of the images below it.
 
     Raises:
-        ValueError: they tell several, or none.
+        ValueError: the names fit several layouts, or none.
     """
     tops = {file.split("/")[0] for file in images if "/" in file}
     is_exact = all(split_named(top) for top in tops)
@@ -87,7 +77,7 @@ def _splits(names: Iterable[str]) -> set[str]:
 
 
 def _check_classes(folder: Path, images: Sequence[str], where: str = "") -> None:
-    """Refuse folders whose outermost names may be something else than classes."""
+    """Refuses folders whose outermost names may be something else than classes."""
     tops = {file.split("/")[0] for file in images if "/" in file}
     inner = {"/".join(file.split("/")[:2]) for file in images if file.count("/") > 1}
     deep = {name.split("/")[0] for name in inner}
@@ -109,7 +99,7 @@ def _check_classes(folder: Path, images: Sequence[str], where: str = "") -> None
 
 
 def _check_shared(folder: Path, images: Sequence[str], inner: set[str], where: str) -> None:
-    """Refuse the same names below several folders that have no image of their own: these may be splits by any name."""
+    """Refuses folders without images of their own that hold folders of the same names: they may be splits."""
     times = Counter(name.split("/")[1] for name in inner)
     shared = {name for name in inner if times[name.split("/")[1]] > 1 and name.split("/")[1].lower() not in _KEEPERS}
     if shared and not any(file.count("/") == 1 for file in images):
@@ -119,7 +109,7 @@ def _check_shared(folder: Path, images: Sequence[str], inner: set[str], where: s
 
 
 def _check_keepers(folder: Path, images: Sequence[str], where: str) -> None:
-    """Refuse classes that would be called as folders are that keep images of any class."""
+    """Refuses classes whose names are those of folders that hold images of any class."""
     tops = {file.split("/")[0] for file in images if "/" in file}
     wrong = {top for top in tops if top.lower() in _NEVER_CLASSES}
     if tops and all(top.lower() in _KEEPERS or splits_in(top) for top in tops):
@@ -142,7 +132,7 @@ def _directly(folder: Path, names: set[str], where: str = "") -> ValueError:
 def _two_ways(folder: Path, why: str) -> ValueError:
     others = ", ".join(f"{layout} ({form})" for layout, form in LAYOUTS.items() if "/" in layout)
     return ValueError(
-        f"{folder}: {why}; say --layout class (each folder here is a class, whatever lies below it) or "
+        f"{folder}: {why}; give --layout class (each folder here is a class, whatever lies below it) or "
         f"--layout split (SPLIT/CLASS/IMAGE) or one of {others}"
     )
 

@@ -1,4 +1,4 @@
-"""Names of images in other people's tables: paths of Windows, of other machines and of Label Studio's server."""
+"""Reads names of images in users' tables: paths of Windows, of other machines and of Label Studio's server."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from urllib.parse import unquote
 
 _ELSEWHERE = re.compile(r"/|[A-Za-z]:/|[A-Za-z][A-Za-z0-9+.-]+://")
-"""How a name begins that is no path below a folder: of a root, of a drive, of an address."""
+"""Matches the beginning of a name that is not a relative path: a root, a drive or an address."""
 _LABEL_STUDIO = re.compile(r"/data/(?:local-files/\?d=(.+)|upload/(.+))")
-"""Label Studio's names of files in its local storage, and of files that were uploaded."""
+"""Matches Label Studio's names of files in its local storage, and of files that were uploaded."""
 
 
 def relative_names(names: Sequence[str], images: str, prefix: str = "") -> list[str]:
-    """The paths below the folder of images that these names mean, with `/` between folders.
+    """Returns the paths below the folder of images that these names mean, with `/` between folders.
 
     Args:
-        names: as somebody wrote them.
-        images: the folder or address of the images; what lies below it by its full name is found.
-        prefix: cut off where a name begins with it.
+        names: the names as they stand in a table.
+        images: the folder or address of the images; it is cut off where a full name begins with it.
+        prefix: text that is cut off where a name begins with it.
 
     Raises:
         ValueError: a name lies elsewhere, or is empty.
@@ -29,12 +29,13 @@ def relative_names(names: Sequence[str], images: str, prefix: str = "") -> list[
 
 
 def check_prefix(names: Sequence[str], prefix: str) -> None:
-    """ValueError where no name begins with the prefix that is to be cut."""
+    """Raises ValueError where no name begins with the prefix that is to be cut off."""
     if prefix and names and not any(_path(name).startswith(prefix.replace("\\", "/")) for name in names):
-        raise ValueError(f"--path-prefix {prefix}: no image's name begins so; the first one is {names[0]!r}")
+        raise ValueError(f"--path-prefix {prefix}: no name of an image begins with it; the first name is {names[0]!r}")
 
 
 def _path(name: str) -> str:
+    """Returns a name with `/` between folders, and without the address of Label Studio's server."""
     path = name.strip().replace("\\", "/")
     served = _LABEL_STUDIO.fullmatch(path)
     if served:

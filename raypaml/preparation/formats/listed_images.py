@@ -1,4 +1,4 @@
-"""Rows of images with the names of their labels, as every table and export gives them, and the source made of them."""
+"""Rows of images with the names of their labels, as tables and exports have them, merged into a source."""
 
 from __future__ import annotations
 
@@ -15,49 +15,53 @@ from numpy.typing import NDArray
 
 from raypaml.data.shards import SPLITS
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of
+from raypaml.preparation.formats.common import Source, SourceSplit, classes_of
 from raypaml.preparation.formats.table_file import columns_shown
 from raypaml.preparation.label_join import Labels, join_labels, pack
+from raypaml.preparation.requests import NamedBox, SourceBox
 from raypaml.preparation.split_names import SPLIT_NAMES, split_named
 
 T = TypeVar("T")
-NamedBoxes = dict[str, list[SourceBox]]
-"""File -> its boxes, whose `class` is a name as long as there are no columns."""
+NamedBoxes = Mapping[str, list[NamedBox]]
+"""The boxes of each file, with names of classes."""
+BoxesByFile = dict[str, list[SourceBox]]
+"""The boxes of each file, with columns of classes."""
 
 
 @dataclass
 class ListedImages:
-    """Rows, of which several may be about the same image."""
+    """Rows of labelled images; several rows may be about the same image."""
 
     files: list[str]
     """The file of each row, below the folder of images."""
     labels: pa.Array
-    """The names of the positives of each row, as a list."""
+    """A column of lists: the names of each row's positive classes."""
     negatives: pa.Array | None = None
-    """Lists as well; None: there was no such column."""
+    """A column of lists: the names of each row's negative classes; None where there is no such column."""
     splits: list[str] | None = None
-    """What somebody called the split of each row; None: nothing was said."""
+    """What the user calls the split of each row; None where splits are not given."""
     groups: list[str] | None = None
+    """The group of each row, which no cut divides; None where groups are not given."""
     boxes: NamedBoxes | None = None
     complete: bool = False
-    """What is in neither list is negative."""
+    """Whether classes in neither list are negative; otherwise they are unobserved."""
     names_from_text: frozenset[str] = frozenset()
-    """Those that were neither quoted nor are names of columns: a sign in them may be a separator."""
+    """Names that were neither quoted nor are names of columns: a character in them may be a separator."""
     about: str = ""
-    """In words how they were read."""
+    """A phrase for the user that says how the rows were read."""
     findings: Findings = field(default_factory=Findings)
 
 
 def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -> Source:
-    """Merge the rows of each image.
+    """Merges the rows of each image.
 
-    A class that is positive and negative in one image is dropped, labels outside the classes are left out; all of it is
-    counted. Where no split is said every image is of train.
+    A label that is positive and negative in one image is dropped, and labels outside the classes are left out; both are
+    counted. Where splits are not given, every image is in train.
 
     Args:
         listed: the rows.
-        path: where they were read, for messages.
-        class_ids: the classes, in order; default: all that occur, sorted.
+        path: the file that they were read from, for messages.
+        class_ids: the classes, in order; by default all that occur, sorted.
 
     Raises:
         ValueError: there is no label, or an image is in two splits or in two groups.
@@ -65,9 +69,10 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
     findings = listed.findings
     sides = {True: listed.labels, False: listed.negatives}
     values = {positive: _flat(lists) for positive, lists in sides.items() if lists is not None}
-    names = list(class_ids) or sorted({name for _, found in values.values() for name in pc.unique(found).to_pylist()})
+    occurring = {name for _, labels in values.values() for name in pc.unique(labels).to_pylist()}
+    names = list(class_ids) or sorted(occurring)
     if class_ids:
-        _check_that_classes_fit(values, class_ids, path)
+        _check_that_classes_fit(occurring, class_ids, path)
     if not names:
         raise ValueError(f"{path}: no label in it; expected names of classes for its {len(listed.files):,} rows")
     image = pa.array(listed.files, pa.string()).dictionary_encode()
@@ -75,8 +80,8 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
     rows = image.indices.to_numpy().astype(np.int64)
     findings.add("rows", len(rows))
     findings.add("rows of an image listed before, merged", len(rows) - len(files))
-    packed = [_packed(rows[of], found, names, side, findings) for side, (of, found) in values.items()]
-    labels = join_labels(np.concatenate(packed), "drop", findings, lambda i, c: f"{files[i]} {names[c]}")
+    packed = [_packed(rows[of], labels, names, side, findings) for side, (of, labels) in values.items()]
+    joined = join_labels(np.concatenate(packed), "drop", findings, lambda i, c: f"{files[i]} {names[c]}")
     split_of = _one_each(_split_numbers(listed.splits, path), 0, rows, files, path, "splits")
     groups = _one_each(listed.groups or [], "", rows, files, path, "groups")
     boxes = None if listed.boxes is None else _known_boxes(listed.boxes, files, names, findings)
@@ -84,8 +89,8 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
     for number, split in enumerate(SPLITS):
         chosen = np.flatnonzero(np.array(split_of, np.int64) == number)
         if len(chosen):
-            found = _split(chosen, files, labels, listed.complete, boxes, findings)
-            splits[split] = replace(found, groups=[groups[k] for k in chosen] if listed.groups is not None else None)
+            images = _split(chosen, files, joined, listed.complete, boxes, findings)
+            splits[split] = replace(images, groups=[groups[k] for k in chosen] if listed.groups is not None else None)
     return Source(
         classes_of(names),
         splits,
@@ -96,11 +101,8 @@ def source_of(listed: ListedImages, path: Path, class_ids: Sequence[str] = ()) -
     )
 
 
-def _check_that_classes_fit(
-    values: Mapping[bool, tuple[NDArray[np.int64], pa.Array]], class_ids: Sequence[str], path: Path
-) -> None:
-    """ValueError where labels differ from the classes asked for by their writing only, or none of them is one."""
-    labels = {name for _, found in values.values() for name in pc.unique(found).to_pylist()}
+def _check_that_classes_fit(labels: set[str], class_ids: Sequence[str], path: Path) -> None:
+    """Raises ValueError where labels differ from names of --classes by case or blanks only, or none is among them."""
     outside, folded = labels.difference(class_ids), {"".join(name.casefold().split()): name for name in class_ids}
     alike = {name: folded[key] for name in sorted(outside) if (key := "".join(name.casefold().split())) in folded}
     if alike:
@@ -112,12 +114,12 @@ def _check_that_classes_fit(
     if labels and outside == labels:
         raise ValueError(
             f"{path}: none of its {len(labels):,} labels ({columns_shown(sorted(labels)[:4])}, ...) is among the "
-            f"{len(class_ids):,} of --classes ({columns_shown(class_ids[:4])}, ...); give the list that belongs to it"
+            f"{len(class_ids):,} of --classes ({columns_shown(class_ids[:4])}, ...); give the list of its classes"
         )
 
 
 def _flat(lists: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
-    """The row and the name of each label in a column of lists."""
+    """Returns the row and the name of each label in a column of lists."""
     values, rows = pc.utf8_trim_whitespace(lists.flatten()), pc.list_parent_indices(lists)
     there = pc.fill_null(pc.not_equal(values, ""), False)
     return rows.filter(there).to_numpy().astype(np.int64), values.filter(there)
@@ -134,7 +136,7 @@ def _packed(
 
 
 def _split_numbers(splits: list[str] | None, path: Path) -> list[int]:
-    """The number in SPLITS of each row's split."""
+    """Returns the position in SPLITS of each row's split."""
     meant = {name: split_named(name) for name in set(splits or ())}
     for row, name in enumerate(splits or (), start=1):
         if meant[name] is None:
@@ -146,7 +148,7 @@ def _split_numbers(splits: list[str] | None, path: Path) -> list[int]:
 def _one_each(
     values: Sequence[T], none: T, rows: NDArray[np.int64], files: Sequence[str], path: Path, what: str
 ) -> list[T]:
-    """The value of each image; `none` where no row has any."""
+    """Returns the value of each image, `none` where no row has one; raises ValueError where its rows differ."""
     of: dict[int, T] = {}
     for row, (image, value) in enumerate(zip(rows.tolist(), values, strict=True) if values else (), start=1):
         if of.setdefault(image, value) != value:
@@ -159,7 +161,7 @@ def _split(
     files: Sequence[str],
     labels: Labels,
     complete: bool,
-    boxes: NamedBoxes | None,
+    boxes: BoxesByFile | None,
     findings: Findings,
 ) -> SourceSplit:
     sides = []
@@ -177,12 +179,12 @@ def _split(
     )
 
 
-def _known_boxes(boxes: NamedBoxes, files: Sequence[str], names: Sequence[str], findings: Findings) -> NamedBoxes:
-    """The boxes of images and classes that there are, with columns for names."""
+def _known_boxes(boxes: NamedBoxes, files: Sequence[str], names: Sequence[str], findings: Findings) -> BoxesByFile:
+    """Returns the boxes of known images and classes, with columns for names; counts the others."""
     column, known = {name: k for k, name in enumerate(names)}, set(files)
     kept = defaultdict[str, list[SourceBox]](list)
-    for file, found in boxes.items():
-        for box in found:
+    for file, named in boxes.items():
+        for box in named:
             if file in known and box["class"] in column:
                 kept[file].append({**box, "class": column[box["class"]]})
             else:

@@ -1,9 +1,8 @@
-"""NUS-WIDE, from its official lists or from the re-crawled arrays of E. Cole et al."""
+"""Reads NUS-WIDE from its official lists, or from the re-crawled arrays of E. Cole et al. (CVPR 2021)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +12,14 @@ from raypaml.preparation.formats.common import Source, SourceSplit, classes_of, 
 
 
 def read_nuswide(folder: Path) -> Source:
-    """Read `ImageList/`, `Groundtruth/TrainTestLabels/` and `Concepts81.txt`, or `formatted_{train,val}_*.npy`.
+    """Reads `ImageList/`, `Groundtruth/TrainTestLabels/` and `Concepts81.txt`, or `formatted_{train,val}_*.npy`.
 
-    Official: Train is the training split and Test the test split; images without a concept are left out and counted.
-    Re-crawled: val is the test split, all rows are kept, as published also those without a concept. The two are
-    different sets: do not compare across them.
+    In the official lists Train is the training split and Test the test split; images without a concept are left out and
+    counted. In the re-crawled arrays val is the test split, and all rows are kept, as published, even those without a
+    concept. The two are different sets of images: results on one do not compare with results on the other.
 
     Raises:
-        ValueError: naming file and line.
+        ValueError: a file is missing or wrong; the message names file and line.
     """
     if (folder / "formatted_train_images.npy").is_file():
         return _read_arrays(folder)
@@ -30,11 +29,11 @@ def read_nuswide(folder: Path) -> Source:
 
 
 def _below(folder: Path, name: str) -> Path:
-    """A file of the official archives, wherever these were extracted."""
-    found = sorted(folder.rglob(name))
-    if not found:
+    """Returns the path of a file of the official archives, wherever below the folder these were extracted."""
+    paths = sorted(folder.rglob(name))
+    if not paths:
         raise ValueError(f"{folder}: no {name}, nor formatted_train_images.npy; give the folder of NUS-WIDE's files")
-    return found[0]
+    return paths[0]
 
 
 def _read_lists(folder: Path, name: str, concepts: list[str]) -> SourceSplit:
@@ -72,8 +71,8 @@ def _read_arrays(folder: Path) -> Source:
     return Source(classes_of(names), splits, folder / "Flickr")
 
 
-def _load(path: Path) -> NDArray[Any]:
+def _load(path: Path) -> NDArray[np.generic]:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not an array that can be read without running it ({error})") from None
+        raise ValueError(f"{path}: not an array that can be read without running code ({error})") from None

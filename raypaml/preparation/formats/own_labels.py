@@ -1,4 +1,4 @@
-"""One's own labels: a table of images as CSV or Parquet, or what a labelling tool exports."""
+"""Reads the user's own labels: a table of images as CSV or Parquet, or the export of a labelling tool."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,51 +28,53 @@ from raypaml.preparation.formats.table_file import (
     load_table,
     read_json,
 )
+from raypaml.preparation.requests import NamedBox
 
 BOX_COLUMNS = ("image", "class", "xmin", "ymin", "xmax", "ymax")
 COLUMN_ROLES = ("image", "labels", "negatives", "split", "group")
-"""What a column may be; called so unless a flag says otherwise."""
+"""The roles of columns, which are also their names unless a flag gives another name."""
 EXPORTS = (".json", ".xml")
-"""Files that labelling tools write."""
+"""Endings of the files that labelling tools write."""
 
 
 @dataclass(frozen=True)
 class TableForm:
-    """How a table says its labels."""
+    """How a table holds its labels."""
 
     separator: str = ""
-    """Between labels of one image; `none`: a cell is one label; empty: what classes or cells show."""
+    """What separates the labels in a cell; `none` where a cell is one label; empty where classes or cells show it."""
     complete: bool = False
-    """What is not listed is negative; otherwise it is unobserved."""
+    """Whether classes that are not listed are negative; otherwise they are unobserved."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Role -> the column's name, for those that are not called by their role; `none`: there is no such column."""
+    """Names of columns by role, for columns that are not called by their role; `none` where a role has no column."""
     class_columns: tuple[str, ...] = ()
-    """Columns or ranges `A..Z` that are classes, with 1, 0, blank or -1."""
+    """Names or ranges `A..Z` of columns that are classes and hold 1, 0, blank or -1."""
     uncertain: Uncertain = ""
     """What -1 means in columns of classes."""
     dialect: Dialect = field(default_factory=Dialect)
+    """How the text of a table is written."""
     images: str = ""
-    """Folder or address of the images; empty: the table's folder."""
+    """Folder or address of the images; empty is the folder of the table."""
     prefix: str = ""
-    """Cut from the front of names of images."""
+    """Text that is cut from the front of names of images."""
     known: tuple[str, ...] = ()
-    """Classes of the data set that grows: they may show how labels are separated, but there may be others."""
+    """Classes of the data set that grows: they help to show what separates labels; the table may hold others."""
 
 
 def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_ids: Sequence[str] = ()) -> Source:
-    """Read a table with a column `image`, and either `labels` or one column a class, or an export.
+    """Reads a table with a column `image`, and either `labels` or one column a class; or reads an export.
 
     `labels` and `negatives` hold names between separators, or lists. `split` and `group` are optional. Rows of the same
     image are merged, see `source_of`.
 
     Args:
-        path: CSV, Parquet, JSON with a list of rows, or the JSON or XML of a labelling tool.
-        form: how it says its labels.
+        path: a CSV, Parquet, JSON with a list of rows, or the JSON or XML of a labelling tool.
+        form: how the table holds its labels.
         boxes: a table with the columns image, class, xmin, ymin, xmax, ymax in pixels.
-        class_ids: the classes, in order; default: all that occur, sorted.
+        class_ids: the classes, in order; by default all that occur, sorted.
 
     Raises:
-        ValueError: naming file and column or row.
+        ValueError: the table is wrong; the message names file and column or row.
     """
     images = form.images or str(path.parent)
     suffix = path.suffix.lower()
@@ -99,14 +100,16 @@ def read_table(path: Path, form: TableForm, *, boxes: Path | None = None, class_
 
 
 def _refuse(path: Path, what: str, form: TableForm, names: Sequence[str]) -> None:
-    """ValueError where the form says something that has no meaning for this file."""
+    """Raises ValueError where the form sets a field that has no meaning for this file."""
     flags = {"dialect": "--delimiter and --encoding", "class_columns": "--class-columns"}
     given = [flags.get(name, f"--{name}") for name in names if getattr(form, name) != getattr(TableForm(), name)]
     if given:
         raise ValueError(f"{path}: {what}; leave out {', '.join(given)}")
 
 
-def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str], rows: Sequence[dict[str, Any]]) -> ListedImages:
+def _read_rows(
+    path: Path, form: TableForm, class_ids: Sequence[str], rows: Sequence[dict[str, object]]
+) -> ListedImages:
     if path.suffix.lower() in (".parquet", ".json"):
         _refuse(path, "is no text", form, ("dialect",))
     table = load_table(path, [form.columns.get("image") or "image"], form.dialect, rows=rows)
@@ -149,20 +152,21 @@ def _read_rows(path: Path, form: TableForm, class_ids: Sequence[str], rows: Sequ
 
 
 def _columns(table: pa.Table, path: Path, form: TableForm) -> dict[str, str]:
-    """Role -> column, of the roles that there are."""
+    """Returns the columns by role, for the roles that the table has."""
     columns: dict[str, str] = {}
     for role in COLUMN_ROLES:
         given = form.columns.get(role, "")
         name = column_named(table, path, given or role, f"--{role}-column", given=bool(given))
         if name in columns.values():
             raise ValueError(
-                f"{path}: column {name} is asked for as {role} and as something else; give each role its own"
+                f"{path}: column {name} is named as {role} and in another role; give each role a column of its own"
             )
         columns |= {role: name} if name else {}
     return columns
 
 
 def _cells(table: pa.Table, path: Path, name: str) -> pa.Array:
+    """Returns a column of text, or of lists of text."""
     column = table[name].combine_chunks()
     if not pa.types.is_list(column.type) and not pa.types.is_large_list(column.type):
         return _text(column, path, name)
@@ -175,7 +179,7 @@ def _texts(table: pa.Table, path: Path, name: str) -> list[str]:
 
 
 def _text(column: pa.ChunkedArray | pa.Array, path: Path, name: str) -> pa.ChunkedArray | pa.Array:
-    """A column as text, empty where nothing is; ValueError where it holds something else than text or numbers."""
+    """Returns a column as text, empty where a cell is null; raises ValueError unless it holds text or numbers."""
     values = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if is_no_text(values):
         raise ValueError(
@@ -188,19 +192,20 @@ def _text(column: pa.ChunkedArray | pa.Array, path: Path, name: str) -> pa.Chunk
 
 
 def _lists(chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], names: Sequence[str]) -> pa.Array:
-    """The names of the chosen columns of each row."""
+    """Returns the names of the chosen columns of each row."""
     _, columns = np.nonzero(chosen)
     offsets = np.r_[0, np.cumsum(chosen.sum(axis=1))].astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(names, pa.string()).take(pa.array(columns)))
 
 
 def _boxes(path: Path, form: TableForm) -> NamedBoxes:
+    """Reads a table of boxes."""
     table = load_table(path, BOX_COLUMNS, form.dialect)
     columns = {
         name: _texts(table, path, column_named(table, path, name, "", given=False) or name) for name in BOX_COLUMNS
     }
     files = relative_names(columns["image"], form.images or str(path.parent), form.prefix)
-    boxes = defaultdict(list)
+    boxes = defaultdict[str, list[NamedBox]](list)
     for row, (file, name, *corners) in enumerate(zip(files, *list(columns.values())[1:], strict=True), start=1):
         boxes[file].append({"class": name, **box_of(corners, f"{path}: row {row}")})
     return boxes

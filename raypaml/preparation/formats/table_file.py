@@ -1,7 +1,7 @@
-"""A table as somebody saved it: its encoding, delimiter and quoting, and which columns are meant.
+"""Reads a user's table: its encoding, delimiter and quoting, and the columns that names mean.
 
-Nothing is guessed: UTF-8 and byte order marks are recognised, any other encoding is said by a word; the delimiter is
-the one that makes the needed columns appear in the first line; quoting that is broken is refused with its line.
+Nothing is guessed: UTF-8 and byte order marks are recognised, and any other encoding must be named by a flag. The
+delimiter is the one with which the first line has the needed columns. Broken quoting is refused with its line.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypaml.cli import did_you_mean
 
+if TYPE_CHECKING:
+    from _csv import Reader
+
 DELIMITERS = (",", ";", "\t")
-"""Tried where none is given."""
+"""The delimiters that are tried where none is given."""
 UNSEEN = {
     " ": ("a blank", "blank"),
     "\t": ("a tab", "tab"),
@@ -29,26 +32,26 @@ UNSEEN = {
     "\u00a0": ("a no-break blank", "nbsp"),
     "\u3000": ("a wide blank", "wide-blank"),
 }
-"""Signs that nobody sees: their names in messages, and the words for them in flags."""
+"""Invisible characters: their names in messages, and the words for them in flags."""
 SIGNS = {word: sign for sign, (_, word) in UNSEEN.items()}
 SIGNS |= {"\\t": "\t", "\\n": "\n", "space": " ", "comma": ",", "semicolon": ";"}
-"""What a flag may call a sign that is hard to type."""
+"""Words that a flag accepts for characters that are hard to type."""
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32"}
 _MARKS |= {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _SEP_LINE = re.compile(r"sep=(.)\r?\n")
-"""Excel's own first line, which names the delimiter."""
+"""Matches Excel's own first line, which names the delimiter."""
 _WORKBOOK = "a workbook of Excel or the like; save its sheet as `CSV UTF-8` and give that"
 _NO_TEXT = {
     b"PK\x03\x04": _WORKBOOK,
     b"\xd0\xcf\x11\xe0": _WORKBOOK,
-    b"PAR1": "a Parquet table by another name; call it *.parquet",
+    b"PAR1": "a Parquet table under another name; call it *.parquet",
 }
-"""How files begin that are no text, and what to do about them."""
+"""The first bytes of files that are no text: what they are, and the remedy."""
 _EMPTY = "empty; expected a first row with the names of the columns"
 _SHOWN, _LONG = 20, 40
-"""Names of columns that a message lists, and characters of each."""
+"""The most names of columns that a message lists, and the most characters of each."""
 _HEADER = 1 << 20
-"""Characters in which the first row of a table must end."""
+"""Characters within which the first row of a table must end."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +59,24 @@ class Dialect:
     """How a text table is written."""
 
     delimiter: str = ""
-    """Empty: the one of DELIMITERS with which the first line has the needed columns."""
+    """The delimiter; empty takes the one of DELIMITERS with which the first line has the needed columns."""
     encoding: str = ""
-    """Empty: what a byte order mark says, else UTF-8."""
+    """The encoding; empty takes that of the byte order mark, and UTF-8 where there is none."""
 
 
 def load_table(
-    path: Path, needed: Sequence[str], dialect: Dialect | None = None, *, rows: Sequence[dict[str, Any]] = ()
+    path: Path, needed: Sequence[str], dialect: Dialect | None = None, *, rows: Sequence[dict[str, object]] = ()
 ) -> pa.Table:
-    """Read a CSV as text, or Parquet as it is; names of columns lose the blanks around them.
+    """Reads a CSV as text, or Parquet with its types; blanks around names of columns are removed.
 
     Args:
         path: `.parquet`, `.json` with a list of rows, or text with a first row of names.
-        needed: columns that there must be, in any case of letters.
+        needed: columns that must exist; upper and lower case do not matter.
         dialect: how the text is written.
-        rows: of a JSON that was read before.
+        rows: the rows of a JSON that was read already.
 
     Raises:
-        ValueError: naming the file, the line where there is one, and the remedy.
+        ValueError: the table cannot be read; the message names the file, the line where there is one, and the remedy.
     """
     try:
         suffix = path.suffix.lower()
@@ -90,40 +93,41 @@ def load_table(
     return table
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON holds; ValueError if it is none."""
+def read_json(path: Path) -> object:
+    """Returns the content of a JSON file; raises ValueError where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        content: object = json.loads(path.read_text(encoding="utf-8-sig"))
+        return content
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
 
 
-def json_rows(content: Any) -> list[dict[str, Any]]:
-    """The rows of a JSON that is a table, such as Label Studio's JSON_MIN; none where it is something else."""
-    is_table = isinstance(content, list) and all(isinstance(row, dict) for row in content)
-    return content if is_table and not any("annotations" in row or "data" in row for row in content) else []
+def json_rows(content: object) -> list[dict[str, object]]:
+    """Returns the rows of a JSON that is a table, such as Label Studio's JSON_MIN; none where it is something else."""
+    rows = content if isinstance(content, list) and all(isinstance(row, dict) for row in content) else []
+    return [] if any("annotations" in row or "data" in row for row in rows) else rows
 
 
-def _from_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """Rows as text: lists and the like as JSON, what a row lacks as nothing."""
+def _from_rows(rows: Sequence[dict[str, object]]) -> pa.Table:
+    """Returns a table of text: lists and other values are written as JSON, and a missing value as an empty text."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     texts = {name: [_as_text(row.get(name)) for row in rows] for name in names}
     return pa.table({name: pa.array(column, pa.string()) for name, column in texts.items()})
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     if value is None or value != value:  # NaN, which pandas writes for what is missing
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def is_no_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds neither text nor numbers, such as pictures."""
+    """Says whether a column of this type holds neither text nor numbers, but pictures for example."""
     return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def columns_shown(names: Sequence[str]) -> str:
-    """The names of columns for a message: the first ones, each on one line, visible and not endless."""
+    """Lists names of columns for a message: the first ones, each on one line, shortened, and with nothing invisible."""
     lines = (" ".join(name.split()) for name in names[:_SHOWN])
     lines = (line if line and line.isprintable() else repr(line) for line in lines)
     short = [line if len(line) <= _LONG else f"{line[:_LONG]}..." for line in lines]
@@ -131,16 +135,16 @@ def columns_shown(names: Sequence[str]) -> str:
 
 
 def matching(name: str, names: Sequence[str]) -> list[str]:
-    """The columns that a name means: the one that is equal, else those that differ by case and blanks only."""
+    """Returns the columns that a name means: the equal one, or else those that differ by case and blanks only."""
     equal = [other for other in names if other == name]
     return equal or [other for other in names if other.strip().casefold() == name.strip().casefold()]
 
 
 def column_named(table: pa.Table, path: Path, name: str, flag: str, *, given: bool) -> str | None:
-    """The column for a role: None where it was not asked for and is not there.
+    """Returns the column of this name; None where the user did not name it and it does not exist.
 
     Raises:
-        ValueError: it was asked for and is not there, or several columns are called so.
+        ValueError: the user named it and it does not exist, or several columns have this name.
     """
     if name == "none" and given:
         return None
@@ -175,15 +179,19 @@ def _decoded(path: Path, encoding: str) -> str:
         raise ValueError(f"{path}: {_EMPTY}")
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "")
     if not encoding and not marked and b"\0" in content[:4096]:
-        raise ValueError(f"{path}: holds zero bytes, so it is no UTF-8 text; if it is UTF-16, say --encoding utf-16-le")
+        raise ValueError(
+            f"{path}: holds zero bytes, so it is no UTF-8 text; if it is UTF-16, give --encoding utf-16-le"
+        )
     try:
         return content.decode(encoding or marked or "utf-8").removeprefix("\ufeff")
     except LookupError:
-        raise ValueError(f"--encoding {encoding}: no such encoding; such as utf-8, utf-16, cp1252, latin-1") from None
+        raise ValueError(
+            f"--encoding {encoding}: no such encoding; give one such as utf-8, utf-16, cp1252 or latin-1"
+        ) from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         advice = (
-            "say --encoding cp1252 if it was saved by a Windows program in a Western language, or the encoding it has"
+            "give --encoding cp1252 if it was saved by a Windows program in a Western language, or else its encoding"
         )
         raise ValueError(f"{path}: line {line} is not {encoding or marked or 'UTF-8'}; {advice}") from None
 
@@ -191,7 +199,7 @@ def _decoded(path: Path, encoding: str) -> str:
 csv.field_size_limit(2**31 - 1)  # cells may hold masks; by default Python refuses more than 131,072 characters
 
 
-def _reader(text: str, delimiter: str) -> Any:  # csv.reader is no class that can be named
+def _reader(text: str, delimiter: str) -> Reader:
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
 
 
@@ -209,17 +217,17 @@ def _delimiter(path: Path, text: str, needed: Sequence[str]) -> str:
         names = max(headers.values(), key=len)
         missing = ", ".join(name for name in needed if not matching(name, names))
         raise ValueError(
-            f"{path}: no column {missing}; it has {columns_shown(names)}. Flags such as --image-column say which "
-            "one is meant, --delimiter what is between columns where it is none of comma, semicolon and tab"
+            f"{path}: no column {missing}; it has {columns_shown(names)}. Flags such as --image-column name the "
+            "one that is meant; --delimiter names what separates columns, if not comma, semicolon or tab"
         )
     widest = max(fits, key=lambda sign: len(headers[sign]))
     if sum(len(headers[sign]) > 1 for sign in fits) > 1:
-        raise ValueError(f"{path}: can be read with {' or '.join(map(repr, fits))} between columns; say --delimiter")
+        raise ValueError(f"{path}: can be read with {' or '.join(map(repr, fits))} between columns; give --delimiter")
     return widest
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[list[str]]:
-    """The rows that hold anything, the names first, all as long as these."""
+    """Yields the rows that are not blank, the names of the columns first; all must have the same number of cells."""
     reader = _reader(text, delimiter)
     width = 0
     try:

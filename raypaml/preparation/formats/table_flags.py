@@ -1,10 +1,11 @@
-"""The flags of `raypaml shard table`, and the source that they ask for."""
+"""The flags of `raypaml shard table`, and the source that they describe."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from raypaml.cli import Parser
 from raypaml.data.data_folder import VOCABULARY
@@ -16,49 +17,53 @@ from raypaml.preparation.formats.own_labels import COLUMN_ROLES, TableForm, read
 from raypaml.preparation.formats.table_file import Dialect
 
 _ROLES = {
-    "image": "files of the images; of Label Studio's JSON: the field of data",
-    "labels": "names of the positive classes; of an export: the question or field",
-    "negatives": "names of classes that were looked for and not found",
-    "split": "train, val, test, ...",
-    "group": "near-duplicates and the like, which no cut divides",
+    "image": "files of the images; in Label Studio's JSON, the field of data that names them",
+    "labels": "names of the positive classes; in an export, the question or field",
+    "negatives": "names of the classes that were looked for and not found",
+    "split": "split of the image, such as train, val or test",
+    "group": "group of the image, such as near-duplicates, which no cut divides",
 }
 
 
 def add_table_flags(parser: Parser) -> None:
-    """Add how a table is written, and which of its columns are what."""
+    """Adds how a table is written, and the roles of its columns."""
     add = parser.add_argument
-    add(
-        "--classes",
-        type=Path,
-        metavar="FILE",
-        help="of a table: classes, one per line, or a vocabulary.csv [all, sorted]",
-    )
-    add("--separator", default="", metavar="TEXT", help="of a table: between labels, or none [what its cells show]")
-    add("--complete", action="store_true", help="of a table: what is not listed is negative [it is unobserved]")
-    add("--boxes", type=Path, metavar="FILE", help="of a table: CSV of image,class,xmin,ymin,xmax,ymax in pixels")
-    add("--delimiter", default="", metavar="SIGN", help="of a table: between columns [comma, semicolon or tab]")
-    add("--encoding", default="", metavar="NAME", help="of a table: such as cp1252 [UTF-8, or as its first bytes say]")
+    about = "classes of a table, one a line, or a vocabulary.csv [all that occur, sorted]"
+    add("--classes", type=Path, metavar="FILE", help=about)
+    about = "what separates the labels in a table's cells; none if a cell is one label [what the cells show]"
+    add("--separator", default="", metavar="TEXT", help=about)
+    about = "classes that a table does not list for an image are negative [they are unobserved]"
+    add("--complete", action="store_true", help=about)
+    about = "boxes for the images of a table: a CSV of image,class,xmin,ymin,xmax,ymax in pixels"
+    add("--boxes", type=Path, metavar="FILE", help=about)
+    about = "what separates the columns of a table [comma, semicolon or tab]"
+    add("--delimiter", default="", metavar="SIGN", help=about)
+    about = "encoding of a table, such as cp1252 [UTF-8, or that of its byte order mark]"
+    add("--encoding", default="", metavar="NAME", help=about)
     for role, about in _ROLES.items():
-        add(f"--{role}-column", default="", metavar="NAME", help=f"of a table: {about} [{role}]")
-    add("--class-columns", default="", metavar="A,B|A..Z", help="of a table: columns of classes, with 1, 0, blank, -1")
-    add("--uncertain", choices=get_args(Uncertain)[1:], default="", help="of a table: what -1 means [unobserved]")
-    add("--path-prefix", default="", metavar="TEXT", help="of a table: cut from the front of images' names")
+        add(f"--{role}-column", default="", metavar="NAME", help=f"column of a table with the {about} [{role}]")
+    about = "columns of a table that are classes and hold 1, 0, blank or -1 [all, if there is no column of labels]"
+    add("--class-columns", default="", metavar="A,B|A..Z", help=about)
+    about = "what -1 means in columns that are classes [unobserved]"
+    add("--uncertain", choices=get_args(Uncertain)[1:], default="", help=about)
+    about = "text that is cut from the front of the image names in a table"
+    add("--path-prefix", default="", metavar="TEXT", help=about)
 
 
-def table_source(flags: Any, *, is_of_before: bool = False) -> Source:
-    """The labelled images of a table.
+def table_source(flags: Namespace, *, is_old: bool = False) -> Source:
+    """Reads the labelled images of a table.
 
     Args:
-        flags: those of `add_table_flags`, with `path` and `images`.
-        is_of_before: its data set was begun when labels were between blanks unless a flag said otherwise, and no column
-            was one of groups.
+        flags: the flags of `add_table_flags`, with `path` and `images`.
+        is_old: whether its data set was begun by an early version, in which blanks separated labels unless a flag said
+            otherwise, and no column held groups.
     """
     columns = {role: getattr(flags, f"{role}_column") for role in COLUMN_ROLES}
     before = flags.grow / VOCABULARY if flags.grow else None
     form = TableForm(
-        separator=flags.separator or BLANK * is_of_before,
+        separator=flags.separator or BLANK * is_old,
         complete=flags.complete,
-        columns=columns | {"group": columns["group"] or "none" * is_of_before},
+        columns=columns | {"group": columns["group"] or "none" * is_old},
         class_columns=tuple(name.strip() for name in flags.class_columns.split(",") if name.strip()),
         uncertain=flags.uncertain,
         dialect=Dialect(flags.delimiter, flags.encoding),

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 and 2012, from the devkit as it was released."""
+"""Reads PASCAL VOC 2007 and 2012 from the devkit as it was released."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from raypaml.preparation.findings import Findings
-from raypaml.preparation.formats.common import Source, SourceBox, SourceSplit, classes_of, text_lines
+from raypaml.preparation.formats.common import Source, SourceSplit, classes_of, text_lines
+from raypaml.preparation.requests import SourceBox
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -17,14 +18,14 @@ CLASSES = (
 
 
 def read_voc(folder: Path) -> Source:
-    """Read `VOCdevkit/VOC2012` (train; its val is the test split), or VOC2007 (trainval and test).
+    """Reads `VOCdevkit/VOC2012` (its val is the test split), or VOC2007 (trainval and test).
 
-    A class is positive in an image where `ImageSets/Main/CLASS_SPLIT.txt` says 1. Where it says 0, only difficult
-    objects are there: negative, as published. Images without a positive are left out, as published; both are counted.
-    (Protocol of E. Cole et al., CVPR 2021.)
+    A class is positive in an image where `ImageSets/Main/CLASS_SPLIT.txt` says 1. Where it says 0, the image has only
+    difficult objects of the class, and the class is negative, as published. Images without a positive are left out, as
+    published. Both are counted. (Protocol of E. Cole et al., CVPR 2021.)
 
     Raises:
-        ValueError: naming file and line.
+        ValueError: a file is missing or wrong; the message names file and line.
     """
     lists = _find(folder) / "ImageSets" / "Main"
     has_test = (lists / f"{CLASSES[0]}_test.txt").is_file()
@@ -34,12 +35,14 @@ def read_voc(folder: Path) -> Source:
 
 
 def _find(folder: Path) -> Path:
+    """Returns the folder of the only devkit in or below a folder."""
     inner = [folder, *sorted(folder.glob("VOC20*")), *sorted(folder.glob("VOCdevkit/VOC20*"))]
-    found = [path for path in inner if (path / "ImageSets" / "Main").is_dir()]
-    if len(found) != 1:
-        several = f"{len(found)} devkits ({', '.join(path.name for path in found)}); give one of them" if found else ""
+    devkits = [path for path in inner if (path / "ImageSets" / "Main").is_dir()]
+    if len(devkits) != 1:
+        names = ", ".join(path.name for path in devkits)
+        several = f"{len(devkits)} devkits ({names}); give one of them" if devkits else ""
         raise ValueError(f"{folder}: {several or 'no ImageSets/Main here; give VOCdevkit/VOC2012'}")
-    return found[0]
+    return devkits[0]
 
 
 def _read_split(lists: Path, name: str) -> SourceSplit:
@@ -64,29 +67,30 @@ def _read_split(lists: Path, name: str) -> SourceSplit:
 
 
 def _states(path: Path) -> list[tuple[str, int]]:
-    found = []
+    """Reads the images of a list with the state of its class: 1 positive, 0 only difficult objects, -1 negative."""
+    states = []
     for number, line in enumerate(text_lines(path), start=1):
         fields = line.split()
         if fields and (len(fields) != 2 or fields[1] not in ("1", "0", "-1")):
             raise ValueError(f"{path}:{number}: {line!r}; expected an image and 1, 0 or -1")
-        found += [(fields[0], int(fields[1]))] if fields else []
-    return found
+        states += [(fields[0], int(fields[1]))] if fields else []
+    return states
 
 
 def _boxes(path: Path) -> list[SourceBox]:
-    """The objects of an annotation, difficult ones too, in pixels from 0."""
+    """Returns the objects of an annotation, difficult ones too, in pixels that count from 0."""
     if not path.is_file():
         return []
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
-        return [_box(found) for found in objects if found.findtext("name") in CLASSES]
+        return [_box(one) for one in objects if one.findtext("name") in CLASSES]
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a VOC annotation ({error})") from None
 
 
-def _box(found: ElementTree.Element) -> SourceBox:
-    corners = found.find("bndbox")
+def _box(annotated: ElementTree.Element) -> SourceBox:
+    corners = annotated.find("bndbox")
     assert corners is not None
     x0, y0, x1, y1 = (float(str(corners.findtext(side))) for side in ("xmin", "ymin", "xmax", "ymax"))
-    # corner pixels count from 1 and are part of the box
-    return {"class": CLASSES.index(str(found.findtext("name"))), "x0": x0 - 1, "y0": y0 - 1, "x1": x1, "y1": y1}
+    # VOC counts pixels from 1, and its corners are pixels within the box
+    return {"class": CLASSES.index(str(annotated.findtext("name"))), "x0": x0 - 1, "y0": y0 - 1, "x1": x1, "y1": y1}

@@ -1,1 +1,1 @@
-"""The files of an Open Images release, read as streams and joined to one record per image."""
+"""Reads the files of an Open Images release as streams, and joins them to one record per image."""

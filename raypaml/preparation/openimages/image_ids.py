@@ -1,4 +1,4 @@
-"""Image ids of Open Images: 64 bits, written as 16 lower-case hexadecimal digits, kept as integers."""
+"""Image ids of Open Images: 64-bit integers, written as 16 lower-case hexadecimal digits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIGIT[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
 
 
 def parse_ids(column: pa.StringArray, finding: str, findings: Findings) -> tuple[Ids, NDArray[np.bool_]]:
-    """The ids as integers, and which rows hold one; the others are counted as `finding`."""
+    """Returns the ids as integers, and which rows hold an id; the other rows are counted as `finding`."""
     shaped = pc.fill_null(pc.equal(pc.binary_length(column), 16), False).to_numpy(zero_copy_only=False)
     full = column if shaped.all() else column.filter(pa.array(shaped))
     _, offsets, data = full.buffers()
@@ -30,7 +30,7 @@ def parse_ids(column: pa.StringArray, finding: str, findings: Findings) -> tuple
 
 
 def hex_keys(ids: Ids) -> pa.StringArray:
-    """Ids as 16 hexadecimal digits each."""
+    """Writes ids as 16 hexadecimal digits each."""
     packed = ids.astype(">u8").view(np.uint8)
     digits = np.frombuffer(b"0123456789abcdef", np.uint8)[np.stack([packed >> 4, packed & 15], 1).ravel()]
     offsets = np.arange(len(ids) + 1, dtype=np.int32) * 16
@@ -38,5 +38,5 @@ def hex_keys(ids: Ids) -> pa.StringArray:
 
 
 def hex_id(image: int) -> str:
-    """One id as 16 hexadecimal digits."""
+    """Writes one id as 16 hexadecimal digits."""
     return f"{int(image):016x}"

@@ -1,4 +1,4 @@
-"""The files of an Open Images release, extracted or still in their tar.gz archives, read as streams of columns."""
+"""Reads the files of an Open Images release, extracted or in their tar.gz archives, as streams of columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 BLOCK_BYTES = 16 * 2**20
-"""Of CSV read at a time."""
+"""Bytes of a CSV that are read at a time."""
 
 FILES: dict[str, tuple[str, str, str]] = {
     "images": ("{split}/images.csv", "*{split}-images*.csv", "images*.tar.gz"),
@@ -32,7 +32,7 @@ FILES: dict[str, tuple[str, str, str]] = {
     "trainable": ("classes-trainable.txt", "*classes-trainable.txt", "classes*.tar.gz"),
     "descriptions": ("class-descriptions.csv", "*class-descriptions.csv", "classes*.tar.gz"),
 }
-"""Of each kind: its name in V3 (and V2), its name in V4 to V7, and the archive that V3 ships it in."""
+"""For each kind of file its name in V3 (and V2), its name in V4 to V7, and the archive that holds it in V3."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ReleaseFile:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """Read it from the start; ValueError where the archive is truncated or cannot be read."""
+        """Opens the file for reading; raises ValueError where its archive is truncated or cannot be read."""
         try:
             if not self.member:
                 with self.path.open("rb") as file:
@@ -56,15 +56,15 @@ class ReleaseFile:
             with tarfile.open(self.path, "r|gz") as tar:
                 member = next((member for member in tar if _within(member.name) == self.member), None)
                 if member is None:
-                    raise ValueError(f"{self.path}: {self.member} is gone from this archive")
-                yield tar.extractfile(member)  # type: ignore[misc]  # found among files only
+                    raise ValueError(f"{self.path}: {self.member} is no longer in this archive")
+                yield tar.extractfile(member)  # type: ignore[misc]  # `find_file` lists files only
         except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{self}: damaged or truncated archive ({error}); download it again") from None
         except OSError as error:
             raise ValueError(f"{self}: cannot be read: {error.strerror or error}") from None
 
     def lines(self) -> list[str]:
-        """The lines of a small text file, without line ends or byte order mark."""
+        """Returns the lines of a small text file, without line ends and byte order mark."""
         with self.open() as file:
             content = file.read()
         try:
@@ -76,15 +76,15 @@ class ReleaseFile:
     def columns(
         self, columns: Mapping[str, pa.DataType], *, optional: Sequence[str] = (), newlines: bool = False
     ) -> Iterator[pa.RecordBatch]:
-        """Stream these columns of a CSV with a header.
+        """Streams these columns of a CSV with a header.
 
         Args:
-            columns: name -> type.
-            optional: further string columns, where the file has them.
-            newlines: quoted values may hold line breaks.
+            columns: names and types of the columns.
+            optional: further columns of text, read where the file has them.
+            newlines: whether quoted values may hold line breaks.
 
         Raises:
-            ValueError: naming file, and line where one row is at fault: other columns, a row of another length.
+            ValueError: a column is missing, or a row has another length; the message names file and line.
         """
         header = self._header()
         missing = [name for name in columns if name not in header]
@@ -105,12 +105,12 @@ class ReleaseFile:
         return line.split(",")
 
     def _row_at_fault(self, types: Mapping[str, pa.DataType], newlines: bool) -> str:
-        """The first row that does not parse, found by reading once more on one thread, which counts rows."""
-        found: list[str] = []
+        """Describes the first row that cannot be parsed, by reading again on one thread, which counts rows."""
+        faults: list[str] = []
         name = "row" if newlines else "line"
 
         def keep(row: csv.InvalidRow) -> str:
-            found.append(
+            faults.append(
                 f"{name} {row.number}: {row.actual_columns} columns instead of {row.expected_columns}: "
                 f"{row.text[:80]!r}"
             )
@@ -122,11 +122,12 @@ class ReleaseFile:
                     pass
         except pa.ArrowInvalid:
             pass
-        if found:
-            return found[0]
+        if faults:
+            return faults[0]
         return "" if newlines else self._line_not_utf8()
 
     def _line_not_utf8(self) -> str:
+        """Describes the first line that is not UTF-8; returns an empty text where all lines are."""
         with self.open() as file:
             for number, line in enumerate(file, start=1):
                 try:
@@ -155,7 +156,7 @@ def _reader(
 
 
 def find_file(folder: Path, kind: str, split: str = "") -> ReleaseFile:
-    """The file of this kind (see FILES) in `folder`; ValueError where there is none, or more than one."""
+    """Finds the file of this kind (see FILES) in a folder; raises ValueError where there is none, or more than one."""
     official, later, archive = (pattern.format(split=split) for pattern in FILES[kind])
     for base in (folder, folder / "2017_11"):
         if (base / official).is_file():
@@ -177,6 +178,7 @@ def find_file(folder: Path, kind: str, split: str = "") -> ReleaseFile:
 
 
 def _members(path: Path) -> list[str]:
+    """Returns the names of the files in an archive, without the release's own folder."""
     try:
         with tarfile.open(path, "r|gz") as tar:
             return [_within(member.name) for member in tar if member.isfile()]
@@ -185,5 +187,5 @@ def _members(path: Path) -> list[str]:
 
 
 def _within(name: str) -> str:
-    """A member's name without the release's own folder."""
+    """Returns a member's name without the release's own folder, such as `2017_11`."""
     return name.removeprefix("./").partition("/")[2] if name.removeprefix("./").startswith("20") else name

@@ -1,4 +1,4 @@
-"""Open Images V3 (and V2, V4 to V7): image list and label rows of a split, joined and looked over by the label doctor.
+"""Reads the image list and the label rows of a split of Open Images V3 (and V2, V4 to V7), and joins them.
 
 Formats: `annotations-human.csv` ImageID,Source,LabelName,Confidence with Confidence 0 or 1; `images.csv`; class lists.
 An ImageID is 64 bits in 16 lower-case hexadecimal digits.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +30,12 @@ OFFICIAL_TOTALS = {
     "validation": {"images": 41_620, "positives": 365_772, "negatives": 185_618},
     "test": {"images": 125_436, "positives": 1_105_052, "negatives": 562_347},
 }
-"""Of V3 (2017_11), all 19,693 verified classes. (Open Images README of V3.)"""
+"""Totals of V3 (2017_11) over all 19,693 verified classes. (Open Images README of V3.)"""
 
 SOURCES = ("verification", "crowdsource-verification")
-"""Who verified a label, the better first: Google's annotators, then the Crowdsource app."""
+"""Who verified a label, the better source first: Google's annotators, then users of the Crowdsource app."""
 OTHER_SOURCE = len(SOURCES)
+_SOURCE_RANKS = {source: rank for rank, source in enumerate(SOURCES)}
 NOT_A_CLASS, OTHER_CLASS = -2, -1
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -41,7 +43,7 @@ _LABEL_COLUMNS = {"ImageID": pa.string(), "LabelName": _NAMES, "Confidence": _NA
 
 
 def read_classes(metadata: Path, chosen: Path | None = None) -> Classes:
-    """The trainable classes in the official order, or those of `chosen`, one id per line, in that file's order."""
+    """Reads the trainable classes in the official order, or those that the file `chosen` lists, one id a line."""
     descriptions = find_file(metadata, "descriptions")
     rows = list(csv.reader(descriptions.lines()))
     name_of = {row[0]: row[1] for row in rows if len(row) > 1 and row[0] != "LabelName"}
@@ -53,7 +55,7 @@ def read_classes(metadata: Path, chosen: Path | None = None) -> Classes:
         hint = did_you_mean(unknown[0], name_of)
         raise ValueError(f"{file}: {len(unknown)} classes are not in {descriptions}, such as {unknown[:3]}{hint}")
     if not class_ids:
-        raise ValueError(f"{file}: no class ids, one per line, such as /m/01g317")
+        raise ValueError(f"{file}: no class ids in it; list one a line, such as /m/01g317")
     twice = [c for c, count in Counter(class_ids).items() if count > 1]
     if twice:
         raise ValueError(f"{file}: class ids given twice: {twice[:5]}; keep one line each")
@@ -69,19 +71,24 @@ def read_split(
     conflicts: ConflictRule = "source",
     machine_threshold: float | None = None,
 ) -> SplitLabels:
-    """Read and join one split, V3's train of 9.0 M images and 20.9 M labels within 1.4 GB (tools/bench/BENCHMARKS.md).
+    """Reads and joins the labels of one split.
+
+    V3's train, 9.0 million images and 20.9 million labels, takes 1.4 GB of memory (tools/bench/BENCHMARKS.md).
 
     Args:
-        conflicts: what becomes of an (image, class) verified both ways.
+        metadata: folder of the files of the release.
+        split: `train`, `validation` or `test`.
+        classes: the classes of the data set.
+        conflicts: what becomes of an (image, class) that was verified as positive and as negative.
         machine_threshold: add machine labels of at least this confidence as positives, where nobody verified the
-            class; for training only.
+            class; for train only.
 
     Raises:
-        ValueError: naming file and line.
+        ValueError: a file is missing or wrong; the message names file and line.
     """
     if machine_threshold is not None and split != "train":
         raise ValueError(
-            f"machine labels for split {split!r}: they are for train only; evaluation uses verified labels"
+            f"machine labels for split {split!r}: they are for train only, because evaluation uses verified labels"
         )
     findings = Findings()
     images = _read_images(find_file(metadata, "images", split), split, findings)
@@ -109,6 +116,7 @@ def read_split(
 
 
 def _with_machine(labels: Labels, reader: _LabelReader, file: ReleaseFile, threshold: float) -> Labels:
+    """Adds the machine labels of classes that nobody verified in an image."""
     machine = join_labels(reader.machine(file, threshold), "positive", Findings())
     added = without(machine, labels)
     reader.findings.add("machine labels added", len(added))
@@ -117,7 +125,7 @@ def _with_machine(labels: Labels, reader: _LabelReader, file: ReleaseFile, thres
 
 
 def _read_images(file: ReleaseFile, split: str, findings: Findings) -> Ids:
-    """The listed image ids, sorted, each once."""
+    """Returns the listed image ids, sorted, each once."""
     parts = []
     for batch in file.columns({"ImageID": pa.string()}, optional=["Subset"], newlines=True):
         ids, _ = parse_ids(batch.column(0), "image ids of another shape", findings)
@@ -136,25 +144,25 @@ def _read_images(file: ReleaseFile, split: str, findings: Findings) -> Ids:
 
 
 class _LabelReader:
-    """Reads label files of one split against its image list and the classes."""
+    """Reads the label files of one split, and looks up its images and classes."""
 
     def __init__(self, images: Ids, classes: Classes, findings: Findings):
         self.images, self.findings = images, findings
         self.labelled = np.zeros(len(images), bool)
-        """Images with a verified label of any class."""
+        """Whether each image has a verified label of any class."""
         self._column = dict.fromkeys(classes.known, OTHER_CLASS) | {c: k for k, c in enumerate(classes.class_ids)}
 
     def human(self, file: ReleaseFile) -> Packed:
-        """The verified labels within the vocabulary, packed."""
+        """Reads the verified labels of classes in the vocabulary, packed."""
         return _concatenate([self._human(batch) for batch in file.columns(_LABEL_COLUMNS, optional=["Source"])])
 
     def machine(self, file: ReleaseFile, threshold: float) -> Packed:
-        """The machine labels within the vocabulary of at least this confidence, packed as positives."""
+        """Reads the machine labels of at least this confidence of classes in the vocabulary, packed as positives."""
         return _concatenate([self._machine(batch, threshold) for batch in file.columns(_LABEL_COLUMNS)])
 
     def _human(self, batch: pa.RecordBatch) -> Packed:
         rows, find = self._locate(batch, ""), self.findings
-        value, source = rows.confidence.map(_value), rows.source.map(_source_rank)
+        value, source = rows.confidence.map(_value), rows.source.map(lambda name: _SOURCE_RANKS.get(name, OTHER_SOURCE))
         find.add("positives", (value == 1).sum())
         find.add("negatives", (value == 0).sum())
         find.add("confidences other than 0 or 1", (value < 0).sum(), rows.confidence.where(value < 0))
@@ -174,7 +182,7 @@ class _LabelReader:
         return pack(rows.image[good], rows.class_index[good], none, np.ones(len(none), bool))
 
     def _locate(self, batch: pa.RecordBatch, kind: str) -> _Located:
-        """Image and class of each row with an id; those that are not known are counted."""
+        """Looks up image and class of each row with an id, and counts those that are not known."""
         ids, shaped = parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", self.findings)
         names, confidence, *source = (_decode(column, shaped) for column in batch.columns[1:])
         class_index = names.map(lambda name: self._column.get(name, NOT_A_CLASS))
@@ -184,49 +192,46 @@ class _LabelReader:
         self.findings.add(f"{kind}label rows", len(batch))
         self.findings.add(f"{kind}labels of unknown classes", unknown.sum(), names.where(unknown))
         self.findings.add(f"{kind}labels of images not listed", (~listed).sum(), map(hex_id, ids[~listed][:EXAMPLES]))
-        return _Located(image, class_index, listed, confidence, source[0] if source else _same(SOURCES[0], len(ids)))
+        default = _Coded(np.zeros(len(ids), np.int32), [SOURCES[0]])
+        return _Located(image, class_index, listed, confidence, source[0] if source else default)
 
 
 @dataclass(frozen=True)
 class _Located:
-    """Label rows, each with its place in the image list and in the vocabulary."""
+    """Label rows, each with its position in the image list and its class column."""
 
     image: NDArray[np.int64]
     class_index: NDArray[np.int64]
     listed: NDArray[np.bool_]
-    """Whether `image` is that row's image at all."""
+    """Whether the row's image is in the image list; `image` has a meaning only there."""
     confidence: _Coded
     source: _Coded
 
     @property
     def usable(self) -> NDArray[np.bool_]:
-        """Rows of a listed image and a class in the vocabulary."""
+        """Whether each row has a listed image and a class in the vocabulary."""
         return self.listed & (self.class_index >= 0)
 
 
 @dataclass(frozen=True)
 class _Coded:
-    """A text column as codes into its few different values."""
+    """A column of text as codes into its few different values."""
 
     codes: NDArray[np.int32]
     values: list[str]
 
-    def map(self, function) -> NDArray[np.int64]:  # type: ignore[no-untyped-def]
-        """A number per row, from a function of its text."""
+    def map(self, function: Callable[[str], float]) -> NDArray[np.int64]:
+        """Returns a number for each row, a function of its text."""
         return np.array([function(value) for value in self.values], np.int64)[self.codes]
 
     def where(self, rows: NDArray[np.bool_]) -> list[str]:
-        """The first few texts of these rows."""
+        """Returns the first few texts of these rows."""
         return [self.values[code] for code in self.codes[rows][:EXAMPLES]]
 
 
 def _decode(column: pa.DictionaryArray, rows: NDArray[np.bool_]) -> _Coded:
     codes = column.indices.to_numpy(zero_copy_only=False)
     return _Coded(codes if rows.all() else codes[rows], column.dictionary.to_pylist())
-
-
-def _same(value: str, count: int) -> _Coded:
-    return _Coded(np.zeros(count, np.int32), [value])
 
 
 def _concatenate(parts: list[Packed]) -> Packed:
@@ -241,9 +246,5 @@ def _number(confidence: str) -> float:
 
 
 def _value(confidence: str) -> int:
-    """1, 0, or -1 for what is neither."""
+    """Returns 1 or 0 for a confidence, and -1 for what is neither."""
     return {0.0: 0, 1.0: 1}.get(_number(confidence), -1)
-
-
-def _source_rank(source: str) -> int:
-    return SOURCES.index(source) if source in SOURCES else OTHER_SOURCE
