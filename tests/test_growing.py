@@ -205,7 +205,7 @@ def test_another_picture_of_the_same_name_is_refused(old: Path, tmp_path: Path) 
 
 def test_only_a_finished_data_set_of_listed_files_grows(old: Path, tmp_path: Path) -> None:
     given = table(tmp_path, "n.csv", NEW[:1])
-    with pytest.raises(ValueError, match="no prepared data set with a ledger.parquet here"):
+    with pytest.raises(ValueError, match=r"no prepared data set with a ledger\.parquet here"):
         shard("table", given, "--grow", tmp_path, "--out", tmp_path / "new")
     with pytest.raises(ValueError, match="the earlier version is not changed; give another folder as --out"):
         shard("table", given, "--grow", old, "--out", old)
