@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
+from raypaml.model.layout import laid_out_as
 from raypaml.runs import models
+from raypaml.runs.ranks import Ranks
+from raypaml.settings import ModelConfig
 from raypaml.training.resume import restore
 from raypaml.training.step import train_step
 from raypaml.training.worker import build_worker
@@ -92,3 +98,42 @@ def test_every_tensor_of_a_restored_worker_lies_as_before(tiny_digits: Path, tmp
         for other in (averaged, weight.grad, own["exp_avg"], own["exp_avg_sq"]):
             assert other.stride() == weight.stride()
     assert worker.model.backbone.block1[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def alone_in_a_group() -> Iterator[None]:
+    """A process group of this process, in which torch repeats what it would say once."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("channels_last", "alone_in_a_group")
+@pytest.mark.parametrize("backbone", ["small", "resnet18", "efficientnet_b0"])
+def test_every_gradient_lies_as_its_weight(backbone: str) -> None:
+    """Also by itself, before training lays it out: else DistributedDataParallel warns, and a warning is an error."""
+    model = models.placed(models.build_model(ModelConfig(backbone=backbone, weights=""), 7), CPU)
+    strides = [weight.stride() for weight in model.parameters()]
+    average = copy.deepcopy(model)
+    model.load_state_dict({name: value.contiguous() for name, value in model.state_dict().items()})
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    model(images).sum().backward()
+    for tensors in (model.parameters(), average.parameters(), (weight.grad for weight in model.parameters())):
+        assert [tensor.stride() for tensor in tensors if tensor is not None] == strides
+    model.zero_grad(set_to_none=True)
+    Ranks.here(CPU).wrap(model)(images).sum().backward()
+
+
+def test_values_that_lie_right_already_are_not_copied() -> None:
+    weight = torch.empty(5, 8, 1, 1).to(memory_format=torch.channels_last)
+    depthwise = torch.empty(5, 1, 3, 3).to(memory_format=torch.channels_last)
+    whole = torch.empty(5, 8, 3, 3).to(memory_format=torch.channels_last)
+    for one in (weight, depthwise, whole):
+        values: Tensor = torch.randn(one.shape)
+        laid = laid_out_as(one, values)
+        assert torch.equal(laid, values)
+        assert laid.stride() == one.stride()
+        assert (laid.data_ptr() == values.data_ptr()) == (one is not whole)
+        assert laid_out_as(one, values.double()).dtype == one.dtype

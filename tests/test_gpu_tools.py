@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tools.gpu import gpu_wheels
+from tools.gpu.gpu_kernels import kernel_kind
 from tools.gpu.gpu_rows import Entry, Row, run_entry
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,8 @@ def test_both_run_on_a_cpu_without_what_a_gpu_machine_may_lack(tmp_path: Path) -
     assert named["digits reproducible: continued"][1:] == ["weights equal to the bit", "differ by 0", "ok"]
     assert named["gloo, one rank: sum, gather"][2] == "3, [0 1 2]"
     assert "images/s" in named["published, float32, 1 images, cudnn.benchmark off"][2]
+    assert named["gloo, one rank: warnings"][2] == "none"
+    assert "operations" in named["kernels of the head"][2]
     for goal in ("step without data, not compiled", "ours, compiled", "head and loss", "host waits", "end to end"):
         assert any(name.startswith(f"goal: {goal}") for name in named), goal
     assert (tmp_path / "profile.json.gz").is_file()
@@ -88,6 +91,34 @@ def test_an_entry_for_which_no_time_is_left_is_not_run(tmp_path: Path) -> None:
     (row,) = run_entry(Entry("it", says_a_row, 2.0), asked(tmp_path), -1.0)
     assert "--minutes" in row.found
     assert not row.passed
+
+
+def test_entries_are_chosen_by_how_their_names_begin() -> None:
+    from tools.gpu.gpu_entries import chosen_entries
+
+    chosen = chosen_entries(["check", "bench"], "head,compiled,device")
+    assert [entry.name for entry in chosen] == ["device", "head and loss", "compiled step", "compiled small step"]
+    assert len(chosen_entries(["check"], "")) == 5
+    with pytest.raises(ValueError, match="only=haed: no entry of this name in check; known: device, pytest"):
+        chosen_entries(["check"], "haed")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("void at::native::batch_norm_collect_statistics_channels_last_kernel<...>", "batch norm"),
+        ("sm90_xmma_dgrad_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", "products"),
+        ("triton_red_fused__native_batch_norm_legit_functional_3", "compiled"),
+        (
+            "void at::native::vectorized_elementwise_kernel<8, at::native::CUDAFunctor_add<c10::BFloat16> >",
+            "elementwise",
+        ),
+        ("Memcpy HtoD (Pinned -> Device)", "copies"),
+        ("void at::native::(anonymous namespace)::max_pool_forward_nhwc<c10::BFloat16, int>", "others"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(name: str, kind: str) -> None:
+    assert kernel_kind(name) == kind
 
 
 def test_a_row_that_is_not_as_expected_is_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

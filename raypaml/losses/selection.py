@@ -89,17 +89,18 @@ def select(
     first = first_row * logits.shape[1]
     best = _best_streamed if logits.device.type == "cpu" else _best_at_once
     offered = best(logits.detach().flatten().float(), labels.flatten(), count, first)
-    last = _NEVER if group is None else _smallest(_gather(offered, count, group), count).max()
-    taken = (offered <= last) & (offered < _NEVER)
-    entries = torch.where(taken, (offered & _ENTRY) - first, logits.numel())
-    rejected = torch.zeros(logits.numel() + 1, dtype=torch.bool, device=logits.device)  # one more, for those not taken
+    if group is not None:
+        last = _smallest(_gather(offered, count, group), count).max()
+        offered = offered.masked_fill(offered > last, _NEVER)
+    entries = (offered & _ENTRY).sub_(first).clamp_(max=logits.numel())
+    rejected = torch.zeros(logits.numel() + 1, dtype=torch.bool, device=logits.device)  # one more, for _NEVER
     return rejected.index_fill_(0, entries, True)[:-1].view_as(labels)
 
 
 def _best_at_once(logits: Tensor, labels: Tensor, count: int, first: int) -> Tensor:
     """Sort keys of the `count` best unobserved entries, _NEVER where there are fewer; waits for nothing."""
     keys = _sort_keys(logits, torch.arange(first, first + len(logits), device=logits.device))
-    return _smallest(torch.where(labels == UNOBSERVED, keys, _NEVER), count)
+    return _smallest(keys.masked_fill_(labels != UNOBSERVED, _NEVER), count)
 
 
 def _best_streamed(logits: Tensor, labels: Tensor, count: int, first: int) -> Tensor:
@@ -125,9 +126,9 @@ def _best_streamed(logits: Tensor, labels: Tensor, count: int, first: int) -> Te
 
 def _sort_keys(logits: Tensor, entries: Tensor) -> Tensor:
     """[n] int64, all different: ascending means larger logit first, then smaller entry = row x K + class."""
-    bits = (logits + 0.0).view(torch.int32)  # + 0.0: -0.0 and 0.0 tie
+    bits = (0.0 - logits).view(torch.int32)  # not -logits: -0.0 and 0.0 tie
     ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # a float's bits, reordered so that integers compare alike
-    return (~ascending).long() << 32 | entries
+    return torch.add(entries, ascending, alpha=1 << 32)  # the integer above the entry's 32 bits
 
 
 def _smallest(keys: Tensor, count: int) -> Tensor:

@@ -16,7 +16,15 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 def laid_out_as(weight: Tensor, values: Tensor) -> Tensor:
-    """These values, in the shape, the type and the strides of a weight; a copy unless they are so already."""
-    if values.dtype == weight.dtype and values.stride() == weight.stride():
-        return values
+    """These values, in the shape, the type and the strides of a weight; a copy only where they must be moved."""
+    if values.dtype == weight.dtype:
+        if values.stride() == weight.stride():
+            return values
+        if _long_strides(values) == _long_strides(weight):
+            return values.as_strided(weight.shape, weight.stride())
     return torch.empty_like(weight, requires_grad=False, device=values.device).copy_(values)
+
+
+def _long_strides(tensor: Tensor) -> list[int]:
+    """The strides of the dimensions that have more than one entry, which alone say where an entry lies."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]

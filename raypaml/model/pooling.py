@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from raypaml.model.layout import laid_out_as
+
 TILE_VALUES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Map values of a tile, at most, unless one image has more: in reach of a CPU's caches, enough to fill a GPU."""
 
@@ -37,7 +39,7 @@ def pooled_map(features: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, 
     kind = _working_type(features, weight)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (features, weight, bias)):
         return _PooledMap.apply(features, weight, bias, kind)  # type: ignore[no-any-return]
-    return _pool(features, weight, bias, kind)
+    return _pool(features, weight.flatten(1).to(kind), bias)
 
 
 def tile_images(num_classes: int, num_cells: int, device_type: str) -> int:
@@ -86,26 +88,38 @@ def _map(features: Tensor, matrix: Tensor, offset: Tensor, *, copy: bool) -> Ten
 
 
 def _pool(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    kind: torch.dtype,
-    signs: list[Tensor] | None = None,
-    *,
-    copy: bool = True,
+    features: Tensor, matrix: Tensor, bias: Tensor, signs: list[Tensor] | None = None, *, copy: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """P and N; `signs` takes, tile by tile, where the map [b, h w, K] is at least 0."""
+    """P and N, of the weight as a matrix [K, D] of the map's type; `signs` takes, by tile, where the map is >= 0."""
+    kind = matrix.dtype
     num_cells = features.shape[2] * features.shape[3]
-    matrix, offset = weight.flatten(1).t().to(kind), bias.to(kind)
-    positive = features.new_empty((len(features), len(weight)), dtype=_sum_type(kind))
+    offset = bias.to(kind)
+    positive = features.new_empty((len(features), len(offset)), dtype=_sum_type(kind))
     negative = torch.empty_like(positive)
-    for tile in _tiles(features, len(weight)):
-        cam = _map(features[tile], matrix, offset, copy=copy)
+    add_up = _add_up_cached if features.device.type == "cpu" else _add_up
+    for tile in _tiles(features, len(offset)):
+        cam = _map(features[tile], matrix.t(), offset, copy=copy)
         if signs is not None:
             signs.append(cam >= 0)
-        positive[tile] = cam.clamp(min=0).sum(1, dtype=positive.dtype)
-        negative[tile] = cam.clamp_(max=0).sum(1, dtype=negative.dtype)
-    return positive / num_cells, negative / num_cells
+        add_up(cam, positive[tile], negative[tile])
+    return positive.div_(num_cells), negative.div_(num_cells)
+
+
+def _add_up_cached(cam: Tensor, positive: Tensor, negative: Tensor) -> None:
+    """Sums over cells of the positive and of the negative attributions, of a tile in a CPU's cache; uses it up."""
+    torch.sum(cam.clamp(min=0), 1, dtype=positive.dtype, out=positive)
+    torch.sum(cam.clamp_(max=0), 1, dtype=negative.dtype, out=negative)
+
+
+def _add_up(cam: Tensor, positive: Tensor, negative: Tensor) -> None:
+    """The same in one pass over memory less, which is what it costs on a GPU: the negative sum as a difference.
+
+    Its rounding is that of the positive sum, which in `alpha P + N` counts alpha times. Where nothing is positive, or
+    nothing is negative, both sums are of the same values in the same order, and the difference is exact.
+    """
+    torch.sum(cam, 1, dtype=negative.dtype, out=negative)
+    torch.sum(cam.clamp_(min=0), 1, dtype=positive.dtype, out=positive)
+    negative.sub_(positive).clamp_(max=0)
 
 
 class _PooledMap(torch.autograd.Function):
@@ -114,19 +128,19 @@ class _PooledMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
         signs: list[Tensor] = []
-        parts = _pool(features, weight, bias, kind, signs, copy=ctx.needs_input_grad[0])
-        ctx.save_for_backward(features, weight, *signs)
-        ctx.kind = kind
+        matrix = weight.flatten(1).to(kind)
+        parts = _pool(features, matrix, bias, signs, copy=ctx.needs_input_grad[0])
+        ctx.save_for_backward(features, weight, matrix, *signs)
         return parts
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_positive: Tensor, by_negative: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        features, weight, *signs = ctx.saved_tensors
+        features, weight, matrix, *signs = ctx.saved_tensors
         learns = ctx.needs_input_grad[0]  # not so where the backbone is frozen
-        matrix, num_cells = weight.flatten(1).to(ctx.kind), features.shape[2] * features.shape[3]
-        above, below = ((slope / num_cells).to(ctx.kind).unsqueeze(1) for slope in (by_positive, by_negative))
-        by_cells = features.new_empty((len(features), num_cells, features.shape[1])) if learns else None
+        num_cells = features.shape[2] * features.shape[3]
+        above, below = ((slope / num_cells).to(matrix.dtype).unsqueeze(1) for slope in (by_positive, by_negative))
+        by_cells = matrix.new_empty((len(features), num_cells, features.shape[1])) if learns else None
         by_weight = torch.zeros_like(matrix, dtype=by_positive.dtype)
         by_bias = torch.zeros_like(by_weight[:, 0])
         for tile, sign in zip(_tiles(features, len(matrix)), signs, strict=True):
@@ -134,11 +148,12 @@ class _PooledMap(torch.autograd.Function):
             by_bias += by_cam.sum((0, 1), dtype=by_bias.dtype)
             _add_products(by_weight, by_cam, features[tile], copy=learns)
             if by_cells is not None:
-                by_cells[tile] = (by_cam.flatten(0, 1) @ matrix).view(-1, num_cells, features.shape[1])
+                torch.mm(by_cam.flatten(0, 1), matrix, out=by_cells[tile].flatten(0, 1))
         by_features = None
         if by_cells is not None:  # channels last
-            by_features = by_cells.view(len(features), *features.shape[2:], features.shape[1]).permute(0, 3, 1, 2)
-        return by_features, by_weight.view_as(weight), by_bias, None
+            by_cells = by_cells.to(features.dtype).view(len(features), *features.shape[2:], features.shape[1])
+            by_features = by_cells.permute(0, 3, 1, 2)
+        return by_features, laid_out_as(weight, by_weight.view_as(weight)), by_bias, None
 
 
 def _add_products(total: Tensor, by_cam: Tensor, features: Tensor, *, copy: bool) -> None:

@@ -87,7 +87,7 @@ def loss_run(name: str, device: str, rows: int) -> Run:
 
 
 def head_run(name: str, device: str, images: int) -> Run:
-    """The head, with the gradient by features that the backbone needs."""
+    """The head, with the gradient by features that the backbone needs; on a GPU these are as autocast gives them."""
     return _head_run(name, device, (images, CHANNELS, GRID, GRID), CLASSES, backbone_learns=True)
 
 
@@ -98,8 +98,11 @@ def kept_run(name: str, device: str, images: int) -> Run:
 
 def _head_run(name: str, device: str, size: tuple[int, ...], classes: int, *, backbone_learns: bool) -> Run:
     torch.manual_seed(0)
-    kept = torch.float32 if backbone_learns else torch.float16
-    features = torch.randn(size).relu().to(device, kept).requires_grad_(backbone_learns)
+    learnt = torch.bfloat16 if device == "cuda" else torch.float32
+    features = torch.randn(size).relu().to(device, learnt if backbone_learns else torch.float16)
+    if backbone_learns and device == "cuda":
+        features = features.to(memory_format=torch.channels_last)
+    features.requires_grad_(backbone_learns)
     weight = (0.01 * torch.randn(classes, CHANNELS, 1, 1)).to(device).requires_grad_()
     bias = torch.zeros(classes, device=device, requires_grad=True)
     by_logits = torch.randn(size[0], classes, device=device) / (size[0] * classes)

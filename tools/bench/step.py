@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 
 import numpy as np
 import torch
@@ -49,35 +50,56 @@ class Published(nn.Module):
         return published_logits(self.model.features(images), head.weight, head.bias)
 
 
-def step_run(form: str, half: bool, asked: argparse.Namespace, device: str) -> Run:
+def step_run(form: str, kind: torch.dtype, asked: argparse.Namespace, device: str) -> Run:
+    """A step that trains on the same images again and again.
+
+    Args:
+        form: "published", or "ours".
+        kind: float32, or what autocast computes in; float16 with its scaling of the loss.
+        asked: backbone, pixels, images, and of our form how its network runs: `compile` is a backend of torch.compile,
+            "graph" for a CUDA graph of the kernels as they are, or empty.
+        device: "cuda" or "cpu".
+    """
     torch.manual_seed(0)
     model: CamClassifier = CamClassifier(build_backbone(asked.backbone), CLASSES, ALPHA).to(device)
     ours = form == "ours"
     if ours and device == "cuda":
         model = model.to(memory_format=torch.channels_last)
-    network: nn.Module = model if ours else Published(model)
-    if asked.compile and ours:
-        network = torch.compile(network, dynamic=False, backend=asked.compile)  # type: ignore[assignment]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True if ours else None)
+    scaler = torch.amp.GradScaler(device, enabled=kind == torch.float16)
     images = torch.randint(0, 256, (asked.images, 3, asked.pixels, asked.pixels), dtype=torch.uint8).to(device)
     labels = labels_of(asked.images, device)
     targets = labels.float()
+    network = _our_network(model, images, kind, asked.compile) if ours else Published(model)
 
     def run() -> object:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with torch.autocast(device, kind, enabled=kind != torch.float32):
             logits = network(images)
         if ours:
             loss = large_loss(logits, labels, "ll_r", RATE, check_values=False)[0]
         else:
             loss = published_losses(logits.float(), targets, RATE, both=True)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        scaler.scale(loss).backward()
         if ours:
             lay_out_gradients(model)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         return None
 
     return run
+
+
+def _our_network(model: CamClassifier, images: Tensor, kind: torch.dtype, way: str) -> nn.Module:
+    if way == "graph":  # only there is a copy of the weights in half precision part of what is captured
+        with torch.autocast("cuda", kind, enabled=kind != torch.float32, cache_enabled=False):
+            return torch.cuda.make_graphed_callables(model, (images,))  # type: ignore[no-any-return]
+    return torch.compile(model, dynamic=False, backend=way) if way else model  # type: ignore[return-value]
+
+
+def type_name(kind: torch.dtype) -> str:
+    """As people write it: bfloat16."""
+    return str(kind).removeprefix("torch.")
 
 
 def matrix_peak(device: str, size: int = 0) -> float:
@@ -101,15 +123,14 @@ def steps(asked: argparse.Namespace, device: str) -> str:
     flops = measure(asked.backbone, CLASSES, asked.pixels, asked.pixels, torch.float32).training_flops()
     peak, decoded = matrix_peak(device), decode_rate(asked.pixels)
     rows = []
-    for form, half in (("published", False), ("published", True), ("ours", False), ("ours", True)):
-        if half and device == "cpu":
-            continue
-        run = step_run(form, half, asked, device)
+    kinds = (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
+    for form, kind in itertools.product(("published", "ours"), kinds):
+        run = step_run(form, kind, asked, device)
         seconds = race({"": run}, asked.repeats, device)[""]
         rate = asked.images / seconds
         memory = f"{extra_memory(run, device) / 2**30:.1f}" if device == "cuda" else "-"
         cells = [f"{rate:,.1f}", memory, f"{rate * flops / peak:.0%}", f"{rate / decoded:.1f}"]
-        rows.append([f"{form}, {'bfloat16' if half else 'float32'}", *cells])
+        rows.append([f"{form}, {type_name(kind)}", *cells])
         del run
     name = f"{asked.backbone}, {asked.pixels} px, {asked.images} images, {CLASSES:,} classes, {device}"
     table = markdown([name, "images/s", "extra GiB", "of matrix peak", "cores to decode"], rows, left=1)

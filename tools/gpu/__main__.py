@@ -33,6 +33,9 @@ def main() -> None:
     flags.add_argument(
         "--small", action="store_true", help="tiny data and models, and no code generated where a step is compiled"
     )
+    flags.add_argument(
+        "--only", default="", metavar="NAME,...", help="entries to run, by the begin of their names [all]"
+    )
     flags.add_argument("--minutes", type=float, default=9.0, help="for all entries together [9]")
     flags.add_argument("--out", default="", metavar="DIR", help="keeps the table, logs and a trace there [none]")
     asked = flags.parse()
@@ -51,11 +54,12 @@ def main() -> None:
 
 def _run(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     """Every row of the table as text, reported as it comes."""
-    from tools.gpu.gpu_entries import ENTRIES  # what it imports may come from the wheels
+    from tools.gpu.gpu_entries import chosen_entries  # what it imports may come from the wheels
     from tools.gpu.gpu_rows import run_entry
 
+    entries = chosen_entries(asked.sets, asked.only)
     deadline = time.monotonic() + 60 * asked.minutes
-    for entry in dict.fromkeys(entry for name in asked.sets for entry in ENTRIES[name]):
+    for entry in entries:
         for row in run_entry(entry, asked, deadline - time.monotonic()):
             cells = (row.what, row.expected, row.found.replace("|", "/"), MARKS[row.passed])
             print("  ".join(cells), file=sys.stderr, flush=True)

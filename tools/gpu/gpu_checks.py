@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,9 @@ def check_group(asked: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(backend, f"file://{folder}/store", rank=0, world_size=1)
         try:
-            grouped = one_step(asked)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                grouped = one_step(asked)
             ranks = Ranks.here(torch.device(asked.device))
             ranks.barrier()
             total = ranks.sum(torch.tensor([3.0]))
@@ -228,6 +231,8 @@ def check_group(asked: argparse.Namespace) -> Iterator[Row]:
     yield Row(f"{backend}, one rank: sum, gather", "3, [0 1 2]", f"{total.item():g}, {rows}", total.item() == 3)
     relative = ((alone - grouped).norm() / alone.norm()).item()
     yield Row(f"{backend}, one rank: gradient of a step", "as alone", f"differs by {relative:.2g}", relative < 1e-3)
+    told = "; ".join(str(each.message).splitlines()[0] for each in said) or "none"  # such as that strides differ
+    yield Row(f"{backend}, one rank: warnings", "none", told, not said)
 
 
 def one_step(asked: argparse.Namespace) -> Tensor:

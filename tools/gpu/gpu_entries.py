@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tools.gpu.gpu_checks import check_device, check_group, check_map, check_resume, check_tests
 from tools.gpu.gpu_profile import measure_profile
 from tools.gpu.gpu_rows import Entry
-from tools.gpu.gpu_speed import measure_compiled, measure_head, measure_steps, measure_tars
+from tools.gpu.gpu_speed import (
+    measure_compiled,
+    measure_compiled_small,
+    measure_head,
+    measure_steps,
+    measure_tars,
+    measure_ways,
+)
 
 ENTRIES = {
     "check": (
@@ -19,8 +28,29 @@ ENTRIES = {
         Entry("device", check_device, 60),
         Entry("steps without data", measure_steps, 200),
         Entry("head and loss", measure_head, 60),
+        Entry("ways to compute a step", measure_ways, 90),
         Entry("profile", measure_profile, 120),
         Entry("end to end from tars", measure_tars, 150),
-        Entry("compiled steps", measure_compiled, 240),
+        Entry("compiled step", measure_compiled, 150),
+        Entry("compiled small step", measure_compiled_small, 150),
     ),
 }
+
+
+def chosen_entries(sets: Iterable[str], only: str) -> list[Entry]:
+    """The entries of these sets, each once.
+
+    Args:
+        sets: names of ENTRIES.
+        only: how the names of those to run begin, separated by commas; empty for all.
+
+    Raises:
+        ValueError: no entry's name begins so.
+    """
+    entries = list(dict.fromkeys(entry for name in sets for entry in ENTRIES[name]))
+    wanted = [name for name in only.split(",") if name]
+    for name in wanted:
+        if not any(entry.name.startswith(name) for entry in entries):
+            known = ", ".join(entry.name for entry in entries)
+            raise ValueError(f"only={name}: no entry of this name in {' and '.join(sets)}; known: {known}")
+    return [entry for entry in entries if not wanted or entry.name.startswith(tuple(wanted))]

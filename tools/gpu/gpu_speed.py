@@ -28,8 +28,9 @@ from raypaml.training.step import settle, train_step
 from raypaml.training.worker import Worker, build_worker
 from tools.bench.images import prepare
 from tools.bench.method import CLASSES, RUNS, Run, extra_memory, race
-from tools.bench.step import matrix_peak, step_run
+from tools.bench.step import matrix_peak, step_run, type_name
 from tools.gpu.gpu_checks import SMALL_SCENES
+from tools.gpu.gpu_kernels import kernels_told
 from tools.gpu.gpu_rows import Row
 
 GOAL_OF_PEAK, GOAL_OF_PUBLISHED, GOAL_HEAD, GOAL_TARS = 0.45, 3.0, 0.05, 0.95
@@ -65,29 +66,56 @@ class Steps:
         self.backbone, self.pixels = network(asked)
         self.peak = matrix_peak(asked.device, 256 if asked.small else 0)
         self.flops = measure(self.backbone, CLASSES, self.pixels, self.pixels, torch.float32).training_flops()
-        self.rates: dict[tuple[str, bool], float] = {}
-        """Best images per second of (form, bfloat16)."""
+        self.half = torch.bfloat16 if asked.device == "cuda" else torch.float32
+        """What our step computes in by itself."""
+        self.rates: dict[tuple[str, torch.dtype], float] = {}
+        """Best images per second of (form, type that it computes in)."""
 
-    def row(self, form: str, half: bool, images: int, *, compiled: bool = False, benchmark: bool = True) -> Row:
-        """Time one form of the step; where memory does not suffice, the row says so."""
-        settings = f"{'bfloat16' if half else 'float32'}, {'compiled, ' if compiled else ''}"
+    def rows(
+        self,
+        form: str,
+        kind: torch.dtype,
+        images: int,
+        *,
+        way: str = "",
+        benchmark: bool = True,
+        with_kernels: bool = False,
+    ) -> Iterator[Row]:
+        """Time one form of the step; where memory does not suffice, the row says so.
+
+        Args:
+            form: "published", or "ours".
+            kind: float32, bfloat16 or float16.
+            images: of a step.
+            way: of ours, "compiled", "CUDA graph", or empty.
+            benchmark: whether cuDNN tries its algorithms.
+            with_kernels: whether a second row says what the device computes.
+        """
+        settings = f"{type_name(kind)}, {f'{way}, ' if way else ''}"
         name = f"{form}, {settings}{images} images, cudnn.benchmark {'on' if benchmark else 'off'}"
         _prepare(self.asked.device, form, benchmark=benchmark)
         torch.compiler.reset()  # else a second size would be compiled for any size
-        backend = ("eager" if self.asked.small else "inductor") if compiled else ""
-        wanted = argparse.Namespace(backbone=self.backbone, pixels=self.pixels, images=images, compile=backend)
         try:
-            told = self._time(step_run(form, half, wanted, self.asked.device), form, half, images)
+            run = step_run(form, kind, self._wanted(images, way), self.asked.device)
+            yield Row(name, "-", self._time(run, form, kind, images), None)
+            if with_kernels:
+                yield Row(f"kernels of {name}", "-", kernels_told(run, self.asked.device), None)
+            del run
         except torch.OutOfMemoryError:
-            told = "out of memory"
+            yield Row(name, "-", "out of memory", None)
         gc.collect()
         if self.asked.device == "cuda":
             torch.cuda.empty_cache()
-        return Row(name, "-", told, None)
 
-    def _time(self, run: Run, form: str, half: bool, images: int) -> str:
+    def _wanted(self, images: int, way: str) -> argparse.Namespace:
+        compiled = "eager" if self.asked.small else "inductor"
+        graph = "graph" if self.asked.device == "cuda" else ""
+        backend = {"": "", "compiled": compiled, "CUDA graph": graph}[way]
+        return argparse.Namespace(backbone=self.backbone, pixels=self.pixels, images=images, compile=backend)
+
+    def _time(self, run: Run, form: str, kind: torch.dtype, images: int) -> str:
         rate = images / race({"": run}, repeats(self.asked), self.asked.device)[""]
-        self.rates[form, half] = max(rate, self.rates.get((form, half), 0.0))
+        self.rates[form, kind] = max(rate, self.rates.get((form, kind), 0.0))
         told = f"{rate:,.1f} images/s, {rate * self.flops / self.peak:.0%} of peak"
         if self.asked.device == "cuda":
             told += f", {extra_memory(run, 'cuda') / 2**30:.1f} GiB"
@@ -96,12 +124,12 @@ class Steps:
     def goals(self, how: str) -> Iterator[Row]:
         """What the best of these rates should reach; on a CPU float32 stands for bfloat16, and nothing is asked."""
         is_cuda = self.asked.device == "cuda"
-        best = self.rates.get(("ours", is_cuda), 0.0)
+        best = self.rates.get(("ours", self.half), 0.0)
         share = best * self.flops / self.peak
         yield Row(
             f"goal: step without data, {how}", *_goal(share, GOAL_OF_PEAK, "{:.0%} of the measured peak", is_cuda)
         )
-        ratio = best / self.rates.get(("published", False), float("inf"))
+        ratio = best / self.rates.get(("published", torch.float32), float("inf"))
         yield Row(f"goal: ours, {how}", *_goal(ratio, GOAL_OF_PUBLISHED, "{:.2f} times published float32", is_cuda))
 
 
@@ -117,41 +145,60 @@ def _goal(value: float, least: float, text: str, counts: bool) -> tuple[str, str
 
 def measure_steps(asked: argparse.Namespace) -> Iterator[Row]:
     """Published form and ours in both precisions, with and without cudnn.benchmark; then the goals."""
-    steps, halves = Steps(asked), (False, True) if asked.device == "cuda" else (False,)
+    steps = Steps(asked)
     yield Row("matrix peak", "-", f"{steps.peak / 1e12:,.2f} TFLOP/s", None)
-    for images, form, half, benchmark in itertools.product(
-        sizes(asked, SIZES), ("published", "ours"), halves, (True, False)
+    for images, form, kind, benchmark in itertools.product(
+        sizes(asked, SIZES), ("published", "ours"), dict.fromkeys((torch.float32, steps.half)), (True, False)
     ):
-        yield steps.row(form, half, images, benchmark=benchmark)
+        yield from steps.rows(form, kind, images, benchmark=benchmark)
     yield from steps.goals("not compiled")
+
+
+def measure_ways(asked: argparse.Namespace) -> Iterator[Row]:
+    """Our step in bfloat16 and in float16, and a small one kernel by kernel and as a CUDA graph, with their kernels."""
+    steps, large, small = Steps(asked), sizes(asked, SIZES)[-1], sizes(asked, SIZES)[0]
+    for kind in dict.fromkeys((steps.half, torch.float16 if asked.device == "cuda" else steps.half)):
+        yield from steps.rows("ours", kind, large, with_kernels=True)
+    for way in ("", "CUDA graph"):
+        yield from steps.rows("ours", steps.half, small, way=way, with_kernels=True)
 
 
 def measure_compiled(asked: argparse.Namespace) -> Iterator[Row]:
     """Our step compiled, beside the published float32 form; bfloat16 on a GPU."""
+    yield from _compiled(asked, sizes(asked, SIZES)[-1])
+
+
+def measure_compiled_small(asked: argparse.Namespace) -> Iterator[Row]:
+    """The same of few images, where starting kernels costs more than computing them."""
+    yield from _compiled(asked, sizes(asked, SIZES)[0])
+
+
+def _compiled(asked: argparse.Namespace, images: int) -> Iterator[Row]:
     steps = Steps(asked)
-    images = sizes(asked, SIZES)
-    yield steps.row("published", False, images[-1])
-    for count in images:
-        yield steps.row("ours", asked.device == "cuda", count, compiled=True)
-        yield from steps.goals(f"compiled, up to {count} images")
+    yield from steps.rows("published", torch.float32, images)
+    yield from steps.rows("ours", steps.half, images, way="compiled", with_kernels=True)
+    yield from steps.goals(f"compiled, {images} images")
 
 
 def measure_head(asked: argparse.Namespace) -> Iterator[Row]:
-    """Head and loss alone, forward and backward with their gradients, of the whole step."""
+    """Head and loss alone, forward and backward with their gradients, of the whole step; and their kernels."""
     images, device = sizes(asked, (32,))[0], asked.device
     backbone, pixels = network(asked)
     _prepare(device, "ours")
     wanted = argparse.Namespace(backbone=backbone, pixels=pixels, images=images, compile="")
+    half = torch.bfloat16 if device == "cuda" else torch.float32
     runs = {
         "head": RUNS["head"]("ours", device, images),
         "loss": RUNS["loss"]("ours", device, images),
-        "step": step_run("ours", device == "cuda", wanted, device),
+        "step": step_run("ours", half, wanted, device),
     }
     seconds = race(runs, repeats(asked), device)
     share = (seconds["head"] + seconds["loss"]) / seconds["step"]
     told = f"{share:.1%}: {1e3 * seconds['head']:.2f} + {1e3 * seconds['loss']:.2f} of {1e3 * seconds['step']:.1f} ms"
     passed = share < GOAL_HEAD if device == "cuda" else None  # of a small network the head is most
     yield Row("goal: head and loss of a step", f"under {GOAL_HEAD:.0%}", told, passed)
+    for name, run in runs.items():
+        yield Row(f"kernels of the {name}", "-", kernels_told(run, device), None)
 
 
 # --- End to end from tars ---------------------------------------------------------------------------------------------
