@@ -18,7 +18,7 @@ from raypaml.cluster.sent_callbacks import modules_of, packed, unpacked
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import read_state, valid_checkpoints
 from raypaml.training import loop
-from raypaml.training.callbacks import Calls, as_callbacks
+from raypaml.training.callbacks import CallbackHandler, as_callbacks
 from tests.conftest import newest_files, train_here
 from tests.reported import place_of
 
@@ -126,7 +126,7 @@ def test_a_method_of_the_object_is_heard_and_leaves_torch_as_it_was() -> None:
     one.on_epoch = lambda record: raypaml.Stop(record["epoch"])  # type: ignore[method-assign]
     two = raypaml.Callback()
     two.on_step = lambda values: torch.set_grad_enabled(False)  # type: ignore[assignment, method-assign]  # noqa: ARG005
-    calls = Calls([one, two])
+    calls = CallbackHandler([one, two])
     calls.note_step(0, 0, torch.tensor(1.0), 4, torch.zeros(4, 2, dtype=torch.bool))
     assert calls.on_epoch({"epoch": 0}) == ("callback Callback", False)
     assert calls.on_epoch({"epoch": 7}) == ("callback Callback: 7", False)
@@ -169,7 +169,7 @@ def test_all_hear_of_the_end_though_one_fails() -> None:
     with pytest.raises(
         raypaml.CallbackError, match=r"Fails.on_end failed at the start: OSError: no disk when finished"
     ):
-        Calls([Fails(), diary]).end("finished")
+        CallbackHandler([Fails(), diary]).end("finished")
     assert diary.heard == [("end", "finished")]
 
 

@@ -111,7 +111,7 @@ def test_a_worker_is_lost(number: signal.Signals, tiny_digits: Path, tmp_path: P
     what = {signal.SIGKILL: "worker killed", signal.SIGSTOP: "worker hung, limit 15 s (own watchdog)"}[number]
     said = conclude(what, seconds, running, undisturbed)
     if number == signal.SIGSTOP:
-        assert re.search(r"rank 1 \(\S+:\d+\) hangs, nothing heard of it for \d+ s: epoch \d, step \d, \w+", said)
+        assert re.search(r"rank 1 \(\S+:\d+\) hangs, no heartbeat for \d+ s: epoch \d, step \d, \w+", said)
     assert "lost: rank" in said
 
 

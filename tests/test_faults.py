@@ -73,7 +73,7 @@ def test_the_furthest_behind_is_blamed_the_others_wait_for_it() -> None:
     for rank, moves in enumerate((8, 7, 8)):
         found.hear(beat(rank, moves, slow if rank == 1 else ""), 9.0)
     assert found.hung(11) == [
-        f"rank 1 (h:1) hangs, no move for 11 s: {slow}; it leaves its stacks in logs/worker-1-stacks.txt"
+        f"rank 1 (h:1) hangs, no progress for 11 s: {slow}; its stacks are in logs/worker-1-stacks.txt"
     ]
     assert found.hung(12) == []  # said once
     assert all(found.hear(beat(rank, 8), 12) for rank in range(3))  # all are to end
@@ -81,7 +81,7 @@ def test_the_furthest_behind_is_blamed_the_others_wait_for_it() -> None:
 
 def test_one_that_says_nothing_is_blamed_before_those_that_wait() -> None:
     found = watch((0, beat(1, 9, "epoch 2, step 1, computing")), (0, beat(0, 8)), (9, beat(0, 8)))
-    assert found.hung(11) == ["rank 1 (h:1) hangs, nothing heard of it for 11 s: epoch 2, step 1, computing"]
+    assert found.hung(11) == ["rank 1 (h:1) hangs, no heartbeat for 11 s: epoch 2, step 1, computing"]
 
 
 def test_a_new_life_is_not_blamed_for_the_old_one() -> None:

@@ -1,4 +1,4 @@
-"""Calls mapped over this process alone, or over Ray tasks: the same results either way."""
+"""CallbackHandler mapped over this process alone, or over Ray tasks: the same results either way."""
 
 from __future__ import annotations
 

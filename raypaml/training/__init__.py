@@ -1,1 +1,1 @@
-"""One worker's training: the checked job, the loop, one step, and what is kept from step to step."""
+"""The training of one worker: the checked job, the loop, one step, and the state kept from step to step."""

@@ -1,7 +1,7 @@
-"""What a program hears of its run: callbacks, called on rank 0 between steps, that change nothing of what is trained.
+"""Callbacks of the program that starts a run: called on rank 0 between steps, they cannot change what is trained.
 
-They get copies, and what they draw from torch's random numbers is put back. Early stopping by records stays a pure
-function of them (`early_stopping`), and trackers stay with the driver: neither needs a call on a worker.
+They get copies, and torch's random state is restored after each call. Neither early stopping (`early_stopping`, a pure
+function of the epoch records) nor trackers (which belong to the driver) are callbacks: they need no call on a worker.
 """
 
 from __future__ import annotations
@@ -23,67 +23,74 @@ from raypaml.errors import CallbackError
 from raypaml.runs.history import EpochRecord
 from raypaml.runs.transfer import HostCopy
 
+CallbackState = dict[str, Any]
+"""What a callback keeps in a checkpoint: values of JSON by name."""
 Ending = Literal["finished", "stopped", "failed"]
-"""How training ends: tested; by a signal, so that it goes on when asked again; by an error."""
+"""How training ends: finished, the best checkpoint tested; stopped by a signal, to be continued; or failed."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """An answer to an epoch: training ends here, the best checkpoint is tested, and the run is finished."""
+    """Answer to an epoch: end training here, test the best checkpoint, and finish the run."""
 
     why: str = ""
-    """Stands in the result, under `stopped_early`."""
+    """The reason, which `result.json` has under `stopped_early`."""
 
 
 @dataclass(frozen=True)
 class Save:
-    """An answer to an epoch: its checkpoint is kept to the end of the run, and not only if it is the best or last."""
+    """Answer to an epoch: keep its checkpoint for good, and not only while it is the best or the newest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepValues:
-    """What a step came to on rank 0, whose part of the global batch it is."""
+    """The figures of a step on rank 0's part of the global batch."""
 
     epoch: int
     """From 0."""
     step: int
     """From 0 in every epoch."""
     loss: float
-    """Mean over the part's images."""
+    """Mean over the images of the part."""
     samples: int
-    """How many images the part has."""
+    """Number of images in the part."""
     rejected: int
-    """How many entries of the part were rejected."""
+    """Number of entries rejected in the part."""
 
 
 class Callback:
-    """Derive from it, and define what you want to hear of.
+    """Base class of callbacks: override the methods for what you want to be told of.
 
-    All are called on rank 0: with one worker in the process that calls `Run.train`, else in a worker's, to which the
-    callbacks are sent as they are when training starts. An error in one ends the run as a CallbackError.
+    Methods are called on rank 0. With one worker that is the process that calls `Run.train`; otherwise it is a worker's
+    process, to which the callbacks are sent, pickled, when training starts. An error in a method ends the run with a
+    CallbackError.
     """
 
     def on_epoch(self, record: EpochRecord) -> Stop | Save | None:
-        """An epoch is trained and validated, and its checkpoint comes next; `record` is its line of metrics.jsonl."""
+        """Called when an epoch is trained and validated, before its checkpoint is saved.
+
+        Args:
+            record: a copy of the epoch's line in metrics.jsonl.
+        """
 
     def on_step(self, values: StepValues) -> None:
-        """A step is done; it is told at least one step later, so that nothing waits for the device."""
+        """Called for every step, at least one step later, so that nothing waits for the device."""
 
     def on_checkpoint(self, folder: Path) -> None:
-        """A checkpoint is whole and on the disk; told between steps, some time after it was begun."""
+        """Called between steps when a checkpoint is complete and on the disk."""
 
     def on_end(self, ending: Ending) -> None:
-        """Training ends here; what was started in this process is to be closed.
+        """Called when training ends; close here what the callback has opened in this process.
 
         After "failed" another try from the last checkpoint may follow, with one worker in the same process.
         """
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, as JSON; nothing unless it is defined."""
+    def state_dict(self) -> CallbackState:
+        """The state that checkpoints keep of the callback, as JSON; none by default."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Training goes on from a checkpoint, which kept this; not called where it kept nothing."""
+    def load_state_dict(self, state: CallbackState) -> None:
+        """Restore the state that `state_dict` returned for the checkpoint that training continues from, if any."""
 
 
 def as_callbacks(given: object) -> tuple[Callback, ...]:
@@ -95,14 +102,14 @@ def as_callbacks(given: object) -> tuple[Callback, ...]:
     return several
 
 
-class Calls:
-    """The callbacks of a run, where they are called; on other ranks than the first there is none."""
+class CallbackHandler:
+    """Calls the callbacks of a run on rank 0; on other ranks it has none to call."""
 
     def __init__(self, callbacks: Sequence[Callback] = (), device: torch.device | None = None, *, rank: int = 0):
         self.given = bool(callbacks)
-        """Whether the run has callbacks, which is the same on all ranks."""
+        """Whether the run has callbacks; the same on all ranks."""
         self.committed: list[Path] = []
-        """Checkpoints not yet told of; another thread adds them."""
+        """Checkpoints that callbacks have not been told of yet; another thread adds them."""
         self.finished = False
         self._all = tuple(callbacks) if rank == 0 else ()
         self._devices = [device.index or 0] if device is not None and device.type == "cuda" else []
@@ -111,13 +118,20 @@ class Calls:
         self._place = "the start"
 
     def note_step(self, epoch: int, step: int, loss: Tensor, global_rows: int, rejected: Tensor) -> None:
-        """Begin to copy what a step came to; `loss` is the part's share of the global mean, `rejected` is [B, K]."""
+        """Begin to copy the figures of a step to the host, where a callback asks for them.
+
+        Args:
+            epoch, step: the place of the step, from 0.
+            loss: this rank's share of the mean loss over the global batch.
+            global_rows: the number of images in the global batch.
+            rejected: bool [B, K].
+        """
         if self._of_steps:
             values = HostCopy.of(torch.stack([(loss * global_rows).double(), rejected.sum().double()]))
             self._coming.append((epoch, step, len(rejected), values))
 
     def tell_steps(self, *, but: int = 0) -> None:
-        """Tell of the steps noted, but for the last so many, which the device may still compute."""
+        """Call `on_step` for the steps noted, except the last `but` of them, which the device may still compute."""
         while len(self._coming) > but:
             epoch, step, samples, coming = self._coming.pop(0)
             loss, rejected = coming.wait().tolist()
@@ -128,7 +142,11 @@ class Calls:
                 self._call(one, "on_step", values)
 
     def on_epoch(self, record: EpochRecord) -> tuple[str | None, bool]:
-        """Why training is to stop, None where it is not; and whether the epoch's checkpoint is to be kept."""
+        """Call `on_epoch`.
+
+        Returns:
+            Why training is to stop, or None; and whether the epoch's checkpoint is to be kept.
+        """
         self.tell_steps()
         self._place = f"epoch {epoch_number(record['epoch'])}"
         stops, keeps = [], False
@@ -141,20 +159,20 @@ class Calls:
         return (", ".join(stops) if stops else None), keeps
 
     def tell_checkpoints(self) -> None:
-        """Tell of the checkpoints committed since the last call."""
+        """Call `on_checkpoint` for the checkpoints committed since the last call."""
         while self.committed:
             folder = self.committed.pop(0)
             for one in self._all:
                 self._call(one, "on_checkpoint", folder)
 
-    def states(self) -> dict[str, Any]:
-        """What a checkpoint keeps of each callback that has something to keep, by its name; it knows all steps then."""
+    def states(self) -> dict[str, CallbackState]:
+        """The states that a checkpoint keeps, by callback, after all steps so far have been told."""
         self.tell_steps()
         states = ((name, self._call(one, "state_dict", check=json.dumps)) for name, one in self._named())
         return {name: json.loads(json.dumps(state)) for name, state in states if state}
 
-    def load(self, states: dict[str, Any]) -> None:
-        """Give each callback what a checkpoint kept of it; of steps noted since then it hears nothing."""
+    def load(self, states: dict[str, CallbackState]) -> None:
+        """Give each callback its state in a checkpoint; steps noted since that checkpoint are forgotten."""
         self._coming = []
         for name, one in self._named():
             if name in states:
@@ -169,15 +187,15 @@ class Calls:
             yield name if count[name] == 1 else f"{name}#{count[name]}", one
 
     def end(self, ending: Ending) -> None:
-        """Tell all of the end, in order, also where one of them fails."""
+        """Call `on_end` of all callbacks in order, even where one of them fails."""
         with ExitStack() as calls:
             for one in reversed(self._all):
                 calls.callback(self._call, one, "on_end", ending)
 
-    def _call(self, one: Callback, method: str, *args: Any, check: Callable[[Any], Any] | None = None) -> Any:
-        """Call a method, whose random numbers and gradient mode are its own; a CallbackError names it if it fails.
+    def _call(self, one: Callback, method: str, *args: Any, check: Callable[[Any], object] | None = None) -> Any:
+        """Call a method with a random state and a gradient mode of its own, and `check` its answer.
 
-        Where `check` fails on its answer, too.
+        An error of either is a CallbackError that names the callback.
         """
         try:
             with torch.random.fork_rng(self._devices), torch.enable_grad():
@@ -190,7 +208,7 @@ class Calls:
                 f"callback {type(one).__qualname__}.{method} failed at {self._place}: "
                 f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
             )
-            named.add_note(traceback.format_exc())  # which goes with it from a worker to the program
+            named.add_note(traceback.format_exc())  # a note is pickled with the error, its traceback is not
             raise named from error
         return answer
 
@@ -201,8 +219,8 @@ def _check_answer(answer: object) -> None:
 
 
 @contextmanager
-def told_of_the_end(current: Callable[[], Calls]) -> Iterator[None]:
-    """However the block ends, callbacks are told."""
+def told_of_the_end(current: Callable[[], CallbackHandler]) -> Iterator[None]:
+    """Call `on_end` of the callbacks when the block ends, whether normally or by an error."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""Which unobserved entries of a class are the pseudo-negatives of `em_apl`, by the scores of the last epoch."""
+"""The pseudo-negatives of scheme `em_apl`: which unobserved entries of a class they are, by the last epoch's logits."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from raypaml.training.scheme_state import SchemeState
 
 
 class ClassScores(SchemeState):
-    """Below which logit an unobserved entry of a class is a pseudo-negative of `em_apl`, and with which soft label.
+    """The logit of each class below which an unobserved entry is a pseudo-negative, and its soft label.
 
-    The paper ranks all unobserved entries of a class after each epoch from the warm-up on, by a pass over the training
-    split, and makes the lowest of those left, 0.9 / (epochs - warm-up) of all, pseudo-negatives with their own score
-    as a soft label, for good. That is an entry for nine tenths of N x K. Chosen here: a histogram of each class's
-    logits, as training saw them in the last epoch, gives the logit below which as large a share lies; what is below
-    now is pseudo-negative now, and its soft label is the mean score of what lay below.
+    The paper ranks all unobserved entries of a class after every epoch from the warm-up on, by a pass over the training
+    split. Of those left, it makes the lowest 0.9 / (epochs - warm-up) of all entries pseudo-negatives for good, each
+    with its own score as soft label; in the end nine tenths of N x K entries have to be stored. Here a histogram of
+    each class's logits, as training saw them in the last epoch, gives the logit below which as large a share lies. An
+    entry is a pseudo-negative as long as its logit is below that, and its soft label is the mean score of those below.
     """
 
     WIDTH, BINS = 0.125, 512
-    """The histogram has this many bins of this width, from -32 to 32."""
+    """Width and number of the histogram's bins, which reach from -32 to 32."""
 
     def __init__(self, num_classes: int, config: LossConfig, epochs: int, share: float):
         self._warmup, self._epochs, self._share = config.warmup_epochs, epochs, share
@@ -33,7 +33,7 @@ class ClassScores(SchemeState):
         self.soft = torch.zeros(num_classes)
 
     def live_on(self, device: torch.device) -> None:
-        """Thresholds, soft labels, and the counts of the steps."""
+        """Move thresholds, soft labels and the counts of the steps to the device."""
         self.thresholds, self.soft = self.thresholds.to(device), self.soft.to(device)
         self._fresh = self._fresh.to(device)
 
@@ -42,15 +42,15 @@ class ClassScores(SchemeState):
         return {"threshold": self.thresholds, "soft": self.soft}
 
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:  # noqa: ARG002
-        """Count the logits of unobserved entries, by class and bin."""
+        """Count the logits of unobserved entries by class and bin."""
         bins = (logits.detach().double() / self.WIDTH).floor().long() + self.BINS // 2
         classes = torch.arange(len(self._fresh), device=logits.device)
         cells = classes * self.BINS + bins.clamp(0, self.BINS - 1)
-        # not bincount of the unobserved ones: on a GPU the host would wait to learn how many these are
+        # not bincount over the unobserved entries: on a GPU the host would wait to learn how many there are
         self._fresh.view(-1).scatter_add_(0, cells.flatten(), (labels == UNOBSERVED).long().flatten())
 
     def exchange(self, ranks: Ranks) -> None:
-        """Add the ranks' counts."""
+        """Add up the counts of all ranks."""
         self._counts += ranks.sum(self._fresh).cpu()
         self._fresh.zero_()
 
@@ -72,10 +72,10 @@ class ClassScores(SchemeState):
         self.soft = soft.float().to(self.soft.device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The thresholds, the soft labels, and this epoch's counts."""
+        """Thresholds, soft labels, and the counts of this epoch."""
         return {"thresholds": self.thresholds, "soft": self.soft, "counts": self._counts}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """Go on with what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
         self.thresholds, self.soft = (kept[name].to(self.soft.device) for name in ("thresholds", "soft"))
         self._counts = kept["counts"]

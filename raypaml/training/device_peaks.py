@@ -1,4 +1,4 @@
-"""The peak arithmetic rates of GPUs, by the name that torch gives them; a GPU that is not listed has none."""
+"""The peak arithmetic rates of GPUs, by the names that torch gives them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ TFLOPS: dict[str, Rates] = {
     "Tesla V100-PCIE": {"float32": 14.0},
     "Tesla T4": {"float32": 8.1},
 }
-"""10^12 operations a second, without sparsity, by the beginning of the device's name.
+"""Peak rates in 10^12 operations per second, without sparsity, by the beginning of the device's name.
 
-Source: NVIDIA's datasheets of H100, H200, GH200, A100, L40S, L4, V100 and T4; those that state the rate with sparsity
-are halved. A multiplication and an addition are two operations. The A10G of AWS is left out: NVIDIA publishes the A10's
-rates, which it does not reach.
+Source: NVIDIA's datasheets of H100, H200, GH200, A100, L40S, L4, V100 and T4; rates stated with sparsity are halved. A
+multiplication and an addition count as two operations. AWS's A10G is left out, because NVIDIA publishes only the rates
+of the A10, which the A10G does not reach.
 """
 
 
 def peak_flops(device_name: str, arithmetic: Arithmetic) -> float | None:
-    """The peak in operations a second; None where it is not known, as for a part of a GPU (MIG).
+    """The peak rate of a GPU in operations per second; None where it is not known, as for a part of a GPU (MIG).
 
-    A GPU without TF32 computes in float32 instead. Of several names the longest that fits counts.
+    The longest matching name of `TFLOPS` counts. A GPU without TF32 computes in float32 instead.
     """
     if "MIG" in device_name:
         return None

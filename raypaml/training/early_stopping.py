@@ -1,6 +1,6 @@
-"""Whether a run ends before its last epoch: decided by the records of its epochs alone, and so the same when continued.
+"""Early stopping, decided by the epoch records alone, so that a continued run decides the same.
 
-The schedules of the learning rate and of rejection stay those of all epochs that were asked for.
+The schedules of the learning rate and of rejection remain those of all epochs that were asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from raypaml.settings import OptimConfig
 
 
 def stopped_by_callback(history: Sequence[EpochRecord], optim: OptimConfig) -> str:
-    """What a callback stopped training for, as long as the run is asked for as many epochs as then; empty if none."""
+    """Why a callback stopped training, in a sentence; empty where none did.
+
+    The stop holds only while the run is asked for as many epochs as it was then.
+    """
     stop = history[-1].get("stop") if history else None
     if not stop or stop["epochs"] != optim.epochs:
         return ""
@@ -22,22 +25,22 @@ def stopped_by_callback(history: Sequence[EpochRecord], optim: OptimConfig) -> s
 
 
 def early_stop(history: Sequence[EpochRecord], optim: OptimConfig) -> str:
-    """Why training ends after these epochs, in a sentence; empty where it does not, or has trained all epochs.
+    """Why training ends early after these epochs, in a sentence; empty where it goes on or has trained all epochs.
 
     Args:
         history: the records of the epochs so far.
-        optim: `patience`, `stop_below` and `epochs`.
+        optim: the settings; `patience`, `stop_below` and `epochs` matter.
     """
     done = len(history)
     if not history or done >= optim.epochs:
         return ""
-    if said := stopped_by_callback(history, optim):
-        return said
+    if by_callback := stopped_by_callback(history, optim):
+        return by_callback
     scores = [100 * score for score in validation_scores(history)]
     known = [epoch for epoch in range(done) if not math.isnan(scores[epoch])]  # NaN: no class had a positive
     if not known:
         return ""
-    best = max(known, key=lambda epoch: scores[epoch])  # of equals the first
+    best = max(known, key=lambda epoch: scores[epoch])  # the first of equals
     last, highest = f"{scores[-1]:.2f}", f"epoch {epoch_number(best)}'s {scores[best]:.2f}"
     stopped = f"stopped after epoch {done} of {optim.epochs}: validation mAP "
     if optim.stop_below and scores[best] - scores[-1] > optim.stop_below:

@@ -1,7 +1,7 @@
-"""What a run will need, before it starts: parameters, map sizes, memory of a worker, images per second.
+"""What a run will need, estimated before it starts: parameters, map sizes, memory of a worker, images per second.
 
-Counted, not measured: the backbone runs once, forward and backward, on torch's meta device, which computes shapes and
-no values.
+The figures are counted, not measured: the backbone runs once, forward and backward, on torch's meta device, which
+computes shapes but no values.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from raypaml.training.rejection_counts import most_rejected, nothing_rejected, p
 
 FLOAT32 = 4
 RATES = {"cuda": (50, 100, 200, 400), "cpu": (0.05, 0.1, 0.2, 0.4)}
-"""TFLOP/s that a worker might sustain."""
+"""Rates in TFLOP/s that a worker might sustain, by device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """One image's way through the network."""
+    """Sizes and operations of the network for one image."""
 
     backbone_parameters: int
     head_parameters: int
@@ -43,23 +43,23 @@ class ModelShape:
     kept: int
     """Bytes that the backbone keeps for its backward pass."""
     largest: int
-    """Bytes of the largest tensor among them."""
+    """Bytes of the largest tensor that it keeps."""
     flops: int
-    """Operations of the backbone's forward pass; a multiplication and an addition are two."""
+    """Operations of the backbone's forward pass; a multiplication and an addition count as two."""
     backward_flops: int
-    """Operations of its backward pass, in which the image needs no gradient."""
+    """Operations of the backbone's backward pass, which computes no gradient of the image."""
 
     @property
     def head_flops(self) -> int:
-        """Operations of the head's forward pass, 2 h w D K; each of its two gradients takes as many."""
+        """Operations of the head's forward pass, 2 h w D K; each of its two gradients takes as many again."""
         return 2 * math.prod(self.grid) * self.num_channels * self.num_classes
 
     def training_flops(self, *, frozen: bool = False, kept: bool = False) -> int:
         """Operations of training on one image, forward and backward.
 
         Args:
-            frozen: only the head learns.
-            kept: and the features are kept, so that the backbone is not called.
+            frozen: whether only the head learns.
+            kept: whether the features of the frozen backbone are kept, so that it is not called.
         """
         if frozen:
             return 2 * self.head_flops + (0 if kept else self.flops)
@@ -68,38 +68,38 @@ class ModelShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What one run needs; bytes are those of one worker."""
+    """What one run needs."""
 
     shape: ModelShape
     images: int
-    """Training images."""
+    """Number of training images."""
     steps: int
-    """Per epoch."""
+    """Steps per epoch."""
     part: int
-    """Images of a worker's part of a global batch, at most."""
+    """Most images of a global batch that one worker gets."""
     at_once: int
-    """Images whose activations are held together."""
+    """Most images whose activations a worker holds at the same time."""
     num_classes: int
     pixels: int
     """Bytes of a decoded image."""
     image_bytes: float
-    """Of an encoded image, on average."""
+    """Mean bytes of an encoded image."""
     most_rejected: int
-    """Entries of a global batch, in the last epoch."""
+    """Entries rejected per global batch in the last epoch."""
     nothing_rejected: str
-    """Why a scheme that rejects never does, in a sentence; empty where it does, or is none."""
+    """Why a scheme that rejects never does so in this run, in a sentence; empty where it does, or never rejects."""
     device: str
-    """cpu or cuda; `auto` is what this machine has."""
+    """cpu or cuda; for `auto` what this machine has."""
     kind: torch.dtype
-    """Of activations."""
+    """Type of the activations."""
     memory: dict[str, int]
-    """Bytes by what they are for."""
+    """Bytes of memory of one worker, by use."""
     flops: int
-    """Per image trained."""
+    """Operations per image trained."""
 
 
 def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
-    """Estimate a checked configuration on its data."""
+    """Estimate what a checked configuration needs on its data."""
     index, num_classes = data.splits["train"], len(data.vocabulary)
     plan, part = plan_of(config, index), max(step_parts(config, index))
     lr_warmup_steps(config.optim, plan.steps)  # raises where it is longer than the run
@@ -137,13 +137,16 @@ def _device(config: TrainConfig) -> str:
 
 @functools.lru_cache
 def measure(backbone: str, num_classes: int, height: int, width: int, kind: torch.dtype) -> ModelShape:
-    """The network's sizes for one image, by both passes of two images without values.
+    """Measure the network's sizes for one image, by passing two images without values forward and backward.
 
-    Operations are counted by `torch.utils.flop_counter`. ValueError where the network does not take such images.
+    Operations are counted by `torch.utils.flop_counter`.
+
+    Raises:
+        ValueError: the network does not take images of this size.
     """
     from torch.utils.flop_counter import FlopCounterMode  # with Triton, slow to import, and not needed to train
 
-    with torch.random.fork_rng(devices=[]):  # new weights are drawn, and a run's numbers are not to depend on it
+    with torch.random.fork_rng(devices=[]):  # a run's random numbers must not depend on the weights drawn here
         model = CamClassifier(build_backbone(backbone), num_classes).to("meta", kind)
     check_images(copy.deepcopy(model), height, width, backbone)
     images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
@@ -181,7 +184,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _weights(config: TrainConfig, shape: ModelShape, lanes: int, kind: torch.dtype) -> dict[str, int]:
-    """Bytes that do not depend on the batch, by what they are for."""
+    """Bytes of memory that do not depend on the batch, by use."""
     parameters = shape.backbone_parameters + shape.head_parameters
     kept = ("", ", SGD's momentum", ", Adam's two moments")[moments(config.optim)]
     copies = {f"weights, gradients{kept}": 2 + moments(config.optim)}
@@ -190,14 +193,14 @@ def _weights(config: TrainConfig, shape: ModelShape, lanes: int, kind: torch.dty
         copies["gradients of every lane, and their exact sum"] = -(-lanes // config.run.workers) + 8
     elif config.run.workers > 1:
         copies["gradients between workers"] = 1
-    found = {name: number * parameters * FLOAT32 for name, number in copies.items()}
-    return found | {"weights in half precision": parameters * kind.itemsize if kind.itemsize < FLOAT32 else 0}
+    sizes = {name: number * parameters * FLOAT32 for name, number in copies.items()}
+    return sizes | {"weights in half precision": parameters * kind.itemsize if kind.itemsize < FLOAT32 else 0}
 
 
 def _batch(
     shape: ModelShape, part: int, at_once: int, num_classes: int, pixels: int, tile: int, kind: torch.dtype
 ) -> dict[str, int]:
-    """Bytes that depend on the batch, by what they are for."""
+    """Bytes of memory that depend on the batch, by use."""
     image_map = num_classes * math.prod(shape.grid)
     return {
         "what the backbone keeps": at_once * shape.kept,
@@ -209,47 +212,45 @@ def _batch(
     }
 
 
-def describe_estimate(config: TrainConfig, found: Estimate) -> str:
-    """The estimate as text for people."""
-    shape, workers = found.shape, config.run.workers
-    map_values = found.at_once * found.num_classes * math.prod(shape.grid)
-    whole, signs, keys = (_size(n) for n in (map_values * found.kind.itemsize, map_values, 8 * found.most_rejected))
-    where = "worker" if found.device == "cpu" else "GPU, without what CUDA itself takes"
+def describe_estimate(config: TrainConfig, needs: Estimate) -> str:
+    """The estimate as a text."""
+    shape, workers = needs.shape, config.run.workers
+    map_values = needs.at_once * needs.num_classes * math.prod(shape.grid)
+    whole, signs, keys = (_size(n) for n in (map_values * needs.kind.itemsize, map_values, 8 * needs.most_rejected))
+    features = _size(2 * needs.images * shape.num_channels * math.prod(shape.grid))
+    where = "worker" if needs.device == "cpu" else "GPU, without what CUDA itself takes"
     lines = [
-        f"run         {config.recipe}, {config.loss.scheme}, {config.model.backbone}, {found.num_classes:,} classes; "
-        f"{workers} workers, {found.device}" + (" as on this machine" if config.run.device == "auto" else ""),
+        f"run         {config.recipe}, {config.loss.scheme}, {config.model.backbone}, {needs.num_classes:,} classes; "
+        f"{workers} workers, {needs.device}" + (" as on this machine" if config.run.device == "auto" else ""),
         f"parameters  {shape.backbone_parameters + shape.head_parameters:,}: "
         f"backbone {shape.backbone_parameters:,}, head {shape.head_parameters:,}",
-        f"images      {found.images:,} an epoch, {found.steps:,} steps of {config.data.global_batch_size}; "
-        f"{found.part} a step and worker, {found.at_once} at once",
-        f"map         {found.at_once} x {found.num_classes} x {shape.grid[0]} x {shape.grid[1]}: {whole} in "
-        f"{str(found.kind).removeprefix('torch.')} if it were whole, kept are {signs} of signs",
-        *_kept_features(config, found),
-        f"rejection   {found.nothing_rejected}"
-        if found.nothing_rejected
-        else f"rejection   at most {found.most_rejected:,} entries a step, {keys} from each worker",
+        f"images      {needs.images:,} an epoch, {needs.steps:,} steps of {config.data.global_batch_size}; "
+        f"{needs.part} a step and worker, {needs.at_once} at once",
+        f"map         {needs.at_once} x {needs.num_classes} x {shape.grid[0]} x {shape.grid[1]}: {whole} in "
+        f"{str(needs.kind).removeprefix('torch.')} if it were whole, kept are {signs} of signs",
+        *(
+            [f"features    {features} of training images on disk while the backbone is frozen, beside validation's"]
+            if config.optim.freeze_backbone and keeps_features(config)
+            else []
+        ),
+        f"rejection   {needs.nothing_rejected}"
+        if needs.nothing_rejected
+        else f"rejection   at most {needs.most_rejected:,} entries a step, {keys} from each worker",
         *(f"settings    {said}" for said in otherwise_than_own(config)),
-        f"memory      {_size(sum(found.memory.values()))} a {where}:",
-        *(f"            {_size(size):>10}  {name}" for name, size in found.memory.items() if size),
-        f"work        {found.flops / 1e9:,.3g} GFLOP an image, {found.flops * found.images / 1e15:,.3g} PFLOP an epoch",
+        f"memory      {_size(sum(needs.memory.values()))} a {where}:",
+        *(f"            {_size(size):>10}  {name}" for name, size in needs.memory.items() if size),
+        f"work        {needs.flops / 1e9:,.3g} GFLOP an image, {needs.flops * needs.images / 1e15:,.3g} PFLOP an epoch",
         "            a worker sustains  images/s, all  a worker    from shards   an epoch",
     ]
-    return "\n".join(lines + [_rate_line(config, found, rate) for rate in RATES[found.device]])
+    return "\n".join(lines + [_rate_line(config, needs, rate) for rate in RATES[needs.device]])
 
 
-def _kept_features(config: TrainConfig, found: Estimate) -> list[str]:
-    if not (config.optim.freeze_backbone and keeps_features(config)):
-        return []
-    size = 2 * found.images * found.shape.num_channels * math.prod(found.shape.grid)
-    return [f"features    {_size(size)} of training images on disk while the backbone is frozen, beside validation's"]
-
-
-def _rate_line(config: TrainConfig, found: Estimate, rate: float) -> str:
-    """What loading must reach if a worker sustains `rate` TFLOP/s."""
-    each = rate * 1e12 / found.flops
+def _rate_line(config: TrainConfig, needs: Estimate, rate: float) -> str:
+    """What loading must deliver if every worker sustains `rate` TFLOP/s."""
+    each = rate * 1e12 / needs.flops
     together = each * config.run.workers
-    hours = found.images / together / 3600
-    read = f"{_size(together * found.image_bytes)}/s"
+    hours = needs.images / together / 3600
+    read = f"{_size(together * needs.image_bytes)}/s"
     return f"            {rate:>9,g} TFLOP/s  {together:>13,.0f}  {each:>8,.0f}  {read:>13}  {hours:>7,.2f} h"
 
 

@@ -1,4 +1,4 @@
-"""A run that goes on with another length: whether it can, and what of it moves with the length from there on."""
+"""A run that is continued with another length: whether it can be, and which schedules change from there on."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from raypaml.training.learning_rates import learning_rate
 
 
 def going_on(folder: Path, config: TrainConfig, steps: int) -> str:
-    """What there is to say where the run in this folder is asked to go on with another length; else nothing.
+    """What to tell the user where a run is continued with another length; empty where it is not.
 
     Args:
-        folder: of the run; there may be none yet.
-        config: what is asked for.
-        steps: of an epoch.
+        folder: the run's folder, which need not exist.
+        config: the configuration that is asked for.
+        steps: the number of steps of an epoch.
 
     Raises:
-        ValueError: the run has trained more epochs than that, or would stop at once.
+        ValueError: the run has already trained more epochs, or early stopping would end it at once.
     """
     before = stored_config(folder)
     if before is None or length_of(before) == length_of(config):
         return ""
     epoch, step = reached(folder, config.run.storage)
     _check(folder, config, epoch, step)
-    said = f"{folder}: {length_text(length_of(config))} instead of {length_text(length_of(before))}"
+    change = f"{folder}: {length_text(length_of(config))} instead of {length_text(length_of(before))}"
     if epoch == config.optim.epochs:
-        return f"{said}; all of them are trained, and the best is tested"
-    moved = "; ".join(_moved(before, config, epoch * steps + step, steps))
-    return f"{said}, {since_text(epoch, step)} on; {moved}"
+        return f"{change}; all of them are trained, and the best is tested"
+    effects = "; ".join(_effects(before, config, epoch * steps + step, steps))
+    return f"{change}, {since_text(epoch, step)} on; {effects}"
 
 
 def _check(folder: Path, config: TrainConfig, epoch: int, step: int) -> None:
@@ -48,15 +48,15 @@ def _check(folder: Path, config: TrainConfig, epoch: int, step: int) -> None:
     if mirror := Mirror.of(config.run.storage, folder):
         mirror.pull(METRICS_FILE)
     history = read_history(folder)[:epoch]
-    if said := early_stop(history, config.optim):
+    if why := early_stop(history, config.optim):
         remedy = "--patience 0 --stop-below 0, or larger ones, too"
         if stopped_by_callback(history, config.optim):
             remedy = "more --epochs"
-        raise ValueError(f"epochs={epochs}: {folder} would train none of them, for it is {said}; give {remedy}")
+        raise ValueError(f"epochs={epochs}: {folder} would train none of them, for it is {why}; give {remedy}")
 
 
-def _moved(before: TrainConfig, config: TrainConfig, done: int, steps: int) -> Iterator[str]:
-    """What follows the new length, and what does not, in parts of a sentence."""
+def _effects(before: TrainConfig, config: TrainConfig, done: int, steps: int) -> Iterator[str]:
+    """Which schedules follow the new length from step `done` on, and which do not; each part of a sentence."""
     was, now = (learning_rate(each.optim, done, steps) for each in (before, config))
     if was == now:
         yield "the learning rate of the next step is the same"

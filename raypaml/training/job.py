@@ -1,4 +1,4 @@
-"""A checked run, ready to start: everything that can be checked before any worker starts is checked here."""
+"""A run made ready to start: everything that can be checked before a worker starts is checked here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from raypaml.training.state_builders import scheme_state_of
 
 @dataclass(frozen=True)
 class Job:
-    """A checked run, ready to start."""
+    """A run that is checked and ready to start."""
 
     config: TrainConfig
     data: DataFolder
@@ -36,10 +36,17 @@ class Job:
 
 
 def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
-    """Check the configuration, its data, its model with weights, and the run's folder.
+    """Check a configuration, its data, its model with weights, and the run's folder.
+
+    Args:
+        config: the configuration that is asked for.
+        say: is called with each line that the user should read.
+
+    Returns:
+        The run, with everything filled in that the configuration left open.
 
     Raises:
-        ValueError: what is wrong, with the field to change.
+        ValueError: something is wrong; the message names the setting to change.
     """
     data = checked_data(config, say)
     lr_warmup_steps(config.optim, plan_of(config, data.splits["train"]).steps)  # raises where longer than the run
@@ -47,28 +54,28 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     scheme_state_of(config, data)
     make_probe(config, data, "cpu")
     check_model(config, data, say)
-    if config.optim.feature_cache not in ("run", "off"):  # the same folder for every worker, wherever it stands
+    if config.optim.feature_cache not in ("run", "off"):  # the same folder for workers in other directories
         config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
     config = config.override({"name": config.run.name or new_name(config)})
     folder = open_run(config.run.storage, config.run.name)
     config = _as_begun(folder, config, say)
     config = _with_weights(folder, config, data, say)
     check_same_run(folder, config, data, (*EXECUTION_FIELDS, *LENGTH_FIELDS))
-    longer = going_on(folder, config, plan_of(config, data.splits["train"]).steps)
+    other_length = going_on(folder, config, plan_of(config, data.splits["train"]).steps)
     _say_threads(config, say)
-    for said in (
-        longer,
+    for line in (
+        other_length,
         nothing_rejected(config, data.splits["train"]),
-        *_of_the_scheme(config),
+        *_without_effect(config),
         *otherwise_than_own(config),
     ):
-        if said:
-            say(said)
+        if line:
+            say(line)
     return Job(config, data, folder)
 
 
 def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
-    """What the run would need, from its configuration and its data; nothing is started, and no weights are loaded."""
+    """Describe what a run would need; nothing is started, and no weights are loaded."""
     data = checked_data(config, say)
     config = with_weights_of_run(with_pseudo_labels(config, data, say), data, say)
     return describe_estimate(config, estimate(config, data))
@@ -83,17 +90,17 @@ def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> 
 
 
 def _with_weights(folder: Path, config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
-    """`with_weights_of_run`, but for a run that was begun from these: it goes on without the other run."""
+    """Call `with_weights_of_run`, except for a run begun from these weights, which continues without the other run."""
     before, asked = stored_config(folder), config.model
     if before and asked.from_run:
-        found = full_address(asked.from_run), asked.from_sha256
-        if found == (before.model.from_run, before.model.from_sha256):
+        weights = full_address(asked.from_run), asked.from_sha256
+        if weights == (before.model.from_run, before.model.from_sha256):
             return config.override({"from_run": before.model.from_run})
     return with_weights_of_run(config, data, say)
 
 
-def _of_the_scheme(config: TrainConfig) -> Iterator[str]:
-    """What becomes of settings, such as a recipe's, that do not go with its scheme, in sentences."""
+def _without_effect(config: TrainConfig) -> Iterator[str]:
+    """What to say of settings, such as a recipe's, that do not suit the scheme."""
     loss, augmentation = config.loss, config.augmentation
     if loss.rejection_alpha and scheme_of(loss.scheme).rejects_by != "rate":
         yield f"rejection_alpha={loss.rejection_alpha:g} has no effect: {loss.scheme} does not reject by delta_rel"
@@ -102,7 +109,7 @@ def _of_the_scheme(config: TrainConfig) -> Iterator[str]:
 
 
 def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:
-    """Say where the shell's number of threads is not used, and where a reproducible run of old depends on it."""
+    """Say where the shell's number of threads is not used, and where a run of an earlier version depends on it."""
     asked, threads = os.environ.get("OMP_NUM_THREADS"), config.optim.threads
     if threads and asked not in (None, str(threads)):
         say(f"OMP_NUM_THREADS={asked} is not used: each worker computes with --threads {threads}")
@@ -112,8 +119,10 @@ def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:
 
 
 def checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:
-    """The data of a configuration whose fields are in order; ValueError otherwise."""
+    """Open the data of a configuration, after checking its settings; ValueError where something is wrong."""
     config.check()
-    check_backbone(config.model.backbone, config.model.weights)  # before data that may have to be drawn or fetched
+    check_backbone(
+        config.model.backbone, config.model.weights
+    )  # before the data, which may have to be drawn or fetched
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
     return open_folder(resolve_data(config.data.data, say), **config.data.opening)

@@ -1,4 +1,4 @@
-"""The label estimates of `role`, which learn beside the classifier."""
+"""The label estimates of scheme `role`, which are learned along with the classifier."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from raypaml.training.scheme_state import ExpectedPositives
 
 
 class LabelEstimates(ExpectedPositives):
-    """The label estimates of `role`: of each sample the KEPT highest classes, and one number for all others.
+    """The estimated labels of every sample, as logits: of its KEPT highest classes, and one value for all others.
 
-    With K <= KEPT this is the whole matrix of the paper. Its logits begin at 0 (chosen; the paper: random, 0.4 to 0.6),
-    at those of 0.995 and 0.005 for observed positives and negatives, as published. A sample is seen once per epoch, so
-    what a rank learns of it is needed, by whichever rank, only in the next.
+    With K <= KEPT this is the paper's whole matrix. Estimates start at 0.5 (our choice; the paper draws them between
+    0.4 and 0.6), those of observed positives at 0.995 and of observed negatives at 0.005, as published. A sample is
+    seen once per epoch, so that ranks need each other's new estimates only in the next epoch.
     """
 
     KEPT = 64
@@ -49,7 +49,7 @@ class LabelEstimates(ExpectedPositives):
         return {"expected": self.expected, "estimates": torch.where(others.isnan()[:, None], first, dense)}
 
     def note(self, rows: IntArray, labels: Tensor, logits: Tensor, ranks: Ranks, global_rows: int) -> None:
-        """Let the estimates of these samples learn from the classifier."""
+        """Update the estimates of these samples by the classifier's logits."""
         before = torch.as_tensor(self.known(rows, labels)["estimates"]).double()
         count = global_sum(probability_sum(before), ranks.group).double() / UNIT / global_rows
         logits = logits.detach().double()
@@ -61,7 +61,7 @@ class LabelEstimates(ExpectedPositives):
         self._fresh.append((torch.from_numpy(rows), best.indices.int(), best.values, others))
 
     def exchange(self, ranks: Ranks) -> None:
-        """Put what all ranks learned into the estimates of every rank."""
+        """Give every rank the estimates that all ranks have updated."""
         empty = (torch.zeros(0, dtype=torch.int64), self.classes[:0], self.logits[:0], self.others[:0])
         fresh = ([values.cpu() for values in step] for step in self._fresh)
         learned = [torch.cat(parts).flatten().numpy() for parts in zip(empty, *fresh, strict=True)]
@@ -75,5 +75,5 @@ class LabelEstimates(ExpectedPositives):
         return {"classes": self.classes, "logits": self.logits, "others": self.others}
 
     def restore(self, kept: dict[str, Tensor]) -> None:
-        """Go on with what a checkpoint kept."""
+        """Restore what a checkpoint kept."""
         self.classes, self.logits, self.others = kept["classes"], kept["logits"], kept["others"]

@@ -1,4 +1,4 @@
-"""The learning rate of every step, as a share of its highest: a function of the steps done, so that nothing is kept."""
+"""Learning-rate schedules as pure functions of the number of steps done, so that checkpoints need not keep them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from raypaml.config import lr_warmup_steps
 from raypaml.settings import OptimConfig
 
 START, END = 1 / 25, 1 / 25e4
-"""One-cycle's learning rate in its first and last step, as a share of its highest, as torch has it."""
+"""One-cycle's learning rate in its first and last step, as a share of its highest; torch's values."""
 MOMENTUM_LOW, MOMENTUM_HIGH = 0.85, 0.95
-"""One-cycle's momentum where the learning rate is highest and lowest, as torch has it."""
+"""One-cycle's momentum where the learning rate is highest and lowest; torch's values."""
 
 
 def learning_rate(optim: OptimConfig, done: int, steps: int) -> float:
     """The learning rate of a step as a share of its highest, 0..1.
 
     Args:
-        optim: `lr_schedule`, `lr_warmup` and `epochs`.
-        done: steps before this one, since training began.
-        steps: of an epoch.
+        optim: the settings; `lr_schedule`, `lr_warmup` and `epochs` matter.
+        done: the number of steps before this one, since training began.
+        steps: the number of steps of an epoch.
     """
     total, warmup = optim.epochs * steps, lr_warmup_steps(optim, steps)
     if optim.lr_schedule == "one-cycle":
@@ -37,7 +37,7 @@ def learning_rate(optim: OptimConfig, done: int, steps: int) -> float:
 
 
 def follow_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, done: int, steps: int) -> None:
-    """Give an optimizer the learning rates of a step, and with one-cycle its momentum; arguments as `learning_rate`."""
+    """Set an optimizer's learning rates for a step, and with one-cycle its momentum; arguments as `learning_rate`."""
     scale = learning_rate(optim, done, steps)
     for group in optimizer.param_groups:
         group["lr"] = optim.lr * group["lr_mult"] * scale
@@ -62,7 +62,7 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> LearningRates:
 
 
 def _cycle(done: int, total: int, warmup: float) -> float:
-    """Where a step of one cycle is: 0 at its first, 1 at the highest learning rate, 2 at its last."""
+    """The position of a step in one-cycle: 0 at the first step, 1 at the highest learning rate, 2 at the last step."""
     highest = warmup - 1
     if done < highest:
         return done / highest
@@ -70,5 +70,5 @@ def _cycle(done: int, total: int, warmup: float) -> float:
 
 
 def _cosine(start: float, end: float, share: float) -> float:
-    """From start to end along half a cosine."""
+    """Interpolate from start (share 0) to end (share 1) along half a cosine."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))

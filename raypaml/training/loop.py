@@ -1,4 +1,4 @@
-"""One worker's whole life: data, model, optimizer, restore, epochs, test. Knows nothing of Ray."""
+"""The training loop of one worker, from opening the data to predicting the test split. It knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raypaml.runs import checkpoint
 from raypaml.runs.events import EpochReport, LoopSignal, Message, Report, StepReport
 from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.skips import check_budget, gather, named, seen_together
-from raypaml.training.callbacks import Callback, Calls
+from raypaml.training.callbacks import Callback, CallbackHandler
 from raypaml.training.early_stopping import early_stop, stopped_by_callback
 from raypaml.training.epoch_record import add_up, by_name, epoch_record, hear_callbacks
 from raypaml.training.learning_rates import learning_rates
@@ -28,11 +28,11 @@ from raypaml.training.out_of_memory import as_halved, halving_once, read_halving
 from raypaml.training.predict_best import predict_with_best
 from raypaml.training.profiling import profiled
 from raypaml.training.resume import (
-    hear_of_saving,
     restore,
     roll_back,
     save_state,
     saving,
+    settle_finished_saving,
     settle_saving,
     share_checkpoints,
 )
@@ -43,7 +43,7 @@ from raypaml.training.watchdog import beating
 from raypaml.training.worker import READING, Worker, build_worker, drop_features, enter_epoch
 
 REPORT_SECONDS = 1.0
-"""Between two agreements on progress, about: reporting costs no collective per step, a signal is heard soon."""
+"""About so often do ranks agree on their progress, rather than in every step; a signal is still answered soon."""
 
 
 def train(
@@ -61,26 +61,26 @@ def train(
     """Train from the newest valid checkpoint of the run, or from the start, and predict the test split.
 
     Args:
-        config: checked.
+        config: the configuration, checked.
         data_folder: path or address of shards, index and vocabulary.
-        run_folder: `<storage>/<run>`, seen by all workers.
-        device: of this worker. Its process group, if any, is torch.distributed's default one.
-        report: called on every rank with progress; what it answers on any rank holds for all of them: to stop, to the
-            record of an epoch at its very end, or to save.
-        splits: what to predict with the best checkpoint.
-        beats: called from another thread every few seconds, see `training.watchdog`.
-        callbacks: of the program, the same on every rank; called on rank 0.
-        commit_first: report the record of an epoch only when its checkpoint is written, for `report` copies that.
+        run_folder: the folder `<storage>/<run>`, seen by all workers.
+        device: the device of this worker; its process group, if any, is torch.distributed's default one.
+        report: is called on every rank with events. Its answer on any rank, to stop or to save, holds for all; asked to
+            stop when an epoch is reported, they stop at the end of that epoch.
+        splits: the splits to predict with the best checkpoint.
+        beats: takes the heartbeats of `training.watchdog`, from another thread, every few seconds.
+        callbacks: the callbacks of the program, given on every rank and called on rank 0.
+        commit_first: whether an epoch is reported only after its checkpoint is written, for a `report` that copies it.
 
     Returns:
-        Whether training finished, rather than being stopped; a stopped run continues from where it stopped.
+        Whether training finished; False where it was stopped, and continues from there when called again.
     """
     # --- Data, model, optimizer -------------------------------------------------------------------------------
     worker = build_worker(as_halved(config, run_folder), data_folder, run_folder, device, report)
     if halving := read_halving(run_folder):
         report(Message(str(halving)))
 
-    worker.calls = Calls(callbacks, device, rank=worker.ranks.rank)
+    worker.calls = CallbackHandler(callbacks, device, rank=worker.ranks.rank)
 
     def current() -> Worker:
         return worker
@@ -106,8 +106,8 @@ def train(
             if _report_epoch(worker) == LoopSignal.STOP and not _is_trained(worker):
                 return False
 
-        if said := early_stop(worker.state.history, config.optim):
-            worker.say(said)
+        if why := early_stop(worker.state.history, config.optim):
+            worker.say(why)
         drop_features(worker)
         # --- Test ---------------------------------------------------------------------------------------------
         share_checkpoints(worker)
@@ -121,18 +121,18 @@ def train(
 
 
 def _is_trained(worker: Worker) -> bool:
-    """Whether there is no further epoch to train."""
+    """Whether no further epoch is to be trained; a collective where early stopping decides."""
     optim, state = worker.config.optim, worker.state
     if state.epoch >= optim.epochs or stopped_by_callback(state.history, optim):
         return True
     if not (optim.patience or optim.stop_below):
         return False
     stops = torch.tensor([float(bool(early_stop(state.history, optim)))])
-    return bool(worker.ranks.sum(stops).item())  # their means may differ in the last bit where their processors do
+    return bool(worker.ranks.sum(stops).item())  # on different processors their means may differ in the last bit
 
 
 def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
-    """Train to the end of the epoch; False if asked to stop before, with a checkpoint saved."""
+    """Train to the end of the epoch; False where asked to stop before, after saving a checkpoint."""
     config, state = worker.config, worker.state
     parts = worker.plan.epoch(state.epoch, worker.ranks.rank, worker.ranks.world_size)
     reader = Reader(
@@ -149,7 +149,7 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
     batches = read(reader, start_step=state.step, loader_workers=threads, pin_memory=pin)
     if worker.features:
         batches = worker.features["train"].instead(batches, pin_memory=pin)
-    CLOCK.take()  # what validation and saving waited for each other is no time of training
+    CLOCK.take()  # drop the time of collectives in validation and saving
     began, since = time.monotonic(), 0
     worker.now(READING)
     for batch in awaited(worker, batches):
@@ -181,10 +181,14 @@ def _train_epoch(worker: Worker, step_done: Callable[[], None]) -> bool:
 
 
 def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
-    """Add up what all ranks counted in these steps and seconds, report it; what anyone was asked for."""
+    """Add up what all ranks counted in these steps and seconds, and report it.
+
+    Returns:
+        What any rank was asked for in answer.
+    """
     state, ranks = worker.state, worker.ranks
     settle(worker)  # before anything of this step is counted, reported or saved
-    hear_of_saving(worker)
+    settle_finished_saving(worker)
     state.seconds += seconds
     times = [seconds, worker.data_seconds, CLOCK.take()]
     sums = ranks.sum(torch.cat([worker.tally, worker.tally.new_tensor(times)])).tolist()
@@ -224,19 +228,19 @@ def _any_rank(worker: Worker, asked: LoopSignal | bool) -> LoopSignal:
 
 
 def _agree_on_skips(worker: Worker) -> None:
-    """Make what any rank skipped known to all; ValueError above the budget."""
+    """Tell all ranks what any has skipped; ValueError where that is more than the budget allows."""
     budget, index, state = worker.config.data.skip_budget, worker.data.splits["train"], worker.state
     if budget:
         fresh = gather(worker.ranks, worker.skipped)
         worker.skipped.clear()
-        if fresh:  # in an order that does not depend on when, by the clock, ranks agree
+        if fresh:  # sorted, so that the order does not depend on when ranks agree
             state.skipped = sorted([*state.skipped, *((state.epoch, row, reason) for row, reason in fresh)])
         now = [(row, reason) for epoch, row, reason in state.skipped if epoch == state.epoch]
         check_budget(named(now, index), "train", len(index), budget)
 
 
 def _finish_epoch(worker: Worker) -> None:
-    """Validate, record, save."""
+    """Validate, make the epoch's record, and begin its checkpoint."""
     state, config = worker.state, worker.config
     worker.now("validating")
     worker.rejections.write(state.epoch, state.step)
@@ -267,7 +271,7 @@ def _report_epoch(worker: Worker) -> LoopSignal:
 
 
 def _answer_notice(worker: Worker) -> None:
-    """Say that what was asked for is saved, once it is on the disk."""
+    """Where saving was asked for before a preemption, wait for the checkpoint and say that it is there."""
     if worker.notice:
         settle_saving(worker)
         worker.say(f"{worker.place}: saved, for a machine is about to be taken away")

@@ -1,29 +1,30 @@
-"""The optimizer of a run, and what it keeps of every weight.
+"""The optimizer of a run.
 
-All three are torch's fused ones: one kernel walks over a weight, its gradient and its moments, and leaves all of them
-as they are where `found_inf` says that the step is not finite.
+All are torch's fused implementations: one kernel updates a weight and its moments from its gradient, and leaves all of
+them unchanged where `found_inf` says that the step is not finite.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import torch
+from torch import nn
 
 from raypaml.model.cam import CamClassifier
 from raypaml.settings import OptimConfig
 
 
 def moments(optim: OptimConfig) -> int:
-    """Values that the optimizer keeps of every weight: Adam's two, SGD's momentum if it has any."""
+    """Number of values that the optimizer keeps for every weight: Adam's two moments, or SGD's momentum, if any."""
     return int(optim.momentum > 0) if optim.optimizer == "sgd" else 2
 
 
 def build_optimizer(model: CamClassifier, optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a model's weights.
+    """Build the optimizer of a model.
 
-    Each of its groups has `lr_mult`, by which it learns faster than the backbone. Biases and norms are groups of their
-    own only where weight decay leaves them out, so that weights keep their numbers in checkpoints of earlier versions.
+    Each parameter group has a key `lr_mult`, the multiple of the backbone's learning rate. Biases and norms form groups
+    of their own only where weight decay leaves them out, so that weights keep their numbers in earlier checkpoints.
     """
     groups = _groups(model, optim)
     if optim.optimizer == "sgd":
@@ -35,9 +36,18 @@ def build_optimizer(model: CamClassifier, optim: OptimConfig) -> torch.optim.Opt
     return kind(groups, lr=optim.lr, fused=True)
 
 
-def _groups(model: CamClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
+class ParameterGroup(TypedDict):
+    """Weights with settings of their own, as torch's optimizers take them."""
+
+    params: list[nn.Parameter]
+    lr_mult: float
+    """Multiple of the backbone's learning rate."""
+    weight_decay: float
+
+
+def _groups(model: CamClassifier, optim: OptimConfig) -> list[ParameterGroup]:
     spared = bool(optim.weight_decay) and not optim.decay_biases
-    groups = list[dict[str, Any]]()
+    groups = list[ParameterGroup]()
     for without in (False, True):
         for part, lr_mult in ((model.backbone, 1.0), (model.head, optim.head_lr_mult)):
             weights = [weight for weight in part.parameters() if (spared and weight.ndim <= 1) == without]
@@ -48,9 +58,10 @@ def _groups(model: CamClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
 
 
 def _begin_momentum(sgd: torch.optim.Optimizer, *_: object) -> None:
-    """Give every weight that now learns a momentum of 0, after which SGD's first step is as if there were none.
+    """Give every learning weight a momentum of 0, from which SGD's first step is the same as from none.
 
-    torch makes its own in that step, without values, and would keep these where the step turns out not to be finite.
+    torch allocates the momentum in the first step without initialising it; where that step turns out not to be finite,
+    it would keep whatever values the memory had.
     """
     for group in sgd.param_groups:
         for weight in group["params"]:

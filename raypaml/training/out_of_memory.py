@@ -1,8 +1,9 @@
-"""When memory runs out, all ranks start again from the last checkpoint with half as many images at once; once a run.
+"""Recovery from running out of memory: once a run, all ranks start again from the last checkpoint with half as many
+images at once.
 
-The global batch stays, and with it what is rejected; it is taken through the network in more micro batches, which costs
-one more forward pass, and BatchNorm's statistics are then those of a micro batch. The run's `memory.json` records it,
-and holds from there on, also when the run is continued later.
+The global batch stays the same, and so does what is rejected. It is taken through the network in more micro batches,
+which costs one more forward pass, and BatchNorm's statistics are then those of a micro batch. The run's `memory.json`
+records the change, which also holds when the run is continued later.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from raypaml.runs.mirror import Mirror
 from raypaml.training.worker import Worker
 
 HALVING_FILE = "memory.json"
-_TOLD = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-"""What memory errors say that have no class of their own: those of the CPU, the driver, cuBLAS and cuDNN."""
+_MESSAGES = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""Texts of memory errors that have no exception class: those of the CPU, the driver, cuBLAS and cuDNN."""
 
 
 class HalvedError(RuntimeError):
-    """Memory ran out, and the run's record now says to take half as many images at once; another try may go on."""
+    """Memory ran out, and `memory.json` now asks for half as many images at once; another try may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Halving:
-    """What was changed after memory ran out."""
+    """The change made after memory ran out: the content of `memory.json`."""
 
     micro_batch_size: int
-    """From there on."""
+    """Images that a worker takes through the network at once from there on."""
     before: int
-    """Images that a worker took through the network at once."""
+    """Images that it took at once before."""
     where: str
-    """The rank and its place in training."""
+    """The rank whose memory ran out, and where training was."""
     error: str
-    """What torch said."""
+    """The error's first line."""
 
     def __str__(self) -> str:
         return (
@@ -50,13 +51,13 @@ class Halving:
 
 
 def read_halving(run_folder: Path) -> Halving | None:
-    """What the run's record says; None where memory never ran out."""
+    """Read a run's `memory.json`; None where memory never ran out."""
     path = run_folder / HALVING_FILE
     return Halving(**json.loads(path.read_text())) if path.is_file() else None
 
 
 def as_halved(config: TrainConfig, run_folder: Path) -> TrainConfig:
-    """The configuration that the run goes on with: the same, unless memory ran out before."""
+    """The configuration with the micro-batch size of `memory.json`, where the run has one."""
     if store := Mirror.of(config.run.storage, run_folder):
         store.pull(HALVING_FILE)
     halving = read_halving(run_folder)
@@ -65,11 +66,11 @@ def as_halved(config: TrainConfig, run_folder: Path) -> TrainConfig:
 
 @contextmanager
 def halving_once(current: Callable[[], Worker]) -> Iterator[None]:
-    """Where memory runs out in the block, for the first time in this run, record that half is to be taken.
+    """Where memory runs out in the block, record that half as many images are to be taken at once.
 
     Raises:
-        HalvedError: then, for all ranks to be started again.
-        ValueError: half would not help, or would be another run.
+        HalvedError: memory ran out for the first time in this run, so that all ranks should be started again.
+        ValueError: it ran out, and half as many images would not help, or would change the results.
     """
     try:
         yield
@@ -85,8 +86,8 @@ def halving_once(current: Callable[[], Worker]) -> Iterator[None]:
 
 
 def _ran_out(error: Exception) -> bool:
-    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _TOLD)
-    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    by_message = isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
+    return by_message or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _halved(worker: Worker, error: Exception) -> Halving:
@@ -101,14 +102,16 @@ def _halved(worker: Worker, error: Exception) -> Halving:
         error=(str(error).strip() or repr(error)).splitlines()[0],
     )
     earlier = read_halving(worker.run_folder)
-    again = earlier is not None and earlier.micro_batch_size == config.optim.micro_batch_size  # not by another rank now
+    again = (
+        earlier is not None and earlier.micro_batch_size == config.optim.micro_batch_size
+    )  # else another rank has just halved
     if why := _refusal(config, halving, again=again, lane=lane):
         raise ValueError(f"{halving.where}: memory ran out, {at_once} of the batch at once, {why} ({halving.error})")
     return halving
 
 
 def _refusal(config: TrainConfig, halving: Halving, *, again: bool, lane: int) -> str:
-    """Why half is not tried, and what to do; empty where it is."""
+    """Why half as many images are not tried, and the remedy; empty where they are."""
     if config.optim.reproducible:
         singly = f"--micro-batch-size {lane}, which takes them singly"
         remedy = "more --lanes, and --micro-batch-size at one of them" if config.optim.micro_batch_size else singly

@@ -1,4 +1,4 @@
-"""What a step leaves on the host's side and for later steps, and what becomes of it: kept, or the step is skipped."""
+"""The outcome of a step, held until the step is known to be finite: then it is kept, or the step is skipped."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ NOT_FINITE: Reason = "was in a step that was not finite"
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
-    """What a step computed, without its images and its graph: it is held until the step is known to be finite."""
+    """What a step computed on this rank, without its images and its graph."""
 
     rows: IntArray
-    """[B] of the index, this rank's part."""
+    """[B] rows of the index in this rank's part of the batch."""
     global_rows: int
+    """Number of images in the global batch."""
     labels: Tensor
-    """int8 [B, K], corrected ones positive."""
+    """int8 [B, K]; corrected entries are positive."""
     truth: Tensor | None
-    """int8 [B, K], where it is known."""
+    """int8 [B, K] full labels, where they are known."""
     logits: Tensor
     """[B, K]."""
     loss: Tensor
-    """This rank's share."""
+    """This rank's share of the global mean."""
     rejected: Tensor
     """Bool [B, K]."""
     steps_done: int
-    """Before this one, since training began."""
+    """Steps before this one, since training began."""
 
 
 def keep_outcome(worker: Worker, step: StepOutcome) -> None:
-    """Do what a finite step leaves to be done: for the scheme, the weights' average, and the record; waits for nothing.
+    """Complete a finite step: update the scheme's state and the weights' average, and count it; waits for nothing.
 
-    It may come after the next step's forward pass, but before that step's loss: nothing that it reads changes before.
+    May be called after the next step's forward pass, but before that step's loss, which needs what changes here.
     """
     noted = [worker.corrections.fresh] if scheme_of(worker.config.loss.scheme).corrects else []
     noted += [worker.rejections.fresh] if worker.config.run.history else []
@@ -60,7 +61,7 @@ def keep_outcome(worker: Worker, step: StepOutcome) -> None:
 
 
 def skip_outcome(worker: Worker, step: StepOutcome, error: DivergedError) -> None:
-    """Count and tell the samples of a step that was not finite, and so has changed nothing."""
+    """Count the samples of a step that was not finite as skipped, and report them; the step has changed nothing."""
     worker.skipped += [(row, NOT_FINITE) for row in step.rows.tolist()]
     worker.report(Message(f"{error}; its {step.global_rows} samples are skipped"))
 
@@ -73,7 +74,7 @@ def _count(worker: Worker, step: StepOutcome) -> None:
 
 
 def _count_by_class(step: StepOutcome) -> Tensor:
-    """Int64 [3, K], in the order of `class_counts.COLUMNS`; nothing is missed where the truth is not known."""
+    """Counts of a step, int64 [3, K] in the order of `class_counts.COLUMNS`; without the truth nothing is missed."""
     rejected = step.rejected.sum(0)
     if step.truth is None:
         return torch.stack([rejected, torch.zeros_like(rejected), torch.zeros_like(rejected)])

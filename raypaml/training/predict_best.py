@@ -1,4 +1,4 @@
-"""The end of a run: its best checkpoint predicts a split."""
+"""Predictions of a split by the best checkpoint, at the end of training."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from raypaml.training.worker import Worker, kept_features
 
 
 def predict_with_best(worker: Worker, split: str, best: Path) -> bool:
-    """Predict a split with the best checkpoint, already loaded: every rank some of the parts; what is there is kept.
+    """Predict a split with the best checkpoint, which the worker's model has loaded. Parts already there are kept.
+
+    The ranks share the parts.
 
     Returns:
-        False where the worker was asked to stop while it computed features for it.
+        False where the worker was asked to stop while it computed features of the split.
     """
     worker.now(f"predicting {split}")
     store, folder = worker.store, worker.run_folder / "predictions" / split
     evaluation = plan_prediction(best, worker.config, worker.data, split, folder)
-    if worker.ranks.rank == 0:  # what an earlier prediction with another checkpoint left
+    if worker.ranks.rank == 0:  # remove predictions of another checkpoint
         clear_folder(evaluation, worker.data, replace=True)
     worker.ranks.barrier()
     unfinished = evaluation.unfinished()

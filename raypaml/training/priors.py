@@ -1,4 +1,4 @@
-"""What schemes know before training begins: class priors of another run, the number of positives of an image."""
+"""What schemes know before training begins: class priors from another run, and the mean number of positives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raypaml.runs.run_folder import check_trained_classes
 
 
 def read_priors(run: str, data: DataFolder) -> Tensor:
-    """[K] mean scores of the classes, from a run of scheme `ignore` or a checkpoint of it."""
+    """Read the mean score [K] of every class from a run of scheme `ignore`, or from one of its checkpoints."""
     if not run:
         raise ValueError("scheme=csl needs class priors: train with --scheme ignore first, then give --priors RUN")
     if not Path(run).is_dir():
@@ -27,6 +27,6 @@ def read_priors(run: str, data: DataFolder) -> Tensor:
 
 
 def mean_positives(data: DataFolder) -> float:
-    """The mean number of observed positives of a validation image."""
+    """Mean number of observed positives per validation image."""
     index = data.splits["validation"]
     return len(index.positives.values) / len(index)

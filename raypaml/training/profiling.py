@@ -11,19 +11,19 @@ from raypaml.training.worker import Worker
 
 PROFILES = "profile"
 LEFT_OUT = 3
-"""First steps, in which memory is found and kernels are chosen."""
+"""First steps, which are not traced: memory is allocated and kernels are chosen in them."""
 WARM_UP = 2
-"""Steps traced and thrown away, for the tracer's own start is in them."""
+"""Steps traced but discarded, for the tracer's own start slows them down."""
 ROWS = 40
-"""Rows of the table of operations."""
+"""Rows of the table of the slowest operations."""
 
 
 @contextmanager
 def profiled(worker: Worker) -> Iterator[Callable[[], None]]:
-    """Trace as many steps as the run's setting `profile` says; gives what is to be called after every step.
+    """Trace as many steps as the setting `profile` says; yields a function to be called after every step.
 
-    Writes `profile/rank-R.json.gz`, for Perfetto (ui.perfetto.dev) or chrome://tracing, and `profile/rank-R.txt`, the
-    operations that took longest. Training that ends before leaves the steps that there were.
+    Writes `profile/rank-R.json.gz`, for Perfetto (ui.perfetto.dev) or chrome://tracing, and `profile/rank-R.txt`, a
+    table of the operations that took longest. Where training ends earlier, fewer steps are traced.
     """
     steps = worker.config.run.profile
     if not steps:

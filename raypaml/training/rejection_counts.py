@@ -1,4 +1,4 @@
-"""How many entries a run will reject, before it starts, and why it may never reject any."""
+"""How many entries a run will reject, told before it starts, and why it may never reject any."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from raypaml.losses.selection import rejection_count
 
 
 def plan_of(config: TrainConfig, index: Index) -> Plan:
-    """The plan of the training split, without mirroring and shuffle windows, which change no sizes."""
+    """Plan the training split, without mirroring and shuffle windows, which do not change sizes."""
     size = config.data.global_batch_size
     return Plan(num_samples=len(index), global_batch_size=size, lanes=config.data.lanes or default_lanes(size))
 
 
 def step_parts(config: TrainConfig, index: Index) -> list[int]:
-    """Images of every worker in a full step."""
+    """Number of images of each worker in a full step."""
     plan, workers = plan_of(config, index), config.run.workers
     return [len(plan.epoch(0, rank, workers)[0].rows) for rank in range(workers)]
 
 
 def most_rejected(config: TrainConfig, index: Index) -> int:
-    """Entries that a scheme with a rate rejects in a full step at the end of the run, over all workers; else 0."""
+    """Entries that all workers together reject in a full step at the end of the run; 0 for schemes without a rate."""
     loss, steps = config.loss, plan_of(config, index).steps
     rate = scheduled_rate(
         loss.scheme,
@@ -40,9 +40,9 @@ def most_rejected(config: TrainConfig, index: Index) -> int:
 
 
 def nothing_rejected(config: TrainConfig, index: Index) -> str:
-    """Why a scheme that rejects never rejects anything in this run, in one sentence; empty where it does, or is none.
+    """Why a scheme that rejects will reject nothing in this run, in a sentence; empty otherwise.
 
-    Whether a loss ever exceeds a threshold cannot be told before training.
+    Whether a loss ever exceeds a threshold (ll_r_abs and its kin) cannot be told before training.
     """
     loss, epochs = config.loss, config.optim.epochs
     rejects_by = scheme_of(loss.scheme).rejects_by

@@ -1,7 +1,7 @@
-"""Which entries were rejected in which epoch, written as training goes, for `raypaml.audit`.
+"""Which entries were rejected in which epoch, written during training for `raypaml audit`.
 
-<run>/rejected/0007-000120-0.parquet   of epoch 7, up to step 120, by rank 0. Steps that were trained again after an
-interruption are there twice, and counted once.
+<run>/rejected/0007-000120-0.parquet holds what rank 0 rejected in epoch 7 before step 120. Steps that were trained
+again after an interruption are there twice, and counted once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _NAME = re.compile(r"(\d{4,})-\d{6,}-\d+\.parquet")
 
 
 class Rejections:
-    """What one rank rejected since it last wrote."""
+    """Entries that one rank has rejected, until they are written to a file."""
 
     def __init__(self, run_folder: Path, index: Index, rank: int):
         self._folder, self._rank = run_folder / FOLDER, rank
         self._about = {"samples": str(len(index)), "vocabulary": index.vocabulary_digest}
         self.fresh = ComingEntries()
-        """Noted since it last wrote."""
+        """Entries noted since the last file was written."""
 
     def write(self, epoch: int, step: int) -> None:
-        """Write what was noted, of this epoch up to this step, whole or not at all; nothing where there is nothing."""
+        """Write the entries noted in this epoch before this step, whole or not at all; no file where there are none."""
         rows, classes = self.fresh.take()
         if not len(rows):
             return
@@ -46,12 +46,12 @@ class Rejections:
 
 
 def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]]:
-    """(epoch, entries rejected in it), in order; ValueError where they are of another data set."""
-    found: dict[int, list[Path]] = {}
+    """Yield each epoch and the entries rejected in it, in order; ValueError where they belong to another data set."""
+    by_epoch: dict[int, list[Path]] = {}
     for path in sorted((run_folder / FOLDER).glob("*.parquet")):
         if match := _NAME.fullmatch(path.name):
-            found.setdefault(int(match[1]), []).append(path)
-    for epoch, paths in sorted(found.items()):
+            by_epoch.setdefault(int(match[1]), []).append(path)
+    for epoch, paths in sorted(by_epoch.items()):
         yield epoch, np.unique(np.concatenate([_read(path, index) for path in paths]))
 
 

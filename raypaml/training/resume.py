@@ -1,4 +1,4 @@
-"""What outlives a worker: its checkpoints and records, saved, restored, and gone back to."""
+"""Checkpoints and records of a run: saving them during training, restoring them, and rolling back to the last one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raypaml.training.worker import Worker, build_worker
 
 
 def restore(worker: Worker) -> None:
-    """The state of the newest checkpoint that is whole, if there is any; else the weights that the run starts from."""
+    """Restore the newest valid checkpoint; where there is none, load the weights that the run starts from."""
     if worker.store:
         worker.now("fetching checkpoints")
         worker.store.pull_checkpoints()
@@ -32,7 +32,7 @@ def restore(worker: Worker) -> None:
         worker.saving.verified.note(path)
     if damaged:
         worker.report(Message(f"passed over damaged checkpoints: {', '.join(path.name for path in damaged)}"))
-    worker.ranks.barrier()  # nobody may save before all have looked
+    worker.ranks.barrier()  # all have looked before any saves
     if worker.ranks.rank == 0:
         checkpoint.sweep_unfinished(worker.run_folder / "checkpoints")
     if not valid:
@@ -45,14 +45,14 @@ def restore(worker: Worker) -> None:
     worker.calls.load(worker.state.callbacks)
     kept = checkpoint.read_memory(valid[-1])
     worker.scheme_state.restore(kept)
-    if not continue_stream(kept, worker.ranks):  # of an earlier version, or of another number of workers
+    if not continue_stream(kept, worker.ranks):  # saved by an earlier version, or by another number of workers
         begin_stream(worker.config.run.seed, worker.ranks.rank, worker.state.epoch, worker.state.step)
     count = worker.ranks.world_size
     worker.report(Message(f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"))
 
 
 def _begin(worker: Worker) -> None:
-    """Give a run at its start the weights of the run that it starts from, if it does."""
+    """Load the weights of the run that this one starts from (`--from`), if any."""
     if not worker.config.model.from_run:
         return
     worker.now("loading weights")
@@ -62,13 +62,13 @@ def _begin(worker: Worker) -> None:
 
 
 def roll_back(worker: Worker, error: DivergedError) -> Worker:
-    """A new worker at the last checkpoint; the error again where it is not the first at this step."""
+    """Return a new worker at the last checkpoint; FloatingPointError where this step has failed before."""
     if error.place in worker.rolled_back:
         raise FloatingPointError(f"{error}; again, after going back to the last checkpoint") from None
     worker.report(Message(f"{error}; going back to the last checkpoint"))
     settle_saving(worker)
     ranks = worker.ranks
-    ranks.barrier()  # it is there for all
+    ranks.barrier()  # the checkpoint is there for all
     fresh = build_worker(worker.config, worker.data.address, worker.run_folder, ranks.device, worker.report)
     fresh.saving, fresh.calls = worker.saving, worker.calls
     fresh.rolled_back = worker.rolled_back | {error.place}
@@ -78,7 +78,7 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
 
 @contextmanager
 def saving(current: Callable[[], Worker]) -> Iterator[None]:
-    """However the block ends, what it began to save is committed then, and callbacks are told of the end."""
+    """When the block ends, normally or by an error, commit what is being saved, and tell callbacks of the end."""
     with told_of_the_end(lambda: current().calls):
         try:
             yield
@@ -95,25 +95,24 @@ def saving(current: Callable[[], Worker]) -> Iterator[None]:
 
 
 def settle_saving(worker: Worker) -> None:
-    """Wait until what this worker saved last is committed; say, or raise, what there is to be said of it."""
+    """Wait until this worker's last checkpoint is committed; report its warning, or raise its error."""
     if worker.saving.is_running:
         worker.now("waiting until the last checkpoint is written")
-    if said := worker.saving.wait():
-        worker.say(said)
+    if warning := worker.saving.wait():
+        worker.say(warning)
     worker.calls.tell_checkpoints()
 
 
-def hear_of_saving(worker: Worker) -> None:
-    """The same, where it has ended already."""
+def settle_finished_saving(worker: Worker) -> None:
+    """Do what `settle_saving` does, unless that would have to wait."""
     if not worker.saving.is_running:
         settle_saving(worker)
 
 
 def save_state(worker: Worker) -> None:
-    """Begin a checkpoint of what all ranks hold, and the records that go with it; the one before is then committed.
+    """Begin a checkpoint of all ranks' state, with its records, after the one before is committed; a collective.
 
-    Only copying it takes the time of a step; the rest is the thread's. Ranks exchange what goes into it; none
-    waits until it is written.
+    Training waits only until the state is copied; another thread writes it.
     """
     settle_saving(worker)
     worker.now("saving")
@@ -141,7 +140,10 @@ def save_state(worker: Worker) -> None:
 def _commit(
     worker: Worker, snapshot: Snapshot, metrics: str, skipped: list[tuple[int, int, Reason]], place: str
 ) -> str:
-    """Write the checkpoint, then what must not be ahead of it. In another thread: of the worker only what stays."""
+    """Write a checkpoint, then the records, which must not be ahead of it; returns a warning, or "".
+
+    This runs in another thread, which must not read what training changes in the worker.
+    """
     folder, verified = worker.run_folder / "checkpoints", worker.saving.verified
     written = write_checkpoint(folder, snapshot)
     verified.note(written)
@@ -154,7 +156,7 @@ def _commit(
 
 
 def share_checkpoints(worker: Worker) -> None:
-    """The checkpoints of rank 0 on every node; what the store did not take yet, it must take now."""
+    """Give every node the checkpoints of rank 0; a store that has not taken all of them yet must do so now."""
     settle_saving(worker)
     if worker.store and worker.ranks.rank == 0:
         worker.store.push_checkpoints()
@@ -165,13 +167,13 @@ def share_checkpoints(worker: Worker) -> None:
 
 
 def _push(worker: Worker, store: Mirror, place: str) -> str:
-    """To the store. One that is out of order does not stop the run: the next checkpoint takes along what is missing.
+    """Copy checkpoints and records to the store; returns a warning where it does not answer, else "".
 
-    Returns what is then to be said.
+    Training goes on without the store; the next checkpoint copies what is missing.
     """
     try:
         if worker.config.run.history:
-            store.push_new(rejections.FOLDER)  # every rank has written its own
+            store.push_new(rejections.FOLDER)  # each rank writes its own
         if worker.ranks.rank == 0:
             store.push_checkpoints()
             store.push(METRICS_FILE, "skipped.jsonl", "logs")

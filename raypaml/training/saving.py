@@ -1,4 +1,4 @@
-"""Saving while training goes on: a thread of its own commits one checkpoint while the next steps run."""
+"""Saving while training goes on: a separate thread commits a checkpoint while the next steps run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raypaml.runs.checkpoint_writer import HostCopies
 
 
 class Saving:
-    """What one worker is saving: one thing at a time, in a thread."""
+    """The thread in which one worker commits its checkpoints, one at a time."""
 
     def __init__(self) -> None:
         self.host, self.verified = HostCopies(), Verified()
@@ -19,16 +19,16 @@ class Saving:
 
     @property
     def is_running(self) -> bool:
-        """Whether something is being saved."""
+        """Whether a checkpoint is being committed."""
         return self._running is not None and not self._running.done()
 
     def start(self, commit: Callable[[], str]) -> None:
-        """Let the thread commit this; it returns what is to be said of it, if anything. The last one has ended."""
+        """Let the thread call `commit`, which returns a warning or ""; the one before has been waited for."""
         assert self._running is None
         self._running = self._thread.submit(commit)
 
     def wait(self) -> str:
-        """Wait until all is committed; what is to be said of it, once. Raises what went wrong with it, once."""
+        """Wait for the last commit; returns its warning, or raises its error, only once."""
         running, self._running = self._running, None
         return running.result() if running else ""
 

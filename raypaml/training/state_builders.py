@@ -1,4 +1,4 @@
-"""The state that a run's scheme begins with."""
+"""Building the state with which a run's scheme starts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from raypaml.training.scheme_state import ClassMeans, ClassPriors, ExpectedPosit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """What the state at the start of a run is made from."""
+class StateSources:
+    """What the initial state of a scheme is built from."""
 
     config: TrainConfig
     data: DataFolder
     settings: Mapping[str, float]
-    """All settings of the scheme, given or by default."""
+    """All settings of the scheme, given or default."""
 
 
-STATE_BUILDERS: dict[str, Callable[[Start], SchemeState]] = {
+STATE_BUILDERS: dict[str, Callable[[StateSources], SchemeState]] = {
     "": lambda _: SchemeState(),
     "class_means": lambda start: ClassMeans(len(start.data.vocabulary), last_epoch=bool(start.settings["last_epoch"])),
     "class_priors": lambda start: ClassPriors(read_priors(start.config.loss.priors, start.data)),
@@ -42,11 +42,11 @@ STATE_BUILDERS: dict[str, Callable[[Start], SchemeState]] = {
         start.data.splits["train"], mean_positives(start.data), start.settings
     ),
 }
-"""The state at the start, by what the record of a scheme declares as its `state`."""
+"""Functions that build the initial state, by the name that a scheme's record declares as its `state`."""
 
 
 def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
-    """The state of the run's scheme, at the start.
+    """Build the initial state of a run's scheme.
 
     Raises:
         ValueError: settings, schedule, priors or labels are not as the scheme needs them.
@@ -54,12 +54,10 @@ def scheme_state_of(config: TrainConfig, data: DataFolder) -> SchemeState:
     loss = config.loss
     scheme = scheme_of(loss.scheme)
     if scheme.needs_truth and not data.splits["train"].has_truth:
-        raise ValueError(
-            f"scheme={scheme.name}: {data.path} does not know its full labels; choose a partial-label scheme"
-        )
+        raise ValueError(f"scheme={scheme.name}: {data.path} has no full labels; choose a scheme for partial labels")
     settings = all_settings(scheme.name, loss.scheme_settings, loss.scheme_defaults)
     last = rejecting_epochs(config.optim.epochs, loss.warmup_epochs) + (loss.schedule == "samples")
     check_schedule(scheme.name, settings, last)
     builder = named_function(scheme.state) if ":" in scheme.state else STATE_BUILDERS[scheme.state]
-    state: SchemeState = builder(Start(config=config, data=data, settings=settings))
+    state: SchemeState = builder(StateSources(config=config, data=data, settings=settings))
     return state

@@ -1,9 +1,9 @@
 """One training step: forward, rejection, loss, gradients, update, count.
 
-With micro batches (gradient accumulation) a step passes twice: first without gradients, for the logits of the whole
-part, so that rejection sees the same global batch as ever; then micro batch by micro batch with gradients, each from
-its rows of the loss's gradient by the logits. The sum is that of one large pass, at one more forward pass. Only
-BatchNorm makes a difference, as its statistics are a micro batch's, the same in both passes and counted once.
+With micro batches (gradient accumulation) a step makes two passes: first without gradients, for the logits of the whole
+part, so that rejection sees the whole global batch; then with gradients, micro batch by micro batch, each from its rows
+of the loss's gradient with respect to the logits. The sum equals that of one large pass, for the price of one more
+forward pass, except with BatchNorm, whose statistics are a micro batch's, the same in both passes and counted once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from raypaml.training.learning_rates import follow_schedule
 from raypaml.training.nonfinite import (
     Buffers,
     DivergenceCheck,
-    DoubtfulStep,
     FiniteCheck,
+    PendingStep,
     check_gradients,
 )
 from raypaml.training.outcome import StepOutcome, keep_outcome, skip_outcome
@@ -42,12 +42,12 @@ from raypaml.training.worker import COMPILING, Worker
 def train_step(worker: Worker, batch: Batch) -> None:
     """Train on one global batch, of which `batch` is this rank's part.
 
-    Compiled graphs are of the sizes of a whole batch. A short one, the last of an epoch or one with broken samples,
-    goes through the network uncompiled, and is not padded, for BatchNorm and the loss would see that.
+    Compiled graphs have the sizes of a whole batch. A shorter one, the last of an epoch or one with broken samples,
+    runs uncompiled; it is not padded, because BatchNorm and the loss would see the padding.
 
     Raises:
-        FloatingPointError: logits are not finite, on a GPU those of the step before.
-        DivergedError: with nonfinite=rollback, the step before was not finite on some rank; on every rank at once.
+        FloatingPointError: logits are not finite; on a GPU those of the step before.
+        DivergedError: with nonfinite=rollback, the step before was not finite on some rank; all ranks raise it.
     """
     if not worker.config.optim.compile:
         _step(worker, batch)
@@ -63,7 +63,7 @@ def train_step(worker: Worker, batch: Batch) -> None:
 
 def _step(worker: Worker, batch: Batch) -> None:
     config, ranks = worker.config, worker.ranks
-    check_labels(batch.labels, config.loss.scheme)  # on the host: of a GPU one would have to wait for the answer
+    check_labels(batch.labels, config.loss.scheme)  # on the host, so that nothing waits for a GPU
     sent, pieces = _send(worker, batch), _pieces(worker, batch)
     images, labels = sent.images, sent.labels
     twice = config.optim.micro_batch_size > 0 and len(pieces) > 1
@@ -78,7 +78,7 @@ def _step(worker: Worker, batch: Batch) -> None:
     finite = finite_rows(logits)
     finite_check = FiniteCheck(HostCopy.of(finite), batch.keys, f"rank {ranks.rank}, {worker.place}")
     if careful:
-        logits = logits.masked_fill(~finite[:, None], 0.0)  # the loss takes finite ones only
+        logits = logits.masked_fill(~finite[:, None], 0.0)  # the loss refuses others
     else:
         worker.finite_check = finite_check
         if ranks.device.type == "cpu":
@@ -89,7 +89,7 @@ def _step(worker: Worker, batch: Batch) -> None:
     loss, rejected = _loss(worker, batch, logits, labels)
 
     # --- Gradients --------------------------------------------------------------------------------------------
-    (gradient,) = torch.autograd.grad(loss, logits)  # 0 for those that only rank
+    (gradient,) = torch.autograd.grad(loss, logits)  # 0 for the logits that are only for ranking
     worker.optimizer.zero_grad(set_to_none=True)
 
     def output(number: int) -> Tensor:
@@ -102,13 +102,13 @@ def _step(worker: Worker, batch: Batch) -> None:
             check_gradients(worker.model, finite_check.where)
     else:
         for number, piece in enumerate(pieces):
-            with _gradients_stay(worker) if number < len(pieces) - 1 else nullcontext():
-                # the wrapper averages over ranks
+            with _without_reduction(worker) if number < len(pieces) - 1 else nullcontext():
+                # DistributedDataParallel averages over ranks; the loss is already a share of the global mean
                 output(number).backward(gradient[piece] * ranks.world_size)  # type: ignore[no-untyped-call]
         CLOCK.arrive(ranks.device)
         lay_out_gradients(worker.model)
 
-    # --- Update, and what is kept -----------------------------------------------------------------------------
+    # --- Update -----------------------------------------------------------------------------------------------
     outcome = _outcome(worker, batch, sent, logits, loss, rejected)
     if buffers is None:
         _update(worker)
@@ -117,14 +117,14 @@ def _step(worker: Worker, batch: Batch) -> None:
         check = DivergenceCheck.about(finite_check, finite, worker.model, ranks, worker.place)
         _update_where_finite(worker, buffers, check.bad.any())
         left_out = partial(skip_outcome, worker, outcome) if config.run.nonfinite == "skip" else None
-        worker.finite_check = DoubtfulStep(check, partial(keep_outcome, worker, outcome), left_out)
+        worker.finite_check = PendingStep(check, partial(keep_outcome, worker, outcome), left_out)
 
 
 def settle(worker: Worker) -> None:
-    """Finish the last step, once it is known whether it was finite.
+    """Wait until it is known whether the last step was finite, and complete it; with nonfinite=skip, or skip it.
 
     Raises:
-        FloatingPointError: it was not; DivergedError with nonfinite=rollback. With nonfinite=skip it is left out.
+        FloatingPointError: it was not; with nonfinite=rollback a DivergedError.
     """
     check, worker.finite_check = worker.finite_check, None
     if check is not None:
@@ -133,18 +133,18 @@ def settle(worker: Worker) -> None:
 
 @dataclass(frozen=True)
 class _Sent:
-    """What a step needs of its batch, on the device."""
+    """A batch on the device, ready for the step."""
 
     images: Tensor
     """uint8 [B, 3, H, W], augmented, or float16 features [B, D, h, w] where these are kept."""
     labels: Tensor
-    """int8 [B, K], corrected ones positive."""
+    """int8 [B, K]; corrected entries are positive."""
     truth: Tensor | None
-    """int8 [B, K], where it is known."""
+    """int8 [B, K] full labels, where they are known."""
 
 
 def _send(worker: Worker, batch: Batch) -> _Sent:
-    """The batch on the device; a GPU copies it while it computes the step before."""
+    """Send a batch to the device; a GPU copies it while it computes the step before."""
     labels = worker.corrections.apply(batch.labels, batch.rows)
     known = [] if batch.truth is None else [batch.truth]
     images, labels, flip, *known = send((batch.images, labels, batch.flip, *known), worker.ranks.device)
@@ -155,14 +155,14 @@ def _send(worker: Worker, batch: Batch) -> _Sent:
 
 
 def _augmented(worker: Worker, batch: Batch, images: Tensor) -> Tensor:
-    """The images as this epoch changes them: once a step, so that both passes and all pieces see the same."""
+    """Augment images, once a step, so that both passes and all micro batches see the same ones."""
     config, augmentation = worker.config, worker.config.augmentation
     numbers = augmentation.numbers(config.data.augment_settings)
     return augment(images, augmentation, numbers, Draws(config.run.seed, worker.state.epoch, batch.rows))
 
 
 def _pieces(worker: Worker, batch: Batch) -> list[slice]:
-    """What goes through the network at once: lanes if reproducible, else micro batches, else all of this part."""
+    """The slices of the batch that pass through the network one by one: lanes, micro batches, or the whole part."""
     if worker.config.optim.reproducible:
         return lane_slices(batch.lane_sizes)
     size = worker.config.optim.micro_batch_size or max(1, len(batch.rows))
@@ -170,7 +170,7 @@ def _pieces(worker: Worker, batch: Batch) -> list[slice]:
 
 
 def _forward(worker: Worker, images: Tensor) -> Tensor:
-    """Logits [b, K]. An empty part of a short last batch still takes part in what ranks do together, with zeros."""
+    """Compute logits [b, K]; for no images by a pass of zeros, because all ranks must take part in collectives."""
     padded = images if len(images) else images.new_zeros((1, *images.shape[1:]))
     with autocast(worker.config.optim.precision, worker.ranks.device):
         logits: Tensor = worker.wrapped(padded)
@@ -179,7 +179,7 @@ def _forward(worker: Worker, images: Tensor) -> Tensor:
 
 @contextmanager
 def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """A first pass: no gradients, and running statistics stay as they are."""
+    """Within the block compute no gradients, and leave BatchNorm's running statistics unchanged."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momentum = [norm.momentum for norm in norms]
     for norm in norms:
@@ -190,22 +190,23 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
         norm.momentum = value
 
 
-def _gradients_stay(worker: Worker) -> AbstractContextManager[None]:
-    """Not the last micro batch: gradients add up on this rank, to be added over ranks with the last."""
+def _without_reduction(worker: Worker) -> AbstractContextManager[None]:
+    """Within the block gradients add up on this rank; with the last micro batch they are reduced over the ranks."""
     if worker.ranks.group is None:
         return nullcontext()
-    stay: AbstractContextManager[None] = worker.wrapped.no_sync()  # type: ignore[operator]
-    return stay
+    unsynchronised: AbstractContextManager[None] = worker.wrapped.no_sync()  # type: ignore[operator]
+    return unsynchronised
 
 
 def _no_logits(worker: Worker) -> Tensor:
+    """Logits of no images, [0, K] or [0, 2 K]: the result where a rank has no lane of a short last batch."""
     head = worker.model.head
     columns = head.out_channels * (1 if worker.model.rejection_alpha is None else 2)
     return head.weight.new_zeros((0, columns))
 
 
 def _loss(worker: Worker, batch: Batch, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and rejected entries of logits as the model gives them, [B, K] or [B, 2 K]."""
+    """Loss and rejected entries for the model's logits: [B, K], or [B, 2 K] with a second set for ranking."""
     config, state = worker.config.loss, worker.state
     ranking = None
     if worker.model.rejection_alpha is not None:
@@ -244,18 +245,18 @@ def _outcome(worker: Worker, batch: Batch, sent: _Sent, logits: Tensor, loss: Te
 
 
 def _update_where_finite(worker: Worker, buffers: Buffers, diverged: Tensor) -> None:
-    """The same as `_update`, but nothing changes where a scalar of the device says that the step is not finite."""
+    """Call `_update`, but change nothing where `diverged`, a bool scalar on the device, is true."""
     buffers.restore_where(diverged)
-    worker.optimizer.found_inf = diverged.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it
+    worker.optimizer.found_inf = diverged.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
     _update(worker)
 
 
 def _update(worker: Worker) -> None:
-    """One step of the optimizer."""
+    """Make one step of the optimizer."""
     optim = worker.config.optim
     if optim.clip_gradient:
         nn.utils.clip_grad_norm_(worker.model.parameters(), optim.clip_gradient)
     follow_schedule(worker.optimizer, optim, worker.steps_done, worker.plan.steps)
     worker.optimizer.step()
-    if worker.average is not None:  # now, for the next forward pass changes them again
+    if worker.average is not None:  # now, because the next forward pass changes them
         copy_buffers(worker.average, worker.model)

@@ -1,7 +1,8 @@
-"""Who hangs: hears the beats of all workers of a run (`training.watchdog`), and blames some when none has moved.
+"""Finding the worker that hangs, from the heartbeats that all workers of a run send (`training.watchdog`).
 
-Those that are silent (stopped, or their machine is lost), else those that are furthest behind: the others wait for them
-in a collective. Without torch, which the process that hears them need not import.
+When no worker has made progress for too long, those whose heartbeats have stopped (their process is stopped, or their
+machine lost) are to blame; if there are none, those that are furthest behind, for which the others wait in a
+collective. This module does without torch, which the process that receives heartbeats need not import.
 """
 
 from __future__ import annotations
@@ -11,45 +12,50 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 COMPILING_LIMITS = 6
-"""The limit is so many times as long while a worker compiles its network: that one step takes minutes."""
+"""Factor on the limit while a worker compiles its network, a step that takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beat:
-    """What a worker says of itself."""
+    """A heartbeat: what a worker reports of itself every few seconds."""
 
     rank: int
     world_size: int
     process: str
-    """Host and process id: another process of the same rank is another life of it."""
+    """Host and process id; a rank that was started again has another."""
     moves: int
+    """How often the worker has gone from one activity to the next."""
     place: str
+    """Where it is in training, and what it does there."""
     compiling: bool = False
 
 
 Beats = Callable[[Beat], bool]
-"""Takes a beat; answers whether this process is to end at once."""
+"""Takes a heartbeat; answers whether the process that sent it is to end at once."""
 
 
 @dataclass
 class _Known:
     beat: Beat
     heard: float
+    """When the last heartbeat came, in seconds."""
     moved: float
+    """When its progress was last seen, in seconds."""
 
 
 @dataclass
 class Watch:
-    """Hears the beats of all workers of a run and says who hangs."""
+    """Receives the heartbeats of all workers of a run and says who hangs."""
 
     limit: float
-    """Seconds without a move of anybody."""
+    """Seconds without progress of any worker after which the run hangs."""
     known: dict[int, _Known] = field(default_factory=dict)
+    """The last heartbeat of each rank."""
     condemned: set[str] = field(default_factory=set)
     """Processes that are to end."""
 
     def hear(self, beat: Beat, now: float | None = None) -> bool:
-        """Note a beat; whether its process is to end. One that was stopped and goes on has the whole limit again."""
+        """Note a heartbeat; whether its process is to end. A process that was suspended gets the whole limit again."""
         now = time.monotonic() if now is None else now
         before = self.known.get(beat.rank)
         same = before is not None and (before.beat.process, before.beat.moves) == (beat.process, beat.moves)
@@ -59,7 +65,7 @@ class Watch:
         return beat.process in self.condemned
 
     def hung(self, now: float | None = None) -> list[str]:
-        """A line for each worker to blame, once, if none has moved for the limit; all are then to end."""
+        """A line for each worker to blame, once, where none has made progress for the limit; all are then to end."""
         now = time.monotonic() if now is None else now
         known = [known for _, known in sorted(self.known.items()) if known.beat.process not in self.condemned]
         silent = [known for known in known if now - known.heard > self.limit / 2]
@@ -75,6 +81,7 @@ class Watch:
 
 def _line(known: _Known, now: float, silent: bool) -> str:
     rank = known.beat.rank
-    said = f"nothing heard of it for {now - known.heard:.0f} s" if silent else f"no move for {now - known.moved:.0f} s"
-    line = f"rank {rank} ({known.beat.process}) hangs, {said}: {known.beat.place}"
-    return line if silent else f"{line}; it leaves its stacks in logs/worker-{rank}-stacks.txt"
+    silence, pause = now - known.heard, now - known.moved
+    why = f"no heartbeat for {silence:.0f} s" if silent else f"no progress for {pause:.0f} s"
+    line = f"rank {rank} ({known.beat.process}) hangs, {why}: {known.beat.place}"
+    return line if silent else f"{line}; its stacks are in logs/worker-{rank}-stacks.txt"

@@ -1,7 +1,7 @@
-"""A watchdog of our own: workers say where they are, also while they are stuck; who has not moved for long is named.
+"""The watchdog: a thread of each worker sends heartbeats that say where it is, even while it is stuck.
 
-Ray ends a worker that does not answer after minutes, and without a word about where it was. Here each worker beats from
-a thread of its own; `training.watch` hears all of them and says who hangs.
+`training.watch` receives them and says who hangs. Ray itself ends a worker that does not answer only after minutes, and
+does not say where it was.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from raypaml.training.watch import Beat, Beats
 from raypaml.training.worker import COMPILING, Worker
 
 BEAT_SECONDS = 5.0
+"""Time between two heartbeats, at most."""
 TRACE_SECONDS = 20.0
-"""A worker has so long to write down where it stands; then it ends."""
+"""Time that a hanging worker has to write its stacks before it ends."""
 HUNG = 70
-"""Exit code of a worker that was told to end."""
+"""Exit code of a worker that ended because it hung."""
 
 
 @contextmanager
 def beating(current: Callable[[], Worker], hear: Beats | None) -> Iterator[None]:
-    """Beat for the current worker from a thread, until the end of the block; end the process when told to."""
+    """During the block send heartbeats of the current worker from a thread; end the process if the answer says so."""
     over = threading.Event()
     if hear is None:
         yield
@@ -58,21 +59,21 @@ def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> 
             compiling=worker.doing == COMPILING,
         )
         if hear(beat):
-            faulthandler.dump_traceback(file=2, all_threads=True)  # where it really stands; of a Ray worker, in its log
+            faulthandler.dump_traceback(file=2, all_threads=True)  # to standard error, which is a Ray worker's log
             traces = threading.Thread(target=leave_traces, args=(worker, beat), daemon=True)
             traces.start()
-            traces.join(TRACE_SECONDS)  # what hangs may be the folder's disk
+            traces.join(TRACE_SECONDS)  # not for ever: it may be the folder's disk that hangs
             os._exit(HUNG)
         if over.wait(min(BEAT_SECONDS, worker.config.run.hang_seconds / 5)):
             return
 
 
 def leave_traces(worker: Worker, beat: Beat) -> None:
-    """Write into the run's logs where this process stands, for people: it is about to be ended.
+    """Write into the run's logs where this process is stuck, before it is ended.
 
-    `worker-RANK-stacks.txt` gets the Python stacks of all threads; `worker-RANK-collectives.json` the newest
-    collectives, finished or not, that torch's flight recorder holds for this process (of NCCL, or of gloo), if it is on
-    (TORCH_FR_BUFFER_SIZE, with NCCL TORCH_NCCL_TRACE_BUFFER_SIZE, above 0).
+    `worker-RANK-stacks.txt` gets the Python stacks of all threads. `worker-RANK-collectives.json` gets the newest
+    collectives of NCCL or gloo, finished or not, from torch's flight recorder, if that is on (TORCH_FR_BUFFER_SIZE, or
+    with NCCL TORCH_NCCL_TRACE_BUFFER_SIZE, above 0).
     """
     logs, rank = worker.run_folder / "logs", beat.rank
     logs.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def leave_traces(worker: Worker, beat: Beat) -> None:
 
 
 def _flight_record() -> bytes | None:
-    """What the flight recorder of this process's group holds, as JSON; None where it is off or torch has none."""
+    """The content of torch's flight recorder, as JSON; None where it is off, empty, or torch has none."""
     if not dist.is_initialized():
         return None
     name = "_dump_nccl_trace_json" if dist.get_backend() == "nccl" else "_dump_fr_trace_json"

@@ -1,4 +1,4 @@
-"""What one worker holds from its first step to its last."""
+"""The worker: everything that one rank holds during training, how it is built, and how it enters an epoch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from raypaml.runs.models import build_model, placed, prepare_device
 from raypaml.runs.random_streams import begin_stream
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
-from raypaml.training.callbacks import Calls
+from raypaml.training.callbacks import CallbackHandler
 from raypaml.training.class_counts import ClassCounts
 from raypaml.training.gradients import check_draws_nothing, check_reproducible
-from raypaml.training.nonfinite import DoubtfulStep, FiniteCheck
+from raypaml.training.nonfinite import FiniteCheck, PendingStep
 from raypaml.training.optimizers import build_optimizer
 from raypaml.training.rejections import Rejections
 from raypaml.training.saving import Saving
@@ -40,16 +40,17 @@ from raypaml.training.state_builders import scheme_state_of
 READING = "reading"
 COMPILING = "compiling"
 _NAMED = 3
-"""Shards that a message names."""
+"""Most shards that a message names."""
 TALLY = ("loss", "samples", "rejected", "rejected_missed", "missed")
+"""Names of the counts that are summed over the steps of an epoch and over ranks; `loss` is weighted by samples."""
 TIMES = ("rank_seconds", "data_seconds", "collective_seconds")
-"""Sums over steps and ranks that follow those of TALLY in a checkpoint: all time spent training, waiting for data, and
-in collectives. NaN where the epoch was begun by an earlier version, which did not count them."""
+"""Names of the times that are summed like TALLY and follow it in checkpoints: all training, waiting for data, and in
+collectives. NaN in an epoch begun by an earlier version, which did not measure them."""
 
 
 @dataclass
 class Worker:
-    """What one worker holds."""
+    """Everything that one rank holds during training."""
 
     config: TrainConfig
     run_folder: Path
@@ -58,74 +59,75 @@ class Worker:
     plan: Plan
     model: CamClassifier
     wrapped: nn.Module
-    """The model as training calls it: compiled, and its gradients averaged over ranks, or just as it is."""
+    """The model as training calls it: compiled and wrapped to average gradients over ranks, where that is asked for."""
     average: CamClassifier | None
-    """The weights' average over steps, if there is one."""
+    """The moving average of the weights, if the run has one."""
     optimizer: torch.optim.Optimizer
     state: State
     corrections: Corrections
     scheme_state: SchemeState
-    """What the scheme remembers from step to step, besides corrections."""
+    """The state that the scheme keeps from step to step, besides corrections."""
     rejections: Rejections
     report: Report
     store: Mirror | None
-    """Of the run folder, where the storage is an object store."""
+    """The copy of the run folder in an object store, if the storage is one."""
     tally: Tensor
-    """Float64 sums named by TALLY, of this rank, since the last agreement."""
+    """Float64 sums named by TALLY, of this rank since ranks last agreed on their progress."""
     class_counts: ClassCounts
-    """Rejections by class, of this rank, since the last agreement."""
+    """Rejections by class, of this rank since the last agreement."""
     skipped: list[Skip] = field(default_factory=list)
-    """Broken samples of this rank since the last agreement."""
+    """Samples that this rank has skipped since the last agreement."""
     data_seconds: float = 0.0
-    """That this rank waited for batches since the last agreement."""
+    """Seconds that this rank has waited for batches since the last agreement."""
     saving: Saving = field(default_factory=Saving)
     probe: DriftProbe | None = None
-    """On rank 0, if the run has a reference."""
+    """Comparison with the reference, on rank 0, if the run has one."""
     features: dict[str, Features] = field(default_factory=dict)
     """Kept features of `train` and `validation`, while the backbone is frozen."""
-    finite_check: FiniteCheck | DoubtfulStep | None = None
-    """Knows whether the last step was finite; with nonfinite=skip or rollback it then finishes the step."""
+    finite_check: FiniteCheck | PendingStep | None = None
+    """Whether the last step was finite; with nonfinite=skip or rollback it is also completed then."""
     compiled: bool = False
     """Whether a whole batch has gone through the compiled network."""
     notice: bool = False
-    """A machine is about to be taken away, and it is not said yet that the state is saved."""
+    """Whether a preemption was announced whose checkpoint is not reported yet."""
     report_steps: int = 1
-    """Steps between two agreements; every rank's is the same."""
-    calls: Calls = field(default_factory=Calls)
-    """The program's callbacks, on rank 0."""
+    """Steps between two agreements; the same on all ranks."""
+    calls: CallbackHandler = field(default_factory=CallbackHandler)
+    """The program's callbacks, called on rank 0."""
     rolled_back: frozenset[str] = frozenset()
-    """Places that were not finite and from which this worker went back."""
+    """Steps that were not finite and from which training has rolled back, as epoch and step in messages."""
     doing: str = "starting"
+    """What the worker does now, for the watchdog."""
     moves: int = 0
-    """Times that `doing` was set: who of several stuck workers has the fewest is waited for."""
+    """How often `doing` was set: of several stuck workers, the others wait for the one with the fewest."""
 
     def now(self, doing: str) -> None:
-        """Note what this worker does from here on."""
+        """Note what this worker does from now on."""
         self.doing = doing
         self.moves += 1
 
     @property
     def evaluated(self) -> CamClassifier:
-        """The model to evaluate and keep."""
+        """The model that is evaluated and kept: the average, if there is one."""
         return self.average or self.model
 
     def say(self, text: str) -> None:
-        """Report a line for people."""
+        """Report a line for the user."""
         self.now(text)
         self.report(Message(text))
 
     @property
     def steps_done(self) -> int:
-        """Steps since training began, before the one that it is at."""
+        """Steps since training began, without the current one."""
         return self.state.epoch * self.plan.steps + self.state.step
 
     @property
     def place(self) -> str:
-        """Where training is, for messages: the step that it is at."""
+        """The current epoch and step, for messages."""
         return place_text(self.state.epoch, self.state.step)
 
     def whereabouts(self, *, stuck: bool) -> str:
-        """Place and activity; if stuck in reading, of which shards. Safe to ask from another thread."""
+        """Place and activity and, where reading is stuck, the shards read; may be called from another thread."""
         state, text = self.state, f"{self.place}, {self.doing}"
         if not (stuck and self.doing == READING and state.step < self.plan.steps):
             return text
@@ -138,7 +140,7 @@ class Worker:
 def build_worker(
     config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report
 ) -> Worker:
-    """Build a new worker: data, plan, model from the seed, optimizer."""
+    """Build a new worker: its data, its plan, a model initialised from the seed, and its optimizer."""
     ranks = Ranks.here(device)
     data = open_folder(data_folder, **config.data.opening)
     index = data.splits["train"]
@@ -170,7 +172,7 @@ def build_worker(
             height, width, _ = Reader(data.shards, index, (), skip_broken=True).shape
             check_draws_nothing(model, height, width)
         torch.backends.cudnn.deterministic = True
-    if ranks.rank > 0:  # another dropout mask on every rank; the weights above are the same on all
+    if ranks.rank > 0:  # ranks draw different dropout masks; the weights above are the same on all
         begin_stream(config.run.seed, ranks.rank, 0, 0)
     scheme_state = scheme_state_of(config, data)
     scheme_state.live_on(device)
@@ -197,21 +199,22 @@ def build_worker(
 
 
 def _wrapped(module: nn.Module, config: TrainConfig, ranks: Ranks) -> nn.Module:
-    """What training calls: compiled, then wrapped, for the forward of what averages gradients breaks a graph.
+    """Compile a model, then wrap it to average gradients over ranks, where that is asked for.
 
-    torch still cuts the graph at the buckets of gradients, so that these leave while the rest is computed.
+    In the other order, the forward pass of the wrapper would break the graph. torch still cuts the graph at the buckets
+    of gradients, so that these are reduced while the others are computed.
     """
     if config.optim.compile:
-        torch.compiler.reset()  # the graphs of what was trained before, of which torch keeps only so many
+        torch.compiler.reset()  # forget the graphs of earlier models, for torch keeps only so many
         module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
     return module if config.optim.reproducible else ranks.wrap(module)
 
 
 def enter_epoch(worker: Worker) -> bool:
-    """Freeze the backbone, or let it learn, as this epoch asks; kept features are computed, opened or removed.
+    """Freeze the backbone or let it learn, as the epoch requires; compute, open or remove kept features.
 
     Returns:
-        False where the worker was asked to stop before all features were there.
+        False where the worker was asked to stop before all features were computed.
     """
     config, model = worker.config, worker.model
     frozen = worker.state.epoch < config.optim.freeze_backbone
@@ -221,8 +224,8 @@ def enter_epoch(worker: Worker) -> bool:
     worker.features = {}
     if frozen and config.augmentation.changes_images and config.optim.feature_cache != "off":
         worker.say(
-            f"augment={config.data.augment}: frozen epochs compute the backbone's features again, as every epoch's "
-            "images are others; --augment none --no-flip keeps them"
+            f"augment={config.data.augment}: frozen epochs compute the backbone's features again, because images change "
+            "in every epoch; with --augment none --no-flip they are computed once"
         )
     if frozen and keeps_features(config):
         for split in ("train", "validation"):
@@ -238,14 +241,14 @@ def enter_epoch(worker: Worker) -> bool:
 
 
 def kept_features(worker: Worker, split: str) -> Features | None:
-    """The features of a split by the worker's model, computed where they are not there; None if asked to stop."""
+    """Open the kept features of a split, after computing those that are missing; None where asked to stop."""
     return open_features(
         worker.model, worker.data, split, worker.ranks, worker.config, worker.run_folder, _FeatureListener(worker)
     )
 
 
 class _FeatureListener:
-    """Lets a worker tell how far its features are, and hear meanwhile whether to stop."""
+    """Reports the progress of computing features, and notes whether the answer is to stop."""
 
     def __init__(self, worker: Worker):
         self._worker, self._asked = worker, False
@@ -265,9 +268,9 @@ class _FeatureListener:
 
 
 def drop_features(worker: Worker) -> None:
-    """Remove the features that the run kept for itself."""
+    """Close kept features, and remove those in the run's own folder."""
     worker.features = {}
-    worker.ranks.barrier()  # nobody reads them any more
+    worker.ranks.barrier()  # no rank reads them any more
     if worker.ranks.rank == 0:
         shutil.rmtree(worker.run_folder / RUN_FOLDER, ignore_errors=True)
 
