@@ -6,10 +6,9 @@ them unchanged where `found_inf` says that the step is not finite.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any
 
 import torch
-from torch import nn
 
 from raypaml.model.cam import CamClassifier
 from raypaml.settings import OptimConfig
@@ -36,18 +35,9 @@ def build_optimizer(model: CamClassifier, optim: OptimConfig) -> torch.optim.Opt
     return kind(groups, lr=optim.lr, fused=True)
 
 
-class ParameterGroup(TypedDict):
-    """Weights with settings of their own, as torch's optimizers take them."""
-
-    params: list[nn.Parameter]
-    lr_mult: float
-    """Multiple of the backbone's learning rate."""
-    weight_decay: float
-
-
-def _groups(model: CamClassifier, optim: OptimConfig) -> list[ParameterGroup]:
+def _groups(model: CamClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
     spared = bool(optim.weight_decay) and not optim.decay_biases
-    groups = list[ParameterGroup]()
+    groups = list[dict[str, Any]]()
     for without in (False, True):
         for part, lr_mult in ((model.backbone, 1.0), (model.head, optim.head_lr_mult)):
             weights = [weight for weight in part.parameters() if (spared and weight.ndim <= 1) == without]

@@ -224,8 +224,8 @@ def enter_epoch(worker: Worker) -> bool:
     worker.features = {}
     if frozen and config.augmentation.changes_images and config.optim.feature_cache != "off":
         worker.say(
-            f"augment={config.data.augment}: frozen epochs compute the backbone's features again, because images change "
-            "in every epoch; with --augment none --no-flip they are computed once"
+            f"augment={config.data.augment}: frozen epochs compute the backbone's features again, for images change in "
+            "every epoch; with --augment none --no-flip they are computed once"
         )
     if frozen and keeps_features(config):
         for split in ("train", "validation"):
