@@ -1,4 +1,4 @@
-"""CallbackHandler mapped over processes, whoever provides them: what rooms that do not know Ray are handed."""
+"""Calls mapped over processes, whoever provides them: what rooms that do not know Ray are handed."""
 
 from __future__ import annotations
 

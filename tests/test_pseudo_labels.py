@@ -146,10 +146,10 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], str]] = {
         r"column class holds list<.*>; expected text or whole numbers",
     ),
     "no parquet": (lambda f: write_csv(f / "a.parquet", "a,b,1"), "cannot be read"),
-    "empty": (lambda f: write_csv(f / "a.csv"), "nothing of its 0 rows is of the training split"),
+    "empty": (lambda f: write_csv(f / "a.csv"), "none of its 0 rows is about the training split"),
     "other data": (
         lambda f: write_csv(f / "a.csv", "a,b,1"),
-        "nothing of its 1 rows .*such as 'a'.*; keys there are such as",
+        "none of its 1 rows .*such as 'a'.*; its keys are such as",
     ),
 }
 

@@ -239,9 +239,9 @@ def test_what_a_file_has_from_an_earlier_version_is_said_with_what_is_usual_toda
     begun = parsed("--config", path)
     said = capsys.readouterr().err
     assert (begun.loss.rejection_rounding, begun.loss.scheme_defaults) == ("half_up", "earlier")
-    assert said.startswith(f"{path}: of an earlier version, used as it was then, with cudnn_benchmark=False")
+    assert said.startswith(f"{path}: written by an earlier version and used as then, with cudnn_benchmark=False")
     assert "rejection_rounding=half_up, scheme_defaults=earlier" in said
-    remedy = said.partition("as today: ")[2].split()
+    remedy = said.partition("today's values: ")[2].split()
     assert {"--test-features", "--rejection-rounding", "--scheme-defaults", "--head-init"} <= set(remedy)
     today = parsed("--config", path, *remedy)
     assert capsys.readouterr().err == ""

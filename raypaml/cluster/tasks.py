@@ -1,4 +1,4 @@
-"""CallbackHandler mapped over this process alone, or over Ray tasks: the same results either way."""
+"""Calls mapped over this process alone, or over Ray tasks: the same results either way."""
 
 from __future__ import annotations
 

@@ -13,13 +13,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypaml.files import whole
 from raypaml.labels import Vocabulary
+
+if TYPE_CHECKING:
+    from raypaml.runs.skips import SkippedSample  # with torch, which reading predictions does without
 
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("class", pa.int32()), ("positive", pa.bool_()), ("P", pa.float32()), ("N", pa.float32())]
@@ -86,11 +89,11 @@ class PredictionSet:
     """(part, rows) again and again, columns as in the files we write; P and N may be float64."""
     model: str = ""
     """SHA-256 of the weights; empty where they are not known."""
-    skipped: tuple[dict[str, Any], ...] = ()
+    skipped: tuple[SkippedSample, ...] = ()
     """Broken images among `samples`, which have no rows: shard, key, offset, reason."""
 
 
-def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Sequence[dict[str, Any]] = ()) -> None:
+def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Sequence[SkippedSample] = ()) -> None:
     """Write one part, whole or not at all, with the names of the broken samples that were skipped in it."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"raypaml": json.dumps(dataclasses.asdict(part)), "skipped": json.dumps(skipped)}
@@ -123,7 +126,7 @@ def read_part(path: Path) -> PredictionPart:
         raise ValueError(f"{path}: Parquet, but not a part of a prediction set of this version; {AGAIN}") from None
 
 
-def read_skipped(path: Path) -> list[dict[str, Any]]:
+def read_skipped(path: Path) -> list[SkippedSample]:
     """The broken samples of a whole part."""
     return list(json.loads((pq.read_schema(path).metadata or {}).get(b"skipped", b"[]")))
 

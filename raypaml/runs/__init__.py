@@ -1,1 +1,1 @@
-"""A run on disk: its folder, checkpoints, model, remote copy and skipped samples, and the processes that share it."""
+"""A run on disk: folder, checkpoints, model, copy in an object store, skipped samples; and the processes of a run."""

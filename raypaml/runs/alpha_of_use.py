@@ -1,9 +1,9 @@
 """The alpha and the thresholds that a trained model is used with: of training, chosen on validation, or asked for.
 
     <run>/alpha_of_use.json                the choice for the run's best checkpoint
-    <run>/alpha_of_use-0003-000120.json    the choice for another checkpoint, which was named
+    <run>/alpha_of_use-0003-000120.json    the choice for another checkpoint
 
-A choice belongs to weights, whose digest it holds. For other weights it is not used, and whoever asks is told.
+A choice holds the digest of the weights that it was made for. For other weights it is not used, which is said.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,9 +27,9 @@ from raypaml.runs.stored_fields import Within, check_fields, check_length, read_
 
 ALPHA_FILE = "alpha_of_use.json"
 TRAINING = "training"
-"""What asks for the alpha of training."""
+"""Value of --alpha that asks for the alpha of training."""
 CHOSEN = "chosen"
-"""What asks for the alpha chosen on validation."""
+"""Value of --alpha that asks for the alpha chosen on validation."""
 _FORMAT = 1
 _AGAIN = "run raypaml evaluate --choose-alpha again"
 
@@ -42,32 +42,32 @@ Share = Annotated[float, Within(0, 1)]
 
 
 class TriedWay(TypedDict):
-    """One way to give alphas to classes, as it was compared on images left out."""
+    """One way to give alphas to classes, and how it did on images left out (cross-validation)."""
 
     way: Way
     alphas: list[OneAlpha]
-    """Every value that a class got."""
+    """The distinct alphas of the classes."""
     held_out: Share | None
     """Mean AP under cross-validation; None without positives."""
     gain: Annotated[float, Within(-1, 1)]
-    """By how much its mean AP is above that of the simpler way that stood before it."""
+    """Mean AP above that of the simpler way compared with it."""
     noise: Annotated[float, Within(0, math.inf)]
     """Standard error of the gain."""
     wins: bool
-    """Whether it replaced the simpler way."""
+    """Whether it was preferred to the simpler way."""
 
 
 @dataclass(frozen=True)
 class ModelClasses:
-    """The classes of a model, as far as its choice must fit them."""
+    """The classes of a model, which a choice must fit."""
 
     vocabulary: str
-    """Digest."""
+    """Digest of the vocabulary."""
     num_classes: int
 
     @classmethod
     def of(cls, checkpoint: Path) -> ModelClasses:
-        """Those of a checkpoint, from its state and its head; ValueError where its weights are none."""
+        """Read the classes of a checkpoint from its state and its head; ValueError where it holds no model."""
         path = checkpoint / MODEL
         try:
             with safe_open(path, "np") as weights:
@@ -78,38 +78,38 @@ class ModelClasses:
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaChoice:
-    """What was chosen on validation for one set of weights; K classes in the order of the vocabulary."""
+    """The choice made on validation for one set of weights; K classes in the order of the vocabulary."""
 
     way: Way
     """Which classes share an alpha: `training` (that of training is kept), `one`, `group` or `class`."""
     alpha: AlphaValues
     training_alpha: OneAlpha
     thresholds: list[float] | None
-    """[K] the logits of best F1 at this alpha; None where validation has no positives or no negatives."""
+    """[K] logits of best F1 at this alpha; None where validation has no positives or no negatives."""
     pooled_thresholds: list[int]
-    """Class columns without a positive or without a negative: their threshold is that of all classes together."""
+    """Class columns without positives or without negatives, whose threshold is that of all classes together."""
     model: str
-    """SHA-256 of the weights that it belongs to."""
+    """SHA-256 of the weights."""
     checkpoint: str
-    """Name of the checkpoint with these weights."""
+    """Name of the checkpoint that has these weights."""
     vocabulary: str
-    """Digest of the classes."""
+    """Digest of the vocabulary."""
     labels: Literal["complete", "partial"]
     """`complete` where every entry of validation is observed, else `partial`."""
     observed_share: Share
     """Share of the entries of validation that are observed."""
     images: int
-    """How many images of validation have a label."""
+    """Number of validation images that have a label."""
     few_positives: list[int]
-    """Class columns with fewer positives than those that all classes together count for: mostly chosen by all."""
+    """Class columns with so few positives that their alpha mostly follows that of all classes together."""
     candidates: list[TriedWay]
-    """Every way, from the simplest to the richest."""
+    """The ways compared, from the simplest to the richest."""
     undecided: str = ""
-    """Why the labels of validation cannot decide, or hardly, in a sentence; "" where they can."""
+    """Why the labels of validation cannot decide, or hardly can, in a sentence; empty where they can."""
 
     @property
     def said(self) -> str:
-        """The choice in words."""
+        """The choice, described for the user."""
         ways = {
             "training": "that of training",
             "one": "one alpha for all classes",
@@ -128,52 +128,57 @@ class AlphaChoice:
         """Read and check a choice; ValueError where it is damaged, of another version, or of other classes."""
         try:
             content = read_object(path, _FORMAT)
-            check_fields(content, cls, ("undecided",))  # earlier ones lack it
-            _check_parts(content, classes)
+            check_fields(content, cls, ("undecided",))  # earlier versions did not write it
+            choice = cls(**content)
+            _check_consistency(choice, classes)
         except ValueError as error:
             raise ValueError(
                 f"{path}: not a choice of alpha of this version and model ({error}); remove it, or {_AGAIN}"
             ) from None
-        return cls(**content)
+        return choice
 
 
-def _check_parts(content: dict[str, Any], classes: ModelClasses) -> None:
-    """Raise ValueError where fields, each of its kind, do not fit each other or the model."""
-    if content["vocabulary"] != classes.vocabulary:
-        raise ValueError(f"vocabulary={content['vocabulary'][:12]!r}: the model's is {classes.vocabulary[:12]!r}")
-    for name in ("alpha", "thresholds"):
-        check_length(name, content[name], classes.num_classes)
+def _check_consistency(choice: AlphaChoice, classes: ModelClasses) -> None:
+    """Raise ValueError where fields, each of the right type, do not fit each other or the model."""
+    if choice.vocabulary != classes.vocabulary:
+        raise ValueError(f"vocabulary={choice.vocabulary[:12]!r}: the model's is {classes.vocabulary[:12]!r}")
+    check_length("alpha", choice.alpha, classes.num_classes)
+    check_length("thresholds", choice.thresholds, classes.num_classes)
     for name in ("pooled_thresholds", "few_positives"):
-        if beyond := [column for column in content[name] if column >= classes.num_classes]:
+        if beyond := [column for column in getattr(choice, name) if column >= classes.num_classes]:
             raise ValueError(f"{name}: no class {beyond[0]}; the model has {classes.num_classes:,}, from 0")
-    if content["way"] in ("training", "one") and isinstance(content["alpha"], list):
-        raise ValueError(f"way={content['way']}: must have one alpha for all classes, not {len(content['alpha']):,}")
-    if content["way"] == "training" and content["alpha"] != content["training_alpha"]:
-        raise ValueError(f"way=training: alpha {content['alpha']:g} is not that of training")
-    for candidate in content["candidates"]:
+    if choice.way in ("training", "one") and isinstance(choice.alpha, list):
+        raise ValueError(f"way={choice.way}: must have one alpha for all classes, not {len(choice.alpha):,}")
+    if choice.way == "training" and choice.alpha != choice.training_alpha:
+        raise ValueError(f"way=training: alpha {choice.alpha:g} is not that of training")
+    for candidate in choice.candidates:
         check_fields(candidate, TriedWay)
 
 
 @dataclass(frozen=True)
 class UsedAlpha:
-    """What a model computes with."""
+    """The alpha that a model is used with."""
 
     alpha: AlphaValues
     alpha_origin: str
-    """Where it comes from, in words."""
+    """Where it comes from, for the user."""
     thresholds: list[float] | None = None
-    """[K] logits, where they were chosen on validation together with this alpha."""
+    """[K] logits, where they were chosen on validation along with this alpha."""
     chosen: bool = False
     """Whether it was chosen on validation."""
 
 
 def alpha_file(run: Path, checkpoint: str = "") -> Path:
-    """Where the choice for the run's best checkpoint lies, or for another of this name."""
+    """The file with the choice for the run's best checkpoint, or for another checkpoint of this name."""
     return run / (f"alpha_of_use-{checkpoint}.json" if checkpoint else ALPHA_FILE)
 
 
 def alpha_choice(run: Path, weights: str, classes: ModelClasses) -> tuple[AlphaChoice | None, str]:
-    """The choice for the weights of this digest; None, and why in words ("" for none made), where there is none."""
+    """Find the choice for the weights of a digest.
+
+    Returns:
+        The choice, or None; and, where there are only choices for other weights, a sentence that says so, else "".
+    """
     said = ""
     for path in sorted(run.glob("alpha_of_use*.json")):
         choice = AlphaChoice.read(path, classes)
@@ -184,7 +189,7 @@ def alpha_choice(run: Path, weights: str, classes: ModelClasses) -> tuple[AlphaC
 
 
 def chosen_alpha(run: Path, weights: str, classes: ModelClasses) -> AlphaValues:
-    """The alpha that was chosen for the weights of this digest; ValueError where none was."""
+    """The alpha chosen for the weights of a digest; ValueError where none was chosen."""
     choice, unused = alpha_choice(run, weights, classes)
     if choice is None:
         said = unused or "none was chosen for these predictions; run raypaml evaluate RUN --choose-alpha"
@@ -196,13 +201,14 @@ def used_alpha(run: Path, checkpoint: Path, training: float, asked: str = "") ->
     """The alpha to use the weights of a checkpoint with.
 
     Args:
-        run: folder of the run.
-        checkpoint: whose weights are used.
-        training: alpha of the run's configuration.
-        asked: a number >= 1, `training` or `chosen`; "" for the one chosen on validation, else that of training.
+        run: the folder of the run.
+        checkpoint: the checkpoint whose weights are used.
+        training: the alpha of the run's configuration.
+        asked: a number >= 1, `training` or `chosen`; "" for the one chosen on validation or, if there is none, that of
+            training.
 
     Raises:
-        ValueError: `asked` is none of these, or none was chosen; the stored choice is damaged.
+        ValueError: `asked` is none of these, none was chosen, or the stored choice is damaged.
     """
     if asked not in ("", CHOSEN):
         return asked_alpha(asked, training)
@@ -216,7 +222,7 @@ def used_alpha(run: Path, checkpoint: Path, training: float, asked: str = "") ->
 
 
 def asked_alpha(asked: str, training: float) -> UsedAlpha:
-    """The alpha that a command line asks for; ValueError unless it is a number >= 1 or `training`."""
+    """The alpha given on a command line; ValueError unless it is a number >= 1 or `training`."""
     if asked == TRAINING:
         return UsedAlpha(training, "that of training, as asked for")
     try:
@@ -230,12 +236,12 @@ def asked_alpha(asked: str, training: float) -> UsedAlpha:
 
 
 def model_digest(checkpoint: Path) -> str:
-    """SHA-256 of the weights of a whole checkpoint, as its marker records it."""
+    """SHA-256 of the weights of a valid checkpoint, as its marker records it."""
     return str(json.loads((checkpoint / MARKER).read_text())["model.safetensors"])
 
 
 def alpha_text(alpha: AlphaValues | FloatArray) -> str:
-    """One value, or the range of the values of the classes."""
+    """An alpha as text: one value, or the range of the classes' values."""
     values = np.atleast_1d(np.asarray(alpha, np.float64))
     low, high = values.min(), values.max()
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"

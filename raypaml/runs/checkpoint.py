@@ -1,10 +1,11 @@
 """Checkpoints as folders of safetensors, JSON and Parquet: written whole or not at all, verified before use.
 
-<run>/checkpoints/0003-000120/   epoch 3, step 120: the cursor of the next batch
+<run>/checkpoints/0003-000120/   epoch 3, step 120: the next batch to train on
     model.safetensors  optimizer.safetensors  state.json  [corrections.parquet]  [memory.safetensors]
-    COMMITTED (digests; written last)
+    COMMITTED (digests of the other files; written last)
 
-model.safetensors are the weights to evaluate. Where they are an average, trained.safetensors go on being trained.
+model.safetensors has the weights to evaluate. Where these are a moving average, trained.safetensors has the weights
+that training continues with.
 """
 
 from __future__ import annotations
@@ -36,16 +37,19 @@ OPTIMIZER = "optimizer.safetensors"
 MEMORY = "memory.safetensors"
 CORRECTIONS = "corrections.parquet"
 STATE = "state.json"
+CallbackState = dict[str, Any]
+"""What a checkpoint keeps of a callback: JSON values by name."""
 _NAME = re.compile(r"\d{4,}-\d{6,}")
 
 
 @dataclass(kw_only=True)
 class State:
-    """Everything besides tensors that a run needs to go on exactly where it was."""
+    """Everything besides tensors that a run needs to continue exactly where it was."""
 
     epoch: int = 0
+    """Epoch of the next batch, from 0."""
     step: int = 0
-    """Of the next batch within the epoch."""
+    """Step of the next batch within its epoch, from 0."""
     tally: list[float] = field(default_factory=list)
     """Sums over this epoch's steps so far, all ranks together."""
     class_counts: list[list[int]] = field(default_factory=list)
@@ -53,29 +57,29 @@ class State:
     skipped: list[tuple[int, int, Reason]] = field(default_factory=list)
     """(epoch, sample, reason) of every broken sample skipped so far, all ranks together."""
     seconds: float = 0.0
-    """Spent training so far."""
+    """Time spent training so far."""
     history: list[EpochRecord] = field(default_factory=list)
     """One record per finished epoch, the lines of metrics.jsonl."""
     vocabulary: str = ""
-    """Digest of the classes."""
+    """Digest of the vocabulary."""
     kept: list[str] = field(default_factory=list)
-    """Names of checkpoints that a callback wants kept."""
-    callbacks: dict[str, Any] = field(default_factory=dict)
-    """What callbacks keep, by their names."""
+    """Names of checkpoints to keep for good, as a callback asked."""
+    callbacks: dict[str, CallbackState] = field(default_factory=dict)
+    """States of callbacks, by their names."""
 
     @property
     def name(self) -> str:
-        """The name of its checkpoint: epoch and step, from 0."""
+        """The name of the checkpoint with this state: epoch and step, from 0."""
         return f"{self.epoch:04d}-{self.step:06d}"
 
     @property
     def score(self) -> float:
-        """Validation mAP of a checkpoint made at an epoch's end, else -1."""
+        """Validation mAP, 0..1, of a checkpoint made at the end of an epoch; -1 for others."""
         return float(self.history[-1][VALIDATION_MEAN_AP]) if self.history and self.step == 0 else -1.0
 
 
 def is_valid(checkpoint: Path) -> bool:
-    """Whether every file is there as it was written."""
+    """Whether all files of a checkpoint have the digests that its marker records."""
     try:
         digests = json.loads((checkpoint / MARKER).read_text())
         return bool(digests) and all(_digest(checkpoint / name) == digest for name, digest in digests.items())
@@ -84,20 +88,20 @@ def is_valid(checkpoint: Path) -> bool:
 
 
 class Verified:
-    """Which checkpoints this process knows to be whole: their files are as they were when it wrote or verified them.
+    """Checkpoints that this process has written or verified, and whose files have not been touched since.
 
-    What changes bytes without the file system's knowledge is found when a checkpoint is used, not before.
+    Bytes that change without the file system noticing are detected only when the checkpoint is used.
     """
 
     def __init__(self) -> None:
         self._seen: dict[Path, list[tuple[str, int, int]]] = {}
 
     def note(self, checkpoint: Path) -> None:
-        """This process has just written or hashed it."""
+        """Note that this process has just written or verified a checkpoint."""
         self._seen[checkpoint] = _on_disk(checkpoint)
 
     def is_valid(self, checkpoint: Path) -> bool:
-        """Whether it is whole; it is hashed only where somebody else wrote it, or touched a file."""
+        """Whether a checkpoint is valid; its files are hashed only if another process wrote or touched them."""
         if self._seen.get(checkpoint) != _on_disk(checkpoint):
             if not is_valid(checkpoint):
                 return False
@@ -111,14 +115,14 @@ def _on_disk(checkpoint: Path) -> list[tuple[str, int, int]]:
 
 
 def valid_checkpoints(folder: Path, valid: Callable[[Path], bool] = is_valid) -> tuple[list[Path], list[Path]]:
-    """The checkpoints of a run, oldest first: the valid ones, and those that are damaged and passed over."""
+    """The valid checkpoints of a run, oldest first, and its damaged ones."""
     everything = sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=cursor)
     whole = [path for path in everything if valid(path)]
     return whole, [path for path in everything if path not in whole]
 
 
 def cursor(checkpoint: Path) -> tuple[int, int]:
-    """The epoch and the step, from 0, that training goes on with from a checkpoint."""
+    """The epoch and the step, from 0, with which training continues from a checkpoint."""
     epoch, step = map(int, checkpoint.name.split("-"))
     return epoch, step
 
@@ -131,13 +135,13 @@ def read_state(checkpoint: Path) -> State:
 
 
 def best_checkpoint(checkpoints: list[Path]) -> Path:
-    """The one of highest validation mAP; of equals the earliest, of none with a score the last."""
+    """The checkpoint of highest validation mAP: the earliest of equals, the last where none has a score."""
     best = max(checkpoints, key=lambda path: read_state(path).score)
     return best if read_state(best).score >= 0 else checkpoints[-1]
 
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint."""
+    """Load the weights to evaluate of a checkpoint into a model."""
     model.load_state_dict(load_file(checkpoint / MODEL))
 
 
@@ -161,13 +165,13 @@ def load_checkpoint(
 
 
 def read_memory(checkpoint: Path) -> dict[str, Tensor]:
-    """What the scheme remembered and where the streams of random numbers stood, by name; nothing for most runs."""
+    """Read the scheme's state and the random-number states, by name; most runs have none."""
     path = checkpoint / MEMORY
     return load_file(path) if path.is_file() else {}
 
 
 def retain(folder: Path, valid: Callable[[Path], bool] = is_valid) -> None:
-    """Delete all but the newest, the best and the kept valid checkpoints, and what was left unfinished."""
+    """Delete all checkpoints but the newest, the best and the kept valid ones, and delete unfinished ones."""
     whole, damaged = valid_checkpoints(folder, valid)
     keep = (
         {whole[-1], best_checkpoint(whole), *(folder / name for name in read_state(whole[-1]).kept)} if whole else set()
@@ -179,7 +183,7 @@ def retain(folder: Path, valid: Callable[[Path], bool] = is_valid) -> None:
 
 
 def sweep_unfinished(folder: Path) -> None:
-    """Delete what was left unfinished, by `write_checkpoint` and by copying from a store."""
+    """Delete what `write_checkpoint`, or copying from a store, has left unfinished."""
     sweep(folder)
     for path in folder.glob(".unfinished-*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -191,7 +195,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     for key, value in tensors.items():
         number, name = key.split(".")
         weight = weights[int(number)]
-        is_moment = value.shape == weight.shape  # else the count of steps; files have no strides
+        is_moment = value.shape == weight.shape  # else the step count; files do not keep strides
         state.setdefault(int(number), {})[name] = laid_out_as(weight, value) if is_moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -1,7 +1,7 @@
-"""Checkpoints written while training goes on: copied to the host first, then hashed once, as they are written.
+"""Writing checkpoints while training goes on: they are copied to the host first, and hashed while they are written.
 
-`take_snapshot` is all that a step waits for, and on a GPU not even the copy: it is queued between two steps, into
-pinned memory. `write_checkpoint` does the rest, in whichever thread.
+Training waits for `take_snapshot` alone, and on a GPU not even for its copies, which are queued between two steps, into
+pinned memory. `write_checkpoint` may then run in another thread.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls them."""
+"""The names of types in safetensors files."""
 
 
 class HostCopies:
-    """The host's memory for the tensors of a checkpoint, used again for the next: new pages cost more than the copy.
+    """Host memory for the tensors of a checkpoint, reused for the next one: allocating pages costs more than copying.
 
-    It is as large as a checkpoint. The next one may be taken once the last one is written.
+    It is as large as a checkpoint. A snapshot may be taken only after the one before is written.
     """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, str], Tensor] = {}
 
     def take(self, file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of the tensors of a file, in their own memory layout; a GPU has them queued, not done."""
+        """Copy the tensors of a file to the host, in their own memory layout; on a GPU the copies are only queued."""
         return {
             name: self._place((file, name), value).copy_(value, non_blocking=True) for name, value in tensors.items()
         }
@@ -66,19 +66,20 @@ class HostCopies:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint holds, as it was at one moment; training may go on."""
+    """The content of a checkpoint at one moment, which training no longer changes."""
 
     name: str
     tensors: dict[str, dict[str, Tensor]]
-    """By file and name, on the host."""
+    """Tensors on the host, by file and name."""
     copied: torch.cuda.Event | None
-    """Recorded behind a GPU's copies; None: they are done."""
+    """Recorded after a GPU's copies; None where there is nothing to wait for."""
     state: str
+    """Content of state.json."""
     corrections: Corrections
     index: Index
 
     def files(self) -> Iterator[tuple[str, Callable[[BinaryIO], None]]]:
-        """The files of the checkpoint, and what writes each."""
+        """Yield the name of each file of the checkpoint, and a function that writes it."""
         for name, tensors in self.tensors.items():
             yield name, partial(write_tensors, tensors)
         if len(self.corrections.entries):
@@ -96,7 +97,15 @@ def take_snapshot(
     memory: Mapping[str, Tensor] | None = None,
     host: HostCopies | None = None,
 ) -> Snapshot:
-    """Copy what a checkpoint holds; `memory` is the scheme's and the random streams', `host` took earlier copies."""
+    """Copy what a checkpoint holds.
+
+    Args:
+        state, model, optimizer, corrections: what is trained.
+        index: the index of the training split.
+        average: the moving average of the weights, if the run has one.
+        memory: the tensors of the scheme's state and of the random-number generators.
+        host: the memory of the snapshot before, to be reused.
+    """
     sources: dict[str, Mapping[str, Tensor]] = {
         MODEL: (model if average is None else average).state_dict(),
         OPTIMIZER: _optimizer_tensors(optimizer),
@@ -116,7 +125,7 @@ def take_snapshot(
         tensors=copies,
         copied=copied,
         state=json.dumps(asdict(state), indent=1),
-        corrections=copy.copy(corrections),  # whose entries are replaced, never changed
+        corrections=copy.copy(corrections),  # its arrays are replaced, never changed in place
         index=index,
     )
 
@@ -132,7 +141,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
     try:
         _write(unfinished, snapshot)
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)  # what is there may fill the disk
+        shutil.rmtree(unfinished, ignore_errors=True)  # it may fill the disk
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
         raise ValueError(
             f"{final}: cannot be written ({error}); {free / 1e6:,.0f} MB are free there. The last checkpoint is whole: "
@@ -145,7 +154,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> Path:
 
 
 def _write(unfinished: Path, snapshot: Snapshot) -> None:
-    """All files of a checkpoint, on the disk; the marker last."""
+    """Write all files of a checkpoint, the marker last, and sync them to the disk."""
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     if snapshot.copied is not None:
@@ -157,28 +166,29 @@ def _write(unfinished: Path, snapshot: Snapshot) -> None:
 
 
 class _HashedFile(io.BufferedWriter):
-    """A file that knows the SHA-256 of what was written to it."""
+    """A file that computes the SHA-256 of what is written to it."""
 
     def __init__(self, path: Path):
         super().__init__(io.FileIO(path, "w"))
         self.hash = hashlib.sha256()
 
     def write(self, content: bytes | memoryview, /) -> int:  # type: ignore[override]
-        """Write, and hash, all of it."""
+        """Write and hash all of the content."""
         self.hash.update(content)
         return super().write(content)
 
 
 def _write_hashed(path: Path, write: Callable[[BinaryIO], None]) -> str:
-    """Write a file; the digest of it."""
+    """Write a file by a function; returns its digest."""
     with _HashedFile(path) as file:
         write(file)
     return file.hash.hexdigest()
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
-    """The format of safetensors, tensor by tensor: its own writer holds Python's lock, and copies everything twice."""
-    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so each is aligned
+    """Write a safetensors file tensor by tensor; the library's own writer holds the GIL and copies everything twice."""
+    # largest items first, so that all are aligned
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     about, end = dict[str, object](), 0
     for name, value in ordered.items():
         begin, end = end, end + value.nbytes

@@ -1,4 +1,4 @@
-"""LL-Cp's corrected entries: a sparse overlay over the labels of the index, keyed by sample."""
+"""The entries that LL-Cp corrects: a sparse overlay on the labels of the index."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ from raypaml.runs.transfer import ComingEntries
 
 
 class Corrections:
-    """Entries (sample row x K + class) whose target is 1 from now on, sorted; the same on every rank.
+    """The entries whose target is 1 from now on, as sorted numbers row x K + class; the same on every rank.
 
-    A sample is seen once per epoch, so what an epoch corrects is needed, and exchanged, only at its end.
+    A sample is seen once per epoch, so that new corrections are needed, and exchanged, only at the end of an epoch.
     """
 
     def __init__(self, num_classes: int, entries: IntArray | None = None):
         self.num_classes = num_classes
         self.entries: IntArray = np.empty(0, np.int64) if entries is None else np.unique(entries)
         self.fresh = ComingEntries()
-        """Noted on this rank since the last exchange."""
+        """Entries noted on this rank since the last exchange."""
 
     def exchange(self, ranks: Ranks) -> None:
-        """Make everything noted on any rank effective on all."""
+        """Add the entries noted on any rank to the corrections of all; a collective."""
         rows, classes = self.fresh.take()
         self.entries = np.union1d(self.entries, ranks.gather(rows * self.num_classes + classes).astype(np.int64))
 
     def apply(self, labels: Tensor, rows: NDArray[np.int64]) -> Tensor:
-        """Labels [B, K] of these rows with the corrected entries positive; these labels themselves where none is."""
+        """Make the corrected entries of labels [B, K] of these rows positive; the same tensor where there are none."""
         low, high = (np.searchsorted(self.entries, (rows + end) * self.num_classes) for end in (0, 1))
         position = np.repeat(np.arange(len(rows)), high - low)
-        found = np.concatenate([np.empty(0, np.int64), *(self.entries[a:b] for a, b in zip(low, high, strict=True))])
-        if not len(found):
+        corrected = np.concatenate(
+            [np.empty(0, np.int64), *(self.entries[a:b] for a, b in zip(low, high, strict=True))]
+        )
+        if not len(corrected):
             return labels
         labels = labels.clone()
-        labels[torch.from_numpy(position), torch.from_numpy(found % self.num_classes)] = POSITIVE
+        labels[torch.from_numpy(position), torch.from_numpy(corrected % self.num_classes)] = POSITIVE
         return labels
 
     def write(self, file: Path | BinaryIO, index: Index) -> None:
-        """Write the overlay as Parquet: sample key, class column."""
+        """Write the overlay as a Parquet file with the columns `key` and `class`."""
         table = pa.table(
             {
                 "key": pa.array(index.keys(self.entries // self.num_classes), pa.string()),
@@ -58,7 +60,7 @@ class Corrections:
 
     @classmethod
     def read(cls, path: Path, index: Index) -> Corrections:
-        """Read an overlay for the samples of this index; a key that it lacks is refused."""
+        """Read an overlay for the samples of an index; ValueError for keys or classes that it does not have."""
         table = pq.read_table(path)
         rows, classes = index.rows_of(table["key"]), table["class"].to_numpy()
         if len(classes) and not 0 <= classes.min() <= classes.max() < index.num_classes:

@@ -1,4 +1,4 @@
-"""Computing the features of a split, by one run at a time: alone, within sight, and to be stopped after each part."""
+"""Computing the kept features of a split: by one run at a time, with progress, and stoppable after every part."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from raypaml.runs.ranks import Ranks
 from raypaml.runs.shared_lock import SharedLock, is_missing
 
 _BATCH = 32
-"""Images that the backbone takes at once; fixed, for its last bit may depend on it."""
+"""Images that the backbone takes at once; fixed, because the last bits of features may depend on it."""
 _PART_BATCHES = 8
-"""Batches in one file, and so what an interruption can cost a worker."""
+"""Batches in one file: the most that a worker loses by an interruption."""
 PART = _BATCH * _PART_BATCHES
 WAIT_SECONDS = 2.0
-"""Between two looks at whether another run has computed what this one needs."""
+"""Time between two checks whether another run has computed what this one needs."""
 
 
 class ProgressListener(Protocol):
-    """Who is told how computing goes, and says whether to stop."""
+    """Is told of the progress of computing, and says whether to stop."""
 
     def say(self, text: str) -> None:
-        """Told what people are to read."""
+        """Take a line that the user should read."""
 
     def moved(self, text: str) -> None:
-        """Told where it stands, often."""
+        """Take a line about the progress, which comes often."""
 
     def stops(self) -> bool:
-        """Whether to stop; asked by all ranks at once, and the same on all."""
+        """Whether to stop; a collective, with the same answer on all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureJob:
-    """The features of a split that a run needs, and what it computes them with."""
+    """The features of a split that a run needs, and how it computes them."""
 
     model: CamClassifier
     data: DataFolder
@@ -73,23 +73,24 @@ class FeatureJob:
         return [self.folder / f"{self.split}-{number:05d}.npy" for number in range(-(-len(self.index) // PART))]
 
     def missing(self) -> list[int]:
-        """The parts that are not there, as rank 0 sees it; a collective."""
+        """The numbers of the parts that rank 0 does not find; a collective."""
         seen = torch.tensor([not path.is_file() for path in self.paths], dtype=torch.float64)
         return self.ranks.sum(seen * (self.ranks.rank == 0)).nonzero().flatten().tolist()
 
 
 def check_common_folder(job: FeatureJob) -> None:
-    """Raise ValueError, on every rank, where a rank lacks features and sees none of rank 0, as on another node."""
+    """Raise ValueError, on every rank, where a rank lacks features and does not see the files of rank 0."""
     ranks = job.ranks
     if not ranks.sum(torch.tensor([int(not all(path.is_file() for path in job.paths))])).item():
         return
     first = ranks.rank == 0
-    name = int(ranks.sum(torch.tensor([uuid.uuid4().int >> 76 if first else 0])).item())  # a name nobody asked for yet
+    # a new name, which no file system has cached as missing
+    name = int(ranks.sum(torch.tensor([uuid.uuid4().int >> 76 if first else 0])).item())
     seen = job.folder / f".seen-{name}"
     if first:
         seen.touch()
     ranks.barrier()
-    blind = int(ranks.sum(torch.tensor([int(not seen.exists())])).item())  # after which all have looked
+    blind = int(ranks.sum(torch.tensor([int(not seen.exists())])).item())  # also a barrier: all have looked
     if first:
         seen.unlink()
     if blind:
@@ -102,7 +103,11 @@ def check_common_folder(job: FeatureJob) -> None:
 
 @contextmanager
 def turn_to_compute(job: FeatureJob, name: str) -> Iterator[bool]:
-    """Compute alone in the block; False where, while another run computes, this one is asked to stop."""
+    """Wait until no other run computes the split, and keep others out during the block.
+
+    Yields:
+        False where this run was asked to stop while it waited.
+    """
     lock, ranks = SharedLock(job.folder / f"{job.split}.lock"), job.ranks
     said = ""
     try:
@@ -120,7 +125,7 @@ def turn_to_compute(job: FeatureJob, name: str) -> Iterator[bool]:
 
 
 def _taken(job: FeatureJob, lock: SharedLock, name: str) -> bool:
-    """Whether the lock is held now; without locks, two runs may compute the same, and the last file stays."""
+    """Take the lock if it is free; on a file system without locks two runs may compute the same features."""
     try:
         return lock.take(name)
     except OSError as error:
@@ -131,17 +136,17 @@ def _taken(job: FeatureJob, lock: SharedLock, name: str) -> bool:
 
 
 def compute_missing(job: FeatureJob) -> bool:
-    """Compute what is still missing; False where the listener asked to stop before its end."""
+    """Compute the missing parts, shared among the ranks; False where the listener stopped it before the end."""
     missing, ranks, paths = job.missing(), job.ranks, job.paths
     if not missing:
         return True
     sweep(job.folder, shared=True)
     steps = Plan(num_samples=len(job.index), global_batch_size=_BATCH, lanes=1, shuffle=False).epoch(0, 0, 1)
     one_part = PART * _compute(job, Reader(job.data.shards, job.index, steps)[0].images[:1]).nbytes
-    room = _room(job.folder, job.split, len(missing) * one_part)
+    size = _checked_size(job.folder, job.split, len(missing) * one_part)
     there = f"{len(paths) - len(missing)} of {len(paths)} parts are there"
-    job.listener.say(f"features of {job.split}: {there}, {room} to come as float16, in {job.folder}")
-    ranks.barrier()  # all have seen that there is room before anyone writes
+    job.listener.say(f"features of {job.split}: {there}, {size} to come as float16, in {job.folder}")
+    ranks.barrier()  # all have checked the free space before any writes
     progress = _Progress(job, missing)
     for turn in range(0, len(missing), ranks.world_size):
         for number in missing[turn + ranks.rank : turn + ranks.rank + 1]:
@@ -156,14 +161,14 @@ def compute_missing(job: FeatureJob) -> bool:
 
 
 class _Progress:
-    """How far all ranks are with the features of a split, by what this one has done."""
+    """The progress of all ranks, estimated from that of this one."""
 
     def __init__(self, job: FeatureJob, missing: list[int]):
         self._job, self._began, self._done = job, time.monotonic(), 0
         self._to_do = sum(min(PART, len(job.index) - PART * number) for number in missing)
 
     def count(self, images: int) -> None:
-        """This rank has done so many more."""
+        """Note that this rank has done so many more images."""
         self._done += images
         total, done = len(self._job.index), min(self._to_do, self._done * self._job.ranks.world_size)
         rate = done / (time.monotonic() - self._began)
@@ -172,7 +177,7 @@ class _Progress:
 
 
 def _compute_part(job: FeatureJob, steps: Sequence[Part], progress: _Progress) -> NDArray[np.float16]:
-    """float16 [PART, D, h, w] of the images of some steps."""
+    """Compute the features of the images of some steps, float16 [up to PART, D, h, w]."""
     reader = Reader(job.data.shards, job.index, steps)
     pin = job.ranks.device.type == "cuda"
     computed = list[Tensor]()
@@ -184,7 +189,7 @@ def _compute_part(job: FeatureJob, steps: Sequence[Part], progress: _Progress) -
 
 @torch.no_grad()
 def _compute(job: FeatureJob, images: Tensor) -> Tensor:
-    """float16 [B, D, h, w] of uint8 images."""
+    """Compute the features of uint8 images, float16 [B, D, h, w]."""
     device = job.ranks.device
     with autocast(job.config.optim.precision, device):
         features = job.model.features(images.to(device, non_blocking=True)).half()
@@ -193,8 +198,8 @@ def _compute(job: FeatureJob, images: Tensor) -> Tensor:
     return features
 
 
-def _room(folder: Path, split: str, need: int) -> str:
-    """The size that is needed, in words; ValueError if the disk has not that much."""
+def _checked_size(folder: Path, split: str, need: int) -> str:
+    """The needed size as text; ValueError where the disk has less free."""
     free = shutil.disk_usage(folder).free
     if need > 0.95 * free:
         raise ValueError(
@@ -206,6 +211,6 @@ def _room(folder: Path, split: str, need: int) -> str:
 
 
 def _write(path: Path, features: NDArray[np.float16]) -> None:
-    # Two runs may keep the features of the same data in the same folder at once.
+    # shared: two runs may compute the same features at the same time
     with whole(path, shared=True) as unfinished, unfinished.open("wb") as file:
         np.save(file, features, allow_pickle=False)

@@ -1,13 +1,13 @@
-"""Features of a frozen backbone, computed once and kept as float16 files: epochs of the head alone are then cheap.
+"""Features of a frozen backbone, computed once and kept as float16 files, which make epochs of the head alone cheap.
 
-<folder>/<digest>/<split>-00000.npy, ...: float16 [256, D, h, w] each, in the order of the index; a file says its type
-and shape itself. The digest is that of the backbone's weights, of how it computes, and of the split's images, so that
-features are never those of another network or other images. Parts have fixed bounds, whoever computes them; each is
-written whole or not at all. <split>.lock is held by the run that computes a split: others wait, and then have it too.
+<folder>/<digest>/<split>-00000.npy, ...: float16 [256, D, h, w] each, in the order of the index. The digest covers the
+backbone's weights, how it computes, and the split's images, so that features of another network or of other images are
+never used. Parts are the same however many workers compute them, and each is written whole or not at all. A run that
+computes a split holds <split>.lock; others wait, and then use the same files.
 
-float16 keeps 11 significant bits, whatever precision the backbone computes in: bfloat16 has 8, so nothing is lost of
-it; a float32 run learns from rounded features, as it always did, and exactly with feature_cache=off. They are float16
-on their way to the device too, where they become float32 without another rounding.
+float16 keeps 11 significant bits. That loses nothing of bfloat16, which has 8; a float32 run learns from rounded
+features, and from exact ones only with feature_cache=off. Features are sent to the device as float16 and become
+float32 there, without another rounding.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ RUN_FOLDER = "features"
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a split, on disk."""
+    """The kept features of a split."""
 
     parts: list[NDArray[np.float16]]
-    """Memory-mapped [PART, D, h, w], the last shorter."""
+    """Memory-mapped arrays [PART, D, h, w], the last one shorter."""
 
     def take(self, rows: NDArray[np.int64], *, pin_memory: bool = False) -> Tensor:
-        """float16 [B, D, h, w] of these samples."""
+        """Read the features of samples with these rows, float16 [B, D, h, w]."""
         taken = torch.empty((len(rows), *self.parts[0].shape[1:]), dtype=torch.float16, pin_memory=pin_memory)
         into = taken.numpy()
         for position, row in enumerate(rows.tolist()):  # numpy's own gathering copies a map twice, and takes longer
@@ -60,7 +60,7 @@ class Features:
         return taken
 
     def instead(self, batches: Iterator[Batch], *, pin_memory: bool) -> Iterator[Batch]:
-        """The same batches with features in place of images, read by a thread while earlier ones are trained on."""
+        """The same batches with features in place of images; a thread reads them ahead."""
 
         def fetch() -> Batch | None:
             batch = next(batches, None)
@@ -76,25 +76,19 @@ class Features:
 
 
 def keeps_features(config: TrainConfig) -> bool:
-    """Whether frozen epochs use kept features: a changed image would need its own, and a broken one has none."""
+    """Whether frozen epochs use kept features: not where images change in every epoch, or may be broken."""
     changed = config.data.flip or config.augmentation.changes_images
     return config.optim.feature_cache != "off" and not changed and not config.data.skip_budget
 
 
 def keeps_test_features(config: TrainConfig, epoch: int) -> bool:
-    """Whether the model of the first `epoch` epochs is tested on kept features.
+    """Whether the model is tested on kept features after `epoch` epochs of training.
 
-    Those of a run alone would be computed to be used once, so a folder of several runs is needed.
+    Only where runs share a folder of features: those of a single run would be computed to be used once.
     """
     optim = config.optim
     shared = optim.feature_cache not in ("run", "off")
     return shared and optim.test_features and epoch <= optim.freeze_backbone and not config.data.skip_budget
-
-
-def _features_folder(config: TrainConfig, run_folder: Path) -> Path:
-    """Where they are kept."""
-    kept = config.optim.feature_cache
-    return run_folder / RUN_FOLDER if kept == "run" else Path(kept)
 
 
 def open_features(
@@ -106,16 +100,17 @@ def open_features(
     run_folder: Path,
     listener: ProgressListener,
 ) -> Features | None:
-    """The features of a split; those that are not there yet are computed, every rank some of the parts.
+    """Open the features of a split, after the ranks together have computed the parts that are missing; a collective.
 
-    All ranks call it at once. None where the listener asks to stop: after the part at hand, or while another run
-    computes the features.
+    Returns:
+        The features; None where the listener asked to stop, after the current part or while another run computes.
 
     Raises:
-        ValueError: the ranks have no folder in common, the disk has no room for them, a feature is beyond float16, or a
-            file is damaged.
+        ValueError: the ranks have no folder in common, the disk has no room, a feature is beyond float16, or a file is
+            damaged.
     """
-    folder = _features_folder(config, run_folder) / _digest(model, data.splits[split], ranks.device, config)
+    kept = run_folder / RUN_FOLDER if config.optim.feature_cache == "run" else Path(config.optim.feature_cache)
+    folder = kept / _digest(model, data.splits[split], ranks.device, config)
     job = FeatureJob(model=model, data=data, split=split, ranks=ranks, config=config, folder=folder, listener=listener)
     folder.mkdir(parents=True, exist_ok=True)
     check_common_folder(job)
@@ -128,7 +123,7 @@ def open_features(
 
 
 def _open(path: Path, rows: int) -> NDArray[np.float16]:
-    """A memory-mapped part of so many rows."""
+    """Open a part of so many rows as a memory-mapped array."""
     try:
         part: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:

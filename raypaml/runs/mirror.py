@@ -1,7 +1,7 @@
-"""A run kept in an object store: worked on in a folder of each node, and copied file by file.
+"""A run kept in an object store: every node works in a local folder, which is copied to and from the store by file.
 
-A store has no rename. What is whole there is told as on a disk: a checkpoint by its marker, which goes last and is the
-first to be removed; any other file by itself. The store is the truth: what a node has beyond it was not agreed upon.
+A store cannot rename. A checkpoint is complete where its marker is, which is copied last and removed first; any other
+file is complete by itself. The store decides: checkpoints that only a node has are removed there.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from raypaml.data.storage import Location, read_file, with_retries
 from raypaml.files import sweep, whole_folder, write_whole
 
 MARKER = "COMMITTED"
-"""File of a checkpoint that says that all others are whole."""
+"""File of a checkpoint that says that all its other files are complete."""
 _PATIENCE = 60.0
-"""Seconds that a store may be out of order."""
+"""Seconds for which requests to a failing store are repeated."""
 
 
 def local_folder(storage: str, name: str) -> Path:
-    """Where a run is worked on: in its storage, or in the cache of this node for a store."""
+    """The folder of a run on this machine: in its storage or, for a store, in the user's cache."""
     if Location(storage).is_local:
         return (Path(storage) / name).absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raypaml" / "runs"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml" / "runs"
     return (cache / hashlib.sha256(storage.encode()).hexdigest()[:12] / name).absolute()
 
 
@@ -47,19 +47,19 @@ class Mirror:
         return None if where.is_local else cls(local, where / local.name)
 
     def push(self, *names: str) -> None:
-        """Copy files and folders to the store; OSError where it was out of order for a minute."""
+        """Copy files and folders to the store; OSError where requests have failed for a minute."""
         for path, file in self._here(names).items():
             self.write(path, file.read_bytes())
 
     def push_new(self, name: str) -> None:
-        """Copy those files of a folder, each written once, that the store lacks."""
+        """Copy the files of a folder that the store lacks; none is ever written again."""
         there = self.there([name])
         for path, file in self._here([name]).items():
             if there.get(path) != file.stat().st_size:
                 self.write(path, file.read_bytes())
 
     def pull(self, *names: str) -> None:
-        """Copy files and folders from the store, those that are not here in that size."""
+        """Copy files and folders from the store, unless they are here with the same size."""
         there = self.there(names)
         for parent in {(self.local / path).parent for path in there}:
             sweep(parent, shared=True)
@@ -69,7 +69,7 @@ class Mirror:
                 self._fetch(path, file)
 
     def push_checkpoints(self) -> None:
-        """Copy what is new to the store, markers last, and remove there what is not here, markers first."""
+        """Copy new checkpoints to the store, markers last, and remove there those not here, markers first."""
         here, there = self._here(["checkpoints"]), self.there(["checkpoints"])
         for marker in (path for path in here if path.endswith(MARKER)):
             if marker not in there or self.read(marker) != here[marker].read_bytes():
@@ -79,7 +79,7 @@ class Mirror:
             self.delete(path)
 
     def pull_checkpoints(self) -> None:
-        """Copy those that are whole in the store, and remove here what is not, or is another, there."""
+        """Copy complete checkpoints from the store, and remove here those that are missing or different there."""
         there = self.there(["checkpoints"])
         whole = [folder(path) for path in there if path.endswith(MARKER)]
         for old in (self.local / "checkpoints").glob("[0-9]*"):
@@ -95,23 +95,23 @@ class Mirror:
         return not marker.is_file() or self.read(f"{checkpoint}/{MARKER}") != marker.read_bytes()
 
     def _fetch_checkpoint(self, checkpoint: str, paths: list[str]) -> None:
-        """Whole, under its name; another process of this node may be doing the same."""
+        """Copy a checkpoint, whole or not at all; another process of this node may do the same."""
         final = self.local / checkpoint
         with whole_folder(final, shared=True) as unfinished:
             for path in paths:
                 self._fetch(path, unfinished / Path(path).name)
 
     def _here(self, names: Iterable[str]) -> dict[str, Path]:
-        """Files by path below the run, of files and of folders."""
-        found: dict[str, Path] = {}
+        """The local files of these files and folders, by path below the run."""
+        files: dict[str, Path] = {}
         for root in (self.local / name for name in names):
             for path in [root] if root.is_file() else root.rglob("*"):
                 if path.is_file() and ".unfinished" not in str(path):
-                    found[str(path.relative_to(self.local))] = path
-        return found
+                    files[str(path.relative_to(self.local))] = path
+        return files
 
     def there(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes by path below the run."""
+        """The sizes in bytes of the store's files of these files and folders, by path below the run."""
         filesystem, root = self.store.open()
         prefix = f"{root.rstrip('/')}/"
 
@@ -121,20 +121,20 @@ class Mirror:
                 return [one]
             return list(filesystem.get_file_info(fs.FileSelector(prefix + name, allow_not_found=True, recursive=True)))
 
-        found: list[fs.FileInfo] = []
+        infos: list[fs.FileInfo] = []
         for name in names:
-            found += with_retries(partial(look, name), f"{self.store / name}", patience=_PATIENCE)
-        return {info.path.removeprefix(prefix): info.size for info in found if info.type == fs.FileType.File}
+            infos += with_retries(partial(look, name), f"{self.store / name}", patience=_PATIENCE)
+        return {info.path.removeprefix(prefix): info.size for info in infos if info.type == fs.FileType.File}
 
     def read(self, path: str) -> bytes | None:
-        """A file of the store, None if there is none; as all requests, repeated for a minute, then OSError."""
+        """Read a file of the store; None where there is none. Like all requests it is repeated for a minute."""
         try:
             return with_retries(lambda: read_file(self.store / path), f"{self.store / path}", patience=_PATIENCE)
         except FileNotFoundError:
             return None
 
     def write(self, path: str, content: bytes) -> None:
-        """A file to the store."""
+        """Write a file of the store."""
         filesystem, _ = self.store.open()
         target = (self.store / path).open()[1]
 
@@ -147,12 +147,12 @@ class Mirror:
     def _fetch(self, path: str, file: Path) -> None:
         content = self.read(path)
         if content is None:
-            return  # removed meanwhile
+            return  # removed in the meantime
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, content, shared=True)
 
     def delete(self, path: str) -> None:
-        """A file from the store."""
+        """Delete a file of the store."""
         filesystem, _ = self.store.open()
         target = (self.store / path).open()[1]
         with_retries(lambda: filesystem.delete_file(target), f"{self.store / path}", patience=_PATIENCE)
@@ -163,5 +163,5 @@ def _marker_last(path: str) -> bool:
 
 
 def folder(path: str) -> str:
-    """The folder that a file lies in."""
+    """The path of the folder that a file is in."""
     return path.rpartition("/")[0]

@@ -1,4 +1,4 @@
-"""The model a configuration describes, new or as a run left it."""
+"""The model that a configuration describes, newly initialised or trained, and how it computes on a device."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from raypaml.settings import ModelConfig, OptimConfig
 
 
 def build_model(config: ModelConfig, num_classes: int, say: Callable[[str], None] = lambda _: None) -> CamClassifier:
-    """A new model, its backbone, and its head if asked, with the configured weights; `say` is told what these held.
+    """Build a new model with the configured weights in its backbone and, if asked for, its head.
 
-    One that starts from the weights of a run (`weights_of_run`) is left as it is initialised.
+    A model that starts from the weights of a run (`weights_of_run`) is only initialised here.
+
+    Args:
+        config: the settings of the model.
+        num_classes: K.
+        say: takes a line about the weights loaded.
     """
     weights = "" if config.from_run else config.weights
     model = CamClassifier(build_backbone(config.backbone, weights, say), num_classes, config.alpha)
@@ -43,7 +48,13 @@ def check_model(config: TrainConfig, data: DataFolder, say: Callable[[str], None
 
 
 def check_images(model: CamClassifier, height: int, width: int, name: str) -> None:
-    """Raise ValueError unless the model with a backbone of this name takes images of this size; uses the model up."""
+    """Raise ValueError unless a model takes images of this size; the model cannot be used afterwards.
+
+    Args:
+        model: the model, which is moved to the meta device.
+        height, width: the images' size in pixels.
+        name: its backbone as it was asked for, for the message.
+    """
     images = torch.empty((2, 3, height, width), dtype=torch.uint8, device="meta")
     try:
         with torch.no_grad():
@@ -60,7 +71,7 @@ def check_images(model: CamClassifier, height: int, width: int, name: str) -> No
 
 
 def tested_checkpoint(run_folder: Path) -> Path:
-    """A run's best checkpoint; ValueError if it has none that is whole."""
+    """A run's best checkpoint; ValueError where it has no valid one."""
     valid, _ = valid_checkpoints(run_folder / "checkpoints")
     if not valid:
         raise ValueError(f"{run_folder}: no valid checkpoint; train the run again")
@@ -68,24 +79,24 @@ def tested_checkpoint(run_folder: Path) -> Path:
 
 
 def find_checkpoint(given: Path) -> tuple[Path, Path]:
-    """The run's folder and the checkpoint, from either: of a run the best one.
+    """The folder of a run and its best checkpoint, given the run; or the same of a checkpoint, given that.
 
     Raises:
-        ValueError: a damaged checkpoint, or a run without one that is whole.
+        ValueError: the checkpoint is damaged, or the run has no valid one.
     """
     if (given / "config.json").is_file():
         return given, tested_checkpoint(given)
     if (given / "card.json").is_file():
         raise ValueError(f"{given}: an export; give the run that it was made from, or a checkpoint of that")
     if (given / "model.safetensors").is_file() and not is_valid(given):
-        raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use one that is whole")
+        raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use its best valid one")
     return given.absolute().parent.parent, given
 
 
 def checkpoint_model(
     checkpoint: Path, config: ModelConfig, num_classes: int, alpha: float | list[float] | None = None
 ) -> CamClassifier:
-    """The model of a checkpoint, on the CPU, with this alpha, of all classes or [K]; None for that of training."""
+    """The model of a checkpoint, on the CPU; alpha is one value, [K] values, or None for that of training."""
     model = CamClassifier(build_backbone(config.backbone), num_classes, config.alpha if alpha is None else alpha)
     load_model(checkpoint, model)
     return model
@@ -97,7 +108,7 @@ def tested_model(run_folder: Path, config: ModelConfig, num_classes: int) -> Cam
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a configuration computes: bfloat16 if it says so, or where the GPU has it."""
+    """The autocast context of a setting `precision`: bfloat16, also for `auto` where the GPU has it, or float32."""
     half = precision == "bfloat16"
     if precision == "auto":
         half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -105,12 +116,12 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def evaluating(optim: OptimConfig, device: torch.device) -> torch.autocast:
-    """The context in which a configuration validates, predicts and serves."""
+    """The autocast context in which a configuration validates and predicts."""
     return autocast("float32" if optim.evaluation_precision == "float32" else optim.precision, device)
 
 
 def prepare_device(optim: OptimConfig, device: torch.device) -> None:
-    """Tell torch how this process computes float32 on its GPU, and whether cuDNN may try its algorithms."""
+    """Set torch's float32 precision on the GPU of this process, and whether cuDNN times its algorithms."""
     if device.type != "cuda":
         return
     torch.backends.cudnn.benchmark = optim.cudnn_benchmark and not optim.reproducible
@@ -119,7 +130,7 @@ def prepare_device(optim: OptimConfig, device: torch.device) -> None:
 
 
 def placed(model: CamClassifier, device: torch.device) -> CamClassifier:
-    """The model on a device, its weights in the order in which that computes fastest."""
+    """Move a model to a device, in the memory format that is fastest there."""
     return model.to(device).to(memory_format=memory_format(device))
 
 
@@ -128,12 +139,13 @@ def update_average(average: CamClassifier, model: CamClassifier, decay: float, s
     """Move an average of the weights one step towards the model's; its buffers follow by `copy_buffers`.
 
     Args:
-        decay: the average's share, < 1; after few steps at most `(1 + steps) / (10 + steps)`, for the first weights
-            are arbitrary. (As TensorFlow's ExponentialMovingAverage with `num_updates`.)
-        steps: done before this one.
+        average, model: the average and the model.
+        decay: the weight of the average, < 1; after few steps at most `(1 + steps) / (10 + steps)`, because the first
+            weights are arbitrary. (As TensorFlow's ExponentialMovingAverage with `num_updates`.)
+        steps: the number of steps done before this one.
     """
     share = 1 - min(decay, (1 + steps) / (10 + steps))
-    # a few launches on a GPU, where one for each tensor were 628 of a ResNet-101
+    # a few kernels on a GPU; one for each tensor would be 628 for a ResNet-101
     torch._foreach_lerp_([*average.parameters()], [*model.parameters()], share)
 
 

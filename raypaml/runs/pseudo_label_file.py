@@ -1,7 +1,8 @@
-"""A file of pseudo labels, Parquet or CSV with the columns key, class and score: read safely, and checked row by row.
+"""Reading and checking a file of pseudo labels, Parquet or CSV with the columns key, class and score.
 
-Nothing is guessed: scores must lie within 0 and 1, and two scores of one entry must be equal. Rows that say nothing of
-the training split are left out, counted and named. An entry without a row has no score, which is not a score of 0.
+Nothing is guessed: scores must lie between 0 and 1, and two scores of one entry must be equal. Rows that do not concern
+the training split are left out, counted, and shown by examples. An entry without a row has no score, which is not the
+same as a score of 0.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from raypaml.preparation.formats.table_file import DELIMITERS, columns_shown, is
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _MEMBER = re.compile(r"(?:.*/)?([^/]+\.tar)/(.+)", re.DOTALL)
-"""How `raypaml predict` names a picture of a shard."""
+"""The name that `raypaml predict` gives to an image in a shard."""
 _NO_NUMBER = re.compile(r"Row #(\d+): CSV conversion error to double: invalid value '(.*)'", re.DOTALL)
-"""How Arrow names a cell; its rows count from the header on."""
+"""Arrow's message about a cell that is no number; its rows include the header."""
 _NO_TEXT = -2
 _NAMED = 3
-"""Examples in a message."""
+"""Most examples in a message."""
 _HOW = 'losses/README.md, "Pseudo labels", says how to make one'
 
 
@@ -42,22 +43,23 @@ class PseudoLabels:
     """The scores that a file gives entries of the training split."""
 
     cells: IntArray
-    """[E] entries (sample row x K + class), ascending."""
+    """[E] entries as numbers row x K + class, ascending."""
     scores: NDArray[np.float32]
-    """[E] of these, within 0 and 1."""
+    """[E] scores of these entries, 0..1."""
     about: str
-    """What was read and what was skipped, for people."""
+    """What was read and what was skipped, for the user."""
 
 
 def read_pseudo_labels(path: Path, name: str, data: DataFolder) -> PseudoLabels:
     """Read the scores of a file, for the training split of a data set.
 
     Args:
-        path: of the file on this machine, or a copy of it.
-        name: of the file in messages; its suffix says whether it is Parquet, all else is CSV.
+        path: the file on this machine, or a local copy of it.
+        name: the file as it was given, for messages; a name that ends with .parquet is Parquet, any other CSV.
+        data: the data set.
 
     Raises:
-        ValueError: naming the file, the row, the limit and the remedy.
+        ValueError: the file cannot be used; the message names the file, the row, the limit and the remedy.
     """
     try:
         table = _parquet(path, name) if name.partition("?")[0].lower().endswith(".parquet") else _csv(path, name)
@@ -66,21 +68,21 @@ def read_pseudo_labels(path: Path, name: str, data: DataFolder) -> PseudoLabels:
         raise ValueError(f"pseudo_labels={name}: cannot be read: {' '.join(str(error).split())}; {_HOW}") from None
     given = np.asarray(pc.is_valid(table["score"].combine_chunks()))
     _check_scores(scores, given, name)
-    found = Findings()
-    rows, classes = _rows(table, data, found), _classes(table, data.vocabulary, name, found)
-    found.add("rows without a score", int((~given).sum()))
-    found.add(
+    skipped = Findings()
+    rows, classes = _rows(table, data, skipped), _classes(table, data.vocabulary, name, skipped)
+    skipped.add("rows without a score", int((~given).sum()))
+    skipped.add(
         "rows with a score but without key or class", int((given & (np.minimum(rows, classes) == _NO_TEXT)).sum())
     )
     kept = given & (rows >= 0) & (classes >= 0)
     if not kept.any():
         raise ValueError(
-            f"pseudo_labels={name}: nothing of its {len(kept):,} rows is of the training split of "
-            f"{data.path}{_skipped(found)}; {_some_keys(data)}"
+            f"pseudo_labels={name}: none of its {len(kept):,} rows is about the training split of "
+            f"{data.path}{_skipped_text(skipped)}; {_some_keys(data)}"
         )
     cells = rows[kept] * len(data.vocabulary) + classes[kept]
-    cells, values = _once(cells, scores[kept], name, data, found)
-    return PseudoLabels(cells, values.astype(np.float32), _about(cells, data, found))
+    cells, values = _once(cells, scores[kept], name, data, skipped)
+    return PseudoLabels(cells, values.astype(np.float32), _about(cells, data, skipped))
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def _csv(path: Path, name: str) -> pa.Table:
 
 
 def _read_again(read: Callable[[], pa.Table], name: str) -> pa.Table:
-    """Read by one thread what could not be read, for several do not know in which row it fails."""
+    """Read once more with a single thread, whose error message names the row."""
     try:
         return read()
     except pa.ArrowInvalid as error:
@@ -145,18 +147,18 @@ def _read_again(read: Callable[[], pa.Table], name: str) -> pa.Table:
 
 
 def _columns(names: Sequence[str], name: str) -> dict[str, str]:
-    """Role -> column of the file: key (or image, as `raypaml predict` calls it), class and score."""
+    """The file's columns by role: key (or image, as `raypaml predict` calls it), class and score."""
     roles = ["key" if matching("key", names) or not matching("image", names) else "image", "class", "score"]
-    found = {role: matching(role, names) for role in roles}
-    if missing := [role for role, columns in found.items() if not columns]:
+    matches = {role: matching(role, names) for role in roles}
+    if missing := [role for role, columns in matches.items() if not columns]:
         raise ValueError(f"pseudo_labels={name}: no column {', '.join(missing)}; it has {columns_shown(names)}. {_HOW}")
-    if twice := [role for role, columns in found.items() if len(columns) > 1]:
+    if twice := [role for role, columns in matches.items() if len(columns) > 1]:
         raise ValueError(f"pseudo_labels={name}: several columns are called {twice[0]}; rename all but one of them")
-    return {role: columns[0] for role, columns in found.items()}
+    return {role: columns[0] for role, columns in matches.items()}
 
 
 def _as_codes(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of text, each value once and its number in every row; the same numbers in all chunks."""
+    """Dictionary-encode a column of text, with the same codes in all chunks."""
     if not pa.types.is_dictionary(column.type):
         column = column.cast(pa.string()).dictionary_encode()
     return column.cast(_TEXT).unify_dictionaries()
@@ -176,15 +178,20 @@ def _check_scores(scores: NDArray[np.float64], given: NDArray[np.bool_], name: s
 
 
 def _mapped(column: pa.ChunkedArray, place_of: Callable[[pa.Array], IntArray]) -> tuple[IntArray, pa.Array, IntArray]:
-    """Place of each row's text, -1 where it has none, _NO_TEXT without a text; the distinct texts and their places."""
+    """Look up the text of every row.
+
+    Returns:
+        The place of each row's text, -1 for unknown texts and _NO_TEXT for rows without one; the distinct texts; and
+        the places of these.
+    """
     codes = np.asarray(pa.chunked_array([chunk.indices for chunk in column.chunks], pa.int32()).fill_null(-1))
     texts = column.chunk(0).dictionary if column.num_chunks else pa.array([], pa.string())
     places = np.append(place_of(texts), _NO_TEXT)  # the last one for rows without a text
     return places[codes], texts, places[:-1]
 
 
-def _rows(table: pa.Table, data: DataFolder, found: Findings) -> IntArray:
-    """The row of the index of each row, negative where the training split has none."""
+def _rows(table: pa.Table, data: DataFolder, skipped: Findings) -> IntArray:
+    """The row of the index that each row of the file is about; negative where the training split has none."""
     index, role = data.splits["train"], table.column_names[0]
     form = LabelForm.from_index(index.tar_form, data.vocabulary.class_ids)
     shards = set(index.shards)
@@ -200,12 +207,12 @@ def _rows(table: pa.Table, data: DataFolder, found: Findings) -> IntArray:
 
     rows, texts, places = _mapped(table[role], place_of)
     what = "keys" if role == "key" else "pictures (TAR/KEY.jpg)"
-    _note(f"rows of {what} that are not in the training split", rows, texts, places, found)
+    _note(f"rows of {what} that are not in the training split", rows, texts, places, skipped)
     return rows
 
 
-def _classes(table: pa.Table, vocabulary: Vocabulary, name: str, found: Findings) -> IntArray:
-    """The class of each row, by its id or else by its name, negative where the vocabulary has none."""
+def _classes(table: pa.Table, vocabulary: Vocabulary, name: str, skipped: Findings) -> IntArray:
+    """The class of each row, by its id or else its name; negative where the vocabulary has none."""
     columns = {class_name: k for k, class_name in enumerate(vocabulary.names)} | vocabulary.index_of
     twice = {each for each, count in Counter(vocabulary.names).items() if count > 1} - set(vocabulary.index_of)
     classes, texts, places = _mapped(
@@ -213,19 +220,19 @@ def _classes(table: pa.Table, vocabulary: Vocabulary, name: str, found: Findings
     )
     if ambiguous := sorted(twice & set(texts.to_pylist())):
         raise ValueError(f"pseudo_labels={name}: several classes are called {some_of(ambiguous)}; give their ids")
-    _note("rows of classes that are not in the vocabulary", classes, texts, places, found)
+    _note("rows of classes that are not in the vocabulary", classes, texts, places, skipped)
     return classes
 
 
-def _note(what: str, of_rows: IntArray, texts: pa.Array, places: IntArray, found: Findings) -> None:
+def _note(what: str, of_rows: IntArray, texts: pa.Array, places: IntArray, skipped: Findings) -> None:
     unknown = np.flatnonzero(places < 0)[:_NAMED]
-    found.add(what, int((of_rows == -1).sum()), [repr(text) for text in texts.take(pa.array(unknown)).to_pylist()])
+    skipped.add(what, int((of_rows == -1).sum()), [repr(text) for text in texts.take(pa.array(unknown)).to_pylist()])
 
 
 def _once(
-    cells: IntArray, scores: NDArray[np.float64], name: str, data: DataFolder, found: Findings
+    cells: IntArray, scores: NDArray[np.float64], name: str, data: DataFolder, skipped: Findings
 ) -> tuple[IntArray, NDArray[np.float64]]:
-    """Entries ascending, each once; ValueError where a file gives one of them two scores."""
+    """Sort the entries and drop repeated ones; ValueError where an entry has two different scores."""
     order = np.argsort(cells, kind="stable")
     cells, scores = cells[order], scores[order]
     again = np.r_[False, cells[1:] == cells[:-1]]
@@ -238,27 +245,27 @@ def _once(
             f"pseudo_labels={name}: {len(differ):,} entries have two scores, such as key {key}, class "
             f"{data.vocabulary.class_ids[k]}: {two}; keep one of them"
         )
-    found.add("rows that are there twice", int(again.sum()))
+    skipped.add("rows that are there twice", int(again.sum()))
     return cells[~again], scores[~again]
 
 
 # --- What is said of it -----------------------------------------------------------------------------------------------
 
 
-def _about(cells: IntArray, data: DataFolder, found: Findings) -> str:
+def _about(cells: IntArray, data: DataFolder, skipped: Findings) -> str:
     index, num_classes = data.splits["train"], len(data.vocabulary)
     images, classes = len(np.unique(cells // num_classes)), len(np.unique(cells % num_classes))
     none = len(index) - images
     return (
         f"{len(cells):,} scores, of {images:,} of {len(index):,} training images and {classes:,} of {num_classes:,} "
-        f"classes{f'; {none:,} images have none' if none else ''}{_skipped(found)}"
+        f"classes{f'; {none:,} images have none' if none else ''}{_skipped_text(skipped)}"
     )
 
 
-def _skipped(found: Findings) -> str:
+def _skipped_text(skipped: Findings) -> str:
     parts = [
-        f"{count:,} {what}" + (f" (such as {', '.join(found.examples[what])})" if found.examples.get(what) else "")
-        for what, count in found.counts.items()
+        f"{count:,} {what}" + (f" (such as {', '.join(skipped.examples[what])})" if skipped.examples.get(what) else "")
+        for what, count in skipped.counts.items()
         if count
     ]
     return f"; skipped: {', '.join(parts)}" if parts else ""
@@ -266,4 +273,4 @@ def _skipped(found: Findings) -> str:
 
 def _some_keys(data: DataFolder) -> str:
     index = data.splits["train"]
-    return f"keys there are such as {some_of(index.keys(np.arange(min(_NAMED, len(index)))))}"
+    return f"its keys are such as {some_of(index.keys(np.arange(min(_NAMED, len(index)))))}"

@@ -1,4 +1,4 @@
-"""The pseudo labels of a run: a file known by its SHA-256, read once on each node into a table that workers share."""
+"""The pseudo labels of a run: a file with a known SHA-256, read once per node into a table that its workers share."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.runs.pseudo_label_file import read_pseudo_labels
 
 _FORM = "1"
-"""Version of the tables and of how files are read; a new one makes every table anew."""
+"""Version of the tables and of how files are read; where it changes, tables are made again."""
 
 
 def with_pseudo_labels(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
-    """The configuration with the SHA-256 of its file of pseudo labels, which is read, checked and spoken of here.
+    """Read and check the file of pseudo labels, and record its SHA-256 and full path in the configuration.
+
+    Args:
+        config: the configuration; returned as it is where its scheme takes no pseudo labels.
+        data: the data set.
+        say: takes a line about what was read.
 
     Raises:
-        ValueError: the scheme needs such a file and has none; what is wrong with the file; it is another file than the
-            configuration says.
+        ValueError: the scheme needs a file and none is given; the file cannot be used; or it has not the SHA-256 that
+            the configuration names.
     """
     loss = config.loss
     if not scheme_of(loss.scheme).takes_pseudo_labels:
@@ -54,7 +59,7 @@ def with_pseudo_labels(config: TrainConfig, data: DataFolder, say: Callable[[str
 
 
 def open_pseudo_labels(config: TrainConfig, data: DataFolder) -> ScoreTable:
-    """The table of a run's pseudo labels; the first process of a node that wants it reads the file."""
+    """Open the table of a run's pseudo labels; the first process of a node that needs it reads the file."""
     path = _place(config.loss.pseudo_labels_sha256, config, data)
     if not (config.loss.pseudo_labels_sha256 and path.is_file()):
         config = with_pseudo_labels(config, data, lambda _: None)
@@ -63,13 +68,13 @@ def open_pseudo_labels(config: TrainConfig, data: DataFolder) -> ScoreTable:
 
 
 def _folder(config: TrainConfig) -> Path:
-    """Where this node keeps its tables."""
+    """The folder in which this node keeps the tables."""
     cache = config.data.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
     return Path(cache) / "pseudo_labels"
 
 
 def _place(digest: str, config: TrainConfig, data: DataFolder) -> Path:
-    """Where the table of a file lies, for these classes and samples."""
+    """The path of the table of a file, for the classes and samples of a data set."""
     index = data.splits["train"]
     known = hashlib.sha256(json.dumps([_FORM, data.vocabulary.class_ids, data.vocabulary.names, index.shards]).encode())
     for chunk in index.key_column.chunks:
@@ -79,13 +84,13 @@ def _place(digest: str, config: TrainConfig, data: DataFolder) -> Path:
 
 
 def _made(file: Path, digest: str, config: TrainConfig, data: DataFolder) -> ScoreTable:
-    """The table of a file, read by the first process of this node that comes here; the others wait for it."""
+    """Make the table of a file, unless another process of this node has made it, for which this one waits."""
     path, index, num_classes = _place(digest, config, data), data.splits["train"], len(data.vocabulary)
     with (path.with_suffix(".lock")).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
-            found = read_pseudo_labels(file, config.loss.pseudo_labels, data)
-            write_scores(path, found.cells, found.scores, len(index), num_classes, found.about)
+            labels = read_pseudo_labels(file, config.loss.pseudo_labels, data)
+            write_scores(path, labels.cells, labels.scores, len(index), num_classes, labels.about)
     return open_scores(path, len(index), num_classes)
 
 
@@ -99,7 +104,7 @@ def _digest(file: Path, name: str) -> str:
 
 @contextmanager
 def _on_this_machine(config: TrainConfig) -> Iterator[Path]:
-    """The file, or a copy of one in a store, which is gone afterwards."""
+    """Yield the file's path; a file in a store is copied, and the copy removed afterwards."""
     name, folder = config.loss.pseudo_labels, _folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, shared=True)

@@ -1,4 +1,4 @@
-"""The same calls alone and in a process group."""
+"""Collectives that work alike in a process group and in a single process."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from raypaml.collectives import all_gather, all_reduce, broadcast, count_buckets
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process and those it trains with."""
+    """This process and the others of its process group, if it has one."""
 
     rank: int
     world_size: int
     device: torch.device
     group: dist.ProcessGroup | None
-    """None when alone."""
+    """None for a single process."""
 
     @classmethod
     def here(cls, device: torch.device) -> Ranks:
-        """The initialised default process group, or this process alone."""
+        """The ranks of torch's default process group, or this process alone where none is initialised."""
         if not dist.is_initialized():
             return cls(0, 1, device, None)
         return cls(dist.get_rank(), dist.get_world_size(), device, dist.group.WORLD)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Average gradients over the ranks; buffers that training reads follow rank 0 at every step."""
+        """Wrap a model to average gradients over the ranks, and to copy buffers that training reads from rank 0."""
         if self.group is None:
             return model
         devices = [self.device] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-        wrapped.broadcast_buffers = _reads_buffers(model)  # set here, they are still given out once, as it begins
+        wrapped.broadcast_buffers = _reads_buffers(model)  # set after construction, which copies them once
         count_buckets(wrapped, self.group)
         return wrapped
 
     def follow_first(self, model: nn.Module) -> None:
-        """Give every rank the buffers of rank 0, which are those that its checkpoints have."""
+        """Copy the buffers of rank 0, which checkpoints hold, to every rank."""
         if self.group is not None:
             for buffer in model.buffers():
                 broadcast(buffer, self.group)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over all ranks, on every rank; on a GPU it may still be under way."""
+        """The sum over all ranks, on every rank; on a GPU it may not be computed yet."""
         if self.group is not None:
             values = values.to(self.device, copy=True)
             all_reduce(values, self.group)
         return values
 
     def gather(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
-        """One-dimensional arrays of any lengths, joined in rank order, on every rank."""
+        """Concatenate the one-dimensional arrays of all ranks, of any lengths, in rank order, on every rank."""
         if self.group is None:
             return values
         mine = torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
@@ -68,14 +68,15 @@ class Ranks:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).cpu().numpy()
 
     def barrier(self) -> None:
-        """Wait on the host for every rank: with NCCL only a host that reads a collective's result waits for it."""
+        """Wait for every rank, by reading a result: with NCCL the host does not wait for the collective itself."""
         self.sum(torch.zeros(1)).item()
 
 
 def _reads_buffers(model: nn.Module) -> bool:
     """Whether training may read a buffer that it also changes.
 
-    BatchNorm only notes its statistics then, tables of indices are integers, and what no checkpoint keeps is constant.
+    BatchNorm does not read its running statistics in training, index tables are integers, and buffers that are not kept
+    in checkpoints are constant.
     """
     return any(
         buffer.is_floating_point() and name not in module._non_persistent_buffers_set
@@ -87,7 +88,7 @@ def _reads_buffers(model: nn.Module) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """In the block this process computes with one thread: their number may move a float's last bit."""
+    """Compute with one thread in the block, because the number of threads may change the last bits of results."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -97,7 +98,7 @@ def one_thread() -> Iterator[None]:
 
 
 def own_gpu(device: str) -> bool:
-    """Whether this process computes on a GPU of its own; ValueError where `device` is cuda and there is none."""
+    """Whether this process is to compute on a GPU; ValueError where `device` is cuda and there is none."""
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
         raise ValueError("device=cuda: this machine has no GPU that torch can use; use --device cpu")

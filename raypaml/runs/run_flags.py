@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from raypaml.augmentation.augmentations import augmentations_text
 from raypaml.cli import KeptLines, Parser, add_config_flags, say
@@ -16,23 +15,23 @@ from raypaml.extensions import import_first
 from raypaml.losses.schemes import help_text
 from raypaml.recipes import RECIPES, as_before, recipe, resolve
 from raypaml.runs.run_folder import open_run, read_config, stored_config, stored_settings
-from raypaml.settings import RunConfig
+from raypaml.settings import RunConfig, SettingValues
 
-_PUBLISHED = """What is published for a scheme on the data set of a recipe, such as delta_rel 0.2 for ll_ct on VOC, is
-used by that recipe where no flag says otherwise; a run that differs from it says so when it starts. The
-large-loss schemes have the values of BoostLU's code (Adam, lr 1e-5); those that LL's author gives without
-BoostLU are in the recipes' docstrings. raypaml/losses/README.md lists all values and where they are from."""
+_PUBLISHED = """A recipe uses the values published for the scheme on its data set, such as delta_rel 0.2 for ll_ct on
+VOC, unless a flag says otherwise; a run that differs from them says so when it starts. The large-loss schemes
+have the values of BoostLU's code (Adam, lr 1e-5); those that LL's author gives without BoostLU are in the
+recipes' docstrings. raypaml/losses/README.md lists all values with their sources."""
 
 
 @dataclass(frozen=True)
 class AskedConfig:
-    """A configuration as it was asked for, by flags or in Python."""
+    """A configuration that was asked for, by flags or in Python."""
 
     config: TrainConfig
-    given: dict[str, Any]
-    """The settings that were given, of their fields' types."""
+    given: SettingValues
+    """The settings that were given."""
     plain: TrainConfig
-    """The configuration as earlier versions made it of the same."""
+    """The configuration that earlier versions made of the same flags."""
 
 
 def parse_run(
@@ -40,24 +39,23 @@ def parse_run(
     prog: str,
     about: str,
     add_own: Callable[[Parser], None] = lambda _: None,
-    defaults: dict[str, Any] | None = None,
-) -> tuple[TrainConfig, Any]:
-    """The configuration that a command line asks for, and the values of the command's own flags.
+    defaults: SettingValues | None = None,
+) -> tuple[TrainConfig, SimpleNamespace]:
+    """Parse the configuration that a command line asks for, and the command's own flags.
 
     Args:
         argv: the arguments, without the command.
-        prog: the command, for messages.
-        about: what it does, for --help.
-        add_own: adds the command's own flags.
-        defaults: fields whose value, where no flag gives one, is the command's and not the recipe's.
+        prog: the name of the command, for messages.
+        about: what the command does, for --help.
+        add_own: adds the command's own flags to a parser.
+        defaults: settings that have another default in this command than in the recipe.
 
     Returns:
-        The recipe, the file's or the stored configuration of a run that is continued, with the flags over it, and under
-        them what the recipe has for another scheme (`recipes.resolve`); and a namespace of all other flags, with the
-        same configuration in `asked`.
+        The configuration of the recipe, of the given file, or of the run that is continued, with the given settings
+        (`recipes.resolve`); and a namespace of the other flags, whose attribute `asked` is the AskedConfig.
     """
 
-    def parse(base: TrainConfig, argv: Sequence[str]) -> dict[str, Any]:
+    def parse(base: TrainConfig, argv: Sequence[str]) -> SettingValues:
         parser = run_parser(base, prog, about)
         add_own(parser)
         return vars(parser.parse(argv))
@@ -66,7 +64,7 @@ def parse_run(
     asked = parse(TrainConfig(), [flag for flag in argv if flag not in ("-h", "--help")])
     base = base_config(asked).override(defaults or {})
     shown = resolve(base, {name: asked[name] for name in ("scheme",) if name in asked})
-    values = parse(shown, argv)  # once more, so that --help shows the values of this recipe and scheme
+    values = parse(shown, argv)  # again, so that --help shows the values of this recipe and scheme
     fields = base.flat()
     own = SimpleNamespace(**{name: value for name, value in values.items() if name not in fields})
     given = {name: value for name, value in values.items() if name in fields}
@@ -76,17 +74,17 @@ def parse_run(
     return own.asked.config, own
 
 
-def asked_config(base: TrainConfig, given: dict[str, Any], *, stored: bool) -> AskedConfig:
-    """The configuration with settings over it, and under them what the recipe has for another scheme.
+def asked_config(base: TrainConfig, given: SettingValues, *, stored: bool) -> AskedConfig:
+    """A configuration with given settings, resolved by `recipes.resolve`.
 
     Args:
-        base: what the settings are laid over.
-        given: settings by the names of their fields.
-        stored: whether `base` was given as it is, rather than by the name of a recipe, which earlier versions had
+        base: the configuration that the settings change.
+        given: the settings, by name.
+        stored: whether `base` is from a file or from Python, rather than a recipe, whose values earlier versions had
             otherwise.
 
     Raises:
-        ValueError: settings that go together only in what earlier versions stored.
+        ValueError: settings that only runs of earlier versions may have together.
     """
     config = resolve(base, given)
     if given.get("threads") == 0 and config.optim.reproducible:
@@ -95,7 +93,7 @@ def asked_config(base: TrainConfig, given: dict[str, Any], *, stored: bool) -> A
 
 
 def _say_earlier(path: Path, config: TrainConfig, given: Collection[str]) -> None:
-    """Say what a file that an earlier version wrote has otherwise than today's recipe, and how to have today's."""
+    """Say where a file of an earlier version differs from the recipe of today, and which flags have today's values."""
     today, values = RECIPES.get(config.recipe, TrainConfig)().flat(), config.flat()
     lacks = set(EARLIER) - stored_settings(path) - set(given)
     earlier = {name: today[name] for name in EARLIER if name in lacks and values[name] != today[name]}
@@ -107,34 +105,34 @@ def _say_earlier(path: Path, config: TrainConfig, given: Collection[str]) -> Non
         (flag if today[name] else "--no-" + flag[2:]) if isinstance(today[name], bool) else f"{flag} {today[name]!s}"
         for name, flag in flags.items()
     )
-    say(f"{path}: of an earlier version, used as it was then, with {had}; as today: {' '.join(remedy)}")
+    say(f"{path}: written by an earlier version and used as then, with {had}; for today's values: {' '.join(remedy)}")
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:
-    """`--workers 2:8` written out: `--min-workers 2 --workers 8`."""
+    """Replace `--workers 2:8` by `--min-workers 2 --workers 8`."""
     return re.sub(r"--workers[= \0](\d+):(\d+)", "--min-workers\0\\1\0--workers\0\\2", "\0".join(argv)).split("\0")
 
 
 def run_parser(base: TrainConfig, prog: str, about: str) -> Parser:
-    """Recipe, `--config` and a flag for every field; [values] are those of `base`."""
-    texts = (help_text(), _PUBLISHED, augmentations_text(), "Values of flags in [brackets] are the recipe's.")
+    """A parser with the recipe, `--config` and a flag for every setting; --help shows the values of `base`."""
+    texts = (help_text(), _PUBLISHED, augmentations_text(), "The values in [brackets] are the recipe's.")
     epilog = "\n\n".join(texts)
     parser = Parser(prog=prog, description=about, epilog=epilog, formatter_class=KeptLines)
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
-    about_config = "best.json of a search or config.json of a run, instead of a recipe; flags win"
+    about_config = "best.json of a search or config.json of a run, in place of a recipe; other flags change its values"
     parser.add_argument("--config", metavar="FILE", help=about_config)
     for _, group in base.groups():
         add_config_flags(parser, group)
     return parser
 
 
-def base_config(asked: dict[str, Any]) -> TrainConfig:
-    """What the flags are laid over: the file given, or the stored configuration of the run named, or the recipe."""
+def base_config(asked: SettingValues) -> TrainConfig:
+    """The configuration that settings change: of the given file, of the run named, or of the recipe."""
     base = None
     if asked["config"]:
         where = Path(asked["config"])
         base = read_config(where).override({"name": "", "storage": RunConfig.storage, "address": ""})
-        if "pseudo_labels" in asked:  # the digest is that of the file's
+        if "pseudo_labels" in asked:  # the stored digest is of another file
             base = base.override({"pseudo_labels_sha256": ""})
         if "from_run" in asked:
             base = base.override({"from_sha256": ""})

@@ -1,4 +1,4 @@
-"""The folder of a run: its record is written before the first step, and only the same run may continue in it."""
+"""The folder of a run: its record is written before the first step, and only the same run may be continued in it."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror, local_folder
 from raypaml.runs.run_length import change_length
+from raypaml.runs.run_record import RunRecord, read_run_record
+from raypaml.settings import SettingValues
 
 PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
 
 
 def new_name(config: TrainConfig) -> str:
-    """Recipe, scheme, date and time, and four random letters, for two runs of one second."""
+    """Recipe, scheme, date and time, and four random letters in case two runs start in the same second."""
     now = datetime.datetime.now().astimezone()
     return f"{config.recipe}-{config.loss.scheme}-{now:%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
 
 
 def open_run(storage: str, name: str) -> Path:
-    """The folder of a run on this machine, with the records that a store has of it."""
+    """The folder of a run on this machine; from a store its record and result are copied there."""
     folder = local_folder(storage, name)
     if mirror := Mirror.of(storage, folder):
         try:
             mirror.pull("config.json", "result.json")
-            if not mirror.there(["result.json"]):  # another machine goes on with a run that had finished
+            if not mirror.there(["result.json"]):  # another machine continues a run that had finished
                 (folder / "result.json").unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"storage={storage}: {error}") from None
@@ -44,7 +45,7 @@ def open_run(storage: str, name: str) -> Path:
 
 
 def stored_config(folder: Path) -> TrainConfig | None:
-    """The configuration of the run in this folder, None where there is none yet."""
+    """The configuration of the run in a folder; None where there is no run yet."""
     path = folder / "config.json"
     if not path.is_file():
         return None
@@ -55,7 +56,7 @@ def stored_config(folder: Path) -> TrainConfig | None:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The configuration under `config` in a JSON file, such as a run's record or a search's best.json."""
+    """Read the configuration in a JSON file, such as a run's record or a search's best.json."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
@@ -66,7 +67,7 @@ def read_config(path: Path) -> TrainConfig:
 
 def check_trained_classes(run: Path, digest: str, data: str) -> None:
     """Raise ValueError where a run was trained with other classes than those of the data."""
-    trained = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
+    trained = read_run_record(run)["data"]["vocabulary"]
     if trained != digest:
         raise ValueError(
             f"{data}: another vocabulary (digest {digest[:12]}) than {run} was trained with ({trained[:12]})"
@@ -74,9 +75,9 @@ def check_trained_classes(run: Path, digest: str, data: str) -> None:
 
 
 def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
-    """The configuration with what the run in this folder had before some settings existed, where nothing else is asked.
+    """The configuration with which a run begun by an earlier version continues as it began.
 
-    The stored one has no such settings: the run goes on as it began.
+    Settings that the stored configuration lacks get their values of `EARLIER`, unless another value is asked for.
     """
     if stored_config(folder) is None:
         return config
@@ -84,16 +85,13 @@ def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
 
 
 def stored_settings(path: Path) -> set[str]:
-    """The names of the settings that the record of a run has, which an earlier version may have written."""
+    """The names of the settings in a JSON file with a configuration, which an earlier version may have written."""
     groups = json.loads(path.read_text())["config"]
     return {name for group in groups.values() if isinstance(group, dict) for name in group}
 
 
-def had_before(config: TrainConfig, stored: Collection[str]) -> dict[str, Any]:
-    """What was begun without some settings had in their place (`EARLIER`), where the configuration asks for no other.
-
-    `stored` are the settings that it was begun with.
-    """
+def had_before(config: TrainConfig, stored: Collection[str]) -> SettingValues:
+    """The values of `EARLIER` for settings that are not stored, unless the configuration asks for other values."""
     asked, usual = config.flat(), TrainConfig().flat()
     return {name: value for name, value in EARLIER.items() if name not in stored and asked[name] == usual[name]}
 
@@ -101,9 +99,12 @@ def had_before(config: TrainConfig, stored: Collection[str]) -> dict[str, Any]:
 def check_same_run(
     folder: Path, config: TrainConfig, data: DataFolder, may_change: Collection[str] = EXECUTION_FIELDS
 ) -> None:
-    """Raise ValueError where the folder belongs to a run with other settings or another vocabulary.
+    """Raise ValueError where a folder holds a run with other settings or another vocabulary.
 
-    `may_change` are the settings in which it may differ.
+    Args:
+        folder: the run's folder, which need not exist.
+        config, data: what is asked for.
+        may_change: the names of settings that may differ.
     """
     before = stored_config(folder)
     if before is None:
@@ -112,13 +113,13 @@ def check_same_run(
     changed = [f"{k}={old[k]} (asked: {new[k]})" for k in new if k not in may_change and old[k] != new[k]]
     if changed:
         raise ValueError(f"{folder}: the run was started with {', '.join(changed)}; give this one another --name")
-    digest = json.loads((folder / "config.json").read_text())["data"]["vocabulary"]
+    digest = read_run_record(folder)["data"]["vocabulary"]
     if digest != data.vocabulary.digest:
         raise ValueError(f"{folder}: the run was started with another vocabulary than {data.path}'s")
 
 
 def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Write `vocabulary.csv` and `config.json` into a new run folder; give one that goes on the length asked for."""
+    """Write the record and the vocabulary of a new run; where a run is continued, record the length asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").is_file():
         data.vocabulary.write(folder / "vocabulary.csv")
@@ -130,7 +131,7 @@ def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
 
 @contextmanager
 def log_into(path: Path) -> Iterator[None]:
-    """What this process logs goes to the end of a file of the run, too, with the time and who says it."""
+    """Append what this process logs in the block to a file, with the time, the host and the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {platform.node()}:%(process)d %(message)s"))
@@ -146,16 +147,17 @@ def log_into(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
+def _record(config: TrainConfig, data: DataFolder) -> RunRecord:
     from raypaml.data.batches import Reader  # with torch, which --help does without
 
+    height, width, _ = Reader(data.shards, data.splits["train"], (), skip_broken=True).shape
     return {
         "config": config.to_dict(),
         "data": {
             "folder": str(data.path),
             "vocabulary": data.vocabulary.digest,
             "num_classes": len(data.vocabulary),
-            "image_size": Reader(data.shards, data.splits["train"], (), skip_broken=True).shape[:2],
+            "image_size": (height, width),
             "samples": {split: len(index) for split, index in data.splits.items()},
         },
         "versions": versions(),
@@ -164,16 +166,16 @@ def _record(config: TrainConfig, data: DataFolder) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a run uses, and of Python; of raypaml also where its files only lie on the path."""
+    """Versions of the packages that a run uses, and of Python; raypaml's own also where it is not installed."""
     installed = {name: importlib.metadata.version(name) for name in PACKAGES if name != "raypaml"}
     return {"raypaml": sys.modules["raypaml"].__version__} | installed | {"python": platform.python_version()}
 
 
 def _commit() -> str:
-    """The git commit of this checkout, with + where files differ from it; "" for an installed package."""
+    """The git commit of this checkout, with + where files differ from it; empty for an installed package."""
     here = Path(__file__).parent
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
             cwd=here,
             capture_output=True,
@@ -182,4 +184,4 @@ def _commit() -> str:
         )
     except OSError:
         return ""
-    return found.stdout.strip()
+    return described.stdout.strip()

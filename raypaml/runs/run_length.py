@@ -1,43 +1,49 @@
-"""How long a run trains: that may change when it goes on, and its record says from where on which length held.
+"""The length of a run, which may change when it is continued; its record says from where on each length held.
 
-`config.json` has the present length among the settings, and under `lengths` all of them, where there were several. The
-result and the page of a run that had finished are kept under other names, for without `result.json` it is not finished.
+`config.json` has the present length among the settings, and under `lengths` all lengths, where there were several.
+Where a finished run is continued, its result and its page get other names, because a run with `result.json` counts as
+finished.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from raypaml.config import TrainConfig
 from raypaml.counting import epoch_number, place_text
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror
+from raypaml.runs.run_record import Length, read_run_record
 
 LENGTH_FIELDS = ("epochs", "patience", "stop_below")
-"""Settings that decide when training ends: a run may go on with others. What moves over the whole length then follows
-the new one from there on."""
-
-Length = dict[str, Any]
-"""`epoch` and `step`, from 0, at which it began to hold; LENGTH_FIELDS by name; `result`: the file of the result, ""
-where the run had none."""
+"""Settings that decide when training ends, and may change when a run is continued. Schedules over the whole length
+follow the new length from there on."""
 
 
-def length_of(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide when training ends, by name."""
-    return {name: getattr(config.optim, name) for name in LENGTH_FIELDS}
+class LengthSettings(TypedDict):
+    """The settings that decide when training ends."""
+
+    epochs: int
+    patience: int
+    stop_below: float
+
+
+def length_of(config: TrainConfig) -> LengthSettings:
+    """The settings of a configuration that decide when training ends."""
+    optim = config.optim
+    return {"epochs": optim.epochs, "patience": optim.patience, "stop_below": optim.stop_below}
 
 
 def is_finished(folder: Path, config: TrainConfig) -> bool:
-    """Whether the run in this folder has its result, and is asked for no other length."""
+    """Whether the run in a folder has its result, and no other length is asked for."""
     if not (folder / "result.json").is_file():
         return False
-    return length_of(TrainConfig.from_dict(_record(folder)["config"])) == length_of(config)
+    return length_of(TrainConfig.from_dict(read_run_record(folder)["config"])) == length_of(config)
 
 
 def reached(folder: Path, storage: str) -> tuple[int, int]:
-    """The epoch and the step, from 0, that a run goes on with: those of its newest whole checkpoint."""
+    """The epoch and the step, from 0, with which a run continues: those of its newest valid checkpoint."""
     from raypaml.runs.checkpoint import cursor, valid_checkpoints  # with torch, which --help does without
 
     if mirror := Mirror.of(storage, folder):
@@ -47,30 +53,32 @@ def reached(folder: Path, storage: str) -> tuple[int, int]:
 
 
 def lengths(folder: Path) -> list[Length]:
-    """Every length that a run has had, in order; nothing where it was one from the start."""
-    return list(_record(folder).get("lengths", ()))
+    """The lengths that a run has had, in order; an empty list where it never changed."""
+    return read_run_record(folder).get("lengths", [])
 
 
 def change_length(folder: Path, config: TrainConfig) -> None:
-    """Give a run the length of a configuration, where it has another: a note in its record, its result put aside.
+    """Where a configuration has another length than a run, record it, and put the run's result aside.
 
-    The result goes first: whoever is interrupted here has a run that is not finished, rather than a wrong result.
+    The result is put aside first: an interruption then leaves an unfinished run, rather than a wrong result.
     """
-    record = _record(folder)
+    record = read_run_record(folder)
     before = TrainConfig.from_dict(record["config"])
     if length_of(before) == length_of(config):
         return
-    kept = record.get("lengths") or [{"epoch": 0, "step": 0, **length_of(before), "result": ""}]
+    first: Length = {"epoch": 0, "step": 0, **length_of(before), "result": ""}
+    kept = record.get("lengths") or [first]
     kept[-1]["result"] = _put_aside(folder, config.run.storage, len(kept)) or kept[-1]["result"]
     epoch, step = reached(folder, config.run.storage)
     record["lengths"] = [*kept, {"epoch": epoch, "step": step, **length_of(config), "result": ""}]
-    changed = {name: value for name, value in length_of(config).items() if value != length_of(before)[name]}
-    record["config"]["optim"] |= changed  # an earlier version's record lacks the others, and keeps lacking them
+    old, new = before.flat(), config.flat()
+    changed = {name: new[name] for name in LENGTH_FIELDS if new[name] != old[name]}
+    record["config"]["optim"] |= changed  # only these: the record of an earlier version must go on lacking the others
     write_json(folder / "config.json", record)
 
 
 def _put_aside(folder: Path, storage: str, number: int) -> str:
-    """Rename the result and the page of a finished run, in its store too; the result's new name, if there is one."""
+    """Rename the result and the page of a finished run, also in its store; returns the result's new name, or ""."""
     mirror, kept = Mirror.of(storage, folder), ""
     if mirror:
         mirror.pull("report.html", "result.json")
@@ -86,25 +94,21 @@ def _put_aside(folder: Path, storage: str, number: int) -> str:
     return kept if kept.startswith("result") else ""
 
 
-def length_text(length: dict[str, Any]) -> str:
-    """A length for people, such as "18 epochs, patience 2"."""
-    rest = [f"{name} {length[name]:g}" for name in LENGTH_FIELDS[1:] if length[name]]
+def length_text(length: LengthSettings | Length) -> str:
+    """A length for the user, such as "18 epochs, patience 2"."""
+    rest = [f"patience {length['patience']}"] if length["patience"] else []
+    rest += [f"stop_below {length['stop_below']:g}"] if length["stop_below"] else []
     return ", ".join([f"{length['epochs']} epoch{'s' if length['epochs'] > 1 else ''}", *rest])
 
 
-def lengths_text(found: list[Length]) -> str:
+def lengths_text(lengths: list[Length]) -> str:
     """Which epochs were trained as part of a run of which length, in a sentence; empty where there was one length."""
-    if not found:
+    if not lengths:
         return ""
-    parts = (f"{since_text(length['epoch'], length['step'])} as a run of {length_text(length)}" for length in found)
+    parts = (f"{since_text(length['epoch'], length['step'])} as a run of {length_text(length)}" for length in lengths)
     return f"Trained {'; '.join(parts)}."
 
 
 def since_text(epoch: int, step: int) -> str:
-    """From where on something holds, an epoch and a step from 0, for people."""
+    """The place from which something holds, for the user; epoch and step are from 0."""
     return f"from {place_text(epoch, step)}" if step else f"from epoch {epoch_number(epoch)}"
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return content

@@ -1,4 +1,4 @@
-"""The configuration that a program asks for in Python: a recipe or a configuration, with settings over it."""
+"""The configuration that a program asks for in Python: a recipe or a configuration, with changed settings."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import os
 from collections.abc import Mapping
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Literal, get_origin
 
 from raypaml.cli import field_types, known_names
 from raypaml.config import TrainConfig
 from raypaml.extensions import import_modules
 from raypaml.files import Place
 from raypaml.runs.run_flags import AskedConfig, asked_config, base_config
+from raypaml.settings import SettingValues
 
 
 def configured(
     config_or_recipe: TrainConfig | Place,
-    settings: Mapping[str, Any],
-    usual: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object],
+    usual: SettingValues | None = None,
 ) -> AskedConfig:
-    """The configuration of a recipe, a file or another configuration, with settings over it.
+    """The configuration of a recipe, a file or another configuration, with changed settings.
 
     Args:
         config_or_recipe: a configuration; the name of a recipe; or a file such as the config.json of a run or the
-            best.json of a search. Where `name` and `storage` are those of a run that is there, its own is taken.
-        settings: by their names, which are those of the flags with `_` for `-`.
-        usual: settings that hold where none is given, instead of the recipe's.
+            best.json of a search. Where `name` and `storage` are those of an existing run, its configuration is used.
+        settings: the changed settings by name; names are those of the flags, with `_` for `-`.
+        usual: settings with another default than the recipe's.
 
     Raises:
         ValueError: a setting that is not known, or of another type.
@@ -45,9 +46,8 @@ def configured(
     return asked_config(base, given, stored=from_file or isinstance(config_or_recipe, TrainConfig))
 
 
-def typed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings, each of its field's type; a whole number is a float where one is wanted, a number of
-    numpy one of Python, a path a text.
+def typed_settings(settings: Mapping[str, object]) -> SettingValues:
+    """Convert settings to the types of their fields: whole numbers to floats, numpy's numbers to Python's, paths to text.
 
     Raises:
         ValueError: a setting that is not known, or of another type.
@@ -58,7 +58,7 @@ def typed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _typed(name, value, kinds[name]) for name, value in settings.items()}
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
+def _typed(name: str, value: object, kind: type) -> object:
     if isinstance(value, os.PathLike) and kind is str:
         value = str(Path(value))
     number = {int: Integral, float: Real}.get(kind)

@@ -1,7 +1,7 @@
-"""A lock among processes of all machines that see a folder: held by one, whose name the others can read.
+"""A lock among the processes of all machines that see a folder: one holds it, and the others can read its name.
 
-It is `flock`, which the system releases when the holder dies, on NFS too (Linux, since 2.6.12). The file stays: whoever
-removed it might leave two holders, one of each file.
+It is `flock`, which the system releases when the holder dies, also on NFS (Linux, since 2.6.12). The lock file is never
+removed: otherwise two processes could hold locks on two files of the same name.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import socket
 from pathlib import Path
 
 _UNKNOWN = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What a file system says that has no locks."""
+"""Error numbers of file systems that have no locks."""
 
 
 class SharedLock:
-    """A lock file; its folder exists."""
+    """A lock by a file in an existing folder."""
 
     def __init__(self, path: Path):
         self._path = path
         self._file = -1
 
     def take(self, name: str) -> bool:
-        """Try to hold the lock under a name; whether it is held now.
+        """Try to take the lock, without waiting; `name` is what others read. Returns whether it is held now.
 
         Raises:
-            OSError: the file cannot be written, or its file system has no locks: see `is_missing`.
+            OSError: the file cannot be written, or its file system has no locks (`is_missing`).
         """
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS gives this lock to writers only
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks only files opened for writing
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -44,16 +44,16 @@ class SharedLock:
         return True
 
     def holder(self) -> str:
-        """Who holds it, where another does."""
+        """The name of the holder, where that is another process."""
         return self._path.read_text(errors="replace") or "another process"
 
     def release(self) -> None:
-        """Let it go, if it is held."""
+        """Release the lock, if it is held."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
 
 def is_missing(error: OSError) -> bool:
-    """Whether the file system has no locks."""
+    """Whether an error says that the file system has no locks."""
     return error.errno in _UNKNOWN

@@ -1,4 +1,4 @@
-"""Broken samples that a run was allowed to skip: counted over all workers, named, and never more than agreed."""
+"""Broken samples that a run skips: counted over all workers, named, and never more than its budget allows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 import torch
@@ -20,28 +20,37 @@ from raypaml.runs.ranks import Ranks
 Reason = Literal[Broken, "was in a step that was not finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 _NAMED = 5
-"""Samples that an error names."""
+"""Most samples that an error names."""
 
 Skip = tuple[int, Reason]
-Named = dict[str, Any]
-"""Shard, key, offset and reason of a skipped sample."""
+"""The row of a skipped sample in the index, and the reason."""
+
+
+class SkippedSample(TypedDict):
+    """Where a skipped sample is, and why it was skipped: a line of skipped.jsonl, without the epoch."""
+
+    shard: str
+    key: str
+    offset: int
+    """Byte in the shard."""
+    reason: Reason
 
 
 def seen_together(batch: Batch, ranks: Ranks) -> Batch:
-    """The batch with the number of samples that all ranks really have of its global batch."""
+    """The batch with the number of samples that all ranks together have of its global batch."""
     seen = int(ranks.sum(torch.tensor([len(batch.rows)])).item())
     return dataclasses.replace(batch, global_rows=seen)
 
 
 def gather(ranks: Ranks, mine: Iterable[Skip]) -> list[Skip]:
-    """What all ranks skipped, on every rank, by sample number."""
+    """What all ranks have skipped, in the order of samples, on every rank; a collective."""
     coded = np.array([row * len(REASONS) + REASONS.index(reason) for row, reason in mine], np.int64)
-    found = sorted(ranks.gather(coded).tolist())
-    return [(code // len(REASONS), REASONS[code % len(REASONS)]) for code in found]
+    of_all = sorted(ranks.gather(coded).tolist())
+    return [(code // len(REASONS), REASONS[code % len(REASONS)]) for code in of_all]
 
 
-def check_budget(skipped: Sequence[Named], split: str, samples: int, skip_budget: float) -> None:
-    """Raise ValueError, with names, where more of a split's samples were skipped than its budget allows."""
+def check_budget(skipped: Sequence[SkippedSample], split: str, samples: int, skip_budget: float) -> None:
+    """Raise ValueError, naming samples, where more of a split's samples were skipped than the budget allows."""
     allowed = int(skip_budget * samples)
     if len(skipped) > allowed:
         first = "; ".join(
@@ -53,8 +62,8 @@ def check_budget(skipped: Sequence[Named], split: str, samples: int, skip_budget
         )
 
 
-def named(skipped: Sequence[Skip], index: Index) -> list[Named]:
-    """What people look for: where each of these samples lies, and what is wrong with it."""
+def named(skipped: Sequence[Skip], index: Index) -> list[SkippedSample]:
+    """Where each of these samples is, and what is wrong with it."""
     rows = np.array([row for row, _ in skipped], np.int64)
     return [
         {"shard": index.shards[index.shard[row]], "key": key, "offset": int(index.offset[row]), "reason": reason}
@@ -63,8 +72,8 @@ def named(skipped: Sequence[Skip], index: Index) -> list[Named]:
 
 
 def write_skipped(path: Path, by_epoch: Sequence[tuple[int, int, Reason]], index: Index) -> None:
-    """Write `skipped.jsonl`: a line for every sample skipped in every epoch."""
+    """Write `skipped.jsonl`, a line for every sample skipped in an epoch, given as (epoch, row, reason)."""
     lines = named([(row, reason) for _, row, reason in by_epoch], index)
     epochs = (epoch for epoch, _, _ in by_epoch)
-    text = (json.dumps({"epoch": epoch} | line) + "\n" for epoch, line in zip(epochs, lines, strict=True))
+    text = (json.dumps({"epoch": epoch, **line}) + "\n" for epoch, line in zip(epochs, lines, strict=True))
     write_whole(path, "".join(text))

@@ -1,6 +1,6 @@
-"""JSON records that a model is used by, read with every field checked: they may be damaged, or written by hand.
+"""Reading JSON records with every field checked, because they may be damaged, or written by hand.
 
-What a field must be is its type in the dataclass or TypedDict of the record.
+The types of fields are those of the record's dataclass or TypedDict.
 """
 
 from __future__ import annotations
@@ -8,12 +8,18 @@ from __future__ import annotations
 import json
 import reprlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-_WORDS = {float: "a finite number", int: "a whole number, at least 0", str: "text", bool: "true or false"}
+_WORDS: dict[object, str] = {
+    float: "a finite number",
+    int: "a whole number, at least 0",
+    str: "text",
+    bool: "true or false",
+}
 _WORDS |= {dict: "an object", NoneType: "null"}
 _LARGEST = 1 << 62  # whole number
 
@@ -27,7 +33,7 @@ class Within:
 
 
 def read_object(path: Path, version: int) -> dict[str, Any]:
-    """The JSON object in a file, without its `format`; ValueError, with the reason alone, for any other content."""
+    """Read the JSON object in a file, without its `format`; ValueError, with the reason alone, for other content."""
     try:
         content = json.loads(path.read_bytes())
     except RecursionError:
@@ -44,13 +50,13 @@ def read_object(path: Path, version: int) -> dict[str, Any]:
     return content
 
 
-def check_fields(content: dict[str, Any], record: type, optional: tuple[str, ...] = ()) -> None:
+def check_fields(content: Mapping[str, object], record: type, optional: tuple[str, ...] = ()) -> None:
     """Raise ValueError, with the reason alone, unless an object has the fields of a record, each of its type.
 
     Args:
         content: the object.
-        record: dataclass or TypedDict. A float must be finite, an int at least 0.
-        optional: fields that may be missing.
+        record: the dataclass or TypedDict. Floats must be finite, and ints at least 0.
+        optional: the names of fields that may be missing.
     """
     kinds = get_type_hints(record, include_extras=True)
     if missing := [name for name in kinds if name not in content and name not in optional]:
@@ -62,17 +68,18 @@ def check_fields(content: dict[str, Any], record: type, optional: tuple[str, ...
             raise ValueError(f"{name}={_shown(value, kinds[name])}: must be {_words(kinds[name])}")
 
 
-def check_length(name: str, value: Any, num_classes: int) -> None:
-    """Raise ValueError where a list does not have a value for each class; a single value is for all."""
+def check_length(name: str, value: object, num_classes: int) -> None:
+    """Raise ValueError where a value is a list but does not have an item for each class."""
     if isinstance(value, list) and len(value) != num_classes:
         raise ValueError(f"{name}: {len(value):,} values for {num_classes:,} classes")
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value that JSON can hold is of a type."""
+def _fits(value: object, kind: object) -> bool:
+    """Whether a value of JSON is of a type."""
     base, parts = get_origin(kind) or kind, get_args(kind)
     if base is Annotated:
-        return _fits(value, parts[0]) and parts[1].low <= value <= parts[1].high
+        within: Within = parts[1]
+        return _fits(value, parts[0]) and isinstance(value, int | float) and within.low <= value <= within.high
     if base in (Union, UnionType):
         return any(_fits(value, part) for part in parts)
     if base is Literal:
@@ -80,14 +87,14 @@ def _fits(value: Any, kind: Any) -> bool:
     if base is list:
         return isinstance(value, list) and all(_fits(one, parts[0]) for one in value)
     if base is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if base is int:
-        return type(value) is int and 0 <= value <= _LARGEST
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
     return type(value) is (dict if is_typeddict(base) else base)
 
 
-def _words(kind: Any) -> str:
-    """What a value of a type is, for a message."""
+def _words(kind: object) -> str:
+    """What a value of a type must be, for a message."""
     base, parts = get_origin(kind) or kind, get_args(kind)
     if base is Annotated:
         return f"{_words(parts[0])}, from {parts[1].low:g} to {parts[1].high:g}"
@@ -100,8 +107,8 @@ def _words(kind: Any) -> str:
     return _WORDS[dict if is_typeddict(base) else base]
 
 
-def _shown(value: Any, kind: Any) -> str:
-    """The value, cut where it is long; of a list with a wrong value the first such, where it can be named."""
+def _shown(value: object, kind: object) -> str:
+    """The value for a message, shortened where it is long; of a list its first wrong item, where one is wrong."""
     if isinstance(value, list):
         wrong = [place for place, one in enumerate(value) if not _fits([one], kind)]
         return f"[... {reprlib.repr(value[wrong[0]])} at {wrong[0]} ...]" if wrong else reprlib.repr(value)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Tensors of the host on the device; a GPU copies them beside what it computes, and the host waits for nothing.
+    """Copy tensors from the host to the device; a GPU does so while it computes, and the host does not wait.
 
-    What is not in pinned memory is put there first. On a CPU the tensors themselves.
+    Tensors that are not in pinned memory are copied there first. On a CPU the tensors themselves are returned.
     """
     if device.type == "cpu":
         return list(tensors)
@@ -29,9 +29,10 @@ def send(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def _beside(device: torch.device) -> Iterator[list[Tensor]]:
-    """Do what is queued in the block on a stream of its own; the current stream then waits for it.
+    """Queue the block's work on a separate stream, for which the current stream then waits.
 
-    The current stream uses the tensors put into the list: they must outlive it, although the other one made them.
+    Tensors put into the yielded list are used by the current stream, which allocates memory independently: they are
+    recorded there, so that their memory is not reused too early.
     """
     current, side = torch.cuda.current_stream(device), _side_stream(device)
     sent: list[Tensor] = []
@@ -49,14 +50,14 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 @dataclass(frozen=True)
 class HostCopy:
-    """A tensor on its way to the host, behind what the device has yet to compute."""
+    """A tensor that is being copied to the host, after what the device has yet to compute."""
 
     _values: Tensor
     _arrived: torch.cuda.Event | None
 
     @classmethod
     def of(cls, tensor: Tensor) -> HostCopy:
-        """Begin the copy, into pinned memory, and do not wait. On a CPU it is the tensor itself."""
+        """Begin the copy into pinned memory, without waiting. On a CPU it is the tensor itself."""
         values = tensor.to("cpu", non_blocking=True)
         if tensor.device.type != "cuda":
             return cls(values, None)
@@ -65,26 +66,26 @@ class HostCopy:
         return cls(values, arrived)
 
     def wait(self) -> Tensor:
-        """The values, once they are there."""
+        """Wait for the values."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._values
 
 
 class ComingEntries:
-    """Entries of masks that are on their way to the host; each is read when the next comes, or when all are taken."""
+    """Entries of masks that are being copied to the host; a mask is read when the next is added, or all are taken."""
 
     def __init__(self) -> None:
         self._coming: list[tuple[NDArray[np.int64], HostCopy]] = []
         self._read: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = [(np.empty(0, np.int64), np.empty(0, np.int32))]
 
     def add(self, rows: NDArray[np.int64], mask: HostCopy) -> None:
-        """Note the entries of a bool mask [B, K] of these samples [B]."""
+        """Note the entries of a bool mask [B, K] of samples with these rows [B]."""
         self._read_all()
         self._coming.append((rows, mask))
 
     def take(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Sample and class of every entry noted since the last call."""
+        """The row and the class of every entry noted since the last call."""
         self._read_all()
         rows, classes = (np.concatenate(column) for column in zip(*self._read, strict=True))
         del self._read[1:]

@@ -1,8 +1,7 @@
-"""The weights of another run that a run starts from (`--from`): its best checkpoint's, known by their SHA-256."""
+"""The weights of another run that a run starts from (`--from`), identified by their SHA-256."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,23 +15,24 @@ from raypaml.runs.checkpoint import load_model, valid_checkpoints
 from raypaml.runs.mirror import MARKER, Mirror
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.run_folder import open_run, stored_config
+from raypaml.runs.run_record import read_run_record
 from raypaml.settings import ModelConfig
 
 _NAMED = 5
-"""Classes that a message names."""
+"""Most classes that a message names."""
 
 
 def with_weights_of_run(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:
-    """The configuration with the full path and the SHA-256 of the weights it starts from; they are checked here.
+    """Check the weights that a run starts from, and record their full path and SHA-256 in its configuration.
 
     Args:
-        config: checked; without `from_run` it is returned as it is.
-        data: what is trained on.
-        say: told which checkpoint it is, and which settings of the model are then not used.
+        config: the configuration, checked; without `from_run` it is returned as it is.
+        data: the data set to train on.
+        say: takes a line about which checkpoint it is, and which settings have no effect then.
 
     Raises:
-        ValueError: it is neither a run nor a checkpoint; its classes or its backbone are others; it has no weights of
-            the SHA-256 that the configuration names.
+        ValueError: `from_run` is neither a run nor a checkpoint, has other classes or another backbone, or has no
+            weights with the SHA-256 that the configuration names.
     """
     model = config.model
     if not model.from_run:
@@ -46,18 +46,18 @@ def with_weights_of_run(config: TrainConfig, data: DataFolder, say: Callable[[st
 
 
 def full_address(run: str) -> str:
-    """A run's address or full path, which says the same in every folder."""
+    """A run's address, or its absolute path."""
     return run if _is_remote(run) else str(Path(run).absolute())
 
 
 def load_weights_of_run(config: ModelConfig, model: CamClassifier) -> None:
-    """Load backbone and head of the run that a configuration starts from."""
+    """Load backbone and head of the run that a configuration starts from into a model."""
     _, checkpoint = _open(config)
     load_model(checkpoint, model)
 
 
 def _unused(model: ModelConfig) -> Iterator[str]:
-    """The settings of new weights that are asked for, such as a recipe's."""
+    """The settings for new weights, for instance a recipe's, that have no effect."""
     usual = ModelConfig()
     for name in ("weights", "head_weights", "head_init", "head_prior"):
         if getattr(model, name) != getattr(usual, name):
@@ -69,9 +69,9 @@ def _is_remote(run: str) -> bool:
 
 
 def _open(model: ModelConfig) -> tuple[Path, Path]:
-    """The folder of the run on this machine, and its checkpoint of the weights' SHA-256, if one is given, or its best.
+    """The folder of the run on this machine, and its checkpoint with the given SHA-256 or, without one, its best.
 
-    Of a run in a store, what is needed is fetched.
+    A run in a store is copied as far as needed.
     """
     run, checkpoint = find_checkpoint(_fetched(model.from_run) if _is_remote(model.from_run) else Path(model.from_run))
     if stored_config(run) is None or not (checkpoint / MARKER).is_file():
@@ -88,7 +88,7 @@ def _open(model: ModelConfig) -> tuple[Path, Path]:
 
 
 def _fetched(address: str) -> Path:
-    """The folder on this machine of a run in a store, with its records and checkpoints."""
+    """Copy the records and checkpoints of a run in a store; returns their folder on this machine."""
     base, mark, options = address.partition("?")
     storage, _, name = base.rstrip("/").rpartition("/")
     folder = open_run(f"{storage}{mark}{options}", name)
@@ -111,13 +111,13 @@ def _check_same_model(run: Path, model: ModelConfig, data: DataFolder) -> None:
             f"from={model.from_run}: its backbone is {trained.model.backbone}, and not {model.backbone}; give "
             f"--backbone {trained.model.backbone}"
         )
-    digest = json.loads((run / "config.json").read_text())["data"]["vocabulary"]
+    digest = read_run_record(run)["data"]["vocabulary"]
     if digest != data.vocabulary.digest:
         raise ValueError(f"from={model.from_run}: {_difference(run, data)}; --weights takes a backbone alone")
 
 
 def _difference(run: Path, data: DataFolder) -> str:
-    """Which classes a run has otherwise than the data."""
+    """How the classes of a run differ from those of the data, in words."""
     path = run / "vocabulary.csv"
     if not path.is_file():
         return f"its classes are not those of {data.address}"

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from raypaml.counting import epoch_number, place_text
 from raypaml.errors import CallbackError
+from raypaml.runs.checkpoint import CallbackState
 from raypaml.runs.history import EpochRecord
 from raypaml.runs.transfer import HostCopy
 
-CallbackState = dict[str, Any]
-"""What a callback keeps in a checkpoint: values of JSON by name."""
 Ending = Literal["finished", "stopped", "failed"]
 """How training ends: finished, the best checkpoint tested; stopped by a signal, to be continued; or failed."""
 
