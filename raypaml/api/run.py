@@ -150,8 +150,7 @@ class Run:
         """
         from raypaml.api.records import records_table
 
-        has_any = (self.folder / METRICS_FILE).is_file()
-        return records_table(read_history(self.folder) if has_any else [])
+        return records_table(read_history(self.folder) if (self.folder / METRICS_FILE).is_file() else [])
 
     @property
     @told_as_user_errors()

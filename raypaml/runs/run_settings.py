@@ -47,7 +47,7 @@ def configured(
 
 
 def typed_settings(settings: Mapping[str, object]) -> SettingValues:
-    """Convert settings to the types of their fields: whole numbers to floats, numpy's numbers to Python's, paths to text.
+    """Convert settings to their fields' types: whole numbers to floats, numpy's numbers to Python's, paths to text.
 
     Raises:
         ValueError: a setting that is not known, or of another type.
