@@ -152,7 +152,7 @@ def test_the_command_on_a_laptop(tiny_digits: Path, tmp_path: Path) -> None:
     flags = ["--data", str(tiny_digits), "--storage", str(tmp_path / "runs"), "--delta-rel", "0", "--workers", "1"]
     done = run("digits", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "renames are whole" in done.stdout
+    assert "renames are atomic" in done.stdout
     assert "1 training shards, all there, for 1 workers" in done.stdout
     assert "warning  ll_r rejects nothing in this whole run: delta_rel=0" in done.stdout
     assert done.stdout.endswith("nothing that would stop the run\n")

@@ -17,7 +17,7 @@ from ray.train.v2._internal import constants
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
 
-from raypaml.cluster import _DEFAULTS, lean_trainer, private_ray, ray_train, session, trainers
+from raypaml.cluster import _DEFAULTS, lean_trainer, on_worker, private_ray, ray_train, session, trainers
 from raypaml.runs.events import LoopSignal, Message
 from tests.test_tracking import STEP
 
@@ -96,7 +96,7 @@ def test_preemptions_are_asked_for_elsewhere_than_on_a_private_ray(
     notice = SimpleNamespace(preempted_node_ids=["a"])
     monkeypatch.setattr("ray.train.get_preemption_info", lambda: notice)
     channel = MagicMock(has_failed=lambda: False, put=lambda _: False)
-    report = ray_train.RunReporter(channel, private).on_worker(1, tmp_path)
+    report = on_worker.RunReporter(channel, private).on_worker(1, tmp_path)
     assert report is not None
     assert report(STEP) == (LoopSignal.NOTHING if private else LoopSignal.SAVE)
     assert trainers.trainer_class(private) is (lean_trainer.LeanTrainer if private else TorchTrainer)
@@ -122,7 +122,7 @@ def test_a_ray_that_is_not_known_is_started_and_used_as_it_documents(
     with session.join() as private:
         assert found == [("local", *before), (False, None), set()]
         assert not private
-    assert "Ray 2.61.0 listens where it does by itself" in capsys.readouterr().err
+    assert "Ray 2.61.0 listens on its default addresses" in capsys.readouterr().err
 
 
 def test_what_the_end_needs_is_imported_once_while_workers_train(monkeypatch: pytest.MonkeyPatch) -> None:

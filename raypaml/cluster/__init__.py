@@ -1,7 +1,7 @@
-"""Ray around the rest: sessions, tasks, Ray Train, Ray Tune. No other folder imports ray.
+"""Everything that uses Ray: sessions, tasks, Ray Train and Ray Tune. No other folder imports ray.
 
-Ray reads the variables below when it is imported or started, so they are set here, before any module of this folder
-imports it. In a program that has imported ray already they are set only while something of ours runs on it.
+Ray reads the environment variables below when it is imported or started; so they are set here, before any module of
+this folder imports it. In a program that has already imported ray they are set only while raypaml runs something on it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a cold disk can need minutes to import torch
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",  # Ray's 600 are long for a lone worker that was stopped
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our run folders say it all
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "180",  # Ray's 600 are long where a single worker is suspended
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run folders have the same and more
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0: nothing on stdout
-    "RAY_worker_niceness": "0",  # of a private cluster, on a machine that is ours to use; Ray's own is 15
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean in a trial what they mean in a run
+    "RAY_worker_niceness": "0",  # Ray's 15 would leave the machine to other programs
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths are the same in trials and in runs
 }
 
 if "ray" not in sys.modules:
@@ -30,7 +30,7 @@ if "ray" not in sys.modules:
 
 @contextmanager
 def ray_variables(**values: str | None) -> Iterator[None]:
-    """Within, the environment has our defaults for what is not set, and `values`; None takes a variable away."""
+    """In the block the environment has raypaml's defaults for unset variables, and `values`; None unsets a variable."""
     wanted = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | values
     before = {name: os.environ.get(name) for name in wanted}
     _set(wanted)

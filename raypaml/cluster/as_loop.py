@@ -1,11 +1,11 @@
-"""raypaml as the training loop of somebody's own Ray program: in a worker of TorchTrainer, or in a trial of Tuner."""
+"""Training within a user's own Ray program: as the function of a TorchTrainer's workers, or of a Tuner's trials."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 import ray.train
@@ -25,48 +25,50 @@ from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.events import EpochReport, Event, LoopSignal, Report
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.run_folder import claim, log_into
+from raypaml.settings import SettingValues
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 
-Told = TypeVar("Told")
+_Result = TypeVar("_Result")
 
 
 def train_in_worker(run: TrainConfig | str, *, checkpoints: bool = False, **settings: Any) -> dict[str, Any]:
-    """Train with the processes that Ray has started: call it as the function of a TorchTrainer, on every worker alike,
-    or of a Tuner. It starts no Ray, no process and no signal handler, and takes as many workers as there are.
+    """Train with the processes that Ray has started; call it in the function of a TorchTrainer, on all workers, or of a
+    Tuner. It starts neither Ray nor processes, installs no signal handlers, and uses all workers that there are.
 
-    After every epoch its record, as in `metrics.jsonl`, is reported: by `ray.train.report` in a worker, by
-    `ray.tune.report` in a trial; a scheduler may stop a trial there. Called again with the same name, as Ray does after
-    a loss, it continues from its newest checkpoint.
+    After every epoch its record, as in `metrics.jsonl`, is reported by `ray.train.report` in a worker, and by
+    `ray.tune.report` in a trial, where a scheduler may stop it. Called again with the same name, as Ray does after the
+    loss of a worker, it continues from the newest checkpoint.
 
     Args:
-        run: a recipe's name, or a configuration.
-        checkpoints: report the newest checkpoint with every record, which makes Ray copy it into its own storage.
-        settings: fields of the configuration, as the flags of `raypaml train`; `storage` is absolute or a store, for
-            Ray gives its workers folders of their own. `name` is that of the experiment or of the trial unless given.
+        run: the name of a recipe, or a configuration.
+        checkpoints: whether to report the newest checkpoint with every record, so that Ray copies it to its storage.
+        settings: settings by the names of the flags of `raypaml train`, with `_` for `-`. `storage` must be an absolute
+            path or a store, because Ray gives its workers folders of their own. `name` is that of the experiment or of
+            the trial unless it is given.
 
     Returns:
-        What `result.json` holds: the figures of the test split, on every worker.
+        The content of `result.json`, the figures of the test split, on every worker.
 
     Raises:
-        ValueError: what is wrong, on every worker.
+        ValueError: something is wrong; every worker raises the same error.
     """
     ranks = Ranks.here(_device(settings.get("device", "auto")))
     config = _configuration(run, settings, ranks)
-    config, address, folder = _as_first(ranks, lambda: _claimed(config))
+    config, address, folder = _on_rank_0(ranks, lambda: _claimed(config))
     with log_into(folder / "logs" / f"worker-{ranks.rank}.log"):
         finished = train(
             config, address, folder, ranks.device, _reporter(ranks, folder, checkpoints), commit_first=checkpoints
         )
     assert finished, "nobody asks it to stop"
-    return _as_first(ranks, lambda: conclude_run(prepare_job(config, logging.info)))
+    return _on_rank_0(ranks, lambda: conclude_run(prepare_job(config, logging.info)))
 
 
 def _device(wanted: str) -> torch.device:
     return ray.train.torch.get_device() if is_train_worker() else torch.device(own_device(wanted))
 
 
-def _configuration(run: TrainConfig | str, settings: dict[str, Any], ranks: Ranks) -> TrainConfig:
+def _configuration(run: TrainConfig | str, settings: SettingValues, ranks: Ranks) -> TrainConfig:
     if imports := settings.get("imports", ""):
         import_modules(imports)
     given = {"workers": ranks.world_size, "device": ranks.device.type} | settings
@@ -83,7 +85,7 @@ def _configuration(run: TrainConfig | str, settings: dict[str, Any], ranks: Rank
 
 
 def _name_of_ray() -> str:
-    """The experiment's or the trial's, which is the same when Ray starts it again; "" elsewhere."""
+    """The name of Ray's experiment or trial, the same when Ray starts it again; empty where there is neither."""
     if is_train_worker():
         return str(ray.train.get_context().get_experiment_name())
     return str(tune.get_context().get_trial_id()) if _is_trial() else ""
@@ -101,24 +103,23 @@ def _claimed(config: TrainConfig) -> tuple[TrainConfig, str, Path]:
     return job.config, job.data.address, job.folder
 
 
-def _as_first(ranks: Ranks, function: Callable[[], Told]) -> Told:
-    """What the function returns, or raises, on the first worker, on all; only there is it called."""
-    told: list[Any] = [None, None]  # what it returned, or raised
+def _on_rank_0(ranks: Ranks, function: Callable[[], _Result]) -> _Result:
+    """Call a function on rank 0 alone; all ranks return its result, or raise its error."""
+    outcome: list[_Result | Exception | None] = [None]
     if ranks.rank == 0:
         try:
-            told[0] = function()
+            outcome[0] = function()
         except Exception as error:
-            told[1] = error
+            outcome[0] = error
     if ranks.group is not None:
-        dist.broadcast_object_list(told, group=ranks.group, device=ranks.device)
-    if told[1] is not None:
-        raise told[1]
-    first: Told = told[0]
-    return first
+        dist.broadcast_object_list(outcome, group=ranks.group, device=ranks.device)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return cast("_Result", outcome[0])
 
 
 def _reporter(ranks: Ranks, folder: Path, checkpoints: bool) -> Report:
-    """What the loop reports to: every epoch's record goes to Ray, on every rank, where there is a Ray to report to."""
+    """A function for the loop to report to; on all ranks it passes epoch records on to Ray, if there is one."""
     if is_train_worker():
         tell, made = ray.train.report, ray.train.Checkpoint
     elif _is_trial():

@@ -1,4 +1,4 @@
-"""What would go wrong with a run, on a laptop or a cluster, and the remedy of each: the findings of `doctor`."""
+"""The findings of `raypaml doctor`: what would go wrong with a run, on a laptop or a cluster, and the remedies."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from raypaml.training.optimizers import moments
 DASHBOARD = 8265
 FINE, WARNING, FATAL = "fine", "warning", "fatal"
 KEPT = 3
-"""Checkpoints on the disk at the worst moment: best, newest, and the one being written."""
+"""Most checkpoints on the disk at the same time: the best, the newest, and the one being written."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, what was seen, and what to do about it."""
+    """What a check has found, and what to do about it."""
 
     level: str
+    """FINE, WARNING or FATAL."""
     what: str
     remedy: str = ""
 
@@ -42,21 +43,21 @@ class Finding:
 
 
 def same_versions(nodes: Sequence[Node]) -> Finding:
-    """Versions of every package, and of Python, on all nodes."""
+    """Whether all nodes have the same versions of every package and of Python."""
     differ = {
         name: sorted({f"{node.versions[name]} on {node.host}" for node in nodes})
         for name in nodes[0].versions
         if len({node.versions[name] for node in nodes}) > 1
     }
     if differ:
-        said = "; ".join(f"{name}: {', '.join(found)}" for name, found in differ.items())
-        return Finding(FATAL, f"versions differ: {said}", "install the same constraints.txt on every node")
+        shown = "; ".join(f"{name}: {', '.join(versions)}" for name, versions in differ.items())
+        return Finding(FATAL, f"versions differ: {shown}", "install the same constraints.txt on every node")
     listed = ", ".join(f"{name} {version}" for name, version in nodes[0].versions.items())
     return Finding(FINE, f"{len(nodes)} nodes, all with {listed}")
 
 
 def gpus_seen(nodes: Sequence[Node], by_ray: int, config: TrainConfig) -> Finding:
-    """GPUs as torch sees them, as Ray counts them, and as the run wants them."""
+    """Whether the GPUs that torch sees are those that Ray counts, and enough for the run."""
     run = config.run
     by_torch = sum(len(node.gpu_memory) for node in nodes)
     least = run.min_workers or run.workers
@@ -72,7 +73,7 @@ def gpus_seen(nodes: Sequence[Node], by_ray: int, config: TrainConfig) -> Findin
 
 
 def storage(nodes: Sequence[Node], config: TrainConfig) -> Finding:
-    """Writable everywhere, with whole renames, and the same everywhere."""
+    """Whether all nodes can write to the storage, its renames are atomic, and all see the same files."""
     where = config.run.storage
     for node in nodes:
         if node.storage_fault:
@@ -82,11 +83,11 @@ def storage(nodes: Sequence[Node], config: TrainConfig) -> Finding:
             what = f"storage={where}: {node.host} does not see what {nodes[0].host} wrote there"
             return Finding(FATAL, what, "--storage with a folder that all nodes share (NFS), or s3://...")
     rate = min(node.write_rate for node in nodes)
-    return Finding(FINE, f"storage={where}: writable on all nodes, renames are whole, {rate / 1e6:,.0f} MB/s")
+    return Finding(FINE, f"storage={where}: writable on all nodes, renames are atomic, {rate / 1e6:,.0f} MB/s")
 
 
 def disks(nodes: Sequence[Node], config: TrainConfig, need: int, shards: int) -> Iterator[Finding]:
-    """Free space for checkpoints, and for shards that come from a store."""
+    """Whether disks have room for checkpoints, and for shards that come from a store."""
     free = min(node.storage_free for node in nodes)
     if free and free < need:
         what = f"storage={config.run.storage}: {_gb(free)} free, the run's checkpoints take {_gb(need)}"
@@ -98,16 +99,16 @@ def disks(nodes: Sequence[Node], config: TrainConfig, need: int, shards: int) ->
             yield Finding(WARNING, f"{node.host}: {_gb(node.cache_free)} free for {_gb(wanted)} of shards", remedy)
 
 
-def memory(nodes: Sequence[Node], config: TrainConfig, found: Estimate) -> Finding:
-    """The estimate of `--plan` beside what a node has."""
-    need = sum(found.memory.values())
+def memory(nodes: Sequence[Node], config: TrainConfig, needs: Estimate) -> Finding:
+    """Whether a node has the memory that `--plan` estimates."""
+    need = sum(needs.memory.values())
     gpus = [size for node in nodes for size in node.gpu_memory]
     per_node = max(1, math.ceil(config.run.workers / len(nodes)))
-    have = min(gpus) if found.device == "cuda" and gpus else min(node.memory for node in nodes) // per_node
-    where = "GPU" if found.device == "cuda" else "worker"
+    have = min(gpus) if needs.device == "cuda" and gpus else min(node.memory for node in nodes) // per_node
+    where = "GPU" if needs.device == "cuda" else "worker"
     if need > have:
         what = f"memory: {_gb(need)} estimated, a {where} has {_gb(have)}"
-        return Finding(FATAL, what, f"--micro-batch-size {max(1, found.at_once // 2)} keeps batch and rejection")
+        return Finding(FATAL, what, f"--micro-batch-size {max(1, needs.at_once // 2)} keeps batch and rejection")
     return Finding(FINE, f"memory: {_gb(need)} of {_gb(have)} a {where}, estimated")
 
 
@@ -115,7 +116,10 @@ def memory(nodes: Sequence[Node], config: TrainConfig, found: Estimate) -> Findi
 
 
 def doors(nodes: Sequence[Node], addresses: Sequence[str], knock: Callable[[str], int]) -> Iterator[Finding]:
-    """Whether dashboard and job server answer from outside, and whom; `knock` gives an HTTP status, 0 for silence."""
+    """Whether dashboard and job server answer on addresses other than loopback, and whether they ask for a token.
+
+    `knock` gives the HTTP status of the job server at an address, 0 where nothing answers.
+    """
     for address in addresses:
         status = 0 if address.startswith("127.") else knock(address)
         if status in (401, 403):
@@ -130,7 +134,7 @@ def doors(nodes: Sequence[Node], addresses: Sequence[str], knock: Callable[[str]
 
 
 def knock(address: str) -> int:
-    """HTTP status of the job server to one without a token; 0 where nobody answers."""
+    """The HTTP status with which the job server answers a request without a token; 0 where nothing answers."""
     try:
         with urllib.request.urlopen(f"http://{address}:{DASHBOARD}/api/jobs/", timeout=3) as answer:
             return int(answer.status)
@@ -144,7 +148,7 @@ def knock(address: str) -> int:
 
 
 def enough_shards(config: TrainConfig, data: DataFolder) -> Finding:
-    """Shards that the plan can spread over the workers."""
+    """Whether there are enough shards for the workers."""
     shards, workers = len(data.splits["train"].shards), config.run.workers
     where = f"{config.data.data}: {shards} training shards"
     if config.data.shuffle_window and shards < workers:
@@ -153,26 +157,33 @@ def enough_shards(config: TrainConfig, data: DataFolder) -> Finding:
 
 
 def checkpoint_interval(
-    found: Estimate, config: TrainConfig, checkpoint_bytes: int, write_rate: float, tflops: float, mtbf_hours: float
+    needs: Estimate, config: TrainConfig, checkpoint_bytes: int, write_rate: float, tflops: float, mtbf_hours: float
 ) -> Finding:
-    """Hours, and how often to save (Young, CACM 1974; Daly, FGCS 2006): sqrt(2 x cost x time between losses).
+    """The hours of the run, and how often to save: sqrt(2 x cost of saving x mean time between failures).
 
-    `mtbf_hours` is that of the whole run: of one node, divided by the nodes.
+    (Young, CACM 1974; Daly, FGCS 2006.)
+
+    Args:
+        needs, config: the estimate and its configuration.
+        checkpoint_bytes: the size of a checkpoint.
+        write_rate: bytes per second into the storage.
+        tflops: TFLOP/s that a worker sustains.
+        mtbf_hours: mean time between failures of the whole run, that of a node divided by the number of nodes.
     """
-    rate = tflops * 1e12 / found.flops * config.run.workers
-    hours = found.images * config.optim.epochs / rate / 3600
+    rate = tflops * 1e12 / needs.flops * config.run.workers
+    hours = needs.images * config.optim.epochs / rate / 3600
     cost = checkpoint_bytes / write_rate
     every = math.sqrt(2 * cost * mtbf_hours * 3600)
     steps = max(1, round(every * rate / config.data.global_batch_size))
     lost = every / 2 / (mtbf_hours * 3600) + cost / every
     what = (
         f"{hours:,.1f} h at {rate:,.0f} images/s, if a worker sustains {tflops:g} TFLOP/s; a checkpoint of "
-        f"{_gb(checkpoint_bytes)} takes {cost:.1f} s; lost to them and to a loss every {mtbf_hours:g} h: {lost:.1%}"
+        f"{_gb(checkpoint_bytes)} takes {cost:.1f} s; lost to saving and a failure every {mtbf_hours:g} h: {lost:.1%}"
     )
     set_to = config.run.checkpoint_steps
     near = set_to and steps / 3 < set_to < steps * 3
     advice = f"--checkpoint-steps {steps} saves every {every / 60:,.0f} minutes (Young-Daly)"
-    return Finding(FINE, what, "" if near or steps >= found.steps else advice)
+    return Finding(FINE, what, "" if near or steps >= needs.steps else advice)
 
 
 def _gb(size: float) -> str:
@@ -183,9 +194,9 @@ def _gb(size: float) -> str:
 
 
 def examine(config: TrainConfig, tflops: float, mtbf_hours: float) -> Iterator[Finding]:
-    """All findings, as they are made.
+    """Yield all findings as they are made.
 
-    Ray is started, or joined, as the run would: one worker on one machine needs none.
+    Ray is started or joined as by the run itself; one worker without an address needs none.
     """
     run = config.run
     address = run.address or os.environ.get("RAY_ADDRESS", "")
@@ -210,7 +221,7 @@ def examine(config: TrainConfig, tflops: float, mtbf_hours: float) -> Iterator[F
 
 
 def _examine_cluster(config: TrainConfig, address: str, asked: tuple[str, ...], nodes: list[Node]) -> Iterator[Finding]:
-    """Join the cluster, or start a private Ray, for real, and take the facts of its nodes."""
+    """Join the cluster, or start a private Ray, and add the facts of its nodes to `nodes`."""
     from raypaml.cluster import session  # ray takes seconds to import, and one worker needs none
 
     said = list[str]()
@@ -235,21 +246,21 @@ def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf
         data = open_folder(resolve_data(config.data.data), **config.data.opening)
         said = list[str]()
         with_weights_of_run(config, data, said.append)
-        found = estimate(with_pseudo_labels(config, data, said.append), data)
+        needs = estimate(with_pseudo_labels(config, data, said.append), data)
     except ValueError as error:
         yield Finding(FATAL, str(error))
         return
     yield from (Finding(FINE, what) for what in said)
     yield enough_shards(config, data)
-    if found.nothing_rejected:
-        yield Finding(WARNING, found.nothing_rejected, "--delta-rel, --warmup-epochs; or --scheme an, if it is meant")
+    if needs.nothing_rejected:
+        yield Finding(WARNING, needs.nothing_rejected, "--delta-rel, --warmup-epochs; or --scheme an, if it is meant")
     yield from (Finding(FINE, what) for what in otherwise_than_own(config))
-    parameters = found.shape.backbone_parameters + found.shape.head_parameters
+    parameters = needs.shape.backbone_parameters + needs.shape.head_parameters
     size = parameters * FLOAT32 * (1 + moments(config.optim) + (config.optim.ema > 0))
     stored = sum(data.splits["train"].shard_bytes) if "://" in data.address else 0
     yield from disks(nodes, config, KEPT * size, stored)
-    yield memory(nodes, config, found)
-    rate = tflops or RATES[found.device][1]
+    yield memory(nodes, config, needs)
+    rate = tflops or RATES[needs.device][1]
     yield checkpoint_interval(
-        found, config, size, min(node.write_rate for node in nodes), rate, mtbf_hours / len(nodes)
+        needs, config, size, min(node.write_rate for node in nodes), rate, mtbf_hours / len(nodes)
     )

@@ -1,4 +1,4 @@
-"""Where a checked run trains: in this process, or in workers of Ray."""
+"""Training a checked run, in this process or in workers of Ray."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ from raypaml.training.job import Job
 
 
 def fit(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
-    """Train to the end, or to the next opportunity after a signal, where the configuration says.
+    """Train a run to its end or until a signal, in this process or in workers, as the configuration asks.
+
+    Args:
+        job: the run.
+        prog: the command, for messages that say how to continue.
+        display: shows the progress.
+        callbacks: the callbacks of the program.
 
     Returns:
-        0 where training finished; else the number of the signal that stopped it, and a checkpoint is saved.
+        0 where training finished; else the number of the signal that stopped it, after saving a checkpoint.
 
     Raises:
-        ValueError: what the first failing rank said; RuntimeError where it was not the user's fault.
+        ValueError: the error of the first rank that failed; a RuntimeError where it was not the user's fault.
         StoppedAtOnce: after a second signal.
     """
     if is_for_own_process(job.config.run):

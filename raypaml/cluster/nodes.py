@@ -1,4 +1,4 @@
-"""What one node is and has, asked on the node itself: versions, GPUs, memory, disks, and how the storage behaves."""
+"""Facts of a node, collected on the node itself: versions, GPUs, memory, disks, and how the storage behaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raypaml.runs.mirror import Mirror
 from raypaml.runs.run_folder import versions
 
 MEGABYTES = 32
-"""Written to the storage to see how fast it is."""
+"""Size of the file that is written to the storage to measure its speed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +31,21 @@ class Node:
     """Bytes of memory of each GPU that torch sees."""
     memory: int
     cache_free: int
+    """Free space where shards are cached."""
     storage_free: int
-    """0 for a store."""
+    """Free space of the storage; 0 for a store."""
     storage_fault: str
-    """"" where the storage does all that a run needs of it."""
+    """What the storage lacks that a run needs; empty where it lacks nothing."""
     seen: bool
-    """Whether the file that the driver left in the storage is there."""
+    """Whether the node sees the file that the driver left in the storage."""
     write_rate: float
     """Bytes per second into the storage, with fsync."""
     token: bool
+    """Whether Ray asks for a token there."""
 
 
 def look(storage: str, cache: str, left: str) -> Node:
-    """The facts of this node; `left` is the name of the driver's file in the storage."""
+    """Collect the facts of this node; `left` is the name of the driver's file in the storage."""
     fault, rate = _try(storage)
     where = Location(storage)
     return Node(
@@ -52,7 +54,7 @@ def look(storage: str, cache: str, left: str) -> Node:
         cpus=os.cpu_count() or 1,
         gpu_memory=tuple(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        cache_free=_free(Path(cache or os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))),
+        cache_free=_free(Path(cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")),
         storage_free=_free(Path(storage)) if where.is_local else 0,
         storage_fault=fault,
         seen=not fault and is_there(storage, left),
@@ -62,13 +64,13 @@ def look(storage: str, cache: str, left: str) -> Node:
 
 
 def _free(folder: Path) -> int:
-    """Free bytes of the disk that the folder lies on, or will."""
+    """Free bytes of the disk that a folder, which need not exist yet, is on."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     return shutil.disk_usage(there).free
 
 
 def leave(storage: str) -> str:
-    """Leave a file in the storage for other nodes to find; its name. OSError where it cannot be written."""
+    """Write a file into the storage that other nodes should see; returns its name. OSError where that fails."""
     name = f".doctor-{uuid.uuid4().hex}"
     if Location(storage).is_local:
         Path(storage).mkdir(parents=True, exist_ok=True)
@@ -79,14 +81,14 @@ def leave(storage: str) -> str:
 
 
 def is_there(storage: str, name: str) -> bool:
-    """Whether a file lies in the storage."""
+    """Whether the storage has a file of this name."""
     if Location(storage).is_local:
         return (Path(storage) / name).is_file()
     return _mirror(storage).read(name) is not None
 
 
 def remove(storage: str, name: str) -> None:
-    """Remove what `leave` left."""
+    """Remove the file that `leave` has written."""
     if Location(storage).is_local:
         (Path(storage) / name).unlink()
     else:
@@ -98,7 +100,7 @@ def _mirror(storage: str) -> Mirror:
 
 
 def _try(storage: str) -> tuple[str, float]:
-    """What the storage does not do that a run needs, "" if nothing; bytes per second written."""
+    """What the storage lacks that a run needs ("" for nothing), and how many bytes per second it takes."""
     try:
         return _try_disk(Path(storage)) if Location(storage).is_local else _try_store(_mirror(storage))
     except OSError as error:
@@ -106,7 +108,7 @@ def _try(storage: str) -> tuple[str, float]:
 
 
 def _try_disk(storage: Path) -> tuple[str, float]:
-    """Rename onto a file and of a folder, at once and whole, and the speed of writing."""
+    """Whether files and folders can be renamed atomically, and the speed of writing; as `_try`."""
     folder = storage / f".doctor-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     try:
@@ -135,7 +137,7 @@ def _write_rate(path: Path) -> float:
 
 
 def _try_store(store: Mirror) -> tuple[str, float]:
-    """Overwriting, listing and deleting, each seen by the next request, and the speed of writing."""
+    """Whether requests see what the ones before have written, listed and deleted, and the speed; as `_try`."""
     name = f".doctor-{uuid.uuid4().hex}"
     store.write(f"{name}/marker", b"old")
     store.write(f"{name}/marker", b"new")

@@ -1,4 +1,4 @@
-"""A checked run of one worker in this process, without Ray: its loop, its watchdog, signals, and further tries."""
+"""Training a run of one worker in this process, without Ray: with its watchdog, signals, and further tries."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from raypaml.training.watch import Beat, Watch
 
 
 def is_for_own_process(run: RunConfig) -> bool:
-    """Whether a run trains in this process: one worker, no address, and no Ray that this program has started.
+    """Whether a run trains in this process: it has one worker, no address, and the program has not started Ray.
 
-    A task, an actor or a trial of Ray has its place in the cluster already, and is not to wait for another one.
+    A task, an actor or a trial of Ray also trains in its own process, rather than wait for another one.
     """
     return run.workers == 1 and not (run.address or os.environ.get("RAY_ADDRESS") or _has_started_ray())
 
@@ -39,16 +39,16 @@ def _has_started_ray() -> bool:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return False
-    from raypaml.cluster import session  # with Ray, which is there
+    from raypaml.cluster import session  # imports ray, which is imported already
 
     return not session.is_task() or session.is_train_worker()
 
 
 def fit_in_own_process(job: Job, prog: str, display: Display, callbacks: Sequence[Callback] = ()) -> int:
-    """Train in this process; returns and raises what `launch.fit` says.
+    """Train in this process; arguments, result and errors are those of `launch.fit`.
 
-    Signals are taken where this is the main thread; elsewhere they stay its caller's. What is not the user's fault and
-    may go better is tried again from the last checkpoint, `max_failures` times; a hang ends the process.
+    Signals are handled only in the main thread. After errors that another try may not meet, training starts again from
+    the last checkpoint, up to `max_failures` times; a hang ends the process.
     """
     run = job.config.run
     display.say(f"run {run.name}: 1 worker, in this process, in {job.folder}")
@@ -81,22 +81,22 @@ def _reporter(display: Display, signals: OwnSignals) -> Report:
 
 
 class _Watchdog:
-    """Takes the beats of the worker; where it hangs, its process is to end, for nothing else ends a stuck thread."""
+    """Takes the worker's heartbeats, and asks for the end of its process where it hangs."""
 
     def __init__(self, limit: float, display: Display, again: str) -> None:
         self._watch, self._display, self._again = Watch(limit), display, again
 
     def hear(self, beat: Beat) -> bool:
-        """Whether this process is to end, once it is said why."""
+        """Take a heartbeat; whether this process is to end, after saying why."""
         self._watch.hear(beat)
         for line in self._watch.hung():
-            self._display.close()  # the terminal is left as it was
+            self._display.close()  # restores the terminal
             self._display.say(f"{line}; this process ends; {self._again}")
         return beat.process in self._watch.condemned
 
 
 def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, callbacks: Sequence[Callback]) -> bool:
-    """Train, and again from the last checkpoint after what may go better; whether training finished."""
+    """Train, and try again after errors that another try may not meet; whether training finished."""
     for left in reversed(range(job.config.run.max_failures + 1)):
         try:
             return train(
@@ -112,12 +112,12 @@ def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, 
 
 
 def _may_go_better(error: Exception) -> bool:
-    """Whether another try in this process may not meet the error; one of CUDA leaves the process without its GPU."""
+    """Whether another try in this process may not meet the error; after an error of CUDA it cannot use its GPU."""
     return isinstance(error, CHANCE) and not is_disk_full(error) and not isinstance(error, torch.AcceleratorError)
 
 
 def _free_memory(device: torch.device) -> None:
-    """Free what the try before held, of which memory may have run out."""
+    """Free the memory of the failed try, which may be why it failed."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -125,7 +125,7 @@ def _free_memory(device: torch.device) -> None:
 
 @contextmanager
 def _logged(job: Job) -> Iterator[None]:
-    """Log this process, with Python's warnings, as that of rank 0."""
+    """Log this process, including Python's warnings, into the log of rank 0."""
     with log_into(job.folder / "logs" / "worker-0.log"):
         logging.captureWarnings(True)
         logging.info("rank 0 of 1 starts, in the process of the command")
@@ -136,14 +136,14 @@ def _logged(job: Job) -> Iterator[None]:
 
 
 def _use_threads_of_a_worker(threads: int) -> None:
-    """The threads that Ray gives a worker of one CPU, where neither the configuration nor the environment says any."""
+    """Compute with one thread, as in a worker of Ray, unless the configuration or the environment says otherwise."""
     if not threads and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
 
 @contextmanager
 def _torch_restored(device: torch.device) -> Iterator[None]:
-    """Give the caller its torch back: random numbers, threads, and whether cuDNN repeats itself."""
+    """Restore the caller's state of torch afterwards: random numbers, threads, and cuDNN's deterministic mode."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     try:
         with torch.random.fork_rng([device.index] if device.type == "cuda" else []):

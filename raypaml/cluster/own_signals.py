@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM where the loop runs in this process.
+"""Ctrl-C and SIGTERM where the training loop runs in this process.
 
-Python calls a handler only between two steps of its main thread, which here may be long, or stuck in a disk or a
-device. So a thread hears of signals too, by the file descriptor that Python writes their numbers to at once.
+Python calls signal handlers only between two bytecode instructions of the main thread, which here may compute for long,
+or be stuck in a disk or a device. So a thread learns of signals as well, through the file descriptor to which Python
+writes their numbers at once (`signal.set_wakeup_fd`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Self
 from raypaml.cluster.signals import STOPPING, Signals
 
 _PATIENCE = 10.0
-"""Seconds that the main thread has to stop at once; then the process ends."""
+"""Seconds that the main thread has to stop at once, before the process is ended."""
 
 
 class OwnSignals(Signals):
-    """As `Signals`; the first is answered though a step is long, the second ends the process though it is stuck."""
+    """`Signals` that are answered during a long step; the second one ends the process even if it is stuck."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class OwnSignals(Signals):
         if self._before:
             self._over.set()
             signal.set_wakeup_fd(self._wakes)
-            self._told.close()  # which ends the thread
+            self._told.close()  # ends the thread
             self._thread.join()
             self._hears.close()
 

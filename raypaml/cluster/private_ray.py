@@ -1,4 +1,4 @@
-"""A private Ray on this machine: nobody else reaches it, and it ends with the process that started it."""
+"""A private Ray on this machine: no other user can reach it, and it ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -21,34 +20,36 @@ from raypaml.cluster.short_folder import OF_RAY, short_folder
 from raypaml.cluster.signals import ending_on_sigterm, uninterrupted
 
 KNOWN_RAY = "2.60."
-"""How the version of the Ray begins whose insides are used here, in `lean_trainer` and in `loopback`."""
+"""Version prefix of the Ray whose internals are used here, in `lean_trainer` and in `loopback`."""
 OBJECT_STORE_BYTES = 200 * 2**20
-"""Object store of a private cluster: only progress numbers travel through it."""
+"""Size of a private Ray's object store, through which only progress travels."""
 PRIVATE = "RAYPAML_PRIVATE_RAY"
-"""Variable that a private Ray's processes have, and what they start: what the others of its variables were before."""
-QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+"""Environment variable of a private Ray's processes: the values, in JSON, that its other variables had before."""
+QUIET: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
 _ALONE: dict[str, str | None] = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains its one node
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # its single node is never drained
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train gives it to its controller
 }
 END_SECONDS = 90.0
-"""Ray waits at most so long for its own processes while it starts."""
+"""Time that Ray, while it starts, waits for its own processes at most."""
 
 
 @contextmanager
 def private_ray(cpus: int) -> Iterator[None]:
-    """Ray with `cpus` CPUs, in a folder of its own, listening on loopback only, to those who have its token.
+    """Start Ray with `cpus` CPUs, in a folder of its own, listening on loopback only, and protected by a token.
 
-    Another Ray than the known one (`is_known`) starts and listens as it does by itself, which is said.
+    A Ray of an unknown version (`is_known`) starts and listens in its default way, which is said.
 
     Raises:
-        ValueError: it does not start; the message says why.
-        StoppedAtOnce: on SIGTERM, where nobody else takes that signal.
+        ValueError: Ray does not start; the message says why.
+        StoppedAtOnce: on SIGTERM, unless the program handles that signal.
     """
     if not is_known():
-        say(f"Ray {ray.__version__} listens where it does by itself; {KNOWN_RAY}x would on loopback only, with a token")
+        say(
+            f"Ray {ray.__version__} listens on its default addresses; {KNOWN_RAY}x would on loopback only, with a token"
+        )
     with short_folder() as folder, ray_variables(**_variables(folder)), token_read_anew(), ending_on_sigterm():
-        # With a temporary folder of its own it never joins a stranger's cluster.
+        # with a temporary folder of its own it never joins a cluster that somebody else has started
         ending = _RayThread(
             address="local",
             num_cpus=cpus,
@@ -67,18 +68,18 @@ def private_ray(cpus: int) -> Iterator[None]:
 
 
 def is_known() -> bool:
-    """Whether this is the Ray whose insides are used; with any other, only what it documents is."""
+    """Whether this is the Ray whose internals are known; of other versions only documented features are used."""
     return str(ray.__version__).startswith(KNOWN_RAY)
 
 
 class _RayThread(threading.Thread):
-    """Starts Ray and ends it.
+    """The thread that starts Ray, and ends it.
 
-    It lives as long as Ray does, for on Linux Ray's processes are killed when the thread that started them ends. Ray is
-    not started on the main thread, whose signals it would take: they broke off its start with a stack of C functions.
+    It lives as long as Ray, whose processes Linux kills when the thread that started them ends. Ray is not started on
+    the main thread, where a signal would abort its start with a dump of C functions.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         super().__init__(name="private ray", daemon=True)
         self._options = options
         self._up, self._over = threading.Event(), threading.Event()
@@ -87,14 +88,14 @@ class _RayThread(threading.Thread):
     def run(self) -> None:
         try:
             ray.init(**self._options)
-        except BaseException as error:  # whatever it is, somebody waits for this thread
+        except BaseException as error:  # any error: another thread waits for this one
             self._failure = error
         self._up.set()
         self._over.wait()
         ray.shutdown()
 
     def begin(self, folder: Path) -> None:
-        """Start Ray in the folder; returns when it has started. ValueError where it does not."""
+        """Start Ray in a folder, and wait until it has started; ValueError where it does not."""
         self.start()
         try:
             self._up.wait()
@@ -105,17 +106,17 @@ class _RayThread(threading.Thread):
             raise ValueError(f"Ray does not start on this machine: {_why(self._failure, folder)}") from None
 
     def end(self) -> None:
-        """End Ray, once it has started."""
+        """End Ray, after it has started."""
         self._over.set()
         self.join(END_SECONDS)
 
 
 @contextmanager
 def _without_dashboard() -> Iterator[None]:
-    """Have Ray start neither the dashboard's server, for whose address it waits, nor what copies logs to drivers.
+    """Keep Ray from starting the dashboard's server, for whose address it waits, and the log monitor.
 
-    It starts both, whatever `include_dashboard` and `log_to_driver` say: two processes, and a second before the first
-    worker.
+    It starts both even with include_dashboard=False and log_to_driver=False: two processes, and a second before the
+    first worker.
     """
     if not is_known():
         yield
@@ -133,7 +134,7 @@ def _without_dashboard() -> Iterator[None]:
 
 
 def _why(error: BaseException, folder: Path) -> str:
-    """What Ray says in its first line, and what its processes said last, which is in files that are removed."""
+    """The first line of Ray's error, and the last line of its processes' logs, which will be removed."""
     reason = (str(error).strip() or repr(error)).splitlines()[0]
     for name in ("gcs_server.err", "raylet.err", "gcs_server.out", "raylet.out"):
         for log in folder.glob(f"session_*-*/logs/{name}"):
@@ -142,12 +143,12 @@ def _why(error: BaseException, folder: Path) -> str:
     return reason
 
 
-# --- Who may reach it -------------------------------------------------------------------------------------------------
+# --- Access -----------------------------------------------------------------------------------------------------------
 
 
 def _variables(folder: Path) -> dict[str, str | None]:
-    """Its environment: the token that all its processes share, the interface on which gloo and NCCL listen."""
-    if not is_known():  # it has read its mode when it was imported
+    """The environment of its processes: the token that they share, and the interface on which gloo and NCCL listen."""
+    if not is_known():  # which reads its authentication mode when it is imported
         return {}
     token = folder / "token"
     with os.fdopen(os.open(token, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
@@ -164,9 +165,9 @@ def _variables(folder: Path) -> dict[str, str | None]:
 
 
 def outside_private() -> dict[str, str | None]:
-    """The variables that this process inherited from a private Ray, as they were before that started.
+    """The variables inherited from a private Ray, with the values that they had before that started.
 
-    A program that a worker starts has them; with them it would join a cluster with the token of the private Ray.
+    A program that a worker starts inherits them; with them it would use the private Ray's token for other clusters.
     """
     before: dict[str, str | None] = json.loads(os.environ.get(PRIVATE, "{}"))
     return before
@@ -174,7 +175,7 @@ def outside_private() -> dict[str, str | None]:
 
 @contextmanager
 def token_read_anew() -> Iterator[None]:
-    """Ray keeps the mode and the token that it first read: have it read them again, now and afterwards."""
+    """Make Ray read its authentication mode and token again, now and after the block; by itself it reads them once."""
     _read_token()
     try:
         yield
@@ -193,9 +194,9 @@ def _read_token() -> None:
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Have Ray take 127.0.0.1 for its own address, as it does on macOS and Windows: then all it starts listens there.
+    """Make Ray use 127.0.0.1 as its own address, as on macOS and Windows, so that everything it starts listens there.
 
-    `_node_ip_address="127.0.0.1"` is not enough, because ray.init replaces that by the address of a network card.
+    `_node_ip_address="127.0.0.1"` is not enough, because ray.init replaces it by the address of a network card.
     """
     if not is_known():
         yield

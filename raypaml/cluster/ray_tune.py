@@ -1,4 +1,4 @@
-"""A search on Ray Tune over Ray Train: every trial is a run of raypaml.train in a folder of its own."""
+"""A search on Ray Tune over Ray Train: every trial is a training run in a folder of its own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
 
 import ray
 import ray.train
 from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raypaml.cluster import session
@@ -36,20 +36,21 @@ from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import Trial, own_trial
 from raypaml.search.warmup import keep, start_from
+from raypaml.settings import SettingValues
 from raypaml.training.job import prepare_job
 from raypaml.training.watch import Beats
 
 ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)
-"""Points of the curve of mAP over alpha that every trial leaves."""
+"""Values of alpha at which every trial's validation mAP is computed."""
 REDUCTION = 2
-"""ASHA: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)."""
+"""ASHA's reduction factor: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)."""
 
 
 # --- A trial, in a process of the cluster ---------------------------------------------------------------------------
 
 
-def _run_trial(settings: dict[str, Any], search: SearchPlan, use_gpu: bool) -> None:
-    """Tune's trainable: a training run, started and watched from here."""
+def _run_trial(settings: SettingValues, search: SearchPlan, use_gpu: bool) -> None:
+    """Tune's trainable: it starts a training run in workers of its own, and waits for it."""
     if search.base.run.imports:
         import_modules(search.base.run.imports)
     trial = Trial.of(settings)
@@ -68,7 +69,7 @@ def _train_trial(search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bo
     if marks and (shared := start_from(warmups, job.folder, job.config.loss.warmup_epochs)):
         write_json(job.folder / "shared.json", {"epochs": shared})
     before = outcome(search, trial)
-    for record in before.history[search.longest_warmup :]:  # for ASHA to judge it by
+    for record in before.history[search.longest_warmup :]:  # by which ASHA compares it
         tune.report(search.progress(record))
     if before.result:
         return
@@ -82,7 +83,7 @@ def _train_trial(search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bo
 
 
 class TrialReporter:
-    """Progress of a trial: its epochs to Tune, its warm-up kept for others; a note in its folder stops it."""
+    """Reports a trial's epochs to Tune, and keeps its warm-up for other trials; a note in its folder stops it."""
 
     beats: Beats | None = None
 
@@ -90,10 +91,10 @@ class TrialReporter:
         self._search = search
         self._warmups = warmups
         self._marks = marks
-        self.commit_first = bool(marks)  # whose checkpoints are copied
+        self.commit_first = bool(marks)  # the checkpoints of these epochs are copied
 
     def on_worker(self, rank: int, folder: Path) -> Report:
-        """A function that reports epochs to Tune on every rank; rank 0 also says where the trial runs."""
+        """A function that reports epochs to Tune on every rank; rank 0 also writes where the trial runs."""
         first = rank == 0
         if first:
             where = {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
@@ -110,17 +111,23 @@ class TrialReporter:
         return report
 
     def failed(self, rank: int, error: Exception) -> None:
-        """Tune takes the error itself."""
+        """Do nothing: Tune gets the error itself."""
 
 
 # --- Tune, in this process ------------------------------------------------------------------------------------------
 
 
 def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> int:
-    """Run what the queue holds, as much at once as the cluster has room for; Ctrl-C and SIGTERM stop it early.
+    """Run the queue's trials, as many at once as the cluster has room for, until all have ended or a signal comes.
+
+    Args:
+        search: the search.
+        queue: the trials to run.
+        proposals: refills the queue with trials that are chosen by earlier results, if the search does that.
+        display: shows the progress.
 
     Returns:
-        0 where all has ended; else the number of the signal that stopped it.
+        0 where all trials have ended; else the number of the signal that stopped the search.
     """
     address, workers = search.base.run.address, search.base.run.workers
     with redirect_stdout(sys.stderr), session.join(address, workers), sigterm_as_ctrl_c() as received:  # Tune takes it
@@ -132,7 +139,7 @@ def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
 
 
 def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failed trial is reported by us, in one line
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are reported in one line, not by Tune
     run = search.base.run
     use_gpu = gpu_wanted(run, display.say)
     at_once = (session.gpus() if use_gpu else session.cpus()) // run.workers
@@ -140,12 +147,12 @@ def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
     scheduler = _scheduler(search, queue)
     trainable = tune.with_parameters(_run_trial, search=search, use_gpu=use_gpu)
     tuner = tune.Tuner(
-        # it only watches: the workers that it starts take their CPUs; Tune wants it to take something, so one byte
+        # the trial's workers take the CPUs; the trial itself only waits, but Tune requires some resource: one byte
         tune.with_resources(trainable, {"CPU": 0, "memory": 1}),
         tune_config=tune.TuneConfig(
             search_alg=_Conductor(queue, proposals),
             scheduler=scheduler,
-            max_concurrent_trials=at_once,  # one more would hold its place and wait for workers for ever
+            max_concurrent_trials=at_once,  # one more would wait for workers for ever
             num_samples=-1,
             reuse_actors=False,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -161,58 +168,63 @@ def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
 
 
 class _Conductor(Searcher):  # type: ignore[misc]
-    """Tune's searcher: takes trials from our queue, which a searcher that learns refills."""
+    """Tune's searcher, which takes trials from the queue, after refilling it by proposals where it is empty."""
 
     def __init__(self, queue: Queue, proposals: Proposals | None) -> None:
         super().__init__(metric=VALIDATION_MEAN_AP, mode="max")
         self._queue = queue
         self._proposals = proposals
 
-    def suggest(self, trial_id: str) -> Any:  # noqa: ARG002
+    def suggest(self, trial_id: str) -> SettingValues | str | None:  # noqa: ARG002
         if self._proposals and not self._queue.waiting:
             self._proposals.propose()
         trial = self._queue.next()
         if trial is None:
-            return Searcher.FINISHED if self._queue.is_finished else None
+            finished: str = Searcher.FINISHED
+            return finished if self._queue.is_finished else None
         return trial.settings | {"marks": sorted(self._queue.marks(trial))}
 
-    def on_trial_complete(self, *_: Any, **__: Any) -> None: ...  # the watcher sees to it
+    def on_trial_complete(self, *_: object, **__: object) -> None: ...  # the watcher does that
 
     def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()  # Tune wants a file; a restart reads the run folders
+        Path(checkpoint_path).touch()  # Tune requires a file; a restart reads run folders instead
 
 
 class _Asha(AsyncHyperBandScheduler):  # type: ignore[misc]
-    """ASHA whose decision is a note in the trial's folder: a trial that reads it ends by itself.
+    """ASHA that stops a trial by a note in the trial's folder, which the trial reads, and ends by itself.
 
-    Killed, as by Tune, it would leave its workers' places taken.
+    If Tune killed the trial, the resources of its workers would not be released.
     """
 
     def __init__(self, search: SearchPlan, longest: int) -> None:
         middle = round(longest / 2) or 1
         super().__init__("beyond", VALIDATION_MEAN_AP, "max", longest, middle, REDUCTION, stop_last_trials=False)
         self._search = search
-        self._spared = own_trial(search.base, search.spaces)  # all others are compared with it
+        self._spared = own_trial(search.base, search.spaces)  # never stopped: all others are compared with it
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> Any:
+    def on_trial_result(self, tune_controller: object, trial: TuneTrial, result: TrialProgress) -> str:
         ours = Trial.of(trial.config)
         if not is_stopped(self._search.run_folder(ours)):
             action = super().on_trial_result(tune_controller, trial, result)
             if action == self.STOP and ours != self._spared and not ours.repeats:
                 note(self._search, ours, "stopped", {"epochs": result["epoch"]})
-        return self.CONTINUE
+        going_on: str = self.CONTINUE
+        return going_on
 
     def learn(self, trial: Trial) -> None:
-        """What an earlier session measured of a trial."""
+        """Tell ASHA what an earlier session measured of a trial."""
         seen = SimpleNamespace(trial_id=trial.name, config=trial.settings)
         self.on_trial_add(None, seen)
         for record in outcome(self._search, trial).history:
             super().on_trial_result(None, seen, self._search.progress(record))
 
 
-def _scheduler(search: SearchPlan, queue: Queue) -> Any:
-    """ASHA, told what earlier sessions measured, from the middle of the shortest schedule on: curves cross before."""
-    longest = search.base.optim.epochs - search.longest_warmup - 1  # at its last epoch nobody is stopped
+def _scheduler(search: SearchPlan, queue: Queue) -> TrialScheduler:
+    """The scheduler: ASHA, told what earlier sessions have measured, where the search stops trials early.
+
+    It compares trials from the middle of the shortest schedule on, because their curves cross before.
+    """
+    longest = search.base.optim.epochs - search.longest_warmup - 1  # no trial is stopped at its last epoch
     if not search.early or longest < 1:
         return FIFOScheduler()
     asha = _Asha(search, longest)
@@ -223,7 +235,7 @@ def _scheduler(search: SearchPlan, queue: Queue) -> Any:
 
 
 class _Watcher(tune.Callback):  # type: ignore[misc]
-    """Tune's callback: shows what happens, and records how a trial ended."""
+    """Tune's callback, which shows what happens, and records how trials end."""
 
     def __init__(self, search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
         self._search = search
@@ -231,19 +243,19 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
         self._proposals = proposals
         self._display = display
 
-    def on_trial_start(self, trial: Any, **_: Any) -> None:
+    def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
         self._display.start(Trial.of(trial.config))
 
-    def on_trial_result(self, trial: Any, result: dict[str, Any], **_: Any) -> None:
-        if VALIDATION_MEAN_AP in result:
-            self._display.update(Trial.of(trial.config), cast("TrialProgress", result))
+    def on_trial_result(self, trial: TuneTrial, result: TrialProgress, **_: object) -> None:
+        if VALIDATION_MEAN_AP in result:  # not in Tune's own result at the end
+            self._display.update(Trial.of(trial.config), result)
 
-    def on_trial_complete(self, trial: Any, **_: Any) -> None:
+    def on_trial_complete(self, trial: TuneTrial, **_: object) -> None:
         self._ended(Trial.of(trial.config))
 
-    def on_trial_error(self, trial: Any, **_: Any) -> None:
+    def on_trial_error(self, trial: TuneTrial, **_: object) -> None:
         ours = Trial.of(trial.config)
-        if not outcome(self._search, ours).error:  # not an exception in it: its process ended
+        if not outcome(self._search, ours).error:  # no exception in the trial: its process has died
             said = str(trial.get_error()).strip().splitlines()[-1]
             note(self._search, ours, "error", {"error": f"its process died ({said})"})
         self._ended(ours)

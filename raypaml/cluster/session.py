@@ -1,4 +1,4 @@
-"""Use the program's own Ray, join a cluster, or start a private Ray on this machine, and ask what it has."""
+"""Using the program's own Ray, joining a cluster, or starting a private Ray on this machine; and what it has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import ray
 
@@ -17,17 +17,25 @@ from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
 from raypaml.cluster.sole_use import is_used_elsewhere, sole_use
 
+_Answer = TypeVar("_Answer")
+
 
 @contextmanager
 def join(
     address: str = "", workers: int = 1, say: Callable[[str], None] = cli.say, *, needs: Sequence[str] = ()
 ) -> Iterator[bool]:
-    """Have Ray within: the one that the program has initialised, which is left as it was; else the cluster at `address`
-    (or RAY_ADDRESS), to whose nodes raypaml is sent where they lack it; else a private one for `workers` workers.
+    """Provide Ray during the block: the one that the program has initialised, which is not changed; else the cluster at
+    `address` (or RAY_ADDRESS); else a private one.
 
-    `needs` are modules of the program that its nodes must have, too, or are sent, besides those of `--import`.
+    Args:
+        address: of a cluster; `local` for a private Ray.
+        workers: the number of CPUs that a private Ray has at least.
+        say: takes lines for the user.
+        needs: modules of the program that nodes must have, besides those of `--import`. Nodes of a cluster that lack
+            these, or raypaml, are sent them with the job.
 
-    Yields whether it is a private one that is known (`private_ray.is_known`).
+    Yields:
+        Whether it is a private Ray of a known version (`private_ray.is_known`).
 
     Raises:
         ValueError: no cluster answers at the address, its nodes lack what cannot be sent, another Ray is initialised
@@ -52,7 +60,7 @@ def join(
 
 
 def _check_own(address: str, needs: Sequence[str]) -> None:
-    """Whether the Ray of this program will do; ValueError where not."""
+    """Raise ValueError where the Ray that the program has initialised cannot be used."""
     here = ray.get_runtime_context().gcs_address
     if address and address not in ("auto", "local", here):
         raise ValueError(
@@ -72,23 +80,23 @@ def _check_own(address: str, needs: Sequence[str]) -> None:
 
 
 def is_task() -> bool:
-    """Whether this process was started by Ray, for a task, an actor or a trial."""
+    """Whether Ray has started this process, for a task, an actor or a trial."""
     return bool(ray.get_runtime_context().worker.mode == ray.WORKER_MODE)
 
 
 def is_train_worker() -> bool:
-    """Whether this is called within the function of a worker of Ray Train."""
+    """Whether this is called in the function of a worker of Ray Train."""
     import ray.train  # takes half a second, and most sessions need it anyway
 
     try:
         ray.train.get_context().get_world_rank()
-    except Exception:  # Ray's errors of a context that is not there are of several kinds
+    except Exception:  # Ray raises several kinds of errors where there is no context
         return False
     return True
 
 
 def _join_cluster(address: str, say: Callable[[str], None], needs: Sequence[str]) -> None:
-    """Join, and join again with raypaml as a part of the job where nodes lack it."""
+    """Join a cluster; where its nodes lack raypaml, join again and send it with the job."""
     _connect(address)
     missing = what_is_missing(on_every_node, needs)
     if not missing:
@@ -105,7 +113,7 @@ def _listed(missing: list[Missing]) -> str:
     return "; ".join(dict.fromkeys(map(str, missing)))
 
 
-def _connect(address: str, **options: Any) -> None:
+def _connect(address: str, **options: object) -> None:
     try:
         _knock(address)  # Ray would try for minutes
         with sigterm_kept():
@@ -116,19 +124,19 @@ def _connect(address: str, **options: Any) -> None:
 
 
 def _knock(address: str) -> None:
-    """OSError where nobody listens at host:port; other forms of address are Ray's to judge."""
+    """Raise OSError where nothing listens at host:port; other forms of addresses are left to Ray."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def gpus() -> int:
-    """GPUs of the cluster, without those that the calling task or actor holds."""
+    """Number of GPUs of the cluster, without those that the calling task or actor holds."""
     return _total("GPU")
 
 
 def cpus() -> int:
-    """CPUs of the cluster, without those that the calling task or actor holds."""
+    """Number of CPUs of the cluster, without those that the calling task or actor holds."""
     return _total("CPU")
 
 
@@ -140,12 +148,12 @@ def _total(resource: str) -> int:
 
 
 def may_grow() -> bool:
-    """Whether nodes may be added, so that what is missing is waited for; Ray does not tell, the cluster files do."""
+    """Whether nodes may be added to the cluster, and are waited for; cluster files say so by this variable."""
     return bool(os.environ.get("RAYPAML_MAY_GROW"))
 
 
-def on_every_node(function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Call a function once on every live node, the driver's own first; it takes no CPU."""
+def on_every_node(function: Callable[..., _Answer], *args: object) -> list[_Answer]:
+    """Call a function once on every live node, the driver's first; the calls occupy no CPUs."""
     mine = ray.get_runtime_context().get_node_id()
     nodes = sorted((node["NodeID"] for node in ray.nodes() if node["Alive"]), key=lambda node: (node != mine, node))
     there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
@@ -156,10 +164,10 @@ def on_every_node(function: Callable[..., Any], *args: Any) -> list[Any]:
 
 
 def addresses() -> list[str]:
-    """The address of every live node."""
+    """The addresses of all live nodes."""
     return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
 
 
 def is_on_loopback() -> bool:
-    """Whether all nodes are on this machine and listen to it alone, as those of a private Ray do that is known."""
+    """Whether all nodes listen on loopback only, as those of a private Ray of a known version do."""
     return is_known() and all(address.startswith("127.") for address in addresses())

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster lack of raypaml, and how it is sent to them with a job."""
+"""What the nodes of a cluster lack of raypaml and of the program's modules, and sending it to them with a job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raypaml.extensions import modules_named
 from raypaml.runs.run_folder import versions
@@ -14,16 +13,16 @@ from raypaml.runs.run_folder import versions
 OURS = versions()["raypaml"]
 
 NEEDED = ("torch", "torchvision", "numpy", "scipy", "sklearn", "pyarrow", "safetensors", "PIL", "simplejpeg", "rich")
-"""Modules of other packages without which no worker of ours starts; they are too large to be sent."""
+"""Modules of other packages without which no worker starts; they are too large to be sent."""
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What one node has of raypaml and of what it needs."""
+    """What one node lacks of raypaml and of what raypaml needs."""
 
     host: str
     version: str
-    """The version of raypaml there, "" where there is none."""
+    """The version of raypaml there; empty where there is none."""
     modules: tuple[str, ...]
     """Modules of the program, such as those of `--import`, that the node cannot import."""
     packages: tuple[str, ...]
@@ -41,18 +40,22 @@ class Missing:
         return f"{self.host} has {', '.join(lacks)}"
 
 
-def what_is_missing(on_every_node: Callable[..., list[Any]], needs: Sequence[str] = ()) -> list[Missing]:
-    """Ask every node for raypaml, the modules of `--import`, and those of `needs`; who lacks nothing is not listed."""
+Facts = tuple[str, str, tuple[str, ...], tuple[str, ...]]
+"""What a node answers: the arguments of `Missing`."""
+
+
+def what_is_missing(on_every_node: Callable[..., list[Facts]], needs: Sequence[str] = ()) -> list[Missing]:
+    """Ask every node for raypaml, the modules of `--import`, and those of `needs`; list the nodes that lack any."""
     names = (name.split(".")[0] for name in filter(None, (*modules_named().split(","), *needs)))
     imported = tuple(dict.fromkeys(names))
     nodes = [Missing(*facts) for facts in on_every_node(_asker(), imported, NEEDED)]
     return [node for node in nodes if not node.is_complete]
 
 
-def _asker() -> Callable[..., Any]:
-    """A function that goes to the nodes as it is: one of a module would have to be imported there, from raypaml."""
+def _asker() -> Callable[[Sequence[str], Sequence[str]], Facts]:
+    """A function that is pickled by value, since a node that lacks raypaml could not import one from it."""
 
-    def ask(modules: Sequence[str], needed: Sequence[str]) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
+    def ask(modules: Sequence[str], needed: Sequence[str]) -> Facts:
         import importlib
         import importlib.util
         import platform
@@ -64,18 +67,18 @@ def _asker() -> Callable[..., Any]:
             there = importlib.import_module("raypaml")
         except ImportError:
             return platform.node(), "", lacking(modules), lacking(needed)
-        # a folder of that name without the package has no version
+        # a folder named raypaml that is not the package has no version
         return platform.node(), getattr(there, "__version__", ""), lacking(modules), lacking(needed)
 
-    ask.__module__ = "__main__"  # which is sent by value
+    ask.__module__ = "__main__"  # functions of __main__ are pickled by value
     return ask
 
 
-def runtime_env(missing: Sequence[Missing]) -> dict[str, Any]:
-    """Ray's description of a job that brings the raypaml of this program, and other modules of it.
+def runtime_env(missing: Sequence[Missing]) -> dict[str, list[str]]:
+    """A runtime environment of Ray that sends this program's raypaml, and the missing modules, to the nodes.
 
     Raises:
-        ValueError: nodes lack what is not sent.
+        ValueError: nodes lack packages that are not sent.
     """
     if lacking := [node for node in missing if node.packages]:
         raise ValueError(
@@ -87,6 +90,6 @@ def runtime_env(missing: Sequence[Missing]) -> dict[str, Any]:
 
 
 def _place(name: str) -> str:
-    """The folder of an imported package, or the file of an imported module."""
+    """The folder of an imported package, or the file of a module."""
     module = sys.modules[name]
     return str(Path(module.__path__[0]) if hasattr(module, "__path__") else Path(str(module.__file__)))

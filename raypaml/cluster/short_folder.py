@@ -1,4 +1,4 @@
-"""A folder for a private Ray: ours alone, short enough for its sockets, and swept when its owner was killed."""
+"""A folder for a private Ray: for this user only, short enough for sockets, and removed even if its owner is killed."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pathlib import Path
 
 PREFIX = "raypaml-"
 LOCK = "in-use"
-"""Held locked by the process that owns the folder: the kernel lets go of it when that process is gone, however it
-ended, and no other process can be taken for it."""
+"""File that the owner of the folder keeps locked. The kernel releases the lock when that process ends, in whatever way,
+and unlike a process id the lock cannot be mistaken for another process's."""
 
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
-"""Bytes of the path of a Unix socket, without the zero at its end (sun_path of sys/un.h)."""
+"""Most bytes of a Unix socket's path, without the terminating zero (sun_path of sys/un.h)."""
 OF_RAY = "r"
-"""Ray's own folder within: Ray lets everybody write into the one that it is given."""
+"""Ray's folder within it, because Ray makes the one that it is given writable for all."""
 INSIDE = f"/{OF_RAY}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
-"""The longest path that Ray makes, with the largest process id of Linux."""
+"""The longest path that Ray creates, with the largest process id of Linux."""
 RANDOM = 8
-"""Letters that tempfile appends."""
+"""Number of letters that tempfile appends."""
 
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A folder that only this user may enter, with a name that nobody can foretell; removed at the end.
+    """A folder that only this user can access, with an unpredictable name; removed at the end.
 
     Raises:
-        ValueError: no place is short enough and may be written.
+        ValueError: no writable place has a path that is short enough.
     """
     places = _places()
     for place in places:
@@ -45,7 +45,7 @@ def short_folder() -> Iterator[Path]:
 
 
 def _places() -> list[Path]:
-    """Where it may lie: the user's temporary folder, that of the machine, the user's run-time folder."""
+    """Places for the folder: the user's temporary folder, the machine's, and the user's runtime folder."""
     wanted = [tempfile.gettempdir(), "/tmp", os.environ.get("XDG_RUNTIME_DIR", "")]
     return [Path(place) for place in dict.fromkeys(wanted) if place and Path(place).is_absolute()]
 
@@ -69,17 +69,17 @@ def _made(places: list[Path]) -> tuple[Path, int]:
 
 
 def _locked(folder: Path) -> int:
-    """Hold the folder's lock, which nobody sees before it is held; its file descriptor."""
+    """Create the folder's lock, which is held before others can see it; returns its file descriptor."""
     unseen = folder / "new"
     lock = os.open(unseen, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    with suppress(OSError):  # no locks on that file system: nobody else gets one either, so it is never swept
+    with suppress(OSError):  # a file system without locks: the folder is never swept
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     unseen.rename(folder / LOCK)
     return lock
 
 
 def sweep_deserted(place: Path) -> None:
-    """Remove the folders of this user in `place` whose owners are gone; others are left, and what cannot be removed."""
+    """Remove this user's folders in `place` whose owners have ended, as far as they can be removed."""
     for folder in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
             if _is_ours(folder) and _is_deserted(folder):
@@ -87,13 +87,13 @@ def sweep_deserted(place: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether this user made the folder and nobody else could have put anything into it."""
-    status = folder.lstat()  # of a link to somewhere else it says that it is a link
+    """Whether this user has created the folder, and no other user could have written into it."""
+    status = folder.lstat()  # does not follow symbolic links
     return status.st_uid == os.getuid() and status.st_mode == 0o40700
 
 
 def _is_deserted(folder: Path) -> bool:
-    """Whether the folder has a lock that nobody holds. OSError where it has none, or it cannot be asked for."""
+    """True where no process holds the folder's lock; OSError where one does, or there is no lock."""
     lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

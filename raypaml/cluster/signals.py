@@ -1,6 +1,6 @@
-"""What Ctrl-C and SIGTERM do to a run: once, it saves and stops; twice, it stops at once.
+"""Ctrl-C and SIGTERM during a run: the first signal makes it save and stop, the second makes it stop at once.
 
-Handlers are installed in the main thread only, where Python allows it, and what was there before comes back.
+Python allows signal handlers in the main thread only. The handlers that were there before are restored.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _may_install() -> bool:
 
 
 class Signals:
-    """Ctrl-C or SIGTERM once: save and stop; twice: stop at once. In another thread than the main one, neither."""
+    """Notes the first Ctrl-C or SIGTERM, and raises StoppedAtOnce at the second; only in the main thread."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -47,7 +47,7 @@ class Signals:
         self.received = number
 
     def forward(self, channel: Channel, display: Display) -> None:
-        """Tell the workers, once."""
+        """Tell the workers to stop, once a signal has come."""
         if self.received and not self._forwarded:
             display.say(STOPPING)
             channel.stop()
@@ -56,7 +56,7 @@ class Signals:
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """In the block SIGTERM does what Ctrl-C does; the list then holds its number. Not so outside the main thread."""
+    """In the block SIGTERM acts like Ctrl-C, and its number is added to the yielded list; only in the main thread."""
     received: list[int] = []
     if not _may_install():
         yield received
@@ -64,7 +64,7 @@ def sigterm_as_ctrl_c() -> Iterator[list[int]]:
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background jobs
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in background jobs of a shell
             raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
@@ -77,7 +77,7 @@ def sigterm_as_ctrl_c() -> Iterator[list[int]]:
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM, where it would kill this process, raises StoppedAtOnce, so that what is open is closed."""
+    """In the block a SIGTERM that would kill this process raises StoppedAtOnce, so that resources are released."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise StoppedAtOnce(number)
@@ -94,19 +94,19 @@ def ending_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def sigterm_kept() -> Iterator[None]:
-    """In the block somebody, such as ray.init, may take SIGTERM; afterwards it is whose it was."""
+    """Restore the handler of SIGTERM after the block, in which ray.init, for instance, may replace it."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if _may_install() and before is not None:  # None: of a program that embeds Python
+        if _may_install() and before is not None:  # None: a handler not installed by Python
             signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """What ends in seconds is not broken off by a signal."""
-    # a function, because processes that are started meanwhile would inherit SIG_IGN
+    """Ignore Ctrl-C and SIGTERM in the block, which takes seconds."""
+    # by a function, because processes started in the block would inherit SIG_IGN
     numbers = (signal.SIGINT, signal.SIGTERM) if _may_install() else ()
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:

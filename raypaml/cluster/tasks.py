@@ -1,4 +1,4 @@
-"""Calls mapped over this process alone, or over Ray tasks: the same results either way."""
+"""Mapping a function over many calls, in this process or in Ray tasks, with the same results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raypaml.extensions import modules_named, with_imports
 from raypaml.mapper import Mapper, in_this_process
 
 Processes = tuple[int, str, str]
-"""What `device_mapper` takes: how many processes, the address of their cluster ("" for this machine), the device."""
+"""The arguments of `device_mapper`: the number of processes, the address of their cluster or "", and the device."""
 
 
 @contextmanager
@@ -91,13 +91,13 @@ def _check_device(device: str) -> None:
 def map_tasks(
     function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, at_once: int, gpu: bool
 ) -> Iterator[Any]:
-    """Call a function once per tuple of arguments, on the cluster; results as they come, in any order.
+    """Call a function in the cluster, once per tuple of arguments; yields the results as they come, in any order.
 
     Args:
-        function: importable by the workers; a call that dies with its process is made again.
-        calls: the arguments, taken one after the other as tasks end.
-        at_once: tasks that run beside each other, one CPU each.
-        gpu: give each a GPU too.
+        function: a function that workers can import; a call whose process dies is made again.
+        calls: the arguments, taken one after another as tasks end.
+        at_once: the number of tasks at the same time, with one CPU each.
+        gpu: whether each task gets a GPU, too.
 
     Raises:
         ValueError: what a call raised, if it was that or an OSError; a process of Ray failed, and trying again did too.

@@ -1,27 +1,26 @@
-"""Which of Ray Train's trainers a run takes, and how its process group is made."""
+"""The trainer of Ray Train that a run uses, and how its process group is set up."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raypaml.cluster import session
 
 
-def trainer_class(private: bool) -> Any:
-    """The class: TorchTrainer; on a private Ray the one that starts workers and their controller, and nothing else."""
-    if not private:
-        return TorchTrainer
-    from raypaml.cluster.lean_trainer import LeanTrainer  # needs the Ray that is known
+def trainer_class(private: bool) -> type[TorchTrainer]:
+    """TorchTrainer or, on a private Ray, LeanTrainer, which starts only the workers and their controller."""
+    trainer: type[TorchTrainer] = TorchTrainer
+    if private:
+        from raypaml.cluster.lean_trainer import LeanTrainer  # needs the known version of Ray
 
-    return LeanTrainer
+        trainer = LeanTrainer
+    return trainer
 
 
 def torch_config() -> TorchConfig | None:
-    """How the process group is made, where all nodes listen to this machine alone; None for Ray Train's own way."""
+    """How to set up the process group where all nodes are on loopback; None for Ray Train's default."""
     if not session.is_on_loopback():
         return None
-    from raypaml.cluster.loopback import LoopbackConfig  # needs the Ray that is known
+    from raypaml.cluster.loopback import LoopbackConfig  # needs the known version of Ray
 
     return LoopbackConfig()

@@ -1,4 +1,4 @@
-"""What is said of workers that failed, and whether another try may go better."""
+"""What the user is told of failed workers, and whether another try may succeed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from raypaml.errors import CallbackError
 from raypaml.training.out_of_memory import HalvedError
 
 CHANCE = (OSError, RuntimeError)
-"""Errors that another try may not meet: a lost connection, a device. All others are the same every time."""
+"""Errors that may not occur again on another try, such as a lost connection; all others would occur every time."""
 
 
 def as_user_error(failures: dict[int, Exception]) -> Exception:
-    """The error of the first rank that failed, without Ray's wrapping; if memory ran out on some rank, that error.
+    """The error of the first rank that failed, without Ray's wrapping; or that of a rank whose memory ran out.
 
-    The others then failed because that rank was gone.
+    In the latter case the other ranks failed because that one had ended.
     """
     causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
     rank = min(causes, key=lambda rank: (not isinstance(causes[rank], HalvedError), rank))
@@ -22,16 +22,16 @@ def as_user_error(failures: dict[int, Exception]) -> Exception:
 
 
 def as_said(rank: int, error: BaseException) -> Exception:
-    """The error as its user is told it: ValueError where a line is enough; a callback's as it is."""
+    """The error to raise for the user: a ValueError where one line explains it; a callback's error as it is."""
     if isinstance(error, CallbackError):
         return error
     kind = ValueError if isinstance(error, ValueError | FloatingPointError) or is_disk_full(error) else RuntimeError
-    said = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
+    message = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
     if isinstance(error, HalvedError):
-        return ValueError(f"{said}; give the command again, with this --name")
+        return ValueError(f"{message}; give the command again, with this --name")
     if is_disk_full(error):
-        said += ". The last checkpoint is whole: make room and give the command again, with this --name"
-    return kind(said if said.startswith(f"rank {rank}") else f"rank {rank}: {said}")
+        message += ". The last checkpoint is whole: make room and give the command again, with this --name"
+    return kind(message if message.startswith(f"rank {rank}") else f"rank {rank}: {message}")
 
 
 def is_disk_full(error: BaseException) -> bool:
