@@ -58,13 +58,13 @@ class Usage(TypedDict):
     epoch_seconds: float
     """Spent training in this epoch."""
     images_per_second: float
-    """Of all ranks together."""
+    """Rate of all ranks together."""
     data_wait_share: float | None
     """Share of the training time in which ranks waited for data."""
     collective_share: float | None
     """Share of the training time in which collectives held ranks up."""
     peak_memory_bytes: int | None
-    """Of the rank that used most: on a GPU what torch allocated in this epoch, on the CPU the most it ever held."""
+    """Most that any rank used: on a GPU what torch allocated in this epoch, on the CPU what the process ever held."""
     model_flop_utilisation: float | None
     """Operations that training takes over the devices' peak in that time; None where the peak is not known."""
 

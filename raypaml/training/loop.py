@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -246,10 +245,19 @@ def _finish_epoch(worker: Worker) -> None:
     worker.rejections.write(state.epoch, state.step)
     worker.corrections.exchange(worker.ranks)
     worker.scheme_state.close(state.epoch)
-    features = worker.features.get("validation")
     worker.ranks.follow_first(worker.evaluated)
     mine = predict_split(
-        worker.evaluated, worker.data, "validation", worker.ranks, features=features, **_evaluation(worker)
+        worker.evaluated,
+        worker.data,
+        "validation",
+        worker.ranks,
+        features=worker.features.get("validation"),
+        optim=config.optim,
+        lanes=worker.plan.lanes,
+        batch_size=worker.plan.global_batch_size * EVALUATION_BATCHES,
+        loader_workers=config.data.loader_workers,
+        skip_broken=config.data.skip_budget > 0,
+        moved=lambda: worker.now("validating"),
     )
     skipped = gather(worker.ranks, mine.skipped)
     index = worker.data.splits["validation"]
@@ -276,14 +284,3 @@ def _answer_notice(worker: Worker) -> None:
         settle_saving(worker)
         worker.say(f"{worker.place}: saved, for a machine is about to be taken away")
         worker.notice = False
-
-
-def _evaluation(worker: Worker) -> dict[str, Any]:
-    return {
-        "optim": worker.config.optim,
-        "lanes": worker.plan.lanes,
-        "batch_size": worker.plan.global_batch_size * EVALUATION_BATCHES,
-        "loader_workers": worker.config.data.loader_workers,
-        "skip_broken": worker.config.data.skip_budget > 0,
-        "moved": lambda: worker.now("validating"),
-    }
