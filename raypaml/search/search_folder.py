@@ -117,7 +117,7 @@ class SearchPlan:
         return {
             "epoch": epoch,
             "beyond": epoch - self.longest_warmup,
-            "validation_mean_ap": record[VALIDATION_MEAN_AP],
+            VALIDATION_MEAN_AP: record[VALIDATION_MEAN_AP],
             "rejected": record["rejected"],
             "rejection_precision": record["rejection_precision"],
         }

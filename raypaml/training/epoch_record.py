@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from raypaml.metrics.average_precision import group_means, mean_ap
-from raypaml.runs.history import EpochRecord
+from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
 from raypaml.training.class_counts import rejections_by_class
 from raypaml.training.learning_rates import learning_rates
 from raypaml.training.usage import epoch_usage
@@ -56,7 +56,7 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
         "rejections_by_class": rejections_by_class(state.class_counts, known=known),
         "corrected": len(worker.corrections.entries),
         "validation_skipped": validation_skipped,
-        "validation_mean_ap": mean_ap(ap),
+        VALIDATION_MEAN_AP: mean_ap(ap),
         "validation_groups": group_means(ap, worker.data.vocabulary.class_group),
         "seconds": round(state.seconds, 3),
         "learning_rate": rates.backbone,
