@@ -37,7 +37,7 @@ class SkippedSample(TypedDict):
 
 
 def seen_together(batch: Batch, ranks: Ranks) -> Batch:
-    """The batch with the number of samples that all ranks together have of its global batch."""
+    """The batch with `global_rows` set to the samples of all ranks, of which broken ones are missing; a collective."""
     seen = int(ranks.sum(torch.tensor([len(batch.rows)])).item())
     return dataclasses.replace(batch, global_rows=seen)
 

@@ -50,7 +50,7 @@ def check_gradients(model: nn.Module, where: str) -> None:
 
 
 def _not_finite(model: nn.Module) -> Tensor:
-    """Which gradients are not finite, one value a tensor; by the largest entry, since a sum of squares may overflow."""
+    """Bool, one for each gradient tensor: not finite. Tests the largest entry, for a sum of squares may overflow."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return ~torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite()
 
@@ -61,7 +61,7 @@ class DivergenceCheck:
 
     rows: FiniteCheck
     bad: Tensor
-    """Bool [2] on the device, which skips the update by it: logits of some rank are not finite; gradients are not."""
+    """Bool [2] on the device, whether logits, and whether gradients, are not finite on any rank; either skips the update."""
     answer: HostCopy
     """`bad` on its way to the host."""
     place: str

@@ -48,7 +48,7 @@ def _groups(model: CamClassifier, optim: OptimConfig) -> list[dict[str, Any]]:
 
 
 def _begin_momentum(sgd: torch.optim.Optimizer, *_: object) -> None:
-    """Give every learning weight a momentum of 0, from which SGD's first step is the same as from none.
+    """Give every learning weight a momentum of 0, with which SGD's first step is the same as without momentum.
 
     torch allocates the momentum in the first step without initialising it; where that step turns out not to be finite,
     it would keep whatever values the memory had.
