@@ -165,7 +165,7 @@ def test_plan_prints_and_starts_nothing(
     printed = capsys.readouterr().out
     assert "parameters  100,594: backbone 94,144, head 6,450" in printed
     assert "96 an epoch, 3 steps of 32; 16 a step and worker, 16 at once" in printed
-    assert "map         16 x 50 x 8 x 8: 200 KiB in float32 as a whole, of which only 50 KiB of signs are kept" in printed
+    assert "map         16 x 50 x 8 x 8: 200 KiB in float32 as a whole, of which 50 KiB of signs are kept" in printed
     assert not runs.exists()
 
 

@@ -87,7 +87,7 @@ class _Watchdog:
         self._watch, self._display, self._again = Watch(limit), display, again
 
     def hear(self, beat: Beat) -> bool:
-        """Take a heartbeat; whether this process is to end, after saying why."""
+        """Take a heartbeat; returns whether this process must end, and says why if so."""
         self._watch.hear(beat)
         for line in self._watch.hung():
             self._display.close()  # restores the terminal
@@ -96,7 +96,7 @@ class _Watchdog:
 
 
 def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, callbacks: Sequence[Callback]) -> bool:
-    """Train, and try again after errors that another try may not meet; whether training finished."""
+    """Train, and again from the last checkpoint after an error that may not occur again; whether training finished."""
     for left in reversed(range(job.config.run.max_failures + 1)):
         try:
             return train(
@@ -112,7 +112,7 @@ def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, 
 
 
 def _may_go_better(error: Exception) -> bool:
-    """Whether another try in this process may not meet the error; after an error of CUDA it cannot use its GPU."""
+    """Whether the error may not occur again in this process; after an error of CUDA the process cannot use its GPU."""
     return isinstance(error, CHANCE) and not is_disk_full(error) and not isinstance(error, torch.AcceleratorError)
 
 

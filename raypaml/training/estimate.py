@@ -227,7 +227,7 @@ def describe_estimate(config: TrainConfig, needs: Estimate) -> str:
         f"images      {needs.images:,} an epoch, {needs.steps:,} steps of {config.data.global_batch_size}; "
         f"{needs.part} a step and worker, {needs.at_once} at once",
         f"map         {needs.at_once} x {needs.num_classes} x {shape.grid[0]} x {shape.grid[1]}: {whole} in "
-        f"{str(needs.kind).removeprefix('torch.')} as a whole, of which only {signs} of signs are kept",
+        f"{str(needs.kind).removeprefix('torch.')} as a whole, of which {signs} of signs are kept",
         *(
             [f"features    {features} of training images on disk while the backbone is frozen, beside validation's"]
             if config.optim.freeze_backbone and keeps_features(config)

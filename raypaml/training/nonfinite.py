@@ -61,7 +61,7 @@ class DivergenceCheck:
 
     rows: FiniteCheck
     bad: Tensor
-    """Bool [2] on the device, whether logits, and whether gradients, are not finite on any rank; either skips the update."""
+    """Bool [2] on the device: logits, and gradients, of any rank are not finite. Either one skips the update."""
     answer: HostCopy
     """`bad` on its way to the host."""
     place: str
