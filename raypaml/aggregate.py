@@ -16,7 +16,7 @@ from raypaml.cli import Parser, command, run_command
 from raypaml.extensions import add_import_flag
 
 if TYPE_CHECKING:
-    from raypaml.evaluation.measures import Questions
+    from raypaml.evaluation.measures import EvaluationOptions
 
 _ABOUT = "Evaluate predictions: mAP by class group and under every published convention, and other measures."
 
@@ -48,10 +48,10 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
     return asked
 
 
-def questions(asked: Any) -> Questions:
+def questions(asked: Any) -> EvaluationOptions:
     """What the flags ask for."""
     from raypaml.evaluation.foreign import open_predictions
-    from raypaml.evaluation.measures import Questions, evaluate_set, read_alphas
+    from raypaml.evaluation.measures import EvaluationOptions, evaluate_set, read_alphas
     from raypaml.evaluation.parts import check_predicted_classes
 
     of_use, first = asked.alpha == "chosen", asked.predictions[0]
@@ -62,8 +62,10 @@ def questions(asked: Any) -> Questions:
     if asked.thresholds_from:
         predictions, vocabulary = open_predictions(asked.thresholds_from, **_form(asked))
         check_predicted_classes(predictions, open_predictions(first, **_form(asked))[1], first)
-        thresholds = evaluate_set(predictions, vocabulary, Questions(alpha=alpha, alpha_of_use=of_use)).best
-    return Questions(
+        thresholds = evaluate_set(
+            predictions, vocabulary, EvaluationOptions(alpha=alpha, alpha_of_use=of_use)
+        ).best_thresholds
+    return EvaluationOptions(
         alpha=alpha,
         alpha_of_use=of_use,
         alphas=alphas,

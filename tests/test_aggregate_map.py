@@ -154,7 +154,7 @@ def test_two_runs_are_compared_on_the_same_draws(
     low, high = pair["interval_95"]["All"]
     assert low < pair["difference"]["All"] < high
     assert first["interval_95"]["All"][0] < first["mean_ap"] < first["interval_95"]["All"][1]
-    assert "Second minus first" in capfd.readouterr().out
+    assert "mAP of the second minus mAP of the first" in capfd.readouterr().out
 
 
 def test_the_same_predictions_do_not_differ(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], m
         ("missing", "part 1 is missing"),
         ("empty", "part-00001-of-00003.parquet: not a whole Parquet file"),
         ("twice", "is in two parts"),
-        ("vocabulary", "predictions of another vocabulary"),
+        ("vocabulary", "predicted with another vocabulary"),
         ("no vocabulary", "no such vocabulary"),
     ],
 )

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,12 +25,12 @@ from raypaml.evaluation import choosing
 from raypaml.evaluation.choosing import alpha_table, choose_alpha
 from raypaml.evaluation.measures import read_alphas
 from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, write_part
-from raypaml.evaluation.summary import table
+from raypaml.evaluation.summary import Summary, table
 from raypaml.inference.model_card import WEIGHTS, digest
 from raypaml.labels import Vocabulary, class_groups
 from raypaml.metrics.alpha_choice import FOLDS, SHRINKAGE, AlphaTable, candidates, fold_of_images
 from raypaml.metrics.thresholds import sigmoid
-from raypaml.run_report.conclude import chosen_figures
+from raypaml.run_report.conclude import add_chosen_alpha
 from raypaml.runs import models as run_models
 from raypaml.runs.alpha_of_use import AlphaChoice, ModelClasses, model_digest
 from raypaml.runs.mirror import MARKER
@@ -351,7 +351,8 @@ def test_alpha_overrides_and_stale_choices_are_said(chosen: Path, tmp_path: Path
     config = stored_config(run)
     assert config is not None
     job = Job(config, open_folder(config.data.data), run)
-    figures = chosen_figures(job, open_set(run / "predictions" / "test"))
+    figures = cast("Summary", {})
+    add_chosen_alpha(figures, job, open_set(run / "predictions" / "test"))
     assert figures["chosen_alpha"] is None
     assert "of other weights" in figures["chosen_alpha_unused"]
     (run / "alpha_of_use.json").write_text(json.dumps(stored | {"alpha": 0.5}))

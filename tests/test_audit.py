@@ -184,7 +184,7 @@ def test_answers_become_labels_of_a_new_version(
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ([("nobody", "red_1", "yes")], r"samples that the training split has not: .*such as \['nobody'\]"),
+        ([("nobody", "red_1", "yes")], r"samples that are not in the training split: .*such as \['nobody'\]"),
         ([("KEY", "purple_77", "yes")], r"a.csv:2: class 'purple_77' is not in the vocabulary"),
         ([("KEY", "CLASS", "maybe")], r"a.csv:2: answer 'maybe'; give yes, no, or nothing"),
         ([("KEY", "CLASS", "yes"), ("KEY", "CLASS", "no")], r"a.csv:3: .* was answered the other way"),
@@ -221,7 +221,7 @@ def test_other_files_and_runs_are_refused(trained: Run, tiny_digits: Path, tmp_p
     with pytest.raises(ValueError, match="top=0"):
         main([str(trained[0]), "--top", "0"])
     index = open_folder(tiny_digits).splits["train"]
-    with pytest.raises(ValueError, match="rejected nothing, or did not write it"):
+    with pytest.raises(ValueError, match="rejected nothing, or did not record it"):
         rejected_entries(tmp_path, index, keeping=False, epochs=3)
     run = written(tmp_path / "other", index, {1: [3]})
     (path,) = list((run / "rejected").glob("*-2.parquet")) or list((run / "rejected").glob("*.parquet"))[:1]

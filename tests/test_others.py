@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from raypaml.evaluation.foreign import Coding, open_others
-from raypaml.evaluation.measures import Evaluation, Questions, evaluate_set
+from raypaml.evaluation.measures import Evaluation, EvaluationOptions, evaluate_set
 from tests.test_parts import vocabulary
 
 B, K = 40, 12
@@ -48,7 +48,7 @@ def write(tmp_path: Path, form: str, labels: np.ndarray) -> tuple[Path, dict[str
 
 def evaluated(path: Path, **options: Any) -> Evaluation:
     return evaluate_set(
-        open_others(path, vocabulary(), scores="logits", **options), vocabulary(), Questions(threshold=0.5)
+        open_others(path, vocabulary(), scores="logits", **options), vocabulary(), EvaluationOptions(threshold=0.5)
     )
 
 
@@ -77,7 +77,7 @@ def test_another_coding_is_declared(tmp_path: Path) -> None:
     found = evaluated(path, coding=Coding.parse("1,-1,0"), **options)
     np.testing.assert_array_equal(found.ap, wanted.ap)
     write(tmp_path, "npy", np.where(labels == 1, 2, labels))
-    with pytest.raises(ValueError, match=r"label 2 is none of the declared Coding\(positive=1, negative=0"):
+    with pytest.raises(ValueError, match=r"label 2 is not among the declared Coding\(positive=1, negative=0"):
         evaluated(path, **options)
 
 
@@ -95,7 +95,7 @@ def refuse(path: Path, message: str, **options: Any) -> None:
 
 def test_logits_or_probabilities_is_never_guessed(tmp_path: Path) -> None:
     path, options = write(tmp_path, "csv", matrices()[1])
-    refuse(path, "logits or probabilities\\? Say --scores", scores=None, **options)
+    refuse(path, "give --scores logits or --scores probabilities", scores=None, **options)
     refuse(path, r"score -?\d.* is no probability", scores="probabilities", **options)
 
 
@@ -116,7 +116,7 @@ def test_a_matrix_needs_its_labels_and_their_shape(tmp_path: Path) -> None:
         (b"key,class,label,score\na,/m/99,1,0.5\n", "class '/m/99' is not among the 12"),
         (b"key,class,label,score\na,/m/00,1,x\n", "expected the columns"),
         (b"key,class,label,score\na,/m/00,1,\n", "empty cells in column 'score'"),
-        (b"key,class,label,score\na,/m/00,7,0.5\n", "label 7 is none of the declared"),
+        (b"key,class,label,score\na,/m/00,7,0.5\n", "label 7 is not among the declared"),
         (b"key,class,label,score\na,/m/00,1,nan\n", "1 scores are not a number, first of image 'a', class 0"),
         (b"key,class,label,score\na,/m/00,1,2\na,/m/00,0,1\n", "image 'a' has class 0 twice"),
         (b"key,class,label,score\n", "no rows"),
@@ -139,8 +139,10 @@ def test_infinite_scores_rank(tmp_path: Path) -> None:
     assert evaluated(tmp_path / "x.csv").ap[0] == pytest.approx((1 + 2 / 3) / 2)
 
 
-@pytest.mark.parametrize(("asked", "said"), [(Questions(alphas=(2.0,)), 2), (Questions(alpha_of_use=True), "chosen")])
-def test_one_score_has_no_alpha(asked: Questions, said: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "said"), [(EvaluationOptions(alphas=(2.0,)), 2), (EvaluationOptions(alpha_of_use=True), "chosen")]
+)
+def test_one_score_has_no_alpha(asked: EvaluationOptions, said: object, tmp_path: Path) -> None:
     path, _ = write(tmp_path, "csv", matrices()[1])
-    with pytest.raises(ValueError, match=f"alpha={said} needs the parts P and N"):
+    with pytest.raises(ValueError, match=f"alpha={said} needs P and N of every entry"):
         evaluate_set(open_others(path, vocabulary(), scores="logits"), vocabulary(), asked)

@@ -20,7 +20,7 @@ import raypaml
 from raypaml import train as command
 from raypaml.config import EARLIER
 from raypaml.data.data_folder import open_folder
-from raypaml.evaluation.measures import Questions, evaluate_set
+from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import open_set
 from raypaml.recipes import recipe
 from raypaml.reports.tables import seed_interval
@@ -229,7 +229,7 @@ def test_the_alpha_curve_needs_no_training(searched: tuple[SearchPlan, list[Tria
     predictions = open_set(search.run_folder(trials[0]) / "predictions" / "validation")
     vocabulary = open_folder(Path(search.base.data.data)).vocabulary
     for alpha in ALPHAS:
-        mean = evaluate_set(predictions, vocabulary, Questions(alpha=alpha)).means("paper")
+        mean = evaluate_set(predictions, vocabulary, EvaluationOptions(alpha=alpha)).means("paper")
         assert mean is not None
         assert found.curve[alpha] == mean["All"]
     assert found.curve[5.0] == pytest.approx(found.score, abs=1e-12)

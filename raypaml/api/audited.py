@@ -1,33 +1,48 @@
-"""An audit of a run's training labels: its list, and the page to look at it."""
+"""The result of an audit of a run's training labels: the list of likely missing positives, and its page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypaml.auditing.audit_run import AuditedRun, audit_run
+from raypaml.auditing.candidates import AuditFigures
 from raypaml.cluster.tasks import own_device
 from raypaml.runs.ranks import one_thread
 
 
 @dataclass(frozen=True)
 class Audited:
-    """Training labels that are likely missing, the likeliest first."""
+    """The training labels of a run that are likely missing, the likeliest first."""
 
     folder: Path
-    figures: dict[str, Any] | None
-    """How good the list is, where the full labels are known: `precision` of its first so many, ..."""
+    """Folder of the audit."""
+    figures: AuditFigures | None
+    """How good the list is, where the full labels are known; else None."""
 
     @classmethod
     def of(
         cls, run: Path, *, data: str, top: int, out: str, alpha: str, device: str, say: Callable[[str], None]
     ) -> Self:
-        """Audit a run, as `auditing.audit_run.audit_run` does; ValueError where it cannot be."""
+        """Audit a run.
+
+        Args:
+            run: folder of the run.
+            data: a data set of the same classes; "" for the run's own.
+            top: number of entries in the list.
+            out: folder of the audit; "" for `audit` in the run's folder.
+            alpha: the alpha of the scores, as `raypaml.load` takes it.
+            device: auto, cpu or cuda.
+            say: prints a line of progress.
+
+        Raises:
+            ValueError: the run cannot be audited; the message says why.
+        """
         audited = AuditedRun.open(run, data, say)
         folder = Path(out) if out else audited.folder / "audit"
         with one_thread():
@@ -35,12 +50,12 @@ class Audited:
 
     @property
     def page(self) -> Path:
-        """The page on which people answer."""
+        """The page on which people answer whether a label is missing."""
         return self.folder / "index.html"
 
     @property
     def candidates(self) -> pa.Table:
-        """A row for each entry of the list: `key`, `class_id`, `name`, `score`, `times` it was rejected, ..."""
+        """A row for each entry of the list, with the fields of `auditing.audit_page.Candidate`."""
         return pq.read_table(self.folder / "candidates.parquet")
 
     def __repr__(self) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +16,7 @@ from raypaml.evaluation.choosing import ALPHA_SPLIT, choose_for_use
 from raypaml.evaluation.measures import Evaluation, evaluate_set
 from raypaml.evaluation.parts import open_set, read_vocabulary
 from raypaml.evaluation.prediction_plan import PredictionPlan, check_skipped, plan_asked, predict_part_alone
-from raypaml.evaluation.summary import summary, table
+from raypaml.evaluation.summary import Summary, summary, table
 from raypaml.runs.ranks import one_thread
 
 
@@ -36,7 +35,7 @@ class PredictedSplit:
     """What alpha and thresholds were chosen, as text; "" where none were to be."""
 
     @property
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Summary:
         """`mean_ap` (0..1), `groups`, and what they count, at the alpha of training."""
         return summary(self._evaluation)
 

@@ -6,7 +6,7 @@ import json
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from raypaml.cli import command, say
 from raypaml.config import TrainConfig
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
     from raypaml.api.exported import Exported
     from raypaml.api.predicted import Predicted
     from raypaml.api.predicted_split import PredictedSplit
+    from raypaml.auditing.answers import AnswersRecord
+    from raypaml.evaluation.summary import RunResult
     from raypaml.inference.classifier import Classifier
     from raypaml.training.callbacks import Callback
 
@@ -136,10 +138,10 @@ class Run:
         return (self.folder / "result.json").is_file()
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> RunResult | None:
         """The test figures, such as `mean_ap` (0..1), and how training ended; None where it is not finished."""
         path = self.folder / "result.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else None
+        return cast("RunResult", json.loads(path.read_text())) if path.is_file() else None
 
     @property
     def records(self) -> pa.Table:
@@ -185,7 +187,7 @@ class Run:
         return load(self.path, device, alpha)
 
     @told_as_user_errors()
-    def report(self, *, data: Place = "") -> dict[str, Any]:
+    def report(self, *, data: Place = "") -> RunResult:
         """Write the result and the report of a trained run again; returns the result."""
         from raypaml.data.data_folder import open_folder, resolve_data
         from raypaml.run_report.conclude import conclude_run
@@ -286,11 +288,13 @@ class Run:
         )
 
     @told_as_user_errors()
-    def apply_answers(self, answers: Place, out: Place, *, data: Place = "") -> dict[str, Any]:
+    def apply_answers(self, answers: Place, out: Place, *, data: Place = "") -> AnswersRecord:
         """Write a data set with people's answers to an audit; returns how many labels are new."""
-        from raypaml.auditing.audit_run import AuditedRun, apply_file
+        from raypaml.auditing.answers import apply_answers, read_answers
+        from raypaml.auditing.audit_run import AuditedRun
 
-        return apply_file(AuditedRun.open(self.folder, str(data), self._say), Path(answers), Path(out))
+        audited, file = AuditedRun.open(self.folder, str(data), self._say).data, Path(answers)
+        return apply_answers(audited, read_answers(file, audited.splits["train"], audited.vocabulary), Path(out), file)
 
     @told_as_user_errors()
     def export(self, out: Place = "", *, formats: str | Sequence[str] = (), alpha: float | str = "") -> list[Exported]:

@@ -1,1 +1,1 @@
-"""Training labels that are likely missing, with their page, and the answers of people who looked at them."""
+"""Finds training labels that are likely missing, shows them on a page, and applies people's answers to the data set."""

@@ -1,4 +1,4 @@
-"""Answers to an audit, into a new version of the data set's index; the old version stays as it is."""
+"""Reads people's answers to an audit and writes a new version of the data set with them; the old one stays as it is."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raypaml.data.data_folder import VOCABULARY, DataFolder
 from raypaml.data.index import Index, write_index
 from raypaml.files import link_or_copy, whole_folder
-from raypaml.labels import NEGATIVE, POSITIVE, Vocabulary
+from raypaml.labels import NEGATIVE, POSITIVE, IntArray, Vocabulary
 from raypaml.preparation.data_card import CARD
 
 _COLUMNS = ("key", "class", "answer")
@@ -26,16 +27,29 @@ UNDECIDED = ("", "unsure", "skip")
 
 @dataclass(frozen=True)
 class Answers:
-    """What was answered: A entries and their labels."""
+    """The labels that people gave to A entries, and how many entries they left undecided."""
 
-    rows: np.ndarray[Any, np.dtype[np.int64]]
-    classes: np.ndarray[Any, np.dtype[np.int64]]
-    labels: np.ndarray[Any, np.dtype[np.int8]]
+    rows: IntArray
+    """[A] sample number of each entry."""
+    classes: IntArray
+    """[A] class column of each entry."""
+    labels: NDArray[np.int8]
+    """[A] 1 positive, 0 negative."""
     undecided: int
 
 
+AnswersRecord = TypedDict(
+    "AnswersRecord",
+    {"from": str, "answers": str, "applied": str, "positive": int, "negative": int, "undecided": int},
+)
+"""What the data card says about answers: the data set before, the file, the time, and how many entries became positive
+or negative or stayed undecided."""
+
+
 def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
-    """Answers from a CSV of key, class (id), answer (yes, no, or empty), for unobserved entries of this index.
+    """Read answers for unobserved entries of an index from a CSV with the columns key, class (id) and answer.
+
+    An answer is yes, no, or empty where people could not decide.
 
     Raises:
         ValueError: no such file or columns; a sample, class or answer that is unknown; an entry that is observed
@@ -43,7 +57,7 @@ def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
     """
     lines = _lines(path)
     numbers = _rows(path, index, [line["key"] for line in lines])
-    found: dict[tuple[int, int], int] = {}
+    labels: dict[tuple[int, int], int] = {}
     undecided = 0
     for number, (row, line) in enumerate(zip(numbers, lines, strict=True), start=2):
         where = f"{path}:{number}"
@@ -56,11 +70,11 @@ def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
         if answer not in (*YES, *NO):
             raise ValueError(f"{where}: answer {line['answer']!r}; give yes, no, or nothing")
         entry, label = (row, vocabulary.index_of[line["class"]]), POSITIVE if answer in YES else NEGATIVE
-        if found.setdefault(entry, label) != label:
+        if labels.setdefault(entry, label) != label:
             raise ValueError(f"{where}: {line['key']}, {line['class']} was answered the other way in a line before")
-    rows, classes = (np.array([entry[n] for entry in found], np.int64) for n in (0, 1))
+    rows, classes = (np.array([entry[n] for entry in labels], np.int64) for n in (0, 1))
     _check_unobserved(path, index, rows, classes)
-    return Answers(rows, classes, np.array(list(found.values()), np.int8), undecided)
+    return Answers(rows, classes, np.array(list(labels.values()), np.int8), undecided)
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
@@ -80,10 +94,10 @@ def _rows(path: Path, index: Index, keys: Sequence[str]) -> list[int]:
     try:
         return [int(row) for row in index.rows_of(pa.chunked_array([keys], pa.string()))]
     except ValueError as error:
-        raise ValueError(f"{path}: samples that the training split has not: {error}") from None
+        raise ValueError(f"{path}: samples that are not in the training split: {error}") from None
 
 
-def _check_unobserved(path: Path, index: Index, rows: Any, classes: Any) -> None:
+def _check_unobserved(path: Path, index: Index, rows: IntArray, classes: IntArray) -> None:
     samples, place = np.unique(rows, return_inverse=True)
     observed, _ = index.label_cells(samples)
     known = np.isin(place * index.num_classes + classes, observed)
@@ -92,14 +106,20 @@ def _check_unobserved(path: Path, index: Index, rows: Any, classes: Any) -> None
         raise ValueError(f"{path}: {known.sum()} answers for entries that are observed already, such as of {key}")
 
 
-def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -> dict[str, Any]:
-    """Write a data set of the same images whose training labels have the answers too; returns what changed.
+def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -> AnswersRecord:
+    """Write a data set of the same images with the answers among its training labels; returns the record of them.
 
-    Images are linked, not copied, where the file system can. The tars keep the labels they were written with; training
-    and evaluation read the index.
+    Images are hard links, not copies, where the file system allows it. The tars keep the labels with which they were
+    written; training and evaluation read the index.
+
+    Args:
+        data: the data set that was audited.
+        answers: the labels to add.
+        out: the folder of the new data set.
+        source: the file with the answers, which the data card names.
 
     Raises:
-        ValueError: the data lie in a store, or `out` exists.
+        ValueError: the data set lies in an object store, or `out` exists.
     """
     if not isinstance(data.path, Path):
         raise ValueError(f"{data.path}: answers are applied to a data set on disk; copy it first")
@@ -117,7 +137,7 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
 
 
 def _counted(vocabulary: Vocabulary, answers: Answers) -> Vocabulary:
-    """With the answers among the counts; class groups may change with them."""
+    """The vocabulary with the answers added to its counts, which may change the class groups."""
     positive, negative = (answers.classes[answers.labels == label] for label in (POSITIVE, NEGATIVE))
     return Vocabulary(
         class_ids=vocabulary.class_ids,
@@ -145,8 +165,8 @@ def _write_index(index: Index, answers: Answers, vocabulary: Vocabulary, path: P
         )
 
 
-def _with(column: pa.ChunkedArray, rows: Any, classes: Any) -> pa.Array:
-    """A column of class lists with more classes in some rows, each list sorted."""
+def _with(column: pa.ChunkedArray, rows: IntArray, classes: IntArray) -> pa.Array:
+    """A column of sorted lists of classes with a class added to the list of each of some rows."""
     old = column.combine_chunks()
     counts = np.diff(old.offsets.to_numpy())
     owners = np.concatenate([np.repeat(np.arange(len(counts)), counts), rows])
@@ -156,7 +176,7 @@ def _with(column: pa.ChunkedArray, rows: Any, classes: Any) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[order]), type=column.type)
 
 
-def _record(data: DataFolder, answers: Answers, source: Path) -> dict[str, Any]:
+def _record(data: DataFolder, answers: Answers, source: Path) -> AnswersRecord:
     return {
         "from": data.address,
         "answers": source.name,
@@ -167,8 +187,8 @@ def _record(data: DataFolder, answers: Answers, source: Path) -> dict[str, Any]:
     }
 
 
-def _write_card(folder: Path, record: dict[str, Any]) -> None:
-    """Add the record to the data card, or begin one."""
+def _write_card(folder: Path, record: AnswersRecord) -> None:
+    """Add the record of the answers to the data card, or begin a card with it."""
     path = folder / CARD
     card = json.loads(path.read_text()) if path.is_file() else {}
     card["answers"] = [*card.get("answers", []), record]

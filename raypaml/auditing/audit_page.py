@@ -1,4 +1,4 @@
-"""The files of an audit: pictures, Parquet, tables for Label Studio and FiftyOne, and a page with pictures to tick."""
+"""Writes the files of an audit: pictures, Parquet, tables for Label Studio and FiftyOne, and a page to answer on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,35 +14,45 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from raypaml.auditing.candidates import AuditFigures
 from raypaml.explanations.gallery import SHOWN_SIDE, overlay
+from raypaml.labels import RealArray
 from raypaml.reports.pages import write_page
 
 PICTURES = "data"
-"""Folder of the pictures; FiftyOne's CSV format wants this name."""
+"""Folder of the pictures, under the name that FiftyOne's CSV format prescribes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One likely missing positive."""
+    """An entry of the training labels that is likely a missing positive."""
 
     rank: int
+    """Place in the list, from 1."""
     key: str
+    """Key of the image."""
     class_id: str
     name: str
+    """Name of the class."""
     score: float
-    """Probability, 0..1, of the tested model."""
+    """Probability, 0..1, that the tested model gives."""
     times: int
-    """Epochs in which training rejected it; where rejected labels stay positive, those since the first rejection."""
+    """Epochs in which training rejected it; where rejected labels stay positive, all since the first rejection."""
     epochs: tuple[int, ...]
-    """Which, from 0."""
+    """The epochs, from 0, in which training rejected it."""
     box: tuple[int, int, int, int]
-    """Pixels x0 y0 x1 y1 of the place that the map points at."""
+    """Pixels x0 y0 x1 y1 of the box around the largest attributions of the map."""
     picture: str
-    """File below `data/`."""
+    """Name of the picture below `data/`."""
 
 
-def place(cam: NDArray[np.floating[Any]], height: int, width: int) -> tuple[int, int, int, int]:
-    """The box, in pixels, around all cells of at least half the largest attribution; everything if none is positive."""
+def place(cam: RealArray, height: int, width: int) -> tuple[int, int, int, int]:
+    """The box x0 y0 x1 y1, in pixels, around all cells with at least half the largest attribution.
+
+    Args:
+        cam: [h, w] the map; where none of its values is positive, the box is the whole image.
+        height, width: of the image, in pixels.
+    """
     peak = float(cam.max())
     rows, columns = np.nonzero(cam >= peak / 2 if peak > 0 else np.ones_like(cam, bool))
     down, across = height / cam.shape[0], width / cam.shape[1]
@@ -51,47 +60,56 @@ def place(cam: NDArray[np.floating[Any]], height: int, width: int) -> tuple[int,
     return int(x0), int(y0), int(np.ceil(x1)), int(np.ceil(y1))
 
 
-def strip(pixels: NDArray[np.uint8], cam: NDArray[np.floating[Any]], box: tuple[int, int, int, int]) -> Image.Image:
-    """The image with the place outlined, the map over it, and the place enlarged, side by side."""
+def strip(pixels: NDArray[np.uint8], cam: RealArray, box: tuple[int, int, int, int]) -> Image.Image:
+    """Three pictures side by side: the image with the box outlined, the image under the map, and the box enlarged."""
     image = Image.fromarray(pixels)
     plain = image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
     scale = np.array([SHOWN_SIDE / pixels.shape[1], SHOWN_SIDE / pixels.shape[0]] * 2)
     ImageDraw.Draw(plain).rectangle(tuple(np.array(box) * scale - [0, 0, 1, 1]), outline=(90, 200, 255))
-    found = Image.new("RGB", (3 * SHOWN_SIDE, SHOWN_SIDE))
-    found.paste(plain, (0, 0))
-    found.paste(overlay(pixels, cam.clip(0) / max(float(cam.max()), 1e-9), None), (SHOWN_SIDE, 0))
-    found.paste(image.crop(box).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR), (2 * SHOWN_SIDE, 0))
-    return found
+    row = Image.new("RGB", (3 * SHOWN_SIDE, SHOWN_SIDE))
+    row.paste(plain, (0, 0))
+    row.paste(overlay(pixels, cam.clip(0) / max(float(cam.max()), 1e-9), None), (SHOWN_SIDE, 0))
+    row.paste(image.crop(box).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR), (2 * SHOWN_SIDE, 0))
+    return row
 
 
 def write_tables(out: Path, candidates: Sequence[Candidate]) -> None:
-    """`candidates.parquet`; `labels.csv`, FiftyOne's CSVDataset with `data/`; `label_studio.csv`.
+    """Write the list of candidates as tables, and `answers.csv` to fill in.
 
-    In Label Studio, a task's picture is `$image`, below its local storage at the audit's folder; the answers it exports
-    need the columns key, class, answer.
+    `candidates.parquet` has every field. `labels.csv` and the folder `data` are a CSVDataset of FiftyOne.
+    `label_studio.csv` holds tasks of Label Studio, whose picture is `$image`, for a local storage at the folder of the
+    audit; the answers that are exported from there need the columns key, class and answer.
     """
     rows = [dataclasses.asdict(one) | {"epochs": ", ".join(map(str, one.epochs))} for one in candidates]
     pq.write_table(pa.Table.from_pylist(rows), out / "candidates.parquet")
     facts = [(one.key, one.class_id, one.name, f"{one.score:.4f}", one.times) for one in candidates]
     header = ("key", "class", "name", "score", "times_rejected")
-    pictures = [one.picture for one in candidates]
-    _write_csv(out / "labels.csv", ("filepath", *header), zip(pictures, facts, strict=True))
-    local = [f"/data/local-files/?d={out.name}/{PICTURES}/{picture}" for picture in pictures]
-    _write_csv(out / "label_studio.csv", ("image", *header), zip(local, facts, strict=True))
-    _write_csv(out / "answers.csv", ("key", "class", "answer"), ((one.key, (one.class_id, "")) for one in candidates))
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Any) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows((first, *rest) for first, rest in rows)
+    local = f"/data/local-files/?d={out.name}/{PICTURES}/"
+    tables: dict[str, list[Sequence[object]]] = {
+        "labels.csv": [("filepath", *header)],
+        "label_studio.csv": [("image", *header)],
+        "answers.csv": [("key", "class", "answer")],
+    }
+    tables["labels.csv"] += [(one.picture, *row) for one, row in zip(candidates, facts, strict=True)]
+    tables["label_studio.csv"] += [(local + one.picture, *row) for one, row in zip(candidates, facts, strict=True)]
+    tables["answers.csv"] += [(one.key, one.class_id, "") for one in candidates]
+    for name, lines in tables.items():
+        with (out / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(lines)
 
 
 def write_audit_page(
-    out: Path, run: Path, candidates: Sequence[Candidate], epochs: int, figures: dict[str, Any] | None
+    out: Path, run: Path, candidates: Sequence[Candidate], epochs: int, figures: AuditFigures | None
 ) -> None:
-    """`index.html`, beside `data/`: no network, answers are saved by the browser."""
+    """Write `index.html`, which shows the pictures in `data`, needs no network, and lets the browser save the answers.
+
+    Args:
+        out: folder of the audit.
+        run: folder of the run.
+        candidates: the list.
+        epochs: epochs that the run was trained.
+        figures: how good the list is, where the full labels are known.
+    """
     write_page(
         out / "index.html",
         Path(__file__).with_name("audit.html.j2"),

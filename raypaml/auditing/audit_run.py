@@ -1,18 +1,17 @@
-"""An audit of a run: its rejected entries ranked, looked at and written; or people's answers applied to its data."""
+"""Audits a run: ranks the entries that training rejected and writes the first of them with a picture each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from raypaml.auditing.answers import apply_answers, read_answers
 from raypaml.auditing.audit_page import PICTURES, Candidate, place, strip, write_audit_page, write_tables
 from raypaml.auditing.candidates import (
+    AuditFigures,
     Rejected,
     audit_figures,
     history,
@@ -41,7 +40,7 @@ LENGTHS = (100, 200, 500, 1000, 2000)
 
 @dataclass(frozen=True)
 class AuditedRun:
-    """A run and the data whose training labels are looked at."""
+    """A run and the data set whose training labels are audited."""
 
     folder: Path
     config: TrainConfig
@@ -58,19 +57,19 @@ class AuditedRun:
 
 def audit_run(
     run: AuditedRun, top: int, out: Path, device: str, say: Callable[[str], None], alpha: str = ""
-) -> dict[str, Any] | None:
-    """Rank the rejected entries of a run, look at the first of them, and write the folder of the audit.
+) -> AuditFigures | None:
+    """Rank the rejected entries of a run, and write the folder of the audit with the first of them.
 
     Args:
-        run: of a large-loss scheme, trained with --history.
-        top: entries listed.
+        run: a run of a large-loss scheme that was trained with --history.
+        top: number of entries in the list.
         out: folder of the audit.
-        device: "cuda" or "cpu".
-        say: told what takes time, and what is left out.
-        alpha: of the scores, as `used_alpha` takes it.
+        device: "cuda" or "cpu", where the model computes.
+        say: prints a line of progress.
+        alpha: the alpha of the scores, as `used_alpha` takes it.
 
     Returns:
-        How good the ranking is, where the full labels are known; see `candidates.audit_figures`.
+        How good the ranking is, where the full labels are known; else None.
 
     Raises:
         ValueError: `top` is below 1, or the run rejected nothing.
@@ -80,7 +79,7 @@ def audit_run(
     config, data, index = run.config, run.data, run.data.splits["train"]
     keeping, epochs = scheme_of(config.loss.scheme).corrects, len(read_history(run.folder))
     rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
-    torch.set_num_threads(1)  # as prediction does: several take each other's cores on a busy machine
+    torch.set_num_threads(1)  # as for prediction: several threads wait for each other on a busy machine
     checkpoint = tested_checkpoint(run.folder)
     used = used_alpha(run.folder, checkpoint, config.model.alpha, alpha)
     say(f"alpha {alpha_text(used.alpha)}: {used.alpha_origin}")
@@ -109,7 +108,7 @@ def _candidates(
     pictures: Path,
     say: Callable[[str], None],
 ) -> list[Candidate]:
-    """The first of the ranking, each with its history and its picture."""
+    """The candidates at the positions `order` among the rejected entries; writes the picture of each."""
     index, vocabulary = run.data.splits["train"], run.data.vocabulary
     reader = Reader(run.data.shards, index, (), skip_broken=True)
     entries = rejected.entries[order]
@@ -140,16 +139,10 @@ def _candidates(
     return made
 
 
-def figures_as_text(known: dict[str, Any]) -> str:
-    """How good the ranking is, a line for each length."""
+def figures_as_text(figures: AuditFigures) -> str:
+    """How good the ranking is, a line for each length of the list."""
     return "\n".join(
-        f"first {at:,}: {100 * value:.1f} % really missing; by score alone {100 * known['score_alone'][at]:.1f} %, "
-        f"at random {100 * known['chance']:.1f} %"
-        for at, value in known["precision"].items()
+        f"first {at:,}: {100 * value:.1f} % really missing; by score alone {100 * figures['score_alone'][at]:.1f} %, "
+        f"at random {100 * figures['chance']:.1f} %"
+        for at, value in figures["precision"].items()
     )
-
-
-def apply_file(run: AuditedRun, answers: Path, out: Path) -> dict[str, Any]:
-    """Write a data set with the answers of a file; returns the record of what became new labels."""
-    read = read_answers(answers, run.data.splits["train"], run.data.vocabulary)
-    return apply_answers(run.data, read, out, answers)

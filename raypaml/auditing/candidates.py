@@ -1,49 +1,62 @@
-"""Likely missing positives: unobserved training entries, by how often training rejected them, then by their score."""
+"""Ranks likely missing positives: unobserved training entries, by how often training rejected them, then by score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from raypaml.counting import Count
-from raypaml.data.batches import Batch, Reader, read
+from raypaml.data.batches import Reader, read
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
-from raypaml.data.plan import Part
+from raypaml.explanations.comparing import batch_of
 from raypaml.labels import UNOBSERVED, IntArray
 from raypaml.model.cam import CamClassifier
 from raypaml.training.rejections import read_epochs
 
 POOL = 1_000_000
-"""Entries that are scored, at most; all that were rejected as often as the last of them are among them or none."""
+"""The most entries that are scored; of entries that were rejected equally often, all are scored or none."""
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """Entries that were rejected at least once."""
+    """The n entries that a run rejected at least once."""
 
     entries: IntArray
-    """Sample row x K + class, sorted."""
+    """[n] sample number x K + class column, sorted."""
     times: NDArray[np.int32]
-    """Epochs in which each was rejected."""
+    """[n] number of epochs in which each entry was rejected."""
+
+
+class AuditFigures(TypedDict):
+    """How good a ranking of missing positives is, judged by the full labels; shares of 0..1."""
+
+    chance: float
+    """Share of all unobserved entries that are positive."""
+    precision: dict[int, float]
+    """Share of positives in the first so many entries of the ranking, by length of the list."""
+    score_alone: dict[int, float]
+    """The same for a ranking of all unobserved entries by the model's score alone."""
 
 
 def rejected_entries(run: Path, index: Index, *, keeping: bool, epochs: int) -> Rejected:
-    """What a run rejected, and how often.
+    """The entries that a run rejected, and how often.
 
     Args:
-        keeping: the scheme makes rejected entries positive for good, so that they count as rejected ever after.
-        epochs: that the run was trained.
+        run: folder of the run.
+        index: the training split.
+        keeping: whether the scheme keeps rejected entries positive, so that they count as rejected in all later epochs.
+        epochs: epochs that the run was trained.
 
     Raises:
-        ValueError: the run rejected nothing, or did not write what.
+        ValueError: the run rejected nothing, or did not record what it rejected.
     """
     entries, times = np.empty(0, np.int64), np.empty(0, np.int32)
     for epoch, fresh in read_epochs(run, index):
@@ -54,39 +67,43 @@ def rejected_entries(run: Path, index: Index, *, keeping: bool, epochs: int) -> 
         entries, times = both, counts
     if not len(entries):
         raise ValueError(
-            f"{run}: rejected nothing, or did not write it; an audit needs a run of a large-loss scheme with --history"
+            f"{run}: rejected nothing, or did not record it; an audit needs a run of a large-loss scheme with --history"
         )
     return Rejected(entries, times)
 
 
 def history(run: Path, index: Index, entries: IntArray) -> dict[int, list[int]]:
-    """The epochs in which each of these entries was rejected."""
-    found: dict[int, list[int]] = {int(entry): [] for entry in entries}
+    """The epochs, from 0, in which each of these entries was rejected."""
+    epochs: dict[int, list[int]] = {int(entry): [] for entry in entries}
     for epoch, rejected in read_epochs(run, index):
         for entry in np.intersect1d(entries, rejected).tolist():
-            found[entry].append(epoch)
-    return found
+            epochs[entry].append(epoch)
+    return epochs
 
 
-def most_often(found: Rejected, most: int = POOL) -> Rejected:
-    """Those rejected most often, `most` at most, unless all of them were rejected equally often."""
-    if len(found.entries) <= most:
-        return found
-    least = np.sort(found.times)[-most]
-    kept = found.times > least
-    kept = kept if kept.any() else found.times >= least
-    return Rejected(found.entries[kept], found.times[kept])
+def most_often(rejected: Rejected, most: int = POOL) -> Rejected:
+    """The at most `most` entries that were rejected most often, without splitting entries rejected equally often.
+
+    Where more than `most` entries share the highest number of rejections, all of these are returned.
+    """
+    if len(rejected.entries) <= most:
+        return rejected
+    least = np.sort(rejected.times)[-most]
+    kept = rejected.times > least
+    kept = kept if kept.any() else rejected.times >= least
+    return Rejected(rejected.entries[kept], rejected.times[kept])
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits of entries, and those of highest logit among all unobserved entries of the images that were read."""
+    """Logits of given entries, and the unobserved entries with the highest logits in the images that were read."""
 
     logits: NDArray[np.float32]
-    """The logits of the entries asked for; nan where an image is broken."""
+    """[n] logits of the given entries; NaN where an image is broken."""
     best: IntArray
-    """Highest first."""
+    """The unobserved entries with the highest logits, the highest first."""
     broken: int
+    """Images that could not be read."""
 
 
 def score(
@@ -97,9 +114,15 @@ def score(
     best: int,
     say: Callable[[str], None] = lambda _: None,
 ) -> Scored:
-    """Logits of these sorted entries, and the `best` unobserved entries of these rows by logit alone; one pass.
+    """Compute the logits of some entries and find the unobserved entries with the highest logits, in one pass.
 
-    `say` is told how far it is.
+    Args:
+        model: the model, on its device.
+        data: the data set, whose training split is read.
+        entries: sorted entries, each sample number x K + class column.
+        rows: the samples that are read.
+        best: how many unobserved entries with the highest logits are returned.
+        say: prints a line of progress.
     """
     index, device = data.splits["train"], next(model.parameters()).device
     logits = np.full(len(entries), np.nan, np.float32)
@@ -107,37 +130,32 @@ def score(
     model.eval()
     with torch.inference_mode():
         count = Count("scoring", len(rows), say)
-        for batch in count.each(_batches(data, rows), lambda batch: len(batch.rows) + len(batch.skipped)):
+        steps = [batch_of(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+        batches = read(Reader(data.shards, index, steps, skip_broken=True))
+        for batch in count.each(batches, lambda batch: len(batch.rows) + len(batch.skipped)):
             broken += len(batch.skipped)
             if not len(batch.rows):
                 continue
-            found = model(batch.images.to(device)).cpu().numpy()
+            predicted = model(batch.images.to(device)).cpu().numpy()
             cells = (batch.rows[:, None] * index.num_classes + np.arange(index.num_classes)).ravel()
             places = np.searchsorted(entries, cells).clip(max=len(entries) - 1)
             asked = entries[places] == cells
-            logits[places[asked]] = found.ravel()[asked]
+            logits[places[asked]] = predicted.ravel()[asked]
             unobserved = (batch.labels.numpy() == UNOBSERVED).ravel()
             highest = np.concatenate([highest, cells[unobserved]])
-            values = np.concatenate([values, found.ravel()[unobserved]])
+            values = np.concatenate([values, predicted.ravel()[unobserved]])
             order = np.lexsort((highest, -values))[:best]
             highest, values = highest[order], values[order]
     return Scored(logits, highest, broken)
 
 
-def _batches(data: DataFolder, rows: NDArray[np.int64]) -> Iterator[Batch]:
-    parts = [part_of(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
-    return read(Reader(data.shards, data.splits["train"], parts, skip_broken=True))
+def ranking(rejected: Rejected, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Positions among the rejected entries, the likeliest missing positive first.
 
-
-def part_of(rows: NDArray[np.int64]) -> Part:
-    """These samples as a batch of their own."""
-    flip = np.zeros(len(rows), bool)
-    return Part(rows=rows, first_row=0, global_rows=len(rows), lane_sizes=(len(rows),), flip=flip)
-
-
-def ranking(found: Rejected, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Positions in `found`, the likeliest missing positive first: most often rejected, of these the highest logit."""
-    order = np.lexsort((found.entries, -logits, -found.times))
+    Entries that were rejected more often come first, and among equals those with the higher logit. Entries without a
+    logit (NaN) are left out.
+    """
+    order = np.lexsort((rejected.entries, -logits, -rejected.times))
     ranked: NDArray[np.int64] = order[~np.isnan(logits[order])]
     return ranked
 
@@ -163,8 +181,15 @@ def _truth(index: Index, entries: IntArray) -> NDArray[np.bool_]:
     return np.isin(place * index.num_classes + entries % index.num_classes, positive)
 
 
-def audit_figures(index: Index, ranked: IntArray, by_score: IntArray, ats: tuple[int, ...]) -> dict[str, Any]:
-    """Precision of the ranking at several lengths, against score alone and against chance; needs the full labels."""
+def audit_figures(index: Index, ranked: IntArray, by_score: IntArray, ats: tuple[int, ...]) -> AuditFigures:
+    """The precision of a ranking at several lengths of the list, beside that of the score alone and that of chance.
+
+    Args:
+        index: a split with full labels.
+        ranked: entries, the likeliest missing positive first.
+        by_score: unobserved entries by the model's score alone, the highest first.
+        ats: lengths of the list.
+    """
     return {
         "chance": chance(index),
         "precision": {at: precision(index, ranked, at) for at in ats if at <= len(ranked)},

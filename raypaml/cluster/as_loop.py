@@ -18,6 +18,7 @@ from raypaml.cluster.session import is_train_worker
 from raypaml.cluster.tasks import own_device
 from raypaml.config import TrainConfig
 from raypaml.data.storage import Location
+from raypaml.evaluation.summary import RunResult
 from raypaml.extensions import import_modules
 from raypaml.recipes import recipe, resolve
 from raypaml.run_report.conclude import conclude_run
@@ -32,7 +33,7 @@ from raypaml.training.loop import train
 _Result = TypeVar("_Result")
 
 
-def train_in_worker(run: TrainConfig | str, *, checkpoints: bool = False, **settings: Any) -> dict[str, Any]:
+def train_in_worker(run: TrainConfig | str, *, checkpoints: bool = False, **settings: Any) -> RunResult:
     """Train with the processes that Ray has started; call it in the function of a TorchTrainer, on all workers, or of a
     Tuner. It starts neither Ray nor processes, installs no signal handlers, and uses all workers that there are.
 

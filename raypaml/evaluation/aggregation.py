@@ -1,18 +1,20 @@
-"""What `raypaml aggregate` says of one prediction set or two: figures, Markdown, and a CSV by class."""
+"""The answers of `raypaml aggregate` about one or two prediction sets: figures, Markdown, and a CSV by class."""
 
 from __future__ import annotations
 
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
 from raypaml.evaluation.measures import GROUPS, Evaluation
-from raypaml.evaluation.summary import summary, table
+from raypaml.evaluation.summary import Summary, summary, table
+from raypaml.labels import FloatArray
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.metrics.bootstrap import interval
 from raypaml.metrics.conventions import CONVENTIONS, MEANING, Convention, counted, skipped
@@ -22,26 +24,82 @@ from raypaml.reports.tables import markdown, percent
 PER_CLASS: tuple[Convention, ...] = ("paper", "positives", "two-sided")
 """The conventions whose mean AP has a bootstrap interval."""
 
+Interval = tuple[float, float]
+"""The ends of a 95 % bootstrap interval."""
+
+
+class ConventionFigures(TypedDict, total=False):
+    """Mean AP, 0..1, under one convention; with `reason` alone beside it where it could not be computed."""
+
+    mean_ap: float | None
+    """Mean over all classes that count."""
+    reason: str
+    """Why there is no mean."""
+    groups: dict[str, float]
+    """Mean over those of each class group, by its name."""
+    classes_counted: int
+    classes_counted_by_group: list[int]
+    """Counted classes of G1 to G5."""
+    classes_skipped: dict[str, int]
+    """How many classes do not count, by the reason."""
+    interval_95: dict[str, Interval]
+    """The interval of each group's mean and of All; only with bootstrap replicates."""
+
+
+class Difference(TypedDict):
+    """The mean AP of a second set minus that of the first, 0..1, under one convention."""
+
+    difference: dict[str, float]
+    """By class group, and All."""
+    interval_95: NotRequired[dict[str, Interval]]
+    """The interval of the paired difference: the same images are drawn for both sets."""
+
+
+class SetFigures(Summary):
+    """All figures of one prediction set, 0..1; every mean stands beside its convention and what it counts."""
+
+    alpha: float | list[float] | None
+    """BoostLU's factor, one for all classes or [K]; None where the predictions have one score an entry."""
+    scores: Literal["logits", "probabilities"]
+    samples: int | None
+    """Predicted images; None where only those with an entry are known."""
+    conventions: dict[Convention, ConventionFigures]
+    calibration_error: float
+    """Expected calibration error over observed entries."""
+    alpha_curve: NotRequired[dict[str, dict[str, float]]]
+    """Mean AP of G1..G5 and All under the convention `paper`, by alpha."""
+    decisions: NotRequired[dict[str, float]]
+    """Precision, recall and F1 at the thresholds that were asked for, over all entries and as means over classes."""
+    precision_at_recall: NotRequired[dict[str, float]]
+    """Mean over the classes of G1..G5 and All of the precision at the recall that was asked for."""
+
+
+class AggregateFigures(TypedDict):
+    """The content of the file that `raypaml aggregate --json` writes."""
+
+    runs: list[SetFigures]
+    difference: NotRequired[dict[Convention, Difference]]
+    """The second set compared with the first, where two were given."""
+
 
 @dataclass(frozen=True)
 class Aggregate:
     """One evaluated prediction set, or two and their paired difference."""
 
     runs: dict[str, Evaluation]
-    """The evaluated sets, by the names they were given by."""
-    figures: dict[str, Any]
-    """Everything worked out, for JSON."""
+    """The evaluated sets, by the names under which they were given."""
+    figures: AggregateFigures
 
     @classmethod
     def of(cls, runs: dict[str, Evaluation]) -> Aggregate:
-        """Work out the figures; ValueError where two sets are not of the same images and labels."""
-        figures: dict[str, Any] = {"runs": [all_figures(run) for run in runs.values()]}
+        """Compute the figures of one or two sets; ValueError where two do not have the same images and labels."""
+        figures = AggregateFigures(runs=[all_figures(run) for run in runs.values()])
         if len(runs) == 2:
             figures["difference"] = comparison(*runs.values())
         return cls(runs, figures)
 
     def text(self) -> str:
-        """Everything as Markdown."""
+        """All figures as Markdown, each set under its name, and then the difference of two."""
         reports = [report(figures) for figures in self.figures["runs"]]
         if len(reports) == 1:
             return reports[0]
@@ -49,14 +107,20 @@ class Aggregate:
         return "\n".join([*parts, f"## Difference\n\n{difference(self.figures['difference'])}"])
 
     def write(self, *, json_file: str | None, csv_file: str | None, figure_file: str | None) -> None:
-        """Write the files that are asked for: every figure, a row a class, AP against the number of annotations."""
+        """Write the files whose paths are given.
+
+        Args:
+            json_file: gets all figures.
+            csv_file: gets a row for each class.
+            figure_file: gets an SVG of AP against the number of annotations.
+        """
         evaluations = list(self.runs.values())
         if json_file:
             Path(json_file).write_text(json.dumps(for_json(self.figures), indent=2) + "\n")
         if csv_file:
             write_class_csv(Path(csv_file), evaluations)
         if figure_file:
-            from raypaml.reports.figures import ap_by_annotations  # matplotlib is slow to import, and seldom needed
+            from raypaml.reports.figures import ap_by_annotations  # with matplotlib, which is slow to import
 
             vocabulary = evaluations[0].vocabulary
             annotations = vocabulary.train_positives + vocabulary.train_negatives
@@ -67,63 +131,64 @@ class Aggregate:
 # --- Figures --------------------------------------------------------------------------------------------------------
 
 
-def all_figures(found: Evaluation) -> dict[str, Any]:
-    """Everything worked out for one set, 0..1; every figure stands beside its convention and what it counts."""
-    kind = "probabilities" if found.predictions.probabilities else "logits"
-    alpha = np.asarray(found.alpha).tolist()
-    result = {"alpha": alpha, "scores": kind, "samples": found.predictions.samples} | summary(found)
-    result["conventions"] = {name: _convention(found, name) for name in CONVENTIONS}
-    result["calibration_error"] = calibration_error(found.bins)
-    if found.curve:
-        groups = found.vocabulary.class_group
-        result["alpha_curve"] = {
-            f"{alpha:g}": group_means(ap, groups) | {"All": mean_ap(ap)} for alpha, ap in found.curve.items()
-        }
-    if found.decisions is not None:
-        result["decisions"] = found.decisions.overall()
-    if found.at_recall is not None:
-        result["precision_at_recall"] = group_means(found.at_recall, found.vocabulary.class_group) | {
-            "All": mean_ap(found.at_recall)
-        }
-    return result
+def all_figures(evaluation: Evaluation) -> SetFigures:
+    """All figures of one set, 0..1."""
+    groups = evaluation.vocabulary.class_group
+    content = {
+        "alpha": np.asarray(evaluation.alpha).tolist(),
+        "scores": "probabilities" if evaluation.predictions.probabilities else "logits",
+        "samples": evaluation.predictions.samples,
+        **summary(evaluation),
+        "conventions": {name: _convention(evaluation, name) for name in CONVENTIONS},
+        "calibration_error": calibration_error(evaluation.bins),
+    }
+    figures = cast("SetFigures", content)  # a TypedDict cannot be built around the keys of another
+    if evaluation.curve:
+        curve = {f"{alpha:g}": group_means(ap, groups) | {"All": mean_ap(ap)} for alpha, ap in evaluation.curve.items()}
+        figures["alpha_curve"] = curve
+    if evaluation.decisions is not None:
+        figures["decisions"] = evaluation.decisions.overall()
+    if (at_recall := evaluation.at_recall) is not None:
+        figures["precision_at_recall"] = group_means(at_recall, groups) | {"All": mean_ap(at_recall)}
+    return figures
 
 
-def _convention(found: Evaluation, name: Convention) -> dict[str, Any]:
-    means = found.means(name)
+def _convention(evaluation: Evaluation, name: Convention) -> ConventionFigures:
+    means = evaluation.means(name)
     if means is None:
         return {"mean_ap": None, "reason": "needs every unobserved entry; evaluate with --unobserved"}
-    counts = counted(name, found.positives, found.negatives)
-    entry: dict[str, Any] = {
-        "mean_ap": means["All"],
-        "groups": {group: means[group] for group in GROUPS[:-1]},
-        "classes_counted": int(counts.sum()),
-        "classes_counted_by_group": np.bincount(found.vocabulary.class_group[counts], minlength=6)[1:].tolist(),
-        "classes_skipped": skipped(name, found.positives, found.negatives),
-    }
-    if found.replicates is not None and name in PER_CLASS:
-        draws = found.replicate_means(name)
-        entry["interval_95"] = {group: interval(means[group], draws[group]) for group in GROUPS}
-    return entry
+    counts = counted(name, evaluation.positives, evaluation.negatives)
+    figures = ConventionFigures(
+        mean_ap=means["All"],
+        groups={group: means[group] for group in GROUPS[:-1]},
+        classes_counted=int(counts.sum()),
+        classes_counted_by_group=np.bincount(evaluation.vocabulary.class_group[counts], minlength=6)[1:].tolist(),
+        classes_skipped=skipped(name, evaluation.positives, evaluation.negatives),
+    )
+    if evaluation.replicates is not None and name in PER_CLASS:
+        draws = evaluation.replicate_means(name)
+        figures["interval_95"] = {group: interval(means[group], draws[group]) for group in GROUPS}
+    return figures
 
 
-def comparison(first: Evaluation, second: Evaluation) -> dict[str, Any]:
+def comparison(first: Evaluation, second: Evaluation) -> dict[Convention, Difference]:
     """Second minus first, by convention and group; with replicates, the interval of the paired difference.
 
     Raises:
-        ValueError: the two are not of the same classes, images and labels.
+        ValueError: the two do not have the same classes, images and labels.
     """
     _check_pair(first, second)
-    found: dict[str, Any] = {}
+    differences: dict[Convention, Difference] = {}
     for name in PER_CLASS:
         before, after = first.means(name), second.means(name)
         assert before is not None
         assert after is not None
-        found[name] = {"difference": {group: after[group] - before[group] for group in GROUPS}}
+        shift = {group: after[group] - before[group] for group in GROUPS}
+        differences[name] = {"difference": shift}
         if first.replicates is not None and second.replicates is not None:
             a, b = first.replicate_means(name), second.replicate_means(name)
-            shift = found[name]["difference"]
-            found[name]["interval_95"] = {group: interval(shift[group], b[group] - a[group]) for group in GROUPS}
-    return found
+            differences[name]["interval_95"] = {group: interval(shift[group], b[group] - a[group]) for group in GROUPS}
+    return differences
 
 
 def _check_pair(first: Evaluation, second: Evaluation) -> None:
@@ -132,15 +197,15 @@ def _check_pair(first: Evaluation, second: Evaluation) -> None:
         raise ValueError(f"{one.where} and {other.where} have two vocabularies; compare runs on one data set")
     if not first.keys.equals(second.keys):
         raise ValueError(
-            f"{one.where} and {other.where} are of different images ({len(first.keys)} and {len(second.keys)}); "
+            f"{one.where} and {other.where} hold different images ({len(first.keys)} and {len(second.keys)}); "
             "compare runs on the same split"
         )
     if not np.array_equal(first.tally[:, :2], second.tally[:, :2]):
         raise ValueError(f"{one.where} and {other.where} have different labels; compare runs on one data set")
 
 
-def for_json(value: Any) -> Any:
-    """The same with null for what is not a number."""
+def for_json(value: object) -> object:
+    """A value, or one nested in objects and lists, with None in the place of every NaN."""
     if isinstance(value, dict):
         return {key: for_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -151,30 +216,30 @@ def for_json(value: Any) -> Any:
 # --- Markdown -------------------------------------------------------------------------------------------------------
 
 
-def report(found: dict[str, Any]) -> str:
-    """The figures of one set as Markdown: the paper's table first, as the training run prints it."""
-    sections = [table(found), _conventions(found["conventions"])]
-    if "alpha_curve" in found:
-        rows = [[alpha, *map(percent, means.values())] for alpha, means in found["alpha_curve"].items()]
+def report(figures: SetFigures) -> str:
+    """The figures of one set as Markdown: first the table that a training run prints, then all conventions."""
+    sections = [table(figures), _conventions(figures["conventions"])]
+    if "alpha_curve" in figures:
+        rows = [[alpha, *map(percent, means.values())] for alpha, means in figures["alpha_curve"].items()]
         sections.append("mAP by alpha, convention 'paper':\n\n" + markdown(["alpha", *GROUPS], rows))
-    if "decisions" in found:
-        names, values = zip(*found["decisions"].items(), strict=True)
-        text = "Precision, recall, F1 over observed entries (O: all entries, C: mean of classes), percent:\n\n"
+    if "decisions" in figures:
+        names, values = zip(*figures["decisions"].items(), strict=True)
+        text = "Precision, recall and F1 over observed entries (O: all entries, C: mean over classes), percent:\n\n"
         sections.append(text + markdown(list(names), [[percent(value) for value in values]]))
-    if "precision_at_recall" in found:
-        row = [percent(value) for value in found["precision_at_recall"].values()]
-        sections.append("Precision at the recall asked for, percent:\n\n" + markdown(list(GROUPS), [row]))
-    sections.append(f"Expected calibration error over observed entries: {percent(found['calibration_error'])} %.")
+    if "precision_at_recall" in figures:
+        row = [percent(value) for value in figures["precision_at_recall"].values()]
+        sections.append("Precision at the recall given by --recall, percent:\n\n" + markdown(list(GROUPS), [row]))
+    sections.append(f"Expected calibration error over observed entries: {percent(figures['calibration_error'])} %.")
     return "\n\n".join(sections)
 
 
-def _conventions(conventions: dict[Convention, Any]) -> str:
+def _conventions(conventions: dict[Convention, ConventionFigures]) -> str:
     rows, notes = [], []
     for name, entry in conventions.items():
         notes.append(f"- {name}: {MEANING[name]}" + (f" ({entry['reason']})" if "reason" in entry else ""))
-        if "reason" not in entry:
+        if (mean := entry["mean_ap"]) is not None:
             left_out = ", ".join(f"{n} {reason}" for reason, n in entry["classes_skipped"].items() if n) or "-"
-            values = [*entry["groups"].values(), entry["mean_ap"]]
+            values = [*entry["groups"].values(), mean]
             rows.append([name, *map(percent, values), str(entry["classes_counted"]), left_out])
         if "interval_95" in entry:
             rows.append(["  95 % from", *(percent(low) for low, _ in entry["interval_95"].values()), "", ""])
@@ -183,59 +248,56 @@ def _conventions(conventions: dict[Convention, Any]) -> str:
     return "\n".join(["mAP in percent by convention:", "", markdown(names, rows, left=1), "", *notes])
 
 
-def difference(found: dict[str, Any]) -> str:
+def difference(differences: dict[Convention, Difference]) -> str:
     """The comparison of two sets as Markdown."""
-    rows = []
-    for name, entry in found.items():
+    rows: list[list[str]] = []
+    for name, entry in differences.items():
         rows.append([name, *(f"{100 * value:+.2f}" for value in entry["difference"].values())])
         if "interval_95" in entry:
             low, high = zip(*entry["interval_95"].values(), strict=True)
             rows.append(["  95 % from", *(f"{100 * value:+.2f}" for value in low)])
             rows.append(["  to", *(f"{100 * value:+.2f}" for value in high)])
-    return "Second minus first, mAP points, the same images drawn for both:\n\n" + markdown(
-        ["convention", *GROUPS], rows, left=1
-    )
+    text = "mAP of the second minus mAP of the first, in points; the bootstrap draws the same images for both:\n\n"
+    return text + markdown(["convention", *GROUPS], rows, left=1)
 
 
 # --- CSV ------------------------------------------------------------------------------------------------------------
 
 
 def write_class_csv(path: Path, runs: list[Evaluation]) -> None:
-    """One row a class; AP and the other measures of a second run in columns ending in `_2`."""
-    columns = _about_classes(runs[0])
-    for number, found in enumerate(runs):
-        columns |= {name + ("_2" if number else ""): _cells(values) for name, values in _by_class(found).items()}
+    """Write a row for each class; the measures of a second run are in columns whose names end in `_2`."""
+    columns = _class_facts(runs[0])
+    for number, evaluation in enumerate(runs):
+        for name, values in _class_measures(evaluation).items():
+            cells = ["" if math.isnan(value) else repr(value) for value in values.tolist()]
+            columns[name + ("_2" if number else "")] = cells
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def measures_by_class(found: Evaluation) -> dict[str, Any]:
-    """Columns [K]: what a class is, how often it was annotated, its AP and the other measures."""
-    return _about_classes(found) | _by_class(found)
+def measures_by_class(evaluation: Evaluation) -> dict[str, Sequence[object] | FloatArray]:
+    """Columns [K] by name: each class, its annotations, its AP and its other measures."""
+    return {**_class_facts(evaluation), **_class_measures(evaluation)}
 
 
-def _about_classes(found: Evaluation) -> dict[str, Any]:
-    vocabulary = found.vocabulary
+def _class_facts(evaluation: Evaluation) -> dict[str, Sequence[object]]:
+    vocabulary = evaluation.vocabulary
     return {
         "class_id": vocabulary.class_ids,
         "name": vocabulary.names,
         "class_group": vocabulary.class_group.tolist(),
         "train_annotations": (vocabulary.train_positives + vocabulary.train_negatives).tolist(),
-        "positives": found.positives.tolist(),
-        "negatives": found.negatives.tolist(),
+        "positives": evaluation.positives.tolist(),
+        "negatives": evaluation.negatives.tolist(),
     }
 
 
-def _by_class(found: Evaluation) -> dict[str, Any]:
-    columns = {"ap": found.ap, "best_threshold": found.best, **found.own}
-    if found.decisions is not None:
-        columns |= dict(zip(("precision", "recall", "f1"), found.decisions.per_class(), strict=True))
-    if found.at_recall is not None:
-        columns["precision_at_recall"] = found.at_recall
+def _class_measures(evaluation: Evaluation) -> dict[str, FloatArray]:
+    columns = {"ap": evaluation.ap, "best_threshold": evaluation.best_thresholds, **evaluation.metrics}
+    if evaluation.decisions is not None:
+        columns |= dict(zip(("precision", "recall", "f1"), evaluation.decisions.per_class(), strict=True))
+    if evaluation.at_recall is not None:
+        columns["precision_at_recall"] = evaluation.at_recall
     return columns
-
-
-def _cells(values: Any) -> list[str]:
-    return ["" if math.isnan(value) else repr(value) for value in values.tolist()]

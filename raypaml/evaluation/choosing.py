@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypaml.evaluation.entries import SpilledSet, spilled
-from raypaml.evaluation.measures import Evaluation, Questions, evaluate_set
+from raypaml.evaluation.measures import Evaluation, EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, read_vocabulary
 from raypaml.labels import POSITIVE, Vocabulary
 from raypaml.metrics.alpha_choice import (
@@ -35,7 +35,11 @@ ALPHA_SPLIT = "validation"
 
 
 def choose_for_use(plan: PredictionPlan) -> str:
-    """Choose for the weights that predicted the validation split, keep the choice in the run, and say it in words."""
+    """Choose alpha and thresholds for the weights that predicted the validation split, and write them into the run.
+
+    Returns:
+        What was tried and chosen, as Markdown, and the file that holds it.
+    """
     predictions = open_set(plan.folder)
     vocabulary, name = read_vocabulary(plan.folder, predictions), plan.checkpoint.name
     choice = choose_alpha(predictions, vocabulary, plan.parts[0], name)
@@ -53,16 +57,16 @@ def choose_alpha(
     """Choose alpha by cross-validation over images, and each class's threshold of best F1 at that alpha.
 
     Args:
-        predictions: of the validation split, with P and N.
-        vocabulary: of its classes.
-        part: any of its parts, which names the weights and the alpha of training.
-        checkpoint: name of the checkpoint that predicted it.
-        seed: of the folds.
+        predictions: those of the validation split, with P and N.
+        vocabulary: the classes of the predictions.
+        part: any part of the predictions, which names the weights and the alpha of training.
+        checkpoint: name of the checkpoint that predicted the split.
+        seed: random seed by which images are assigned to folds.
     """
     table = alpha_table(predictions, vocabulary, part.alpha, seed)
-    found = candidates(table)
-    winner = [candidate for candidate in found if candidate.wins][-1]
-    used = evaluate_set(predictions, vocabulary, Questions(alpha=winner.alpha))
+    tried = candidates(table)
+    winner = [candidate for candidate in tried if candidate.wins][-1]
+    used = evaluate_set(predictions, vocabulary, EvaluationOptions(alpha=winner.alpha))
     known = (used.positives > 0) & (used.negatives > 0)
     has_thresholds = bool(used.positives.any() and used.negatives.any())
     observed = int(used.tally[:, :2].sum())
@@ -71,7 +75,8 @@ def choose_alpha(
         way=winner.way,
         alpha=_plain(winner),
         training_alpha=part.alpha,
-        thresholds=_thresholds(used, known) if has_thresholds else None,
+        # a class without both labels has the threshold of all classes together
+        thresholds=np.where(known, used.best_thresholds, used.pooled_threshold).tolist() if has_thresholds else None,
         pooled_thresholds=np.flatnonzero(~known).tolist() if has_thresholds else [],
         model=part.model,
         checkpoint=checkpoint,
@@ -80,13 +85,13 @@ def choose_alpha(
         observed_share=observed / entries,
         images=len(used.keys),
         few_positives=np.flatnonzero(used.positives < SHRINKAGE).tolist(),
-        candidates=[_record(candidate) for candidate in found],
+        candidates=[_record(candidate) for candidate in tried],
         undecided=_undecided(used, known),
     )
 
 
 def _undecided(used: Evaluation, known: NDArray[np.bool_]) -> str:
-    """Why AP on these labels says nothing of alpha, or little; "" where it does.
+    """Why AP on these labels cannot tell which alpha is better, in a sentence; "" where it can.
 
     A class without a positive has no AP, and one without a negative has AP 1 at every alpha.
     """
@@ -107,13 +112,8 @@ def _plain(winner: AlphaCandidate) -> float | list[float]:
     return float(alphas[0]) if len(set(alphas)) == 1 else alphas
 
 
-def _thresholds(used: Evaluation, known: NDArray[np.bool_]) -> list[float]:
-    """[K] logits; a class that validation says nothing of has the threshold of all classes together."""
-    return list(np.where(known, used.best, used.best_of_all).tolist())
-
-
 def _record(candidate: AlphaCandidate) -> TriedWay:
-    """What is kept of a way that was tried; a figure that does not exist is null."""
+    """The record of a way that was tried; its mean AP is None where no held-out image has a positive."""
     held_out = None if np.isnan(candidate.held_out) else candidate.held_out
     return TriedWay(
         way=candidate.way,
@@ -126,10 +126,10 @@ def _record(candidate: AlphaCandidate) -> TriedWay:
 
 
 def alpha_table(predictions: PredictionSet, vocabulary: Vocabulary, training: float, seed: int = 0) -> AlphaTable:
-    """AP of every class with every alpha of the grid and that of training, on folds of the images; one pass.
+    """AP of every class at every alpha of the grid and at that of training, on folds of the images, in one pass.
 
-    A fold is drawn for each image with an entry, in the order of their keys, so that neither the order of rows nor the
-    number of parts matters.
+    A fold is drawn for each image with an entry, in the order of their keys, so that the order of rows and the number
+    of parts do not matter.
     """
     alphas = np.array(sorted({*GRID, training}))
     with spilled(predictions) as entries:
@@ -149,7 +149,10 @@ def alpha_table(predictions: PredictionSet, vocabulary: Vocabulary, training: fl
 def _subset_ap(
     entries: SpilledSet, alphas: NDArray[np.float64], fold: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """AP [2 F + 1, A, K] of each fold, of all folds but each, and of all images; positives [F, K] of each fold."""
+    """AP [2 F + 1, A, K] on each of F folds, on all images outside each fold, and on all images; A values of alpha.
+
+    Also the observed positives [F, K] of each fold.
+    """
     num_classes = len(entries.tally)
     inside = fold == np.arange(FOLDS)[:, None]
     weights = np.concatenate([inside, ~inside, np.ones((1, len(fold)), bool)]).astype(np.uint8)
@@ -181,7 +184,7 @@ def choice_text(choice: AlphaChoice, vocabulary: Vocabulary) -> str:
     if choice.few_positives:
         lines.append(
             f"{len(choice.few_positives):,} of {len(vocabulary):,} classes have fewer than {SHRINKAGE:g} positives on "
-            "validation: what is chosen for them follows mostly all classes together."
+            "validation: their alpha follows mostly that of all classes together."
         )
     return "\n".join([*lines, _thresholds_text(choice)])
 
@@ -190,5 +193,5 @@ def _thresholds_text(choice: AlphaChoice) -> str:
     if choice.thresholds is None:
         return "No thresholds: validation has no positives, or no negatives; predict uses probability 0.5."
     pooled = len(choice.pooled_thresholds)
-    rest = f"; {pooled:,} classes without both kinds of label have the threshold of all together" if pooled else ""
-    return f"Thresholds: each class's best F1 on validation at this alpha{rest}."
+    rest = f"; {pooled:,} classes without both kinds of label share the threshold of all entries" if pooled else ""
+    return f"Thresholds: where each class has its best F1 on validation at this alpha{rest}."

@@ -1,6 +1,6 @@
-"""The entries of a prediction set, a few classes at a time: sorted out into spill files, so that memory is bounded.
+"""Reads the entries of a prediction set a few classes at a time, through spill files, so that memory is bounded.
 
-What comes out depends on the entries alone: not on the number of parts, their order, or the order of rows.
+The entries come in an order of their own: the number of parts, their order and the order of rows do not matter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.evaluation.parts import PredictionSet
-from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, FloatArray, IntArray
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, FloatArray, IntArray, RealArray
 
 ROWS_AT_ONCE = 1 << 17
 """About how many rows a spill file holds; a class is never split, so a file may hold one class with more rows."""
 FLUSH_ROWS = 1 << 17
-"""Rows that wait in memory to be sorted out."""
+"""Rows that are collected in memory before they are written to the spill files."""
 
 Alpha = float | FloatArray
 """BoostLU's factor: one for all classes, or [K]."""
@@ -34,21 +34,25 @@ _LABELS = (POSITIVE, NEGATIVE, UNOBSERVED)
 
 @dataclass(frozen=True)
 class Entries:
-    """R entries of some classes, all there are of these, ordered by class and image."""
+    """All R entries of some classes, ordered by class and image; every field is [R]."""
 
     class_index: IntArray
+    """Column of the class in the vocabulary."""
     image: IntArray
     """Number of the image among the sorted keys of the set."""
     label: NDArray[np.int8]
-    P: NDArray[np.floating[Any]]
-    N: NDArray[np.floating[Any]]
+    """1 positive, 0 negative, -1 unobserved."""
+    P: RealArray
+    """Spatial mean of the positive part of the class activation map; 0 where an entry has one score."""
+    N: RealArray
+    """Spatial mean of the negative part of the map; the score itself where an entry has only one."""
 
-    def scores(self, alpha: Alpha | None) -> NDArray[np.floating[Any]]:
-        """[R] logits for this alpha; the plain scores where the set has these instead of P and N (alpha None)."""
+    def scores(self, alpha: Alpha | None) -> RealArray:
+        """[R] logits at this alpha; with alpha None the one score that each entry has instead of P and N."""
         if alpha is None:
             return self.N
         factors = np.asarray(alpha, self.P.dtype)
-        logits: NDArray[np.floating[Any]] = (factors[self.class_index] if factors.ndim else factors) * self.P + self.N
+        logits: RealArray = (factors[self.class_index] if factors.ndim else factors) * self.P + self.N
         return logits
 
     def where(self, chosen: NDArray[np.bool_]) -> Entries:
@@ -63,19 +67,20 @@ class Entries:
 
 @dataclass(frozen=True)
 class SpilledSet:
-    """A prediction set, checked row by row and sorted out by class."""
+    """A prediction set, checked row by row, whose rows lie in one file for each bucket of classes."""
 
     predictions: PredictionSet
     keys: pa.Array
-    """The images with an entry, sorted."""
+    """Sorted keys of the images with an entry."""
     canonical: NDArray[np.int32]
-    """Number of an image among `keys`, by its number in the spill files."""
+    """Place of an image among `keys`, by its number in the spill files."""
     tally: IntArray
     """[K, 3] entries of each class that are positive, negative, unobserved, in this order."""
     files: list[Path]
+    """The spill files, one for each bucket of classes."""
 
     def buckets(self) -> Iterator[Entries]:
-        """All entries, some classes at a time."""
+        """All entries, those of one bucket of classes at a time."""
         return (self._bucket(path) for path in self.files)
 
     def _bucket(self, path: Path) -> Entries:
@@ -97,11 +102,11 @@ class SpilledSet:
 
 @contextmanager
 def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
-    """Read a set once, check every row, and sort it out by class into files that end with the context.
+    """Read a set once, check every row, and sort the rows by class into spill files, which live as long as the context.
 
     Raises:
-        ValueError: no rows, a score that is not a number (by image and class), a class outside the vocabulary, an
-            image in two parts.
+        ValueError: no rows, a score that is not a number (named by image and class), a class outside the vocabulary,
+            an image in two parts.
     """
     with tempfile.TemporaryDirectory(prefix="raypaml-entries-") as folder:
         count = max(1, -(-predictions.rows // ROWS_AT_ONCE))
@@ -117,7 +122,7 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
 
 
 class _Spill:
-    """Sorts rows into one file per bucket of classes; counts them, and numbers the images as they come."""
+    """Sorts rows into one file for each bucket of classes, counts them, and numbers the images as they come."""
 
     def __init__(self, folder: Path, count: int, predictions: PredictionSet):
         self.folder, self.count, self.predictions = folder, count, predictions
@@ -138,22 +143,25 @@ class _Spill:
             writer.close()
 
     def add(self, part: int, rows: pa.Table) -> None:
-        """Take a batch of rows."""
+        """Add a batch of rows of a part."""
         _check(self.predictions, rows)
         images = rows["key"].combine_chunks().dictionary_encode()
-        table = _compact(rows, self.next_image + images.indices.to_numpy())
+        number = pa.array(self.next_image + images.indices.to_numpy(), pa.int32())
+        label = rows["positive"].combine_chunks().cast(pa.int8()).fill_null(UNOBSERVED)
+        columns = {"class": rows["class"], "image": number, "label": label, "P": rows["P"], "N": rows["N"]}
+        table = pa.table(columns)
         self.keys.append(images.dictionary)
         self.parts.append(np.full(len(images.dictionary), part))
         self.next_image += len(images.dictionary)
-        classes, label = table["class"].to_numpy(), table["label"].to_numpy()
+        classes, labels = table["class"].to_numpy(), table["label"].to_numpy()
         for column, value in enumerate(_LABELS):
-            self.tally[:, column] += np.bincount(classes[label == value], minlength=len(self.tally))
+            self.tally[:, column] += np.bincount(classes[labels == value], minlength=len(self.tally))
         self._waiting.append(table)
         if sum(map(len, self._waiting)) >= FLUSH_ROWS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits; not batch by batch, for many small row groups would cost more than their rows."""
+        """Write the collected rows; batch by batch, the many small row groups would cost more than their rows."""
         if self._waiting:
             table = pa.concat_tables(self._waiting)
             self._waiting.clear()
@@ -167,14 +175,11 @@ class _Spill:
         return self._writers[number]
 
 
-def _compact(rows: pa.Table, image: NDArray[np.int32]) -> pa.Table:
-    label = rows["positive"].combine_chunks().cast(pa.int8()).fill_null(UNOBSERVED)
-    columns = [rows["class"], pa.array(image, pa.int32()), label, rows["P"], rows["N"]]
-    return pa.table(columns, names=["class", "image", "label", "P", "N"])
-
-
 def _by_bucket(table: pa.Table, count: int) -> Iterator[tuple[int, pa.Table]]:
-    """Neighbouring classes go to different files, for their numbers of rows are often alike."""
+    """The rows of each bucket of classes, which holds every `count`-th class.
+
+    Neighbouring classes, whose numbers of rows are often alike, go to different buckets.
+    """
     bucket = table["class"].to_numpy() % count
     order = np.argsort(bucket, kind="stable")
     ends = np.cumsum(np.bincount(bucket, minlength=count))
@@ -204,7 +209,7 @@ def _check(predictions: PredictionSet, rows: pa.Table) -> None:
 def _number_images(
     predictions: PredictionSet, keys: list[pa.Array], parts: IntArray
 ) -> tuple[pa.Array, NDArray[np.int32]]:
-    """The sorted keys, and the place there of every image number given so far."""
+    """The sorted keys of the images, and the place among them of each image by its number in the spill files."""
     given = pa.concat_arrays(keys)
     keys.clear()
     order = pc.sort_indices(given).to_numpy()

@@ -1,6 +1,6 @@
-"""Predictions made elsewhere: tables (CSV, Parquet) or matrices (npy), with a declared coding of labels and scores.
+"""Opens predictions that another program made: tables (CSV, Parquet) or matrices (npy).
 
-Nothing is guessed: whether scores are logits or probabilities, and what a label's number means, must be said.
+Nothing is guessed: the caller says whether scores are logits or probabilities, and which number stands for which label.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.evaluation.parts import BATCH_ROWS, PredictionSet, open_set, read_vocabulary
-from raypaml.labels import Vocabulary
+from raypaml.labels import RealArray, Vocabulary
 
 Scores = Literal["logits", "probabilities"]
+"""What the scores of another program are."""
 _COLUMNS = ("key", "class", "label", "score")
+_CSV_ROW_BYTES = 32
+"""Bytes of a row of a CSV file, about: the number of rows decides only how many spill files there are."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,18 @@ class Coding:
 
     @classmethod
     def parse(cls, text: str) -> Coding:
-        """The coding that a text such as "1,0,-1" gives: positive, negative, unobserved; ValueError for other texts."""
+        """Read a text of three numbers such as "1,0,-1": positive, negative, unobserved; ValueError for other texts."""
         try:
             positive, negative, unobserved = map(int, text.split(","))
         except ValueError:
             raise ValueError(f"coding={text!r}: expected POSITIVE,NEGATIVE,UNOBSERVED such as 1,0,-1") from None
         return cls(positive, negative, unobserved)
 
-    def decode(self, label: NDArray[Any], where: str) -> pa.Array:
+    def decode(self, label: NDArray[np.generic], where: str) -> pa.Array:
         """The labels as booleans, null where unobserved; ValueError for a label that is none of the three."""
         known = (label == self.positive) | (label == self.negative) | (label == self.unobserved)
         if not known.all():
-            raise ValueError(f"{where}: label {label[~known][0]} is none of the declared {self}")
+            raise ValueError(f"{where}: label {label[~known][0]} is not among the declared {self}; see --coding")
         return pa.array(label == self.positive, mask=label == self.unobserved)
 
 
@@ -61,14 +64,14 @@ def open_predictions(
     labels: str = "",
     coding: str = "1,0,-1",
 ) -> tuple[PredictionSet, Vocabulary]:
-    """A prediction set, ours or another program's, and its vocabulary.
+    """Open a prediction set, written by raypaml or by another program, with its vocabulary.
 
     Args:
         where: a run, a folder of predictions, or a .csv, .parquet or .npy file of another program.
-        vocabulary: file of the classes; "" for the one beside our predictions.
-        scores: what the scores of another program are: logits or probabilities.
+        vocabulary: file of the classes; "" takes the one beside the predictions of raypaml.
+        scores: what the scores of another program are.
         labels: .npy file of the labels of a matrix of scores.
-        coding: what positive, negative and unobserved are in another program's labels.
+        coding: the numbers that stand for positive, negative and unobserved in the labels of another program.
     """
     path, given = Path(where), Path(vocabulary) if vocabulary else None
     folder = path / "predictions" / "test" if (path / "predictions").is_dir() else path
@@ -93,18 +96,18 @@ def open_others(
     """Open predictions that raypaml did not write.
 
     Args:
-        path: `.csv` or `.parquet` with the columns key, class (class id; in Parquet also the column's number), label,
-            score; or `.npy`, [B, K] scores.
-        vocabulary: its class ids, in the order of the columns.
-        scores: what they are; required.
-        labels: `.npy`, [B, K] labels of a matrix of scores.
-        coding: of the labels.
+        path: `.csv` or `.parquet` with the columns key, class (class id; in Parquet also the number of the column),
+            label, score; or `.npy` with scores [B, K].
+        vocabulary: the classes, in the order of the columns of a matrix.
+        scores: whether the scores are logits or probabilities; required.
+        labels: `.npy` file with the labels [B, K] of a matrix of scores.
+        coding: the numbers that stand for the labels; by default 1, 0 and -1.
 
     Raises:
         ValueError: something is undeclared, missing or malformed.
     """
     if scores not in ("logits", "probabilities"):
-        raise ValueError(f"{path}: are these logits or probabilities? Say --scores logits or --scores probabilities")
+        raise ValueError(f"{path}: give --scores logits or --scores probabilities, which the file does not say")
     if not path.is_file() or not path.stat().st_size:
         raise ValueError(f"{path}: {'an empty' if path.is_file() else 'no such'} file")
     coding = coding or Coding()
@@ -150,7 +153,7 @@ def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
             raise ValueError(f"{path}: {error}; expected the columns {', '.join(_COLUMNS)}") from None
 
-    return path.stat().st_size // 32, batches
+    return path.stat().st_size // _CSV_ROW_BYTES, batches
 
 
 def _parquet(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
@@ -175,17 +178,17 @@ def _table(path: Path, rows: pa.Table, vocabulary: Vocabulary, coding: Coding) -
         raise ValueError(f"{path}: empty cells in column {empty[0]!r}; give every row all of {', '.join(_COLUMNS)}")
     classes = rows["class"]
     if not pa.types.is_integer(classes.type):
-        found = pc.index_in(classes.cast(pa.string()), value_set=pa.array(vocabulary.class_ids, pa.string()))
-        if found.null_count:
-            lost = classes.filter(pc.is_null(found))[0].as_py()
-            raise ValueError(f"{path}: class {lost!r} is not among the {len(vocabulary)} of the vocabulary")
-        classes = found
+        columns = pc.index_in(classes.cast(pa.string()), value_set=pa.array(vocabulary.class_ids, pa.string()))
+        if columns.null_count:
+            unknown = classes.filter(pc.is_null(columns))[0].as_py()
+            raise ValueError(f"{path}: class {unknown!r} is not among the {len(vocabulary)} of the vocabulary")
+        classes = columns
     label = coding.decode(rows["label"].to_numpy(), str(path))
     return _entries(rows["key"].cast(pa.string()), classes, label, rows["score"].to_numpy())
 
 
-def _entries(keys: pa.Array, classes: pa.Array, positive: pa.Array, scores: NDArray[Any]) -> pa.Table:
-    scores = scores if scores.dtype == np.float64 else scores.astype(np.float32)
+def _entries(keys: pa.Array, classes: pa.Array, positive: pa.Array, given: NDArray[np.generic]) -> pa.Table:
+    scores: RealArray = given.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
     columns = [keys, classes.cast(pa.int32()), positive, pa.array(np.zeros_like(scores)), pa.array(scores)]
     return pa.table(columns, names=["key", "class", "positive", "P", "N"])
 
@@ -212,9 +215,9 @@ class _Matrices:
             yield _entries(keys.take(pa.array(row)), pa.array(column), positive, scores.ravel())
 
 
-def _load(path: Path) -> NDArray[Any]:
+def _load(path: Path) -> NDArray[np.generic]:
     try:
-        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: not a readable npy file ({error})") from None
-    return found
+    return matrix

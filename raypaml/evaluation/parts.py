@@ -1,9 +1,9 @@
-"""A prediction set: Parquet parts that know which set they belong to, and how many parts and samples it has.
+"""Writes and reads a prediction set: Parquet parts, each of which says to which set it belongs.
 
     <folder>/vocabulary.csv  <folder>/part-00000-of-00006.parquet ...
 
-A row is an entry: image key, class column, positive (null where unobserved; written only on request), and P and N, of
-which the logit for any alpha is `alpha P + N`. An image's entries are all in one part.
+A row is an entry: image key, class column, positive (null where unobserved; such entries are written only on request),
+and P and N, from which the logit at any alpha is `alpha P + N`. All entries of an image are in one part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,13 +28,14 @@ _SCHEMA = pa.schema(
     [("key", pa.string()), ("class", pa.int32()), ("positive", pa.bool_()), ("P", pa.float32()), ("N", pa.float32())]
 )
 BATCH_ROWS = 1 << 15
-"""Rows of a row group, and read at once."""
+"""Rows of one row group, which is also how many are read at once."""
 AGAIN = "run the evaluation again"
+"""The remedy in every message about damaged predictions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionPart:
-    """What a part says of itself, in its metadata."""
+    """The metadata of a part: the set that it belongs to, and its place in it."""
 
     split: str
     vocabulary: str
@@ -49,13 +50,13 @@ class PredictionPart:
     unobserved: bool
     """Whether unobserved entries are written too."""
     samples: int
-    """Images of the split; those without an entry included."""
+    """Images of the split, including those without an entry."""
     parts: int
-    """How many parts the set has."""
+    """Number of parts in the set."""
     part: int
-    """Number of this one, from 0."""
+    """Number of this part, from 0."""
     part_samples: int
-    """Samples predicted in this one."""
+    """Samples predicted in this part."""
 
     @property
     def name(self) -> str:
@@ -63,16 +64,17 @@ class PredictionPart:
         return f"part-{self.part:05d}-of-{self.parts:05d}.parquet"
 
     @property
-    def of_set(self) -> dict[str, Any]:
-        """What all parts of a set have in common."""
+    def of_set(self) -> dict[str, object]:
+        """The fields that are the same in all parts of a set."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("part", "part_samples")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSet:
-    """A prediction set of any origin, checked as far as its metadata goes, ready to be read."""
+    """A prediction set of any origin, ready to be read; its metadata are checked, its rows are not yet."""
 
     where: str
+    """Path of its folder or file, for messages."""
     split: str
     vocabulary: str
     """Digest of the classes."""
@@ -80,17 +82,18 @@ class PredictionSet:
     samples: int | None
     """Images predicted; None where only those with an entry are known."""
     alpha: float | None
-    """BoostLU's factor in training; None where an entry has one score (in N, P being 0) instead of parts P and N."""
+    """BoostLU's factor in training; None where an entry has one score, which is in column N beside zeros in P."""
     probabilities: bool
     """Whether the scores are probabilities rather than logits."""
     rows: int
-    """How many rows it has, at least about."""
+    """Number of rows, exact or estimated."""
     batches: Callable[[], Iterator[tuple[int, pa.Table]]]
-    """(part, rows) again and again, columns as in the files we write; P and N may be float64."""
+    """Reads the set from its beginning: pairs of a part's number and some of its rows, whose columns are those of the
+    files that raypaml writes; P and N may be float64."""
     model: str = ""
     """SHA-256 of the weights; empty where they are not known."""
     skipped: tuple[SkippedSample, ...] = ()
-    """Broken images among `samples`, which have no rows: shard, key, offset, reason."""
+    """Broken images among `samples`, which have no rows."""
 
 
 def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Sequence[SkippedSample] = ()) -> None:
@@ -103,7 +106,7 @@ def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Seq
 
 
 def is_predicted(folder: Path, part: PredictionPart) -> bool:
-    """Whether this very part is there, whole: same model, same data, every page as it was written."""
+    """Whether the folder holds this part undamaged: predicted by the same model from the same data."""
     path = folder / part.name
     try:
         if not path.is_file() or read_part(path) != part:
@@ -116,7 +119,7 @@ def is_predicted(folder: Path, part: PredictionPart) -> bool:
 
 
 def read_part(path: Path) -> PredictionPart:
-    """What a part says of itself; ValueError if it is damaged or not ours."""
+    """The metadata of a part; ValueError if it is damaged or was not written by raypaml."""
     try:
         metadata = pq.read_schema(path).metadata or {}
         return PredictionPart(**json.loads(metadata[b"raypaml"]))
@@ -127,12 +130,12 @@ def read_part(path: Path) -> PredictionPart:
 
 
 def read_skipped(path: Path) -> list[SkippedSample]:
-    """The broken samples of a whole part."""
+    """The broken samples that were skipped in a part, which is known to be undamaged."""
     return list(json.loads((pq.read_schema(path).metadata or {}).get(b"skipped", b"[]")))
 
 
 def open_set(folder: Path) -> PredictionSet:
-    """The set in a folder.
+    """Open the prediction set in a folder.
 
     Raises:
         ValueError: no parts, a part that is damaged or missing, parts of several sets.
@@ -169,9 +172,9 @@ def _check_one_set(folder: Path, parts: list[PredictionPart]) -> None:
     if missing or len(parts) != wanted:
         lost = f", part {missing[0]} is missing" if missing else ""
         raise ValueError(f"{folder}: {len(parts)} files are not the {wanted} parts of one set{lost}; {AGAIN}")
-    found = sum(part.part_samples for part in parts)
-    if found != parts[0].samples:
-        raise ValueError(f"{folder}: {found} samples in the parts, the split has {parts[0].samples}; {AGAIN}")
+    predicted = sum(part.part_samples for part in parts)
+    if predicted != parts[0].samples:
+        raise ValueError(f"{folder}: {predicted} samples in the parts, the split has {parts[0].samples}; {AGAIN}")
 
 
 def _rows(path: Path) -> Iterator[pa.Table]:
@@ -188,7 +191,7 @@ def _line(error: BaseException) -> str:
 
 
 def read_vocabulary(folder: Path, predictions: PredictionSet, given: Path | None = None) -> Vocabulary:
-    """The vocabulary beside a set, or the `given` one; ValueError if the predictions are of another."""
+    """The vocabulary beside a set, or the one in `given`; ValueError if the predictions were made with another."""
     path = given or folder / "vocabulary.csv"
     vocabulary = Vocabulary.read(path)
     check_predicted_classes(predictions, vocabulary, str(path))
@@ -196,10 +199,10 @@ def read_vocabulary(folder: Path, predictions: PredictionSet, given: Path | None
 
 
 def check_predicted_classes(predictions: PredictionSet, vocabulary: Vocabulary, where: str) -> None:
-    """Raise ValueError unless the predictions are of this vocabulary."""
+    """Raise ValueError unless the predictions were made with this vocabulary, which lies at `where`."""
     if predictions.vocabulary != vocabulary.digest:
         raise ValueError(
-            f"{predictions.where}: predictions of another vocabulary ({predictions.num_classes} classes, digest "
+            f"{predictions.where}: predicted with another vocabulary ({predictions.num_classes} classes, digest "
             f"{predictions.vocabulary[:12]}) than {where} ({len(vocabulary)} classes, digest "
-            f"{vocabulary.digest[:12]}); give the one they were made with"
+            f"{vocabulary.digest[:12]}); give the one they were predicted with"
         )

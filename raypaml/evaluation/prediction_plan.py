@@ -1,4 +1,4 @@
-"""A split predicted in parts, each written whole as it is done: bounds do not depend on who predicts, nor how many."""
+"""Predicts a split in parts, each of which is written whole; their bounds do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from raypaml.runs.run_folder import check_trained_classes, stored_config
 from raypaml.runs.skips import check_budget, named
 
 EVALUATION_BATCHES = 4
-"""Evaluation takes this many training batches at once: it keeps no activations."""
+"""Training batches in one batch of evaluation, which is larger because no activations are kept."""
 _PART_BATCHES = 4
-"""Evaluation batches of one part: what an interruption can cost a worker."""
+"""Evaluation batches in one part: an interruption costs a worker at most as many."""
 
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """One checkpoint on one split, cut into parts. Small, and the same in every process that works on it."""
+    """The prediction of one split by one checkpoint, cut into parts; small enough to be sent to every process."""
 
     checkpoint: Path
     config: TrainConfig
     data: str
     """Path or address of the data set."""
     folder: Path
-    """Where the parts go."""
+    """Folder of the predictions."""
     parts: tuple[PredictionPart, ...]
 
     def unfinished(self) -> list[PredictionPart]:
-        """The parts that are not there yet, whole, from this checkpoint and this data."""
+        """The parts that the folder does not yet hold undamaged, predicted by this checkpoint from this data."""
         return [part for part in self.parts if not is_predicted(self.folder, part)]
 
     def steps(self, part: PredictionPart) -> list[Part]:
-        """What a part reads: the lanes of the run that was trained, whoever predicts it."""
+        """The batches of a part, in the lanes of training, so that every process predicts the same bits."""
         plan = _plan(self.config, part.samples)
         first = part.part * _PART_BATCHES
         return plan.epoch(0, 0, 1)[first : first + _PART_BATCHES]
@@ -65,17 +65,19 @@ def plan_asked(
     replace: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> PredictionPlan:
-    """The plan of one run or checkpoint on one split, checked, its folder ready; parts that are there are kept.
+    """Plan and check the prediction of a split by a run or a checkpoint, and make its folder ready.
+
+    Parts that lie in the folder already are kept.
 
     Args:
         given: folder of a run, whose best checkpoint is taken, or of a checkpoint.
-        data: another data set of the same classes than the run's own.
-        split: which split.
+        data: a data set of the same classes, in the place of the run's own.
+        split: name of the split.
         out: folder of the predictions; None for one in the run's folder.
         unobserved: predict the unobserved entries too.
         skip_budget: share of the samples that may be broken; None for the run's own.
-        replace: parts of another checkpoint or data set give way, instead of being refused.
-        say: told what takes time.
+        replace: remove parts of another checkpoint or data set, instead of refusing the folder.
+        say: prints a line of progress.
 
     Raises:
         ValueError: the run, its checkpoint, the data or the folder do not fit.
@@ -100,7 +102,7 @@ def plan_asked(
 def plan_prediction(
     checkpoint: Path, config: TrainConfig, data: DataFolder, split: str, folder: Path, *, unobserved: bool = False
 ) -> PredictionPlan:
-    """Cut the evaluation of a split into parts; their bounds depend on the configuration and the split alone."""
+    """Cut the prediction of a split into parts; their bounds depend on the configuration and the split alone."""
     index = data.splits[split]
     steps = _plan(config, len(index)).epoch(0, 0, 1)
     chunks = [steps[first : first + _PART_BATCHES] for first in range(0, len(steps), _PART_BATCHES)]
@@ -134,7 +136,7 @@ def _digest(path: Path) -> str:
 
 
 def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> None:
-    """Make the folder ready: the vocabulary in it, and no part of another set.
+    """Make the folder of a plan, write the vocabulary into it, and with `replace` remove parts of other sets.
 
     Raises:
         ValueError: there are parts of another set, and `replace` is False.
@@ -154,7 +156,7 @@ def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> No
 
 
 def _belongs(path: Path, part: PredictionPart) -> bool:
-    """Whether a file is of the same set, or so damaged that it will be written again."""
+    """Whether a file belongs to the same set as `part`; a damaged one does if its name fits, and is written again."""
     try:
         return read_part(path).of_set == part.of_set
     except ValueError:
@@ -169,8 +171,8 @@ def predict_part(
     device: torch.device,
     features: Features | None = None,
 ) -> None:
-    """Predict and write one part, from kept features of the split if there are any."""
-    found = predict_steps(
+    """Predict and write one part; `features` are kept features of the split, in the place of its images."""
+    predicted = predict_steps(
         model,
         data,
         part.split,
@@ -183,20 +185,20 @@ def predict_part(
         skip_broken=plan.config.data.skip_budget > 0,
     )
     index = data.splits[part.split]
-    skipped = named(found.skipped, index)
+    skipped = named(predicted.skipped, index)
     check_budget(skipped, part.split, part.samples, plan.config.data.skip_budget)
     columns = {
-        "key": pa.array(index.keys(found.row), pa.string()),
-        "class": found.class_index,
-        "positive": pa.array(found.label == POSITIVE, mask=found.label == UNOBSERVED),
-        "P": found.P,
-        "N": found.N,
+        "key": pa.array(index.keys(predicted.row), pa.string()),
+        "class": predicted.class_index,
+        "positive": pa.array(predicted.label == POSITIVE, mask=predicted.label == UNOBSERVED),
+        "P": predicted.P,
+        "N": predicted.N,
     }
     write_part(plan.folder, part, pa.table(columns), skipped)
 
 
 def check_skipped(plan: PredictionPlan) -> int:
-    """How many broken samples all parts together skipped; ValueError if more than the budget allows."""
+    """The number of broken samples that were skipped in all parts; ValueError if the budget allows fewer."""
     skipped = [line for part in plan.parts for line in read_skipped(plan.folder / part.name)]
     one = plan.parts[0]
     check_budget(skipped, one.split, one.samples, plan.config.data.skip_budget)
@@ -204,8 +206,8 @@ def check_skipped(plan: PredictionPlan) -> int:
 
 
 def predict_part_alone(plan: PredictionPlan, part: PredictionPart, device: str) -> int:
-    """Predict and write one part in a process that has nothing yet; returns its number."""
-    torch.set_num_threads(1)  # their number may move a float's last bit
+    """Predict and write one part in a process that has neither model nor data yet; returns the number of the part."""
+    torch.set_num_threads(1)  # the last bit of a result may depend on the number of threads
     model, data = _opened(plan, device)
     predict_part(plan, part, model, data, torch.device(device))
     return part.part
@@ -213,7 +215,7 @@ def predict_part_alone(plan: PredictionPlan, part: PredictionPart, device: str) 
 
 @functools.lru_cache(maxsize=1)
 def _opened(plan: PredictionPlan, device: str) -> tuple[CamClassifier, DataFolder]:
-    """The model and the data of a plan, kept for its other parts; plans with other weights or data are not equal."""
+    """The model and the data of a plan, kept for its next part; a plan with other weights or data is another key."""
     folder = open_folder(plan.data, **plan.config.data.opening)
     prepare_device(plan.config.optim, torch.device(device))
     model = checkpoint_model(plan.checkpoint, plan.config.model, len(folder.vocabulary))

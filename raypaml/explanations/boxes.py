@@ -1,4 +1,4 @@
-"""Known boxes beside a data set: the box CSVs of Open Images (V3 and later), for where maps should lie."""
+"""Reads boxes of objects from the box CSVs of Open Images (V3 and later), to compare maps with them."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ _TYPES = {"ImageID": pa.string(), "LabelName": pa.string(), **dict.fromkeys(_SID
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of n objects of a split, ordered by sample."""
+    """Boxes of n objects in the images of a split, ordered by sample."""
 
     row: NDArray[np.int64]
-    """[n] sample number."""
+    """[n] sample number of the image."""
     class_index: NDArray[np.int64]
-    """[n]."""
+    """[n] column of the object's class in the vocabulary."""
     corners: NDArray[np.float64]
     """[n, 4] x0 y0 x1 y1 in pixels of the split's images."""
 
     def boxes(self, row: int) -> list[dict[str, float]]:
-        """As `Index.boxes`: class column and pixel corners of each box of one sample."""
-        found = slice(*np.searchsorted(self.row, (row, row + 1)))
+        """Class column and pixel corners of each box of one sample, as `Index.boxes` gives them."""
+        here = slice(*np.searchsorted(self.row, (row, row + 1)))
         names = ("class", *BOX_SIDES)
-        pairs = zip(self.class_index[found], self.corners[found], strict=True)
+        pairs = zip(self.class_index[here], self.corners[here], strict=True)
         return [dict(zip(names, (int(k), *corners.tolist()), strict=True)) for k, corners in pairs]
 
     def between(self, first: int, end: int) -> Boxes:
-        """Those of the samples first..end - 1."""
-        found = slice(*np.searchsorted(self.row, (first, end)))
-        return Boxes(self.row[found], self.class_index[found], self.corners[found])
+        """The boxes of the samples from `first` to `end` - 1."""
+        these = slice(*np.searchsorted(self.row, (first, end)))
+        return Boxes(self.row[these], self.class_index[these], self.corners[these])
 
 
 def read_boxes(path: Path, index: Index, vocabulary: Vocabulary, image: tuple[int, int]) -> tuple[Boxes, str]:
     """The boxes of a split from a CSV with ImageID, LabelName, XMin, XMax, YMin, YMax, sides as shares of 0 to 1.
 
     Args:
-        path: of the CSV; other columns are not looked at.
-        index: of the split, whose keys are the image ids.
-        vocabulary: whose class ids are the label names.
+        path: the CSV file; further columns are ignored.
+        index: the index of the split, whose keys are the image ids.
+        vocabulary: the classes, whose ids are the label names.
         image: H, W of the split's images in pixels.
 
     Returns:
-        The boxes, and what was left out, in words.
+        The boxes, and a sentence that counts those that were left out.
 
     Raises:
-        ValueError: no such table, or no box of it is of this split.
+        ValueError: no such table, or none of its boxes is in this split.
     """
     table = _read(path)
     rows = pc.index_in(table["ImageID"], value_set=index.key_column)

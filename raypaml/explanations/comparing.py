@@ -1,8 +1,8 @@
-"""Compare the maps of a model with those of another, image by image: only the figures of each pair are kept.
+"""Compares the maps of a model with those of another, image by image, and keeps only the figures of each pair.
 
-A pair is an image and a class that was observed in it. Attributions are the raw map's, before BoostLU, and beside them
-the boosted map's, each with its own model's alpha. BoostLU keeps the order of attributions, so that rank correlations
-and what follows from places are the same for both. (BoostLU, CVPR 2023, section 3.)
+A pair is an image and a class that is observed in it. Attributions are those of the raw map, before BoostLU, and those
+of the boosted map, each model at its own alpha. BoostLU keeps the order of attributions, so that rank correlations and
+all figures that depend on places are the same for both. (BoostLU, CVPR 2023, section 3.)
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.data_folder import DataFolder
-from raypaml.data.index import Index
+from raypaml.data.index import BOX_SIDES, Index
 from raypaml.data.plan import Part
 from raypaml.explanations.boxes import Boxes
 from raypaml.explanations.pairs import Pairs
-from raypaml.labels import POSITIVE, UNOBSERVED
+from raypaml.labels import POSITIVE, UNOBSERVED, RealArray
 from raypaml.metrics.localisation import max_box_iou
 from raypaml.metrics.maps import (
     centred_gaussian,
@@ -34,9 +34,11 @@ from raypaml.metrics.maps import (
 from raypaml.model.cam import CamClassifier, boostlu, pool_parts
 
 Grid = tuple[int, int]
-SOME = 100
-SOME_AT_ONCE = 4
-"""Whole maps of 5,000 classes at 14 x 14: 4 MB an image."""
+"""Height and width of a map, in cells."""
+REPORT_IMAGES = 100
+"""Images whose maps are computed for a report."""
+REPORT_BATCH = 4
+"""Images of a batch for a report: the maps of 5,000 classes at 14 x 14 take 4 MB an image."""
 
 
 def explain_steps(
@@ -50,13 +52,14 @@ def explain_steps(
     boxes: Boxes | None = None,
     skip_broken: bool = False,
 ) -> Pairs:
-    """The figures of every observed (image, class) of some steps of a plan, streaming.
+    """The figures of every observed pair of image and class in some steps of a plan, computed batch by batch.
 
     Args:
-        model: whose maps are looked at.
-        other: the one compared with, usually trained on full labels; its grid is resized to the first's.
-        data, split, steps: which images.
-        boxes: known ones, instead of the data set's own.
+        model: the model that is explained.
+        other: the model that it is compared with, usually trained on full labels; its maps are resized to the first's.
+        data, split, steps: the images.
+        device: where both models are.
+        boxes: known boxes, in the place of the data set's own.
         skip_broken: leave broken images out, instead of raising.
     """
     reader = Reader(data.shards, data.splits[split], steps, skip_broken=skip_broken)
@@ -70,18 +73,19 @@ def explain_steps(
 
 
 def explain_some(model: CamClassifier, data: DataFolder, split: str, *, skip_broken: bool) -> Pairs:
-    """The figures of SOME images, evenly spaced over a split, for a report: on the CPU, a few at a time."""
-    steps = evenly_spaced(len(data.splits[split]), SOME, SOME_AT_ONCE)
+    """The figures of REPORT_IMAGES images, evenly spaced over a split, for a report; computed on the CPU."""
+    steps = evenly_spaced(len(data.splits[split]), REPORT_IMAGES, REPORT_BATCH)
     return explain_steps(model, None, data, split, steps, torch.device("cpu"), skip_broken=skip_broken)
 
 
 def evenly_spaced(total: int, count: int, size: int) -> list[Part]:
-    """Steps of `size` over at most `count` of `total` samples."""
+    """Batches of `size` samples that hold at most `count` of `total` samples, evenly spaced."""
     rows = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
-    return [_step(rows[start : start + size]) for start in range(0, len(rows), size)]
+    return [batch_of(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _step(rows: NDArray[np.int64]) -> Part:
+def batch_of(rows: NDArray[np.int64]) -> Part:
+    """A batch of these samples, in one lane and without flips."""
     n = len(rows)
     return Part(rows=rows, first_row=0, global_rows=n, lane_sizes=(n,), flip=np.zeros(n, bool))
 
@@ -107,14 +111,14 @@ def _explain_batch(
 
 
 def _boosted(maps: NDArray[np.float32], model: CamClassifier, class_index: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[n, h x w] these maps after BoostLU with the alpha of their classes."""
+    """The maps [n, h x w] after BoostLU with the alpha of their classes."""
     alpha = model.alpha.cpu()[class_index] if isinstance(model.alpha, Tensor) else model.alpha
     boosted: NDArray[np.float32] = boostlu(torch.from_numpy(maps)[..., None], alpha)[..., 0].numpy()
     return boosted
 
 
 def _maps(cam: Tensor, position: NDArray[np.int64], class_index: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[n, h x w] the maps of these pairs."""
+    """The maps [n, h x w] of n pairs, from the maps of all classes [B, K, h, w]."""
     chosen = cam[torch.from_numpy(position), torch.from_numpy(class_index)]
     maps: NDArray[np.float32] = chosen.flatten(1).cpu().numpy()
     return maps
@@ -149,22 +153,22 @@ def _locate(
     class_index: NDArray[np.int64],
     positive: NDArray[np.bool_],
 ) -> list[NDArray[np.float64]]:
-    """Pointing game, its chance level, energy and box overlap, where boxes of the class are known."""
-    boxes_of = [_boxes_by_class(known_boxes.boxes(int(row))) for row in batch.rows]
-    boxes = [boxes_of[i].get(int(k), np.empty((0, 4))) for i, k in zip(position, class_index, strict=True)]
-    known = np.flatnonzero([len(found) > 0 for found in boxes] & positive)
+    """Pointing game, its chance level, energy and box overlap; NaN for pairs without a known box."""
+    boxes_of = [known_boxes.boxes(int(row)) for row in batch.rows]
+    boxes = [_corners(boxes_of[i], int(k)) for i, k in zip(position, class_index, strict=True)]
+    known = np.flatnonzero([len(corners) > 0 for corners in boxes] & positive)
     image = (batch.images.shape[2], batch.images.shape[3])
-    found, figures = [boxes[n] for n in known], np.full((4, len(maps)), np.nan)
+    targets: list[RealArray] = [boxes[n] for n in known]
+    figures = np.full((4, len(maps)), np.nan)
     if len(known):
-        figures[0, known] = pointing_game(maps[known], found, grid, image)
-        figures[1, known] = chance_level(found, grid, image)
-        figures[2, known] = energy_inside(maps[known], found, grid, image)
-        figures[3, known] = max_box_iou(maps[known], found, grid, image).max(1)
+        figures[0, known] = pointing_game(maps[known], targets, grid, image)
+        figures[1, known] = chance_level(targets, grid, image)
+        figures[2, known] = energy_inside(maps[known], targets, grid, image)
+        figures[3, known] = max_box_iou(maps[known], targets, grid, image).max(1)
     return list(figures)
 
 
-def _boxes_by_class(boxes: Sequence[dict[str, float]]) -> dict[int, NDArray[np.float64]]:
-    found: dict[int, list[list[float]]] = {}
-    for box in boxes:
-        found.setdefault(int(box["class"]), []).append([box["x0"], box["y0"], box["x1"], box["y1"]])
-    return {k: np.array(corners) for k, corners in found.items()}
+def _corners(boxes: Sequence[dict[str, float]], class_index: int) -> NDArray[np.float64]:
+    """The corners [n, 4] x0 y0 x1 y1, in pixels, of the boxes of one class."""
+    corners = [[box[side] for side in BOX_SIDES] for box in boxes if box["class"] == class_index]
+    return np.array(corners, np.float64).reshape(-1, 4)

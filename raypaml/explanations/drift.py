@@ -1,4 +1,4 @@
-"""How far a model's maps are from a reference's, epoch by epoch, on a fixed probe of validation images."""
+"""Measures after each epoch how far a model's maps are from a reference's, on a fixed set of validation images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ SPLIT = "validation"
 
 @dataclass(frozen=True)
 class DriftProbe:
-    """The reference, and the images to compare on."""
+    """A reference model, and the validation images on which its maps are compared with those of the trained model."""
 
     reference: CamClassifier
     data: DataFolder
     steps: list[Part]
+    """Batches of the images."""
     device: torch.device
     skip_broken: bool = False
+    """Leave broken images out, instead of raising."""
 
     def measure(self, model: CamClassifier, epoch_seconds: float) -> Drift:
         """Compare a model after an epoch whose training took so many seconds."""
@@ -54,7 +56,7 @@ class DriftProbe:
 
 
 def make_probe(config: TrainConfig, data: DataFolder, device: torch.device | str) -> DriftProbe | None:
-    """The probe that a run asks for, if it does.
+    """The probe for the reference that a configuration names; None where it names none.
 
     Raises:
         ValueError: the reference is no run or checkpoint, or was trained with other classes.

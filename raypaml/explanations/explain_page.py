@@ -1,11 +1,10 @@
-"""`explanations.html` and `pairs.csv`: the comparison of maps as one file without network, and every pair as a row."""
+"""Writes `explanations.html`, the comparison of maps as one file that needs no network, and `pairs.csv`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from pyarrow import csv
 
 from raypaml.data.data_folder import DataFolder
 from raypaml.explanations.boxes import Boxes
-from raypaml.explanations.explanation_figures import attributions, by_group, correlations, map_summary
+from raypaml.explanations.explanation_figures import MapFigures, attributions, by_group, correlations, map_summary
 from raypaml.explanations.gallery import side_by_side
 from raypaml.explanations.pairs import Pairs
 from raypaml.model.cam import CamClassifier
@@ -36,21 +35,25 @@ def write_explain_page(
     *,
     boosted: bool,
     boxes: Boxes | None,
-) -> dict[str, Any]:
+) -> MapFigures:
     """Write `explanations.html`; returns every figure in it.
 
     Args:
-        models: whose maps are shown side by side, by name.
+        out: folder of the page.
+        pairs: figures of the pairs of image and class.
+        data, split: the images.
+        models: the models whose maps are shown side by side, by name.
         shown: (sample number, class column) of each row of pictures.
-        names: of the model looked at and of the one compared with ("" for none).
-        histories: the epochs of the runs, by name.
-        alphas: that the models are used with, by name.
+        names: names of the model that is explained and of the one that it is compared with ("" for none).
+        histories: the records of the runs' epochs, by name.
+        alphas: the alpha that each model is used with, by name.
         boosted: show maps after BoostLU.
-        boxes: known ones, instead of the data set's own.
+        boxes: known boxes, in the place of the data set's own.
     """
-    judged = {name: seen for name, history in histories.items() if (seen := rejection_quality(history))}
-    used = {name: {"alpha": alpha.alpha, "origin": alpha.alpha_origin} for name, alpha in alphas.items()}
-    found = map_summary(pairs, data.vocabulary.class_group) | {"rejection": judged, "alpha": used}
+    judged = {name: quality for name, history in histories.items() if (quality := rejection_quality(history))}
+    figures = map_summary(pairs, data.vocabulary.class_group)
+    figures["rejection"] = judged
+    figures["alpha"] = {name: {"alpha": alpha.alpha, "origin": alpha.alpha_origin} for name, alpha in alphas.items()}
     compared = bool(names[1])
     write_page(
         out / "explanations.html",
@@ -58,27 +61,27 @@ def write_explain_page(
         title=" against ".join(name for name in names if name),
         split=split,
         images=len(np.unique(pairs.row)),
-        found=found,
+        figures=figures,
         compared=compared,
         names=names,
         alphas={name: f"{alpha_text(alpha.alpha)} ({alpha.alpha_origin})" for name, alpha in alphas.items()},
-        places={**found["groups"], "all": found["localisation"]},
+        places={**figures["groups"], "all": figures["localisation"]},
         correlations=correlations(pairs) if compared else "",
         attributions=attributions(pairs, names) if compared else "",
-        by_group=by_group(found),
+        by_group=by_group(figures),
         rejections=missed_positives({name: [histories[name]] for name in judged}) if judged else "",
         gallery=side_by_side(models, data, split, shown, boosted=boosted, boxes=boxes),
         boosted=boosted,
     )
-    return found
+    return figures
 
 
 def write_pairs(path: Path, pairs: Pairs, data: DataFolder, split: str) -> None:
-    """Write one row per (image, class): key, class id, and every figure; empty where one does not apply."""
-    columns: dict[str, Any] = {
+    """Write a row for each pair of image and class: key, class id, and every figure; empty where one does not apply."""
+    columns: dict[str, Sequence[str] | pa.Array] = {
         "key": data.splits[split].keys(pairs.row),
         "class_id": pa.array(data.vocabulary.class_ids).take(pa.array(pairs.class_index)),
     }
     for column in fields(pairs)[2:]:
-        columns[column.name] = pa.array(getattr(pairs, column.name), from_pandas=True)  # nan becomes empty
+        columns[column.name] = pa.array(getattr(pairs, column.name), from_pandas=True)  # NaN becomes null
     csv.write_csv(pa.table(columns), path)

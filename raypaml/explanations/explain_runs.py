@@ -1,4 +1,4 @@
-"""The maps of a run looked at and compared with those of other runs, by one process or many, and written as a page."""
+"""Compares the maps of a run with those of other runs, in one process or many, and writes them as a page."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ from raypaml.runs.models import checkpoint_model, find_checkpoint
 from raypaml.runs.run_folder import check_trained_classes, stored_config
 
 PART_SAMPLES = 512
-"""Samples of the split for one task."""
+"""Samples of the split in one task."""
 WAYS_TO_SHOW = ("spread", "high", "low", "errors")
-"""Ways to choose the pairs that are shown."""
+"""Ways to choose the pairs of image and class that are shown, see `ShownPairs.show`."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to look at; picklable."""
+    """A model whose maps are looked at; picklable, so that processes load the model themselves."""
 
     run: Path
     """Folder of the run."""
     checkpoint: Path
     config: TrainConfig
     used: UsedAlpha
+    """The alpha that the model is used with."""
 
     @classmethod
     def find(cls, given: str, alpha: str = "") -> Subject:
-        """The best checkpoint of a run, or the checkpoint given; `alpha` as `used_alpha` takes it."""
+        """Find the best checkpoint of a run, or the named checkpoint; `alpha` is what `used_alpha` takes."""
         run, checkpoint = find_checkpoint(Path(given))
         config = stored_config(run)
         if config is None:
@@ -65,20 +66,20 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownPairs:
-    """Which pairs of image and class are shown."""
+    """Chooses the pairs of image and class that are shown."""
 
     show: str = "spread"
-    """spread: positives of every score; high or low: those of the highest or lowest; errors: negatives that score
-    highest."""
+    """spread: positives over the whole range of scores; high or low: positives with the highest or lowest scores;
+    errors: negatives with the highest scores."""
     rows: int = 12
-    """How many images."""
+    """Number of pairs that are shown."""
     classes: tuple[str, ...] = ()
-    """Only these classes, by name or id."""
+    """Names or ids of the classes that are shown; empty for all."""
     group: str = ""
-    """Only classes of this group, G1 to G5."""
+    """The class group that is shown, G1 to G5; "" for all."""
 
     def of(self, pairs: Pairs, data: DataFolder) -> list[tuple[int, int]]:
-        """The (image, class) pairs to show; ValueError where there is no such way, class or group."""
+        """(sample number, class column) of the pairs to show; ValueError for an unknown way, class or group."""
         if self.show not in WAYS_TO_SHOW:
             raise ValueError(f"show={self.show!r}: must be one of {', '.join(WAYS_TO_SHOW)}")
         wanted = ~pairs.positive if self.show == "errors" else pairs.positive
@@ -93,7 +94,7 @@ class ShownPairs:
         return [(int(pairs.row[n]), int(pairs.class_index[n])) for n in places]
 
     def _some(self, places: IntArray) -> IntArray:
-        """Some of the places, which are in the order of their scores."""
+        """Choose among places that are in the order of their scores."""
         if self.show == "low":
             return places[: self.rows]
         if self.show in ("high", "errors"):
@@ -113,7 +114,7 @@ def _column(name: str, data: DataFolder) -> int:
 
 @dataclass(frozen=True)
 class ExplainedRuns:
-    """A run to look at, the run that it is compared with, others shown beside them, and the images."""
+    """A run that is explained, the run that it is compared with, others that are shown beside them, and the images."""
 
     this: Subject
     other: Subject | None
@@ -132,7 +133,16 @@ class ExplainedRuns:
         say: Callable[[str], None],
         alpha: str = "",
     ) -> ExplainedRuns:
-        """Find the models and open the data, the run's own where `data` is empty; `alpha` is that of `run` alone.
+        """Find the models and open the data.
+
+        Args:
+            run: folder of the explained run or of one of its checkpoints.
+            against: the run that it is compared with; "" for none.
+            beside: runs whose maps are shown too.
+            data: a data set; "" for the run's own.
+            split: the split whose images are shown.
+            say: prints a line of progress.
+            alpha: the alpha that the explained run is used with; the others are used with their own.
 
         Raises:
             ValueError: one is no run or checkpoint, two have one name, or their classes are not those of the data.
@@ -157,7 +167,7 @@ class ExplainedRuns:
         return [self.this, *([self.other] if self.other else []), *self.beside]
 
     def boxes(self, path: Path, say: Callable[[str], None]) -> Boxes:
-        """The boxes of a file in the form of Open Images, for the images of the split."""
+        """The boxes of the images of the split, from a file in the format of Open Images."""
         index = self.data.splits[self.split]
         height, width, _ = Reader(self.data.shards, index, []).shape
         boxes, counted = read_boxes(path, index, self.data.vocabulary, (height, width))
@@ -165,14 +175,14 @@ class ExplainedRuns:
         return boxes
 
     def compare(self, boxes: Boxes | None, limit: int, run: Mapper, device: str, say: Callable[[str], None]) -> Pairs:
-        """The figures of all pairs of image and class, the same from one process or many.
+        """The figures of all pairs of image and class; they do not depend on the number of processes.
 
         Args:
-            boxes: of the split; None for the data set's own.
-            limit: only the first so many images; 0 for all.
+            boxes: boxes of the split; None for the data set's own.
+            limit: number of images, from the first of the split; 0 for all.
             run: maps calls over processes.
-            device: "cuda" or "cpu", of each of these processes.
-            say: told of progress.
+            device: "cuda" or "cpu", where each of these processes computes.
+            say: prints a line of progress.
         """
         total = min(len(self.data.splits[self.split]), limit or len(self.data.splits[self.split]))
         size = self.this.config.data.global_batch_size
@@ -193,10 +203,10 @@ class ExplainedRuns:
 
         Args:
             out: folder; None for one in the run's folder.
-            pairs: as `compare` gives them.
-            choice: which are shown.
+            pairs: the figures that `compare` returned.
+            choice: chooses the pairs that are shown.
             boosted: show maps after BoostLU.
-            boxes: drawn on the images; None for the data set's own.
+            boxes: boxes to draw on the images; None for the data set's own.
         """
         own = f"{self.split}-against-{self.other.name}" if self.other else self.split
         out = out or self.this.run / "explanations" / own
@@ -224,7 +234,7 @@ def explain_part(
     end: int,
     device: str,
 ) -> Pairs:
-    """The figures of the pairs of some neighbouring images."""
+    """The figures of the pairs in the samples from `first` to `end` - 1 of a split."""
     data = open_folder(data_address, **this.config.data.opening)
     num_classes = len(data.vocabulary)
     model = this.model(num_classes).to(device)

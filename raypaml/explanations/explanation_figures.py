@@ -1,12 +1,13 @@
-"""What the comparison of two models' maps says: figures by label and by class group, and the drawings of the paper."""
+"""Figures of the maps of one model, or of two compared, by label and by class group, and the drawings of the paper."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, NotRequired, TypedDict, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from raypaml.explanations.pairs import Pairs
@@ -16,40 +17,95 @@ from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
 
 QUARTILES = (25, 50, 75)
 
+Quartiles = dict[str, float | None]
+"""Quartiles `p25`, `p50` and `p75`; None where there is no value."""
 
-def map_summary(pairs: Pairs, class_group: NDArray[np.int64]) -> dict[str, Any]:
-    """Every figure of the analysis, for JSON; null where nothing was there to count.
 
-    Attributions and their ratio are the raw maps'; those after BoostLU are named `boosted`.
+class Localisation(TypedDict):
+    """How well maps point at known boxes; a mean is None where there is no pair with a box."""
+
+    pairs_with_boxes: int
+    """Positive pairs of image and class with a known box."""
+    pointing_game: float | None
+    """Share of pairs whose largest attribution lies in a box of the class."""
+    pointing_game_chance: float | None
+    """The same share for a cell of the map drawn at random."""
+    energy_inside: float | None
+    """Mean share of positive attribution that lies in the boxes."""
+    box_iou_mean: float | None
+    """Mean overlap of the best box read off the map with a known one."""
+    box_iou_above_half: float | None
+    """Share of pairs whose overlap is at least one half."""
+
+
+class Compared(TypedDict, total=False):
+    """How the maps of positive pairs compare with another model's; missing where there is no other model."""
+
+    rank_correlation: dict[str, float | int | None]
+    """Quartiles and mean of Spearman's correlation, how many pairs there are, and for how many it is undefined."""
+    scale_ratio: float | None
+    """Top attributions of the raw maps over those of the other model."""
+    scale_ratio_boosted: float | None
+    """The same ratio after BoostLU, each model at its own alpha."""
+
+
+class GroupMaps(Localisation, Compared):
+    """The figures of the pairs of one class group."""
+
+    positive_pairs: int
+
+
+class MapFigures(Compared):
+    """All figures of the maps on one split, as `explanations.json` has them."""
+
+    pairs: dict[str, int]
+    """Numbers of `positive` and `negative` pairs."""
+    attributions: dict[str, dict[str, Quartiles | None]]
+    """Quartiles of the mean of the largest and of the smallest 5 % of attributions, by label and end such as `positive
+    top`, then by model and map such as `this` or `other_boosted`."""
+    localisation: Localisation
+    groups: dict[str, GroupMaps]
+    rank_correlation_control: NotRequired[dict[str, float | int | None]]
+    """Correlation of the other model's maps with a centred Gaussian, as `rank_correlation`."""
+    rejection: NotRequired[dict[str, dict[str, float]]]
+    """Recall and precision of rejection, by run, where the truth is known."""
+    alpha: NotRequired[dict[str, dict[str, object]]]
+    """The alpha of each model and where it comes from."""
+
+
+def map_summary(pairs: Pairs, class_group: NDArray[np.int64]) -> MapFigures:
+    """All figures of the maps on one split; None where there is nothing to average.
+
+    Attributions and their ratio are those of the raw maps; those after BoostLU are named `boosted`.
 
     Args:
-        pairs: of one split.
+        pairs: figures of the pairs of image and class of the split.
         class_group: [K] 1..5.
     """
     positive = pairs.positive
     compared = bool(np.isfinite(pairs.top_other).any())
-    found: dict[str, Any] = {
-        "pairs": {"positive": int(positive.sum()), "negative": int((~positive).sum())},
-        "attributions": {
+    figures = MapFigures(
+        pairs={"positive": int(positive.sum()), "negative": int((~positive).sum())},
+        attributions={
             f"{label} {end}": _attributions(pairs, mask, end, compared=compared)
             for label, mask in (("positive", positive), ("negative", ~positive))
             for end in ("top", "bottom")
         },
-        "localisation": _localisation(pairs),
-        "groups": {
+        localisation=_localisation(pairs, np.ones(len(pairs), bool)),
+        groups={
             name: _group(pairs, class_group[pairs.class_index] == number, compared=compared)
             for number, name in enumerate(GROUP_NAMES, start=1)
         },
-    }
+    )
     if compared:
-        found["rank_correlation"] = _correlation(pairs.rank_correlation[positive])
-        found["rank_correlation_control"] = _correlation(pairs.rank_correlation_control[positive])
-        found |= _ratios(pairs, positive)
-    return found
+        figures["rank_correlation"] = _correlation(pairs.rank_correlation[positive])
+        figures["rank_correlation_control"] = _correlation(pairs.rank_correlation_control[positive])
+        _add_ratios(figures, pairs, positive)
+    return figures
 
 
-def _attributions(pairs: Pairs, mask: NDArray[np.bool_], end: str, *, compared: bool) -> dict[str, Any]:
-    """Quartiles of one end of the attributions, raw and boosted, of this model and of the other."""
+def _attributions(pairs: Pairs, mask: NDArray[np.bool_], end: str, *, compared: bool) -> dict[str, Quartiles | None]:
+    """Quartiles of one end of the attributions, raw and boosted, for this model and for the other."""
     columns = {"this": end, "other": f"{end}_other", "this_boosted": f"{end}_boosted"}
     columns |= {"other_boosted": f"{end}_other_boosted"}
     return {
@@ -58,25 +114,23 @@ def _attributions(pairs: Pairs, mask: NDArray[np.bool_], end: str, *, compared: 
     }
 
 
-def _ratios(pairs: Pairs, mask: NDArray[np.bool_]) -> dict[str, float | None]:
-    """Top attributions of this model over the other's: of the raw maps, and of each boosted with its own alpha."""
-    return {
-        "scale_ratio": _number(scale_ratio(pairs.top[mask], pairs.top_other[mask])),
-        "scale_ratio_boosted": _number(scale_ratio(pairs.top_boosted[mask], pairs.top_other_boosted[mask])),
-    }
+def _add_ratios(figures: Compared, pairs: Pairs, mask: NDArray[np.bool_]) -> None:
+    """Add the ratios of this model's top attributions to the other's, for the raw and for the boosted maps."""
+    figures["scale_ratio"] = _number(scale_ratio(pairs.top[mask], pairs.top_other[mask]))
+    figures["scale_ratio_boosted"] = _number(scale_ratio(pairs.top_boosted[mask], pairs.top_other_boosted[mask]))
 
 
-def _group(pairs: Pairs, mask: NDArray[np.bool_], *, compared: bool) -> dict[str, Any]:
+def _group(pairs: Pairs, mask: NDArray[np.bool_], *, compared: bool) -> GroupMaps:
     positive = mask & pairs.positive
-    found = {"positive_pairs": int(positive.sum()), **_localisation(pairs, mask)}
+    figures = cast("GroupMaps", {"positive_pairs": int(positive.sum()), **_localisation(pairs, mask)})
     if compared:
-        found["rank_correlation"] = _correlation(pairs.rank_correlation[positive])
-        found |= _ratios(pairs, positive)
-    return found
+        figures["rank_correlation"] = _correlation(pairs.rank_correlation[positive])
+        _add_ratios(figures, pairs, positive)
+    return figures
 
 
-def _localisation(pairs: Pairs, mask: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-    known = np.isfinite(pairs.pointing) & (True if mask is None else mask)
+def _localisation(pairs: Pairs, mask: NDArray[np.bool_]) -> Localisation:
+    known = np.isfinite(pairs.pointing) & mask
     return {
         "pairs_with_boxes": int(known.sum()),
         "pointing_game": _mean(pairs.pointing[known]),
@@ -87,7 +141,7 @@ def _localisation(pairs: Pairs, mask: NDArray[np.bool_] | None = None) -> dict[s
     }
 
 
-def _correlation(values: FloatArray) -> dict[str, Any]:
+def _correlation(values: FloatArray) -> dict[str, float | int | None]:
     defined = values[np.isfinite(values)]
     return {
         "pairs": len(values),
@@ -97,9 +151,9 @@ def _correlation(values: FloatArray) -> dict[str, Any]:
     }
 
 
-def _quartiles(values: FloatArray) -> dict[str, float | None]:
-    found = np.percentile(values, QUARTILES) if len(values) else [np.nan] * len(QUARTILES)
-    return {f"p{q}": _number(value) for q, value in zip(QUARTILES, found, strict=True)}
+def _quartiles(values: FloatArray) -> Quartiles:
+    quartiles = np.percentile(values, QUARTILES) if len(values) else [np.nan] * len(QUARTILES)
+    return {f"p{q}": _number(value) for q, value in zip(QUARTILES, quartiles, strict=True)}
 
 
 def _mean(values: FloatArray) -> float | None:
@@ -113,7 +167,7 @@ def _number(value: float) -> float | None:
 
 @mpl.rc_context(STYLE)
 def correlations(pairs: Pairs) -> str:
-    """How alike the two models' maps are, and the control that knows nothing but the middle of the image."""
+    """Histograms of the rank correlation of two models' maps and, as a control, of a centred Gaussian with the other's."""
     figure, (axis,) = panels(1)
     bins = np.linspace(-1, 1, 61).tolist()
     for values, colour, label in (
@@ -130,7 +184,7 @@ def correlations(pairs: Pairs) -> str:
 
 @mpl.rc_context(STYLE)
 def attributions(pairs: Pairs, names: tuple[str, str]) -> str:
-    """Box plots of the largest and smallest 5 % of attributions, of positive and of negative labels."""
+    """Box plots of the largest and smallest 5 % of attributions, for positive and for negative labels."""
     figure, axes = panels(2)
     sides = (("top 5 %", pairs.top, pairs.top_other), ("bottom 5 %", pairs.bottom, pairs.bottom_other))
     for axis, (title, own, others) in zip(axes, sides, strict=True):
@@ -140,8 +194,8 @@ def attributions(pairs: Pairs, names: tuple[str, str]) -> str:
     return svg(figure)
 
 
-def _boxes(axis: Axes, values: list[FloatArray]) -> list[Any]:
-    """Box plots of positive and negative labels, two models each; the boxes drawn."""
+def _boxes(axis: Axes, values: list[FloatArray]) -> list[Patch]:
+    """Draw box plots for positive and negative labels, two models each; returns the boxes, for a legend."""
     drawn = axis.boxplot([v[np.isfinite(v)] for v in values], showfliers=False, patch_artist=True, widths=0.6)
     for n, patch in enumerate(drawn["boxes"]):
         patch.set_facecolor((ORANGE, BLUE)[n % 2])
@@ -154,10 +208,10 @@ def _boxes(axis: Axes, values: list[FloatArray]) -> list[Any]:
 
 
 @mpl.rc_context(STYLE)
-def by_group(found: dict[str, Any]) -> str:
-    """Scale ratios and pointing game by class group, where there are such figures."""
-    groups = found["groups"]
-    drawings = [
+def by_group(figures: MapFigures) -> str:
+    """Bars of the scale ratios and of the pointing game by class group; "" where there are no such figures."""
+    groups = figures["groups"]
+    drawings: list[tuple[Literal["scale_ratio", "scale_ratio_boosted", "pointing_game"], str]] = [
         ("scale_ratio", "raw top attributions over the other's"),
         ("scale_ratio_boosted", "boosted top attributions over the other's"),
         ("pointing_game", "pointing game; line: chance"),

@@ -23,8 +23,9 @@ from raypaml.labels import POSITIVE, RealArray
 from raypaml.model.cam import CamClassifier, pool_parts
 
 SHOWN_SIDE = 160
-"""Shown size, px."""
+"""Width and height of a shown picture, in pixels."""
 MOST_CLASSES = 6
+"""Most classes whose maps are shown for one image."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,24 @@ class Tile:
 
 @dataclass(frozen=True)
 class Row:
-    """One image and the maps of its positive classes, all on one colour scale."""
+    """One image and some maps of it, all on one colour scale."""
 
     key: str
+    """Key of the image."""
     tiles: list[Tile]
     peak: float
-    """The attribution shown at full colour: the largest of the row."""
+    """The attribution that is shown at full colour: the largest of the row."""
 
 
 def of_every_group(pairs: Pairs, class_group: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(sample number, class column) of positive labels: of every class group those at one and two thirds of the scores.
+    """Choose two positive pairs of every class group: those at one third and at two thirds in the order of scores.
 
     Args:
-        pairs: of a split.
+        pairs: figures of the pairs of a split.
         class_group: [K] 1..5.
+
+    Returns:
+        (sample number, class column) of each chosen pair.
     """
     shown: list[tuple[int, int]] = []
     for group in np.unique(class_group):
@@ -63,7 +68,7 @@ def of_every_group(pairs: Pairs, class_group: NDArray[np.int64]) -> list[tuple[i
 
 
 def gallery(model: CamClassifier, data: DataFolder, split: str, shown: Sequence[tuple[int, int]]) -> list[Row]:
-    """The images of these (sample number, class column), with the boosted map of each class that is positive there."""
+    """A row for each pair of sample number and class column: the image, and boosted maps of its positive classes."""
     reader = _reader(data, split)
     model.eval()
     return [_row(model, data, reader, split, row, k) for row, k in shown]
@@ -81,10 +86,11 @@ def side_by_side(
     """The maps that several models make of the same image and class, on one colour scale per image.
 
     Args:
-        models: by the name to show.
-        pairs: (sample number, class column).
-        boosted: after BoostLU; otherwise the raw map.
-        boxes: known ones, instead of the data set's own.
+        models: the models, by the name that is shown.
+        data, split: the images.
+        pairs: (sample number, class column) of each row.
+        boosted: show maps after BoostLU; otherwise raw maps.
+        boxes: known boxes, in the place of the data set's own.
     """
     reader, known = _reader(data, split), boxes or data.splits[split]
     for model in models.values():
@@ -117,11 +123,11 @@ def _compared(
 
 def _reader(data: DataFolder, split: str) -> Reader:
     plan = Plan(num_samples=len(data.splits[split]), global_batch_size=1, lanes=1, shuffle=False)
-    return Reader(data.shards, data.splits[split], plan.epoch(0, 0, 1), skip_broken=True)  # asked for by row alone
+    return Reader(data.shards, data.splits[split], plan.epoch(0, 0, 1), skip_broken=True)  # reads single rows only
 
 
 def _look(model: CamClassifier, pixels: NDArray[np.uint8]) -> tuple[RealArray, RealArray]:
-    """The raw map [K, h, w] of one image, and its scores [K]."""
+    """The raw maps [K, h, w] of one image, and its scores [K]."""
     with torch.inference_mode():
         cam = model.cam(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])
         above, below = pool_parts(cam)
@@ -155,7 +161,7 @@ def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def overlay(pixels: NDArray[np.uint8], heat: RealArray, box: tuple[float, float, float, float] | None) -> Image.Image:
-    """The image in grey, the map 0..1 in colour over it, the known box outlined."""
+    """The image in grey, with a map of values 0..1 in colour over it and, if given, a box outlined."""
     grey = np.asarray(_enlarged(pixels).convert("L").convert("RGB"), np.float32)
     smooth = Image.fromarray(heat.astype(np.float32)).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
     strength = np.asarray(smooth).clip(0, 1)[..., None]
@@ -168,7 +174,7 @@ def overlay(pixels: NDArray[np.uint8], heat: RealArray, box: tuple[float, float,
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture within a page."""
+    """The picture as a PNG in a data URI, which a page holds without a further file."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""What is kept of each (image, class) when maps are compared: figures only, no maps."""
+"""The figures that are kept of each pair of image and class when maps are compared; the maps themselves are not."""
 
 from __future__ import annotations
 
@@ -11,41 +11,47 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Pairs:
-    """Figures of n (image, class) pairs; nan where one does not apply."""
+    """Figures of n pairs of image and class, each [n]; NaN where one does not apply.
+
+    The model that is explained may be compared with another one. Maps are raw, before BoostLU, where nothing is said.
+    """
 
     row: NDArray[np.int64]
-    """Sample number."""
+    """Sample number of the image."""
     class_index: NDArray[np.int64]
+    """Column of the class in the vocabulary."""
     positive: NDArray[np.bool_]
+    """Whether the class is an observed positive of the image; else it is an observed negative."""
     score: NDArray[np.float64]
-    """This model's, 0 to 1."""
+    """Probability that the explained model gives, 0 to 1."""
     top: NDArray[np.float64]
-    """Mean of the largest 5 % of attributions."""
+    """Mean of the largest 5 % of the map's attributions."""
     bottom: NDArray[np.float64]
-    """Mean of the smallest 5 %."""
+    """Mean of the smallest 5 % of the map's attributions."""
     top_other: NDArray[np.float64]
-    """... of the model compared with."""
+    """Mean of the largest 5 % of attributions in the other model's map."""
     bottom_other: NDArray[np.float64]
+    """Mean of the smallest 5 % of attributions in the other model's map."""
     rank_correlation: NDArray[np.float64]
-    """Of the two models' maps (Spearman); of positives only."""
+    """Spearman's correlation of the two models' maps; for positives only."""
     rank_correlation_control: NDArray[np.float64]
-    """Of a centred Gaussian and the map compared with; of positives only."""
+    """Spearman's correlation of a centred Gaussian and the other model's map; for positives only."""
     pointing: NDArray[np.float64]
     """1 where the largest attribution lies in a known box of the class, else 0."""
     chance: NDArray[np.float64]
-    """What a cell chosen at random would give."""
+    """The value of `pointing` that a cell drawn at random has on average."""
     energy: NDArray[np.float64]
     """Share of positive attribution inside the boxes."""
     box_iou: NDArray[np.float64]
-    """Best overlap, at any threshold, of the box around the map's largest part with a known one."""
+    """Largest overlap, over all thresholds of the map, of the box around its largest part with a known box."""
     top_boosted: NDArray[np.float64]
     """As `top`, after BoostLU with the model's alpha."""
     bottom_boosted: NDArray[np.float64]
     """As `bottom`, after BoostLU with the model's alpha."""
     top_other_boosted: NDArray[np.float64]
-    """As `top_other`, after BoostLU with the alpha of the model compared with."""
+    """As `top_other`, after BoostLU with the other model's alpha."""
     bottom_other_boosted: NDArray[np.float64]
-    """As `bottom_other`, after BoostLU with the alpha of the model compared with."""
+    """As `bottom_other`, after BoostLU with the other model's alpha."""
 
     def __len__(self) -> int:
         return len(self.row)

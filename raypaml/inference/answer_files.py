@@ -1,7 +1,7 @@
-"""What a model says of many pictures: chosen classes, written as CSV, Parquet or JSON lines as they come.
+"""Writes the classes that a model chose for pictures, as CSV, Parquet or JSON lines, one picture after the other.
 
-Every picture that can be read is there. One for which no class was chosen has a row without class, name and score
-(empty in CSV, null in Parquet), or a line with an empty list.
+Every picture that can be read has an answer. Where no class was chosen, it is a row without class, name and score
+(empty in CSV, null in Parquet), or a JSON line with an empty list.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,20 +25,23 @@ _SUFFIXES = (".csv", ".parquet", ".jsonl")
 
 
 class Writer(Protocol):
-    """Takes the answers of one image after the other."""
+    """Takes the answers for one image after the other."""
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
         """Class id, name and score of each answer, best first; none where no class was chosen."""
 
 
 def standard_output() -> Writer:
-    """CSV on standard output."""
+    """A writer of CSV to standard output."""
     return _Csv(sys.stdout)
 
 
 @contextmanager
 def writer(out: str | Writer) -> Iterator[Writer]:
-    """What takes answers: of the file `out`, by its suffix, which appears when all is written; or `out` itself."""
+    """A writer to the file `out` in the format of its suffix, or `out` itself where it is one.
+
+    The file appears, whole, at the end of the block.
+    """
     if not isinstance(out, str):
         yield out
         return
@@ -72,7 +75,7 @@ class _Csv:
 
 
 class _Lines:
-    """One line an image, also where no class was chosen."""
+    """Writes one JSON line for each image, also where no class was chosen."""
 
     def __init__(self, file: IO[str]):
         self._file = file
@@ -83,17 +86,17 @@ class _Lines:
 
 
 class Rows:
-    """Collects the answers."""
+    """Collects the answers as the rows of a table."""
 
     def __init__(self) -> None:
-        self._rows: list[Sequence[Any]] = []
+        self._rows: list[Sequence[str | float | None]] = []
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
-        """Class id, name and score of each answer."""
+        """Add the class id, name and score of each answer for an image."""
         self._rows += [(image, *row) for row in rows] or [(image, None, None, None)]
 
     def table(self) -> pa.Table:
-        """What was collected."""
+        """The collected rows: image, class, name and score."""
         columns = list(zip(*self._rows, strict=True)) or [()] * len(_COLUMNS)
         return pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_SCHEMA)
 

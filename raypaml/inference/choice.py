@@ -1,18 +1,17 @@
-"""Which classes of a picture are answered: those that reach a threshold, the best few, or both."""
+"""Chooses the classes that are answered for a picture: those that reach a threshold, the best few, or both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.evaluation.measures import Questions, evaluate_set
+from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import check_predicted_classes, open_set
 from raypaml.inference.model_card import Card
-from raypaml.labels import FloatArray, Vocabulary
+from raypaml.labels import FloatArray, RealArray, Vocabulary
 from raypaml.metrics.thresholds import sigmoid
 
 Chosen = list[tuple[int, float]]
@@ -21,20 +20,20 @@ Chosen = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Choice:
-    """Which classes of an image are answered."""
+    """The rule by which classes are answered for an image."""
 
     thresholds: NDArray[np.float64]
-    """[K] logits to reach."""
+    """[K] logit that each class has to reach."""
     top: int = 0
-    """At most so many; 0: all that reach their threshold."""
+    """The most classes that are answered; 0 for all that reach their threshold."""
     said: str = ""
     """What a class has to reach, in words."""
 
-    def of(self, logits: NDArray[np.floating[Any]]) -> list[Chosen]:
-        """The classes of B images, from their logits [B, K]; ties in the order of classes."""
+    def of(self, logits: RealArray) -> list[Chosen]:
+        """The classes of each of B images, from their logits [B, K]; ties are in the order of classes."""
         best = np.argsort(-logits, axis=1, kind="stable")[:, : self.top or None]
-        found = np.take_along_axis(logits, best, 1)
-        kept, scores = found >= self.thresholds[best], sigmoid(found)
+        highest = np.take_along_axis(logits, best, 1)
+        kept, scores = highest >= self.thresholds[best], sigmoid(highest)
         return [
             list(zip(k[mask].tolist(), p[mask].tolist(), strict=True))
             for k, p, mask in zip(best, scores, kept, strict=True)
@@ -42,14 +41,14 @@ class Choice:
 
 
 def choose(card: Card, *, top: int = 0, threshold: float | None = None, thresholds_from: str = "") -> Choice:
-    """The choice that is asked for, among the classes of a model.
+    """The rule that the flags of `raypaml predict` ask for.
 
     Args:
-        card: of the model.
-        top: the best so many classes; without a threshold whatever their score.
-        threshold: probability to reach, 0 to 1. Where nothing is asked for, each class has the threshold in the
-            model's card, chosen on validation together with its alpha; a card without has 0.5 for all.
-        thresholds_from: predictions of a validation split: each class at the threshold of its best F1 there.
+        card: the card of the model.
+        top: the number of best classes to answer, whatever their score unless a threshold is given too; 0 for all.
+        threshold: probability that a class has to reach, 0 to 1. Without it and without the other arguments each class
+            has the threshold in the model's card, which was chosen on validation together with alpha, or else 0.5.
+        thresholds_from: predictions of a validation split; each class has the threshold of its best F1 there.
 
     Raises:
         ValueError: values out of range, both kinds of threshold, or predictions of other classes.
@@ -77,4 +76,5 @@ def _best_thresholds(predictions: str, card: Card) -> FloatArray:
     check_predicted_classes(validation, vocabulary, predictions)
     if vocabulary.digest != card.vocabulary:
         raise ValueError(f"thresholds-from={predictions}: of another vocabulary than the model's")
-    return evaluate_set(validation, vocabulary, Questions(alpha=np.asarray(card.alpha, np.float64))).best
+    options = EvaluationOptions(alpha=np.asarray(card.alpha, np.float64))
+    return evaluate_set(validation, vocabulary, options).best_thresholds

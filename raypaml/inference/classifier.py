@@ -1,4 +1,4 @@
-"""A ready model: `raypaml.load(path)`, then `model.predict(picture)`."""
+"""A trained model that is ready for pictures: `raypaml.load(path)`, then `model.predict(picture)`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeGuard, overload
+from typing import TypeGuard, overload
 
 import numpy as np
 import torch
@@ -30,17 +30,18 @@ from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.models import evaluating, placed, prepare_device
 
 Given = Image.Image | Path | str | NDArray[np.uint8] | Tensor
-"""A picture: of PIL, the path of its file, uint8 [H, W], [H, W, 3] or [H, W, 4], or a uint8 tensor [3, H, W]."""
+"""A picture: a PIL image, the path of a file, a uint8 array [H, W], [H, W, 3] or [H, W, 4], or a uint8 tensor
+[3, H, W]."""
 _WANTED = (
-    "give a picture of PIL, the path of one, a uint8 array [H, W], [H, W, 3] or [H, W, 4], a uint8 tensor [3, H, W], "
+    "give a PIL image, the path of a picture, a uint8 array [H, W], [H, W, 3] or [H, W, 4], a uint8 tensor [3, H, W], "
     "or a list of these"
 )
 _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Found:
-    """A class of an image."""
+class ScoredClass:
+    """A class that the model gives a picture, with its score."""
 
     class_id: str
     name: str
@@ -58,7 +59,7 @@ class Classifier:
 
     @property
     def alpha(self) -> float | list[float]:
-        """BoostLU's factor that is used, of all classes or [K]; `card.alpha_origin` says where it comes from."""
+        """BoostLU's factor, one for all classes or [K]; `card.alpha_origin` says where it comes from."""
         return self.card.alpha
 
     @contextmanager
@@ -76,23 +77,26 @@ class Classifier:
     @overload
     def predict(  # type: ignore[overload-overlap]  # a text is a sequence of texts to mypy
         self, picture: Given, *, top: int = 5, threshold: float = 0.0
-    ) -> list[Found]: ...
+    ) -> list[ScoredClass]: ...
 
     @overload
-    def predict(self, picture: Iterable[Given], *, top: int = 5, threshold: float = 0.0) -> list[list[Found]]: ...
+    def predict(self, picture: Iterable[Given], *, top: int = 5, threshold: float = 0.0) -> list[list[ScoredClass]]: ...
 
     @told_as_user_errors()
     def predict(
         self, picture: Given | Iterable[Given], *, top: int = 5, threshold: float = 0.0
-    ) -> list[Found] | list[list[Found]]:
+    ) -> list[ScoredClass] | list[list[ScoredClass]]:
         """The `top` classes of a picture whose probability is at least `threshold`, best first.
 
         Args:
-            picture: of any size and mode, or the path of a file; turned upright, made RGB, resized as `card.json` says.
-                Of several, such as a list or an array [B, H, W, 3], a list of answers in their order.
+            picture: a picture of any size and mode, or the path of a file; it is turned upright, made RGB, and resized
+                as `card.json` says. For several pictures, such as a list or an array [B, H, W, 3], the result is a list
+                with the answer for each.
+            top: the most classes that are returned.
+            threshold: probability, 0..1, below which no class is returned.
 
         Raises:
-            UserError: neither, or a file that is not there or no picture.
+            UserError: something that is no picture, or a file that does not exist or cannot be read.
         """
         if _is_one(picture):
             return self._best(self.logits([self._pixels(picture)])[0], top, threshold)
@@ -103,10 +107,10 @@ class Classifier:
             answers += [self._best(row, top, threshold) for row in self.logits(batch)]
         return answers
 
-    def _best(self, logits: RealArray, top: int, threshold: float) -> list[Found]:
+    def _best(self, logits: RealArray, top: int, threshold: float) -> list[ScoredClass]:
         card, scores = self.card, sigmoid(logits)
         best = np.argsort(-scores, kind="stable")[:top]
-        return [Found(card.class_ids[k], card.names[k], float(scores[k])) for k in best if scores[k] >= threshold]
+        return [ScoredClass(card.class_ids[k], card.names[k], float(scores[k])) for k in best if scores[k] >= threshold]
 
     def _pixels(self, picture: Given) -> NDArray[np.uint8]:
         if isinstance(picture, np.ndarray | Tensor):
@@ -124,14 +128,14 @@ class Classifier:
 
     @told_as_user_errors()
     def map(self, picture: Given, of: str = "") -> RealArray:
-        """The raw class activation map [K, h, w] of a picture, or [h, w] of one class; BoostLU comes after it.
+        """The raw class activation map [K, h, w] of a picture, or [h, w] for one class, before BoostLU.
 
         Args:
-            picture: as `predict` takes it.
-            of: the id or the name of a class.
+            picture: one picture, as `predict` takes it.
+            of: the id or the name of a class; "" for all classes.
 
         Raises:
-            UserError: no picture, or no such class.
+            UserError: something that is no picture, or no such class.
         """
         column = self._column(of) if of else slice(None)
         images = self._images([self._pixels(picture)])
@@ -139,7 +143,7 @@ class Classifier:
             return self.model.cam(images)[0, column].float().cpu().numpy()
 
     def _column(self, name: str) -> int:
-        """The class of this id, or else of this name, which no other has."""
+        """The column of the class with this id, or else of the only one with this name; ValueError for any other."""
         ids, names = self.card.class_ids, self.card.names
         columns = [ids.index(name)] if name in ids else [k for k, known in enumerate(names) if known == name]
         if len(columns) != 1:
@@ -149,12 +153,12 @@ class Classifier:
         return columns[0]
 
     def logits(self, pixels: Sequence[NDArray[np.uint8]]) -> RealArray:
-        """[B, K] of images [H, W, 3] of the card's size."""
+        """The logits [B, K] of images [H, W, 3] that have the card's size."""
         with self._serving():
             return self.model(self._images(pixels)).cpu().numpy()  # type: ignore[no-any-return]
 
     def logits_and_map(self, pixels: Sequence[NDArray[np.uint8]]) -> tuple[RealArray, RealArray]:
-        """[B, K], and the raw map [B, K, h, w]."""
+        """The logits [B, K] and the raw maps [B, K, h, w] of images [H, W, 3] that have the card's size."""
         with self._serving():
             cam = self.model.cam(self._images(pixels))
             above, below = pool_parts(cam)
@@ -165,22 +169,22 @@ class Classifier:
 
 
 def _usable(device: torch.device | str) -> torch.device:
-    """The device of this name; ValueError where torch knows none, or cannot use it here."""
+    """The device of this name; ValueError where torch does not know it or cannot use it on this machine."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device}: {str(error).splitlines()[0]}") from None
 
 
-def _is_one(picture: Any) -> TypeGuard[Given]:
-    """Whether it is one picture rather than several."""
+def _is_one(picture: Given | Iterable[Given]) -> TypeGuard[Given]:
+    """Whether the argument of `predict` is one picture rather than several."""
     if isinstance(picture, np.ndarray | Tensor):
         return picture.ndim < 4
     return isinstance(picture, Image.Image | str | Path)
 
 
-def _image_of(array: NDArray[Any] | Tensor) -> Image.Image:
-    """The picture in an array or a tensor; ValueError where that is none."""
+def _image_of(array: NDArray[np.generic] | Tensor) -> Image.Image:
+    """The picture in an array or a tensor; ValueError for another shape or type."""
     kind, shape = array.dtype, tuple(array.shape)
     if isinstance(array, Tensor):
         array = array.permute(1, 2, 0).cpu().numpy() if array.ndim == 3 and shape[0] == 3 else np.empty(0)
@@ -191,26 +195,27 @@ def _image_of(array: NDArray[Any] | Tensor) -> Image.Image:
 
 @told_as_user_errors()
 def load(path: Place, device: torch.device | str = "cpu", alpha: float | str = "") -> Classifier:
-    """A model ready for use.
+    """Load a model for use; nothing is ever unpickled.
 
     Args:
         path: folder of a run (its best checkpoint), of a checkpoint, or of an export; or a `Run`.
-        device: where it computes.
-        alpha: BoostLU's factor, >= 1, `training` or `chosen` (on validation); "" for the one chosen, else of training.
+        device: where the model computes.
+        alpha: BoostLU's factor, a number from 1, `training` or `chosen`, the one chosen on validation; "" takes the one
+            that was chosen, or where none was that of training.
 
     Raises:
-        UserError: none of these, damaged, or of another vocabulary; or no such device. Nothing is ever unpickled.
+        UserError: another folder, a damaged file, another vocabulary than the run's, or no such device.
     """
     return of_files(ModelFiles.find(Path(path), str(alpha)), device)
 
 
 def of_files(files: ModelFiles, device: torch.device | str) -> Classifier:
-    """The model in these files, ready for use."""
+    """Load the model in these files for use."""
     return Classifier(read_model(files.card, files.weights), files.card, device)
 
 
 def read_model(card: Card, weights: Path) -> CamClassifier:
-    """The model of a card with these weights, on the CPU."""
+    """Build the model that a card describes, with the weights in a file, on the CPU."""
     model = CamClassifier(build_backbone(card.backbone), len(card.class_ids), card.alpha)
     try:
         model.load_state_dict(load_file(weights))

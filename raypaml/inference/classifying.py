@@ -1,4 +1,4 @@
-"""Pictures through a model: read ahead by threads, classified batch by batch, each with its answer or what is wrong."""
+"""Classifies pictures batch by batch while threads read ahead; a picture gets an answer, or the reason for none."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from raypaml.data.images import Pixels
 from raypaml.explanations.gallery import overlay
 from raypaml.inference.choice import Choice, Chosen
 from raypaml.inference.classifier import Classifier, of_files
 from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import Picture, read_picture
+from raypaml.labels import RealArray
 from raypaml.mapper import Mapper, in_this_process
 
 _BATCH = 32
 _CHUNK = 1024
-"""Pictures of a task: what one worker does between two reports."""
+"""Pictures in one task of a worker."""
 READERS = 4
-"""Threads that read and decode ahead of the model, a batch each."""
+"""Threads that read and decode pictures ahead of the model, one batch each."""
 
 Answer = tuple[str, Chosen | str]
-"""A picture's name, and its classes or what is wrong with it."""
+"""The name of a picture, and its classes or the reason why it cannot be read."""
 
 
 def classify(
     model: ModelFiles, pictures: Iterable[Picture], choice: Choice, overlays: str, run: Mapper, device: str
 ) -> Iterator[Answer]:
-    """The answers for pictures, in the order given, by this process or by those of a mapper.
+    """The answers for pictures in their order, computed by this process or by those of a mapper.
 
     Args:
-        model: what is predicted with, though its run be trained further meanwhile.
-        pictures: as `inference.pictures.find_pictures` names them.
-        choice: which classes are answered.
+        model: the files of the model; where another process writes new ones, a ValueError is raised.
+        pictures: the pictures, as `inference.pictures.find_pictures` yields them.
+        choice: the rule by which classes are answered.
         overlays: folder for pictures with the map of their best class; "" for none.
         run: maps calls over processes.
-        device: "cuda" or "cpu", of each of these processes.
+        device: "cuda" or "cpu", where each of these processes computes.
     """
     if run is in_this_process:
         yield from answers(loaded(model, device), pictures, choice, overlays)
@@ -65,15 +66,16 @@ def _in_order(parts: Iterable[tuple[int, list[Answer]]]) -> Iterator[Answer]:
 def answers_of_chunk(
     number: int, model: ModelFiles, device: str, pictures: list[Picture], choice: Choice, overlays: str
 ) -> tuple[int, list[Answer]]:
-    """One task: its number, and the answers for its pictures."""
+    """One task for a mapper: returns its number, and the answers for its pictures."""
     return number, list(answers(loaded(model, device), pictures, choice, overlays))
 
 
 @functools.lru_cache(maxsize=1)
 def loaded(model: ModelFiles, device: str) -> Classifier:
-    """The model, in a process that computes with one thread, as `evaluate` does: its bits, and --workers for more.
+    """Load a model, or return the one that the last call loaded from the same weights and card.
 
-    Kept for the next call with the same weights and card; a path may hold others by then. ValueError where it does.
+    This process then computes with one thread, as `raypaml evaluate` does, so that results are the same to the bit;
+    more processes, by --workers, are faster. ValueError where the weights have changed since the card was read.
     """
     torch.set_num_threads(1)
     model.check()
@@ -81,23 +83,23 @@ def loaded(model: ModelFiles, device: str) -> Classifier:
 
 
 def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, overlays: str) -> Iterator[Answer]:
-    """The answers for these pictures, in order; read and decoded ahead by threads, a bounded number of batches."""
+    """The answers for pictures in their order; threads read and decode a bounded number of batches ahead."""
 
-    def read(batch: list[Picture]) -> list[Any]:
+    def read(batch: list[Picture]) -> list[Pixels | str]:
         return [_pixels(picture, model.card.height, model.card.width) for picture in batch]
 
     with ThreadPoolExecutor(READERS) as pool:
         batches = batched(pictures, _BATCH)
         pending = [(batch, pool.submit(read, batch)) for batch in islice(batches, READERS)]
         while pending:
-            batch, found = pending.pop(0)
-            pixels = found.result()
+            batch, reading = pending.pop(0)
+            pixels = reading.result()
             pending += [(later, pool.submit(read, later)) for later in islice(batches, 1)]
             yield from _of_batch(model, batch, pixels, choice, overlays)
 
 
-def _pixels(picture: Picture, height: int, width: int) -> Any:
-    """Pixels, or what is wrong."""
+def _pixels(picture: Picture, height: int, width: int) -> Pixels | str:
+    """The pixels of a picture, or the reason why it cannot be read."""
     try:
         return read_picture(picture, height, width)
     except ValueError as error:
@@ -105,14 +107,14 @@ def _pixels(picture: Picture, height: int, width: int) -> Any:
 
 
 def _of_batch(
-    model: Classifier, batch: Sequence[Picture], found: list[Any], choice: Choice, overlays: str
+    model: Classifier, batch: Sequence[Picture], contents: list[Pixels | str], choice: Choice, overlays: str
 ) -> Iterator[Answer]:
-    sound = [pixels for pixels in found if not isinstance(pixels, str)]
+    sound = [pixels for pixels in contents if not isinstance(pixels, str)]
     maps = None
     if sound and overlays:
         logits, maps = model.logits_and_map(sound)
     chosen = iter(enumerate(choice.of(logits if maps is not None else model.logits(sound)) if sound else []))
-    for picture, pixels in zip(batch, found, strict=True):
+    for picture, pixels in zip(batch, contents, strict=True):
         if isinstance(pixels, str):
             yield picture.name, pixels
             continue
@@ -123,7 +125,8 @@ def _of_batch(
         yield picture.name, classes
 
 
-def _write_overlay(folder: Path, name: str, pixels: Any, cam: Any, model: Classifier, k: int) -> None:
+def _write_overlay(folder: Path, name: str, pixels: Pixels, cam: RealArray, model: Classifier, k: int) -> None:
+    """Write `NAME-CLASS.png`, the picture with the map of class `k` over it."""
     heat = cam.clip(0) / max(float(cam.max()), 1e-9)
     plain = re.sub(r"[^0-9A-Za-z._-]+", "_", f"{name.strip('/')}-{model.card.class_ids[k]}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +134,6 @@ def _write_overlay(folder: Path, name: str, pixels: Any, cam: Any, model: Classi
 
 
 def batched(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    """Lists of so many, the last one shorter."""
+    """Lists of `size` pictures; the last one may be shorter."""
     left = iter(pictures)
     return iter(lambda: list(islice(left, size)), [])

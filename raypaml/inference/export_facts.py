@@ -1,11 +1,10 @@
-"""What an exported file says of itself: classes, pictures, alpha, thresholds; and a safetensors file that says it."""
+"""The metadata of exported files (classes, size of pictures, alpha, thresholds), and a safetensors file with them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
@@ -20,25 +19,21 @@ _LENGTH_BYTES = 8
 
 
 def export_facts(model: Classifier) -> dict[str, str]:
-    """What every exported file says of itself, as JSON by name.
+    """The metadata of every exported file, by name, each value as JSON.
 
-    `alpha` is contained in the logits; `thresholds` are logits, one a class; `mean` and `std` are of pixels 0..1 by
-    channel, and the model itself applies them.
+    The logits are those at `alpha`; `thresholds` are logits, one for each class; `mean` and `std` are those of pixel
+    values 0..1 by channel, and the model itself applies them.
     """
     card = model.card
     names = ("class_ids", "names", "height", "width", "alpha", "alpha_origin", "thresholds", "backbone", "vocabulary")
-    facts: dict[str, Any] = {name: getattr(card, name) for name in names}
-    facts |= {name: _by_channel(getattr(model.model, name)) for name in ("mean", "std")}
+    facts: dict[str, object] = {name: getattr(card, name) for name in names}
+    for name in ("mean", "std"):  # kept for pixels 0..255 in float32, whose noise is rounded off
+        facts[name] = [round(value / 255, 6) for value in getattr(model.model, name).flatten().tolist()]
     return {name: json.dumps(value, ensure_ascii=False) for name, value in (facts | {"input": _INPUT}).items()}
 
 
-def _by_channel(values: Tensor) -> list[float]:
-    """Three values of pixels 0..1, of those of pixels 0..255; as they were written, without the noise of float32."""
-    return [round(value / 255, 6) for value in values.flatten().tolist()]
-
-
 def write_safetensors(weights: dict[str, Tensor], facts: Mapping[str, str], path: Path) -> None:
-    """Weights with metadata: the same file every time, whereas safetensors itself writes metadata in a random order."""
+    """Write weights with metadata, to the same bytes every time: safetensors itself orders metadata at random."""
     content = save(weights)
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     header = {"__metadata__": dict(facts)} | json.loads(content[_LENGTH_BYTES:start])

@@ -1,7 +1,7 @@
-"""A model for other programs: safetensors with a card, ONNX, and torch.export; each gives logits and the map.
+"""Writes a model for other programs: as safetensors with a card, as ONNX, and as a program of torch.export.
 
-All take images uint8 [B, 3, H, W], B free, of the card's size, and give logits [B, K] and the raw class activation map
-[B, K, h, w], float32.
+Each takes uint8 images [B, 3, H, W] of the card's size, for any B, and gives logits [B, K] and the raw class activation
+map [B, K, h, w], both float32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,17 +26,17 @@ from raypaml.model.tokens import TokenMap
 ONNX = "model.onnx"
 PROGRAM = "model.pt2"
 EXAMPLE = "predict_onnx.py"
-"""Runs `model.onnx` without PyTorch, and stands beside it."""
+"""A script that is written beside `model.onnx` and runs it without PyTorch."""
 TOLERANCE = 1e-4
-"""Largest difference allowed between a file's logits and PyTorch's, in float32."""
+"""Largest difference allowed between the logits of an exported file and those of PyTorch, in float32."""
 CHECKED_SIZES = (1, 3)
 """Sizes of the batches whose logits are compared."""
 _EXAMPLES = 2
-"""Images traced with; 1 would fix the size of a batch."""
+"""Images with which the model is traced; a single one would fix the size of the batch."""
 
 
 class LogitsAndMap(nn.Module):
-    """A classifier as it is exported."""
+    """The module that is exported: a classifier whose output is the logits and the raw map."""
 
     def __init__(self, model: CamClassifier):
         super().__init__()
@@ -51,7 +50,7 @@ class LogitsAndMap(nn.Module):
 
 
 def save_weights(model: Classifier, folder: Path) -> Path:
-    """`model.safetensors` and `card.json`, which `raypaml.load` takes."""
+    """Write `model.safetensors` and `card.json`, which `raypaml.load` reads."""
     path = folder / WEIGHTS
     weights = {name: value.contiguous() for name, value in model.model.state_dict().items()}
     write_safetensors(weights, export_facts(model), path)
@@ -60,21 +59,21 @@ def save_weights(model: Classifier, folder: Path) -> Path:
 
 
 def save_program(model: Classifier, folder: Path) -> Path:
-    """`model.pt2`, for `torch.export.load`."""
+    """Write `model.pt2`, which `torch.export.load` reads."""
     path = folder / PROGRAM
     torch.export.save(_program(model), path, extra_files=export_facts(model))
     return path
 
 
 def save_onnx(model: Classifier, folder: Path) -> Path:
-    """`model.onnx`, one file, and an example beside it that runs it; ValueError without the extra packages."""
+    """Write `model.onnx`, one file, and an example beside it that runs it; ValueError without the extra packages."""
     try:
         import onnxscript  # noqa: F401
     except ImportError:
         raise ValueError(f"onnx: not installed; {extra('onnx')}, or leave onnx out of --formats") from None
     path = folder / ONNX
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+        warnings.simplefilter("ignore")  # the exporter warns about its own code
         program = _as_onnx(model)
         program.model.metadata_props.update(export_facts(model))
         program.save(path, external_data=False)
@@ -84,21 +83,27 @@ def save_onnx(model: Classifier, folder: Path) -> Path:
 
 def _as_onnx(model: Classifier) -> torch.onnx.ONNXProgram:
     """The model as ONNX; ValueError where PyTorch's exporter cannot convert it."""
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits", "map"]}
-    names["dynamic_shapes"] = {"images": {0: "batch"}}  # which _program left free
     try:
-        program = torch.onnx.export(_program(model), (), **names, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            _program(model),
+            (),
+            input_names=["images"],
+            output_names=["logits", "map"],
+            dynamic_shapes={"images": {0: "batch"}},  # the dimension that `_program` left free
+            dynamo=True,
+            verbose=False,
+        )
     except torch.onnx.OnnxExporterError as error:
         cause = str(error.__cause__ or error).strip().split("\n")[0]
         raise ValueError(
             f"onnx: PyTorch's exporter cannot convert {model.card.backbone} ({cause}); leave onnx out of --formats"
         ) from None
-    assert program is not None  # as dynamo=True says
+    assert program is not None  # with dynamo=True it is an ONNXProgram
     return program
 
 
 def _program(model: Classifier) -> torch.export.ExportedProgram:
-    """The model for batches of any size; of the source that it was traced from it names no paths of this machine."""
+    """The model traced for batches of any size, without the paths of this machine that traces of the source contain."""
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     with torch.no_grad():
         program = torch.export.export(
@@ -112,7 +117,10 @@ def _program(model: Classifier) -> torch.export.ExportedProgram:
 
 
 def _of_one_size(model: Classifier) -> CamClassifier:
-    """The model for images of the card's size alone: ONNX's bicubic resampling gives other values than PyTorch's."""
+    """A copy of the model for images of the card's size only.
+
+    Its position embeddings are resampled beforehand, because bicubic resampling in ONNX differs from PyTorch's.
+    """
     fitted = copy.deepcopy(model.model)
     for module in fitted.modules():
         if isinstance(module, TokenMap):
@@ -127,13 +135,13 @@ def _examples(model: Classifier, count: int) -> Tensor:
 
 
 def program_runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """Images -> logits, by the exported program."""
+    """A function from images to logits that runs the exported program."""
     program = torch.export.load(path).module()
     return lambda images: program(images)[0]
 
 
 def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """Images -> logits, by onnxruntime on the CPU."""
+    """A function from images to logits that runs ONNX with onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -141,7 +149,13 @@ def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def check_parity(model: Classifier, run: Callable[[Tensor], Tensor], what: str) -> float:
-    """The largest difference of logits from PyTorch's, over batches of CHECKED_SIZES; ValueError above TOLERANCE."""
+    """The largest difference of logits from PyTorch's over batches of CHECKED_SIZES; ValueError above TOLERANCE.
+
+    Args:
+        model: the classifier that was exported.
+        run: a function from images to logits that runs the exported file.
+        what: the path of the file, for the message.
+    """
     worst = 0.0
     for count in CHECKED_SIZES:
         images = _examples(model, count)

@@ -1,4 +1,4 @@
-"""The card of a model: its classes, what its images must be, where it comes from. JSON, beside the weights."""
+"""The card of a model, `card.json` beside its weights: its classes, the form of its images, and its origin."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ WEIGHTS = "model.safetensors"
 _FORMAT = 1
 _Side = Annotated[int, Within(1, 1 << 14)]
 _LATER = ("training_alpha", "alpha_origin", "alpha_chosen", "thresholds")
-"""What cards of earlier versions lack."""
+"""Fields that cards of earlier versions lack."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What one has to know of a model to use it."""
+    """The facts about a model that its use depends on."""
 
     class_ids: list[str]
     names: list[str]
@@ -37,7 +37,7 @@ class Card:
     """Digest of the class ids in their order."""
     backbone: str
     alpha: AlphaValues
-    """BoostLU's factor of use, of all classes or [K]."""
+    """BoostLU's factor that the model is used with, one for all classes or [K]."""
     training_alpha: OneAlpha | None = None
     """BoostLU's factor in training; None in cards of earlier versions, where it is `alpha`."""
     alpha_origin: str = "that of training"
@@ -48,24 +48,41 @@ class Card:
     """[K] logits of each class's best F1 on validation at `alpha`, where they were chosen together."""
     height: _Side
     width: _Side
-    """Pixels of an image. Others are turned upright, made RGB, and resized to this, aspect not kept, bilinear with
-    antialiasing. The model takes uint8 [B, 3, H, W], 0..255; mean and deviation are within it."""
+    """Size of the model's images, in pixels. Any picture is turned upright, made RGB, and resized to it by a bilinear
+    filter with antialiasing, without keeping its aspect. The model takes uint8 [B, 3, H, W], 0..255, and normalises
+    them itself."""
     weights: str
     """SHA-256 of `model.safetensors`."""
-    metrics: dict[str, Any]
-    """result.json of the run, and its validation mAP; empty for what is not known."""
-    origin: dict[str, Any]
-    """The run, the checkpoint, and the run's configuration."""
+    metrics: dict[str, object]
+    """The content of the run's result.json and its validation mAP; empty where nothing is known."""
+    origin: dict[str, object]
+    """The run, the checkpoint, and the run's configuration; empty where nothing is known."""
 
     @property
     def optim(self) -> OptimConfig:
-        """How the run computed: its precision is that of serving. Of an earlier version, what that had."""
+        """The settings by which the run computed, such as its precision, in which the model is used too.
+
+        A setting that the run's version did not have gets the value that it had before it existed (`config.EARLIER`).
+        """
         known = {field.name for field in dataclasses.fields(OptimConfig)}
-        stored = EARLIER | self.origin.get("config", {}).get("optim", {})
+        stored: dict[str, Any] = EARLIER | self.settings("optim")
         return OptimConfig(**{name: value for name, value in stored.items() if name in known})
 
+    def settings(self, group: str) -> dict[str, object]:
+        """The run's settings in a group such as `optim`, by name; empty where the card says nothing of them."""
+        config = self.origin.get("config")
+        settings = config.get(group) if isinstance(config, dict) else None
+        return settings if isinstance(settings, dict) else {}
+
     def at_alpha(self, asked: str) -> Card:
-        """The same model at an alpha that is asked for; "" leaves its own, and so does `chosen` where it is that."""
+        """The card of the same model at another alpha.
+
+        Args:
+            asked: a number from 1, `training` or `chosen`; "" leaves the card as it is.
+
+        Raises:
+            ValueError: `chosen`, and the alpha of this card was not chosen on validation; or no alpha.
+        """
         if asked == CHOSEN and not self.alpha_chosen:
             raise ValueError(
                 f"alpha={CHOSEN}: this model's alpha was not chosen on validation ({self.alpha_origin}); run raypaml "
@@ -79,8 +96,9 @@ class Card:
             training = self.alpha
         used = asked_alpha(asked, training)
         thresholds = self.thresholds if used.alpha == self.alpha else None  # those of another alpha mean nothing
-        changes: dict[str, Any] = {"alpha": used.alpha, "alpha_origin": used.alpha_origin, "alpha_chosen": used.chosen}
-        return dataclasses.replace(self, **changes, thresholds=thresholds)
+        return dataclasses.replace(
+            self, alpha=used.alpha, alpha_origin=used.alpha_origin, alpha_chosen=used.chosen, thresholds=thresholds
+        )
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""
@@ -110,12 +128,12 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A model as it lies on the disk at one moment, equal to another where the same is predicted with it."""
+    """The files of a model at one moment; two of them are equal where they predict the same."""
 
     card: Card
     """At the alpha of use."""
     weights: Path
-    """The file with the weights, whose digest the card has."""
+    """The file with the weights, whose digest is in the card."""
 
     @classmethod
     def find(cls, path: Path, alpha: str = "") -> ModelFiles:
@@ -123,10 +141,11 @@ class ModelFiles:
 
         Args:
             path: its folder.
-            alpha: BoostLU's factor, >= 1, `training` or `chosen`; "" for the one chosen, else of training.
+            alpha: BoostLU's factor, a number from 1, `training` or `chosen`; "" takes the one that was chosen, or where
+                none was that of training.
 
         Raises:
-            ValueError: none of these, or damaged.
+            ValueError: another folder, or a damaged file.
         """
         if path.is_file():
             raise ValueError(
@@ -139,13 +158,13 @@ class ModelFiles:
         return hash(self.card.weights)  # the card has lists, which have none
 
     def check(self) -> None:
-        """Raise ValueError where the weights are no longer those of the card."""
+        """Raise ValueError if the weights have changed since the card was read."""
         if digest(self.weights) != self.card.weights:
             raise ValueError(f"{self.weights}: has changed since its card was read; give the command again")
 
 
-def _check_optim(origin: dict[str, Any]) -> None:
-    """Raise ValueError unless what the card says of the run's computing, if anything, is of the kinds of its fields."""
+def _check_optim(origin: dict[str, object]) -> None:
+    """Raise ValueError unless the settings `optim` in a card, if there are any, have the types of OptimConfig."""
     config = origin.get("config", {})
     optim = config.get("optim", {}) if isinstance(config, dict) else None
     if not isinstance(optim, dict):
@@ -180,10 +199,10 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
     data = json.loads((run / "config.json").read_text())["data"]
     vocabulary = _vocabulary(run)
     state = read_state(checkpoint)
-    for what, found in ((run / "config.json", data["vocabulary"]), (checkpoint, state.vocabulary)):
-        if found != vocabulary.digest:
+    for what, other in ((run / "config.json", data["vocabulary"]), (checkpoint, state.vocabulary)):
+        if other != vocabulary.digest:
             raise ValueError(
-                f"{what}: of another vocabulary (digest {found[:12]}) than {run} ({vocabulary.digest[:12]})"
+                f"{what}: of another vocabulary (digest {other[:12]}) than {run} ({vocabulary.digest[:12]})"
             )
     if "image_size" not in data:
         raise ValueError(

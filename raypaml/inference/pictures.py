@@ -1,4 +1,4 @@
-"""Pictures to predict: files, folders and shards, here or in a store, found by name and decoded to one size."""
+"""Finds the pictures in files, folders and shards, on disk or in an object store, and decodes them to one size."""
 
 from __future__ import annotations
 
@@ -24,25 +24,30 @@ SHARD = ".tar"
 _SUFFIXES = (*IMAGE_SUFFIXES, SHARD)
 _PATIENCE = 60.0
 _TURNING = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")
-"""How the segments of a JPEG begin that may say that it is not upright: EXIF and XMP."""
+"""The beginnings of EXIF and XMP segments, in which a JPEG may say that it is not upright."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Where a picture lies: a file, or some bytes of a shard."""
+    """The place of a picture: a file, or some bytes of a shard."""
 
     name: str
-    """As predictions call it."""
+    """The name that predictions use."""
     address: str
+    """Path or address of the file or shard."""
     offset: int = 0
+    """Byte of the file at which the picture begins."""
     size: int = -1
-    """-1: the whole file."""
+    """Size in bytes; -1 for the whole file."""
     background: str = WHITE
-    """Colour under its transparent pixels, or `none` (`data.colours`)."""
+    """Colour under transparent pixels, or `none` (`data.colours`)."""
 
 
 def fit_to_size(picture: Image.Image, height: int, width: int, background: str = WHITE) -> Pixels:
-    """[height, width, 3]: upright, RGB, resized with Pillow's antialiased bilinear filter, aspect not kept."""
+    """The pixels [height, width, 3] of a picture: upright, RGB, resized with Pillow's antialiased bilinear filter.
+
+    The aspect is not kept. `background` is the colour under transparent pixels.
+    """
     upright = upright_rgb(picture, background)
     if upright.size != (width, height):
         upright = upright.resize((width, height), Image.Resampling.BILINEAR)
@@ -53,7 +58,7 @@ def read_picture(picture: Picture, height: int, width: int) -> Pixels:
     """The pixels of a picture at the model's size.
 
     Raises:
-        ValueError: not there, not readable, or not a picture; the message is the reason.
+        ValueError: there is no such file, or it cannot be read as a picture; the message is the reason alone.
     """
     content = _content(picture)
     if _as_trained(content, height, width):
@@ -64,7 +69,7 @@ def read_picture(picture: Picture, height: int, width: int) -> Pixels:
 
 
 def _as_trained(content: bytes, height: int, width: int) -> bool:
-    """An upright JPEG of the model's size, which training would read as it is."""
+    """Whether a file is an upright JPEG of the model's size, which is decoded as in training."""
     if not simplejpeg.is_jpeg(content) or any(sign in content for sign in _TURNING):
         return False
     try:
@@ -94,16 +99,18 @@ def _read(picture: Picture, where: Location) -> bytes:
 def find_pictures(
     given: Sequence[str], background: str = WHITE, passed_over: PassedOver | None = None
 ) -> Iterator[Picture]:
-    """The pictures of files, folders (all below them, by name) and shards, in the order given.
+    """The pictures in files, folders and shards, in the order in which these are given.
 
-    Links in a folder are followed once (`preparation.file_tree`). Hidden files are left out, in shards too.
+    A folder contributes all files below it, sorted by name. Links in it are followed once (`preparation.file_tree`).
+    Hidden files are left out, in shards too.
 
     Args:
-        background: of each of them.
-        passed_over: takes the files of folders and shards that are left out, by suffix or other reason.
+        given: paths or addresses.
+        background: colour under transparent pixels, or `none`.
+        passed_over: collects the names of the files in folders and shards that are left out, by suffix or by reason.
 
     Raises:
-        ValueError: a path that is not there, a store that does not answer, a damaged shard; no background.
+        ValueError: a path that does not exist, a store that does not answer, a damaged shard, or no such colour.
     """
     check_background(background)
     for one in given:
@@ -120,13 +127,15 @@ def find_pictures(
 
 
 def _picture(name: str, address: str, background: str, offset: int = 0, size: int = -1) -> Picture:
-    """Named as it was given, without a store's options; at an address that means the same in other processes."""
+    """A picture whose name is as it was given, without the options of a store; its path is made absolute, so that it
+    means the same in other processes.
+    """
     where = address if "://" in address else str(Path(address).absolute())
     return Picture(_plain(name), where, offset, size, background)
 
 
 def _plain(address: str) -> str:
-    """Without a store's options; a local path may hold a question mark."""
+    """The address without the options of a store; a local path keeps its question marks."""
     return address.partition("?")[0] if "://" in address else address
 
 
@@ -141,17 +150,17 @@ def _files(folder: Location, passed_over: PassedOver) -> list[str]:
 
 
 def _listed(folder: Location) -> dict[str, str]:
-    """The files below a folder, by their paths there, and why they are left out, as `files_below` says it."""
+    """The files below a folder, by their paths in it, each with the reason why it is left out, or "" for a picture."""
     filesystem, path = folder.open()
     if isinstance(filesystem, fs.LocalFileSystem):
         return files_below(Path(path), _SUFFIXES)[0]
-    found = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)), f"{folder}")
-    names = [info.path.removeprefix(path).lstrip("/") for info in found if info.type == fs.FileType.File]
+    entries = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path, recursive=True)), f"{folder}")
+    names = [entry.path.removeprefix(path).lstrip("/") for entry in entries if entry.type == fs.FileType.File]
     return {name: reason_of(name, _SUFFIXES) for name in names}
 
 
 def _members(address: str, background: str, passed_over: PassedOver) -> Iterator[Picture]:
-    """The pictures in a shard, by one scan of its headers."""
+    """The pictures in a shard, found by one scan of its headers."""
     where = Location(address)
     try:
         members = with_retries(lambda: _scan(where), address, patience=_PATIENCE)

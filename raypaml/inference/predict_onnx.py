@@ -1,11 +1,11 @@
 """Classifies pictures with the `model.onnx` beside this file: onnxruntime, NumPy and Pillow are enough, no PyTorch.
 
     python predict_onnx.py photo.jpg another.png
-    python predict_onnx.py --top 3 photo.jpg > found.csv
+    python predict_onnx.py --top 3 photo.jpg > classes.csv
 
-What the model needs and gives stands in its metadata, each value as JSON: the size of a picture, its classes, and the
-logit from which each class counts, where one was chosen on validation. `raypaml export` put this file here; it is a
-start for a program of your own, and reads pictures of 8 bits only.
+The metadata of the model hold, each value as JSON, the size of a picture, the classes, and the logit from which each
+class is answered, where one was chosen on validation. `raypaml export` put this file here; it is a start for a program
+of your own, and reads pictures of 8 bits only.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -21,11 +20,11 @@ from PIL import Image, ImageOps
 
 BATCH = 32
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""What is read. Pillow hands other formats (PostScript) to programs that run what is in the file."""
+"""The formats that are read. For some others (PostScript) Pillow starts a program that runs code in the file."""
 
 
 def pixels(path: str, height: int, width: int) -> np.ndarray:
-    """A picture as the model takes it: uint8 [3, height, width], RGB, upright, on white where it is transparent."""
+    """Read a picture as the model takes it: uint8 [3, height, width], RGB, upright, white where it is transparent."""
     with Image.open(path, formats=PICTURE_FORMATS) as opened:
         picture = ImageOps.exif_transpose(opened)
         if picture.has_transparency_data:
@@ -42,15 +41,15 @@ def probability(logit: float) -> float:
     return float(0.5 * (1 + np.tanh(0.5 * float(logit))))
 
 
-def chosen(logits: np.ndarray, facts: dict[str, Any], top: int) -> list[int]:
-    """The `top` best classes; where 0, those that reach their threshold, or else a probability of 0.5. Best first."""
+def chosen(logits: np.ndarray, thresholds: list[float] | None, top: int) -> list[int]:
+    """The `top` best classes, best first; for 0 those that reach their threshold, or a probability of 0.5 without."""
     best = np.argsort(-logits, kind="stable")
-    limits = np.array(facts["thresholds"] or [0.0] * len(logits))  # logit 0 is a probability of 0.5
+    limits = np.array(thresholds or [0.0] * len(logits))  # logit 0 is a probability of 0.5
     return list(best[:top] if top else best[logits[best] >= limits[best]])
 
 
 def main() -> None:
-    """One row a class that a picture shows, the most probable first; one without a class where it shows none."""
+    """Print a row for each class that a picture shows, most probable first, or one without a class for none."""
     parser = argparse.ArgumentParser(description="Classify pictures with an exported model.")
     parser.add_argument("pictures", nargs="+", metavar="FILE")
     parser.add_argument("--model", default=str(Path(__file__).with_name("model.onnx")), metavar="FILE")
@@ -67,10 +66,10 @@ def main() -> None:
         # Logits [batch, classes]. The other output, "map", is the class activation map [batch, classes, h, w].
         (logits,) = session.run(["logits"], {"images": images})
         for name, row in zip(names, logits, strict=True):
-            found = chosen(row, facts, asked.top)
-            for k in found:
+            classes = chosen(row, facts["thresholds"], asked.top)
+            for k in classes:
                 rows.writerow([name, facts["class_ids"][k], facts["names"][k], probability(row[k])])
-            if not found:
+            if not classes:
                 rows.writerow([name, "", "", ""])
 
 

@@ -1,9 +1,8 @@
-"""HTML pages: one file each, without network, from a template that lies beside the code that fills it."""
+"""Fills the templates of pages, each of which lies beside the code that fills it; a page needs no network."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -14,16 +13,24 @@ SHARED = Path(__file__).parent
 """Folder of the macros that templates share."""
 
 
-def write_page(page: Path, template: Path, **values: Any) -> None:
-    """Fill a template and write the page, whole or not at all; a value that the template lacks is an error.
+def fill_template(template: Path, **values: object) -> str:
+    """The text of a template with its values; a value that the template names and does not get is an error.
 
     Args:
-        page: the file to write.
-        template: Jinja file; it may import `macros.html.j2`, and writes epochs by the filter `epoch_number`.
-        values: what the template names.
+        template: Jinja file. An HTML template (`.html.j2`) escapes values and may import `macros.html.j2`; any template
+            has the filter `epoch_number`.
+        values: the values, by the names that the template uses.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([template.parent, SHARED]), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader([template.parent, SHARED]),
+        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=not template.name.endswith(".html.j2"),
     )
     environment.filters["epoch_number"] = epoch_number
-    write_whole(page, environment.get_template(template.name).render(values))
+    return environment.get_template(template.name).render(values)
+
+
+def write_page(page: Path, template: Path, **values: object) -> None:
+    """Write the text that `fill_template` makes to the file `page`, whole or not at all."""
+    write_whole(page, fill_template(template, **values))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -73,7 +74,7 @@ class Display:
         """Tell the tracker that the configuration names, if any, of every event to come."""
         self.tracking = tracking(config.run.tracker, run_folder, config.flat(), self.say)
 
-    def conclude(self, result: dict[str, Any], page: Path) -> None:
+    def conclude(self, result: Mapping[str, Any], page: Path) -> None:
         """Tell the tracker, if there is one, the result of the finished run and where its report is."""
         if self.tracking is not None:
             self.tracking.conclude(result, page)

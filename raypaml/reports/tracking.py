@@ -6,7 +6,7 @@ import importlib
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class Tracking:
         if point := tracked_values(event):
             self._put(lambda tracker: tracker.log(*point))
 
-    def conclude(self, result: dict[str, Any], page: Path) -> None:
+    def conclude(self, result: Mapping[str, Any], page: Path) -> None:
         """Note the result of the finished run, and where its report is; never waits."""
         figures = tested_values(result), result["epochs_trained"]
         self._finished = True
@@ -92,7 +92,7 @@ def tracked_values(event: Event) -> tuple[Values, int] | None:
     return None
 
 
-def tested_values(result: dict[str, Any]) -> Values:
+def tested_values(result: Mapping[str, Any]) -> Values:
     """The figures of `result.json` that trackers get: mean AP, of all classes and by group, and registered metrics."""
     found = {"mean_ap": result["mean_ap"]} | result["groups"]
     found |= {name: means["All"] for name, means in result.get("metrics", {}).items()}

@@ -1,4 +1,4 @@
-"""What a run rejected, class by class: summed over its epochs, for `rejections.csv` and the run's page."""
+"""Counts the rejections of a run class by class over its epochs, for `rejections.csv` and the run's page."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from raypaml.training.class_counts import COLUMNS
 
 FILE = "rejections.csv"
 CLASSES_SHOWN = 25
-"""Classes in the page's table; the file has all."""
+"""Classes in the table of the page; `rejections.csv` has all of them."""
 
 
 @dataclass(frozen=True)
 class ClassRejections:
-    """The sums of one class over the epochs that rejected anything, as `runs.history.rejection_quality` has them."""
+    """Sums for one class over the epochs that rejected anything, counted as in `runs.history.rejection_quality`."""
 
     class_id: str
     name: str
     share: float
-    """Its part of all rejections of the run, 0..1."""
+    """The share of the run's rejections that fell on this class, 0..1."""
     rejected: int
     rejected_missed: int | None
     """How many of the rejected were missed positives; None where the truth is not known."""
     missed: int | None
-    """The missed positives in these epochs; where corrections stay, those there were in the first of them."""
+    """Missed positives summed over these epochs; where rejected labels stay positive, those in the first of them.
+    None where the truth is not known."""
 
     @property
     def precision(self) -> float | None:
-        """The share of the rejected that were missed positives."""
+        """The share of the rejected entries that were missed positives."""
         known = self.rejected_missed is not None and self.rejected
         return self.rejected_missed / self.rejected if known else None  # type: ignore[operator]
 
@@ -45,9 +46,9 @@ class ClassRejections:
 
 
 def class_rejections(history: History, vocabulary: Vocabulary) -> list[ClassRejections]:
-    """Classes with a rejection or a missed positive, those of most rejections first.
+    """Classes with a rejection or a missed positive, those with most rejections first.
 
-    Epochs whose record says nothing by class, those of earlier versions, are left out; none where all are.
+    Epochs that an earlier version recorded without counts by class are left out; without any others the list is empty.
     """
     counted = [by_class for record in history if (by_class := record.get("rejections_by_class"))]
     if not counted:
@@ -71,7 +72,7 @@ def class_rejections(history: History, vocabulary: Vocabulary) -> list[ClassReje
 
 
 def _sums(counted: list[RejectedClasses], column: str, num_classes: int) -> IntArray:
-    """[K] the sums of a column over epochs; zeros where it is not known."""
+    """[K] the sums of a column over epochs; a column that is not known counts as zeros."""
     sums = np.zeros(num_classes, np.int64)
     for record in counted:
         sums[record["class"]] += np.array(dict(record)[column] or 0, np.int64)
@@ -79,7 +80,7 @@ def _sums(counted: list[RejectedClasses], column: str, num_classes: int) -> IntA
 
 
 def write_class_rejections(folder: Path, rows: list[ClassRejections]) -> None:
-    """Write `rejections.csv` of a run, or remove it where there are no rows; cells of what is not known are empty."""
+    """Write `rejections.csv` of a run, or remove it where there are no rows; cells are empty for unknown values."""
     if not rows:
         (folder / FILE).unlink(missing_ok=True)
         return

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import numpy as np
 
 from raypaml.data.batches import Reader
-from raypaml.evaluation.measures import Questions, evaluate_set
+from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import PredictionSet, check_predicted_classes, open_set
-from raypaml.evaluation.summary import summary
+from raypaml.evaluation.summary import ChosenAlphaFigures, RunResult, Summary, summary
 from raypaml.explanations.comparing import explain_some
 from raypaml.files import write_json
 from raypaml.run_report.class_rejections import FILE as CLASS_REJECTIONS
@@ -26,10 +25,11 @@ from raypaml.runs.run_length import lengths
 from raypaml.training.job import Job
 
 SMALL_PIXELS = 96 * 96
-"""One thread computes the maps of images of at most so many pixels: a hundred take it about a second."""
+"""Maps of images of at most so many pixels are computed by one thread, for which a hundred take about a second:
+several threads wait for each other longer than they compute, by far on a busy machine."""
 
 
-def conclude_run(job: Job) -> dict[str, Any]:
+def conclude_run(job: Job) -> RunResult:
     """Write `result.json` and `report.html` of a trained run; returns the result.
 
     Raises:
@@ -42,39 +42,38 @@ def conclude_run(job: Job) -> dict[str, Any]:
     predictions = open_set(job.folder / "predictions" / "test")
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
     history = read_history(job.folder)
-    figures = run_result(evaluate_set(predictions, job.data.vocabulary), job.config, history)
-    figures |= {"lengths": kept} if (kept := lengths(job.folder)) else {}
-    figures |= label_completeness(job) | chosen_figures(job, predictions)
+    result = run_result(evaluate_set(predictions, job.data.vocabulary), job.config, history)
+    if job_lengths := lengths(job.folder):
+        result["lengths"] = job_lengths
+    validation = job.data.splits["validation"]
+    is_complete = validation.num_labels == len(validation) * validation.num_classes
+    result["validation_labels"] = "complete" if is_complete else "partial"
+    add_chosen_alpha(result, job, predictions)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
-    with _threads(job):
-        some = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
-        write_report(job.folder, job.config, job.data, model, figures, history, some)
+    height, width, _ = Reader(job.data.shards, job.data.splits["test"], (), skip_broken=True).shape
+    with one_thread() if height * width <= SMALL_PIXELS else nullcontext():
+        pairs = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
+        write_report(job.folder, job.config, job.data, model, result, history, pairs)
     write_class_rejections(job.folder, class_rejections(history, job.data.vocabulary))
-    write_json(job.folder / "result.json", figures)
+    write_json(job.folder / "result.json", result)
     if mirror:
         mirror.push("report.html", "result.json", CLASS_REJECTIONS, ALPHA_FILE)
-    return figures
+    return result
 
 
-def _threads(job: Job) -> AbstractContextManager[None]:
-    """One thread for small images: several wait for each other longer than they compute, on a busy machine by far."""
-    height, width, _ = Reader(job.data.shards, job.data.splits["test"], (), skip_broken=True).shape
-    return one_thread() if height * width <= SMALL_PIXELS else nullcontext()
-
-
-def label_completeness(job: Job) -> dict[str, Any]:
-    """Whether every entry of validation is observed, on which checkpoint and alpha are chosen."""
-    validation = job.data.splits["validation"]
-    observed = validation.num_labels
-    return {"validation_labels": "complete" if observed == len(validation) * validation.num_classes else "partial"}
-
-
-def chosen_figures(job: Job, predictions: PredictionSet) -> dict[str, Any]:
-    """The test figures at the alpha that was chosen on validation for the tested weights; nothing where none was."""
+def add_chosen_alpha(result: Summary, job: Job, predictions: PredictionSet) -> None:
+    """Add the test figures at the alpha chosen on validation for the tested weights, or why it is not used."""
     checkpoint = tested_checkpoint(job.folder)
     choice, unused = alpha_choice(job.folder, model_digest(checkpoint), ModelClasses.of(checkpoint))
-    if choice is None:
-        return {"chosen_alpha": None, "chosen_alpha_unused": unused} if unused else {}
-    found = summary(evaluate_set(predictions, job.data.vocabulary, Questions(alpha=np.asarray(choice.alpha))))
-    figures = {name: found[name] for name in ("mean_ap", "groups")}
-    return {"chosen_alpha": figures | {"alpha": choice.alpha, "way": choice.way, "said": choice.said}}
+    if choice is not None:
+        options = EvaluationOptions(alpha=np.asarray(choice.alpha))
+        figures = summary(evaluate_set(predictions, job.data.vocabulary, options))
+        result["chosen_alpha"] = ChosenAlphaFigures(
+            mean_ap=figures["mean_ap"],
+            groups=figures["groups"],
+            alpha=choice.alpha,
+            way=choice.way,
+            said=choice.said,
+        )
+    elif unused:
+        result["chosen_alpha"], result["chosen_alpha_unused"] = None, unused

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from raypaml.counting import epoch_number
+from raypaml.evaluation.summary import GroupFigures
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
 from raypaml.runs.history import VALIDATION_MEAN_AP, History, column
 
@@ -60,7 +59,7 @@ def rejections(history: History) -> str:
 
 @mpl.rc_context(STYLE)
 def drift(history: History) -> str:
-    """Maps against the reference's, by epoch: rank correlation, and top attributions over the reference's."""
+    """How the maps compare with the reference's, by epoch: rank correlation, and the ratio of top attributions."""
     figure, axes = panels(2)
     seen = [record for record in history if "drift" in record]
     for axis, name, title in (
@@ -76,8 +75,8 @@ def drift(history: History) -> str:
 
 
 @mpl.rc_context(STYLE)
-def groups(result: dict[str, Any]) -> str:
-    """Bars of the five class groups and all classes."""
+def groups(result: GroupFigures) -> str:
+    """Bars of the test mAP of the five class groups and of all classes."""
     figure, (axis,) = panels(1)
     names = [*result["groups"], "All"]
     values = [100 * value for value in (*result["groups"].values(), result["mean_ap"])]

@@ -1,15 +1,14 @@
-"""`report.html`: one file, no network; table, curves, rejections, and what the model looked at."""
+"""Writes `report.html` of a run, one file that needs no network: table, curves, rejections and maps of some images."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder
-from raypaml.evaluation.summary import caption
+from raypaml.evaluation.summary import ChosenAlphaFigures, GroupFigures, RunResult, caption
 from raypaml.explanations.explanation_figures import by_group, map_summary
 from raypaml.explanations.gallery import gallery, of_every_group
 from raypaml.explanations.pairs import Pairs
@@ -50,12 +49,23 @@ def write_report(
     config: TrainConfig,
     data: DataFolder,
     model: CamClassifier,
-    result: dict[str, Any],
+    result: RunResult,
     history: History,
     pairs: Pairs,
 ) -> None:
-    """Write the report of a finished run; `model` is the tested one, `pairs` what it looked at in some test images."""
+    """Write the report of a finished run.
+
+    Args:
+        folder: the folder of the run.
+        config: its settings.
+        data: the data set that it was trained on.
+        model: the tested model.
+        result: the content of `result.json`.
+        history: the records of its epochs.
+        pairs: figures of the model's maps on some test images.
+    """
     looks, class_group = map_summary(pairs, data.vocabulary.class_group), data.vocabulary.class_group
+    chosen = result.get("chosen_alpha")
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html.j2"),
@@ -65,7 +75,7 @@ def write_report(
         caption=caption(result),
         group_names=[*GROUP_NAMES, "All"],
         group_values=_percents(result),
-        chosen=_chosen(result.get("chosen_alpha")),
+        chosen=_chosen_row(chosen) if chosen else None,
         samples={split: len(index) for split, index in data.splits.items()},
         curves=training_curves(history, result["best_epoch"]),
         groups=groups(result),
@@ -86,13 +96,11 @@ def write_report(
     )
 
 
-def _percents(figures: dict[str, Any]) -> list[float]:
+def _percents(figures: GroupFigures) -> list[float]:
     """The mAP of every group and of all classes, in percent."""
     return [100 * value for value in (*figures["groups"].values(), figures["mean_ap"])]
 
 
-def _chosen(figures: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The row of the alpha that was chosen on validation, where one was."""
-    if figures is None:
-        return None
+def _chosen_row(figures: ChosenAlphaFigures) -> dict[str, object]:
+    """The values of the page's row of figures at the alpha that was chosen on validation."""
     return {"text": alpha_text(figures["alpha"]), "said": figures["said"], "percents": _percents(figures)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raypaml.evaluation.aggregation import comparison
-from raypaml.evaluation.measures import Questions, evaluate_set
+from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import open_set, read_vocabulary
 from raypaml.reports.tables import markdown, percent, seed_interval
 from raypaml.search.queue import DONE
@@ -69,7 +69,7 @@ def judge(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
 
 def _compare(search: SearchPlan, own: Outcome, best: Outcome) -> tuple[float, tuple[float, float]]:
     folders = (search.run_folder(found.trial) / "predictions" / "test" for found in (own, best))
-    asked = Questions(replicates=REPLICATES)
+    asked = EvaluationOptions(replicates=REPLICATES)
     sets = [(open_set(folder), folder) for folder in folders]
     found = comparison(*(evaluate_set(one, read_vocabulary(where, one), asked) for one, where in sets))["paper"]
     return found["difference"]["All"], found["interval_95"]["All"]

@@ -27,7 +27,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypaml.cli import Parser, run_command
-from raypaml.evaluation.measures import Questions, evaluate_set
+from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import PredictionPart, open_set, read_vocabulary, write_part
 from raypaml.labels import UNOBSERVED, Vocabulary
 from raypaml.metrics.average_precision import average_precision, mean_ap
@@ -117,7 +117,7 @@ def bootstrap(folder: Path) -> Callable[[], float]:
     """Does what `ours` does, with 1,000 bootstrap replicates of every class and group, on all processors."""
     predictions = open_set(folder)
     vocabulary = read_vocabulary(folder, predictions)
-    asked = Questions(replicates=1000, threads=os.cpu_count() or 1)
+    asked = EvaluationOptions(replicates=1000, threads=os.cpu_count() or 1)
 
     def run() -> float:
         found = evaluate_set(predictions, vocabulary, asked)

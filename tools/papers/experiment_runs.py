@@ -120,11 +120,11 @@ def comparison(config: TrainConfig, reference: TrainConfig) -> Path:
 
 def _ap_by_alpha(config: TrainConfig) -> dict[str, list[float | None]]:
     from raypaml.data.data_folder import open_folder
-    from raypaml.evaluation.measures import Questions, evaluate_set
+    from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
     from raypaml.evaluation.parts import open_set
 
     predictions = open_set(folder_of(config) / "predictions" / "test")
-    found = evaluate_set(predictions, open_folder(config.data.data).vocabulary, Questions(alphas=CURVE))
+    found = evaluate_set(predictions, open_folder(config.data.data).vocabulary, EvaluationOptions(alphas=CURVE))
     return {f"{alpha:g}": [None if np.isnan(v) else v for v in ap.tolist()] for alpha, ap in found.curve.items()}
 
 
