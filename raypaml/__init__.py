@@ -64,6 +64,14 @@ _HOMES = {
 }
 
 
+__all__ = [*_HOMES]  # names, each of which is imported by `__getattr__`
+
+
+def __dir__() -> list[str]:
+    """The names that a notebook completes after `raypaml.`."""
+    return sorted({*globals(), *_HOMES})
+
+
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'raypaml' has no attribute {name!r}")

@@ -9,36 +9,46 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raypaml.cli import Parser, command, run_command
 from raypaml.extensions import add_import_flag
 
 if TYPE_CHECKING:
+    from raypaml.evaluation.foreign import PredictionForm
     from raypaml.evaluation.measures import EvaluationOptions
 
 _ABOUT = "Evaluate predictions: mAP by class group and under every published convention, and other measures."
 
 
-def parse(argv: Sequence[str], prog: str = "") -> Any:
-    """The flags."""
+def parse(argv: Sequence[str], prog: str = "") -> Namespace:
+    """Read the flags, and check that one or two different sets of predictions are given."""
     flags = Parser(prog=prog or command("aggregate"), description=_ABOUT)
-    flags.add_argument("predictions", nargs="+", help="one or two: a run, a prediction set, or .csv, .parquet, .npy")
-    flags.add_argument("--vocabulary", metavar="FILE", help="vocabulary.csv [the one beside the predictions]")
-    flags.add_argument("--json", metavar="FILE", help="write every figure here")
-    flags.add_argument("--csv", metavar="FILE", help="write a row a class here")
-    flags.add_argument("--figure", metavar="FILE.svg", help="draw AP against the number of annotations")
-    about = "another alpha, the curve over A, A + 1, ... B, or the one chosen on validation [training]"
-    flags.add_argument("--alpha", metavar="A|A:B|training|chosen", default="", help=about)
-    flags.add_argument("--bootstrap", type=int, default=0, metavar="N", help="replicates for 95 %% intervals [0]")
-    flags.add_argument("--seed", type=int, default=0, help="of the bootstrap [0]")
-    flags.add_argument("--threshold", type=float, metavar="P", help="count precision, recall, F1 at this probability")
-    flags.add_argument("--thresholds-from", metavar="PREDICTIONS", help="... at each class's best F1 on validation")
-    flags.add_argument("--recall", type=float, metavar="R", help="give the precision at this recall")
-    flags.add_argument("--scores", choices=("logits", "probabilities"), help="what others' scores are")
-    flags.add_argument("--labels", metavar="FILE.npy", help="labels of a matrix of scores")
-    flags.add_argument("--coding", default="1,0,-1", metavar="P,N,U", help="others' positive, negative, unobserved")
+    add = flags.add_argument
+    about = (
+        "one set of predictions, or two to compare: a run, a folder of predictions, or a .csv, .parquet or .npy file"
+    )
+    add("predictions", nargs="+", help=about)
+    add("--vocabulary", metavar="FILE", help="vocabulary.csv with the classes [the one beside the predictions]")
+    add("--json", metavar="FILE", help="write all figures to this JSON file")
+    add("--csv", metavar="FILE", help="write a row for each class to this CSV file")
+    add("--figure", metavar="FILE.svg", help="draw AP of each class against its training annotations")
+    about = "BoostLU's factor: a number, A:B for a curve over A, A + 1, ... B, or chosen (on validation) [training]"
+    add("--alpha", metavar="A|A:B|training|chosen", default="", help=about)
+    add("--bootstrap", type=int, default=0, metavar="N", help="bootstrap replicates, for 95 %% intervals; 0: none [0]")
+    add("--seed", type=int, default=0, help="random seed of the bootstrap [0]")
+    about = "give precision, recall and F1, where entries of at least probability P are predicted positive"
+    add("--threshold", type=float, metavar="P", help=about)
+    about = "give precision, recall and F1, at the threshold of each class's best F1 in these predictions of validation"
+    add("--thresholds-from", metavar="PREDICTIONS", help=about)
+    add("--recall", type=float, metavar="R", help="give the precision at recall R, 0 to 1")
+    about = "what the scores in a file of another program are; such a file needs it"
+    add("--scores", choices=("logits", "probabilities"), help=about)
+    add("--labels", metavar="FILE.npy", help="labels of the predictions in a .npy file, of the same shape")
+    about = "numbers for positive, negative and unobserved in the labels of another program [1,0,-1]"
+    add("--coding", default="1,0,-1", metavar="P,N,U", help=about)
     add_import_flag(flags)
     asked = flags.parse(argv)
     names = asked.predictions
@@ -48,8 +58,8 @@ def parse(argv: Sequence[str], prog: str = "") -> Any:
     return asked
 
 
-def questions(asked: Any) -> EvaluationOptions:
-    """What the flags ask for."""
+def evaluation_options(asked: Namespace, form: PredictionForm) -> EvaluationOptions:
+    """The options that the flags ask for; reads the predictions of --thresholds-from."""
     from raypaml.evaluation.foreign import open_predictions
     from raypaml.evaluation.measures import EvaluationOptions, evaluate_set, read_alphas
     from raypaml.evaluation.parts import check_predicted_classes
@@ -60,11 +70,10 @@ def questions(asked: Any) -> EvaluationOptions:
         raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
     thresholds = None
     if asked.thresholds_from:
-        predictions, vocabulary = open_predictions(asked.thresholds_from, **_form(asked))
-        check_predicted_classes(predictions, open_predictions(first, **_form(asked))[1], first)
-        thresholds = evaluate_set(
-            predictions, vocabulary, EvaluationOptions(alpha=alpha, alpha_of_use=of_use)
-        ).best_thresholds
+        validation, vocabulary = open_predictions(asked.thresholds_from, form)
+        check_predicted_classes(validation, open_predictions(first, form)[1], first)
+        options = EvaluationOptions(alpha=alpha, alpha_of_use=of_use)
+        thresholds = evaluate_set(validation, vocabulary, options).best_thresholds
     return EvaluationOptions(
         alpha=alpha,
         alpha_of_use=of_use,
@@ -78,20 +87,18 @@ def questions(asked: Any) -> EvaluationOptions:
     )
 
 
-def _form(asked: Any) -> dict[str, Any]:
-    form = {name: getattr(asked, name) or "" for name in ("vocabulary", "labels")}
-    return form | {"scores": asked.scores, "coding": asked.coding}
-
-
 def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
-    """Evaluate, print, write; `prog` is the command as it was typed, where it is another."""
+    """Evaluate, print the tables and write the files; `prog` is the name of the command in messages."""
     asked = parse(sys.argv[1:] if argv is None else argv, prog)
     from raypaml.evaluation.aggregation import Aggregate  # with scipy
-    from raypaml.evaluation.foreign import open_predictions
+    from raypaml.evaluation.foreign import PredictionForm, open_predictions
     from raypaml.evaluation.measures import evaluate_set
 
-    wanted = questions(asked)
-    runs = {name: evaluate_set(*open_predictions(name, **_form(asked)), wanted) for name in asked.predictions}
+    form = PredictionForm(
+        vocabulary=asked.vocabulary or "", scores=asked.scores, labels=asked.labels or "", coding=asked.coding
+    )
+    options = evaluation_options(asked, form)
+    runs = {name: evaluate_set(*open_predictions(name, form), options) for name in asked.predictions}
     aggregate = Aggregate.of(runs)
     print(aggregate.text())
     aggregate.write(json_file=asked.json, csv_file=asked.csv, figure_file=asked.figure)

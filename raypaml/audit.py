@@ -1,26 +1,28 @@
-"""`python -m raypaml.audit`: which training labels are likely missing, and what those who looked at them answered."""
+"""`python -m raypaml.audit`: lists training labels that are likely missing, or applies people's answers to the list."""
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
 
 from raypaml.cli import Parser, add_alpha_flag, command, run_command, say
 from raypaml.extensions import add_import_flag
 
 
-def parse(argv: Sequence[str]) -> Any:
-    """The flags."""
-    about = "List the training labels that are likely missing, or apply the answers."
+def parse(argv: Sequence[str]) -> Namespace:
+    """Read the flags."""
+    about = "List the training labels that are likely missing, or write a data set with people's answers to the list."
     parser = Parser(prog=command("audit"), description=about)
     add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a finished run of a large-loss scheme")
-    add("--data", default="", help="folder of shards, index and vocabulary [the run's]")
-    add("--top", type=int, default=500, metavar="N", help="entries listed [500]")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
-    add("--apply", default="", metavar="ANSWERS.CSV", help="write a data set with these answers")
-    about = "folder of the audit [audit, in the run's]; with --apply: of the new data set"
+    add("run", metavar="RUN", help="folder of a finished run of a large-loss scheme, trained with --history")
+    add("--data", default="", help="data set (folder of shards, index and vocabulary) [the run's]")
+    add("--top", type=int, default=500, metavar="N", help="number of entries in the list [500]")
+    about = "where the model computes; auto takes a GPU if there is one [auto]"
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
+    about = "write a data set with the answers in this file instead of a list; needs --out"
+    add("--apply", default="", metavar="ANSWERS.CSV", help=about)
+    about = "folder of the list [audit in the run's folder], or of the new data set with --apply"
     add("--out", default="", metavar="DIR", help=about)
     add_alpha_flag(parser)
     add_import_flag(parser)
@@ -28,10 +30,10 @@ def parse(argv: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Audit, or apply."""
+    """Audit the run and print the path of the page, or apply answers."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     if asked.apply and not asked.out:
-        raise ValueError("apply: --out DIR is needed, the folder of the new data set")
+        raise ValueError("apply: --apply needs --out DIR, the folder of the new data set")
     from raypaml.api.run import Run  # with torch
     from raypaml.auditing.audit_run import figures_as_text
 

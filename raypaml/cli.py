@@ -135,14 +135,20 @@ def _how(kind: Any) -> dict[str, Any]:
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of commands that share their work out over processes: --workers, --address, --device."""
     add = parser.add_argument
-    add("--workers", type=int, default=1, metavar="N", help="1: this process alone, without Ray [1]")
-    add("--address", default="", help="Ray cluster to join (also RAY_ADDRESS) [a private one]")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="[auto]")
+    about = "processes that share the work; 1: this process alone, without Ray [1]"
+    add("--workers", type=int, default=1, metavar="N", help=about)
+    about = "address of a Ray cluster to join, or set RAY_ADDRESS [a private Ray for this command]"
+    add("--address", default="", help=about)
+    about = "where the model computes; auto takes a GPU if there is one [auto]"
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
 
 
 def add_alpha_flag(parser: argparse.ArgumentParser) -> None:
     """Add the flag of commands that use a trained model: --alpha."""
-    about = "BoostLU's factor, that of training, or chosen by evaluate --choose-alpha [chosen if any, else training]"
+    about = (
+        "BoostLU's factor: a number from 1, training (that of training), or chosen (by evaluate --choose-alpha) "
+        "[chosen if there is one, else training]"
+    )
     parser.add_argument("--alpha", default="", metavar="A|training|chosen", help=about)
 
 

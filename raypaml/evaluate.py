@@ -1,36 +1,38 @@
-"""`python -m raypaml.evaluate`: predict a split in parts, which neither workers nor interruptions change."""
+"""`python -m raypaml.evaluate`: predicts a split in parts, which do not depend on workers and interruptions."""
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
 
 from raypaml.cli import Parser, add_worker_flags, command, run_command, say
 from raypaml.extensions import add_import_flag
 
 
-def parse(argv: Sequence[str]) -> Any:
-    """The flags."""
+def parse(argv: Sequence[str]) -> Namespace:
+    """Read the flags."""
     parser = Parser(
         prog=command("evaluate"), description=f"Predict a split with a trained model, for {command('aggregate')}."
     )
     add = parser.add_argument
-    add("checkpoint", metavar="RUN_OR_CHECKPOINT", help="folder of a run (its best checkpoint) or of one")
-    add("--data", default="", help="folder of shards, index and vocabulary [the run's]")
-    add("--split", default="", help="[test, and validation with --choose-alpha]")
-    about = "choose on validation, never on test, the alpha and the thresholds that the model is used with"
+    about = "folder of a run, whose best checkpoint is evaluated, or of a checkpoint"
+    add("checkpoint", metavar="RUN_OR_CHECKPOINT", help=about)
+    add("--data", default="", help="data set (folder of shards, index and vocabulary) [the run's]")
+    add("--split", default="", help="split to predict [test, or validation with --choose-alpha]")
+    about = "choose the alpha and the thresholds that the model is used with, on the validation split, never on test"
     add("--choose-alpha", action="store_true", help=about)
     add_worker_flags(parser)
-    add("--out", default="", metavar="DIR", help="folder of the predictions [in the run's folder]")
-    add("--unobserved", action="store_true", help="write the unobserved entries too: images x classes rows")
+    add("--out", default="", metavar="DIR", help="folder for the predictions [predictions/SPLIT in the run's folder]")
+    about = "predict unobserved entries too, which makes images x classes rows"
+    add("--unobserved", action="store_true", help=about)
     add("--skip-budget", type=float, metavar="SHARE", help="share of the samples that may be broken [the run's]")
     add_import_flag(parser)
     return parser.parse(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, and say where."""
+    """Predict the split, choose alpha if asked, and print where the predictions are."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.api.run import Run  # with torch
 
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(predicted.folder)
     if predicted.skipped:
-        say(f"{predicted.skipped:,} broken images skipped; their names are in the parts")
+        say(f"{predicted.skipped:,} broken images skipped; the prediction files name them in their metadata")
     if not asked.choose_alpha:
         say(f"next: {command('aggregate')} {predicted.folder}")
         return 0

@@ -1,39 +1,45 @@
-"""`python -m raypaml.explain`: what a model looked at, beside another's, and the papers' comparison of their maps."""
+"""`python -m raypaml.explain`: shows a model's class activation maps, and compares them with those of other models."""
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
 
 from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command
 from raypaml.extensions import add_import_flag
 
 
-def parse(argv: Sequence[str]) -> Any:
-    """The flags."""
+def parse(argv: Sequence[str]) -> Namespace:
+    """Read the flags."""
     parser = Parser(
-        prog=command("explain"), description="Look at a model's maps, and compare them with those of other models."
+        prog=command("explain"),
+        description="Show a model's class activation maps, and compare them with those of other models.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN_OR_CHECKPOINT", help="folder of a run (its best checkpoint) or of one")
-    add("--against", default="", metavar="RUN", help="compare with this run's maps, usually trained on full labels")
-    add("--beside", default="", metavar="RUN,RUN", help="show the maps of these runs too, side by side")
-    add("--data", default="", help="folder of shards, index and vocabulary [the run's]")
-    add("--split", default="test", help="[test]")
-    add("--boxes", default="", metavar="FILE", help="box CSV of Open Images for this split [the data's own]")
-    add("--limit", type=int, default=0, metavar="N", help="only the first N images of the split [0: all]")
-    add("--classes", default="", metavar="NAME,NAME", help="show only these classes, by name or id")
-    add("--group", default="", metavar="G1|..|G5", help="show only classes of this group")
+    about = "folder of a run, whose best checkpoint is explained, or of a checkpoint"
+    add("run", metavar="RUN_OR_CHECKPOINT", help=about)
+    about = "compare with the maps of this run, which is usually trained on full labels"
+    add("--against", default="", metavar="RUN", help=about)
+    add("--beside", default="", metavar="RUN,RUN", help="show the maps of these runs too, without comparing them")
+    add("--data", default="", help="data set (folder of shards, index and vocabulary) [the run's]")
+    add("--split", default="test", help="split whose images are shown [test]")
+    about = "CSV with known boxes of this split, in the format of Open Images [the data set's own]"
+    add("--boxes", default="", metavar="FILE", help=about)
+    add("--limit", type=int, default=0, metavar="N", help="use only the first N images of the split; 0: all [0]")
+    add("--classes", default="", metavar="NAME,NAME", help="show only these classes, by name or id [all]")
+    add("--group", default="", metavar="G1|..|G5", help="show only classes of this class group, G1 the rarest [all]")
     add(
         "--show",
         choices=("spread", "high", "low", "errors"),
         default="spread",
-        help="spread: positives of every score; high or low ones; errors: negatives that score highest [spread]",
+        help="which images are shown: positives over the whole range of scores (spread), with the highest or lowest "
+        "scores, or negatives with the highest scores (errors) [spread]",
     )
-    add("--rows", type=int, default=12, metavar="N", help="images shown [12]")
-    add("--raw", action="store_true", help="show maps before BoostLU")
-    add("--out", default="", metavar="DIR", help="[RUN/explanations/SPLIT, or .../SPLIT-against-RUN]")
+    add("--rows", type=int, default=12, metavar="N", help="number of images shown [12]")
+    add("--raw", action="store_true", help="show the maps before BoostLU [after it]")
+    about = "folder for the page [RUN/explanations/SPLIT, with --against RUN/explanations/SPLIT-against-OTHER]"
+    add("--out", default="", metavar="DIR", help=about)
     add_alpha_flag(parser)
     add_worker_flags(parser)
     add_import_flag(parser)
@@ -41,7 +47,7 @@ def parse(argv: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare, write figures and page, and say where."""
+    """Compare the maps, write figures and page, and print the path of the page."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.api.run import Run  # with torch
 

@@ -1,31 +1,37 @@
-"""`python -m raypaml.predict`: the classes of pictures, by one process or many Ray workers, and maps over them."""
+"""`python -m raypaml.predict`: predicts the classes of pictures in one process or in many Ray workers."""
 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command, say
 from raypaml.extensions import add_import_flag
 
 
-def parse(argv: Sequence[str]) -> Any:
-    """The flags."""
-    about = "Say which classes pictures show. Where no class reaches its threshold, a picture has a row without class."
+def parse(argv: Sequence[str]) -> Namespace:
+    """Read the flags."""
+    about = (
+        "Say which classes pictures show. A picture of which no class reaches its threshold has a row without class."
+    )
     parser = Parser(prog=command("predict"), description=about)
     add = parser.add_argument
     add("model", metavar="RUN", help="folder of a run, a checkpoint or an export")
-    add("images", nargs="+", metavar="IMAGES", help="files, folders, shards (.tar), s3:// or gs://")
-    add("--out", default="", metavar="FILE", help=".csv, .parquet or .jsonl [CSV on standard output]")
-    add("--top", type=int, default=0, metavar="N", help="the N best classes, whatever their score")
-    about = "classes of at least this probability [each class's own, chosen with the alpha; else 0.5]"
+    about = "pictures: files, folders or shards (.tar), on disk or at s3:// or gs://"
+    add("images", nargs="+", metavar="IMAGES", help=about)
+    about = "write the answers to this .csv, .parquet or .jsonl file [CSV on standard output]"
+    add("--out", default="", metavar="FILE", help=about)
+    add("--top", type=int, default=0, metavar="N", help="answer the N best classes, whatever their score")
+    about = "answer classes of at least this probability [each class's own, chosen on validation with alpha; else 0.5]"
     add("--threshold", type=float, metavar="P", help=about)
-    about = "predictions of a validation split: each class at the threshold of its best F1 there"
+    about = "answer each class from the threshold of its best F1 in these predictions of a validation split"
     add("--thresholds-from", default="", metavar="PREDICTIONS", help=about)
-    add("--overlays", default="", metavar="DIR", help="write each picture with the map of its best class")
-    add("--background", default="white", metavar="COLOUR", help="under transparent pixels; as in preparation [white]")
+    about = "write each picture with the class activation map of its best class into this folder"
+    add("--overlays", default="", metavar="DIR", help=about)
+    about = "colour under transparent pixels, the same as when the data set was prepared [white]"
+    add("--background", default="white", metavar="COLOUR", help=about)
     add_alpha_flag(parser)
     add_worker_flags(parser)
     add_import_flag(parser)
@@ -33,16 +39,17 @@ def parse(argv: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict, write, and name what was broken."""
+    """Predict, write the answers, and name broken pictures; 1 if there are any."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.api.predicted import predict_pictures  # with torch
-    from raypaml.inference.answer_files import standard_output
+    from raypaml.inference.answer_files import CsvAnswers
+    from raypaml.inference.choice import ChoiceRequest
 
     predicted = predict_pictures(
         Path(asked.model),
         asked.images,
-        out=asked.out or standard_output(),
-        choosing={name: getattr(asked, name) for name in ("top", "threshold", "thresholds_from")},
+        out=asked.out or CsvAnswers(sys.stdout),
+        choosing=ChoiceRequest(top=asked.top, threshold=asked.threshold, thresholds_from=asked.thresholds_from),
         overlays=asked.overlays,
         background=asked.background,
         alpha=asked.alpha,

@@ -1,10 +1,10 @@
-"""`python -m raypaml.train`: a training run from its command line to its report, on a laptop or a cluster."""
+"""`python -m raypaml.train`: trains and tests a run and writes its report, on a laptop or a cluster."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from types import SimpleNamespace
 
 from raypaml.cli import Parser, command, run_command, say
 from raypaml.config import TrainConfig
@@ -13,18 +13,18 @@ from raypaml.runs.run_flags import parse_run, spelled_out
 _ABOUT = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
 
 
-def parse(argv: Sequence[str]) -> tuple[TrainConfig, Any]:
-    """The configuration asked for, and whether only to plan it."""
-    return parse_run(spelled_out(argv), command("train"), _ABOUT, _add_plan)
+def parse(argv: Sequence[str]) -> tuple[TrainConfig, SimpleNamespace]:
+    """The configuration of the run, and in `plan` whether it is only planned."""
+    about = "print parameters, map sizes, memory and the images per second that are needed, and start nothing"
 
+    def add_plan(parser: Parser) -> None:
+        parser.add_argument("--plan", action="store_true", help=about)
 
-def _add_plan(parser: Parser) -> None:
-    about = "print parameters, map sizes, memory and the images per second needed; start nothing"
-    parser.add_argument("--plan", action="store_true", help=about)
+    return parse_run(spelled_out(argv), command("train"), _ABOUT, add_plan)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, test, report."""
+    """Train and test, and print the table of the result and the path of the report."""
     config, asked = parse(sys.argv[1:] if argv is None else argv)
     if asked.plan:
         from raypaml.training.job import plan_job  # with torch, which --help does without

@@ -1,4 +1,4 @@
-"""`python -m raypaml.tune`: search fields of a recipe; every trial is a run of raypaml.train."""
+"""`python -m raypaml.tune`: searches the best values of a run's settings; every trial is a run of raypaml.train."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import AskedConfig, parse_run
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
 
-_ABOUT = "Search fields of a recipe; every trial is a run of raypaml.train. The same command goes on after a kill."
+_ABOUT = (
+    "Search the best values of a run's settings; every trial is a run of raypaml.train. After an interruption the same "
+    "command goes on."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneFlags:
-    """What the flags ask for."""
+    """The search that the flags ask for."""
 
     base: AskedConfig
     """The configuration that the search starts from."""
     settings: SearchSettings
-    """What is varied, and how."""
+    """The searched spaces, and how they are searched."""
     suggest: bool
-    """Only say what the labels suggest for delta_rel."""
+    """Whether only to print the delta_rel that the labels suggest, without a search."""
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, TuneFlags]:
-    """The configuration that the search starts from, and all that is asked for."""
+    """The configuration that the search starts from, and the search that the flags ask for."""
     config, asked = parse_run(argv, command("tune"), _ABOUT, _add_own, USUAL)
     settings = SearchSettings(**{field.name: getattr(asked, field.name) for field in fields(SearchSettings)})
     return config, TuneFlags(base=asked.asked, settings=settings, suggest=asked.suggest)
@@ -44,7 +47,7 @@ def _add_own(parser: Parser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Search, conclude, report."""
+    """Search, and print the table of trials, the verdict and the path of the report."""
     config, asked = parse(sys.argv[1:] if argv is None else argv)
     for name in NOT_OF_TRIALS:
         if name in asked.base.given:

@@ -25,7 +25,8 @@ from raypaml.evaluation import choosing
 from raypaml.evaluation.choosing import alpha_table, choose_alpha
 from raypaml.evaluation.measures import read_alphas
 from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, write_part
-from raypaml.evaluation.summary import Summary, table
+from raypaml.evaluation.result_records import Summary
+from raypaml.evaluation.summary import table
 from raypaml.inference.model_card import WEIGHTS, digest
 from raypaml.labels import Vocabulary, class_groups
 from raypaml.metrics.alpha_choice import FOLDS, SHRINKAGE, AlphaTable, candidates, fold_of_images

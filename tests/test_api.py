@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import rlcompleter
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -224,3 +227,14 @@ def test_a_run_of_a_program_goes_on_and_is_predicted_anew(
     with pytest.raises(raypaml.UserError, match=r"the run was started with alpha=5.0 \(asked: 2.0\)"):
         raypaml.Run.train("digits", alpha=2, **settings)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_notebook_completes_the_names_of_the_package() -> None:
+    code = "import rlcompleter, sys, raypaml; found = dir(raypaml); print('torch' in sys.modules, *raypaml.__all__); "
+    code += "print(*[name for name in raypaml.__all__ if name not in found])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names, missing = said.splitlines()
+    assert names.split()[0] == "False", "listing the names imports torch"
+    assert {"Run", "Search", "load", "Callback", "boostlu"} <= set(names.split())
+    assert not missing
+    assert "raypaml.Run(" in str(rlcompleter.Completer({"raypaml": raypaml}).attr_matches("raypaml.Ru"))

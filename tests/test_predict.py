@@ -23,7 +23,7 @@ from PIL import Image
 import raypaml
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
-from raypaml.inference.choice import choose
+from raypaml.inference.choice import ChoiceRequest, choose
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.predict import main
@@ -120,7 +120,7 @@ def test_thresholds_of_a_prediction_set_are_used(trained: Run, pictures: Path, t
     out = tmp_path / "best.parquet"
     assert main([str(run), str(pictures), "--thresholds-from", str(run / "predictions/test"), "--out", str(out)]) == 0
     model = raypaml.load(run)
-    limits = choose(model.card, thresholds_from=str(run / "predictions" / "test")).thresholds
+    limits = choose(model.card, ChoiceRequest(thresholds_from=str(run / "predictions" / "test"))).thresholds
     for row in pq.read_table(out).to_pylist():
         if row["class"] is None:
             continue

@@ -133,7 +133,7 @@ def test_what_a_search_leaves(searched: tuple[SearchPlan, list[Trial]]) -> None:
     write_search_page(search, outcomes, verdict)
     rows = list(csv.DictReader((search.folder / "trials.csv").read_text().splitlines()))
     assert [row["state"] for row in rows] == ["finished", "finished", "stopped", "failed", "planned"]
-    assert float(rows[1]["test_mean_ap"]) == outcomes[1].result["mean_ap"]
+    assert float(rows[1]["test_mean_ap"]) == outcomes[1].test_mean_ap
     assert rows[3]["error"] == "rank 0: logits are not finite"
     page = (search.folder / "report.html").read_text()
     assert page.count("<svg") == 3
@@ -170,7 +170,8 @@ def test_a_search_is_an_object_in_a_program(searched: tuple[SearchPlan, list[Tri
     best = max(search.outcomes[:2], key=lambda found: found.score)
     assert search.trials["alpha"].to_pylist()[:5] == [dict(trial.values)["alpha"] for trial in trials]
     assert search.best.folder == search.folder / "trials" / best.trial.name
-    assert (search.best.result, search.best_settings) == (best.result, dict(best.trial.values))
+    assert search.best.result is not None
+    assert (search.best.result["mean_ap"], search.best_settings) == (best.test_mean_ap, dict(best.trial.values))
     assert (search.name, search.is_finished, search.result) == ("s", False, None)
     with pytest.raises(raypaml.UserError, match=r"best\.json: no such file"):
         _ = search.best_config
@@ -241,14 +242,15 @@ def test_a_better_trial_is_judged_on_the_test_split(searched: tuple[SearchPlan, 
     outcomes[1].history[-1]["validation_mean_ap"] = 0.99
     verdict = conclude_search(search, outcomes)
     assert verdict.best is outcomes[1]
-    assert verdict.difference == pytest.approx(outcomes[1].result["mean_ap"] - outcomes[0].result["mean_ap"])
+    first, second = (one.test_mean_ap or 0.0 for one in outcomes[:2])
+    assert verdict.difference == pytest.approx(second - first)
     assert verdict.interval is not None
     assert verdict.interval[0] < verdict.difference < verdict.interval[1]
     assert _meaning(*verdict.interval) in verdict.text
     outcomes[0].history[-1]["validation_mean_ap"] = 1.0
     repeats = [dataclasses.replace(found.trial, seed=1, repeats=True) for found in outcomes]
     tested = zip(repeats, (0.5, 0.6), strict=True)
-    outcomes += [Outcome(trial=trial, state="finished", result={"mean_ap": ap}) for trial, ap in tested]
+    outcomes += [Outcome(trial=trial, state="finished", test_mean_ap=ap) for trial, ap in tested]
     said = conclude_search(search, outcomes).text
     assert "Nothing tried is better than the starting point" in said
     assert f"Over 2 seeds {trials[1].name} differs from the starting point by" in said

@@ -1,11 +1,10 @@
-"""The classes of pictures in files, folders and shards, by this process or many."""
+"""Predicts the classes of pictures in files, folders and shards, in this process or in many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -13,7 +12,7 @@ from raypaml.cluster.tasks import Processes, device_mapper
 from raypaml.counting import Count
 from raypaml.data.hidden_files import PassedOver
 from raypaml.inference.answer_files import Rows, Writer, check_out, writer
-from raypaml.inference.choice import choose
+from raypaml.inference.choice import ChoiceRequest, choose
 from raypaml.inference.classifying import classify
 from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import find_pictures
@@ -23,19 +22,19 @@ from raypaml.runs.ranks import one_thread
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a model said of pictures."""
+    """The answers of a model for pictures."""
 
     pictures: int
-    """How many were found."""
+    """Number of pictures, including broken ones."""
     table: pa.Table | None
     """A row for each answer: `image`, `class`, `name`, `score`; a picture without a class has one row with nulls. None
     where the answers were written to `out`."""
     out: str
     """The file with the answers; "" where there is none."""
     without_class: int
-    """Pictures of which no class reached its threshold."""
+    """Number of pictures of which no class reached its threshold."""
     broken: tuple[tuple[str, str], ...]
-    """Pictures that cannot be read, each with the reason."""
+    """Name of each picture that cannot be read, with the reason."""
 
     def __repr__(self) -> str:
         where = f"in {self.out}" if self.table is None else f"{self.table.num_rows:,} rows in .table"
@@ -48,28 +47,28 @@ def predict_pictures(
     images: Sequence[str],
     *,
     out: str | Writer,
-    choosing: Mapping[str, Any],
+    choosing: ChoiceRequest,
     overlays: str,
     background: str,
     alpha: str,
     processes: Processes,
     say: Callable[[str], None],
 ) -> Predicted:
-    """Predict pictures, write or collect the answers, and say what was broken or passed over.
+    """Predict pictures, write or collect the answers, and name pictures that were broken or passed over.
 
     Args:
         model: folder of a run, a checkpoint or an export.
-        images: files, folders and shards, here or in a store.
-        out: a file, or what takes the answers; "" collects them in a table.
-        choosing: which classes are answered, as `inference.choice.choose` takes it.
+        images: files, folders and shards, on disk or in an object store.
+        out: a file, or a writer that takes the answers; "" collects them in a table.
+        choosing: the classes that are answered.
         overlays: folder for pictures with the map of their best class; "" for none.
         background: colour under transparent pixels.
-        alpha: as `raypaml.load` takes it.
-        processes: that share the pictures.
-        say: told of progress.
+        alpha: the alpha to use, as `raypaml.load` takes it.
+        processes: the processes that share the pictures.
+        say: prints a line of progress.
 
     Raises:
-        ValueError: the model, the pictures or the file do not fit what is asked.
+        ValueError: there is no such model, picture, colour or class of file, or what is asked contradicts itself.
     """
     file = out if isinstance(out, str) else ""
     check_out(file)
@@ -77,7 +76,7 @@ def predict_pictures(
     with one_thread():
         files = ModelFiles.find(model, alpha)
         card = files.card
-        choice = choose(card, **choosing)
+        choice = choose(card, choosing)
         say(f"alpha {alpha_text(card.alpha)}: {card.alpha_origin}; threshold: {choice.said}")
         passed_over = PassedOver(list)
         pictures = list(find_pictures(images, background, passed_over))

@@ -16,7 +16,8 @@ from raypaml.evaluation.choosing import ALPHA_SPLIT, choose_for_use
 from raypaml.evaluation.measures import Evaluation, evaluate_set
 from raypaml.evaluation.parts import open_set, read_vocabulary
 from raypaml.evaluation.prediction_plan import PredictionPlan, check_skipped, plan_asked, predict_part_alone
-from raypaml.evaluation.summary import Summary, summary, table
+from raypaml.evaluation.result_records import Summary
+from raypaml.evaluation.summary import summary, table
 from raypaml.runs.ranks import one_thread
 
 

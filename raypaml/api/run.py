@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
     from raypaml.api.predicted import Predicted
     from raypaml.api.predicted_split import PredictedSplit
     from raypaml.auditing.answers import AnswersRecord
-    from raypaml.evaluation.summary import RunResult
+    from raypaml.evaluation.result_records import RunResult
     from raypaml.inference.classifier import Classifier
     from raypaml.training.callbacks import Callback
 
@@ -250,12 +250,13 @@ class Run:
     ) -> Predicted:
         """The classes of pictures in files, folders and shards, as a table or in a file; `load()` takes pictures."""
         from raypaml.api.predicted import predict_pictures
+        from raypaml.inference.choice import ChoiceRequest
 
         return predict_pictures(
             self.path,
             as_texts(images),
             out=str(out),
-            choosing={"top": top, "threshold": threshold, "thresholds_from": str(thresholds_from)},
+            choosing=ChoiceRequest(top=top, threshold=threshold, thresholds_from=str(thresholds_from)),
             overlays=str(overlays),
             background=background,
             alpha=str(alpha),
@@ -290,11 +291,9 @@ class Run:
     @told_as_user_errors()
     def apply_answers(self, answers: Place, out: Place, *, data: Place = "") -> AnswersRecord:
         """Write a data set with people's answers to an audit; returns how many labels are new."""
-        from raypaml.auditing.answers import apply_answers, read_answers
         from raypaml.auditing.audit_run import AuditedRun
 
-        audited, file = AuditedRun.open(self.folder, str(data), self._say).data, Path(answers)
-        return apply_answers(audited, read_answers(file, audited.splits["train"], audited.vocabulary), Path(out), file)
+        return AuditedRun.open(self.folder, str(data), self._say).apply(Path(answers), Path(out))
 
     @told_as_user_errors()
     def export(self, out: Place = "", *, formats: str | Sequence[str] = (), alpha: float | str = "") -> list[Exported]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raypaml.auditing.answers import AnswersRecord, apply_answers, read_answers
 from raypaml.auditing.audit_page import PICTURES, Candidate, place, strip, write_audit_page, write_tables
 from raypaml.auditing.candidates import (
     AuditFigures,
@@ -53,6 +54,11 @@ class AuditedRun:
         folder = open_folder(resolve_data(data or config.data.data, say), **config.data.opening)
         check_trained_classes(run, folder.vocabulary.digest, folder.address)
         return cls(run, config, folder)
+
+    def apply(self, answers: Path, out: Path) -> AnswersRecord:
+        """Write a data set to `out` with the answers of a file; returns the record of the answers."""
+        given = read_answers(answers, self.data.splits["train"], self.data.vocabulary)
+        return apply_answers(self.data, given, out, answers)
 
 
 def audit_run(

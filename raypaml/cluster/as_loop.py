@@ -18,7 +18,7 @@ from raypaml.cluster.session import is_train_worker
 from raypaml.cluster.tasks import own_device
 from raypaml.config import TrainConfig
 from raypaml.data.storage import Location
-from raypaml.evaluation.summary import RunResult
+from raypaml.evaluation.result_records import RunResult
 from raypaml.extensions import import_modules
 from raypaml.recipes import recipe, resolve
 from raypaml.run_report.conclude import conclude_run

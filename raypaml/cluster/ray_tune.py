@@ -71,7 +71,7 @@ def _train_trial(search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bo
     before = outcome(search, trial)
     for record in before.history[search.longest_warmup :]:  # by which ASHA compares it
         tune.report(search.progress(record))
-    if before.result:
+    if before.state == "finished":
         return
     reporter = TrialReporter(search, warmups, marks)
     splits = ("validation", "test")

@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import cast
 
 import numpy as np
 
 from raypaml.evaluation.measures import GROUPS, Evaluation
-from raypaml.evaluation.summary import Summary, summary, table
+from raypaml.evaluation.result_records import AggregateFigures, ConventionFigures, Difference, SetFigures
+from raypaml.evaluation.summary import summary, table
 from raypaml.labels import FloatArray
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.metrics.bootstrap import interval
@@ -23,63 +24,6 @@ from raypaml.reports.tables import markdown, percent
 
 PER_CLASS: tuple[Convention, ...] = ("paper", "positives", "two-sided")
 """The conventions whose mean AP has a bootstrap interval."""
-
-Interval = tuple[float, float]
-"""The ends of a 95 % bootstrap interval."""
-
-
-class ConventionFigures(TypedDict, total=False):
-    """Mean AP, 0..1, under one convention; with `reason` alone beside it where it could not be computed."""
-
-    mean_ap: float | None
-    """Mean over all classes that count."""
-    reason: str
-    """Why there is no mean."""
-    groups: dict[str, float]
-    """Mean over those of each class group, by its name."""
-    classes_counted: int
-    classes_counted_by_group: list[int]
-    """Counted classes of G1 to G5."""
-    classes_skipped: dict[str, int]
-    """How many classes do not count, by the reason."""
-    interval_95: dict[str, Interval]
-    """The interval of each group's mean and of All; only with bootstrap replicates."""
-
-
-class Difference(TypedDict):
-    """The mean AP of a second set minus that of the first, 0..1, under one convention."""
-
-    difference: dict[str, float]
-    """By class group, and All."""
-    interval_95: NotRequired[dict[str, Interval]]
-    """The interval of the paired difference: the same images are drawn for both sets."""
-
-
-class SetFigures(Summary):
-    """All figures of one prediction set, 0..1; every mean stands beside its convention and what it counts."""
-
-    alpha: float | list[float] | None
-    """BoostLU's factor, one for all classes or [K]; None where the predictions have one score an entry."""
-    scores: Literal["logits", "probabilities"]
-    samples: int | None
-    """Predicted images; None where only those with an entry are known."""
-    conventions: dict[Convention, ConventionFigures]
-    calibration_error: float
-    """Expected calibration error over observed entries."""
-    alpha_curve: NotRequired[dict[str, dict[str, float]]]
-    """Mean AP of G1..G5 and All under the convention `paper`, by alpha."""
-    decisions: NotRequired[dict[str, float]]
-    """Precision, recall and F1 at the thresholds that were asked for, over all entries and as means over classes."""
-    precision_at_recall: NotRequired[dict[str, float]]
-    """Mean over the classes of G1..G5 and All of the precision at the recall that was asked for."""
-
-
-class AggregateFigures(TypedDict):
-    """The content of the file that `raypaml aggregate --json` writes."""
-
-    runs: list[SetFigures]
-    difference: NotRequired[dict[Convention, Difference]]
-    """The second set compared with the first, where two were given."""
 
 
 @dataclass(frozen=True)

@@ -56,24 +56,28 @@ class Coding:
         return pa.array(label == self.positive, mask=label == self.unobserved)
 
 
-def open_predictions(
-    where: str,
-    vocabulary: str = "",
-    *,
-    scores: Literal["logits", "probabilities"] | None = None,
-    labels: str = "",
-    coding: str = "1,0,-1",
-) -> tuple[PredictionSet, Vocabulary]:
+@dataclass(frozen=True, kw_only=True)
+class PredictionForm:
+    """What is said about a file of predictions beside its path; only `vocabulary` matters for those of raypaml."""
+
+    vocabulary: str = ""
+    """File of the classes; "" takes the one beside the predictions of raypaml."""
+    scores: Scores | None = None
+    """What the scores of another program are."""
+    labels: str = ""
+    """.npy file of the labels of a matrix of scores."""
+    coding: str = "1,0,-1"
+    """The numbers that stand for positive, negative and unobserved in the labels of another program."""
+
+
+def open_predictions(where: str, form: PredictionForm) -> tuple[PredictionSet, Vocabulary]:
     """Open a prediction set, written by raypaml or by another program, with its vocabulary.
 
     Args:
         where: a run, a folder of predictions, or a .csv, .parquet or .npy file of another program.
-        vocabulary: file of the classes; "" takes the one beside the predictions of raypaml.
-        scores: what the scores of another program are.
-        labels: .npy file of the labels of a matrix of scores.
-        coding: the numbers that stand for positive, negative and unobserved in the labels of another program.
+        form: how to read it.
     """
-    path, given = Path(where), Path(vocabulary) if vocabulary else None
+    path, given = Path(where), Path(form.vocabulary) if form.vocabulary else None
     folder = path / "predictions" / "test" if (path / "predictions").is_dir() else path
     if path.is_dir() or not path.suffix:
         predictions = open_set(folder)
@@ -81,8 +85,8 @@ def open_predictions(
     if given is None:
         raise ValueError(f"{path}: say which classes these are, with --vocabulary FILE")
     classes = Vocabulary.read(given)
-    matrix = Path(labels) if labels else None
-    return open_others(path, classes, scores=scores, labels=matrix, coding=Coding.parse(coding)), classes
+    labels = Path(form.labels) if form.labels else None
+    return open_others(path, classes, scores=form.scores, labels=labels, coding=Coding.parse(form.coding)), classes
 
 
 def open_others(

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypaml.evaluation.entries import Alpha, Entries, SpilledSet, spilled
+from raypaml.evaluation.entries import Alpha, Entries, spilled
+from raypaml.evaluation.micro_ap import MicroScores
 from raypaml.evaluation.parts import PredictionSet
-from raypaml.labels import GROUP_NAMES, POSITIVE, FloatArray, RealArray, Vocabulary
-from raypaml.metrics.average_precision import Ranking, group_means, mean_ap, micro_average_precision, rank_entries
+from raypaml.labels import GROUP_NAMES, POSITIVE, FloatArray, Vocabulary
+from raypaml.metrics.average_precision import Ranking, group_means, mean_ap, rank_entries
 from raypaml.metrics.bootstrap import bootstrap_ap
 from raypaml.metrics.conventions import Convention, under
 from raypaml.metrics.own_metrics import METRICS, own_metrics
 from raypaml.metrics.thresholds import (
     BINS,
     Decisions,
-    best_threshold,
     best_thresholds,
     calibration_bins,
     decide,
@@ -146,7 +146,7 @@ def evaluate_set(
     alpha = _alpha(predictions, options)
     with spilled(predictions) as entries:
         num_classes = predictions.num_classes
-        micro = _Micro(entries, vocabulary)
+        micro = MicroScores(entries, vocabulary)
         evaluation = Evaluation(
             predictions=predictions,
             vocabulary=vocabulary,
@@ -198,7 +198,7 @@ def _allocate(evaluation: Evaluation, options: EvaluationOptions) -> None:
         evaluation.at_recall = np.full(num_classes, np.nan)
 
 
-def _add(evaluation: Evaluation, options: EvaluationOptions, bucket: Entries, micro: _Micro) -> None:
+def _add(evaluation: Evaluation, options: EvaluationOptions, bucket: Entries, micro: MicroScores) -> None:
     """Fill in the figures of the classes in one bucket, which holds all their entries."""
     if evaluation.unobserved_ap is not None:
         _put(evaluation.unobserved_ap, _rank(bucket, evaluation.alpha, len(evaluation.ap)).ap())
@@ -249,46 +249,6 @@ def _limit(evaluation: Evaluation, options: EvaluationOptions) -> float | FloatA
         raise ValueError(f"threshold={options.threshold:g}: a probability, must be above 0 and below 1")
     odds = options.threshold / (1 - options.threshold)
     return options.threshold if evaluation.predictions.probabilities else float(np.log(odds))
-
-
-class _Micro:
-    """Collects the scores of all observed entries in one array, by label and class group: 4 bytes an entry."""
-
-    def __init__(self, entries: SpilledSet, vocabulary: Vocabulary):
-        self._group = vocabulary.class_group - 1
-        counts = [np.bincount(self._group, weights=entries.tally[:, column], minlength=5) for column in (1, 0)]
-        # where the scores of the negatives of G1..G5, then of the positives of G1..G5, end in the array
-        self._ends = np.cumsum(np.concatenate(counts).astype(np.int64))
-        self._next = self._ends - np.concatenate(counts).astype(np.int64)
-        self._starts = self._next.copy()
-        self._scores: RealArray = np.empty(0, np.float32)
-
-    def add(self, ranking: Ranking) -> None:
-        if not len(self._scores):
-            self._scores = np.empty(int(self._ends[-1]), ranking.scores.dtype)
-        place = self._group[ranking.classes] + len(GROUP_NAMES) * ranking.positive
-        for number in range(len(self._ends)):
-            mine = ranking.scores[place == number]
-            self._scores[self._next[number] : self._next[number] + len(mine)] = mine
-            self._next[number] += len(mine)
-
-    def result(self) -> dict[str, float]:
-        """The micro AP of every group and of all classes, by name; sorts the scores in place."""
-        count = len(GROUP_NAMES)
-        cuts = [slice(start, end) for start, end in zip(self._starts, self._ends, strict=True)]
-        pairs: Sequence[tuple[slice, slice]] = list(zip(cuts[:count], cuts[count:], strict=True))
-        pairs = [*pairs, (slice(0, self._ends[count - 1]), slice(self._ends[count - 1], self._ends[-1]))]
-        micro_ap = {}
-        for name, (negative, positive) in zip(GROUPS, pairs, strict=True):
-            self._scores[negative].sort()
-            self._scores[positive].sort()
-            micro_ap[name] = micro_average_precision(self._scores[positive], self._scores[negative])
-        return micro_ap
-
-    def best_threshold(self) -> float:
-        """The score at which the F1 of all entries is highest; `result`, which sorts the scores, comes first."""
-        middle = self._ends[len(GROUP_NAMES) - 1]
-        return best_threshold(self._scores[middle:], self._scores[:middle])
 
 
 def read_alphas(text: str) -> tuple[float | None, tuple[float, ...]]:

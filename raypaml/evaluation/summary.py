@@ -2,94 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
-
 from raypaml.evaluation.measures import Evaluation
+from raypaml.evaluation.result_records import GroupFigures, Summary
 from raypaml.labels import GROUP_NAMES
 from raypaml.reports.tables import markdown, percent
 from raypaml.runs.alpha_of_use import alpha_text
-from raypaml.runs.run_length import Length
-
-
-class GroupFigures(TypedDict):
-    """Mean AP, 0..1, under the convention `paper`."""
-
-    mean_ap: float
-    """Mean over all classes that count."""
-    groups: dict[str, float]
-    """Mean over those of each class group, by its name, G1 (rarest) to G5."""
-
-
-class ChosenAlphaFigures(GroupFigures):
-    """The test figures at the alpha that was chosen on validation."""
-
-    alpha: float | list[float]
-    """BoostLU's factor, one for all classes or [K]."""
-    way: str
-    """One of `metrics.alpha_choice`: one alpha for all classes, for each class group, or for each class."""
-    said: str
-    """How the alpha was chosen, in words."""
-
-
-class Summary(GroupFigures):
-    """The figures of one prediction set and what they count, as JSON files have them."""
-
-    classes: int
-    """Classes of the vocabulary."""
-    classes_scored: int
-    """Classes with an observed label."""
-    classes_without_positives: int
-    """Scored classes without a positive, which count 0."""
-    convention: str
-    split: str
-    images: int
-    """Images with an observed label."""
-    skipped: int
-    """Broken images, which have no predictions."""
-    positives: int
-    """Observed positive entries."""
-    negatives: int
-    """Observed negative entries."""
-    vocabulary: str
-    """Digest of the classes."""
-    metrics: NotRequired[dict[str, dict[str, float]]]
-    """Means over G1..G5 and All of every registered metric, by its name."""
-    chosen_alpha: NotRequired[ChosenAlphaFigures | None]
-    """The figures at the alpha chosen on validation, in the result of a run; None where it is not used."""
-    chosen_alpha_unused: NotRequired[str]
-    """Why the alpha that was chosen is not used, such as that it was chosen for other weights."""
-
-
-class Training(TypedDict):
-    """What `result.json` says of the settings of a run and of how its training ended."""
-
-    scheme: str
-    alpha: float
-    """BoostLU's factor in training."""
-    delta_rel: float
-    """Percent of all entries that are rejected in addition with each epoch."""
-    seed: int
-    epochs: int
-    """Epochs that the configuration asks for."""
-    epochs_trained: int
-    stopped_early: str | None
-    """Why training ended before its last epoch; None where it did not."""
-    world_size: int
-    """Training workers."""
-    best_epoch: int
-    """The epoch, from 0, of best validation mAP, whose checkpoint is tested."""
-    validation_mean_ap: float
-    """Mean AP, 0..1, on the validation split after the best epoch."""
-    training_seconds: float
-
-
-class RunResult(Summary, Training):
-    """The content of `result.json`."""
-
-    lengths: NotRequired[list[Length]]
-    """The lengths in epochs that the run was given one after the other, where it was lengthened."""
-    validation_labels: NotRequired[Literal["complete", "partial"]]
-    """Whether every entry of the validation split is observed; missing in results of earlier versions."""
 
 
 def summary(evaluation: Evaluation) -> Summary:

@@ -167,7 +167,7 @@ def _number(value: float) -> float | None:
 
 @mpl.rc_context(STYLE)
 def correlations(pairs: Pairs) -> str:
-    """Histograms of the rank correlation of two models' maps and, as a control, of a centred Gaussian with the other's."""
+    """Histograms of the rank correlation of the two models' maps and, as a control, with a centred Gaussian."""
     figure, (axis,) = panels(1)
     bins = np.linspace(-1, 1, 61).tolist()
     for values, colour, label in (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +30,6 @@ class Writer(Protocol):
         """Class id, name and score of each answer, best first; none where no class was chosen."""
 
 
-def standard_output() -> Writer:
-    """A writer of CSV to standard output."""
-    return _Csv(sys.stdout)
-
-
 @contextmanager
 def writer(out: str | Writer) -> Iterator[Writer]:
     """A writer to the file `out` in the format of its suffix, or `out` itself where it is one.
@@ -55,7 +49,7 @@ def writer(out: str | Writer) -> Iterator[Writer]:
                 table.flush()
         else:
             with unfinished.open("w", newline="", encoding="utf-8") as text:
-                yield _Csv(text) if path.suffix == ".csv" else _Lines(text)
+                yield CsvAnswers(text) if path.suffix == ".csv" else _Lines(text)
 
 
 def check_out(out: str) -> None:
@@ -64,12 +58,15 @@ def check_out(out: str) -> None:
         raise ValueError(f"out={out}: must end in {', '.join(_SUFFIXES)}")
 
 
-class _Csv:
+class CsvAnswers:
+    """Writes a CSV row for each answer, or one without class where there is none."""
+
     def __init__(self, file: IO[str]):
         self._writer = csv.writer(file, lineterminator="\n")
         self._writer.writerow(_COLUMNS)
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
+        """Write the answers for an image."""
         answers = [(class_id, name, f"{score:.6g}") for class_id, name, score in rows] or [("", "", "")]
         self._writer.writerows((image, *answer) for answer in answers)
 

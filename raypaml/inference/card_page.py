@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import cast
 
-from raypaml.evaluation.summary import RunResult, table
+from raypaml.evaluation.result_records import RunResult
+from raypaml.evaluation.summary import table
 from raypaml.inference.classifier import Classifier
 from raypaml.inference.export_facts import export_facts
 from raypaml.inference.exporting import EXAMPLE

@@ -40,19 +40,29 @@ class Choice:
         ]
 
 
-def choose(card: Card, *, top: int = 0, threshold: float | None = None, thresholds_from: str = "") -> Choice:
-    """The rule that the flags of `raypaml predict` ask for.
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRequest:
+    """What the flags of `raypaml predict` say about the classes that are answered.
 
-    Args:
-        card: the card of the model.
-        top: the number of best classes to answer, whatever their score unless a threshold is given too; 0 for all.
-        threshold: probability that a class has to reach, 0 to 1. Without it and without the other arguments each class
-            has the threshold in the model's card, which was chosen on validation together with alpha, or else 0.5.
-        thresholds_from: predictions of a validation split; each class has the threshold of its best F1 there.
+    Where nothing is said, each class has the threshold in the model's card, which was chosen on validation together
+    with alpha; a card without thresholds has probability 0.5 for all classes.
+    """
+
+    top: int = 0
+    """The number of best classes that are answered, whatever their score unless a threshold is given too; 0 for all."""
+    threshold: float | None = None
+    """Probability that a class has to reach, 0 to 1."""
+    thresholds_from: str = ""
+    """Predictions of a validation split; each class has the threshold of its best F1 there."""
+
+
+def choose(card: Card, asked: ChoiceRequest) -> Choice:
+    """The rule by which classes of a model are answered, as it is asked for.
 
     Raises:
         ValueError: values out of range, both kinds of threshold, or predictions of other classes.
     """
+    top, threshold, thresholds_from = asked.top, asked.threshold, asked.thresholds_from
     if threshold is not None and thresholds_from:
         raise ValueError("threshold and thresholds-from: give one of them")
     if top < 0:

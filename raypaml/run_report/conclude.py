@@ -9,7 +9,8 @@ import numpy as np
 from raypaml.data.batches import Reader
 from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import PredictionSet, check_predicted_classes, open_set
-from raypaml.evaluation.summary import ChosenAlphaFigures, RunResult, Summary, summary
+from raypaml.evaluation.result_records import ChosenAlphaFigures, RunResult, Summary
+from raypaml.evaluation.summary import summary
 from raypaml.explanations.comparing import explain_some
 from raypaml.files import write_json
 from raypaml.run_report.class_rejections import FILE as CLASS_REJECTIONS

@@ -6,7 +6,8 @@ from typing import cast
 
 from raypaml.config import TrainConfig
 from raypaml.evaluation.measures import Evaluation
-from raypaml.evaluation.summary import RunResult, Training, summary
+from raypaml.evaluation.result_records import RunResult, Training
+from raypaml.evaluation.summary import summary
 from raypaml.runs.history import VALIDATION_MEAN_AP, History
 from raypaml.training.early_stopping import early_stop
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from raypaml.counting import epoch_number
-from raypaml.evaluation.summary import GroupFigures
+from raypaml.evaluation.result_records import GroupFigures
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
 from raypaml.runs.history import VALIDATION_MEAN_AP, History, column
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder
-from raypaml.evaluation.summary import ChosenAlphaFigures, GroupFigures, RunResult, caption
+from raypaml.evaluation.result_records import ChosenAlphaFigures, GroupFigures, RunResult
+from raypaml.evaluation.summary import caption
 from raypaml.explanations.explanation_figures import by_group, map_summary
 from raypaml.explanations.gallery import gallery, of_every_group
 from raypaml.explanations.pairs import Pairs

@@ -1,4 +1,4 @@
-"""Which of the searched fields mattered: permutation importance of a random forest over the trials."""
+"""Estimates which of the searched fields mattered: permutation importance of a random forest over the trials."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from raypaml.search.search_folder import Outcome
 from raypaml.search.spaces import Space
 
 LEAST = 6
-"""Trials without which nothing is said."""
+"""The least number of trials for which importance is given."""
 
 
 def comparable(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], int]:
-    """Trials of the plan that ended by plan, and the last epoch that all of them reached (from 1; 0: no trial)."""
-    ended = [found for found in outcomes if found.state in ("finished", "stopped") and not found.trial.repeats]
-    return ended, min((len(found.history) for found in ended), default=0)
+    """The finished and stopped trials of the plan, and the last epoch that all of them reached, from 1; 0 for none."""
+    ended = [one for one in outcomes if one.state in ("finished", "stopped") and not one.trial.repeats]
+    return ended, min((len(one.history) for one in ended), default=0)
 
 
 def importance(outcomes: Sequence[Outcome], spaces: Sequence[Space]) -> dict[str, float]:
-    """Share of each field in what a forest knows of the validation mAP at the last epoch all trials reached.
+    """The share of each field in the importance of all, judged by validation mAP at the last epoch all trials reached.
 
     A random forest learns the score from the fields (choices by their number, logarithmic ranges by their logarithm);
     a field's importance is how much worse it fits when that field's values are shuffled among the trials (Breiman,
-    2001). With few trials this is a hint, and it says nothing outside the values tried.
+    2001). With few trials this is a hint, and it says nothing about values that were not tried.
 
     Returns:
-        Field -> 0..1, adding up to 1; empty with fewer than LEAST trials, or where nothing differs.
+        Share, 0..1, by field; the shares add up to 1. Empty with fewer than LEAST trials, or where nothing differs.
     """
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
@@ -41,10 +41,11 @@ def importance(outcomes: Sequence[Outcome], spaces: Sequence[Space]) -> dict[str
     )
     scores = np.array([found.history[epoch - 1][VALIDATION_MEAN_AP] for found in ended])
     forest = RandomForestRegressor(200, random_state=0).fit(features, scores)
-    found = permutation_importance(forest, features, scores, n_repeats=20, random_state=0).importances_mean.clip(min=0)
-    if not found.sum():
+    shuffled = permutation_importance(forest, features, scores, n_repeats=20, random_state=0)
+    losses = shuffled.importances_mean.clip(min=0)
+    if not losses.sum():
         return {}
-    return dict(zip((space.field for space in spaces), (found / found.sum()).tolist(), strict=True))
+    return dict(zip((space.field for space in spaces), (losses / losses.sum()).tolist(), strict=True))
 
 
 def _number(space: Space, value: object) -> float:

@@ -1,14 +1,17 @@
-"""Optuna's TPE as a searcher: asked for one trial at a time, told what came of all of them."""
+"""Optuna's TPE as a searcher: it proposes one trial at a time from the results of the earlier ones."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from raypaml.cli import extra
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import SearchPlan, add_proposed, outcome
 from raypaml.search.spaces import Space
 from raypaml.search.trials import TRIES, Trial, proposed
+
+if TYPE_CHECKING:
+    import optuna
 
 
 class Proposals:
@@ -29,11 +32,11 @@ class Proposals:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search, self._queue, self._count = search, queue, count
         self._space = {space.name: _distribution(space) for space in search.spaces}
-        # a restart must not draw the same first trials again
+        # after a restart the first trials must not be drawn again
         seed = search.base.run.seed + len(queue.trials)
         sampler = optuna.samplers.TPESampler(n_startup_trials=min(10, max(3, count // 4)), seed=seed)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._asked: dict[Trial, Any] = {}
+        self._asked: dict[Trial, optuna.Trial] = {}
         for trial in queue.trials:
             if trial not in queue.waiting:
                 self._remember(trial)
@@ -44,7 +47,7 @@ class Proposals:
         return len(self._queue.trials) < self._count
 
     def propose(self) -> None:
-        """Add a new trial to the queue, as long as some are wanted and the spaces hold more."""
+        """Add a new trial to the queue if more are wanted and the spaces hold one."""
         for _ in range(TRIES if self.has_more else 0):
             asked = self._study.ask(self._space)
             trial = proposed(self._search.base, self._search.spaces, asked.params)
@@ -63,7 +66,7 @@ class Proposals:
         else:
             self._remember(trial)
 
-    def _tell(self, asked: Any, score: float) -> None:
+    def _tell(self, asked: optuna.Trial, score: float) -> None:
         from optuna.trial import TrialState
 
         if score < 0:
@@ -72,7 +75,7 @@ class Proposals:
             self._study.tell(asked, score)
 
     def _remember(self, trial: Trial) -> None:
-        """A trial that was not asked for here; one outside the spaces, as the recipe's own may be, says nothing."""
+        """Take in a trial that was not proposed here, unless it lies outside the spaces, as the starting point may."""
         import optuna
 
         values = {space.name: dict(trial.values)[space.field] for space in self._search.spaces}
@@ -81,7 +84,7 @@ class Proposals:
             self._study.add_trial(optuna.create_trial(params=values, distributions=self._space, value=score))
 
 
-def _distribution(space: Space) -> Any:
+def _distribution(space: Space) -> optuna.distributions.BaseDistribution:
     from optuna import distributions
 
     log = space.distribution == "log"

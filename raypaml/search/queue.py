@@ -1,4 +1,4 @@
-"""Which trial runs next: the first of the plan that need not wait for a warm-up that another is training."""
+"""Decides which trial runs next: the first of the plan that need not wait for a warm-up that another one trains."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ DONE = ("finished", "stopped")
 
 
 class Queue:
-    """The trials of a search that are left to run, then the finalists' other seeds. Failed ones are tried again."""
+    """The trials of a search that are left to run, then those of the finalists with other seeds.
+
+    A trial that failed in an earlier call is run again.
+    """
 
     def __init__(self, search: SearchPlan, trials: Sequence[Trial], seeds: int = 1):
         self.search = search
         self.trials = list(trials)
-        """The trials of the plan, then the repeats."""
+        """The trials of the plan, then those with other seeds."""
         self.waiting = [trial for trial in self.trials if outcome(search, trial).state not in DONE]
         self.running: dict[Trial, set[int]] = {}
-        """The trials that run, each with the epochs after which it leaves a warm-up for others."""
+        """The running trials, each with the epochs after which it leaves its warm-up for others."""
         self._seeds = seeds
         self._known: dict[Trial, tuple[str, int]] = {}
 
@@ -30,41 +33,42 @@ class Queue:
         for trial in self.waiting if self.has_more() else ():
             if not self._must_wait(trial):
                 self.waiting.remove(trial)
-                self.running[trial] = self._leaves(trial)
+                done = len(outcome(self.search, trial).history)
+                self.running[trial] = {epoch for epoch in self.marks(trial) if epoch > done}
                 return trial
         return None
 
     def has_more(self) -> bool:
-        """Whether a trial waits; when all have ended, the finalists' other seeds follow."""
+        """Whether a trial waits; once all have ended, the finalists are added with other seeds."""
         if not self.waiting and not self.running and self._seeds > 1:
             self._add_finalists()
         return bool(self.waiting)
 
     def add(self, trial: Trial) -> None:
-        """One more, proposed by a searcher; a trial that is known already is not run twice at once."""
+        """Add a trial that a searcher proposed; one that waits or runs already is not added again."""
         if trial not in self.trials:
             self.trials.append(trial)
         if trial not in self.running and trial not in self.waiting:
             self.waiting.append(trial)
 
     def done(self, trial: Trial) -> None:
-        """The trial has ended, one way or the other."""
+        """Take note that a trial has ended in any way."""
         self.running.pop(trial, None)
 
     @property
     def is_finished(self) -> bool:
-        """Whether, after `next` had nothing to start, nothing runs that could change that."""
+        """Whether no trial waits and none runs that another one waits for."""
         return not self.waiting and not self.running
 
     def marks(self, trial: Trial) -> set[int]:
-        """Epochs after which the trials of the same warm-up, itself included, leave it."""
+        """Epochs after which the trials with the same warm-up, itself included, begin to reject."""
         if self.search.share <= 1:
             return set()
         key, last = self._about(trial)
         return {epochs for other, epochs in map(self._about, self.trials) if other == key and epochs <= last}
 
     def _add_finalists(self) -> None:
-        """The configuration the search started from and the best of the others, with other seeds."""
+        """Add the starting point and the best of the other trials, with other seeds."""
         own = own_trial(self.search.base, self.search.spaces)
         best = ranked([outcome(self.search, trial) for trial in self.trials if trial != own])
         finalists = [own, best[0].trial] if best else []
@@ -77,7 +81,7 @@ class Queue:
         self._seeds = 1
 
     def _must_wait(self, trial: Trial) -> bool:
-        """Whether one that runs, or a longer warm-up that waits, will leave what this one can start from."""
+        """Whether a running trial, or a waiting one with a longer warm-up, will leave a warm-up for this trial."""
         if self.search.share <= 1 or outcome(self.search, trial).history:
             return False
         key, epochs = self._about(trial)
@@ -87,12 +91,8 @@ class Queue:
             return True
         return any(other == key and longer > epochs for other, longer in map(self._about, self.waiting))
 
-    def _leaves(self, trial: Trial) -> set[int]:
-        done = len(outcome(self.search, trial).history)
-        return {epoch for epoch in self.marks(trial) if epoch > done}
-
     def _about(self, trial: Trial) -> tuple[str, int]:
-        """What its warm-up is, and how long."""
+        """The key of the trial's warm-up, and its length in epochs."""
         if trial not in self._known:
             config = self.search.config(trial)
             self._known[trial] = warmup_key(config), config.loss.warmup_epochs

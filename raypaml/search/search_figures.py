@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,15 +13,15 @@ from raypaml.counting import epoch_number
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
 from raypaml.runs.history import VALIDATION_MEAN_AP, column
 from raypaml.search.search_folder import Outcome
-from raypaml.search.spaces import Space
+from raypaml.search.spaces import Space, Value
 
 
 @mpl.rc_context(STYLE)
 def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) -> str:
     """Validation mAP of all comparable trials at the same epoch over the first two searched ranges, or over one."""
     x, *rest = spaces
-    scores = [100 * found.history[epoch - 1][VALIDATION_MEAN_AP] for found in outcomes]
-    places: list[list[Any]] = [[dict(found.trial.values)[space.field] for space in spaces] for found in outcomes]
+    scores = [100 * one.history[epoch - 1][VALIDATION_MEAN_AP] for one in outcomes]
+    places: list[list[Value]] = [[dict(one.trial.values)[space.field] for space in spaces] for one in outcomes]
     figure, (axis,) = panels(1)
     if rest:
         across, up = zip(*places, strict=True)
@@ -56,52 +55,50 @@ def _scale(axis: Axes, space: Space, which: str) -> None:
 
 @mpl.rc_context(STYLE)
 def trial_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome | None) -> str:
-    """Validation mAP, rejected entries and, where known, how many of them were missed, by epoch and trial."""
-    known = any(record["missed"] is not None for found in outcomes for record in found.history)
+    """Validation mAP, rejected entries and, where known, the share of missed positives among them, by epoch and trial."""
+    known = any(record["missed"] is not None for one in outcomes for record in one.history)
     figure, axes = panels(3 if known else 2)
     names = [VALIDATION_MEAN_AP, "rejected", "rejection_precision"]
     titles = ["validation mAP, %", "rejected entries per epoch", "missed positives among the rejected, %"]
     for axis, name, title in zip(axes, names, titles, strict=False):
-        for found in outcomes:
-            colour, width, label = _line(found, best, own)
-            axis.plot(*_points(found, name), color=colour, lw=width, label=label, zorder=width)
+        scale = 1 if name == "rejected" else 100
+        for one in outcomes:
+            colour, width, label = _line(one, best, own)
+            known_values = [(n, value) for n, value in enumerate(column(one.history, name)) if value is not None]
+            epochs = [epoch_number(n) for n, _ in known_values]
+            values = [scale * value for _, value in known_values]
+            axis.plot(epochs, values, color=colour, lw=width, label=label, zorder=width)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(title=title, xlabel="epoch")
     axes[0].legend(frameon=False, fontsize=7, loc="lower right")
     return svg(figure)
 
 
-def _line(found: Outcome, best: Outcome | None, own: Outcome | None) -> tuple[str, float, str | None]:
-    if found is best:
-        return ORANGE, 2.0, f"best: {found.trial.name}"
-    if found is own:
-        return BLUE, 1.9, f"starting point: {found.trial.name}"
+def _line(one: Outcome, best: Outcome | None, own: Outcome | None) -> tuple[str, float, str | None]:
+    """Colour, width and label of a trial's line."""
+    if one is best:
+        return ORANGE, 2.0, f"best: {one.trial.name}"
+    if one is own:
+        return BLUE, 1.9, f"starting point: {one.trial.name}"
     return GREY, 0.9, None
-
-
-def _points(found: Outcome, name: str) -> tuple[list[int], list[float]]:
-    scale = 1 if name == "rejected" else 100
-    values = enumerate(column(found.history, name))
-    given = [(epoch_number(epoch), scale * value) for epoch, value in values if value is not None]
-    return [epoch for epoch, _ in given], [value for _, value in given]
 
 
 @mpl.rc_context(STYLE)
 def alpha_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome | None) -> str:
     """Validation mAP of finished trials by alpha at evaluation."""
     figure, (axis,) = panels(1)
-    for found in outcomes:
-        colour, width, label = _line(found, best, own)
-        values = [100 * ap for ap in found.curve.values()]
-        axis.plot(list(found.curve), values, color=colour, lw=width, label=label, marker=".", zorder=width)
+    for one in outcomes:
+        colour, width, label = _line(one, best, own)
+        values = [100 * ap for ap in one.curve.values()]
+        axis.plot(list(one.curve), values, color=colour, lw=width, label=label, marker=".", zorder=width)
     axis.set(title="validation mAP by alpha at evaluation, %", xlabel="alpha")
     axis.legend(frameon=False, fontsize=7)
     return svg(figure)
 
 
 @mpl.rc_context(STYLE)
-def importances(shares: dict[str, Any]) -> str:
-    """Bars of each field's importance."""
+def importances(shares: dict[str, float]) -> str:
+    """Bars of the importance of each field; `shares` are 0..1."""
     figure, (axis,) = panels(1)
     bars = axis.barh(list(shares), 100 * np.array(list(shares.values())), color=BLUE)
     axis.bar_label(bars, fmt="%.0f", padding=2)

@@ -1,9 +1,9 @@
-"""The folder of a search: what was asked, and the state of every trial, read from the trials' own run folders.
+"""The folder of a search: its question, and the state of every trial, which is read from the folder of its run.
 
-<storage>/<search>/search.json       the question; only the same one may continue here
-                   trials/NAME/      a run folder each, with error.json or stopped.json where it did not finish
-                   warmups/KEY/after-EPOCH/    what trials with the same warm-up start from
-                   proposed.json     the trials of a searcher that learns from results
+<storage>/<search>/search.json       the question; only a search with the same one may continue here
+                   trials/NAME/      the run folder of a trial, with error.json or stopped.json where it did not finish
+                   warmups/KEY/after-EPOCH/    the checkpoint from which trials with the same warm-up start
+                   proposed.json     the trials that a searcher proposed from the results of earlier ones
                    best.json  trials.csv  report.html
 """
 
@@ -22,6 +22,7 @@ from raypaml.counting import epoch_number
 from raypaml.files import write_json
 from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
+<<<<<<< HEAD
 from raypaml.runs.history import (
     METRICS_FILE,
     VALIDATION_MEAN_AP,
@@ -31,44 +32,53 @@ from raypaml.runs.history import (
     validation_scores,
 )
 from raypaml.runs.run_folder import had_before
-from raypaml.search.spaces import Space
+from raypaml.search.spaces import Space, Value
+=======
+from raypaml.reports.figures import History
+from raypaml.runs.run_folder import had_before, read_history
+from raypaml.search.spaces import Space, Value
+>>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
 from raypaml.search.trials import Trial
 from raypaml.search.warmup import warmup_key
 
 Searcher = Literal["random", "grid", "tpe"]
 """How trials are chosen."""
 TrialState = Literal["planned", "running", "stopped", "failed", "finished"]
+"""What has become of a trial; a stopped one fell behind and was ended by the search."""
 
 
 class TrialProgress(TypedDict):
-    """What is told of an epoch of a trial."""
+    """What a trial reports after an epoch."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     beyond: int
-    """Epochs since the end of the search's longest warm-up, from which on ASHA compares trials."""
+    """Number of the epoch, from the end of the longest warm-up of any trial; ASHA begins there."""
     validation_mean_ap: float
-    """0..1."""
     rejected: int
-    """Entries rejected in the epoch."""
+    """Entries that were rejected in the epoch."""
     rejection_precision: float | None
-    """Share of them that were missed positives; None where the truth is not known."""
+    """Share of missed positives among the rejected; None where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """A question: what is varied around which configuration, and how."""
+    """The question of a search: the configuration that it starts from, what is varied, and how trials are chosen."""
 
     base: TrainConfig
+    """The configuration that the search starts from, which is its first trial."""
     spaces: tuple[Space, ...]
+    """The values that each searched field may take."""
     searcher: Searcher = "random"
     share: int = 3
+    """Random trials that share one warm-up; 1 for no sharing."""
     points: int = 4
+    """Values of each range in a grid."""
     early: bool = True
-    """Stop trials that fall behind."""
-    given: Mapping[str, Any] | None = field(default_factory=dict)
-    """Fields given by flags: trials of another scheme than the base's have what the recipe has for that scheme, but
-    for these. None: they have the base's values, as in searches that an earlier version began."""
+    """Whether trials that fall behind are stopped (ASHA)."""
+    given: Mapping[str, Value] | None = field(default_factory=dict)
+    """Settings that flags gave. A trial of another scheme than the base's has the values of the recipe for that scheme,
+    except for these. None: it has the base's values, as in searches that an earlier version began."""
 
     @property
     def fields(self) -> list[str]:
@@ -89,10 +99,10 @@ class SearchPlan:
         return (Path(self.base.run.storage) / (self.base.run.name or self.default_name)).absolute()
 
     @property
-    def question(self) -> dict[str, Any]:
-        """What decides the trials and their results."""
+    def question(self) -> dict[str, object]:
+        """Everything that decides the trials and their results, as search.json has it."""
         config = {k: v for k, v in self.base.flat().items() if k not in EXECUTION_FIELDS}
-        rest: dict[str, Any] = {
+        rest: dict[str, object] = {
             "searcher": self.searcher,
             "share": self.share,
             "points": self.points,
@@ -104,13 +114,16 @@ class SearchPlan:
 
     @property
     def default_name(self) -> str:
-        """Made from the question alone: the same command finds it again, also what an earlier version began."""
+        """A name made from the question alone, so that the same command finds its search again, also an earlier
+        version's.
+        """
         usual = TrainConfig().flat()
         known = {k: v for k, v in self.question.items() if k != "given"}
         said = {k: v for k, v in known.items() if k not in EARLIER or v != usual[k]}
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:6]
         return f"search-{self.base.recipe}-{'-'.join(self.fields)}-{digest}"
 
+<<<<<<< HEAD
     def progress(self, record: EpochRecord) -> TrialProgress:
         """What Tune, its scheduler and the display are told of an epoch of a trial."""
         epoch = epoch_number(record["epoch"])
@@ -121,17 +134,30 @@ class SearchPlan:
             "rejected": record["rejected"],
             "rejection_precision": record["rejection_precision"],
         }
+=======
+    def progress(self, record: EpochRecord) -> TrialProgress:
+        """The report of a trial on an epoch with this record."""
+        epoch = epoch_number(record["epoch"])
+        return TrialProgress(
+            epoch=epoch,
+            beyond=epoch - self.longest_warmup,
+            validation_mean_ap=record[VALIDATION_MEAN_AP],
+            rejected=record["rejected"],
+            rejection_precision=record["rejection_precision"],
+        )
+>>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
 
-    def with_values(self, values: Mapping[str, Any]) -> TrainConfig:
-        """The base with values of the searched fields. All trials have the base's epochs, for ASHA compares them.
+    def with_values(self, values: Mapping[str, Value]) -> TrainConfig:
+        """The base with values for the searched fields. All trials have the base's epochs, because ASHA compares them.
 
-        Given settings and pseudo labels are passed over by schemes that have no use for them.
+        A scheme that has no use for given settings or pseudo labels ignores them.
         """
         if self.given is None:
             return self.base.override(dict(values))
         given = {**self.given, "epochs": self.base.optim.epochs}
         if "scheme_settings" in given:
-            own = settings_it_has(values.get("scheme", self.base.loss.scheme), given["scheme_settings"])
+            scheme = str(values.get("scheme", self.base.loss.scheme))
+            own = settings_it_has(scheme, str(given["scheme_settings"]))
             given["scheme_settings"] = own
         return resolve(self.base, {**given, **values})
 
@@ -144,16 +170,16 @@ class SearchPlan:
         return self.folder / "trials" / trial.name
 
     def warmups(self, trial: Trial) -> Path:
-        """Where trials with the same warm-up leave it for each other."""
+        """The folder in which trials with the same warm-up leave it for each other."""
         return self.folder / "warmups" / warmup_key(self.config(trial))
 
 
 def search_as_begun(search: SearchPlan, plain: TrainConfig) -> SearchPlan:
-    """The search as the version of raypaml that began it understood it; the search itself where it is new.
+    """The search as the version of raypaml that began it understood it; the same search where it is new.
 
     Args:
-        search: what is asked for.
-        plain: its base without what the recipe has for another scheme, as earlier versions made it of the same flags.
+        search: the search that the flags ask for.
+        plain: its base without the recipe's values for another scheme, as earlier versions made it from the same flags.
     """
     for asked in (search, dataclasses.replace(search, base=plain, given=None)):
         question = _note(asked.folder / "search.json").get("question")
@@ -164,10 +190,13 @@ def search_as_begun(search: SearchPlan, plain: TrainConfig) -> SearchPlan:
 
 
 def open_search(search: SearchPlan, trials: int) -> int:
-    """Claim or find the search's folder; returns how many trials it was last asked for, `trials` if it is new.
+    """Create the folder of a search, or check that an existing one belongs to it.
+
+    Returns:
+        The number of trials that the search was last asked for; `trials` if it is new.
 
     Raises:
-        ValueError: the folder is of another question.
+        ValueError: the folder belongs to a search with another question, or to something else.
     """
     path = search.folder / "search.json"
     question = json.loads(json.dumps(search.question))
@@ -178,7 +207,7 @@ def open_search(search: SearchPlan, trials: int) -> int:
         write_json(path, {"question": question, "trials": trials})
         return trials
     stored = json.loads(path.read_text())
-    before = EARLIER | stored["question"]  # it had these before they were settings
+    before = EARLIER | stored["question"]  # values that some settings had before they existed
     changed = [k for k in question if before.get(k) != question[k]]
     if changed:
         first = changed[0]
@@ -190,25 +219,25 @@ def open_search(search: SearchPlan, trials: int) -> int:
 
 
 def extend(search: SearchPlan, trials: int) -> None:
-    """Record how many trials are wanted."""
+    """Record the number of trials that are wanted."""
     path = search.folder / "search.json"
     write_json(path, json.loads(path.read_text()) | {"trials": trials})
 
 
-def note(search: SearchPlan, trial: Trial, ending: Literal["error", "stopped"], content: dict[str, Any]) -> None:
-    """Write into a trial's folder how it ended, where that was not with a result."""
+def note(search: SearchPlan, trial: Trial, ending: Literal["error", "stopped"], content: Mapping[str, object]) -> None:
+    """Write into the folder of a trial how it ended without a result."""
     folder = search.run_folder(trial)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{ending}.json", content)
 
 
 def is_stopped(run_folder: Path) -> bool:
-    """Whether the search wants no more of this run."""
+    """Whether the search has stopped the trial with this run folder."""
     return (run_folder / "stopped.json").is_file()
 
 
 def add_proposed(search: SearchPlan, trial: Trial) -> None:
-    """Record a trial that a searcher proposed, before it is run."""
+    """Record a trial that the searcher proposed, before it is run."""
     known = [dict(trial.values) for trial in read_proposed(search)]
     write_json(search.folder / "proposed.json", {"trials": [*known, dict(trial.values)]})
 
@@ -221,19 +250,28 @@ def read_proposed(search: SearchPlan) -> list[Trial]:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a trial left."""
+    """The state of a trial and its figures so far."""
 
     trial: Trial
     state: TrialState
     history: History = field(default_factory=list)
-    """One record an epoch, the shared ones included."""
+<<<<<<< HEAD
+    """The records of its epochs, including those of a shared warm-up."""
+=======
+    """The records of its epochs, including those of a shared warm-up."""
+>>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
     shared: int = 0
     """Epochs taken from a shared warm-up."""
-    result: dict[str, Any] = field(default_factory=dict)
-    """What a finished trial came to, its result.json."""
+    test_mean_ap: float | None = None
+    """Test mAP, 0..1, of a finished trial."""
+    best_epoch: int | None = None
+    """The epoch, from 0, of best validation mAP, of a finished trial."""
+    stopped_early: str = ""
+    """Why the training of a finished trial ended before its last epoch; "" where it did not."""
     curve: dict[float, float] = field(default_factory=dict)
     """Validation mAP of a finished trial by alpha at evaluation."""
     error: str = ""
+    """The first line of the error of a failed trial."""
 
     @property
     def score(self) -> float:
@@ -253,40 +291,51 @@ class Outcome:
 def outcome(search: SearchPlan, trial: Trial) -> Outcome:
     """Read a trial's state from its run folder."""
     folder = search.run_folder(trial)
+<<<<<<< HEAD
     found = Outcome(trial=trial, state="planned")
     if (folder / METRICS_FILE).is_file():
         found.state, found.history = "running", read_history(folder)
     note = _note(folder / "shared.json")
     found.shared = min(int(note.get("epochs", 0)), len(found.history))
+=======
+    now = Outcome(trial=trial, state="planned")
+    if (folder / METRICS_FILE).is_file():
+        now.state, now.history = "running", read_history(folder)
+    now.shared = min(int(_note(folder / "shared.json").get("epochs", 0)), len(now.history))
+>>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
     if (folder / "error.json").is_file():
-        found.state, found.error = "failed", str(_note(folder / "error.json")["error"]).strip().split("\n")[0]
+        now.state, now.error = "failed", str(_note(folder / "error.json")["error"]).strip().split("\n")[0]
     if is_stopped(folder):
-        found.state, found.error = "stopped", ""  # Ray Train, cut off, calls it an error
+        now.state, now.error = "stopped", ""  # Ray Train reports a trial that was stopped as an error
     if (folder / "result.json").is_file():
-        found.state, found.result, found.error = "finished", _note(folder / "result.json"), ""
-        found.curve = {float(alpha): ap for alpha, ap in _note(folder / "alpha_curve.json").items()}
-    return found
+        result = _note(folder / "result.json")
+        now.state, now.error = "finished", ""
+        now.test_mean_ap, now.best_epoch = result.get("mean_ap"), result.get("best_epoch")
+        now.stopped_early = result.get("stopped_early") or ""
+        now.curve = {float(alpha): ap for alpha, ap in _note(folder / "alpha_curve.json").items()}
+    return now
 
 
 def _note(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no such file."""
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Finished trials of the plan, best validation mAP first."""
-    finished = [found for found in outcomes if found.state == "finished" and not found.trial.repeats]
-    return sorted(finished, key=lambda found: -found.score)
+    finished = [one for one in outcomes if one.state == "finished" and not one.trial.repeats]
+    return sorted(finished, key=lambda one: -one.score)
 
 
 def write_best(search: SearchPlan, best: Outcome, verdict: str) -> None:
     """Write `best.json`: the best trial's configuration, for `python -m raypaml.train --config`."""
     own = recipe(search.base.recipe).run
     values = {"name": "", "storage": own.storage, "address": "", "workers": own.workers}
-    found = {
+    summary = {
         "trial": best.trial.name,
         VALIDATION_MEAN_AP: best.score,
         "verdict": verdict,
         "folder": str(search.folder),
     }
     config = search.config(best.trial).override(values).to_dict()
-    write_json(search.folder / "best.json", {"found": found, "config": config})
+    write_json(search.folder / "best.json", {"found": summary, "config": config})

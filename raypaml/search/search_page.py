@@ -1,4 +1,4 @@
-"""The page of a search: one file, no network; the map of scores, curves of all trials, importance, cost."""
+"""Writes the page of a search, one file that needs no network: map of scores, curves of trials, importance, cost."""
 
 from __future__ import annotations
 

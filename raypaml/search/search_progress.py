@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -20,12 +22,25 @@ _COLUMNS = ("trial", "state", "epoch", "validation mAP", "best", "rejected", "of
 ENDED = ["finished", "stopped", "failed"]
 
 
+@dataclass
+class _Row:
+    """A trial in the table."""
+
+    state: str = "planned"
+    epoch: int = 0
+    """Epochs trained; 0 before the first report."""
+    validation_mean_ap: float = math.nan
+    best: float = 0.0
+    rejected: int = 0
+    rejection_precision: float | None = None
+
+
 class SearchDisplay:
-    """Shows what happens to the trials of a search."""
+    """Shows the progress of the trials of a search."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or progress_console()
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, _Row] = {}
         self._epochs = 0
         self._live = Live(console=self.console, get_renderable=self._table, auto_refresh=False)
 
@@ -40,54 +55,58 @@ class SearchDisplay:
         self._live.stop()
 
     def __reduce__(self) -> tuple[type[SearchDisplay], tuple[()]]:
-        return SearchDisplay, ()  # Tune pickles its callbacks, and with them this; nobody reads that
+        return SearchDisplay, ()  # Tune pickles its callbacks, and with them the display, but never uses the copy
 
     def say(self, text: str) -> None:
         """Print one line above the table."""
         self.console.print(text, soft_wrap=True, markup=False)
 
     def begin(self, search: SearchPlan, outcomes: Sequence[Outcome]) -> None:
-        """The trials known so far."""
+        """Show the trials that are known so far."""
         self._epochs = search.base.optim.epochs
-        ended = sum(found.state in ENDED[:2] for found in outcomes)
+        ended = sum(one.state in ENDED[:2] for one in outcomes)
         self.say(f"search {search.folder.name}: {', '.join(space.text for space in search.spaces)}; in {search.folder}")
         self.say(f"{len(outcomes)} trials planned, {ended} of them ended already")
-        for found in outcomes:
-            self._show(found)
+        for one in outcomes:
+            self._show(one)
 
     def start(self, trial: Trial) -> None:
-        """A trial starts or goes on."""
-        self._row(trial.name)["state"] = "starting"
+        """Show that a trial starts or goes on."""
+        self._row(trial.name).state = "starting"
         self._refresh(f"{trial.name}: starts")
 
-    def update(self, trial: Trial, result: TrialProgress) -> None:
-        """An epoch of a trial has ended."""
-        row, score, done = self._row(trial.name), result[VALIDATION_MEAN_AP], result["epoch"]
-        row.update(result, state="running", best=max(score, row.get("best", 0)))
+    def update(self, trial: Trial, report: TrialProgress) -> None:
+        """Show the report of a trial on an epoch."""
+        row, score = self._row(trial.name), report[VALIDATION_MEAN_AP]
+        row.state, row.epoch, row.best = "running", report["epoch"], max(score, row.best)
+        row.validation_mean_ap, row.rejected = score, report["rejected"]
+        row.rejection_precision = report["rejection_precision"]
         self._refresh(
-            f"{trial.name}: epoch {done}/{self._epochs}  validation mAP {percent(score)}  "
-            f"rejected {result['rejected']:,}"
+            f"{trial.name}: epoch {row.epoch}/{self._epochs}  validation mAP {percent(score)}  "
+            f"rejected {row.rejected:,}"
         )
 
-    def end(self, found: Outcome) -> None:
-        """A trial has ended."""
-        self._show(found)
-        early = found.result.get("stopped_early")
+    def end(self, one: Outcome) -> None:
+        """Show that a trial has ended."""
+        self._show(one)
+        early = f"; {one.stopped_early}" if one.stopped_early else ""
         why = {
-            "finished": f"finished, best validation mAP {percent(found.score)}" + (f"; {early}" if early else ""),
-            "stopped": f"stopped after epoch {len(found.history)}: behind the others",
-            "failed": f"failed: {found.error}",
+            "finished": f"finished, best validation mAP {percent(one.score)}{early}",
+            "stopped": f"stopped after epoch {len(one.history)}: behind the others",
+            "failed": f"failed: {one.error}",
         }
-        self._refresh(f"{found.trial.name}: {why.get(found.state, found.state)}")
+        self._refresh(f"{one.trial.name}: {why.get(one.state, one.state)}")
 
-    def _show(self, found: Outcome) -> None:
-        row = self._row(found.trial.name)
-        row["state"] = found.state
-        if found.history:
-            row.update(found.history[-1], epoch=len(found.history), best=found.score)
+    def _show(self, one: Outcome) -> None:
+        row = self._row(one.trial.name)
+        row.state = one.state
+        if one.history:
+            last = one.history[-1]
+            row.epoch, row.best, row.validation_mean_ap = len(one.history), one.score, last[VALIDATION_MEAN_AP]
+            row.rejected, row.rejection_precision = last["rejected"], last["rejection_precision"]
 
-    def _row(self, name: str) -> dict[str, Any]:
-        return self._rows.setdefault(name, {})
+    def _row(self, name: str) -> _Row:
+        return self._rows.setdefault(name, _Row())
 
     def _refresh(self, line: str) -> None:
         if shows_live(self.console):
@@ -100,14 +119,13 @@ class SearchDisplay:
         for number, name in enumerate(_COLUMNS):
             table.add_column(name, justify="left" if number < 2 else "right")
         for name, row in self._rows.items():
-            table.add_row(name, *_cells(row, self._epochs), style="dim" if row.get("state") in ENDED[1:] else None)
+            table.add_row(name, *_cells(row, self._epochs), style="dim" if row.state in ENDED[1:] else None)
         return table
 
 
-def _cells(row: dict[str, Any], epochs: int) -> list[str]:
-    if "epoch" not in row:
-        return [row.get("state", "planned"), *[""] * 5]
-    precision = row["rejection_precision"]
-    scores = [percent(row[VALIDATION_MEAN_AP]), percent(row["best"])]
-    missed = "" if precision is None else f"{precision:.0%}"
-    return [row["state"], f"{row['epoch']}/{epochs}", *scores, f"{row['rejected']:,}", missed]
+def _cells(row: _Row, epochs: int) -> list[str]:
+    if not row.epoch:
+        return [row.state, *[""] * 5]
+    scores = [percent(row.validation_mean_ap), percent(row.best)]
+    missed = "" if row.rejection_precision is None else f"{row.rejection_precision:.0%}"
+    return [row.state, f"{row.epoch}/{epochs}", *scores, f"{row.rejected:,}", missed]

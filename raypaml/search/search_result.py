@@ -1,4 +1,4 @@
-"""What a search found: the table of trials, and whether the best is better than what the search started from."""
+"""The result of a search: the table of trials, and whether the best one is better than the starting point."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ REPLICATES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The best trial against the configuration the search started from."""
+    """The comparison of the best trial with the configuration that the search started from."""
 
     best: Outcome | None
+    """The finished trial of best validation mAP; None where none has finished."""
     own: Outcome | None
+    """The starting point, as a trial; None where it has not finished."""
     difference: float | None = None
-    """Test mAP, 0..1: best minus own, same seed; None where there is nothing to compare."""
+    """Test mAP, 0..1, of the best trial minus that of the starting point; None where there is nothing to compare."""
     interval: tuple[float, float] | None = None
-    """95 %, the same test images drawn again for both."""
+    """95 % bootstrap interval of the difference: the same test images are drawn for both."""
     by_seed: tuple[float, ...] = ()
-    """The difference for every seed that both were trained with, the first included."""
+    """The difference for every seed with which both were trained, the first included."""
     text: str = ""
+    """The verdict in sentences."""
 
 
 def conclude_search(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
-    """Judge the best trial by its test split; write `best.json` and `trials.csv`."""
+    """Compare the best trial with the starting point on the test split, and write `best.json` and `trials.csv`."""
     verdict = judge(search, outcomes)
     write_csv(search, outcomes)
     if verdict.best is not None:
@@ -45,9 +48,9 @@ def conclude_search(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
 
 
 def judge(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
-    """The best trial by validation mAP, compared on the test split, which chose nothing."""
+    """Compare the trial of best validation mAP with the starting point on the test split, which chose nothing."""
     order = ranked(outcomes)
-    own = next((found for found in order if found.trial == own_trial(search.base, search.spaces)), None)
+    own = next((one for one in order if one.trial == own_trial(search.base, search.spaces)), None)
     if not order:
         return Verdict(best=None, own=None, text="No trial finished: there is nothing to choose from.")
     best = order[0]
@@ -57,7 +60,7 @@ def judge(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
     if best is own:
         text = (
             f"Nothing tried is better than the starting point {own.trial.name} by validation mAP "
-            f"({percent(own.score)}); its test mAP is {percent(own.result['mean_ap'])}."
+            f"({percent(own.score)}); its test mAP is {_test_percent(own)}."
         )
         seeds = _by_seed(outcomes, own, order[1]) if len(order) > 1 else ()
         return Verdict(best=best, own=own, text="\n".join([text, *_said_by_seed(order[1:2], seeds)]))
@@ -68,15 +71,15 @@ def judge(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
 
 
 def _compare(search: SearchPlan, own: Outcome, best: Outcome) -> tuple[float, tuple[float, float]]:
-    folders = (search.run_folder(found.trial) / "predictions" / "test" for found in (own, best))
-    asked = EvaluationOptions(replicates=REPLICATES)
+    folders = (search.run_folder(one.trial) / "predictions" / "test" for one in (own, best))
+    options = EvaluationOptions(replicates=REPLICATES)
     sets = [(open_set(folder), folder) for folder in folders]
-    found = comparison(*(evaluate_set(one, read_vocabulary(where, one), asked) for one, where in sets))["paper"]
-    return found["difference"]["All"], found["interval_95"]["All"]
+    paper = comparison(*(evaluate_set(one, read_vocabulary(where, one), options) for one, where in sets))["paper"]
+    return paper["difference"]["All"], paper["interval_95"]["All"]
 
 
 def _by_seed(outcomes: Sequence[Outcome], own: Outcome, best: Outcome) -> tuple[float, ...]:
-    tested = {(o.trial.values, o.trial.seed): o.result["mean_ap"] for o in outcomes if o.state == "finished"}
+    tested = {(o.trial.values, o.trial.seed): o.test_mean_ap for o in outcomes if o.test_mean_ap is not None}
     pairs = (
         (tested.get((best.trial.values, seed)), ap)
         for (values, seed), ap in tested.items()
@@ -87,20 +90,22 @@ def _by_seed(outcomes: Sequence[Outcome], own: Outcome, best: Outcome) -> tuple[
 
 def _said(own: Outcome, best: Outcome, difference: float, interval: tuple[float, float]) -> str:
     low, high = interval
+    meaning = "another test set of this size could show the contrary, so it is not established which is better"
+    if low > 0:
+        meaning = "it is better"
+    elif high < 0:
+        meaning = "it is worse, so keep the starting point"
     return (
         f"Best by validation mAP: {best.trial.name}, {percent(best.score)}; the starting point {own.trial.name}: "
-        f"{percent(own.score)}.\nTest mAP {percent(best.result['mean_ap'])} against {percent(own.result['mean_ap'])}: "
+        f"{percent(own.score)}.\nTest mAP {_test_percent(best)} against {_test_percent(own)}: "
         f"{100 * difference:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f} (test images drawn again): "
-        f"{_meaning(low, high)}."
+        f"{meaning}."
     )
 
 
-def _meaning(low: float, high: float) -> str:
-    if low > 0:
-        return "it is better"
-    if high < 0:
-        return "it is worse, so keep the starting point"
-    return "another test set of this size could show the contrary, so it is not established which is better"
+def _test_percent(one: Outcome) -> str:
+    """The test mAP of a trial in percent; a dash for one that has not finished."""
+    return percent(np.nan if one.test_mean_ap is None else one.test_mean_ap)
 
 
 def _said_by_seed(rivals: Sequence[Outcome], differences: tuple[float, ...]) -> list[str]:
@@ -116,40 +121,41 @@ def _said_by_seed(rivals: Sequence[Outcome], differences: tuple[float, ...]) -> 
 
 def trial_table(search: SearchPlan, outcomes: Sequence[Outcome]) -> str:
     """All trials as Markdown, best validation mAP first."""
-    order = sorted(outcomes, key=lambda found: -found.score)
+    order = sorted(outcomes, key=lambda one: -one.score)
     rows = [
         [
-            found.trial.name,
-            found.state,
-            f"{len(found.history)}/{search.base.optim.epochs}",
-            percent(found.score if found.history else np.nan),
-            percent(found.result.get("mean_ap", np.nan)),
+            one.trial.name,
+            one.state,
+            f"{len(one.history)}/{search.base.optim.epochs}",
+            percent(one.score if one.history else np.nan),
+            _test_percent(one),
         ]
-        for found in order
+        for one in order
     ]
     lines = [markdown(["trial", "state", "epochs", "validation mAP", "test mAP"], rows, left=2)]
-    return "\n".join([*lines, *(f"failed: {found.trial.name}: {found.error}" for found in order if found.error)])
+    return "\n".join([*lines, *(f"failed: {one.trial.name}: {one.error}" for one in order if one.error)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a search took, in hours of one worker's CPU or GPU, and what it did not need."""
+    """The time that a search took, and the epochs that it trained or saved."""
 
     hours: float
+    """Hours, summed over trials and workers."""
     epochs: int
     """Epochs that were trained."""
     shared: int
     """Epochs taken from shared warm-ups instead."""
     not_run: int
-    """Epochs left to trials that the search stopped, or that stopped early by themselves."""
+    """Epochs that were not trained because the search stopped a trial, or a trial stopped early by itself."""
 
 
 def cost(search: SearchPlan, outcomes: Sequence[Outcome]) -> Cost:
-    """Add up all trials, the failed ones included."""
+    """The cost of all trials, including failed ones."""
     epochs = search.base.optim.epochs
     return Cost(
-        hours=sum(found.seconds for found in outcomes) * search.base.run.workers / 3600,
-        epochs=sum(len(found.history) - found.shared for found in outcomes),
-        shared=sum(found.shared for found in outcomes),
-        not_run=sum(epochs - len(found.history) for found in outcomes if found.state in DONE),
+        hours=sum(one.seconds for one in outcomes) * search.base.run.workers / 3600,
+        epochs=sum(len(one.history) - one.shared for one in outcomes),
+        shared=sum(one.shared for one in outcomes),
+        not_run=sum(epochs - len(one.history) for one in outcomes if one.state in DONE),
     )

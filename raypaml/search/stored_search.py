@@ -1,21 +1,20 @@
-"""A search read from its folder: its question, and every trial that is planned or was run."""
+"""Reads a search from its folder: its question, and every trial that is planned or was run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.runs.run_folder import read_config
 from raypaml.search.search_flags import plan_trials
 from raypaml.search.search_folder import SearchPlan
-from raypaml.search.spaces import Space
+from raypaml.search.spaces import Space, Value
 from raypaml.search.trials import Trial
 
 
 def read_search(folder: Path) -> SearchPlan:
-    """The question of a search, as it was asked; what does not decide its trials has the usual values.
+    """Read the question of a search; settings that do not decide its trials have their default values.
 
     Raises:
         ValueError: not the folder of a search, or a damaged one.
@@ -25,11 +24,11 @@ def read_search(folder: Path) -> SearchPlan:
         raise ValueError(f"{folder}: not the folder of a search; it has no search.json")
     try:
         stored = json.loads(path.read_text())
-        question, _ = stored["question"], int(stored["trials"])  # which `read_trials` takes as it is
+        question, _ = stored["question"], int(stored["trials"])  # `read_trials` relies on a whole number
         spaces = tuple(Space(**entry | {"values": tuple(entry["values"])}) for entry in question["spaces"])
         names = ("searcher", "share", "points", "early")
         return SearchPlan(
-            base=_base(folder, question),
+            base=_base(folder, question["recipe"], question),
             spaces=spaces,
             given=question.get("given"),
             **{name: question[name] for name in names},
@@ -38,17 +37,17 @@ def read_search(folder: Path) -> SearchPlan:
         raise ValueError(f"{path}: not the record of a search ({error})") from None
 
 
-def _base(folder: Path, question: dict[str, Any]) -> TrainConfig:
-    blank = TrainConfig(recipe=question["recipe"])
+def _base(folder: Path, recipe: str, question: dict[str, Value]) -> TrainConfig:
+    blank = TrainConfig(recipe=recipe)
     values = {name: value for name, value in question.items() if name in blank.flat()}
     begun = next((folder / "trials").glob("*/config.json"), None)
-    workers = read_config(begun).run.workers if begun else 1  # of a trial, for what all have cost
+    workers = read_config(begun).run.workers if begun else 1  # workers of a trial, from which the cost follows
     places = {"name": folder.name, "storage": str(folder.parent), "workers": workers}
     return blank.override(EARLIER | values | places)
 
 
 def read_trials(search: SearchPlan) -> list[Trial]:
-    """The trials of a search: those of the plan, then the finalists' other seeds, in the order in which they begin."""
+    """The trials of a search: those of the plan, then the finalists with other seeds, in the order of these."""
     count = int(json.loads((search.folder / "search.json").read_text())["trials"])
     plan = plan_trials(search, count)
     names = {trial.name for trial in plan}

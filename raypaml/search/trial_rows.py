@@ -1,14 +1,14 @@
-"""The trials of a search as a table, one row a trial: in `trials.csv`, in the report and in Python."""
+"""The trials of a search as a table with a row for each, as in `trials.csv`, in the report and in Python."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from typing import Any
 
 from raypaml.files import whole
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.search.search_folder import Outcome, SearchPlan
+from raypaml.search.spaces import Value
 
 _COLUMNS = [
     *("trial", "state", "seed", "epochs_done", "epochs_shared", VALIDATION_MEAN_AP, "best_epoch", "test_mean_ap"),
@@ -17,35 +17,35 @@ _COLUMNS = [
 ]
 
 
-def row(found: Outcome) -> dict[str, Any]:
-    """What is told of a trial, without its values; rejections are those of its last epoch."""
-    last = dict(found.history[-1]) if found.history else {}
-    best = max(found.curve, key=found.curve.__getitem__, default=None)
-    values = {
-        "trial": found.trial.name,
-        "state": found.state,
-        "seed": found.trial.seed,
-        "epochs_done": len(found.history),
-        "epochs_shared": found.shared,
-        VALIDATION_MEAN_AP: found.score if found.history else None,
-        "best_epoch": found.result.get("best_epoch"),
-        "test_mean_ap": found.result.get("mean_ap"),
+def row(one: Outcome) -> dict[str, Value | None]:
+    """The figures of a trial by column, without its values of searched fields; rejections are of its last epoch."""
+    last = dict(one.history[-1]) if one.history else {}
+    best = max(one.curve, key=one.curve.__getitem__, default=None)
+    values: dict[str, Value | None] = {
+        "trial": one.trial.name,
+        "state": one.state,
+        "seed": one.trial.seed,
+        "epochs_done": len(one.history),
+        "epochs_shared": one.shared,
+        VALIDATION_MEAN_AP: one.score if one.history else None,
+        "best_epoch": one.best_epoch,
+        "test_mean_ap": one.test_mean_ap,
         "best_alpha": best,
-        "validation_mean_ap_at_best_alpha": found.curve[best] if best else None,
-        "seconds": round(found.seconds, 1),
-        "error": found.error,
+        "validation_mean_ap_at_best_alpha": one.curve[best] if best else None,
+        "seconds": round(one.seconds, 1),
+        "error": one.error,
     }
     return dict.fromkeys(_COLUMNS) | {k: last.get(k) for k in _COLUMNS if k.startswith("reject")} | values
 
 
 def columns(search: SearchPlan) -> list[str]:
-    """The names of a full row: the trial's, every searched field, and what is told of it."""
+    """The columns of a full row: the trial's name, every searched field, and its figures."""
     return [_COLUMNS[0], *search.fields, *_COLUMNS[1:]]
 
 
-def full_row(found: Outcome) -> dict[str, Any]:
-    """What is told of a trial, and its values of the searched fields."""
-    return row(found) | dict(found.trial.values)
+def full_row(one: Outcome) -> dict[str, Value | None]:
+    """The figures of a trial and its values of the searched fields, by column."""
+    return row(one) | dict(one.trial.values)
 
 
 def write_csv(search: SearchPlan, outcomes: Sequence[Outcome]) -> None:

@@ -1,9 +1,9 @@
-"""The plan of a search: which trials, in which order, decided by the seed alone, so that it can be extended."""
+"""Plans the trials of a search and their order from the seed alone, so that a longer plan begins with a shorter one."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,47 +27,47 @@ class Trial:
     """(field, value), in the order of the search."""
     seed: int
     repeats: bool = False
-    """Another seed of a finalist."""
+    """Whether a finalist is trained again with another seed."""
 
     @property
     def name(self) -> str:
-        """`alpha=5,delta_rel=0.25`, also the name of its run's folder."""
+        """Its values as text, such as `alpha=5,delta_rel=0.25`, which is also the name of its run's folder."""
         return describe_values(dict(self.values)) + (f",seed={self.seed}" if self.repeats else "")
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Plain values, the inverse of `of`."""
+    def settings(self) -> dict[str, object]:
+        """The trial as a dictionary of plain values, from which `of` makes it again."""
         return {"values": dict(self.values), "seed": self.seed, "repeats": self.repeats}
 
     @classmethod
-    def of(cls, settings: dict[str, Any]) -> Trial:
-        """The trial of some settings; those that are not its own are passed over."""
+    def of(cls, settings: Mapping[str, Any]) -> Trial:
+        """The trial from what `settings` returned; further keys are ignored."""
         return cls(tuple(settings["values"].items()), settings["seed"], settings["repeats"])
 
     @property
-    def fields(self) -> dict[str, Any]:
-        """What distinguishes its configuration from that of other trials."""
+    def fields(self) -> dict[str, Value]:
+        """The settings by which its configuration differs from that of other trials."""
         return dict(self.values) | {"seed": self.seed, "name": self.name}
 
 
 def own_trial(base: TrainConfig, spaces: Sequence[Space]) -> Trial:
-    """The configuration the search starts from, as a trial: what the others are compared with."""
+    """The configuration that the search starts from, as a trial, with which the others are compared."""
     values = base.flat()
     return Trial(tuple((space.field, values[space.field]) for space in spaces), base.run.seed)
 
 
 def random_trials(base: TrainConfig, spaces: Sequence[Space], count: int, *, share: int, seed: int) -> list[Trial]:
-    """The base, then random points, spread more evenly than by chance.
+    """The starting point, then random points that are spread more evenly than by chance.
 
-    Fields that act before the first rejection take a new value only every `share` trials, for trials that agree on
-    them share their warm-up. The first so many trials of a longer plan are the shorter plan.
+    Fields that act before the first rejection take a new value only every `share` trials, because trials that agree on
+    them share their warm-up. A longer plan begins with the trials of a shorter one.
 
     Args:
-        base: the configuration whose fields are varied; its own values come first.
-        spaces: of the searched fields.
-        count: trials, fewer where the spaces hold no more.
-        share: trials per warm-up.
-        seed: of the sequences.
+        base: the configuration whose fields are varied; its own values are the first trial.
+        spaces: the values that the searched fields may take.
+        count: number of trials; there are fewer where the spaces hold no more.
+        share: trials that share a warm-up.
+        seed: random seed of the sequences.
     """
     early = [space for space in spaces if not acts_after_warmup(space, base)]
     late = [space for space in spaces if space not in early]
@@ -91,9 +91,10 @@ def random_trials(base: TrainConfig, spaces: Sequence[Space], count: int, *, sha
 
 
 def _spread(spaces: Sequence[Space], own: dict[str, Value], seed: int) -> Iterator[dict[str, Value]]:
-    """Random points, each the one of CANDIDATES that is farthest from all before it and from `own` (Mitchell, 1991).
+    """Random points, each the one of CANDIDATES draws that is farthest from all before it and from `own`.
 
-    Distances are on a torus of the spaces' quantiles, so that the edges are not preferred.
+    This is Mitchell's best-candidate method (1991). Distances are on a torus of the spaces' quantiles, so that the edges
+    are not preferred.
     """
     rng = np.random.default_rng([seed, len(spaces)])
     taken = np.array([[space.quantile(own[space.field]) for space in spaces]])
@@ -107,14 +108,14 @@ def _spread(spaces: Sequence[Space], own: dict[str, Value], seed: int) -> Iterat
 
 
 def grid_trials(base: TrainConfig, spaces: Sequence[Space], points: int) -> list[Trial]:
-    """The base, then every combination of the spaces' points, `points` of each range."""
+    """The starting point, then every combination of the values of all spaces, with `points` values of each range."""
     axes = [space.points(points) for space in spaces]
     fields = [space.field for space in spaces]
     grid = (Trial(tuple(zip(fields, at, strict=True)), base.run.seed) for at in itertools.product(*axes))
     return list(dict.fromkeys([own_trial(base, spaces), *grid]))
 
 
-def proposed(base: TrainConfig, spaces: Sequence[Space], values: dict[str, Any]) -> Trial:
-    """The trial nearest to what a searcher proposes: numbers to three digits, as in every plan."""
+def proposed(base: TrainConfig, spaces: Sequence[Space], values: Mapping[str, Any]) -> Trial:
+    """The trial with the values that a searcher proposes, by the names of spaces; numbers are rounded to three digits."""
     rounded = ((s.field, values[s.name] if s.values else s.rounded(values[s.name])) for s in spaces)
     return Trial(tuple(rounded), base.run.seed)
