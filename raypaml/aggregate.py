@@ -1,9 +1,4 @@
-"""`raypaml aggregate`: the table G1..G5 and All, every published convention, and other measures, from one pass.
-
-raypaml aggregate runs/NAME                       # a run, or a folder of raypaml evaluate
-raypaml aggregate runs/A runs/B --bootstrap 1000  # both, and the paired difference with its interval
-raypaml aggregate scores.npy --labels labels.npy --scores logits --vocabulary vocabulary.csv
-"""
+"""`raypaml aggregate`: computes mAP by class group and convention, and other measures, of one prediction set or two."""
 
 from __future__ import annotations
 
@@ -44,10 +39,9 @@ def parse(argv: Sequence[str], prog: str = "") -> Namespace:
     about = "give precision, recall and F1, at the threshold of each class's best F1 in these predictions of validation"
     add("--thresholds-from", metavar="PREDICTIONS", help=about)
     add("--recall", type=float, metavar="R", help="give the precision at recall R, 0 to 1")
-    about = "what the scores in a file of another program are; such a file needs it"
-    add("--scores", choices=("logits", "probabilities"), help=about)
+    add("--scores", choices=("logits", "probabilities"), help="kind of the scores in a file of another program")
     add("--labels", metavar="FILE.npy", help="labels of the predictions in a .npy file, of the same shape")
-    about = "numbers for positive, negative and unobserved in the labels of another program [1,0,-1]"
+    about = "numbers for positive, negative, unobserved in the labels of another program [1,0,-1]"
     add("--coding", default="1,0,-1", metavar="P,N,U", help=about)
     add_import_flag(flags)
     asked = flags.parse(argv)
@@ -60,20 +54,17 @@ def parse(argv: Sequence[str], prog: str = "") -> Namespace:
 
 def evaluation_options(asked: Namespace, form: PredictionForm) -> EvaluationOptions:
     """The options that the flags ask for; reads the predictions of --thresholds-from."""
-    from raypaml.evaluation.foreign import open_predictions
-    from raypaml.evaluation.measures import EvaluationOptions, evaluate_set, read_alphas
-    from raypaml.evaluation.parts import check_predicted_classes
+    from raypaml.evaluation.aggregation import thresholds_from
+    from raypaml.evaluation.measures import EvaluationOptions, read_alphas
 
-    of_use, first = asked.alpha == "chosen", asked.predictions[0]
+    of_use = asked.alpha == "chosen"
     alpha, alphas = read_alphas("" if asked.alpha in ("training", "chosen") else asked.alpha)
     if asked.bootstrap < 0 or asked.bootstrap == 1:
         raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
     thresholds = None
     if asked.thresholds_from:
-        validation, vocabulary = open_predictions(asked.thresholds_from, form)
-        check_predicted_classes(validation, open_predictions(first, form)[1], first)
         options = EvaluationOptions(alpha=alpha, alpha_of_use=of_use)
-        thresholds = evaluate_set(validation, vocabulary, options).best_thresholds
+        thresholds = thresholds_from(asked.thresholds_from, asked.predictions[0], form, options)
     return EvaluationOptions(
         alpha=alpha,
         alpha_of_use=of_use,

@@ -44,7 +44,6 @@ class Run:
         self.stopped = signal.Signals(stopped) if stopped else None
         """The signal, such as SIGINT, that stopped the training that gave this object; None where none did."""
         self._say: Callable[[str], None] = say if progress else lambda _: None
-        self._progress = progress
 
     @classmethod
     @told_as_user_errors()
@@ -164,8 +163,7 @@ class Run:
 
     def __repr__(self) -> str:
         config, records, result = self.config, self.records, self.result
-        done = f"{records.num_rows} of {config.optim.epochs} epochs"
-        figures = [f"{config.recipe}, {config.loss.scheme}, {done}"]
+        figures = [f"{config.recipe}, {config.loss.scheme}, {records.num_rows} of {config.optim.epochs} epochs"]
         if records.num_rows:
             figures.append(f"validation mAP {100 * max(records[VALIDATION_MEAN_AP].to_pylist()):.2f} at best")
         if result:
@@ -266,10 +264,8 @@ class Run:
 
     @told_as_user_errors()
     def explain(self, **settings: Any) -> Explained:
-        """Look at the maps of the model, and compare them with those of other runs.
-
-        `settings` are those of `raypaml explain --help`, with `beside` and `classes` as lists; what each means stands
-        at `raypaml.api.explained.Explained.of`.
+        """Show the maps of the model, compared with those of other runs; `raypaml.api.explained.Explained.of` describes
+        the settings, which are those of `raypaml explain --help`, with `beside` and `classes` as lists.
         """
         from raypaml.api.explained import Explained
 

@@ -31,10 +31,10 @@ from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.run_folder import claim
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
-from raypaml.search.search_folder import SearchPlan, TrialProgress, is_stopped, note, outcome
+from raypaml.search.search_folder import SearchPlan, is_stopped, note, outcome
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.trial_rows import write_csv
-from raypaml.search.trials import Trial, own_trial
+from raypaml.search.trials import Trial, TrialProgress, own_trial
 from raypaml.search.warmup import keep, start_from
 from raypaml.settings import SettingValues
 from raypaml.training.job import prepare_job

@@ -12,7 +12,9 @@ from typing import cast
 
 import numpy as np
 
-from raypaml.evaluation.measures import GROUPS, Evaluation
+from raypaml.evaluation.foreign import PredictionForm, open_predictions
+from raypaml.evaluation.measures import GROUPS, Evaluation, EvaluationOptions, evaluate_set
+from raypaml.evaluation.parts import check_predicted_classes
 from raypaml.evaluation.result_records import AggregateFigures, ConventionFigures, Difference, SetFigures
 from raypaml.evaluation.summary import summary, table
 from raypaml.labels import FloatArray
@@ -70,6 +72,17 @@ class Aggregate:
             annotations = vocabulary.train_positives + vocabulary.train_negatives
             by_name = {name: evaluation.ap for name, evaluation in self.runs.items()}
             Path(figure_file).write_text(ap_by_annotations(annotations, vocabulary.class_group, by_name))
+
+
+def thresholds_from(validation: str, tested: str, form: PredictionForm, options: EvaluationOptions) -> FloatArray:
+    """[K] the score of each class's best F1 in predictions of a validation split.
+
+    Raises:
+        ValueError: the two sets of predictions have different classes.
+    """
+    predictions, vocabulary = open_predictions(validation, form)
+    check_predicted_classes(predictions, open_predictions(tested, form)[1], tested)
+    return evaluate_set(predictions, vocabulary, options).best_thresholds
 
 
 # --- Figures --------------------------------------------------------------------------------------------------------

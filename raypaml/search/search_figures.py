@@ -55,7 +55,7 @@ def _scale(axis: Axes, space: Space, which: str) -> None:
 
 @mpl.rc_context(STYLE)
 def trial_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome | None) -> str:
-    """Validation mAP, rejected entries and, where known, the share of missed positives among them, by epoch and trial."""
+    """Validation mAP, rejected entries and, where known, the share of missed positives in them, by epoch and trial."""
     known = any(record["missed"] is not None for one in outcomes for record in one.history)
     figure, axes = panels(3 if known else 2)
     names = [VALIDATION_MEAN_AP, "rejected", "rejection_precision"]

@@ -134,7 +134,7 @@ def plan_search(asked: SearchSettings, base: AskedConfig, data: DataFolder) -> S
 def passed_over_by_trials(search: SearchPlan) -> list[str]:
     """What is given and not used by the trials of some schemes, in sentences; ValueError where none uses it."""
     schemes = [str(value) for space in search.spaces if space.field == "scheme" for value in space.values]
-    given = (search.given or {}).get("scheme_settings", "")
+    given = str((search.given or {}).get("scheme_settings", ""))
     return list(passed_over(schemes, search.base.loss.pseudo_labels, given)) if schemes else []
 
 

@@ -15,14 +15,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.counting import epoch_number
 from raypaml.files import write_json
 from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
-<<<<<<< HEAD
 from raypaml.runs.history import (
     METRICS_FILE,
     VALIDATION_MEAN_AP,
@@ -33,32 +32,13 @@ from raypaml.runs.history import (
 )
 from raypaml.runs.run_folder import had_before
 from raypaml.search.spaces import Space, Value
-=======
-from raypaml.reports.figures import History
-from raypaml.runs.run_folder import had_before, read_history
-from raypaml.search.spaces import Space, Value
->>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
-from raypaml.search.trials import Trial
+from raypaml.search.trials import Trial, TrialProgress
 from raypaml.search.warmup import warmup_key
 
 Searcher = Literal["random", "grid", "tpe"]
 """How trials are chosen."""
 TrialState = Literal["planned", "running", "stopped", "failed", "finished"]
 """What has become of a trial; a stopped one fell behind and was ended by the search."""
-
-
-class TrialProgress(TypedDict):
-    """What a trial reports after an epoch."""
-
-    epoch: int
-    """Number of the epoch, from 1."""
-    beyond: int
-    """Number of the epoch, from the end of the longest warm-up of any trial; ASHA begins there."""
-    validation_mean_ap: float
-    rejected: int
-    """Entries that were rejected in the epoch."""
-    rejection_precision: float | None
-    """Share of missed positives among the rejected; None where it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +103,6 @@ class SearchPlan:
         digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:6]
         return f"search-{self.base.recipe}-{'-'.join(self.fields)}-{digest}"
 
-<<<<<<< HEAD
-    def progress(self, record: EpochRecord) -> TrialProgress:
-        """What Tune, its scheduler and the display are told of an epoch of a trial."""
-        epoch = epoch_number(record["epoch"])
-        return {
-            "epoch": epoch,
-            "beyond": epoch - self.longest_warmup,
-            VALIDATION_MEAN_AP: record[VALIDATION_MEAN_AP],
-            "rejected": record["rejected"],
-            "rejection_precision": record["rejection_precision"],
-        }
-=======
     def progress(self, record: EpochRecord) -> TrialProgress:
         """The report of a trial on an epoch with this record."""
         epoch = epoch_number(record["epoch"])
@@ -145,7 +113,6 @@ class SearchPlan:
             rejected=record["rejected"],
             rejection_precision=record["rejection_precision"],
         )
->>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
 
     def with_values(self, values: Mapping[str, Value]) -> TrainConfig:
         """The base with values for the searched fields. All trials have the base's epochs, because ASHA compares them.
@@ -255,11 +222,7 @@ class Outcome:
     trial: Trial
     state: TrialState
     history: History = field(default_factory=list)
-<<<<<<< HEAD
     """The records of its epochs, including those of a shared warm-up."""
-=======
-    """The records of its epochs, including those of a shared warm-up."""
->>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
     shared: int = 0
     """Epochs taken from a shared warm-up."""
     test_mean_ap: float | None = None
@@ -291,18 +254,10 @@ class Outcome:
 def outcome(search: SearchPlan, trial: Trial) -> Outcome:
     """Read a trial's state from its run folder."""
     folder = search.run_folder(trial)
-<<<<<<< HEAD
-    found = Outcome(trial=trial, state="planned")
-    if (folder / METRICS_FILE).is_file():
-        found.state, found.history = "running", read_history(folder)
-    note = _note(folder / "shared.json")
-    found.shared = min(int(note.get("epochs", 0)), len(found.history))
-=======
     now = Outcome(trial=trial, state="planned")
     if (folder / METRICS_FILE).is_file():
         now.state, now.history = "running", read_history(folder)
     now.shared = min(int(_note(folder / "shared.json").get("epochs", 0)), len(now.history))
->>>>>>> 927ad67 (Search and the commands: sentences that stand alone, requests and outcomes with types)
     if (folder / "error.json").is_file():
         now.state, now.error = "failed", str(_note(folder / "error.json")["error"]).strip().split("\n")[0]
     if is_stopped(folder):

@@ -15,8 +15,8 @@ from rich.table import Table
 from raypaml.reports.progress import progress_console, shows_live
 from raypaml.reports.tables import percent
 from raypaml.runs.history import VALIDATION_MEAN_AP
-from raypaml.search.search_folder import Outcome, SearchPlan, TrialProgress
-from raypaml.search.trials import Trial
+from raypaml.search.search_folder import Outcome, SearchPlan
+from raypaml.search.trials import Trial, TrialProgress
 
 _COLUMNS = ("trial", "state", "epoch", "validation mAP", "best", "rejected", "of them missed")
 ENDED = ["finished", "stopped", "failed"]

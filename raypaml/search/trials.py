@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -48,6 +48,20 @@ class Trial:
     def fields(self) -> dict[str, Value]:
         """The settings by which its configuration differs from that of other trials."""
         return dict(self.values) | {"seed": self.seed, "name": self.name}
+
+
+class TrialProgress(TypedDict):
+    """What a trial reports after an epoch."""
+
+    epoch: int
+    """Number of the epoch, from 1."""
+    beyond: int
+    """Number of the epoch, from the end of the longest warm-up of any trial; ASHA begins there."""
+    validation_mean_ap: float
+    rejected: int
+    """Entries that were rejected in the epoch."""
+    rejection_precision: float | None
+    """Share of missed positives among the rejected; None where it is not known."""
 
 
 def own_trial(base: TrainConfig, spaces: Sequence[Space]) -> Trial:
@@ -93,8 +107,8 @@ def random_trials(base: TrainConfig, spaces: Sequence[Space], count: int, *, sha
 def _spread(spaces: Sequence[Space], own: dict[str, Value], seed: int) -> Iterator[dict[str, Value]]:
     """Random points, each the one of CANDIDATES draws that is farthest from all before it and from `own`.
 
-    This is Mitchell's best-candidate method (1991). Distances are on a torus of the spaces' quantiles, so that the edges
-    are not preferred.
+    This is Mitchell's best-candidate method (1991). Distances are on a torus of the spaces' quantiles, so that no edge
+    is preferred.
     """
     rng = np.random.default_rng([seed, len(spaces)])
     taken = np.array([[space.quantile(own[space.field]) for space in spaces]])
@@ -116,6 +130,6 @@ def grid_trials(base: TrainConfig, spaces: Sequence[Space], points: int) -> list
 
 
 def proposed(base: TrainConfig, spaces: Sequence[Space], values: Mapping[str, Any]) -> Trial:
-    """The trial with the values that a searcher proposes, by the names of spaces; numbers are rounded to three digits."""
+    """The trial with the values that a searcher proposes, by names of spaces; numbers are rounded to three digits."""
     rounded = ((s.field, values[s.name] if s.values else s.rounded(values[s.name])) for s in spaces)
     return Trial(tuple(rounded), base.run.seed)
