@@ -1,4 +1,4 @@
-"""What a model looked at, as figures, a table and a page."""
+"""The class activation maps of a model as figures, a table and a page."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, cast
 
 import pyarrow as pa
 import pyarrow.csv
 
 from raypaml.cluster.tasks import device_mapper
 from raypaml.explanations.explain_runs import ExplainedRuns, ShownPairs
+from raypaml.explanations.explanation_figures import MapFigures
 from raypaml.files import Place, as_texts
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Maps of a model, written as a page; compared with another's if asked."""
+    """The page with the maps of a model, which may be compared with those of another one."""
 
     page: Path
     """`explanations.html`, one file."""
@@ -79,9 +80,9 @@ class Explained:
         return cls(runs.write(folder, pairs, choice, boosted=not raw, boxes=read))
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """How far the maps agree, as `explanations.json` has it."""
-        return dict(json.loads((self.page.parent / "explanations.json").read_text()))
+    def figures(self) -> MapFigures:
+        """The figures of the maps, as `explanations.json` has them."""
+        return cast("MapFigures", json.loads((self.page.parent / "explanations.json").read_text()))
 
     @property
     def pairs(self) -> pa.Table:

@@ -184,7 +184,7 @@ class Search:
 
         from raypaml.search.trial_rows import columns, full_row
 
-        rows = [full_row(found) for found in self.outcomes]
+        rows = [full_row(one) for one in self.outcomes]
         return pa.table({name: [row[name] for row in rows] for name in columns(self.plan)})
 
     @property
@@ -242,12 +242,12 @@ class Search:
         return self.result
 
     def __repr__(self) -> str:
-        search, found = self.plan, self.outcomes
-        states = [one.state for one in found]
+        search, outcomes = self.plan, self.outcomes
+        states = [one.state for one in outcomes]
         done = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        figures = [f"{search.base.recipe}, {', '.join(space.text for space in search.spaces)}: {len(found)} trials"]
+        figures = [f"{search.base.recipe}, {', '.join(space.text for space in search.spaces)}: {len(outcomes)} trials"]
         figures.append(done)
-        if order := ranked(found):
+        if order := ranked(outcomes):
             figures.append(f"best {order[0].trial.name}, validation mAP {100 * order[0].score:.2f}")
         if self.stopped:
             figures.append(f"stopped by {self.stopped.name}")

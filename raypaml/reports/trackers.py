@@ -1,7 +1,7 @@
-"""TensorBoard, MLflow and Weights & Biases: what a run tells them, written to its folder.
+"""TensorBoard, MLflow and Weights & Biases as trackers of a run, which write into the folder of the run.
 
-All work without network, unless their own environment variables say otherwise. A run that goes on goes on in what it
-has there: further files of TensorBoard's folder, the same run of the others.
+They need no network unless their own environment variables name a server. A run that is continued adds files to
+TensorBoard's folder, and continues the same run of MLflow and of Weights & Biases.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEADLINES = ("test/mean_ap", "epoch/validation_mean_ap")
 
 
 class Tracker(Protocol):
-    """Takes what a run has to tell. Called from one thread."""
+    """Takes the curves and the report of a run; all calls come from one thread."""
 
     def log(self, values: Values, step: int) -> None:
         """Values by curve, all of one kind, at a step or an epoch."""
@@ -87,10 +87,10 @@ class MlFlow:
         experiment = self._experiment(run)
         known = self._client.search_runs([experiment], f"tags.`{self._FOLDER}` = '{_quoted(run)}'", max_results=1)
         tags = {self._FOLDER: _quoted(run)}
-        found = known[0] if known else self._client.create_run(experiment, run_name=run.name, tags=tags)
-        self._run = found.info.run_id
+        tracked = known[0] if known else self._client.create_run(experiment, run_name=run.name, tags=tags)
+        self._run = tracked.info.run_id
         self._client.update_run(self._run, status="RUNNING")
-        had = found.data.params
+        had = tracked.data.params
         fresh = [Param(name, str(value)) for name, value in settings.items() if name not in had]
         self._client.log_batch(self._run, params=fresh)
         for name, value in settings.items():

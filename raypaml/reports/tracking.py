@@ -1,4 +1,4 @@
-"""What a run tells a tracker, from a thread of its own: one that hangs or fails never stops training."""
+"""Sends the events of a run to a tracker from a thread of its own, so that a tracker never stops or delays training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raypaml.runs.history import VALIDATION_MEAN_AP, column
 TrackerName = Literal["none", "tensorboard", "mlflow", "wandb"]
 
 WAITING = 10_000
-"""Things that may wait for a slow tracker; later ones are dropped, and counted."""
+"""The most events that wait for a slow tracker; further ones are dropped and counted."""
 STEP_CURVES = ("loss", "images_per_second", "learning_rate", "rejection_rate")
 """Fields of a `StepReport` that become curves."""
 EPOCH_CURVES = (
@@ -43,19 +43,19 @@ class Tracking:
         self._thread.start()
 
     def update(self, event: Event) -> None:
-        """Note one event; never waits."""
+        """Queue one event for the tracker, without waiting."""
         if point := tracked_values(event):
             self._put(lambda tracker: tracker.log(*point))
 
     def conclude(self, result: Mapping[str, Any], page: Path) -> None:
-        """Note the result of the finished run, and where its report is; never waits."""
+        """Queue the result of the finished run and the path of its report for the tracker, without waiting."""
         figures = tested_values(result), result["epochs_trained"]
         self._finished = True
         self._put(lambda tracker: tracker.log(*figures))
         self._put(lambda tracker: tracker.keep(page))
 
     def close(self) -> None:
-        """Wait a little for what is left, and say what was not logged."""
+        """Wait at most _PATIENCE seconds for the queued events to be logged, and print how many were not."""
         self._put(None)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
@@ -80,7 +80,7 @@ class Tracking:
 
 
 def tracked_values(event: Event) -> tuple[Values, int] | None:
-    """What there is to draw of an event, and where: at the steps done so far, or at the number of the epoch, from 1."""
+    """The values that an event adds to curves, and their place: the steps done so far, or the epoch's number from 1."""
     match event:
         case EpochReport(record):
             curves = {name: column([record], name)[0] for name in EPOCH_CURVES}
@@ -93,16 +93,16 @@ def tracked_values(event: Event) -> tuple[Values, int] | None:
 
 
 def tested_values(result: Mapping[str, Any]) -> Values:
-    """The figures of `result.json` that trackers get: mean AP, of all classes and by group, and registered metrics."""
-    found = {"mean_ap": result["mean_ap"]} | result["groups"]
-    found |= {name: means["All"] for name, means in result.get("metrics", {}).items()}
+    """The figures of `result.json` for a tracker: mean AP, of all classes and by group, and registered metrics."""
+    figures = {"mean_ap": result["mean_ap"]} | result["groups"]
+    figures |= {name: means["All"] for name, means in result.get("metrics", {}).items()}
     if chosen := result.get("chosen_alpha"):
-        found["mean_ap_at_chosen_alpha"] = chosen["mean_ap"]
-    return dict(_numbers("test", found))
+        figures["mean_ap_at_chosen_alpha"] = chosen["mean_ap"]
+    return dict(_numbers("test", figures))
 
 
-def _numbers(kind: str, values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Those that are known, by their curve."""
+def _numbers(kind: str, values: Mapping[str, float | None]) -> Iterator[tuple[str, float]]:
+    """The values that are known, by the names of their curves."""
     for name, value in values.items():
         if value is not None and not math.isnan(value):
             yield f"{kind}/{name}", float(value)

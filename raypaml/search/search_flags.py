@@ -30,30 +30,38 @@ from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
 
 SEARCHERS = get_args(Searcher)
 USUAL = {"workers": 1}
-"""What a search has where nothing else is asked for, whatever the recipe's: a trial has one worker."""
+"""Defaults of a search in the place of the recipe's: a trial has one worker."""
 NOT_OF_TRIALS = ("max_failures", "hang_seconds", "tracker")
-"""Settings of a run that trials have no use for: a trial is neither watched, nor started again, nor tracked."""
+"""Settings of a run that have no effect in a search: a trial is neither watched, nor started again, nor tracked."""
 _OF_THE_BASE = (*EXECUTION_FIELDS, "data", "pseudo_labels_sha256")
-"""Fields that trials have from the base, whatever their scheme."""
+"""Fields whose value every trial takes from the starting point, whatever its scheme."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings:
-    """What a search varies, and how; its fields are the flags of `raypaml tune` that are not of a run.
+    """What a search varies, and how; the fields are the flags of `raypaml tune` that do not describe a run.
 
     Raises:
-        ValueError: a count is too small, or a searcher is none.
+        ValueError: a count is too small, or there is no such searcher.
     """
 
     search: str
+    """The searched spaces, as `search.spaces.parse_search` reads them."""
     space: Sequence[str]
+    """YAML files of further spaces."""
     searcher: Searcher
     trials: int
+    """Number of trials of the searchers random and tpe."""
     add: int
+    """Trials by which a finished search is extended."""
     points: int
+    """Values of each range in a grid."""
     share: int
+    """Random trials that share one warm-up; 1 for no sharing."""
     seeds: int
+    """Seeds with which the best trial and the starting point are trained."""
     early_stop: bool
+    """Whether trials that fall behind are stopped (ASHA)."""
 
     def __post_init__(self) -> None:
         if self.searcher not in SEARCHERS:
@@ -66,37 +74,38 @@ class SearchSettings:
 
 
 def add_search_flags(parser: Parser) -> None:
-    """Add the flags that are not of the configuration."""
+    """Add the flags of `raypaml tune` that do not describe a run."""
     group = parser.add_argument_group("Search")
     group.add_argument(
         "--search",
         default="alpha,delta_rel=suggested",
         metavar="SPACES",
-        help="names of tune/*.yaml, or FIELD=LOW:HIGH, FIELD=log:LOW:HIGH, FIELD=A|B|C, delta_rel=suggested "
-        "(range from the data) [%(default)s]",
+        help="settings to search, with commas between: names of spaces in tune/*.yaml, or FIELD=LOW:HIGH, "
+        "FIELD=log:LOW:HIGH, FIELD=A|B|C, or delta_rel=suggested (a range from the labels) [%(default)s]",
     )
-    group.add_argument("--space", action="append", default=[], metavar="FILE", help="YAML file of further spaces")
-    group.add_argument("--searcher", choices=SEARCHERS, default="random", help="tpe needs Optuna [random]")
-    group.add_argument(
-        "--trials", type=int, default=6, metavar="N", help="of random and tpe, the recipe's own among them [6]"
-    )
-    group.add_argument("--add", type=int, default=0, metavar="N", help="extend a finished search by so many trials")
-    group.add_argument("--points", type=int, default=4, metavar="N", help="of a range in a grid [4]")
+    about = "YAML file of further spaces for --search; may be repeated"
+    group.add_argument("--space", action="append", default=[], metavar="FILE", help=about)
+    about = "how trials are chosen: at random, as a grid, or by Optuna's TPE from the results so far [random]"
+    group.add_argument("--searcher", choices=SEARCHERS, default="random", help=about)
+    about = "number of trials, the recipe's own settings among them; a grid has its own number [6]"
+    group.add_argument("--trials", type=int, default=6, metavar="N", help=about)
+    group.add_argument("--add", type=int, default=0, metavar="N", help="extend a finished search by N trials")
+    about = "number of values of each range with --searcher grid [4]"
+    group.add_argument("--points", type=int, default=4, metavar="N", help=about)
     group.add_argument(
         "--share",
         type=int,
         default=3,
         metavar="N",
-        help="random trials per warm-up: fields that act before the first rejection, such as alpha, change only every "
-        "N trials; 1: no sharing at all [3]",
+        help="let N random trials share a warm-up: settings that act before the first rejection, such as alpha, change "
+        "only every N trials; 1: no sharing [3]",
     )
-    group.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="train the best trial and the recipe's own with N seeds [1]"
-    )
-    group.add_argument(
-        "--no-early-stop", dest="early_stop", action="store_false", help="train every trial to the end (default: ASHA)"
-    )
-    group.add_argument("--suggest", action="store_true", help="only say what the labels suggest for delta_rel")
+    about = "number of seeds with which the best trial and the recipe's own settings are trained [1]"
+    group.add_argument("--seeds", type=int, default=1, metavar="N", help=about)
+    about = "train every trial to its end; by default those that fall behind are stopped (ASHA)"
+    group.add_argument("--no-early-stop", dest="early_stop", action="store_false", help=about)
+    about = "print the delta_rel that the labels suggest, and search nothing"
+    group.add_argument("--suggest", action="store_true", help=about)
 
 
 def plan_search(asked: SearchSettings, base: AskedConfig, data: DataFolder) -> SearchPlan:
@@ -104,11 +113,11 @@ def plan_search(asked: SearchSettings, base: AskedConfig, data: DataFolder) -> S
 
     Args:
         asked: what is varied, and how.
-        base: that the search starts from.
-        data: its data.
+        base: the configuration that the search starts from.
+        data: the data set, from whose labels a range of delta_rel may be taken.
 
     Raises:
-        ValueError: spaces that are not known, hold no valid configuration, or would reject everything.
+        ValueError: a space is not known, holds no valid configuration, or would reject every entry.
     """
     config = base.config
     known = read_spaces([*sorted(share("tune").glob("*.yaml")), *map(Path, asked.space)], config)
@@ -132,14 +141,14 @@ def plan_search(asked: SearchSettings, base: AskedConfig, data: DataFolder) -> S
 
 
 def passed_over_by_trials(search: SearchPlan) -> list[str]:
-    """What is given and not used by the trials of some schemes, in sentences; ValueError where none uses it."""
+    """Sentences on settings that were given and are not used by the trials of some schemes; ValueError if none does."""
     schemes = [str(value) for space in search.spaces if space.field == "scheme" for value in space.values]
     given = str((search.given or {}).get("scheme_settings", ""))
     return list(passed_over(schemes, search.base.loss.pseudo_labels, given)) if schemes else []
 
 
 def plan_trials(search: SearchPlan, count: int) -> list[Trial]:
-    """The trials known before any is run, the configuration the search starts from first."""
+    """The trials that are known before any is run; the starting point is the first."""
     if search.searcher == "grid":
         return grid_trials(search.base, search.spaces, search.points)
     if search.searcher == "tpe":
@@ -149,7 +158,7 @@ def plan_trials(search: SearchPlan, count: int) -> list[Trial]:
 
 
 def open_queue(search: SearchPlan, asked: SearchSettings, say: Callable[[str], None]) -> tuple[Queue, Proposals | None]:
-    """Claim the search's folder, or go on in it: what is left to run, and for a searcher that learns, who proposes."""
+    """Create the folder of a search or go on in it; returns its queue, and the proposals of the searcher tpe."""
     if asked.add and search.searcher == "grid":
         raise ValueError(f"add={asked.add}: a grid has a fixed number of trials; give --points")
     count = max(open_search(search, asked.trials), asked.trials)

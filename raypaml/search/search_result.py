@@ -90,17 +90,21 @@ def _by_seed(outcomes: Sequence[Outcome], own: Outcome, best: Outcome) -> tuple[
 
 def _said(own: Outcome, best: Outcome, difference: float, interval: tuple[float, float]) -> str:
     low, high = interval
-    meaning = "another test set of this size could show the contrary, so it is not established which is better"
-    if low > 0:
-        meaning = "it is better"
-    elif high < 0:
-        meaning = "it is worse, so keep the starting point"
     return (
         f"Best by validation mAP: {best.trial.name}, {percent(best.score)}; the starting point {own.trial.name}: "
         f"{percent(own.score)}.\nTest mAP {_test_percent(best)} against {_test_percent(own)}: "
         f"{100 * difference:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f} (test images drawn again): "
-        f"{meaning}."
+        f"{_meaning(low, high)}."
     )
+
+
+def _meaning(low: float, high: float) -> str:
+    """What an interval of the difference says about the best trial."""
+    if low > 0:
+        return "it is better"
+    if high < 0:
+        return "it is worse, so keep the starting point"
+    return "another test set of this size could show the contrary, so it is not established which is better"
 
 
 def _test_percent(one: Outcome) -> str:

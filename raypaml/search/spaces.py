@@ -15,9 +15,9 @@ from raypaml.cli import field_types, known_names
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 
 SUGGESTED = "suggested"
-"""Bounds taken from the data; see search.suggestion."""
+"""The word for a range that is taken from the labels; see search.suggestion."""
 _CORNERS = 4096
-"""Combinations of bounds that are checked before the start, at most."""
+"""The most combinations of bounds that are checked before the start."""
 _KEYS = {"name", "field", "distribution", "low", "high", "values", "unit"}
 
 Value = float | int | str | bool
@@ -25,25 +25,27 @@ Value = float | int | str | bool
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The values one field may take."""
+    """The values that one field of a configuration may take."""
 
     name: str
+    """The name by which `--search` asks for the space."""
     field: str
-    """The field of a configuration that has these values."""
+    """The field of a configuration that takes the values."""
     distribution: Literal["uniform", "log", "choice"]
     low: float = 0.0
     high: float = 0.0
-    """The bounds of a range, which belong to it; a choice has none."""
+    """The bounds of a range, both included; 0 for a choice."""
     values: tuple[Value, ...] = ()
     """The values of a choice."""
     unit: str = ""
+    """The unit of the values, for figures."""
     whole: bool = False
-    """Whole numbers only."""
+    """Whether a range holds whole numbers only."""
     start: float | None = None
-    """A value to try early."""
+    """A value that is tried right after the starting point; None for none."""
 
     def at(self, u: float) -> Value:
-        """The value below which a share u of the distribution lies, 0 <= u < 1; ranges to three significant digits."""
+        """The value below which a share u of the values lies, 0 <= u < 1; numbers have three significant digits."""
         if self.distribution == "choice":
             return self.values[int(u * len(self.values))]
         if self.distribution == "log":
@@ -92,8 +94,8 @@ class Space:
 
 
 def read_spaces(paths: Iterable[Path], config: TrainConfig) -> dict[str, Space]:
-    """The spaces of some YAML files by name, later ones over earlier ones."""
-    found: dict[str, Space] = {}
+    """The spaces in some YAML files, by name; a later one replaces an earlier one of the same name."""
+    spaces: dict[str, Space] = {}
     for path in paths:
         try:
             content = yaml.safe_load(path.read_text())
@@ -101,11 +103,11 @@ def read_spaces(paths: Iterable[Path], config: TrainConfig) -> dict[str, Space]:
             raise ValueError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from None
         for entry in content if isinstance(content, list) else [content]:
             space = _space(path, entry, config)
-            found[space.name] = space
-    return found
+            spaces[space.name] = space
+    return spaces
 
 
-def _space(path: Path, entry: Any, config: TrainConfig) -> Space:
+def _space(path: Path, entry: object, config: TrainConfig) -> Space:
     if not isinstance(entry, dict) or not {"name", "field", "distribution"} <= set(entry) <= _KEYS:
         raise ValueError(f"{path}: a space has the keys {', '.join(sorted(_KEYS))}, found {entry}")
     try:
@@ -120,12 +122,12 @@ def make_space(
     name: str,
     field: str,
     distribution: str,
-    low: Any = None,
-    high: Any = None,
-    values: Sequence[Any] = (),
+    low: object = None,
+    high: object = None,
+    values: Sequence[object] = (),
     unit: str = "",
 ) -> Space:
-    """A checked space, its values of the field's own type."""
+    """Make a space whose values have the type of the field; ValueError where they cannot."""
     kind = _kind(config, field)
     if distribution == "choice":
         if not values:
@@ -136,7 +138,7 @@ def make_space(
         raise ValueError(f"{name}: distribution {distribution!r}, known: uniform, log, choice")
     if kind not in (int, float):
         raise ValueError(f"{name}: {field} is not a number; give its values as A|B")
-    least, most = _as(float, low, name), _as(float, high, name)
+    least, most = (float(_as(float, bound, name)) for bound in (low, high))
     if not (math.isfinite(least) and math.isfinite(most) and least < most):
         raise ValueError(f"{name}: bounds {least:g}:{most:g}, the first must be below the second")
     if distribution == "log" and least <= 0:
@@ -154,13 +156,15 @@ def _kind(config: TrainConfig, field: str) -> Any:
     return kinds[field]
 
 
-def _as(kind: Any, value: Any, name: str) -> Any:
+def _as(kind: Any, value: object, name: str) -> Value:
+    """A value of a space converted to the type of its field, which may be a Literal."""
     try:
         if get_origin(kind) is Literal:
-            return {str(choice): choice for choice in get_args(kind)}[str(value)]
+            choices: dict[str, Value] = {str(choice): choice for choice in get_args(kind)}
+            return choices[str(value)]
         if kind is bool:
             return {"true": True, "false": False}[str(value).lower()]
-        return kind(value)
+        return kind(value)  # type: ignore[no-any-return]
     except (KeyError, ValueError, TypeError):
         wanted = "|".join(map(str, get_args(kind))) or kind.__name__
         raise ValueError(f"{name}: value {value!r}, expected {wanted}") from None
@@ -170,33 +174,33 @@ def _as(kind: Any, value: Any, name: str) -> Any:
 
 
 def parse_search(text: str, config: TrainConfig, known: dict[str, Space], suggested: Space | None) -> list[Space]:
-    """The spaces asked for by `--search alpha,delta_rel=log:0.005:0.5,scheme=an|ll_r`, in this order.
+    """Read spaces from a text such as `alpha,delta_rel=log:0.005:0.5,scheme=an|ll_r`, in its order.
 
     Args:
         text: names of known spaces, or FIELD=LOW:HIGH, FIELD=log:LOW:HIGH, FIELD=A|B|C, delta_rel=suggested.
-        config: whose fields are searched.
-        known: from the files.
-        suggested: the space of delta_rel that the data suggests, if it was worked out.
+        config: the configuration whose fields are searched.
+        known: the spaces from YAML files, by name.
+        suggested: the space of delta_rel that the labels suggest; None where it was not computed.
     """
-    found = []
+    spaces = []
     for part in (part.strip() for part in text.split(",")):
         name, given, spec = part.partition("=")
         if spec == SUGGESTED:
             if name != "delta_rel" or suggested is None:
                 raise ValueError(f"{part}: only delta_rel is suggested by the data")
-            found.append(suggested)
+            spaces.append(suggested)
         elif given:
-            found.append(_inline(name, spec, config, known))
+            spaces.append(_inline(name, spec, config, known))
         elif name in known:
-            found.append(known[name])
+            spaces.append(known[name])
         else:
             raise ValueError(
                 f"search {name!r}: no such space{known_names(name, sorted(known))}; or {name or 'FIELD'}=LOW:HIGH"
             )
-    fields = [space.field for space in found]
+    fields = [space.field for space in spaces]
     if len(set(fields)) < len(fields):
         raise ValueError(f"search {text!r}: a field is given twice")
-    return found
+    return spaces
 
 
 def _inline(name: str, spec: str, config: TrainConfig, known: dict[str, Space]) -> Space:
@@ -210,10 +214,12 @@ def _inline(name: str, spec: str, config: TrainConfig, known: dict[str, Space]) 
     return make_space(config, name=name, field=field, distribution=kind, low=numbers[0], high=numbers[1], unit=unit)
 
 
-def check_spaces(spaces: Sequence[Space], config_of: Callable[[dict[str, Any]], TrainConfig]) -> None:
+def check_spaces(spaces: Sequence[Space], config_of: Callable[[dict[str, Value]], TrainConfig]) -> None:
     """Raise ValueError where a combination of bounds is no valid configuration, such as one that rejects everything.
 
-    `config_of` makes a configuration of the values of searched fields.
+    Args:
+        spaces: the searched spaces.
+        config_of: makes a configuration from the values of searched fields.
     """
     corners = itertools.product(*(space.bounds for space in spaces))
     for corner in itertools.islice(corners, _CORNERS):
@@ -225,7 +231,7 @@ def check_spaces(spaces: Sequence[Space], config_of: Callable[[dict[str, Any]], 
             raise ValueError(f"search {within} allows {describe_values(values)}: {error}") from None
 
 
-def describe_values(values: dict[str, Any]) -> str:
-    """`alpha=5,delta_rel=0.25`."""
+def describe_values(values: dict[str, Value]) -> str:
+    """The values of searched fields as text, such as `alpha=5,delta_rel=0.25`."""
     shown = (f"{value:g}" if isinstance(value, float) else str(value) for value in values.values())
     return ",".join(f"{name}={value}" for name, value in zip(values, shown, strict=True))
