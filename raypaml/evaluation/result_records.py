@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NotRequired, TypedDict
 
 from raypaml.metrics.conventions import Convention
-from raypaml.runs.run_length import Length
+from raypaml.runs.run_record import Length
 
 
 class GroupFigures(TypedDict):
