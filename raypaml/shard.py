@@ -65,7 +65,7 @@ def _compare(flags: Namespace) -> int:
 
 
 KINDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Namespace], int]]] = {
-    "openimages": ("prepare Open Images V3 (V2, V4 to V7)", add_openimages_flags, prepared_by(openimages_preparation)),
+    "openimages": ("prepare Open Images V2 to V7", add_openimages_flags, prepared_by(openimages_preparation)),
     **{
         name: (f"prepare {about}", partial(add_format_flags, kind=name), prepared_by(format_preparation))
         for name, about in FORMATS.items()
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
     """Runs one kind of sharding; `prog` is the command as it was typed, where that is not `raypaml shard`."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        about = "Turn images and labels into a data set of verified shards."
+        about = "Prepare images and labels as a data set of shards; index, verify and compare shards."
         print(listed(f"{command('shard')} KIND ...", about, {name: said for name, (said, _, _) in KINDS.items()}))
         print(f"\nEach kind has its own help, such as {command('shard table')} --help.")
         return 0

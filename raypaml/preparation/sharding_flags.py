@@ -46,11 +46,11 @@ def add_sharding_flags(parser: Parser) -> None:
     )
     add("--background", metavar="COLOUR", help=about + "that is continued]")
     add("--shard-samples", type=int, default=2000, metavar="N", help="images requested per shard [2000]")
-    about = "approximate size of a shard, in the place of --shard-samples"
+    about = "cut shards by size, to about so many bytes each [by the number of images]"
     add("--shard-bytes", default="", metavar="N[MB|GB]", help=about)
     about = "class hierarchy, by which a positive implies its ancestors: Open Images' JSON, or CSV of child,parent"
     add("--hierarchy", type=Path, metavar="FILE", help=about)
-    add("--limit", type=int, default=0, metavar="N", help="prepare a random sample of N images of each split [0: all]")
+    add("--limit", type=int, default=0, metavar="N", help="prepare N random images of each split; 0 prepares all [0]")
     add("--seed", type=int, default=0, metavar="N", help="seed of the order of the images [0]")
     add("--workers", type=int, default=os.cpu_count(), metavar="N", help="number of processes [one per core]")
     add("--address", default="", help="Ray cluster to join (also RAY_ADDRESS) [a private one]")
