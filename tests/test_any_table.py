@@ -171,7 +171,7 @@ def test_one_column_a_class_or_a_refusal(
     labels = [([n for n, v in row if VALUES[v] == 1], [n for n, v in row if VALUES[v] == 0]) for row in pairs]
     source, refused = opened(path, TableForm())
     if source is None:
-        assert "never 0; say --uncertain" in refused or "positive in one image only" in refused
+        assert "never 0; give --uncertain" in refused or "positive in one image only" in refused
         assert not any(no for _, no in labels) or "only" in refused
         return
     found = source.splits["train"]

@@ -148,7 +148,9 @@ def test_new_images_are_cut_by_themselves(tmp_path: Path) -> None:
     assert sum(map(len, now.values())) == len(set().union(*now.values())) == 30
     few = [*("--grow", tmp_path / "new", "--out", tmp_path / "newer")]
     Image.new("RGB", (8, 8), (77, 99, 30)).save(tmp_path / "data" / "cat" / "77.jpg")
-    with pytest.raises(ValueError, match="1 new images are too few to cut splits from; say their splits, or --test 0"):
+    with pytest.raises(
+        ValueError, match="1 new images are too few to cut splits from; name their splits, or give --test 0"
+    ):
         shard("folder", tmp_path / "data", *few)
     assert shard("folder", tmp_path / "data", *few, *UNCUT) == 0
     assert len(open_folder(tmp_path / "newer").splits["train"]) == len(now["train"]) + 1
@@ -249,7 +251,7 @@ def test_a_group_is_not_divided_by_growing(tmp_path: Path) -> None:
     given.write_text(
         "\n".join(["image,labels,group", *lines, *(f"n{n}.jpg,cat,new" for n in range(20)), "more.jpg,cat,3"])
     )
-    with pytest.raises(ValueError, match=r"more\.jpg is of group '3', which is in '.*' there; say this split"):
+    with pytest.raises(ValueError, match=r"more\.jpg is of group '3', which is in '.*' there; give it this split"):
         shard("table", given, "--grow", tmp_path / "old", "--out", tmp_path / "new")
 
 

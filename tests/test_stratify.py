@@ -103,7 +103,7 @@ def test_groups_reach_the_splits_of_a_data_set() -> None:
     assert len(where) == 60
     assert set(where.values()) == {"train", "validation", "test"}
     assert all(len({where[str(n)] for n in range(first, first + 3)}) == 1 for first in range(0, 60, 3))
-    with pytest.raises(ValueError, match="--split-method random divides groups; say --split-method stratified, or"):
+    with pytest.raises(ValueError, match="--split-method random divides groups; give --split-method stratified, or"):
         assemble(source(groups), Hiding(), Cut())
     with pytest.raises(ValueError, match=r"group '0' is in train and in test, so that near-duplicates of training"):
         assemble(source(groups, ("train", "test")), Hiding(), Cut(method="stratified"))

@@ -225,7 +225,7 @@ def test_all_other_columns_are_classes_only_if_they_hold_labels(tmp_path: Path) 
     with pytest.raises(ValueError, match="y holds '2'"):
         read_table(tmp_path / "t.csv", TableForm())
     (tmp_path / "t.csv").write_text("image,x,y\na.jpg,1,-1\nb.jpg,-1,1\n")
-    with pytest.raises(ValueError, match="hold -1 and never 0; say --uncertain negative where -1 is that, or"):
+    with pytest.raises(ValueError, match="hold -1 and never 0; give --uncertain negative where -1 is that, or"):
         read_table(tmp_path / "t.csv", TableForm())
     source = read_table(tmp_path / "t.csv", TableForm(uncertain="negative"))
     assert source.splits["train"].negatives is None  # every label is there

@@ -98,7 +98,7 @@ def _check_groups(splits: dict[str, SourceSplit]) -> None:
             if place.setdefault(group, split) != split:
                 raise ValueError(
                     f"group {group!r} is in {place[group]} and in {split}, so that near-duplicates of training images "
-                    "would be tested; give it one split, or say --group-column none"
+                    "would be tested; give it one split, or give --group-column none"
                 )
 
 
@@ -107,7 +107,7 @@ def _cut(split: SourceSplit, fraction: float, cut: Cut, num_classes: int) -> tup
     if cut.method == "random":
         if split.groups is not None:
             raise ValueError(
-                "--split-method random divides groups; say --split-method stratified, or --group-column none"
+                "--split-method random divides groups; give --split-method stratified, or --group-column none"
             )
         return validation_split(len(split.files), fraction, cut.seed)
     strata = split.positives

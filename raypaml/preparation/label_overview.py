@@ -53,7 +53,7 @@ def check_names(names: Sequence[str], images: IntArray, allowed: Sequence[str], 
         if wrong and check not in allowed:
             such = some_of([repr(name) for name in wrong], 4)
             raise ValueError(
-                f"{CHECKS[check]}: {len(wrong):,} of {len(names):,}, such as {such}. If the labels were misread, say "
+                f"{CHECKS[check]}: {len(wrong):,} of {len(names):,}, such as {such}. If the labels were misread, give "
                 f"--separator TEXT, --labels-column NAME or --classes FILE; if they are right, --allow {check}"
             )
 

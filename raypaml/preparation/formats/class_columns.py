@@ -89,7 +89,7 @@ def _asked(names: Sequence[str], path: Path, one: str) -> list[str]:
         raise ValueError(f"{path}: --class-columns {one}: no such column, or several; it has {columns_shown(names)}")
     first, last = names.index(ends[0][0]), names.index(ends[-1][0])
     if last < first:
-        raise ValueError(f"{path}: --class-columns {one}: {ends[-1][0]} comes before {ends[0][0]}; say first..last")
+        raise ValueError(f"{path}: --class-columns {one}: {ends[-1][0]} comes before {ends[0][0]}; give FIRST..LAST")
     return list(names[first : last + 1])
 
 
@@ -128,7 +128,7 @@ def read_class_columns(
     doubtful = labels == _UNCERTAIN
     if doubtful.any() and not uncertain and not (labels == NEGATIVE).any():
         raise ValueError(
-            f"{path}: the columns of classes hold -1 and never 0; say --uncertain negative where -1 is that, or "
+            f"{path}: the columns of classes hold -1 and never 0; give --uncertain negative where -1 is that, or "
             "--uncertain unobserved"
         )
     labels[(labels == UNOBSERVED) & complete] = NEGATIVE
