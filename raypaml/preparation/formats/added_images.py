@@ -58,8 +58,8 @@ def grown_source(
         raise ValueError(f"grow={earlier.folder}: it has all {len(place):,} images already; there is nothing to add")
     if len(new) < FEWEST and not has_splits and any(shares.values()):
         raise ValueError(
-            f"{len(new)} new images are too few to cut splits from; name their splits, or give --test 0 --validation 0 to "
-            "train on all of them"
+            f"{len(new)} new images are too few to cut splits from; name their splits, or give --test 0 --validation 0 "
+            "to train on all of them"
         )
     _check_groups(source, splits, place, has_splits=has_splits or not any(shares.values()), where=earlier.folder)
     nothing = next(iter(splits.values())).rows(np.zeros(0, np.int64))
@@ -90,7 +90,8 @@ def _check_groups(
         for file, group in zip(given.files, given.groups or (), strict=False):
             if group in split_of and not (has_splits and split_of[group] == split):
                 raise ValueError(
-                    f"grow={where}: {file} is of group {group!r}, which is in {split_of[group]!r} there; give it this split"
+                    f"grow={where}: {file} is of group {group!r}, which is in {split_of[group]!r} there; give it this "
+                    "split"
                 )
 
 
