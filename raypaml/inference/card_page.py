@@ -45,18 +45,17 @@ _TABLE |= {"convention", "images", "positives", "negatives", "vocabulary", "alph
 def card_page(model: Classifier, folder: Path, formats: Sequence[str]) -> str:
     """The page, as Markdown, of an export to `folder` in these formats."""
     card, facts = model.card, {name: json.loads(text) for name, text in export_facts(model).items()}
-    return fill_template(
-        _TEMPLATE,
-        **facts,
-        title=str(card.origin.get("run") or folder.absolute().name),
-        files={name: about for one in formats for name, about in _FILES[one].items()},
-        folder=folder.name,
-        alpha=alpha_text(card.alpha),
-        chosen=_CHOSEN if card.thresholds else _NOT_CHOSEN,
-        training=list(_training(card)),
-        results=_results(card.metrics),
-        listed=_listed(card.class_ids, card.names),
-    )
+    values = facts | {  # `alpha` as text in the place of the numbers
+        "title": str(card.origin.get("run") or folder.absolute().name),
+        "files": {name: about for one in formats for name, about in _FILES[one].items()},
+        "folder": folder.name,
+        "alpha": alpha_text(card.alpha),
+        "chosen": _CHOSEN if card.thresholds else _NOT_CHOSEN,
+        "training": list(_training(card)),
+        "results": _results(card.metrics),
+        "listed": _listed(card.class_ids, card.names),
+    }
+    return fill_template(_TEMPLATE, **values)
 
 
 def _training(card: Card) -> Iterator[str]:
