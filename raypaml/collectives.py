@@ -1,11 +1,11 @@
-"""The collectives of torch.distributed, and how long this process waits for them.
+"""The collectives of torch.distributed that training uses, and a clock for the time that they take.
 
-Collectives of training go through this module, so that an epoch can report the share of its time that they took. Those
-that torch starts by itself, for SyncBatchNorm and for DDP's buffers, are not counted. With gloo the calling thread
-waits inside the call, and the time of the call is counted. With CUDA the call returns at once and the GPU's stream
-waits: an event is recorded on the stream before and after, and the time between them is read once both have completed,
-so that reading never waits. Gradients are reduced while the backward pass computes; of that only the wait at the end of
-the pass is counted, from the moment at which the last bucket was ready.
+Training calls collectives through this module, so that each epoch can report their share of its time. Those that torch
+starts itself, for SyncBatchNorm and for DDP's buffers, are not measured. With gloo the calling thread waits inside the
+call, and wall-clock time is measured. With CUDA the call returns at once and the GPU's compute stream waits: events are
+recorded on the stream before and after the call, and the time between them is read once both have passed, so that
+reading it never waits. Gradients are reduced while the backward pass still computes, so that only the wait at its end
+is measured, from the moment when the last bucket is sent.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,36 +21,36 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-Moment = float | torch.cuda.Event
-"""Seconds of `time.perf_counter`, or an event recorded on the GPU's stream."""
+Timestamp = float | torch.cuda.Event
+"""Seconds of `time.perf_counter`, or an event on the GPU's compute stream."""
 
 
 class CollectiveClock:
-    """Adds up the seconds that this process, or its GPU, waits for collectives."""
+    """Measures the seconds that this process, or its GPU, waits for collectives."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._spans = deque[tuple[torch.cuda.Event, torch.cuda.Event]]()
-        self._departure: Moment | None = None
+        self._bucket_sent: Timestamp | None = None
 
     @contextmanager
-    def holding(self, device: torch.device) -> Iterator[None]:
-        """Count the time of the block, which is a collective on tensors of this device."""
+    def measuring(self, device: torch.device) -> Iterator[None]:
+        """Measure the block, which calls a collective on tensors of this device."""
         began = _now(device)
         yield
         self._count(began, device)
 
-    def depart(self, device: torch.device) -> None:
-        """Note that a bucket of gradients is ready to be reduced, during the backward pass."""
-        self._departure = _now(device)
+    def bucket_sent(self, device: torch.device) -> None:
+        """Note that a bucket of gradients is sent, during the backward pass."""
+        self._bucket_sent = _now(device)
 
-    def arrive(self, device: torch.device) -> None:
-        """Count the wait for the last bucket, now that the backward pass has ended; nothing if there was no bucket."""
-        if self._departure is not None:
-            self._count(self._departure, device)
-            self._departure = None
+    def backward_ended(self, device: torch.device) -> None:
+        """Note that the backward pass has ended, and so the reduction of gradients, if there was any."""
+        if self._bucket_sent is not None:
+            self._count(self._bucket_sent, device)
+            self._bucket_sent = None
 
-    def _count(self, began: Moment, device: torch.device) -> None:
+    def _count(self, began: Timestamp, device: torch.device) -> None:
         ended = _now(device)
         if isinstance(began, float) and isinstance(ended, float):
             self._seconds += ended - began
@@ -59,7 +58,7 @@ class CollectiveClock:
             self._spans.append((began, ended))
 
     def take(self) -> float:
-        """Returns the seconds since the last call; a collective that a GPU has not finished counts in a later call."""
+        """The seconds since the last call; spans that the GPU's stream has not passed yet are left to the next call."""
         while self._spans and self._spans[0][1].query():  # type: ignore[no-untyped-call]
             began, ended = self._spans.popleft()
             self._seconds += began.elapsed_time(ended) / 1000
@@ -71,7 +70,7 @@ CLOCK = CollectiveClock()
 """The clock of this process."""
 
 
-def _now(device: torch.device) -> Moment:
+def _now(device: torch.device) -> Timestamp:
     if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -80,29 +79,28 @@ def _now(device: torch.device) -> Moment:
 
 
 def all_reduce(values: Tensor, group: dist.ProcessGroup, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-    """Does what `torch.distributed.all_reduce` does, in place, and counts its time."""
-    with CLOCK.holding(values.device):
+    """`torch.distributed.all_reduce`, in place, with its time measured."""
+    with CLOCK.measuring(values.device):
         dist.all_reduce(values, op, group=group)
 
 
 def all_gather(parts: list[Tensor], values: Tensor, group: dist.ProcessGroup) -> None:
-    """Does what `torch.distributed.all_gather` does, into `parts`, and counts its time."""
-    with CLOCK.holding(values.device):
+    """`torch.distributed.all_gather` into `parts`, with its time measured."""
+    with CLOCK.measuring(values.device):
         dist.all_gather(parts, values, group=group)
 
 
 def broadcast(values: Tensor, group: dist.ProcessGroup) -> None:
-    """Replaces the values on every rank by those of rank 0, in place, and counts the time."""
-    with CLOCK.holding(values.device):
+    """Copy the values of rank 0 to every rank, in place, with the time measured."""
+    with CLOCK.measuring(values.device):
         dist.broadcast(values, 0, group=group)
 
 
-def count_buckets(model: DistributedDataParallel, group: dist.ProcessGroup) -> None:
-    """Count the waits for the gradients of a DDP model, which are averaged over the group as before."""
-    # without annotations, which torch wants as classes and not as the strings of this module
-    model.register_comm_hook(group, lambda group, bucket: _departing(group, bucket))
+def measure_buckets(model: DistributedDataParallel, group: dist.ProcessGroup) -> None:
+    """Measure the reduction of the model's gradients, which are averaged over the group as without this."""
 
+    def hook(group, bucket):  # type: ignore[no-untyped-def]  # torch refuses annotations that are strings, as here
+        CLOCK.bucket_sent(bucket.buffer().device)
+        return allreduce_hook(group, bucket)
 
-def _departing(group: dist.ProcessGroup, bucket: Any) -> torch.futures.Future[Tensor]:
-    CLOCK.depart(bucket.buffer().device)
-    return allreduce_hook(group, bucket)
+    model.register_comm_hook(group, hook)

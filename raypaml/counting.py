@@ -15,7 +15,7 @@ Counted = TypeVar("Counted")
 
 
 def epoch_number(epoch: int) -> int:
-    """The number of an epoch as people read it, in messages, on pages and axes: from 1. Code and files count from 0."""
+    """The number of an epoch in messages, on pages and on axes, from 1; code and files count epochs from 0."""
     return epoch + 1
 
 

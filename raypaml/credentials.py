@@ -1,19 +1,18 @@
-"""Credentials are never settings: settings are written into records and reports."""
+"""Refuses credentials as settings, because settings are written into records and reports."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|ASIA[0-9A-Z]{16}|hf_\w{20,}|://[^/@]+:[^/@]+@|(secret|token|password)[\w-]*=", re.I
 )
-"""What credentials look like: keys of AWS and Hugging Face, user:password@ in an address, secret_key=... and such."""
+"""Texts that look like credentials: keys of AWS and Hugging Face, `user:password@` in an address, `secret_key=...`."""
 
 
-def check_no_credentials(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming the setting, where a text holds what looks like a credential."""
+def check_no_credentials(settings: Mapping[str, object]) -> None:
+    """Raise ValueError, naming the setting, where a text contains what looks like a credential."""
     for name, value in settings.items():
         if isinstance(value, str) and SECRETS.search(value):
             raise ValueError(

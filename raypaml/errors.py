@@ -17,11 +17,11 @@ class UserError(ValueError):
 
 
 class CallbackError(UserError):
-    """A callback raised an error; the message names the callback, its method, the place, and that error."""
+    """A callback raised an error; the message names the callback, its method, the epoch and step, and that error."""
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """A second Ctrl-C or SIGTERM has ended a run at once; what came after its last checkpoint is lost."""
+    """A second Ctrl-C or SIGTERM has ended a run at once; its progress since the last checkpoint is lost."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped at once by {signal.Signals(number).name}")

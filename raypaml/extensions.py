@@ -1,7 +1,7 @@
-"""Modules of one's own that register schemes, backbones, augmentations or metrics: `--import MODULE`.
+"""User modules that register schemes, backbones, augmentations or metrics: `--import MODULE`.
 
-A module is imported because a command line or a program names it, never because a file does. A run records its modules
-as `imports` only to say which of them must be named again.
+A module is only imported if the command line or the program names it, never because a file names it. The `imports` that
+a run records are used to say which modules have to be named again.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
 
 _named: list[str] = []
 
 
 def modules_named() -> str:
-    """The modules that were named in this process, with commas between them."""
+    """The modules that were named in this process, separated by commas."""
     return ",".join(_named)
 
 
 def missing(modules: str) -> list[str]:
-    """Lists which of the modules `A,B` this process has not imported."""
+    """Those of the modules, given as `A,B`, that this process has not imported in any way."""
     return [name for name in filter(None, modules.split(",")) if name not in sys.modules]
 
 
 def import_modules(modules: str) -> None:
-    """Import the modules `A,B` once, from where Python finds modules, or else from the working directory.
+    """Import the modules, given as `A,B`, from Python's search path or else from the working directory.
 
     Raises:
-        ValueError: one cannot be imported; the message says what it raised, and where.
+        ValueError: a module cannot be imported; the message has the module's error and the line that raised it.
     """
     if str(Path.cwd()) not in sys.path:  # as `python -m` does; the console script does not
         sys.path.append(str(Path.cwd()))
@@ -46,53 +48,51 @@ def import_modules(modules: str) -> None:
             importlib.import_module(name)
         except (Exception, SystemExit) as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
+            is_missing = isinstance(error, ModuleNotFoundError)
+            remedy = (
+                "; every machine of the run must have it, in the working directory or installed" if is_missing else ""
+            )
             raise ValueError(
                 f"--import {name}: cannot be imported ({type(error).__name__}: {error}, {where.filename}:"
-                f"{where.lineno}){_where(error)}"
+                f"{where.lineno}){remedy}"
             ) from None
         if name not in _named:
             _named.append(name)
 
 
-def _where(error: BaseException) -> str:
-    lacking = isinstance(error, ModuleNotFoundError)
-    return "; every machine of the run must have it, in the working directory or installed" if lacking else ""
-
-
 class ImportModule(argparse.Action):
-    """The flag `--import MODULE`, which may be repeated: imports the module as soon as it is parsed.
-
-    Its value is the list of all modules named so far, with commas between them.
+    """The flag `--import MODULE`, which may be repeated: it imports the module at once, and its value lists all of "
+    "them.
     """
 
     def __call__(
         self,
         parser: argparse.ArgumentParser,  # noqa: ARG002
         namespace: argparse.Namespace,
-        values: Any,
+        values: str | Sequence[Any] | None,
         option_string: str | None = None,  # noqa: ARG002
     ) -> None:
-        """Import it."""
-        import_modules(values)
+        """Import the module."""
+        import_modules(str(values))
         before = getattr(namespace, self.dest, "")
-        setattr(namespace, self.dest, ",".join(dict.fromkeys(filter(None, (*before.split(","), values)))))
+        setattr(namespace, self.dest, ",".join(dict.fromkeys(filter(None, (*before.split(","), str(values))))))
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--import`; what it names is imported while the command line is parsed."""
+    """Add the flag `--import`; its modules are imported while the command line is parsed."""
     about = "module that registers schemes, backbones, augmentations or metrics of your own; may be repeated"
     parser.add_argument("--import", dest="imports", default="", action=ImportModule, metavar="MODULE", help=about)
 
 
 def import_first(argv: Sequence[str]) -> None:
-    """Import what `--import` names anywhere among the arguments, before a parser lists what is registered."""
+    """Import the modules of every `--import` among the arguments, before a parser lists the registered names."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_import_flag(parser)
     parser.parse_known_args(argv)
 
 
-def with_imports(modules: str, function: Any, arguments: Iterable[Any]) -> Any:
-    """Call a function in another process, once the modules that this one named are imported there."""
+def with_imports(modules: str, function: Callable[..., _Result], arguments: Iterable[object]) -> _Result:
+    """Import the modules that another process named, then call a function for it."""
     if modules:
         import_modules(modules)
     return function(*arguments)
@@ -100,10 +100,10 @@ def with_imports(modules: str, function: Any, arguments: Iterable[Any]) -> Any:
 
 @functools.cache
 def named_function(path: str) -> Callable[..., Any]:
-    """The function that a record names as 'module:function', imported when it is first used.
+    """The function that a record names as 'module:function', imported on first use.
 
     Raises:
-        ValueError: it cannot be imported.
+        ValueError: the function cannot be imported.
     """
     module, _, name = path.partition(":")
     try:

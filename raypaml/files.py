@@ -1,13 +1,14 @@
-"""Files and folders that appear whole or not at all: written beside their place under a hidden name, then renamed.
+"""Writes files and folders whole or not at all: under a hidden name in the same folder first, then renamed.
 
-The hidden name is `.NAME.unfinished`. A process that is killed leaves it behind, and the next one to write the same
-file takes it over. Where several processes may write the same file at once (`shared`), each has a hidden name of its
-own, `.NAME.TOKEN.unfinished`; who opens such a folder calls `sweep`, which removes what killed processes left.
+The hidden name is `.NAME.unfinished`. A process that is killed leaves such a file behind, which the next process that
+writes the same file overwrites. Where several processes may write the same file at the same time (`shared`), each uses
+its own hidden name, `.NAME.TOKEN.unfinished`, and `sweep` removes those that killed processes left.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -15,12 +16,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 Place = str | os.PathLike[str]
-"""A file or a folder, as programs name it."""
+"""The path of a file or a folder, as Python programs give it."""
 _ABANDONED_SECONDS = 3600.0
-"""A file not written to for so long is nobody's work any more."""
+"""A file that was not written to for this many seconds was left by a killed process."""
 _INSTEAD = (
     (b"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
     (b"<!doctype html", "a web page"),
@@ -34,17 +34,17 @@ _INSTEAD = (
     (b"rar!\x1a\7", "a RAR archive"),
 )
 START_BYTES = 256
-"""Bytes of a file that `came_instead` looks at."""
+"""The number of first bytes of a file that `came_instead` needs."""
 
 
 def as_texts(given: Place | Iterable[Place]) -> list[str]:
-    """One place or name, or several, as a list of texts: a program that has only one gives no list."""
+    """One path or name, or several, as a list of texts, so that callers may give a single one without a list."""
     several = [given] if isinstance(given, str | os.PathLike) else given
     return [os.fspath(one) if isinstance(one, os.PathLike) else str(one) for one in several]
 
 
 def came_instead(start: bytes) -> str:
-    """What lies in the place of a file of data, by its first bytes in lower case; empty: none of these."""
+    """What a file is instead of data, such as a web page or an archive, by its first bytes; empty: none of these."""
     if not start.strip(b"\0"):
         return "nothing but zeros" if start else "0 bytes"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -53,15 +53,15 @@ def came_instead(start: bytes) -> str:
 
 @contextmanager
 def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Give a path to write in the block; at its end, what was written takes the name `path`.
+    """Give a path to write to in the block; at the end of the block the file is renamed to `path`.
 
-    Whoever looks sees the file as it was before or as it is after. Where the block raises, the file stays as it was,
-    and nothing lies beside it. After a loss of power a renamed file may be empty: a marker that vouches for files is
+    Readers see the old file or the new one, never a part. If the block raises, the old file stays and the new one is
+    removed. After a power failure a renamed file may be empty, so a marker that vouches for other files must only be
     written after a `sync` of each of them.
 
     Args:
-        path: the final name; its folder exists. A file of this name is replaced.
-        shared: other processes, of this or another machine, may be writing the same file; the last one stays.
+        path: the final name, in an existing folder. A file of this name is replaced.
+        shared: whether other processes, of this or another machine, may be writing the same file; the last one stays.
     """
     unfinished = _unfinished(path, shared=shared)
     try:
@@ -75,17 +75,17 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Give an empty folder to fill in the block; at its end it takes the name `path`. Parents are made.
+    """Give an empty folder to fill in the block; at the end of the block it is renamed to `path`. Creates its parents.
 
     Args:
-        path: the final name, which no folder with anything in it has.
-        shared: other processes may be making the same folder of the same content; the first one stays.
+        path: the final name; a folder of this name must be empty.
+        shared: whether other processes may be writing the same folder with the same content; the first one stays.
 
     Raises:
         OSError: there is such a folder already, and it is not `shared`.
     """
     unfinished = _unfinished(path, shared=shared)
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
@@ -99,17 +99,17 @@ def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def _unfinished(path: Path, *, shared: bool) -> Path:
-    # Not the process's number: processes of two machines, or of two containers, may have the same.
+    # a random token and not the process's number, which processes of two machines or containers may share
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished" if shared else f".{path.name}.unfinished")
 
 
 def sweep(folder: Path, name: str = "*", *, shared: bool = False) -> None:
-    """Remove what killed processes left unfinished in a folder.
+    """Remove the unfinished files and folders that killed processes left in a folder.
 
     Args:
-        folder: where they wrote; it need not exist.
-        name: pattern of the final names.
-        shared: others may be writing there now, so what was written to within the hour stays.
+        folder: the folder, which need not exist.
+        name: a pattern for the final names.
+        shared: whether others may be writing there now; then only those not written to for an hour are removed.
     """
     for path in folder.glob(f".{name}.unfinished"):
         with suppress(FileNotFoundError):  # another process sweeps too, or has finished
@@ -136,16 +136,30 @@ def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> No
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, content: Any, *, indent: int = 2, ensure_ascii: bool = True) -> None:
+def write_json(path: Path, content: object, *, indent: int = 2, ensure_ascii: bool = True) -> None:
     """Write an indented JSON file, whole or not at all."""
     write_whole(path, json.dumps(content, indent=indent, ensure_ascii=ensure_ascii) + "\n")
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name: by a hard link if it is a tar and the file system can, else by a copy.
+def number_or_null(value: float) -> float | None:
+    """The number as JSON has it: None, written as null, for NaN and the infinities."""
+    return float(value) if math.isfinite(value) else None
 
-    Tars are replaced and never changed in place; other files may be edited, so they are always copied. A file that has
-    the name already stays if it is as large.
+
+def finite_json(content: object) -> object:
+    """Content of a JSON file with `number_or_null` of every float in it; tuples become lists."""
+    if isinstance(content, dict):
+        return {key: finite_json(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite_json(value) for value in content]
+    return number_or_null(content) if isinstance(content, float) else content
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a hard link to the file if it is a tar and the file system allows it, else a copy of it.
+
+    Tars are replaced and never changed in place; other files may be edited, so they are always copied. A target of the
+    same size stays as it is.
     """
     if target.is_file() and target.stat().st_size == source.stat().st_size:
         return
@@ -157,8 +171,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copy2(source, unfinished)
 
 
+def user_cache() -> Path:
+    """Raypaml's folder in the user's cache: in XDG_CACHE_HOME, or in ~/.cache where that is unset or empty."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
+
+
 def share(name: str) -> Path:
-    """The folder `tune` of search spaces or `clusters` of cluster files: of the wheel, or of the checkout."""
+    """The folder `tune` of search spaces or `clusters` of cluster files, in the installed package or the checkout."""
     package = Path(__file__).parent
     installed = package / "share" / name
     return installed if installed.is_dir() else package.parent / name

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +26,18 @@ _COLUMNS = ["class_id", "name", "train_positives", "train_negatives", "class_gro
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
-RealArray = NDArray[np.floating[Any]]
+RealArray = NDArray[np.floating]
 
 
 def class_groups(annotations: IntArray) -> IntArray:
-    """Cut the classes into five equal groups by their number of training annotations.
+    """Divide the classes into five groups of equal size by their number of training annotations.
 
     Args:
-        annotations: [K] observed training labels per class, positives plus negatives.
+        annotations: [K] number of observed training labels of each class, positives plus negatives.
 
     Returns:
-        [K] group of each class, 1 (rarest) to 5 (most frequent). Ties keep vocabulary order. Where K is not
-        divisible by five the sizes differ by at most one. (BoostLU, CVPR 2023, OpenImages V3 protocol.)
+        [K] group of each class, 1 (rarest) to 5 (most frequent). Ties go by the order of the vocabulary. If K is not
+        divisible by five, the sizes differ by at most one. (BoostLU, CVPR 2023, OpenImages V3 protocol.)
     """
     num_classes = len(annotations)
     order = np.argsort(annotations, kind="stable")
@@ -54,9 +53,9 @@ class Vocabulary:
     class_ids: tuple[str, ...]
     names: tuple[str, ...]
     train_positives: IntArray
-    """[K] observed positive training labels."""
+    """[K] number of observed positive training labels."""
     train_negatives: IntArray
-    """[K] observed negative training labels."""
+    """[K] number of observed negative training labels."""
 
     def __post_init__(self) -> None:
         if not self.class_ids:
@@ -75,17 +74,17 @@ class Vocabulary:
 
     @cached_property
     def class_group(self) -> IntArray:
-        """[K] 1 (rarest) to 5 (most frequent), by training annotations."""
+        """[K] class group, 1 (rarest) to 5 (most frequent), by training annotations."""
         return class_groups(self.train_positives + self.train_negatives)
 
     @cached_property
     def index_of(self) -> dict[str, int]:
-        """Class id -> column."""
+        """The column of each class id."""
         return {class_id: k for k, class_id in enumerate(self.class_ids)}
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the ordered class ids: two sets of columns mean the same only if these agree."""
+        """SHA-256 of the ordered class ids; label matrices have the same columns only if their digests are equal."""
         return self.digest_of(self.class_ids)
 
     @staticmethod
@@ -105,7 +104,7 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Read `vocabulary.csv`; the groups are recomputed, so a hand-edited file cannot disagree with its counts."""
+        """Read `vocabulary.csv`. Class groups are recomputed, so that they agree with the counts of an edited file."""
         if not path.is_file():
             raise ValueError(f"{path}: no such vocabulary; write it with {command('shard index')} DIR")
         with path.open(newline="", encoding="utf-8-sig") as file:

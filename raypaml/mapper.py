@@ -1,18 +1,25 @@
-"""Calls mapped over processes, whoever provides them: what rooms that do not know Ray are handed."""
+"""The type of a function that maps calls over processes, which `cluster` passes to code that does not know Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Protocol, TypeVar
 
-Mapper = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]
-"""(function, tuples of arguments) -> results as they come, in any order. The function is importable by name."""
+_Result = TypeVar("_Result")
+
+
+class Mapper(Protocol):
+    """Calls a function, which must be importable by name, with each of some tuples of arguments."""
+
+    def __call__(self, function: Callable[..., _Result], calls: Iterable[tuple[object, ...]], /) -> Iterator[_Result]:
+        """The results as they arrive, in any order."""
+
 
 OpenMapper = Callable[[int, str], AbstractContextManager[Mapper]]
-"""(workers, address of a Ray cluster or "") -> a mapper for the length of a block, as `cluster.tasks.mapper`."""
+"""(workers, address of a Ray cluster or "") -> a mapper for use in a block, such as `cluster.tasks.mapper`."""
 
 
-def in_this_process(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """The mapper of one process: call after call, in order."""
+def in_this_process(function: Callable[..., _Result], calls: Iterable[tuple[object, ...]]) -> Iterator[_Result]:
+    """The mapper without other processes: it makes one call after the other, in order."""
     return (function(*call) for call in calls)

@@ -64,9 +64,9 @@ def test_of_gradients_counts_what_the_backward_pass_waits_for_them(
     loss = wrapped(inputs).square().sum()
     CLOCK.take()
     loss.backward()
-    CLOCK.arrive(CPU)
+    CLOCK.backward_ended(CPU)
     assert SLOW * 0.9 < CLOCK.take() < 2 * SLOW
-    CLOCK.arrive(CPU)  # no gradients travelled since
+    CLOCK.backward_ended(CPU)  # no gradients were sent since
     assert CLOCK.take() == 0.0
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         assert parameter.grad is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import stat
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from raypaml.files import sweep, whole, whole_folder, write_json, write_whole
+from raypaml.files import finite_json, sweep, user_cache, whole, whole_folder, write_json, write_whole
+from raypaml.runs.mirror import local_folder
 
 KINDS = pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
 
@@ -234,3 +237,23 @@ def test_sweep_leaves_what_others_may_be_writing(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (0, time.time() - age))
     sweep(tmp_path, shared=True)
     assert names(tmp_path) == [".b.01234567.unfinished"]
+
+
+@pytest.mark.parametrize("cache", ["/elsewhere", "", None])
+def test_the_cache_of_the_user(cache: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty XDG_CACHE_HOME counts as unset, as the XDG specification has it: nothing is written where one stands."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    if cache is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    home = Path(cache or "/home/somebody/.cache")
+    assert user_cache() == home / "raypaml"
+    assert str(local_folder("s3://bucket/runs", "NAME")).startswith(f"{home}/raypaml/runs/")
+
+
+def test_json_has_null_for_numbers_that_it_lacks(path: Path) -> None:
+    write_json(
+        path, finite_json({"a": (1.5, math.nan), "b": [[-math.inf], {"c": np.float64(np.nan)}], "d": 1, "e": "x"})
+    )
+    assert json.loads(path.read_text()) == {"a": [1.5, None], "b": [[None], {"c": None}], "d": 1, "e": "x"}

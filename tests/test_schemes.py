@@ -383,7 +383,7 @@ def test_sweeps_of_any_length_give_the_same_bits(scheme: Any, monkeypatch: pytes
     logits, labels = draw(2, 300)
     at = moment(scheme, 300)
     _, gradient = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.float())
-    monkeypatch.setattr(fused_terms, "_SWEEP_ENTRIES", {"cpu": 320, "cuda": 320})
+    monkeypatch.setattr(fused_terms, "_CHUNK_ENTRIES", {"cpu": 320, "cuda": 320})
     _, swept = value_and_gradient(lambda x: scheme_loss(scheme, x, labels, at)[0], logits.float())
     assert torch.equal(gradient, swept)
 
@@ -482,7 +482,7 @@ def test_settings_are_read_and_used() -> None:
         ("an", "clip=3", "clip: scheme an has no such setting. It has: none"),
         ("asl", "clip=much", "clip=much: not a number"),
         ("asl", "clip=1", "clip=1: at least 0 and below 1"),
-        ("asl", "gamma_neg=0.5", "gamma_neg=0.5: 0, or from 1 on"),
+        ("asl", "gamma_neg=0.5", "gamma_neg=0.5: 0, or at least 1"),
         ("gr", "q2=0", "q2=0: must be above 0"),
         ("gr", "slope=nan", "slope=nan: a number between"),
         ("gpr", "lightest=0.8", "lightest=0.8: must be at most heaviest=0.7"),
@@ -565,7 +565,7 @@ def test_a_registered_scheme_has_its_own_bounds(own: str) -> None:
     for value in ("0.75", "2", "0", "nan"):
         with pytest.raises(ValueError, match=rf"gamma={value}: at least 0\.25 and below 0\.75"):
             read_settings(own, f"gamma={value}")
-    with pytest.raises(ValueError, match=r"gamma=0\.5: 0, or from 1 on"):
+    with pytest.raises(ValueError, match=r"gamma=0\.5: 0, or at least 1"):
         read_settings("hill", "gamma=0.5")
     with pytest.raises(ValueError, match=r"gamma=2: at least 0\.25"):
         TrainConfig().override({"scheme": own, "scheme_settings": "gamma=2"}).check()

@@ -170,7 +170,7 @@ def test_plan_doctor_and_start_refuse_images_of_another_size(tiny_digits: Path, 
     [
         ("timm:test_vit@large", "'large' is no size of images; write the pixels of a side, such as @448"),
         ("timm:test_vit@", "'' is no size of images"),
-        ("timm:resnet10t@224", "it is not made for one size of images; leave @224 out"),
+        ("timm:resnet10t@224", "it is not built for one size of images; leave @224 out"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused(name: str, reason: str) -> None:

@@ -35,7 +35,7 @@ def test_each_epoch_has_its_own_rate_and_says_how_long_it_waited_for_data(
         return read(reader, number, **options)
 
     def validated(*args: Any, **options: Any) -> Any:
-        with CLOCK.holding(torch.device("cpu")):
+        with CLOCK.measuring(torch.device("cpu")):
             time.sleep(SLOW)
         return predict_split(*args, **options)
 

@@ -49,7 +49,7 @@ def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
     outer = {"model": inner}
     inner["net"] = outer
     torch.save(outer, tmp_path / "w.pth")
-    assert "model.net is what holds it, without an end; save the model's state dict" in refusal(tmp_path / "w.pth")
+    assert "model.net contains itself, without an end; save the model's state dict" in refusal(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("wrapped", ["", "model"])

@@ -1,1 +1,1 @@
-"""Augmentation of training images: random changes, drawn for each sample, computed on the device for a whole batch."""
+"""Augmentation of training images: random numbers are drawn per sample, images are changed on the device per batch."""

@@ -1,7 +1,7 @@
-"""Every augmentation by its name: what it does, where it is from, and its numbers. Nothing here needs torch.
+"""The registry of augmentations: what each does, its source, and its settings. This module does not import torch.
 
-A new one takes a function (images, draws, **settings) -> images, as in `augmentation.policies`, and a record.
-`--augment published` is no augmentation of its own: the record of a scheme names the one that its paper used.
+A new augmentation takes a function (images, draws, **settings) -> images, as in `augmentation.policies`, and a record.
+`--augment published` is not an augmentation: it stands for the one that the record of the scheme names.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ FLAG = "augment_settings"
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to the images of a training step."""
+    """The record of an augmentation: what it does to the images of a training step."""
 
     name: str
     """The name that `--augment` takes."""
     about: str
     """What it does, in one sentence."""
     source: str = ""
-    """The paper or code that it is from; empty where nobody published it."""
+    """The paper or code that published it; empty where there is none."""
     mirrors: bool = False
     """Whether half of the images are mirrored first, as with `--flip`."""
     change: str = ""
-    """The function that does the rest, as 'module:function', imported when it is first used; empty where there is none.
+    """The function that makes the other changes, as 'module:function'; empty where there are none.
 
-    It takes uint8 images [B, 3, H, W] on the device, `draws.Draws` and the settings by name, and returns such images.
+    It is imported when it is first used. It takes uint8 images [B, 3, H, W] on the device, `draws.Draws`, and the
+    settings by name, and returns images of the same type, shape and device.
     """
     settings: tuple[Setting, ...] = ()
 
@@ -47,10 +48,10 @@ class Augmentation:
         return self.mirrors or bool(self.change)
 
     def numbers(self, text: str) -> dict[str, float]:
-        """All settings: those given as `name=value,...`, and the others' defaults.
+        """The value of every setting: those given as `name=value,...`, and the defaults of the others.
 
         Raises:
-            ValueError: a setting that it has not, or a value outside the setting's bounds.
+            ValueError: there is no such setting, or its value is outside the bounds.
         """
         defaults = {setting.name: setting.default for setting in self.settings}
         return defaults | read_numbers(text, self.settings, FLAG, f"augmentation {self.name}")
@@ -62,8 +63,8 @@ _TURN = Bounds(least=0.0, most=0.5, from_least=True, also=(0.5,), wording="a sha
 _SHARE = Bounds(least=0.0, most=1.0, from_least=True, also=(1.0,), wording="0 to 1")
 _WHOLE = Bounds(least=0.0, most=11.0, from_least=True, whole=True, wording="a whole number from 0 to 10")
 _MAGNITUDE = Bounds(least=0.0, most=30.0, from_least=True, also=(30.0,), wording="0 to 30")
-_CROP = Setting("crop", 0.5, "least area of the cropped box, of the image's", _AREA)
-_CUTOUT = "side of the covered rectangle, of the image's; 0: none"
+_CROP = Setting("crop", 0.5, "least area of the cropped box, as a share of the image's area", _AREA)
+_CUTOUT = "sides of the covered rectangle, as a share of the image's sides; 0: none"
 
 AUGMENTATIONS: dict[str, Augmentation] = {}
 """The records by name, in the order in which they are listed."""
@@ -81,12 +82,12 @@ def register_augmentation(augmentation: Augmentation) -> None:
 
 
 def augmentation_names() -> tuple[str, ...]:
-    """What `--augment` takes: all augmentations registered so far, and `published`."""
+    """The names that `--augment` takes: those of all augmentations registered so far, and `published`."""
     return (*AUGMENTATIONS, AS_PUBLISHED)
 
 
 def augmentation_of(name: str) -> Augmentation:
-    """The record of this name; ValueError suggests the nearest name where there is none."""
+    """The record of an augmentation. Raises ValueError, which suggests the nearest name, where there is none."""
     if name not in AUGMENTATIONS:
         known = known_names(name, AUGMENTATIONS)
         raise ValueError(f"augment={name!r}: no such augmentation{known}; one of your own: --import MODULE")
@@ -94,7 +95,7 @@ def augmentation_of(name: str) -> Augmentation:
 
 
 def augmentations_text() -> str:
-    """Every augmentation with its sentence, source and settings, for `--help`."""
+    """The list of augmentations for `--help`, each with its sentence, source and settings."""
     texts = {}
     for name, each in AUGMENTATIONS.items():
         numbers = ", ".join(f"{setting.name}={setting.default:g}" for setting in each.settings)
@@ -104,46 +105,45 @@ def augmentations_text() -> str:
 
 
 for record in (
-    Augmentation(name="none", about="Only what --flip says."),
+    Augmentation(name="none", about="No change, except for the mirroring of --flip."),
     Augmentation(
         name="mirror",
-        about="Half of the images mirrored, as with --flip.",
-        source="E. Cole et al., CVPR 2021, and all that build on their code: LL, BoostLU, EM, GR",
+        about="Half of the images are mirrored, as with --flip.",
+        source="E. Cole et al., CVPR 2021, and the papers that build on their code: LL, BoostLU, EM, GR",
         mirrors=True,
     ),
     Augmentation(
         name="asl",
-        about="A covered rectangle of half of each side in a random colour, then RandAugment as in the package "
-        "randaugment: two of 15 operations, each left out in half of all cases, with one of nine magnitudes. No "
-        "mirroring.",
+        about="A rectangle of half of each side is covered in a random colour, then RandAugment as in the package "
+        "randaugment: two of 15 operations, each with probability 0.5 and one of nine magnitudes. No mirroring.",
         source="the code of ASL, CSL, Hill and SPLC",
         change="raypaml.augmentation.policies:asl_published",
         settings=(Setting("cutout", 0.5, _CUTOUT, _SIDE),),
     ),
     Augmentation(
         name="light",
-        about="Half of the images mirrored, a cropped box of at least half of the area at an aspect of 3/4 to 4/3, and "
-        "a jitter of brightness, contrast, saturation and hue.",
+        about="Half of the images are mirrored; a box of at least half of the area, at an aspect ratio of 3/4 to 4/3, "
+        "is cropped; brightness, contrast, saturation and hue are changed at random.",
         source="our choice, not searched",
         mirrors=True,
         change="raypaml.augmentation.policies:light",
         settings=(
             _CROP,
-            Setting("jitter", 0.4, "greatest difference from 1 of the factors of three colours' properties", _SHARE),
-            Setting("hue", 0.1, "greatest turn of the hue", _TURN),
+            Setting("jitter", 0.4, "factors of brightness, contrast and saturation: 1 - jitter to 1 + jitter", _SHARE),
+            Setting("hue", 0.1, "greatest shift of the hue, as a share of the colour circle", _TURN),
         ),
     ),
     Augmentation(
         name="strong",
-        about="Half of the images mirrored, a cropped box as in light, RandAugment with two of 14 operations of "
-        "magnitude 9 of 30, and a covered rectangle of a quarter of each side.",
+        about="Half of the images are mirrored; a box is cropped as in light; RandAugment with two of 14 operations at "
+        "magnitude 9 of 30; a rectangle of a quarter of each side is covered.",
         source="our choice, not searched, after torchvision's training recipes",
         mirrors=True,
         change="raypaml.augmentation.policies:strong",
         settings=(
             _CROP,
-            Setting("operations", 2.0, "operations of RandAugment for each image", _WHOLE),
-            Setting("magnitude", 9.0, "their magnitude, of 30", _MAGNITUDE),
+            Setting("operations", 2.0, "number of operations of RandAugment for each image", _WHOLE),
+            Setting("magnitude", 9.0, "magnitude of these operations, 0 to 30", _MAGNITUDE),
             Setting("cutout", 0.25, _CUTOUT, _SIDE),
         ),
     ),

@@ -1,4 +1,4 @@
-"""The images of a training step, augmented."""
+"""Applies an augmentation to the images of a training step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from raypaml.extensions import named_function
 
 @torch.no_grad()
 def augment(images: Tensor, augmentation: Augmentation, numbers: Mapping[str, float], draws: Draws) -> Tensor:
-    """The images as an augmentation changes them, all but mirroring.
+    """Apply all changes of an augmentation but the mirroring.
 
     Args:
-        images: uint8 [B, 3, H, W] on the device, which are left as they are; B may be 0.
-        augmentation: what to do.
-        numbers: all its settings.
-        draws: of the samples that these images are.
+        images: uint8 [B, 3, H, W] on the device, not changed in place; B may be 0.
+        augmentation: its record.
+        numbers: the value of each of its settings.
+        draws: the random numbers of these samples.
 
     Returns:
         uint8 [B, 3, H, W], channels last.
 
     Raises:
-        ValueError: its function cannot be imported, or returns anything else.
+        ValueError: the augmentation's function cannot be imported, or returns something else.
     """
     if not (augmentation.change and len(images)):
         return images

@@ -1,10 +1,10 @@
-"""The colours of images changed, each image by a number of its own: torchvision's and Pillow's operations, batched.
+"""Batched versions of the colour operations of torchvision and Pillow, with a parameter for each image.
 
 Every function takes uint8 images [b, 3, H, W] and float32 values [b, n], and returns uint8 images of the same shape.
-Where torchvision cuts a product off to a whole number, so do these. Sums are of whole numbers and other steps round
-once, so that the result does not depend, to the bit, on which images share a batch.
+Where torchvision truncates a product to a whole number, these functions do too. Sums are sums of integers and every
+other step rounds once, so that no bit of an image's result depends on the other images of the batch.
 
-A factor comes with its complement: values[:, 1] is 1 - values[:, 0], rounded from float64.
+Operations with a factor take two values for each image: the factor, and 1 - factor, rounded from float64.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import torch
 from torch import Tensor
 
 _LIGHT = 0.2989, 0.587, 0.114
-"""How much red, green and blue make a pixel light."""
+"""Weights of red, green and blue in the grey value of a pixel."""
 _CENTRE, _ALL = 5, 13
-"""Weights of Pillow's filter SMOOTH: of the pixel itself, and of all; each of its neighbours has 1."""
+"""Pillow's filter SMOOTH: the weight of the centre, and the sum of all nine weights; each neighbour has weight 1."""
 
 
 def brightness(images: Tensor, values: Tensor) -> Tensor:
-    """Every value times a factor."""
+    """Multiply every value by a factor."""
     return _whole(images.float().mul_(_each(values)))
 
 
 def saturation(images: Tensor, values: Tensor) -> Tensor:
-    """Away from the image in grey, by a factor: 0 makes it grey, 1 leaves it."""
+    """Blend with the grey image: a factor of 0 gives the grey image, 1 the original, and above 1 extrapolates."""
     return _blend(images, _grey(images), values)
 
 
 def contrast(images: Tensor, values: Tensor) -> Tensor:
-    """Away from the mean of the image in grey, by a factor."""
+    """Blend with the mean of the grey image: a factor of 0 gives the mean, 1 the original."""
     pixels = images.shape[-1] * images.shape[-2]
     mean = _grey(images).to(torch.int64).sum((-3, -2, -1), keepdim=True).double() / pixels
     return _blend(images, mean.float(), values)
 
 
 def sharpness(images: Tensor, values: Tensor) -> Tensor:
-    """Away from the image smoothed, by a factor: 0 smooths it, 1 leaves it, and so are its outermost pixels."""
+    """Blend with the smoothed image: 0 gives the smoothed image, 1 the original. Border pixels are left unchanged."""
     if min(images.shape[-2:]) <= 2:
         return images
     whole = images.to(torch.int16)  # 13 x 255 fits
@@ -51,7 +51,7 @@ def sharpness(images: Tensor, values: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, values: Tensor) -> Tensor:
-    """The hue turned by a share of the circle, -0.5 to 0.5, in the hexagon model (HSV)."""
+    """Shift the hue (HSV) by a share of the colour circle, -0.5 to 0.5."""
     red, green, blue = (images[:, n].float().div_(255) for n in range(3))
     high, low = torch.maximum(red, green).maximum(blue), torch.minimum(red, green).minimum(blue)
     spread = high - low
@@ -65,22 +65,22 @@ def hue(images: Tensor, values: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, values: Tensor) -> Tensor:
-    """The bits of every value that a mask keeps."""
+    """Keep the bits of every value that are set in a mask."""
     return images & _each(values).to(torch.uint8)
 
 
 def solarize(images: Tensor, values: Tensor) -> Tensor:
-    """Values from a threshold on, a whole number up to 255, inverted."""
+    """Invert the values that are at least a threshold, a whole number up to 255."""
     return images ^ (images >= _each(values).to(torch.uint8)).to(torch.uint8).mul_(255)
 
 
 def invert(images: Tensor, _values: Tensor) -> Tensor:
-    """Every value v becomes 255 - v."""
+    """Replace every value v by 255 - v."""
     return ~images
 
 
 def auto_contrast(images: Tensor, _values: Tensor) -> Tensor:
-    """Each colour stretched so that its values reach from 0 to 255."""
+    """Stretch each channel so that its values range from 0 to 255."""
     low, high = (bound.float() for bound in (images.amin((-2, -1), True), images.amax((-2, -1), True)))
     is_flat = low == high
     scale = torch.where(is_flat, 1.0, (high - low) * (1 / 255))
@@ -88,12 +88,12 @@ def auto_contrast(images: Tensor, _values: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor, _values: Tensor) -> Tensor:
-    """Each colour mapped so that its values are spread evenly, as Pillow does."""
+    """Equalise the histogram of each channel, as Pillow does."""
     flat = images.flatten(2).long()
     counts = torch.zeros((*flat.shape[:2], 256), dtype=torch.int32, device=images.device)
     counts.scatter_add_(2, flat, counts.new_ones(1).expand_as(flat))
     total = counts.cumsum(2, dtype=torch.int32)
-    last = counts.gather(2, total.argmax(2, keepdim=True))  # the first to reach all is the highest value there is
+    last = counts.gather(2, total.argmax(2, keepdim=True))  # the first bin that reaches the total is the highest value
     step = (flat.shape[2] - last) // 255
     table = ((total - counts + step // 2) // step.clamp(min=1)).clamp_(max=255).to(torch.uint8)
     mapped = table.gather(2, flat).view_as(images)
@@ -101,12 +101,12 @@ def equalize(images: Tensor, _values: Tensor) -> Tensor:
 
 
 def _each(values: Tensor) -> Tensor:
-    """[b, 1, 1, 1] the first value of each image."""
+    """The first value of each image, as [b, 1, 1, 1]."""
     return values[:, :1, None, None]
 
 
 def _grey(images: Tensor) -> Tensor:
-    """[b, 1, H, W] float32, whole numbers."""
+    """The grey images [b, 1, H, W], whole numbers in float32."""
     red, green, blue = (images[:, n : n + 1].float().mul_(share) for n, share in enumerate(_LIGHT))
     return red.add_(green).add_(blue).floor_()
 
@@ -117,7 +117,9 @@ def _blend(images: Tensor, other: Tensor, values: Tensor) -> Tensor:
 
 
 def _share(sixth: Tensor, place: float) -> Tensor:
-    """The share of the spread that a colour has: 1 within a sixth of its place on the circle of six, then down to 0."""
+    """How much of `spread` a channel has: 1 up to one sixth of the colour circle from its place, falling to 0 at "
+    "two.
+    """
     away = (sixth - place).abs_()
     return away.minimum(6 - away).neg_().add_(2).clamp_(0, 1)
 

@@ -1,7 +1,7 @@
-"""Images moved, cropped and covered, each by numbers of its own. Every function takes and returns uint8 [b, 3, H, W].
+"""Moves, crops and covers the images of a batch, with parameters for each image, uint8 [b, 3, H, W] each.
 
-Every step is an operation that rounds once and looks at one image, so that the result does not depend, to the bit, on
-which images share a batch: no matrix product, no sum of floating-point numbers.
+Every step rounds once and works on one image, without matrix products and sums of floating-point numbers, so that no
+bit of an image's result depends on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 OUTSIDE = 128
-"""The grey of what lies outside of an image that is moved."""
+"""The grey value of the area that a moved image leaves empty."""
 
 
 def move(images: Tensor, matrices: Tensor) -> Tensor:
-    """Each image seen through an affine map, with bilinear interpolation; `OUTSIDE` from outside.
+    """Apply an affine map to each image, with bilinear interpolation; the area outside of the image is `OUTSIDE`.
 
     Args:
         images: uint8 [b, 3, H, W].
@@ -23,7 +23,8 @@ def move(images: Tensor, matrices: Tensor) -> Tensor:
             the centre of the image.
     """
     height, width = images.shape[-2:]
-    x, y = _from_centre(width, images.device), _from_centre(height, images.device)[:, None]
+    x, y = (torch.arange(size, dtype=torch.float32, device=images.device) - (size - 1) / 2 for size in (width, height))
+    y = y[:, None]
     m = matrices[..., None, None].unbind(1)
     across = m[0] * x + (m[1] * y + m[2])
     down = m[3] * x + (m[4] * y + m[5])
@@ -32,11 +33,11 @@ def move(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """A box of each image, enlarged to the size of the image with bilinear interpolation.
+    """Crop a box of each image and enlarge it to the size of the image, with bilinear interpolation.
 
     Args:
         images: uint8 [b, 3, H, W].
-        boxes: float32 [b, 4] top, left, height, width, whole numbers, in pixels; within the image.
+        boxes: float32 [b, 4] top, left, height, width of boxes within the image, in whole pixels.
     """
     top, left, box_height, box_width = boxes[..., None].unbind(1)
     down = _within(top, box_height, images.shape[-2])
@@ -47,31 +48,31 @@ def crop(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def cover(images: Tensor, values: Tensor) -> Tensor:
-    """Each image with a rectangle of one colour over it.
+    """Cover a rectangle of each image with one colour.
 
     Args:
         images: uint8 [b, 3, H, W].
-        values: float32 [b, 7] first row, first column, end row, end column, red, green, blue; a rectangle may reach
+        values: float32 [b, 7] first row, first column, end row, end column, red, green, blue; a rectangle may extend
             beyond the image, or be empty.
     """
     b, _, height, width = images.shape
     y = torch.arange(height, dtype=torch.float32, device=images.device)[:, None]
     x = torch.arange(width, dtype=torch.float32, device=images.device)
     top, left, bottom, right = values[:, :4, None, None].unbind(1)
-    x = x[:, None].expand(width, 3).flatten()  # rows of pixels as they lie in memory, channels last
+    x = x[:, None].expand(width, 3).flatten()  # the layout of a row of pixels, channels last
     inside = ((y >= top) & (y < bottom)) & ((x >= left) & (x < right))
     colours = values[:, 4:7].to(torch.uint8).repeat(1, width)[:, None]
     rows = images.permute(0, 2, 3, 1).reshape(b, height, 3 * width)
     return torch.where(inside, colours, rows).view(b, height, width, 3).permute(0, 3, 1, 2)
 
 
-def _from_centre(size: int, device: torch.device) -> Tensor:
-    """[size] positions of pixels from the centre of a row or column of pixels."""
-    return torch.arange(size, dtype=torch.float32, device=device) - (size - 1) / 2
-
-
 def _within(first: Tensor, length: Tensor, size: int) -> Tensor:
-    """[b, size] where a stretch [b, 1] of a row of so many pixels is read when enlarged to all of it, from -1 to 1."""
+    """[b, size] positions, from -1 to 1, at which to read a row of pixels to enlarge a part of it to the whole row.
+
+    Args:
+        first, length: [b, 1] the part's first pixel and its number of pixels.
+        size: number of pixels of the row.
+    """
     places = torch.arange(size, dtype=torch.float32, device=first.device) + 0.5
     read = (first + (places * (length / size) - 0.5)).clamp(first, first + (length - 1))
     return (read + 0.5) / (size / 2) - 1

@@ -1,7 +1,7 @@
-"""What can be done to an image, by name, and sequences of it in which every image has operations of its own.
+"""The operations that change an image, by name, and sequences of them in which every image has its own operations.
 
-An operation has an amount for each image. The host turns amounts into the numbers that the device computes with, in
-float64, as torchvision does; they are sent once for the whole sequence, and nobody waits.
+An operation has an amount for each image. The host converts amounts, in float64 as torchvision does, into the numbers
+that the device computes with. They are sent once for the whole sequence, without waiting for the device.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor
 from raypaml.augmentation import colours, geometry
 
 Amounts = NDArray[np.float64]
-"""[b, 3] what an operation is done by; most need only the first."""
+"""[b, 3] amounts of an operation; most operations use only the first of the three."""
 
 CACHED_PIXELS, GPU_PIXELS = 2**18, 2**23
-"""Pixels that are changed at once, about: on a CPU its cache should hold them in float32, on a GPU the memory."""
+"""Number of pixels changed together: few enough, in float32, for a CPU's cache or for a GPU's memory."""
 _NUMBERS = 7
-"""What an operation needs for each image, at most."""
+"""The most numbers that an operation takes for each image."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that can be done to an image."""
+    """A change of images that has an amount for each image."""
 
     numbers: Callable[[Amounts, int, int], NDArray[np.float64]]
-    """(amounts [b, 3], H, W) -> [b, n], what `change` takes for each image."""
+    """(amounts [b, 3], H, W) -> [b, n], the numbers that `change` takes for each image."""
     change: Callable[[Tensor, Tensor], Tensor]
     """(uint8 images [b, 3, H, W], float32 numbers [b, n]) -> uint8 [b, 3, H, W]."""
 
@@ -40,21 +40,21 @@ class Steps:
     """A sequence of operations for each image."""
 
     names: Sequence[str]
-    """Operations, in any order."""
+    """Names of operations, in any order."""
     chosen: NDArray[np.int64]
-    """[B, N] what is done to each image, one after the other, as a place in `names`."""
+    """[B, N] the N operations of each image, in the order in which they are applied, as indices into `names`."""
     amounts: NDArray[np.float64]
-    """[B, N, 3] by how much."""
+    """[B, N, 3] the amounts of each operation."""
 
 
 def take_steps(images: Tensor, steps: Steps) -> Tensor:
-    """Every image changed by its own operations, in its own order.
+    """Change every image by its own operations, in its own order.
 
-    Images that have the same operation at the same place go through it together.
+    Images whose n-th operation is the same are changed together.
 
     Args:
-        images: uint8 [B, 3, H, W], which are left as they are.
-        steps: what to do.
+        images: uint8 [B, 3, H, W], not changed in place.
+        steps: the operations of each image.
 
     Returns:
         New uint8 images [B, 3, H, W], channels last.
@@ -76,13 +76,13 @@ def take_steps(images: Tensor, steps: Steps) -> Tensor:
 
 
 def at_once(images: Tensor) -> int:
-    """How many of the images to change at once; what comes out does not depend on it."""
+    """How many of the images are changed together, which does not affect the result."""
     most = CACHED_PIXELS if images.device.type == "cpu" else GPU_PIXELS
     return max(1, most // (images.shape[-2] * images.shape[-1]))
 
 
 def _moves(orders: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N + 1, B] where each image of an order lies in the one before it, first and last being the batch's."""
+    """[N + 1, B] permutations from the batch's order to the first of some orders [N, B], to the next, and back."""
     batch = np.arange(orders.shape[1])[None]
     before, after = np.concatenate((batch, orders)), np.concatenate((orders, batch))
     return np.take_along_axis(np.argsort(before, axis=1), after, 1)
@@ -94,7 +94,7 @@ def _moved(images: Tensor, order: Tensor) -> Tensor:
 
 
 def _numbers(steps: Steps, images: Tensor, orders: NDArray[np.int64]) -> NDArray[np.float32]:
-    """[N, B, n] what the operations need for each image, in these orders [N, B] of images."""
+    """[N, B, n] the numbers that the n-th operation of each image takes, in the orders [N, B] of images."""
     height, width = images.shape[-2:]
     numbers = np.zeros((*steps.chosen.shape, _NUMBERS), np.float32)
     for number, name in enumerate(steps.names):
@@ -105,17 +105,13 @@ def _numbers(steps: Steps, images: Tensor, orders: NDArray[np.int64]) -> NDArray
 
 
 def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
-    """An array on the device. A GPU copies it when it gets there, and the host does not wait."""
+    """The array as a tensor on the device. The copy to a GPU is asynchronous: the host does not wait for it."""
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _threshold(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
-    return np.ceil(amounts[:, :1])  # a whole number is at least this where it is at least the amount
-
-
 def _columns(*values: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """[b, n] of n values [b], or the same for all."""
+    """[b, n] from n columns, each of values [b] or one number for all images."""
     return np.stack(np.broadcast_arrays(*values), -1)
 
 
@@ -123,41 +119,17 @@ def _none(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
     return amounts[:, :0]
 
 
-def _value(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
-    return amounts[:, :1]
-
-
 def _factor(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
     return _columns(amounts[:, 0], 1 - amounts[:, 0])
 
 
-def _mask(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
-    return 256 - 2 ** (8 - amounts[:, :1])
-
-
-def _shear_x(amounts: Amounts, height: int, _width: int) -> NDArray[np.float64]:
-    return _columns(1, amounts[:, 0], amounts[:, 0] * height / 2, 0, 1, 0)
-
-
-def _shear_y(amounts: Amounts, _height: int, width: int) -> NDArray[np.float64]:
-    return _columns(1, 0, 0, amounts[:, 0], 1, amounts[:, 0] * width / 2)
-
-
-def _translate_x(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
-    return _columns(1, 0, -amounts[:, 0], 0, 1, 0)
-
-
-def _translate_y(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
-    return _columns(1, 0, 0, 0, 1, -amounts[:, 0])
-
-
-def _rotate(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
+def _rotation(amounts: Amounts, _height: int, _width: int) -> NDArray[np.float64]:
     sine, cosine = np.sin(np.radians(amounts[:, 0])), np.cos(np.radians(amounts[:, 0]))
     return _columns(cosine, -sine, 0, sine, cosine, 0)
 
 
 PATCH_COLOUR = 125, 122, 113
-"""What `patch` covers a square with: ImageNet's mean pixel, nearly."""
+"""The colour with which `patch` covers a square, about the mean of ImageNet's pixels."""
 
 
 def _patch(amounts: Amounts, height: int, width: int) -> NDArray[np.float64]:
@@ -168,21 +140,24 @@ def _patch(amounts: Amounts, height: int, width: int) -> NDArray[np.float64]:
 IDENTITY = "identity"
 OPERATIONS: dict[str, Operation] = {
     IDENTITY: Operation(_none, lambda images, _: images),
-    "shear_x": Operation(_shear_x, geometry.move),  # by the tangent, about the top left corner
-    "shear_y": Operation(_shear_y, geometry.move),
-    "translate_x": Operation(_translate_x, geometry.move),  # by pixels, to the right or down
-    "translate_y": Operation(_translate_y, geometry.move),
-    "rotate": Operation(_rotate, geometry.move),  # by degrees, counter-clockwise
-    "brightness": Operation(_factor, colours.brightness),  # these four by a factor
+    # the tangent of the angle; the top left corner stays in its place
+    "shear_x": Operation(lambda a, height, _: _columns(1, a[:, 0], a[:, 0] * height / 2, 0, 1, 0), geometry.move),
+    "shear_y": Operation(lambda a, _, width: _columns(1, 0, 0, a[:, 0], 1, a[:, 0] * width / 2), geometry.move),
+    # pixels to the right, and down
+    "translate_x": Operation(lambda a, *_: _columns(1, 0, -a[:, 0], 0, 1, 0), geometry.move),
+    "translate_y": Operation(lambda a, *_: _columns(1, 0, 0, 0, 1, -a[:, 0]), geometry.move),
+    "rotate": Operation(_rotation, geometry.move),  # degrees counter-clockwise
+    "brightness": Operation(_factor, colours.brightness),  # this and the next three: a factor
     "saturation": Operation(_factor, colours.saturation),
     "contrast": Operation(_factor, colours.contrast),
     "sharpness": Operation(_factor, colours.sharpness),
-    "hue": Operation(_value, colours.hue),  # by a share of the circle
-    "posterize": Operation(_mask, colours.posterize),  # to so many bits
-    "solarize": Operation(_threshold, colours.solarize),  # from this value on, up to 255
+    "hue": Operation(lambda a, *_: a[:, :1], colours.hue),  # a share of the colour circle
+    "posterize": Operation(lambda a, *_: 256 - 2 ** (8 - a[:, :1]), colours.posterize),  # the number of bits to keep
+    # the least value that is inverted, rounded up: for integers, x >= amount is x >= ceil(amount)
+    "solarize": Operation(lambda a, *_: np.ceil(a[:, :1]), colours.solarize),
     "invert": Operation(_none, colours.invert),
     "auto_contrast": Operation(_none, colours.auto_contrast),
     "equalize": Operation(_none, colours.equalize),
-    "patch": Operation(_patch, geometry.cover),  # a square of so many pixels; then its centre, as shares of H and W
+    "patch": Operation(_patch, geometry.cover),  # the side of a square in pixels; its centre as shares of H and W
 }
-"""Every operation by name, and what its amount is."""
+"""Every operation by name; the comments say what its amounts are."""

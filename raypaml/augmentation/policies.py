@@ -1,6 +1,6 @@
-"""What the policies do: each a function (images, draws, settings) -> images, on the device, for a whole batch.
+"""The functions of the augmentations: (images, draws, settings) -> images, on the device, for a whole batch.
 
-Numbers are drawn on the host, for each sample by itself (`draws`), and computed with on the device.
+Random numbers are drawn on the host, for each sample separately (`draws`).
 """
 
 from __future__ import annotations
@@ -18,46 +18,46 @@ ASL_OPERATIONS = (
     *("invert", "patch", "sharpness", "auto_contrast", "posterize", "shear_x", "translate_x", "translate_y"),
     *("shear_y", "rotate", "equalize", "contrast", "saturation", "solarize", "brightness", IDENTITY),
 )
-"""Those of the package randaugment 1.0.2, in its order; the last for one of two that is left out."""
+"""The operations of the package randaugment 1.0.2, in its order; the last stands for an operation that is left out."""
 RANDAUGMENT_OPERATIONS = (
     *(IDENTITY, "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "saturation", "contrast"),
     *("sharpness", "posterize", "solarize", "auto_contrast", "equalize"),
 )
-"""Those of RandAugment (E. Cubuk et al., 2020), in torchvision's order."""
+"""The operations of RandAugment (E. Cubuk et al., 2020), in torchvision's order."""
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 MOST_MAGNITUDE = 30
 CROP_ATTEMPTS = 10
 ASPECTS = 3 / 4, 4 / 3
-"""Least and greatest width of a cropped box by its height."""
+"""Least and greatest aspect ratio, width / height, of a cropped box."""
 _SHEAR, _TRANSLATE, _DEGREES, _FACTOR = 0.3, 150 / 331, 30.0, 0.9
-"""The greatest amounts of RandAugment: tangent, share of the side, degrees, difference of a factor from 1."""
+"""The greatest amounts of RandAugment: tangent of the shear, share of the side, degrees, factor minus 1."""
 
 
 def asl_published(images: Tensor, draws: Draws, *, cutout: float) -> Tensor:
-    """A covered rectangle of `cutout` of each side, then two operations, each left out in half of all cases.
+    """Cover a rectangle of `cutout` of each side, then apply two operations, each with probability 0.5.
 
-    This is what the code of ASL, CSL, Hill and SPLC does: CutoutPIL, then RandAugment of the package randaugment.
+    The code of ASL, CSL, Hill and SPLC does the same: CutoutPIL, then RandAugment of the package randaugment.
     """
     return take_steps(_cut_out(images, draws, cutout), asl_steps(draws, *_size(images)))
 
 
 def light(images: Tensor, draws: Draws, *, crop: float, jitter: float, hue: float) -> Tensor:
-    """A cropped box, and a jitter of the colours."""
+    """Crop a box, then change the colours at random."""
     return take_steps(_crop(images, draws, crop), jitter_steps(draws, jitter, hue))
 
 
 def strong(images: Tensor, draws: Draws, *, crop: float, operations: float, magnitude: float, cutout: float) -> Tensor:
-    """A cropped box, RandAugment, and a covered rectangle."""
+    """Crop a box, apply RandAugment, then cover a rectangle."""
     cropped = _crop(images, draws, crop)
     changed = take_steps(cropped, randaugment_steps(draws, *_size(images), int(operations), magnitude))
     return _cut_out(changed, draws, cutout)
 
 
 def asl_steps(draws: Draws, height: int, width: int) -> Steps:
-    """Two of 15 operations, each in half of all cases, with one of 9 magnitudes, and of random sign where it has one.
+    """Draw two of 15 operations, each with probability 0.5, one of 9 magnitudes, and a random sign where it has one.
 
-    Translation is by whole pixels. Shear and rotation are bilinear here, where Pillow's are bicubic and of the nearest
-    pixel; rotation is always counter-clockwise, as there.
+    As in the package, translation is by whole pixels and rotation always counter-clockwise. Shear and rotation
+    interpolate bilinearly here; Pillow's shear is bicubic and its rotation takes the nearest pixel.
     """
     last = ASL_OPERATIONS.index(IDENTITY)
     chosen = np.where(draws.integers(2, 2) == 1, draws.integers(last, 2), last)
@@ -72,13 +72,16 @@ def asl_steps(draws: Draws, height: int, width: int) -> Steps:
     }
     amounts |= dict.fromkeys(("shear_x", "shear_y"), _SHEAR * share * sign)
     amounts |= dict.fromkeys(("brightness", "contrast", "saturation", "sharpness"), 1 + _FACTOR * share * sign)
-    return Steps(ASL_OPERATIONS, chosen, _with_places(_chosen_amounts(ASL_OPERATIONS, chosen, amounts), draws))
+    steps = Steps(ASL_OPERATIONS, chosen, _chosen_amounts(ASL_OPERATIONS, chosen, amounts))
+    steps.amounts[..., 1:] = draws.uniform(4).reshape(-1, 2, 2)  # where `patch` covers the image
+    return steps
 
 
 def randaugment_steps(draws: Draws, height: int, width: int, count: int, magnitude: float) -> Steps:
-    """`count` of 14 operations for each image, all of one magnitude, 0 to 30, and of random sign where they have one.
+    """Draw `count` of 14 operations for each image, all with one magnitude, 0 to 30, and a random sign if they have
+    one.
 
-    As torchvision's RandAugment, but for what lies outside of a moved image, which is grey, not black.
+    As in torchvision's RandAugment, except that the area outside of a moved image is grey, not black.
     """
     chosen, sign = draws.integers(len(RANDAUGMENT_OPERATIONS), count), draws.signs(count)
     share = magnitude / MOST_MAGNITUDE
@@ -95,9 +98,10 @@ def randaugment_steps(draws: Draws, height: int, width: int, count: int, magnitu
 
 
 def jitter_steps(draws: Draws, jitter: float, hue: float) -> Steps:
-    """Brightness, contrast and saturation by factors of 1 - jitter to 1 + jitter, and the hue turned by -hue to hue.
+    """Draw factors from 1 - jitter to 1 + jitter of brightness, contrast and saturation, and a shift of the hue by up
+    to `hue`.
 
-    In an order that is random for each image, as torchvision's ColorJitter.
+    The order of the four operations is random for each image, as in torchvision's ColorJitter.
     """
     chosen = np.argsort(draws.uniform(4), axis=1)
     by = 2 * draws.uniform(4) - 1
@@ -106,10 +110,10 @@ def jitter_steps(draws: Draws, jitter: float, hue: float) -> Steps:
 
 
 def crop_boxes(draws: Draws, height: int, width: int, least: float) -> NDArray[np.int64]:
-    """[B, 4] top, left, height, width of a box of each image, of a share of its area from `least` to 1.
+    """[B, 4] top, left, height, width of a random box in each image, of a share of its area from `least` to 1.
 
-    As torchvision's RandomResizedCrop: of ten boxes, whose areas are uniform and whose aspects are uniform in their
-    logarithm, the first that fits into the image; else the largest in its middle.
+    As in torchvision's RandomResizedCrop, ten boxes are drawn, uniform in area and in the logarithm of the aspect
+    ratio; the first that fits into the image is taken, or else the largest one in its middle.
     """
     shares, aspects = draws.uniform(2 * CROP_ATTEMPTS).reshape(-1, 2, CROP_ATTEMPTS).swapaxes(0, 1)
     area = height * width * (least + (1 - least) * shares)
@@ -125,10 +129,10 @@ def crop_boxes(draws: Draws, height: int, width: int, least: float) -> NDArray[n
 
 
 def cutout_boxes(draws: Draws, height: int, width: int, share: float) -> NDArray[np.int64]:
-    """[B, 4] first row, first column, end row, end column of rectangles around pixels drawn at random.
+    """[B, 4] first row, first column, end row, end column of rectangles around random pixels.
 
-    A side is `share` of the image's, rounded to an odd number of pixels, as ASL's CutoutPIL draws it; the edges of the
-    image cut it off.
+    As in ASL's CutoutPIL, a side is `share` of the image's side, rounded to an odd number of pixels. A rectangle may
+    extend beyond the image.
     """
     half = np.floor(share * np.array((height, width)) + 0.5).astype(np.int64) // 2
     centre = draws.integers(np.array((height, width), np.int64), 2)
@@ -138,16 +142,10 @@ def cutout_boxes(draws: Draws, height: int, width: int, share: float) -> NDArray
 def _chosen_amounts(
     names: tuple[str, ...], chosen: NDArray[np.int64], amounts: dict[str, NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """[B, N, 3], the first the amount [B, N] of what is chosen; 0 for what has none."""
+    """[B, N, 3] whose first amount is that of the chosen operation, 0 where it has none; the other two are 0."""
     none = np.zeros(chosen.shape)
     first = np.choose(chosen, [amounts.get(name, none) for name in names])
     return np.stack((first, none, none), -1)
-
-
-def _with_places(amounts: NDArray[np.float64], draws: Draws) -> NDArray[np.float64]:
-    """The amounts with random places within the image behind them."""
-    places = draws.uniform(2 * amounts.shape[1]).reshape(*amounts.shape[:2], 2)
-    return np.concatenate((amounts[..., :1], places), -1)
 
 
 def _size(images: Tensor) -> tuple[int, int]:
@@ -166,7 +164,7 @@ def _crop(images: Tensor, draws: Draws, least: float) -> Tensor:
 
 
 def _cut_out(images: Tensor, draws: Draws, share: float) -> Tensor:
-    if share == 0:  # else the pixel in the middle would be covered
+    if share == 0:  # a share of 0 would still cover one pixel
         return images
     boxes, colours = cutout_boxes(draws, *_size(images), share), draws.integers(256, 3)
     return geometry.cover(images, to_device(np.concatenate((boxes, colours), 1).astype(np.float32), images.device))

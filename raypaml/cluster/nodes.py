@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from raypaml.data.storage import Location, brief
+from raypaml.files import user_cache
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.run_folder import versions
 
@@ -54,7 +55,7 @@ def look(storage: str, cache: str, left: str) -> Node:
         cpus=os.cpu_count() or 1,
         gpu_memory=tuple(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count())),
         memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        cache_free=_free(Path(cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")),
+        cache_free=_free(Path(cache or user_cache())),
         storage_free=_free(Path(storage)) if where.is_local else 0,
         storage_fault=fault,
         seen=not fault and is_there(storage, left),

@@ -1,4 +1,4 @@
-"""Read what the plan says: images by offset from the shards, checked and decoded; labels from the index."""
+"""Reads the batches of a plan: images by offset from the shards, checked and decoded, and labels from the index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,13 +28,13 @@ BrokenReason = Literal[
 ]
 
 AHEAD = 2
-"""Batches that loader threads read while one is trained on."""
+"""The number of batches that loader threads read ahead."""
 MAX_BUFFERS = AHEAD + 2
-"""Buffers of batches that are kept for those to come: one is trained on, one has just been asked for."""
+"""Buffers that are kept for later batches: those read ahead, the one in training, and the one just requested."""
 
 
 class BrokenSampleError(ValueError):
-    """A sample that cannot be used; whether one is depends on its bytes alone."""
+    """A sample whose stored bytes cannot be used; the same bytes are broken wherever they are read."""
 
     def __init__(self, message: str, reason: BrokenReason = "is not there"):
         super().__init__(message)
@@ -46,36 +46,36 @@ class Batch:
     """One rank's part of a global batch. B may be 0 in a short last batch."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], channels last; mirrored and normalised on the device. Kept features in their place are
-    float16 [B, D, h, w].
+    """uint8 [B, 3, H, W], channels last; they are mirrored and normalised later, on the device. Training on kept
+    features has float16 [B, D, h, w] instead.
     """
     labels: Tensor
     """int8 [B, K] in {1 positive, 0 negative, -1 unobserved}."""
     truth: Tensor | None
-    """int8 [B, K] full labels where known, to judge rejections by; never in a partial-label loss."""
+    """int8 [B, K] full labels, None where they are not known; rejections are judged by them, no loss uses them."""
     flip: Tensor
-    """bool [B] images to mirror, where the recipe does."""
+    """bool [B] images to mirror, if the run mirrors at all."""
     rows: NDArray[np.int64]
-    """[B] sample numbers."""
+    """[B] rows of the samples in the index."""
     keys: list[str]
     lane_sizes: tuple[int, ...]
     first_row: int
     global_rows: int
     skipped: tuple[tuple[int, BrokenReason], ...] = ()
-    """Planned samples (number, reason) that are not in this batch, for they are broken; see `skip_broken`."""
+    """Broken samples (row, reason) that were planned for this batch and left out of it; see `skip_broken`."""
 
 
 class Reader:
-    """Step -> Batch.
+    """The batches of one rank, by step.
 
     Args:
-        shards: where they lie, or their local folder.
-        index: of the split.
-        parts: one rank's part of every step, from the plan.
-        full_labels: give the full labels as labels (scheme `full`).
-        with_truth: give the full labels beside the observed ones, where they are known.
+        shards: the shards, or their local folder.
+        index: the index of the split.
+        parts: this rank's part of every step, from the plan.
+        full_labels: whether `labels` are the full labels (scheme `full`).
+        with_truth: whether batches have the full labels too, where these are known.
         skip_broken: leave broken samples out and name them in the batch, instead of raising `BrokenSampleError`.
-        with_images: read the images; without, a batch has images of 0 x 0 pixels.
+        with_images: whether to read images; otherwise those of a batch have 0 x 0 pixels.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Reader:
         self.full_labels, self.with_truth = full_labels, with_truth and index.has_truth
         self.with_images = with_images
         self.shape = self._first_shape() if with_images else (0, 0, 3)
-        """[H, W, 3], of all images of the split."""
+        """The shape [H, W, 3] that all images of the split have."""
         self._buffers: list[tuple[Pixels, weakref.ref[Pixels]]] = []
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class Reader:
         return self.batch(step)
 
     def batch(self, step: int, *, pin_memory: bool = False) -> Batch:
-        """One step's batch, read by the calling thread; `pin_memory`: where a GPU fetches it by itself."""
+        """The batch of a step, read by the calling thread; `pin_memory` allows asynchronous copies to a GPU."""
         part = self.parts[step]
         images, pixels = self._memory(len(part.rows), pin_memory)
         return self._batch(part, images, self._fill(part, pixels, range(len(part.rows))), pin_memory)
@@ -112,7 +112,11 @@ class Reader:
     def begin(
         self, step: int, threads: ThreadPoolExecutor, loader_workers: int, *, pin_memory: bool = False
     ) -> Callable[[], Batch]:
-        """The same by so many threads; what it returns waits for them."""
+        """Start to read the batch of a step in `loader_workers` of the threads.
+
+        Returns:
+            A function that waits for these threads and returns the batch.
+        """
         part = self.parts[step]
         images, pixels = self._memory(len(part.rows), pin_memory)
         started = [threads.submit(self._fill, part, pixels, piece) for piece in pieces(len(part.rows), loader_workers)]
@@ -124,7 +128,7 @@ class Reader:
         return finish
 
     def _fill(self, part: Part, pixels: Pixels, positions: range) -> dict[int, BrokenReason]:
-        """Read some samples of a part into their places; those that are broken, by position."""
+        """Read some samples of a part into their positions in `pixels`; returns the broken ones by position."""
         broken: dict[int, BrokenReason] = {}
         for position in positions if self.with_images else ():
             try:
@@ -136,16 +140,17 @@ class Reader:
         return broken
 
     def _memory(self, rows: int, pin_memory: bool) -> tuple[Tensor, Pixels]:
-        """[B, H, W, 3] memory for a batch, as torch and as numpy see it."""
+        """Memory [B, H, W, 3] for a batch, as a tensor and as an array that share it."""
         if not pin_memory:
             pixels = self._buffer(rows)
             return torch.from_numpy(pixels), pixels
         pinned = torch.empty((rows, *self.shape), dtype=torch.uint8, pin_memory=True)
-        return pinned, pinned.numpy()  # torch itself uses it again, once all copies from it are done
+        return pinned, pinned.numpy()  # torch reuses it once all copies from it are done
 
     def _buffer(self, rows: int) -> Pixels:
-        """[B, H, W, 3] memory of an earlier batch that is gone, or new: for the system to give out a new page takes a
-        twentieth of the time that it takes to decode into it.
+        """Memory [B, H, W, 3] of an earlier batch that is no longer used, or new memory.
+
+        The operating system takes 1/20 of the time of decoding to provide new pages, which reuse saves.
         """
         free = (kept for kept, holder in self._buffers if holder() is None and len(kept) >= rows)
         buffer = next(free, None)
@@ -157,9 +162,9 @@ class Reader:
         return images
 
     def _batch(self, part: Part, images: Tensor, broken: dict[int, BrokenReason], pin_memory: bool) -> Batch:
-        """The batch of the samples kept; their order, and so their place among ties, is the planned one."""
+        """The batch without its broken samples, in the planned order, which also decides ties."""
 
-        def pinned(values: NDArray[Any]) -> Tensor:
+        def pinned(values: NDArray[np.generic]) -> Tensor:
             tensor = torch.from_numpy(values)
             return tensor.pin_memory() if pin_memory else tensor
 
@@ -181,18 +186,18 @@ class Reader:
         )
 
     def image(self, row: int) -> Pixels:
-        """[H, W, 3] RGB of one sample."""
+        """The RGB image [H, W, 3] of one sample."""
         pixels = np.empty(self.shape, np.uint8)
         self._read_into(row, pixels)
         return pixels
 
     def _read_into(self, row: int, pixels: Pixels) -> None:
-        found = self._decode(row, pixels)
-        if found.shape != pixels.shape:
-            sizes = f"{found.shape[:2]}, others {pixels.shape[:2]}"
+        decoded = self._decode(row, pixels)
+        if decoded.shape != pixels.shape:
+            sizes = f"{decoded.shape[:2]}, others {pixels.shape[:2]}"
             raise BrokenSampleError(f"{self.name(row)} is {sizes}; shard with --resize", "is of another size")
-        if not np.may_share_memory(found, pixels):
-            pixels[:] = found
+        if not np.may_share_memory(decoded, pixels):
+            pixels[:] = decoded
 
     def _first_shape(self) -> tuple[int, ...]:
         for row in range(len(self.index)):
@@ -225,30 +230,30 @@ class Reader:
             content = self.shards.read(index.shards[shard], index.shard_bytes[shard], offset, size)
         except FileNotFoundError:
             raise BrokenSampleError(f"{self.name(row)} is not there: no such shard", "is not there") from None
-        except OSError as error:  # a disk or a store that fails today may not tomorrow: never skipped
+        except OSError as error:  # the disk or store may work again later, so such a sample is never skipped
             raise ValueError(f"{self.name(row)} cannot be read: {error.strerror or error}") from None
         again = "copy or write the shard again"
         if len(content) < size:
-            said = f"{self.name(row)} is cut short, {len(content):,} of {size:,} bytes; {again}"
-            raise BrokenSampleError(said, "is cut short")
+            message = f"{self.name(row)} is cut short, {len(content):,} of {size:,} bytes; {again}"
+            raise BrokenSampleError(message, "is cut short")
         if zlib.crc32(content) != index.crc32[row]:
-            said = f"{self.name(row)} does not match its CRC-32; {again}"
-            raise BrokenSampleError(said, "does not match its CRC-32")
+            message = f"{self.name(row)} does not match its CRC-32; {again}"
+            raise BrokenSampleError(message, "does not match its CRC-32")
         return content
 
     def name(self, row: int) -> str:
-        """Shard, key and byte of a sample."""
+        """A sample's shard, key and byte offset, for messages."""
         shard = self.shards.where(self.index.shards[int(self.index.shard[row])])
         key = self.index.keys(np.array([row]))[0]
         return f"{shard}: image {key!r} at byte {int(self.index.offset[row])}"
 
 
 def read(reader: Reader, *, start_step: int = 0, loader_workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches from `start_step` on, in order, read ahead by `loader_workers` threads; 0: by the caller, in between.
+    """The batches from `start_step` on, in order, read ahead by `loader_workers` threads; 0: by the calling thread.
 
-    Threads, for reading, checking and decoding release Python's lock: they cost the decoding and little else, where
-    processes cost half as much again for sending (tools/bench/BENCHMARKS.md), and memory does not grow with their
-    number. Shards of a store are fetched ahead meanwhile.
+    Threads suffice, because reading, checking and decoding release Python's lock. Processes would cost half as much
+    time again for sending batches (tools/bench/BENCHMARKS.md), and their memory would grow with their number. Shards
+    of a store are fetched ahead in the meantime.
     """
     steps = range(start_step, len(reader))
     batches = (
@@ -277,7 +282,9 @@ def _by_threads(reader: Reader, steps: range, loader_workers: int, pin_memory: b
 
 
 def _ahead(reader: Reader, start_step: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Shards of an epoch are fetched ahead where they lie in a store; takes the number of steps done."""
+    """Fetch shards ahead during an epoch if they lie in a store; gives a function that takes the number of steps "
+    "done.
+    """
     shards, parts, index = reader.shards, reader.parts, reader.index
     if not (reader.with_images and isinstance(shards, CachedShards) and isinstance(parts, Epoch)):
         return nullcontext(lambda _: None)

@@ -1,9 +1,9 @@
-"""Shards of a store on this node's disk: fetched whole, once for all processes of the node, within a bound.
+"""A cache on this node's disk for the shards of a store: fetched whole, once for all processes of the node.
 
-A file is complete or not there: it is written under another name and renamed. Whoever needs a shard that is missing
-fetches it under the shard's lock; the others wait for the lock. When room is needed, shards that are used up go first,
-then those read longest ago. A reader that finds its shard gone fetches it again, so that nothing here can be wrong,
-only slow. Locks are `flock`, released by the system when a process dies.
+A file in the cache is always complete, because it is written under another name and then renamed. A process that needs
+a missing shard fetches it under the shard's lock; the others wait for the lock. When room is needed, shards that are
+used up are removed first, then those read longest ago. A reader whose shard was removed fetches it again, so that a
+removal costs time but never correctness. Locks are `flock`, which the system releases when a process dies.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from raypaml.data.plan import Span
 from raypaml.data.storage import Location, with_retries
 
 _CHUNK = 1 << 23
-"""Bytes asked for at once; a failed chunk is asked for again, what came before it is kept."""
+"""Bytes of one request; after a failure only the failed chunk is requested again."""
 TOUCH_SECONDS = 10.0
-"""A shard that is read says so this often."""
+"""A reader updates the modification time of its shard once in this many seconds."""
 STALE_SECONDS = 3600.0
-"""A shard not read for so long was left by another run: fetching ahead may take its place."""
+"""A shard that was not read for this many seconds is left from another run, and may be removed for one fetched "
+"ahead."""
 THREADS = 4
-"""Chunks of a shard fetched beside each other, so that the store's latency does not add up."""
+"""Number of chunks of a shard that are fetched at the same time, to hide the store's latency."""
 
 _UNFINISHED = ".unfinished"
 
@@ -38,11 +39,11 @@ class CachedShards:
     """A remote folder of shards, read through the cache.
 
     Args:
-        location: of the shards.
-        folder: of the cache; several data sets may share it.
-        prefix: of this data set's files in it.
-        capacity: bytes of shards in the cache, all data sets together.
-        patience: seconds for which a failing store is asked again.
+        location: the folder of the shards in the store.
+        folder: the folder of the cache, which several data sets may share.
+        prefix: the prefix of this data set's files in the cache.
+        capacity: the most bytes of shards in the cache, of all data sets together.
+        patience: seconds for which requests to a failing store are repeated.
     """
 
     def __init__(self, location: Location, folder: Path, prefix: str, capacity: int, patience: float = 60.0):
@@ -51,11 +52,11 @@ class CachedShards:
         (folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def where(self, name: str) -> str:
-        """As in `files.Shards`."""
+        """As in `shard_files.Shards`."""
         return str(self.location / name)
 
     def read(self, name: str, shard_bytes: int, offset: int, size: int) -> bytes:
-        """As in `files.Shards`."""
+        """As in `shard_files.Shards`."""
         while True:
             try:
                 with self._path(name).open("rb", buffering=0) as file:
@@ -66,28 +67,33 @@ class CachedShards:
                 self.fetch(name, shard_bytes)
 
     def renew(self, name: str) -> bool:
-        """As in `files.Shards`."""
+        """As in `shard_files.Shards`."""
         with self._lock("cache"):
             self._path(name).unlink(missing_ok=True)
         return True
 
     def used_up(self, name: str) -> None:
-        """Say that a shard may go; who still reads it says otherwise."""
+        """Mark a shard as one that may be removed; a process that still reads it undoes the mark."""
         with suppress(FileNotFoundError):
             os.utime(self._path(name), (0, 0))
 
     def fetch(
         self, name: str, shard_bytes: int, *, ahead: bool = False, abandoned: Callable[[], bool] = lambda: False
     ) -> bool:
-        """Have a shard in the cache; whether it is there now.
+        """Fetch a shard into the cache, unless it is there already.
 
         Args:
-            ahead: only if there is room beside what others may be reading; else room is made.
-            abandoned: asked between chunks; True gives up.
+            name: the shard's file name.
+            shard_bytes: its size.
+            ahead: fetch it only if there is room without removing shards that others may be reading.
+            abandoned: called between chunks; if it returns True, the fetching stops.
+
+        Returns:
+            Whether the shard is in the cache now.
 
         Raises:
             FileNotFoundError: the store has no such shard.
-            OSError: the store failed for as long as patience lasts; the message names the shard and the byte.
+            OSError: the store kept failing for `patience` seconds; the message names the shard and the byte.
             ValueError: the cache is smaller than the shard.
         """
         if shard_bytes > self.capacity:
@@ -106,7 +112,7 @@ class CachedShards:
                 elif ahead or abandoned():
                     return False
                 else:
-                    time.sleep(0.05)  # what others are fetching right now will be ready, and may then go
+                    time.sleep(0.05)  # shards that others are fetching can be removed once they are complete
         return True
 
     def _path(self, name: str) -> Path:
@@ -114,7 +120,10 @@ class CachedShards:
 
     @contextmanager
     def _lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Hold a lock among all processes of the node; whether it is held. Under "cache" files come and go."""
+        """Hold a lock among all processes of the node; gives whether it is held.
+
+        The lock "cache" is held to add and remove files, the lock of a file to fetch it.
+        """
         with (self.folder / "locks" / name).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -124,17 +133,17 @@ class CachedShards:
                 yield True
 
     def _reserve(self, unfinished: Path, size: int, *, ahead: bool) -> bool:
-        """Make room for a file and take it; whether there was enough."""
+        """Reserve room for a file, by removing others if need be; returns whether there was enough."""
         with self._lock("cache"):
             self._clear_unfinished(unfinished)
             files = [(entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in self._entries()]
-            total = sum(found for _, found, _ in files)
-            for used, found, path in sorted(files):
+            total = sum(file_size for _, file_size, _ in files)
+            for used, file_size, path in sorted(files):
                 if total + size <= self.capacity:
                     break
                 if not path.endswith(_UNFINISHED) and not (ahead and used > time.time() - STALE_SECONDS):
                     Path(path).unlink()
-                    total -= found
+                    total -= file_size
             if total + size > self.capacity:
                 return False
             with unfinished.open("wb") as file:
@@ -142,7 +151,7 @@ class CachedShards:
             return True
 
     def _clear_unfinished(self, mine: Path) -> None:
-        """Remove what processes that died have left, and what this one left before."""
+        """Remove unfinished files that dead processes left, and the one that this process is about to write."""
         mine.unlink(missing_ok=True)
         for entry in self._entries():
             if entry.name.endswith(_UNFINISHED):
@@ -158,7 +167,7 @@ class CachedShards:
 def copy(
     source: Location, target: Path, size: int, patience: float = 60.0, abandoned: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Copy at most `size` bytes of a file of a store; False if abandoned. Errors as `CachedShards.fetch`."""
+    """Copy at most `size` bytes of a file of a store; returns False if abandoned. Raises as `CachedShards.fetch`."""
     filesystem, path = source.open()
     file = with_retries(lambda: filesystem.open_input_file(path), str(source), patience=patience)
     size = min(size, file.size())
@@ -170,7 +179,7 @@ def copy(
         chunk = with_retries(partial(file.read_at, min(_CHUNK, size - offset), offset), what, patience=patience)
         return os.pwrite(descriptor, chunk, offset) == len(chunk)
 
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT)  # not emptied: its length keeps its room in the cache
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT)  # not truncated to 0: its length reserves room in the cache
     try:
         os.truncate(descriptor, size)
         with file, ThreadPoolExecutor(THREADS) as pool:
@@ -182,7 +191,7 @@ def copy(
 class FetchAhead:
     """Fetches shards in the order of the plan, in a thread, as far as the cache has room.
 
-    A failure here is not an error yet: who needs the shard will fetch it again, and name it.
+    A failure is ignored here: the reader that needs the shard will fetch it again, and report the error.
     """
 
     def __init__(self, shards: CachedShards, names: Sequence[str], shard_bytes: Sequence[int], spans: Sequence[Span]):
@@ -194,14 +203,14 @@ class FetchAhead:
         self._thread.start()
 
     def at(self, step: int) -> None:
-        """Say that all steps before this one are done."""
+        """Note that all steps before this one are done."""
         with self._turn:
             while self._by_end and self._by_end[-1].last_step < step:
                 self.shards.used_up(self.names[self._by_end.pop().shard])
             self._turn.notify()
 
     def close(self) -> None:
-        """Stop after the chunks under way."""
+        """Stop once the chunks that are being fetched are complete."""
         with self._turn:
             self._closed = True
             self._turn.notify()
@@ -222,7 +231,11 @@ class FetchAhead:
 def fetching_ahead(
     shards: CachedShards, names: Sequence[str], shard_bytes: Sequence[int], spans: Sequence[Span]
 ) -> Iterator[Callable[[int], None]]:
-    """`FetchAhead` for a while; gives its `at`. ValueError if the cache cannot hold what is needed at once."""
+    """Fetch shards ahead during the block; gives `FetchAhead.at`.
+
+    Raises:
+        ValueError: the cache cannot hold the shards that the workers of this node read at the same time.
+    """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by Ray Train and torchrun
     needed = here * cache_bytes(spans, shard_bytes)
     if needed > shards.capacity:

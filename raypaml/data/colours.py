@@ -1,20 +1,18 @@
-"""Pixels of every kind as 8 bits of RGB: grey of 12, 16 and floating-point bits, palettes, inks, transparency."""
+"""Converts pixels of any mode to 8-bit RGB: 12-bit, 16-bit and floating-point grey, palettes, CMYK, transparency."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, TiffImagePlugin
 
 WHITE = "white"
 HIDDEN = "none"
-"""As a background: transparency is dropped, and what was hidden under it shows. So it was before there was a choice."""
+"""The background that drops transparency, so that the colours of transparent pixels show, as in earlier versions."""
 _BITS_PER_SAMPLE = 258
 
 
 def check_background(background: str) -> str:
-    """The background itself; ValueError unless it is a colour or `none`."""
+    """The background itself. Raises ValueError unless it is a colour or `none`."""
     try:
         if background != HIDDEN:
             ImageColor.getrgb(background)
@@ -29,19 +27,19 @@ def check_background(background: str) -> str:
 def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
     """The picture as 8-bit RGB.
 
-    Grey of 16 bits keeps its higher 8, grey of 12 bits likewise; floating-point grey must lie in 0..1 and is scaled
-    to 0..255. Transparent pictures are laid on `background`, a colour or `none`.
+    Grey of 16 or 12 bits keeps its 8 most significant bits; floating-point grey must lie in 0..1 and is scaled to
+    0..255. Transparent pictures are composited onto `background`, a colour or `none`.
 
     Raises:
         ValueError: pixels that have no defined white: 32-bit integers, floating-point values outside 0..1.
     """
-    image.load()  # numpy takes an AttributeError of a decoder for an object that is no array
+    image.load()  # within np.asarray an AttributeError of a decoder would be lost: numpy would make an object array
     if image.mode.startswith("I;16"):
-        image = _of_16_bits(image)
+        image = _from_16_bits(image)
     elif image.mode == "I":
-        image = _of_32_bits(image)
+        image = _from_32_bits(image)
     elif image.mode == "F":
-        image = _of_floats(image)
+        image = _from_floats(image)
     if background != HIDDEN and image.has_transparency_data:
         pixels = image.convert("RGBA")
         ground = Image.new("RGBA", pixels.size, ImageColor.getrgb(background))
@@ -52,30 +50,28 @@ def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _of_16_bits(image: Image.Image) -> Image.Image:
-    """Grey, with an alpha channel where one value is declared transparent."""
-    values, clear = np.asarray(image.convert("I")), image.info.get("transparency")
-    grey = Image.fromarray((values >> (_bits(image) - 8)).astype(np.uint8))
-    if isinstance(clear, int):
-        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """8-bit grey, with an alpha channel where one value is declared transparent."""
+    values, transparent = np.asarray(image.convert("I")), image.info.get("transparency")
+    bits = 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # which declares how many of them are used
+        bits = int(image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0])
+    grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return grey
 
 
-def _bits(image: Any) -> int:
-    """Bits that a pixel of a picture in 16 bits may fill: those that a TIFF declares."""
-    return int(image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]) if hasattr(image, "tag_v2") else 16
-
-
-def _of_32_bits(image: Image.Image) -> Image.Image:
-    if image.format != "PPM":  # whose greatest value is declared; Pillow scales it to 65535
+def _from_32_bits(image: Image.Image) -> Image.Image:
+    if image.format != "PPM":  # PPM declares its greatest value, which Pillow scales to 65535
         low, high = image.getextrema()
         raise ValueError(f"integer pixels of 32 bits, here {low} to {high}, have no defined white; save 8 or 16 bits")
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
-def _of_floats(image: Image.Image) -> Image.Image:
+def _from_floats(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 1):  # also where one is not a number
+    if not (low >= 0 and high <= 1):  # also true for NaN
         raise ValueError(f"floating-point pixels from {low:g} to {high:g}; expected 0..1: scale them, or save 8 bits")
     return Image.fromarray((values * 255).round().astype(np.uint8))

@@ -1,10 +1,10 @@
-"""Open a prepared data set, here or in a store, and refuse it at once if its parts do not belong together."""
+"""Opens a prepared data set, on this machine or in a store, and checks that its parts belong together."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from raypaml.data.index import Index, open_index
 from raypaml.data.shard_files import LocalShards, Shards
 from raypaml.data.shards import SPLITS
 from raypaml.data.storage import Location, brief, with_retries
-from raypaml.files import sweep, whole
+from raypaml.files import sweep, user_cache, whole
 from raypaml.labels import Vocabulary
 
 VOCABULARY = "vocabulary.csv"
@@ -25,7 +25,7 @@ VOCABULARY = "vocabulary.csv"
 
 @dataclass(frozen=True)
 class DataFolder:
-    """A data set: where it is, its vocabulary, one checked index per split, and its shards."""
+    """An opened data set: its place, its vocabulary, one checked index per split, and its shards."""
 
     path: Path | Location
     vocabulary: Vocabulary
@@ -34,14 +34,14 @@ class DataFolder:
 
     @property
     def address(self) -> str:
-        """What other machines open: an absolute path, or the address."""
+        """The place in a form that other processes can open: an absolute path, or an address."""
         return str(self.path.absolute() if isinstance(self.path, Path) else self.path)
 
 
 def resolve_data(data: str, say: Callable[[str], None] = lambda _: None) -> Path | Location:
-    """What is behind a `--data` value: a path, an address, or `digits[:HIDING[:SEED]]`.
+    """The place that a value of `--data` means: a path, an address, or `digits[:HIDING[:SEED]]`.
 
-    Digits are written, and said so, on first use.
+    The data set `digits` is written on its first use, which `say` is told.
     """
     name, *options = data.split(":")
     if name != "digits":
@@ -59,26 +59,27 @@ def open_folder(
 
     Args:
         data: a path, or the address of a folder in a store, whose index and vocabulary are then copied into the cache.
-        cache: folder of this node for what comes from a store; default in the user's cache (XDG_CACHE_HOME).
-        cache_gb: shards kept in it, in 10^9 bytes.
-        lenient: leave shards that are missing or of another size to those who read them.
+        cache: the folder of this node for files of a store; empty: `shards` in the user's cache (XDG_CACHE_HOME).
+        cache_gb: the most shards that the cache keeps, in 10^9 bytes.
+        lenient: do not check here that all shards are there and have the indexed size; reading will.
 
     Raises:
-        ValueError: missing or empty folder, shards without index, an index of another vocabulary, shards that are
-            missing or of another size than indexed, labels that contradict each other; a store that does not answer.
+        ValueError: the folder is missing or empty; shards have no index; an index was made with another vocabulary;
+            shards are missing or have another size than indexed; labels contradict each other; or the store does not
+            answer.
     """
     where = Location(str(data))
     if where.is_local:
         path = data if isinstance(data, Path) else Path(where.open()[1])
-        found = _listed(path)
-        _check_listing(path, found)
-        return _opened(path, path, found, LocalShards(path), lenient=lenient)
-    found, digest = _listed_remote(where)
-    _check_listing(where, found)
-    root = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml" / "shards")
+        sizes = _listed(path)
+        _check_listing(path, sizes)
+        return _opened(path, path, sizes, LocalShards(path), lenient=lenient)
+    sizes, digest = _listed_remote(where)
+    _check_listing(where, sizes)
+    root = Path(cache or user_cache() / "shards")
     shards = CachedShards(where, root, digest, int(cache_gb * 1e9))
-    _copy_index(where, root / f"{digest}-index", found)
-    return _opened(where, root / f"{digest}-index", found, shards, lenient=lenient)
+    _copy_index(where, root / f"{digest}-index", sizes)
+    return _opened(where, root / f"{digest}-index", sizes, shards, lenient=lenient)
 
 
 def _opened(
@@ -92,7 +93,7 @@ def _opened(
 
 
 def _listed(path: Path) -> dict[str, int]:
-    """Size of every file by its name."""
+    """The size of every file, by its name."""
     if not path.is_dir():
         raise ValueError(f"data={path}: no such folder; shard a data set into it")
     with os.scandir(path) as entries:
@@ -100,7 +101,7 @@ def _listed(path: Path) -> dict[str, int]:
 
 
 def _listed_remote(where: Location) -> tuple[dict[str, int], str]:
-    """Size of every file by its name, and a digest that changes with index or vocabulary."""
+    """The size of every file, by its name, and a digest that changes with index and vocabulary."""
     filesystem, path = where.open()
     try:
         infos = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path)), str(where))
@@ -114,15 +115,15 @@ def _listed_remote(where: Location) -> tuple[dict[str, int], str]:
     return {name: info.size for name, info in files.items()}, digest
 
 
-def _check_listing(where: Path | Location, found: Mapping[str, int]) -> None:
-    if not found:
+def _check_listing(where: Path | Location, names: Collection[str]) -> None:
+    if not names:
         raise ValueError(f"data={where}: empty folder; shard a data set into it")
-    if any(name.endswith(".tar") for name in found) and not any(name.endswith(".arrow") for name in found):
+    if any(name.endswith(".tar") for name in names) and not any(name.endswith(".arrow") for name in names):
         raise ValueError(f"data={where}: shards without an index; write it with {command('shard index')} DIR")
 
 
 def _copy_index(where: Location, folder: Path, sizes: Mapping[str, int]) -> None:
-    """Copy index and vocabulary; each process for itself, all with the same result."""
+    """Copy index and vocabulary; processes that do so at the same time all write the same files."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, shared=True)
     for name in (VOCABULARY, *(f"{split}.arrow" for split in SPLITS)):
@@ -153,9 +154,9 @@ def _open_split(path: Path, split: str, vocabulary: Vocabulary) -> Index:
 
 def _check_shards(index: Index, sizes: Mapping[str, int], shards: Shards) -> None:
     for shard, size in zip(index.shards, index.shard_bytes, strict=True):
-        found = sizes.get(shard)
-        if found != size:
-            state = "missing" if found is None else f"{found:,} bytes"
+        actual = sizes.get(shard)
+        if actual != size:
+            state = "missing" if actual is None else f"{actual:,} bytes"
             raise ValueError(
                 f"{shards.where(shard)}: {state}, the index says {size:,} bytes; copy or write the shard again"
             )

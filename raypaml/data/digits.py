@@ -1,15 +1,14 @@
-"""The embedded data set: coloured handwritten digits in scenes, 50 long-tailed classes, full labels known.
+"""The embedded data set `digits`: scenes of coloured handwritten digits, 50 long-tailed classes, full labels known.
 
-Scenes of 64 x 64 px hold one to four of the 8 x 8 handwritten digits that ship with scikit-learn (1,797, from the
-UCI repository), enlarged, coloured, on a noisy ground, with their boxes. A class is a digit and a colour. Train,
-validation and test draw on disjoint handwriting. Training labels are then hidden (`HIDINGS`); validation and test
-keep their full labels, as the published protocol does.
+A scene of 64 x 64 pixels shows one to four of the 1,797 handwritten digits (8 x 8 pixels, from the UCI repository) that
+come with scikit-learn, enlarged and coloured, on a noisy background; their boxes are known. A class is a digit and a
+colour. The three splits use different handwritten digits. Training labels are then hidden (`HIDINGS`); validation and
+test keep their full labels, as in the published protocol.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raypaml.data.shards import Box, Sample, write_dataset
-from raypaml.files import sweep, whole_folder
+from raypaml.data.label_forms import Box
+from raypaml.data.shards import Sample, write_dataset
+from raypaml.files import sweep, user_cache, whole_folder
 
 SIDE = 64
-"""Scene side, px."""
+"""The side of a scene in pixels."""
 COLOURS = {
     "red": (235, 55, 45),
     "green": (50, 205, 70),
@@ -36,16 +36,17 @@ NAMES = tuple(f"{colour} {digit}" for colour in COLOURS for digit in range(10))
 NUM_SCENES = {"train": 12000, "validation": 1000, "test": 2000}
 HANDWRITING = {"train": slice(0, 1000), "validation": slice(1000, 1300), "test": slice(1300, 1797)}
 TAIL_EXPONENT = 0.7
-"""The r-th most frequent class is drawn in proportion to r ** -TAIL_EXPONENT (before a scene refuses repeats)."""
+"""The r-th most frequent class is drawn with a probability proportional to r ** -TAIL_EXPONENT, at most once a "
+"scene."""
 VERSION = 2
-"""Part of the cache folder's name: raise it when a change alters the bytes."""
+"""A part of the cache folder's name; increase it when a change alters the bytes of the data set."""
 
 Rng = np.random.Generator
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image with everything that is true of it."""
+    """One image with its classes and their boxes."""
 
     pixels: NDArray[np.uint8]
     classes: tuple[int, ...]
@@ -53,7 +54,7 @@ class Scene:
 
 
 def class_weights(seed: int) -> NDArray[np.float64]:
-    """[50] probability of each class: a long tail over a random order of the classes."""
+    """[50] probability of each class: a long-tailed distribution over the classes in random order."""
     ranks = np.random.default_rng([seed, 0]).permutation(len(CLASS_IDS)) + 1
     weights = ranks**-TAIL_EXPONENT
     return np.asarray(weights / weights.sum())
@@ -62,7 +63,7 @@ def class_weights(seed: int) -> NDArray[np.float64]:
 def draw_scene(rng: Rng, glyphs: NDArray[np.uint8], digits: NDArray[np.int64], weights: NDArray[np.float64]) -> Scene:
     """Compose one scene of one to four different classes that hardly overlap."""
     classes = rng.choice(len(weights), size=rng.integers(1, 5), replace=False, p=weights)
-    pixels = _ground(rng)
+    pixels = _background(rng)
     boxes: list[tuple[float, float, float, float]] = []
     for k in classes:
         colour, digit = divmod(int(k), 10)
@@ -74,15 +75,15 @@ def draw_scene(rng: Rng, glyphs: NDArray[np.uint8], digits: NDArray[np.int64], w
     return Scene(pixels.clip(0, 255).astype(np.uint8), tuple(int(k) for k in classes), tuple(boxes))
 
 
-def _ground(rng: Rng) -> NDArray[np.float32]:
-    """[64, 64, 3] dark, blotched, noisy."""
+def _background(rng: Rng) -> NDArray[np.float32]:
+    """[64, 64, 3] a dark background with blotches and noise."""
     blotches = rng.integers(0, 60, (4, 4, 3), dtype=np.uint8)
-    ground = np.asarray(Image.fromarray(blotches).resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-    return ground + rng.normal(0, 8, ground.shape).astype(np.float32)
+    smooth = np.asarray(Image.fromarray(blotches).resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+    return smooth + rng.normal(0, 8, smooth.shape).astype(np.float32)
 
 
 def _place(rng: Rng, boxes: list[tuple[float, float, float, float]], side: int) -> tuple[int, int]:
-    """The top left corner (x, y) of a new digit: the one of twelve random places that covers least of the others."""
+    """The top left corner (x, y) of a new digit: among twelve random ones, the one that covers least of the others."""
     places = rng.integers(0, SIDE - side + 1, (12, 2))
     if not boxes:
         return int(places[0, 0]), int(places[0, 1])
@@ -105,15 +106,15 @@ def _paint(patch: NDArray[np.float32], glyph: NDArray[np.uint8], colour: tuple[i
 def hide_single_positive(
     rng: Rng, truth: tuple[int, ...], _weights: NDArray[np.float64]
 ) -> tuple[list[int], list[int]]:
-    """Keep one positive at random, nothing else (Cole et al., CVPR 2021)."""
+    """Keep one random positive and hide everything else (Cole et al., CVPR 2021)."""
     return [int(rng.choice(truth))], []
 
 
 def hide_verified(rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
-    """Verify a few entries by hand, frequent classes more often, as OpenImages does.
+    """Keep a few verified entries, of frequent classes more often, as in OpenImages.
 
-    Each positive is verified with probability 0.6 x (w / max w) ** 0.25 (at least one per image), and four
-    negatives are drawn in proportion to w ** 0.5, w being the class frequency.
+    Each positive is kept with probability 0.6 x (w / max w) ** 0.25, at least one per image, and four negatives are
+    drawn with probabilities proportional to w ** 0.5, where w is the frequency of the class.
     """
     seen = [k for k in truth if rng.random() < 0.6 * (weights[k] / weights.max()) ** 0.25]
     absent = np.setdiff1d(np.arange(len(weights)), truth)
@@ -129,8 +130,8 @@ HIDINGS: dict[str, Callable[[Rng, tuple[int, ...], NDArray[np.float64]], tuple[l
 
 
 def scenes(split: str, hiding: str, seed: int, count: int) -> Iterator[Sample]:
-    """The samples of one split; the scenes do not depend on the hiding."""
-    from sklearn.datasets import load_digits  # here, for it is slow to import and needed once
+    """The samples of one split; which labels are hidden does not affect the scenes."""
+    from sklearn.datasets import load_digits  # imported here because it is slow and needed once
 
     images, digits = load_digits(return_X_y=True)
     order = np.random.default_rng([seed, 1]).permutation(len(digits))[HANDWRITING[split]]
@@ -139,13 +140,12 @@ def scenes(split: str, hiding: str, seed: int, count: int) -> Iterator[Sample]:
     for number in range(count):
         stream = list(NUM_SCENES).index(split)
         scene = draw_scene(np.random.default_rng([seed, 2, stream, number]), glyphs, digits[order], weights)
-        observed = _full if split != "train" else HIDINGS[hiding]
-        kept = observed(np.random.default_rng([seed, 3, stream, number]), scene.classes, weights)
-        yield _sample(f"{split}-{number:06d}", scene, *kept)
-
-
-def _full(_rng: Rng, truth: tuple[int, ...], weights: NDArray[np.float64]) -> tuple[list[int], list[int]]:
-    return list(truth), [k for k in range(len(weights)) if k not in truth]
+        if split == "train":
+            rng = np.random.default_rng([seed, 3, stream, number])
+            positive, negative = HIDINGS[hiding](rng, scene.classes, weights)
+        else:
+            positive, negative = list(scene.classes), [k for k in range(len(weights)) if k not in scene.classes]
+        yield _sample(f"{split}-{number:06d}", scene, positive, negative)
 
 
 def _sample(key: str, scene: Scene, positive: list[int], negative: list[int]) -> Sample:
@@ -173,16 +173,15 @@ def digits_folder(
 
     Args:
         hiding: how training labels are hidden, one of HIDINGS.
-        seed: of handwriting, scenes and hidden labels.
-        num_scenes: scenes per split, for tests; default NUM_SCENES.
-        say: told if the data set has to be written first.
+        seed: seed of the split of the handwritten digits, of the scenes and of the hidden labels.
+        num_scenes: number of scenes per split, for tests; None: NUM_SCENES.
+        say: takes a line if the data set has to be written first.
     """
     if hiding not in HIDINGS:
         raise ValueError(f"digits: no hiding {hiding!r}; known: {', '.join(HIDINGS)}")
     counts = num_scenes or NUM_SCENES
     size = "-".join(str(counts[split]) for split in NUM_SCENES)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
-    folder = cache / f"digits-v{VERSION}-{hiding}-{size}-seed{seed}"
+    folder = user_cache() / f"digits-v{VERSION}-{hiding}-{size}-seed{seed}"
     if not folder.is_dir():
         say(f"writing the embedded data set into {folder} (once, about 15 s)")
         _write(folder, hiding, seed, counts)
@@ -190,7 +189,7 @@ def digits_folder(
 
 
 def _write(folder: Path, hiding: str, seed: int, counts: dict[str, int]) -> None:
-    """Write the data set, whole; two processes that do so at once end with one."""
+    """Write the data set whole or not at all; of two processes that do so at the same time, one's result is kept."""
     sweep(folder.parent, "digits-*", shared=True)
     splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
     with whole_folder(folder, shared=True) as unfinished:

@@ -1,4 +1,4 @@
-"""The one door through which pictures come in: a list of formats, a limit of pixels, every fault that of its file."""
+"""Opens all image files: only formats of a list, only up to a number of pixels, and any failure as one ValueError."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from PIL import Image, features
+from PIL import Image, TiffImagePlugin, features
 
 from raypaml.cli import extra
 from raypaml.files import START_BYTES, came_instead
 
 MAX_PIXELS = 200_000_000
-"""A picture with more pixels is refused before one is decoded. In memory a pixel takes up to four bytes."""
+"""A picture with more pixels is refused before it is decoded. In memory, a pixel takes up to four bytes."""
 LARGE = 50_000_000
-"""Pixels from which a JPEG is decoded at a half, a quarter or an eighth of its size, where that is enough."""
+"""A JPEG with more pixels is decoded at 1/2, 1/4 or 1/8 of its size, if that is large enough."""
 _PLUGINS = {
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
@@ -29,14 +29,14 @@ _PLUGINS = {
     "JPEG2000": "Jpeg2KImagePlugin",
     "PPM": "PpmImagePlugin",
 }
-"""What is read, and where Pillow reads it. No other format that Pillow knows is ever tried: some of them (PostScript)
-are handed to programs that run what is in the file."""
+"""The formats that are read, and Pillow's modules for them. Pillow's other formats are never tried, because some of
+them (PostScript) are passed to programs that execute what is in the file."""
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"),
     *(".jp2", ".j2k", ".jpx", ".jpf", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".jxl", ".psd", ".svg", ".eps", ".ico", ".tga", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),
 )
-"""Names by which files are taken for pictures; one that cannot be read is then named, never passed over."""
+"""Suffixes of files that are taken for pictures. Those of them that cannot be read are reported, never ignored."""
 _SIGNS: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "PostScript"),
     (b"\xc5\xd0\xd3\xc6", "PostScript"),
@@ -48,20 +48,20 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
     (b"FUJIFILM", "a camera's raw file"),
     (b"PK\3\4", "a ZIP archive"),
 )
-"""How formats begin that people meet and that are not read."""
+"""The first bytes of common formats that are not read."""
 _PROLOGUE = 4096
-"""Bytes in which an SVG's first element begins, after XML's declaration, comments and the type of the document."""
+"""Bytes within which the first element of an SVG must begin, after XML's declaration, comments and document type."""
 _SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
-"""Tags of TIFF. The bit of the first says that this picture is a small copy of another one in the same file."""
+"""Tags of TIFF, and between them the bit of the first that marks a reduced copy of another image in the file."""
 _CONTAINERS = (b"mif1", b"msf1")
-"""Brands of AVIF and HEIC alike."""
+"""Brands that both AVIF and HEIC files have."""
 
 
 @cache
 def _openers() -> dict[str, tuple[Any, Any]]:
-    """What opens each format that can be read here, and what knows it by its first 16 bytes."""
+    """For each format that can be read here, Pillow's function that opens it and the one that tests the first bytes."""
     for plugin in _PLUGINS.values():
-        with suppress(ImportError):  # AVIF is Pillow's since 11.3
+        with suppress(ImportError):  # Pillow has AVIF since 11.3
             importlib.import_module(f"PIL.{plugin}")
     names = list(_PLUGINS)
     with suppress(ImportError):
@@ -72,14 +72,14 @@ def _openers() -> dict[str, tuple[Any, Any]]:
 
 @contextmanager
 def opened(content: bytes) -> Iterator[Image.Image]:
-    """The picture in these bytes; what is done with it in the block may decode it.
+    """Give the picture in these bytes; it is decoded in the block.
 
-    Whatever is raised in the block is this picture's fault: decoders raise exceptions of many kinds, those written in
-    Rust even some that are no `Exception`.
+    Any exception in the block is attributed to the picture, because decoders raise many types of exceptions; those
+    written in Rust even raise some that are not derived from `Exception`.
 
     Raises:
-        ValueError: not a picture of a format that is read, larger than MAX_PIXELS, or one whose decoding fails. The
-            message is the reason, on one line.
+        ValueError: the bytes are not a picture in one of the formats, it has more than MAX_PIXELS pixels, or it cannot
+            be decoded. The message is the reason, on one line.
     """
     try:
         with _open(content) as image:
@@ -93,15 +93,15 @@ def opened(content: bytes) -> Iterator[Image.Image]:
 def _open(content: bytes) -> Image.Image:
     start, kind = content[:16], ""
     for name, (factory, accepts) in _openers().items():
-        if accepts(start) is not True:  # False, or a text that says why not
+        if accepts(start) is not True:  # else False, or a text with a reason
             continue
         try:
             image: Image.Image = factory(io.BytesIO(content), "")
         except Exception as error:
             kind = f"damaged {name}: {_reason(error)}"
-            continue  # HEIC has brands of AVIF
+            continue  # a HEIC file may have a brand of AVIF
         check_pixels(*image.size)
-        if name == "TIFF":
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
             _refuse_raw(image, start)
         return image
     named = kind if kind and content[8:12] not in _CONTAINERS else _kind(content)
@@ -109,20 +109,20 @@ def _open(content: bytes) -> Image.Image:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raise ValueError for a picture that is too large to be decoded."""
+    """Raise ValueError for a picture that has too many pixels to be decoded."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width:,} x {height:,} pixels; the limit is {MAX_PIXELS:,}: make it smaller first")
 
 
-def _refuse_raw(image: Any, start: bytes) -> None:
-    """Raise ValueError for a camera's raw file, of which Pillow would give the thumbnail."""
+def _refuse_raw(image: TiffImagePlugin.TiffImageFile, start: bytes) -> None:
+    """Raise ValueError for a camera's raw file, of which Pillow would only decode the thumbnail."""
     tags = image.tag_v2
     if start[8:10] == b"CR" or tags.get(_SUBFILE_TYPE, 0) & _REDUCED or _DNG_VERSION in tags:
         raise ValueError("not an image of a known format (a camera's raw file); export it as JPEG or PNG")
 
 
 def _kind(content: bytes) -> str:
-    """What bytes seem to be that are no picture of a format that is read."""
+    """What these bytes are, if they are not a picture in a format that is read."""
     start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
     instead = came_instead(content[:START_BYTES])
     if start.startswith((b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in start[:_PROLOGUE]:
@@ -143,7 +143,7 @@ def _kind_of_brand(brand: bytes) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """One line; the type's name where the text alone says nothing."""
+    """The error's text on one line, with the name of its type where the text alone would not be understood."""
     text = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError):
         return f"not enough memory to decode it {text}".strip()
@@ -152,10 +152,11 @@ def _reason(error: BaseException) -> str:
 
 
 def shrink_early(image: Image.Image, width: int, height: int) -> None:
-    """Have a large JPEG decoded at a fraction of its size, as long as it stays twice as wide and high as this.
+    """Let libjpeg decode a large JPEG at a fraction of its size, at which it still has twice the given width and
+    height.
 
-    A JPEG of 13,000 x 13,000 pixels then takes a few megabytes instead of 0.7 GB. (libjpeg's scaled decoding.)
+    A JPEG of 13,000 x 13,000 pixels then takes a few megabytes of memory instead of 0.7 GB.
     """
     if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE:
-        side = 2 * max(width, height)  # of either side, for it may still be turned
+        side = 2 * max(width, height)  # for both sides, because it may still have to be rotated
         image.draft(None, (side, side))

@@ -1,4 +1,4 @@
-"""From the bytes of a JPEG to pixels, without a copy in between."""
+"""Decodes stored images into the memory of a batch."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from raypaml.data.image_files import MAX_PIXELS, opened
 Pixels = NDArray[np.uint8]
 
 _FAST = ("YCbCr", "Gray")
-"""Coding of the colours that simplejpeg turns into RGB exactly as PIL does; the rest (CMYK) it does not."""
+"""Colour spaces that simplejpeg converts to RGB exactly as PIL does; CMYK is not one of them."""
 
 
 def decode(content: bytes, into: Pixels | None = None) -> Pixels:
-    """[H, W, 3] RGB, as it is stored: no resize; grey, transparency and other modes as `colours.as_rgb` converts them.
+    """The RGB pixels [H, W, 3] of an image in its stored size; other modes are converted by `colours.as_rgb`.
 
-    Sound JPEGs go through simplejpeg, which is a third faster than PIL, equal to the bit with these settings, and
-    decodes into the place where the batch lies. Whatever it complains of, PIL judges.
+    JPEGs are decoded by simplejpeg, which is a third faster than PIL, gives the same bits with these settings, and
+    writes directly into the memory of a batch. Where it fails, PIL decides whether the image is broken.
 
     Args:
-        into: where to put pixels if they fit; only what is returned is sure to hold them.
+        content: the bytes of the file.
+        into: memory for the pixels, used if they fit; the result may nevertheless be another array.
 
     Raises:
-        ValueError: not an image, or a broken one.
+        ValueError: the bytes are not an image, or it cannot be decoded.
     """
     try:
         height, width, coding = simplejpeg.decode_jpeg_header(content)[:3]
@@ -33,7 +34,7 @@ def decode(content: bytes, into: Pixels | None = None) -> Pixels:
             fast: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, buffer=into)
             return fast
     except (ValueError, MemoryError):
-        pass  # truncated, broken, no JPEG, or too large for `into` or for memory
+        pass  # it is truncated, broken, not a JPEG, or too large for `into` or for the memory
     try:
         with opened(content) as image:
             return np.asarray(as_rgb(image))

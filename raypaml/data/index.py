@@ -1,12 +1,13 @@
-"""The index of a split: where every image lies and what is known about it, one memory-mapped Arrow file.
+"""The index of a split: the place of every image in its shard, and its labels, in one memory-mapped Arrow file.
 
-Training reads images by byte offset and labels from here; the tars stay plain WebDataset for everybody else.
+Training reads images by their byte offset, and labels from the index. The tars stay plain WebDataset shards, which
+other programs can read without it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 
 _FORMAT = 1
 CHECK_ROWS = 2048
-"""Rows whose labels are checked at once."""
+"""Number of rows whose labels are checked together."""
 
 TAR_FORM = ("label_form", "image_suffix", "dotted_keys")
-"""What an index remembers of how the samples of its tars are written, where they are those of others."""
+"""Keys of the index's metadata that say how samples are written in tars that raypaml did not write."""
 
 _CLASSES = pa.list_(pa.int32())
 BOX_SIDES = ("x0", "y0", "x1", "y1")
@@ -51,23 +52,24 @@ def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-def shared_numbers(array: pa.Array) -> Any:
-    """Numbers where they lie in the mapped file, pages that all processes share.
+def shared_numbers(array: pa.Array) -> NDArray[Any]:
+    """The numbers of an Arrow array of any type, as a view of the mapped file, whose pages all processes share.
 
-    By DLPack, for pyarrow's `to_numpy` would load pandas, 30 MB and more in every process.
+    They are converted by DLPack, because pyarrow's `to_numpy` imports pandas, which takes 30 MB in every process.
     """
-    return np.from_dlpack(array)
+    numbers: NDArray[Any] = np.from_dlpack(array)
+    return numbers
 
 
 Cells = tuple[NDArray[np.int64], NDArray[np.int8]]
-"""[E] cells of a label matrix, flattened (row x K + class), and their labels."""
+"""[E] cells of a flattened label matrix (row x K + class), and their labels."""
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Lists of class columns for N samples: `values[offsets[i]:offsets[i + 1]]` belongs to sample i."""
+    """Lists of class columns for N samples: `values[offsets[i]:offsets[i + 1]]` are those of sample i."""
 
-    offsets: NDArray[np.integer[Any]]
+    offsets: NDArray[np.int32] | NDArray[np.int64]
     values: NDArray[np.int32]
 
     @classmethod
@@ -77,12 +79,12 @@ class Ragged:
         return cls(shared_numbers(array.offsets), shared_numbers(array.values))
 
     def cells(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """The (position in `rows`, class) of every entry listed for these samples."""
+        """The position in `rows` and the class of every entry listed for these samples."""
         position, places = self.places(rows)
         return position, self.values[places]
 
     def places(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The (position in `rows`, place in `values`) of every entry listed for these samples."""
+        """The position in `rows` and the index into `values` of every entry listed for these samples."""
         counts = self.offsets[rows + 1] - self.offsets[rows]
         position = np.repeat(np.arange(len(rows)), counts)
         starts = np.repeat(self.offsets[rows] - (np.cumsum(counts) - counts), counts)
@@ -90,7 +92,7 @@ class Ragged:
 
 
 class Index:
-    """One split's index, opened. Rows are samples, in shard order."""
+    """The opened index of one split; its rows are the samples, in the order of the shards."""
 
     def __init__(self, table: pa.Table, where: Path):
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -114,7 +116,7 @@ class Index:
         )
         self.positives, self.negatives, self._truth = (Ragged.of(table[n]) for n in ("positives", "negatives", "truth"))
 
-    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+    def __reduce__(self) -> tuple[Callable[[Path], Index], tuple[Path]]:
         return open_index, (self.where,)  # another process maps the file again instead of copying it
 
     def __len__(self) -> int:
@@ -125,13 +127,15 @@ class Index:
         return list(self.key_column.take(pa.array(rows)).to_pylist())
 
     def rows_of(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
-        """The rows of these sample keys; ValueError if one is not in this index."""
-        rows = pc.index_in(keys, value_set=self.key_column)
-        if rows.null_count:
-            lost = keys.filter(pc.is_null(rows)).to_pylist()
-            raise ValueError(f"{self.where}: {len(lost)} of {len(keys)} keys are not in this index, such as {lost[:3]}")
-        found: NDArray[np.int64] = rows.to_numpy().astype(np.int64)
-        return found
+        """The rows of these sample keys. Raises ValueError if one of them is not in this index."""
+        positions = pc.index_in(keys, value_set=self.key_column)
+        if positions.null_count:
+            unknown = keys.filter(pc.is_null(positions)).to_pylist()
+            raise ValueError(
+                f"{self.where}: {len(unknown)} of {len(keys)} keys are not in this index, such as {unknown[:3]}"
+            )
+        rows: NDArray[np.int64] = positions.to_numpy().astype(np.int64)
+        return rows
 
     def rows_of_shard(self, shard: int) -> NDArray[np.int64]:
         """The rows of one shard's samples."""
@@ -139,43 +143,45 @@ class Index:
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
-        """Samples of each shard."""
+        """Number of samples of each shard."""
         ends = np.searchsorted(self.shard, np.arange(len(self.shards)), "right")
         return tuple(np.diff(ends, prepend=0).tolist())
 
     @property
     def num_labels(self) -> int:
-        """Observed entries of the whole split."""
+        """Number of observed entries of the split."""
         return sum(int(ragged.offsets[-1] - ragged.offsets[0]) for ragged in (self.positives, self.negatives))
 
     def classes(self, column: str, row: int) -> list[int]:
         """The classes listed for one sample in the column `positives`, `negatives` or `truth`."""
         ragged = {"positives": self.positives, "negatives": self.negatives, "truth": self._truth}[column]
-        return [int(found) for found in ragged.values[ragged.offsets[row] : ragged.offsets[row + 1]]]
+        return [int(k) for k in ragged.values[ragged.offsets[row] : ragged.offsets[row + 1]]]
 
     def boxes(self, row: int) -> list[dict[str, float]]:
-        """The known boxes of one sample: class column and pixel corners x0 y0 x1 y1."""
+        """The annotated boxes of one sample: the column of the class, and the corners x0 y0 x1 y1 in pixels."""
         return list(self._boxes[row].as_py() or ())
 
     def label_cells(self, rows: NDArray[np.int64]) -> Cells:
-        """The observed cells of the label matrix [B, K] of these rows, flattened, and their labels."""
+        """The observed cells of the label matrix [B, K] of these rows."""
         positives, negatives = self._flat(self.positives, rows), self._flat(self.negatives, rows)
         labels = np.repeat(np.array([POSITIVE, NEGATIVE], np.int8), (len(positives), len(negatives)))
         return np.concatenate([positives, negatives]), labels
 
     def truth_cells(self, rows: NDArray[np.int64]) -> Cells:
-        """The positive cells of the full labels [B, K] of these rows; refused where they are not known."""
+        """The positive cells of the full labels [B, K] of these rows. Raises ValueError where these are not known."""
         if not self.has_truth:
             raise ValueError(f"{self.where}: the full labels of this data set are not known; choose another scheme")
         positives = self._flat(self._truth, rows)
         return positives, np.full(len(positives), POSITIVE, np.int8)
 
     def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-        """[B, K] observed labels of these rows."""
+        """The observed labels [B, K] of these rows."""
         return self._dense(rows, self.label_cells(rows), UNOBSERVED)
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-        """[B, K] full labels, for analysis and for the scheme `full`; refused where they are not known."""
+        """The full labels [B, K], for analysis and for the scheme `full`. Raises ValueError where they are not "
+        "known.
+        """
         return self._dense(rows, self.truth_cells(rows), NEGATIVE)
 
     def _flat(self, ragged: Ragged, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -188,11 +194,13 @@ class Index:
         return labels.reshape(len(rows), self.num_classes)
 
     def check(self) -> None:
-        """Raise ValueError where samples lie outside their shards, or have labels that cannot be."""
+        """Raise ValueError where samples lie outside their shards, or have impossible or contradictory labels."""
         ends = np.array([0, *self.shard_bytes], np.int64)[1:]
         if len(self) and (self.shard[0] < 0 or self.shard[-1] >= len(ends) or (np.diff(self.shard) < 0).any()):
             raise ValueError(f"{self.where}: samples are not in the order of its {len(ends)} shards; write it again")
-        if len(self) and (self.offset.min() < 0 or self.size.min() < 0 or not self._inside(ends)):
+        chunks = (slice(start, start + CHECK_ROWS) for start in range(0, len(self), CHECK_ROWS))
+        inside = all(bool((self.offset[c] + self.size[c] <= ends[self.shard[c]]).all()) for c in chunks)
+        if len(self) and (self.offset.min() < 0 or self.size.min() < 0 or not inside):
             raise ValueError(f"{self.where}: images outside their shards; write it again")
         for ragged in (self.positives, self.negatives, self._truth):
             if len(ragged.values) and not 0 <= ragged.values.min() <= ragged.values.max() < self.num_classes:
@@ -205,12 +213,11 @@ class Index:
             keys = self.keys(np.array(both[:5]))
             raise ValueError(f"{self.where}: {len(both)} entries both positive and negative, such as in {keys}")
 
-    def _inside(self, ends: NDArray[np.int64]) -> bool:
-        chunks = (slice(start, start + CHECK_ROWS) for start in range(0, len(self), CHECK_ROWS))
-        return all(bool((self.offset[c] + self.size[c] <= ends[self.shard[c]]).all()) for c in chunks)
-
     def _contradictions(self, start: int, seen: NDArray[np.bool_]) -> list[int]:
-        """The row of every entry listed as both, among CHECK_ROWS rows; `seen` is all False before and after."""
+        """The row of every entry that is both positive and negative, from row `start` on, among CHECK_ROWS rows.
+
+        `seen` is scratch memory that is all False before and after.
+        """
         rows = np.arange(start, min(start + CHECK_ROWS, len(self)))
         positives, negatives = self._flat(self.positives, rows), self._flat(self.negatives, rows)
         seen[positives] = True
@@ -229,9 +236,16 @@ def write_index(
     has_truth: bool,
     tar_form: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one split's index, whole or not at all; `rows` follow SCHEMA, in shard order.
+    """Write the index of a split, whole or not at all.
 
-    `tar_form` says how the samples of tars of others are written (`data.label_forms`).
+    Args:
+        path: the file.
+        rows: the samples, with the columns of SCHEMA, in the order of the shards.
+        shards: the file names of the shards.
+        shard_bytes: their sizes.
+        vocabulary: the classes.
+        has_truth: whether the full labels are known.
+        tar_form: how samples are written in tars that raypaml did not write (`data.label_forms`).
     """
     meta = {
         "format": str(_FORMAT),
@@ -247,11 +261,11 @@ def write_index(
         pa.OSFile(str(unfinished), "wb") as sink,
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
-        writer.write_table(table, max_chunksize=max(len(table), 1))  # one batch: columns stay zero-copy
+        writer.write_table(table, max_chunksize=max(len(table), 1))  # one record batch: columns are read without copies
 
 
 def open_index(path: Path) -> Index:
-    """Memory-map one split's index."""
+    """Memory-map the index of a split."""
     try:
         file = pa.ipc.open_file(pa.memory_map(str(path)))
         if file.num_record_batches > 1:

@@ -1,13 +1,13 @@
-"""How the labels of a tar are written: raypaml's own JSON, or a small mapping for the tars of others.
+"""The forms in which tars hold labels: raypaml's own JSON, or one of the forms of tars from elsewhere.
 
     json                               {"positive": [class ids], "negative": [...]}, and truth and boxes (`flat_json`)
-    json:positive=FIELD,negative=FIELD any JSON object; FIELD may lead inside (`annotations.verified`); also truth=FIELD
-    cls                                KEY.cls: the classes that are positive, separated by blanks
-    txt                                KEY.txt: the same, one a line
-    output.json:positive=FIELD         of the members KEY.output.json; likewise for the other forms of others
+    json:positive=FIELD,negative=FIELD any JSON object; FIELD may be nested (`annotations.verified`); also truth=FIELD
+    cls                                KEY.cls: the positive classes, separated by white space
+    txt                                KEY.txt: the positive classes, one per line
+    output.json:positive=FIELD         JSON in the members KEY.output.json; likewise for the forms cls and txt
 
-A class is its id, or, where it is a number that is no id, its place in the class list, from 0. Beside its image and
-its labels a sample may have other members; they are not read.
+A class is given by its id, or by its index in the class list, from 0, if that number is not an id itself. A sample may
+have members other than its image and its labels; they are not read.
 """
 
 from __future__ import annotations
@@ -16,26 +16,41 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, get_args
 
-ROLES = ("positive", "negative", "truth")
+Role = Literal["positive", "negative", "truth"]
+ROLES: tuple[Role, ...] = get_args(Role)
 OWN = "json"
 TRUTH_KNOWN = "truth_known"
 BOX_LISTS = ("box_class", "box_x0", "box_y0", "box_x1", "box_y1")
 
+Box = tuple[str, float, float, float, float]
+"""Class id, and the corners x0 y0 x1 y1 in pixels."""
+
+
+class SampleLabels(TypedDict):
+    """The labels of one sample, as class ids."""
+
+    positive: Sequence[str]
+    negative: Sequence[str]
+    truth: NotRequired[Sequence[str]]
+    """All positive classes, where the full labels are known."""
+    boxes: NotRequired[Sequence[Box]]
+
 
 @dataclass(frozen=True)
 class LabelForm:
-    """One way of writing labels."""
+    """One form of labels in a tar."""
 
     name: str
-    """As it is given; what an index remembers."""
+    """The form as it is given by a flag and stored in an index."""
     class_ids: tuple[str, ...] = ()
-    """The class list, if it is known before."""
+    """The class list; empty if it is not known yet."""
     image_suffix: str = ""
-    """What follows the key in the name of the image, such as `input.jpg`; empty: the JPEG, else the only image."""
+    """The suffix after the key in the name of the image, such as `input.jpg`; empty: the JPEG, else the only image."""
     dotted_keys: bool = False
-    """Keys have dots: they end where the suffix of image or labels begins, else at the last dot, not at the first."""
+    """Whether keys contain dots. A key then ends before the suffix of image or labels, else at the last dot; otherwise
+    it ends at the first dot."""
 
     def __post_init__(self) -> None:
         mark = self.name.partition(":")[1]
@@ -51,12 +66,12 @@ class LabelForm:
 
     @classmethod
     def from_index(cls, remembered: Mapping[str, str], class_ids: Sequence[str]) -> LabelForm:
-        """The form that an index remembers, with its class list."""
+        """The form that is stored in the metadata of an index, with its class list."""
         name, suffix = remembered.get("label_form", OWN), remembered.get("image_suffix", "")
         return cls(name, tuple(class_ids), suffix, "dotted_keys" in remembered)
 
     def for_index(self) -> dict[str, str]:
-        """What the index of such tars remembers; nothing of raypaml's own."""
+        """The metadata to store in the index of such tars; empty for raypaml's own form."""
         remembered = {"label_form": "" if self.is_own else self.name, "image_suffix": self.image_suffix}
         remembered["dotted_keys"] = "1" if self.dotted_keys else ""
         return {name: value for name, value in remembered.items() if value}
@@ -67,44 +82,54 @@ class LabelForm:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is raypaml's own."""
+        """Whether this is raypaml's own form."""
         return self.name == OWN
 
     @property
     def suffix(self) -> str:
-        """What follows the key in the name of the member that holds the labels."""
+        """The suffix after the key in the name of the member that holds the labels."""
         return self.name.partition(":")[0]
 
     @property
     def kind(self) -> str:
-        """How that member is read: json, cls or txt."""
+        """How that member is parsed: json, cls or txt."""
         return self.suffix.rpartition(".")[2]
 
     @property
     def fields(self) -> dict[str, str]:
-        """Field of the JSON by role."""
+        """The field of the JSON for each role."""
         pairs = (pair.partition("=") for pair in self.name.partition(":")[2].split(",") if pair)
         return {role: field for role, _, field in pairs}
 
-    def read(self, content: bytes, where: str) -> dict[str, Any]:
-        """The labels of one sample, each once, as raypaml's own JSON says them; ValueError, beginning with `where`."""
-        labels = own_labels(content, where) if self.is_own else self._of_others(content, where)
-        return labels | {role: list(dict.fromkeys(labels[role])) for role in ROLES if role in labels}
+    def read(self, content: bytes, where: str) -> SampleLabels:
+        """The labels of one sample, each class once. Raises ValueError, whose message begins with `where`."""
+        labels = own_labels(content, where) if self.is_own else self._foreign_labels(content, where)
+        for role in ROLES:
+            if role in labels:
+                labels[role] = list(dict.fromkeys(labels[role]))
+        return labels
 
-    def _of_others(self, content: bytes, where: str) -> dict[str, Any]:
+    def _foreign_labels(self, content: bytes, where: str) -> SampleLabels:
+        roles = self._values(content, where)
+        ids = {role: [self._class_id(value, where) for value in values] for role, values in roles.items()}
+        labels = SampleLabels(positive=ids["positive"], negative=ids.get("negative", []))
+        if "truth" in ids:
+            labels["truth"] = ids["truth"]
+        return labels
+
+    def _values(self, content: bytes, where: str) -> Mapping[str, Sequence[object]]:
+        """The values listed for each role, which are not checked yet."""
         if self.kind == "json":
-            found = _object(content, where)
-            roles = {role: _field(found, field, where) for role, field in self.fields.items()}
-        else:
-            try:
-                text = content.decode()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: not text ({error})") from None
-            lines = (line.strip() for line in text.splitlines())
-            roles = {"positive": text.split() if self.kind == "cls" else [line for line in lines if line]}
-        return {"negative": []} | {role: [self._class_id(v, where) for v in values] for role, values in roles.items()}
+            record = _object(content, where)
+            return {role: _field(record, field, where) for role, field in self.fields.items()}
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{where}: not text ({error})") from None
+        lines = (line.strip() for line in text.splitlines())
+        return {"positive": text.split() if self.kind == "cls" else [line for line in lines if line]}
 
-    def _class_id(self, value: Any, where: str) -> str:
+    def _class_id(self, value: object, where: str) -> str:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise ValueError(f"{where}: {value!r} is no class; expected ids or numbers")
         text = str(value)
@@ -115,11 +140,11 @@ class LabelForm:
         raise ValueError(f"{where}: class {text!r} is not among the {len(self.class_ids)} of the class list")
 
 
-def flat_json(labels: dict[str, Any]) -> bytes:
-    """Labels as `own_labels` gives them, as JSON with the same keys and types in every sample.
+def flat_json(labels: SampleLabels) -> bytes:
+    """SampleLabels as JSON that has the same keys with values of the same types in every sample.
 
-    So Arrow can tell the types of its columns, and HF datasets and Ray Data read shards without pickled objects: a box
-    is five numbers and texts at the same place of five lists, and that the full labels are not known is a field.
+    Arrow can then infer the types of its columns, and HF datasets and Ray Data read shards without pickled objects. A
+    box is therefore one element in each of five lists, and a field says whether the full labels are known.
     """
     boxes = [(name, *map(float, corners)) for name, *corners in labels.get("boxes", ())]
     lists = zip(*boxes, strict=True) if boxes else ((),) * len(BOX_LISTS)
@@ -127,41 +152,57 @@ def flat_json(labels: dict[str, Any]) -> bytes:
     return json.dumps(roles | {TRUTH_KNOWN: "truth" in labels} | dict(zip(BOX_LISTS, lists, strict=True))).encode()
 
 
-def own_labels(content: bytes, where: str) -> dict[str, Any]:
-    """A JSON of raypaml's own form, flat or as it was before, with `boxes` as a list and `truth` only where known.
+def own_labels(content: bytes, where: str) -> SampleLabels:
+    """Read JSON of raypaml's own form, as `flat_json` writes it or as earlier versions did.
 
     Raises:
-        ValueError: beginning with `where`, if it is not that.
+        ValueError: it is not of this form; the message begins with `where`.
     """
-    labels = _object(content, where)
-    lists = (labels.get(name, []) for name in (*ROLES, "boxes", *BOX_LISTS))
-    if not {"positive", "negative"} <= set(labels) or not all(isinstance(found, list) for found in lists):
+    record = _object(content, where)
+    lists = {name: record.get(name, []) for name in (*ROLES, "boxes", *BOX_LISTS)}
+    if not ({"positive", "negative"} <= set(record) and _are_lists(lists)):
         raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
-    for value in (value for role in ROLES for value in labels.get(role, ()) if not isinstance(value, str)):
-        raise ValueError(f"{where}: {value!r} is no class; expected ids as texts")
-    if TRUTH_KNOWN not in labels:
-        return labels
-    sides = [labels.get(name, []) for name in BOX_LISTS]
-    if len(set(map(len, sides))) > 1:
-        raise ValueError(f"{where}: the lists {', '.join(BOX_LISTS)} are not of the same length")
-    roles = {role: labels[role] for role in ROLES if role in labels and (role != "truth" or labels[TRUTH_KNOWN])}
-    return roles | {"boxes": list(zip(*sides, strict=True))}
+    ids = {role: _checked_ids(lists[role], where) for role in ROLES}
+    labels = SampleLabels(positive=ids["positive"], negative=ids["negative"])
+    if "truth" in record and record.get(TRUTH_KNOWN, True):
+        labels["truth"] = ids["truth"]
+    if TRUTH_KNOWN in record:
+        sides = [lists[name] for name in BOX_LISTS]
+        if len(set(map(len, sides))) > 1:
+            raise ValueError(f"{where}: the lists {', '.join(BOX_LISTS)} are not of the same length")
+        labels["boxes"] = list(zip(*sides, strict=True))
+    elif "boxes" in record:
+        labels["boxes"] = lists["boxes"]
+    return labels
 
 
-def _object(content: bytes, where: str) -> dict[str, Any]:
+def _are_lists(values: dict[str, object]) -> TypeGuard[dict[str, list[Any]]]:
+    return all(isinstance(value, list) for value in values.values())
+
+
+def _checked_ids(values: Sequence[object], where: str) -> list[str]:
+    """The values as class ids. Raises ValueError where one is not a text."""
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{where}: {value!r} is no class; expected ids as texts")
+    return [str(value) for value in values]
+
+
+def _object(content: bytes, where: str) -> dict[str, object]:
     try:
-        found = json.loads(content)
+        record = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
-    return found
+    return record
 
 
-def _field(found: Any, field: str, where: str) -> Sequence[Any]:
-    """What a field holds, as a list."""
+def _field(record: dict[str, object], field: str, where: str) -> Sequence[object]:
+    """The value of a field, whose names are separated by dots, as a list."""
+    value: object = record
     for name in field.split("."):
-        if not isinstance(found, dict) or name not in found:
+        if not isinstance(value, dict) or name not in value:
             raise ValueError(f"{where}: no field {field!r}")
-        found = found[name]
-    return found if isinstance(found, list) else [found]
+        value = value[name]
+    return value if isinstance(value, list) else [value]

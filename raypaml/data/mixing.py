@@ -1,4 +1,4 @@
-"""How well an order mixes the source, and what that costs: pure functions of a plan."""
+"""Measures how well the order of a plan mixes the shards, and how large a cache it needs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from raypaml.data.plan import Plan, Span
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Two samples of a batch, drawn at random: how often they are from the same shard."""
+    """The probability that two random samples of a batch are from the same shard."""
 
     share: float
-    """In this order, 0..1; 1 where every batch is read from one shard."""
+    """The probability in this order, 0..1; 1 if every batch is read from one shard."""
     permuted: float
-    """Expected of a permutation of all samples."""
+    """The probability in a permutation of all samples."""
 
     @property
     def excess(self) -> float:
-        """What remains of the source's order: 0 for a permutation, 1 for reading shard after shard."""
+        """How far the order is from a permutation of all samples (0) towards reading shard after shard (1)."""
         return (self.share - self.permuted) / (1 - self.permuted) if self.permuted < 1 else 0.0
 
 
 def mixing(plan: Plan, epoch: int = 0) -> Mixing:
-    """The mixing of one epoch, counted over all its full batches (all batches where there is no full one)."""
+    """The mixing of one epoch, over all its full batches; over its only batch if that is not full."""
     shard_of = np.repeat(np.arange(len(plan.shard_sizes)), plan.shard_sizes)
     size = min(plan.global_batch_size, plan.num_samples)
     batches = np.sort(shard_of[plan.order(epoch)[: plan.num_samples // size * size].reshape(-1, size)])
@@ -41,11 +41,12 @@ def mixing(plan: Plan, epoch: int = 0) -> Mixing:
 
 
 def _pairs(counts: NDArray[np.int64]) -> int:
+    """The number of ordered pairs within groups of these sizes."""
     return int((counts * (counts - 1)).sum())
 
 
 def cache_bytes(spans: Sequence[Span], shard_bytes: Sequence[int]) -> int:
-    """The bytes of the shards that are needed at once, at the step of greatest need."""
+    """The bytes of the shards that are needed at the same time, at the step that needs most."""
     if not spans:
         return 0
     change = np.zeros(max(span.last_step for span in spans) + 2, np.int64)

@@ -1,8 +1,8 @@
-"""Who reads which sample when: pure functions of (seed, epoch, samples, shards, batch size, lanes, world size).
+"""Which rank reads which samples in which step: functions of seed, epoch, shards, batch size, lanes and world size.
 
-An epoch is a fixed sequence of global batches. Each batch is cut into `lanes`, a number that does not depend on the
-workers; a rank owns a run of neighbouring lanes. So the global batches, their order and the order of samples within
-them are the same for every number of workers, and the cursor (epoch, step) is all that resuming needs.
+An epoch is a fixed sequence of global batches. Each batch is cut into `lanes`, whose number does not depend on the
+workers; a rank has one or more neighbouring lanes. The global batches, their order and the order of samples within them
+are therefore the same for every number of workers, and a run is continued from the cursor (epoch, step) alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raypaml.labels import IntArray
 
 MAX_LANES = 64
 AT_ONCE = 16
-"""Samples that a loader thread takes at a time, at most."""
+"""The most samples that a loader thread takes at a time."""
 
 
 def default_lanes(global_batch_size: int) -> int:
@@ -30,7 +30,7 @@ def default_lanes(global_batch_size: int) -> int:
 
 
 def lane_slices(lane_sizes: Sequence[int]) -> list[slice]:
-    """Where each non-empty lane lies in this rank's part of a batch."""
+    """The slice of each non-empty lane in this rank's part of a batch."""
     return [slice(end - size, end) for end, size in zip(accumulate(lane_sizes), lane_sizes, strict=True) if size]
 
 
@@ -39,20 +39,20 @@ class Part:
     """One rank's part of one global batch."""
 
     rows: IntArray
-    """[B] samples of this rank; may be empty in a short last batch."""
+    """[B] rows of this rank's samples; may be empty in a short last batch."""
     first_row: int
     """Position of `rows[0]` within the global batch."""
     global_rows: int
-    """Samples of the whole global batch."""
+    """Number of samples of the global batch."""
     lane_sizes: tuple[int, ...]
-    """Samples of each of this rank's lanes, in order; they add up to B."""
+    """Number of samples of each of this rank's lanes, in order; their sum is B."""
     flip: NDArray[np.bool_]
-    """[B] whether to mirror each image, if the recipe augments; drawn per sample, not per rank."""
+    """[B] whether to mirror each image, if the run mirrors; drawn for each sample, whatever its rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The steps between which a rank reads one shard."""
+    """The first and the last step in which a rank reads a shard."""
 
     shard: int
     first_step: int
@@ -63,8 +63,8 @@ class Span:
 class Plan:
     """The canonical order of one split.
 
-    Training shuffles per epoch and keeps a shorter last batch, so every sample is seen exactly once per epoch;
-    evaluation (`shuffle=False`) goes through the split in index order.
+    Training shuffles anew in each epoch, and its last batch may be shorter, so that every sample is read exactly once
+    per epoch. Evaluation (`shuffle=False`) reads the split in the order of the index.
     """
 
     num_samples: int
@@ -73,9 +73,9 @@ class Plan:
     seed: int = 0
     shuffle: bool = True
     window: int = 0
-    """Shards that a lane mixes at once (`data.windows`); 0: an epoch is a permutation of all samples."""
+    """Number of shards that a lane mixes (`data.shuffle_windows`); 0: an epoch is a permutation of all samples."""
     shard_sizes: tuple[int, ...] = field(default=(), repr=False)
-    """Samples of each shard, in index order."""
+    """Number of samples of each shard, in the order of the index."""
 
     def __post_init__(self) -> None:
         if self.global_batch_size % self.lanes:
@@ -86,11 +86,11 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Global batches per epoch."""
+        """Number of global batches per epoch."""
         return -(-self.num_samples // self.global_batch_size)
 
     def order(self, epoch: int) -> IntArray:
-        """[N] all samples in the order of the epoch."""
+        """[N] the rows of all samples in the order of the epoch."""
         if not self.shuffle:
             return np.arange(self.num_samples)
         if self.window:
@@ -98,17 +98,17 @@ class Plan:
         return np.random.default_rng([self.seed, epoch, 0]).permutation(self.num_samples)
 
     def bounds(self, rank: int, world_size: int) -> tuple[int, int]:
-        """The lanes [first, end) that a rank owns; ranks differ by at most one lane."""
+        """The lanes [first, end) of a rank; the numbers of lanes of two ranks differ by at most one."""
         check_world_size(world_size, self.lanes)
         return rank * self.lanes // world_size, (rank + 1) * self.lanes // world_size
 
     def epoch(self, epoch: int, rank: int, world_size: int) -> Epoch:
-        """Every step's part of one rank."""
+        """One rank's part of every step of an epoch."""
         return Epoch(self, epoch, *self.bounds(rank, world_size))
 
 
 class Epoch(Sequence[Part]):
-    """The parts of lanes [first, end) of every step of an epoch; each is made when it is asked for."""
+    """The samples of the lanes [first, end) in every step of an epoch, computed when a step is accessed."""
 
     def __init__(self, plan: Plan, epoch: int, first_lane: int, end_lane: int):
         self.plan, self.epoch, self.first_lane, self.end_lane = plan, epoch, first_lane, end_lane
@@ -137,7 +137,7 @@ class Epoch(Sequence[Part]):
         )
 
     def _rows(self, step: int, ends: IntArray) -> IntArray:
-        """The samples of a step, whose lanes lie between these ends of the global batch."""
+        """The samples of the lanes of a step that lie between these `ends` in the global batch."""
         first = step * self.plan.global_batch_size
         if not self.plan.shuffle:
             return np.arange(first + ends[0], first + ends[-1])
@@ -157,12 +157,12 @@ class Epoch(Sequence[Part]):
 
     @cached_property
     def _coins(self) -> NDArray[np.uint8]:
-        """A coin per sample, eight to a byte."""
+        """A random bit per sample, eight in a byte."""
         bits = np.random.default_rng([self.plan.seed, self.epoch, 1]).bytes(self.plan.num_samples // 8 + 1)
         return np.frombuffer(bits, np.uint8)
 
     def spans(self) -> list[Span]:
-        """When these lanes need which shard, in the order of need; what a cache is filled and emptied by."""
+        """The steps in which these lanes read each shard, in the order in which a cache should fetch them."""
         per_lane = self.plan.global_batch_size // self.plan.lanes
         if not self.plan.shuffle:
             ends = np.cumsum(self.plan.shard_sizes)
@@ -175,7 +175,7 @@ class Epoch(Sequence[Part]):
 
 
 def _spans(visits: Iterable[tuple[int, int, int]], samples_per_step: int) -> list[Span]:
-    """Join visits (shard, first sample, end sample) of the same shard."""
+    """Join the visits (shard, first sample, end sample) of each shard into one span of steps."""
     steps: dict[int, tuple[int, int]] = {}
     for shard, begin, end in visits:
         if begin < end:
@@ -187,13 +187,13 @@ def _spans(visits: Iterable[tuple[int, int, int]], samples_per_step: int) -> lis
 
 
 def pieces(rows: int, loader_workers: int) -> list[range]:
-    """What the loader threads of a rank take from a part of so many rows, one after the other, whoever is free."""
+    """The ranges of rows into which a part is divided for loader threads; each idle thread takes the next one."""
     size = min(AT_ONCE, max(1, -(-rows // loader_workers)))
     return [range(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def check_world_size(world_size: int, lanes: int) -> None:
-    """Raise ValueError if some worker would have no lane."""
+    """Raise ValueError if a worker would have no lane."""
     if not 1 <= world_size <= lanes:
         raise ValueError(
             f"workers={world_size}: this run has {lanes} lanes, and every worker needs one; use 1..{lanes} workers "

@@ -1,4 +1,4 @@
-"""Scores that somebody else gave some entries of a split: sparse, one memory-mapped Arrow file that processes share."""
+"""A sparse table of another model's scores for entries of a split, in one memory-mapped Arrow file."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class ScoreTable:
         entries = table["entries"].chunk(0)
         self.num_classes = num_classes
         self.about = (table.schema.metadata or {})[_ABOUT].decode()
-        """What was read of the file and what was skipped, for people."""
+        """A sentence about what was read from the user's file and what was skipped."""
         self._classes = Ragged(shared_numbers(entries.offsets), shared_numbers(entries.values.field("class")))
         self._scores: NDArray[np.float32] = shared_numbers(entries.values.field("score"))
 
     def scores(self, rows: IntArray) -> NDArray[np.float32]:
-        """[B, K] scores of these samples, NaN for an entry that has none."""
+        """The scores [B, K] of these samples, NaN for an entry that has none."""
         dense = np.full((len(rows), self.num_classes), np.nan, np.float32)
         position, places = self._classes.places(rows)
         dense[position, self._classes.values[places]] = self._scores[places]
@@ -39,12 +39,14 @@ class ScoreTable:
 def write_scores(
     path: Path, cells: IntArray, scores: NDArray[np.float32], num_samples: int, num_classes: int, about: str
 ) -> None:
-    """Write a table, whole or not at all; other processes may be writing the same one.
+    """Write a table, whole or not at all; other processes may be writing the same one at the same time.
 
     Args:
+        path: the file.
         cells: [E] entries (sample row x K + class), ascending.
-        scores: [E] of these.
-        about: see `ScoreTable.about`.
+        scores: [E] scores of these entries.
+        num_samples, num_classes: N and K.
+        about: the sentence of `ScoreTable.about`.
     """
     offsets = np.searchsorted(cells, np.arange(num_samples + 1) * num_classes)
     columns = [pa.array((cells % num_classes).astype(np.int32)), pa.array(scores)]
@@ -56,11 +58,11 @@ def write_scores(
         pa.OSFile(str(unfinished), "wb") as sink,
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
-        writer.write_table(table, max_chunksize=num_samples)  # one batch: columns stay zero-copy
+        writer.write_table(table, max_chunksize=num_samples)  # one record batch: columns are read without copies
 
 
 def open_scores(path: Path, num_samples: int, num_classes: int) -> ScoreTable:
-    """Memory-map a table; ValueError where it is not one of so many samples and classes."""
+    """Memory-map a table. Raises ValueError where it is not one of this number of samples."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:

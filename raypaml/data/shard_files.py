@@ -1,4 +1,4 @@
-"""Bytes of shards by offset, wherever the shards lie."""
+"""Reads bytes of shards by offset, from local files or through a cache."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 from typing import Protocol
 
 MAX_OPEN = 64
-"""Shards kept open."""
+"""The most shards that are kept open."""
 
 
 class Shards(Protocol):
-    """A folder of shards, read by any number of threads at once."""
+    """A folder of shards that any number of threads may read at the same time."""
 
     def read(self, name: str, shard_bytes: int, offset: int, size: int) -> bytes:
-        """`size` bytes of a shard of `shard_bytes` from `offset` on; fewer at its end; OSError if it fails."""
+        """Read `size` bytes from `offset` of a shard of `shard_bytes` bytes; fewer at its end. Raises OSError."""
 
     def where(self, name: str) -> str:
         """The shard's path or address, for messages."""
 
     def renew(self, name: str) -> bool:
-        """Give up a local copy, whose bytes are wrong; whether there was one, so that reading again may help."""
+        """Remove a local copy whose bytes are wrong; returns whether there was one, so that reading again may help."""
 
 
 class LocalShards:
-    """Shards in a folder that this machine sees; read in place."""
+    """Shards in a folder of this machine's file system, read in place."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._found: OrderedDict[str, _Open] = OrderedDict()
+        self._files: OrderedDict[str, _Open] = OrderedDict()
         self._turn = threading.Lock()
 
     def read(self, name: str, shard_bytes: int, offset: int, size: int) -> bytes:  # noqa: ARG002
@@ -47,18 +47,18 @@ class LocalShards:
         return False
 
     def _open(self, name: str) -> _Open:
-        """A shard for reading; where there are too many, the one used longest ago is given up."""
+        """Open a shard for reading; if too many are open, close the one used longest ago."""
         with self._turn:
-            if name not in self._found:
-                self._found[name] = _Open(os.open(self.folder / name, os.O_RDONLY))
-                if len(self._found) > MAX_OPEN:
-                    self._found.popitem(last=False)
-            self._found.move_to_end(name)
-            return self._found[name]
+            if name not in self._files:
+                self._files[name] = _Open(os.open(self.folder / name, os.O_RDONLY))
+                if len(self._files) > MAX_OPEN:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(name)
+            return self._files[name]
 
 
 class _Open:
-    """A file, closed when nobody holds it any more: not under a thread that reads from it."""
+    """An open file that is closed when it is no longer referenced, and so never while a thread reads from it."""
 
     def __init__(self, descriptor: int):
         self.descriptor = descriptor

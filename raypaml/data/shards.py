@@ -1,10 +1,10 @@
-"""Write a data set as plain WebDataset tars with index and vocabulary, and read tars back into an index.
+"""Writes a data set as plain WebDataset tars with index and vocabulary, and makes indexes of existing tars.
 
     <out>/vocabulary.csv  <out>/<split>-000000.tar ...  <out>/<split>.arrow
 
-A sample is `<key>.jpg` and `<key>.json`. The JSON holds class ids: `positive` and `negative` (observed labels) and,
-where known, `truth` (all positives) and boxes in pixels; `label_forms.flat_json` says how. An index is always made by
-scanning the finished tar, so that every data set, ours or not, goes through the same door.
+A sample is `<key>.jpg` and `<key>.json`. The JSON has class ids: `positive` and `negative` (observed labels) and, where
+known, `truth` (all positives) and boxes in pixels, in the form of `label_forms.flat_json`. An index is always made by
+scanning finished tars, so that all tars, whoever wrote them, are read by the same code.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypaml.data.hidden_files import PassedOver
-from raypaml.data.index import BOX_SIDES, SCHEMA, write_index
-from raypaml.data.label_forms import OWN, LabelForm, flat_json
-from raypaml.data.tars import Scanned, scan
+from raypaml.data.index import SCHEMA, write_index
+from raypaml.data.label_forms import OWN, Box, LabelForm, SampleLabels, flat_json
+from raypaml.data.tars import ImagePlace, Scanned, scan
 from raypaml.files import whole
 from raypaml.labels import Vocabulary
 
@@ -42,16 +42,23 @@ _PACKED = pa.schema(
     ]
 )
 
-Box = tuple[str, float, float, float, float]
+
+class LabelColumns(TypedDict):
+    """The labels of one sample as columns of the index, where classes are columns of the label matrix."""
+
+    positives: list[int]
+    negatives: list[int]
+    truth: list[int] | None
+    boxes: list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One labelled image on its way into a shard."""
+    """One labelled image that is to be written into a shard."""
 
     key: str
     image: bytes
-    """JPEG."""
+    """The bytes of a JPEG."""
     positive: tuple[str, ...]
     """Observed positive class ids."""
     negative: tuple[str, ...]
@@ -60,9 +67,9 @@ class Sample:
     """All positive class ids, where the full labels are known; never reaches a partial-label loss."""
     boxes: tuple[Box, ...] = ()
 
-    def members(self, *, flat: bool = True) -> dict[str, Any]:
-        """The sample as WebDataset wants it; `flat` as in `write_shard`."""
-        labels: dict[str, Any] = {"positive": self.positive, "negative": self.negative}
+    def members(self, *, flat: bool = True) -> dict[str, str | bytes]:
+        """The members of the sample as WebDataset's writer takes them; `flat` as in `write_shard`."""
+        labels = SampleLabels(positive=self.positive, negative=self.negative)
         if self.truth is not None:
             labels["truth"] = self.truth
         if self.boxes:
@@ -71,32 +78,37 @@ class Sample:
         return {"__key__": self.key, "jpg": self.image, "json": content}
 
 
-def write_shard(path: Path, samples: Iterable[Sample], *, flat: bool = True) -> list[dict[str, Any]]:
-    """Write one tar, whole or not at all; same samples, same bytes.
+def write_shard(path: Path, samples: Iterable[Sample], *, flat: bool = True) -> list[ImagePlace]:
+    """Write one tar, whole or not at all; the same samples give the same bytes.
 
     Args:
-        flat: labels as `flat_json`; else as before, with boxes as lists of lists and `truth` only where known.
+        path: the tar.
+        samples: its samples.
+        flat: write labels by `flat_json`; otherwise as earlier versions did, with boxes as lists of lists and `truth`
+            only where it is known.
 
     Returns:
-        The place of every sample's image: key, offset, size, crc32.
+        The place of every sample's image in the tar.
     """
-    import webdataset  # here, for it imports torch, which nothing else in this room needs
+    import webdataset  # imported here because it imports torch, which this module does not need otherwise
 
-    places: list[dict[str, Any]] = []
+    places: list[ImagePlace] = []
     with (
-        whole(path, shared=True) as unfinished,  # a task that is thought lost may be at work on it still
+        whole(path, shared=True) as unfinished,  # another task that was given up as lost may still be writing it
         unfinished.open("wb") as file,
         webdataset.TarWriter(file, encoder=False, mtime=0) as writer,
     ):
         for sample in samples:
-            place = {"offset": writer.tarstream.offset + tarfile.BLOCKSIZE, "size": len(sample.image)}
-            places.append({"key": sample.key, **place, "crc32": zlib.crc32(sample.image)})
-            writer.write(sample.members(flat=flat))  # the JPEG first, after a header of one block
+            offset = writer.tarstream.offset + tarfile.BLOCKSIZE  # the JPEG comes first, after a header of one block
+            places.append(
+                ImagePlace(key=sample.key, offset=offset, size=len(sample.image), crc32=zlib.crc32(sample.image))
+            )
+            writer.write(sample.members(flat=flat))
     return places
 
 
 def write_split(out: Path, split: str, samples: Iterable[Sample], samples_per_shard: int) -> list[Path]:
-    """Write `<split>-000000.tar`, ...; same samples, same bytes. Returns the shards."""
+    """Write `<split>-000000.tar`, ...; the same samples give the same bytes. Returns the paths of the shards."""
     shards: list[Path] = []
     left = iter(samples)
     while block := list(islice(left, samples_per_shard)):
@@ -115,9 +127,11 @@ def write_dataset(
     """Write shards, vocabulary and indexes of a whole data set into the folder `out`, which must exist and be empty.
 
     Args:
-        splits: samples by split name; `train` gives the vocabulary its counts.
+        out: the folder.
+        splits: the samples of each split; those of `train` are counted for the vocabulary.
         class_ids: the classes, in the order of the label columns.
-        names: what a person calls them.
+        names: the classes' names for people.
+        samples_per_shard: the most samples of a shard.
     """
     if any(out.iterdir()):
         raise ValueError(f"{out}: not empty; write a data set into a new folder")
@@ -136,13 +150,14 @@ def index_dataset(
     dotted_keys: bool = False,
     passed_over: PassedOver | None = None,
 ) -> Vocabulary:
-    """Write vocabulary and indexes beside finished shards.
+    """Write vocabulary and indexes for finished shards.
 
     Args:
-        shards: the tars by split name, in order; they lie in `out`.
-        class_ids, names: the classes; default: every class id that a training sample names, sorted.
-        labels, image_suffix, dotted_keys: how samples are written (`data.label_forms`).
-        passed_over: takes members that are no part of a sample.
+        out: the folder of the shards.
+        shards: the tars of each split, in order.
+        class_ids, names: the classes; default: every class id that a training sample has, sorted.
+        labels, image_suffix, dotted_keys: how samples are written, see `data.label_forms.LabelForm`.
+        passed_over: takes the names of members that are not part of a sample.
     """
     form = LabelForm(labels, tuple(class_ids), image_suffix, dotted_keys)
     scans = {split: [_pack(scan(path, form, passed_over)) for path in paths] for split, paths in shards.items()}
@@ -162,7 +177,7 @@ def index_dataset(
 
 
 def _pack(scanned: Iterable[Scanned]) -> pa.Table:
-    """One shard's samples, a hundred bytes each and not the thousands of Python's objects."""
+    """The samples of a shard in Arrow memory, about a hundred bytes each, where Python's objects take thousands."""
     return pa.Table.from_pylist([place | {"labels": json.dumps(label)} for place, label in scanned], schema=_PACKED)
 
 
@@ -180,13 +195,14 @@ def index_split(
     vocabulary: Vocabulary,
     form: LabelForm | None = None,
 ) -> None:
-    """Write `<split>.arrow` from what `scan` found in each of its tars."""
+    """Write the index `<split>.arrow` from the results of `scan` for each of the split's tars."""
     tables, has_truth = [SCHEMA.empty_table()], True
     for number, (path, scanned) in enumerate(zip(shards, scans, strict=True)):
-        rows: list[dict[str, Any]] = []
-        for row, label in scanned:
-            rows.append(row | {"shard": number} | label_columns(label, vocabulary, f"{path}: sample {row['key']}"))
-            has_truth = has_truth and "truth" in label
+        rows = []
+        for place, labels in scanned:
+            columns = label_columns(labels, vocabulary, f"{path}: sample {place['key']}")
+            rows.append({**place, "shard": number, **columns})
+            has_truth = has_truth and "truth" in labels
         tables.append(pa.Table.from_pylist(rows, schema=SCHEMA))
     table = pa.concat_tables(tables)
     counts = pc.value_counts(table["key"])
@@ -204,26 +220,32 @@ def index_split(
     )
 
 
-def label_columns(label: dict[str, Any], vocabulary: Vocabulary, where: str) -> dict[str, Any]:
-    """One sample's JSON labels as columns of the index; ValueError, beginning with `where`, if they contradict."""
-    both = set(label["positive"]) & set(label["negative"])
+def label_columns(labels: SampleLabels, vocabulary: Vocabulary, where: str) -> LabelColumns:
+    """The labels of one sample as columns of the index.
+
+    Raises:
+        ValueError: they contradict each other, or have an unknown class; the message begins with `where`.
+    """
+    both = set(labels["positive"]) & set(labels["negative"])
     if both:
         raise ValueError(f"{where}: classes {sorted(both)[:5]} labelled both positive and negative")
     try:
         column = vocabulary.index_of.__getitem__
-        boxes = [(column(name), *corners) for name, *corners in label.get("boxes", ())]
         return {
-            "positives": sorted(map(column, label["positive"])),
-            "negatives": sorted(map(column, label["negative"])),
-            "truth": sorted(map(column, label["truth"])) if "truth" in label else None,
-            "boxes": [dict(zip(("class", *BOX_SIDES), box, strict=True)) for box in boxes],
+            "positives": sorted(map(column, labels["positive"])),
+            "negatives": sorted(map(column, labels["negative"])),
+            "truth": sorted(map(column, labels["truth"])) if "truth" in labels else None,
+            "boxes": [
+                {"class": column(name), "x0": x0, "y0": y0, "x1": x1, "y1": y1}
+                for name, x0, y0, x1, y1 in labels.get("boxes", ())
+            ],
         }
     except KeyError as error:
         raise ValueError(f"{where}: class {error} is not among the {len(vocabulary)} of the vocabulary") from None
 
 
-def _count_labels(labels: Iterable[dict[str, Any]]) -> tuple[Counter[str], Counter[str], set[str]]:
-    """How often each class is positive and negative, and the classes of the full labels."""
+def _count_labels(labels: Iterable[SampleLabels]) -> tuple[Counter[str], Counter[str], set[str]]:
+    """How often each class is positive, how often it is negative, and all classes of the full labels."""
     positives, negatives, others = Counter[str](), Counter[str](), set[str]()
     for label in labels:
         positives.update(label["positive"])

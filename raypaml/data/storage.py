@@ -1,7 +1,7 @@
-"""Files anywhere: a path or an address (`s3://`, `gs://`) opened through `pyarrow.fs`, and retries of our own.
+"""Opens paths and addresses (`s3://`, `gs://`) by `pyarrow.fs`, and repeats requests that fail.
 
-A filesystem is built inside each process, for its settings do not survive pickling (arrow #47348). Nothing is run: an
-address such as `pipe:` is refused.
+Each process builds its own filesystem, because the settings of one do not survive pickling (arrow #47348). Addresses
+that would execute a command, such as `pipe:`, are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyarrow import fs
 
 _SCHEMES = ("s3", "gs", "gcs", "file")
 PUBLIC_BUCKETS = ("open-images-dataset",)
-"""Read without credentials; others so with `s3://anonymous@bucket/...`."""
+"""Buckets that are read without credentials; `s3://anonymous@bucket/...` reads any other bucket without them."""
 FIRST_WAIT = 0.1
 LONGEST_WAIT = 20.0
 
@@ -28,10 +28,10 @@ _Answer = TypeVar("_Answer")
 
 @dataclass(frozen=True)
 class Location:
-    """A folder or file somewhere: picklable, opened where it is used."""
+    """The place of a folder or file; it can be pickled, and is opened in the process that uses it."""
 
     address: str
-    """As the user gave it; an address keeps its `?options` at the end."""
+    """The path or address as the user gave it, with any `?options` at its end."""
 
     def __post_init__(self) -> None:
         scheme = re.match(r"([a-z][a-z0-9+.-]*):", self.address)
@@ -50,14 +50,14 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a path of this machine."""
+        """Whether it is a path on this machine."""
         return "://" not in self.address or self.address.startswith("file://")
 
     def open(self) -> tuple[fs.FileSystem, str]:
         """The filesystem, built once per process, and the path within it."""
         base, mark, options = self.address.partition("?")
         if "://" not in base:
-            return _local(), str(Path(self.address).absolute())
+            return fs.LocalFileSystem(), str(Path(self.address).absolute())
         scheme, _, path = base.partition("://")
         bucket, slash, rest = path.partition("/")
         name = bucket.rpartition("@")[2]
@@ -67,18 +67,13 @@ class Location:
         return filesystem, f"{name}{slash}{rest}" if scheme != "file" else f"{root}{rest}"
 
     def kind(self) -> str:
-        """`folder`, `file` or `missing`; ValueError where the store does not answer or does not let us look."""
+        """`folder`, `file` or `missing`. Raises ValueError where the store does not answer or denies access."""
         filesystem, path = self.open()
         try:
             info = with_retries(lambda: filesystem.get_file_info(path), f"{self}")
         except OSError as error:
             raise ValueError(f"{self}: cannot be reached: {brief(error)}") from None
         return {fs.FileType.Directory: "folder", fs.FileType.File: "file"}.get(info.type, "missing")
-
-
-@cache
-def _local() -> fs.FileSystem:
-    return fs.LocalFileSystem()
 
 
 @cache
@@ -91,11 +86,11 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
 
 
 def read_file(location: Location) -> bytes:
-    """The whole file; FileNotFoundError if there is none, IsADirectoryError if it is a folder."""
+    """Read a whole file. Raises FileNotFoundError if there is none, IsADirectoryError if it is a folder."""
     filesystem, path = location.open()
     try:
         with filesystem.open_input_file(path) as file:
-            return bytes(file.read(file.size()))  # of known size: one request less than up to the end
+            return bytes(file.read(file.size()))  # with the size, one request less than without
     except OSError as error:
         if str(error).endswith("is a directory"):  # pyarrow gives no errno
             raise IsADirectoryError(str(error)) from None
@@ -103,13 +98,19 @@ def read_file(location: Location) -> bytes:
 
 
 def with_retries(call: Callable[[], _Answer], what: str, *, patience: float = 60.0) -> _Answer:
-    """Call until it succeeds, waiting ever longer (0.1 s, doubled, up to 20 s, with jitter), for `patience` seconds.
+    """Call a function until it succeeds, for up to `patience` seconds.
 
-    A file that is not there, or not ours to read, is an answer: it is not asked for again.
+    The waiting time between calls starts at 0.1 s and doubles up to 20 s, with jitter. An answer that a file does not
+    exist, or that access is denied, is final.
+
+    Args:
+        call: the function.
+        what: what it does, for the message.
+        patience: seconds after which the last error is raised.
 
     Raises:
         FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError: at once.
-        OSError: what went wrong last, once patience has run out; the message names `what` and the attempts.
+        OSError: the last error, after `patience` seconds; the message has `what` and the number of attempts.
     """
     began, wait, attempts = time.monotonic(), FIRST_WAIT, 0
     while True:
@@ -128,12 +129,12 @@ def with_retries(call: Callable[[], _Answer], what: str, *, patience: float = 60
 
 
 def is_denied(error: OSError) -> bool:
-    """Whether a store refused, by what pyarrow says of it."""
+    """Whether a store denied access, which pyarrow reports only in the text of an OSError."""
     return isinstance(error, PermissionError) or any(
         sign in str(error) for sign in ("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "PERMISSION_DENIED")
     )
 
 
 def brief(error: Exception) -> str:
-    """An error on one line."""
+    """The message of an error on one line."""
     return " ".join((error.strerror or str(error) if isinstance(error, OSError) else str(error)).split())

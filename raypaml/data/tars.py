@@ -1,4 +1,4 @@
-"""Read WebDataset tars member by member, and refuse what is not plain files named by keys."""
+"""Reads WebDataset tars member by member, and refuses members that are not plain files named by keys."""
 
 from __future__ import annotations
 
@@ -9,40 +9,53 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from raypaml.data.hidden_files import PassedOver, is_hidden
-from raypaml.data.label_forms import OWN, LabelForm
+from raypaml.data.label_forms import OWN, LabelForm, SampleLabels
 from raypaml.files import START_BYTES, came_instead
 
 KEY = re.compile(r"[0-9A-Za-z_-]+")
+OWN_KEYS = f" {KEY.pattern}; tars of others are read with --labels json:positive=positive,negative=negative"
 END_BYTES = 512
-"""Zeros that end a tar, beyond the first block of them that its reader takes."""
+"""The fewest zeros at the end of a tar, after the first block of zeros, which its reader consumes."""
 JPEG_SUFFIXES = ("jpg", "jpeg")
 OTHER_SUFFIXES = ("png", "webp", "jfif", "avif", "jp2", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
-"""Suffixes of images that are no JPEG, or are not called so."""
+"""Suffixes of images that are not JPEGs, or do not have a JPEG's suffix."""
 PICKLED = ("pyd", "pickle", "pkl", "pth", "pt", "joblib")
 _META = re.compile(r"__[^/]*__($|/)")
-"""Names that WebDataset keeps for what is no sample, such as `__index__`."""
+"""Names that WebDataset reserves for members that are not samples, such as `__index__`."""
 
-Scanned = tuple[dict[str, Any], dict[str, Any]]
+
+class ImagePlace(TypedDict):
+    """The place of a sample's image in its tar: its byte offset, size and CRC-32."""
+
+    key: str
+    offset: int
+    size: int
+    crc32: int
+
+
+Scanned = tuple[ImagePlace, SampleLabels]
 """The place of a sample's image, and its labels."""
 Member = tuple[str, str, int, bytes]
-"""Key, suffix, offset and content."""
+"""Key, suffix, offset and content of a member of a tar."""
 
 
 def scan(path: Path, form: LabelForm | None = None, passed_over: PassedOver | None = None) -> Iterator[Scanned]:
-    """Read one tar: per sample its place (key, offset, size, crc32 of the image) and its labels.
+    """Read the samples of one tar.
 
     Args:
-        form: how the labels are written; default: raypaml's own form.
-        passed_over: takes the members of tars of others that WebDataset passes over too.
+        path: the tar.
+        form: how the labels are written; None: in raypaml's own form.
+        passed_over: takes the names of members that WebDataset ignores too, in tars of other forms.
 
     Raises:
-        ValueError: naming file and member or byte, for anything but whole samples of plain files: in raypaml's own form
-            pairs KEY.jpg, KEY.json, in that of others one image and one file of labels each, and anything else beside.
+        ValueError: the tar has anything but whole samples of plain files. In raypaml's own form a sample is a pair of
+            KEY.jpg and KEY.json; in other forms it has one image, one file of labels, and any other members. The
+            message names the file and the member or byte.
     """
     form = form or LabelForm(OWN)
     if form.is_own:
@@ -61,13 +74,13 @@ def scan(path: Path, form: LabelForm | None = None, passed_over: PassedOver | No
 
 
 def samples(path: Path, form: LabelForm, passed_over: PassedOver | None = None) -> Iterator[tuple[str, list[Member]]]:
-    """Key and members of each sample of a tar: members beside each other that have one key, as WebDataset has it."""
+    """The key and the members of each sample of a tar: consecutive members that have the same key, as in WebDataset."""
     for key, group in groupby(members(path, form, passed_over), key=lambda member: member[0]):
         yield key, list(group)
 
 
 def images_of(group: Iterable[Member], form: LabelForm) -> list[Member]:
-    """The members of a sample that may be its image: those of the suffix that was said, or JPEGs, or any image."""
+    """The members of a sample that may be its image: those of the form's suffix, or JPEGs, or any other image."""
     for suffixes in ((form.image_suffix.lower(),) if form.image_suffix else JPEG_SUFFIXES, OTHER_SUFFIXES):
         images = [member for member in group if member[1].lower() in suffixes]
         if images or form.image_suffix or form.is_own:
@@ -91,24 +104,26 @@ def _scan_pairs(path: Path, form: LabelForm) -> Iterator[Scanned]:
         raise ValueError(f"{path}: {image[0]}.jpg has no {image[0]}.json; write the shard again")
 
 
-def _place(image: Member) -> dict[str, Any]:
+def _place(image: Member) -> ImagePlace:
     key, _, offset, content = image
-    return {"key": key, "offset": offset, "size": len(content), "crc32": zlib.crc32(content)}
+    return ImagePlace(key=key, offset=offset, size=len(content), crc32=zlib.crc32(content))
 
 
 def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) -> Iterator[Member]:
-    """Every member of a tar that is whole.
+    """The members of a tar.
 
-    In the tars of others, names may lead through folders, which become part of the key, joined by `__`. What WebDataset
-    passes over is passed over here too: folders, hidden files, names without an extension, `__index__` and its like.
+    In tars that raypaml did not write, names may have folders, which become a part of the key, joined by `__`. Members
+    that WebDataset ignores are ignored here too: folders, hidden files, names without an extension, and names such as
+    `__index__`.
 
     Args:
-        form: how the samples of the tar are written.
-        passed_over: takes the names of those members.
+        path: the tar.
+        form: how its samples are written.
+        passed_over: takes the names of the ignored members.
 
     Raises:
-        ValueError: naming file and byte or member, where the tar is damaged or cut short, or a member is not a file
-            named by a key, or is pickled.
+        ValueError: the tar is damaged or cut short, or a member is not a file named by a key, or is pickled. The
+            message names the file and the byte or member.
     """
     offset = 0
     try:
@@ -120,8 +135,10 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
                         passed_over[reason].append(f"{path.name}: {member.name}")
                     continue
                 key, suffix = member.name.partition(".")[::2] if form.is_own else key_and_suffix(member.name, form)
-                if not member.isreg() or member.issparse() or not _is_key(key, form):
-                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{_grammar(form)}")
+                is_key = bool(KEY.fullmatch(key)) if form.is_own else key.isprintable() and bool(key)
+                if not member.isreg() or member.issparse() or not is_key:
+                    allowed = OWN_KEYS if form.is_own else " of printable characters, within the tar"
+                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{allowed}")
                 offset = member.offset_data
                 content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
                 if _is_pickled(suffix, content):
@@ -135,7 +152,7 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
 
 
 def _passed_over(member: tarfile.TarInfo) -> str:
-    """Why a member is no part of a sample; empty if it is one, or must be refused."""
+    """Why a member is ignored; empty if it belongs to a sample or must be refused."""
     parts = [part for part in member.name.split("/") if part not in ("", ".", "..")]
     if member.isdir():
         return "folder"
@@ -147,9 +164,10 @@ def _passed_over(member: tarfile.TarInfo) -> str:
 
 
 def key_and_suffix(name: str, form: LabelForm) -> tuple[str, str]:
-    """Key and suffix, parted at the first dot of the file's name as WebDataset does; no key: empty.
+    """Split the name of a member into key and suffix, at the first dot of the file's name as WebDataset does.
 
-    Keys with dots are parted as `LabelForm.dotted_keys` says. A path that leads out of the tar has no key.
+    Names are split as `LabelForm.dotted_keys` says if keys have dots. The key is empty for a path that leads out of the
+    tar.
     """
     *folders, file = [part for part in name.split("/") if part not in ("", ".")]
     stem, _, suffix = file.partition(".")
@@ -159,15 +177,6 @@ def key_and_suffix(name: str, form: LabelForm) -> tuple[str, str]:
         stem = file[: -len(suffix) - 1]
     outside = name.startswith("/") or ".." in folders
     return "" if outside or not stem else "__".join([*folders, stem]), suffix
-
-
-def _is_key(key: str, form: LabelForm) -> bool:
-    return bool(KEY.fullmatch(key)) if form.is_own else key.isprintable() and bool(key)
-
-
-def _grammar(form: LabelForm) -> str:
-    own = f" {KEY.pattern}; tars of others are read with --labels json:positive=positive,negative=negative"
-    return own if form.is_own else " of printable characters, within the tar"
 
 
 def _refuse_other_file(path: Path) -> None:
@@ -186,12 +195,12 @@ def _is_pickled(suffix: str, content: bytes) -> bool:
     try:
         np.load(io.BytesIO(content), allow_pickle=False)
     except ValueError:
-        return True  # of objects, or no array at all
+        return True  # an array of objects, or not an array
     return False
 
 
 def _check_end(path: Path, offset: int) -> None:
-    # tarfile takes a damaged header, or a missing end, for the end of the archive (cpython #120740)
+    # tarfile mistakes a damaged header, or a missing end, for the end of the archive (cpython #120740)
     with path.open("rb") as file:
         file.seek(offset)
         rest = file.read()

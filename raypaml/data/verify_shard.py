@@ -1,7 +1,8 @@
-"""Check shards against their index: every fault named by shard, key and byte.
+"""Checks shards against their index, and names every fault by shard, key and byte.
 
-Two passes that know nothing of each other. One follows the index and reads every image where training would: size,
-CRC-32, decoding. The other walks the tar as any WebDataset reader would: structure, keys, and the labels of each JSON.
+There are two independent passes. The first follows the index and reads every image where training would: it checks
+size, CRC-32 and decoding. The second reads the tar as any WebDataset reader would: it checks structure, keys and
+labels.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -20,31 +21,31 @@ from raypaml.data.shards import label_columns
 from raypaml.data.tars import images_of, samples
 from raypaml.labels import Vocabulary
 
-LABEL_COLUMNS = ("positives", "negatives", "truth")
+LABEL_COLUMNS: tuple[Literal["positives", "negatives", "truth"], ...] = ("positives", "negatives", "truth")
 
 
 def verify_shard(folder: Path, index: Index, shard: int, decode: bool = True) -> list[str]:
-    """What is wrong with one shard; empty if nothing is.
+    """List the faults of one shard.
 
     Args:
-        folder: of the shards and of vocabulary.csv.
-        index: of the split; small when pickled, for it is mapped again.
-        shard: number in `index.shards`.
+        folder: the folder of the shards and of vocabulary.csv.
+        index: the index of the split, which is cheap to pickle because another process maps the file again.
+        shard: index of the shard in `index.shards`.
         decode: also decode every image, and compare its size with that of the split's first image.
     """
     path = folder / index.shards[shard]
     if not path.is_file():
         return [f"{path}: missing, the index says {index.shard_bytes[shard]:,} bytes"]
-    found, expected = path.stat().st_size, index.shard_bytes[shard]
-    faults = [f"{path}: {found:,} bytes, the index says {expected:,} bytes"] if found != expected else []
+    actual, expected = path.stat().st_size, index.shard_bytes[shard]
+    faults = [f"{path}: {actual:,} bytes, the index says {expected:,} bytes"] if actual != expected else []
     faults += _image_faults(path, index, shard, _shape(folder, index) if decode else None, decode=decode)
     return faults + list(_tar_faults(path, index, shard, Vocabulary.read(folder / "vocabulary.csv")))
 
 
 def _shape(folder: Path, index: Index) -> tuple[int, ...] | None:
-    """The shape [H, W, 3] of the split's first image, which all others must have; None if it cannot be read.
+    """The shape [H, W, 3] of the split's first image, which all images must have.
 
-    Its own shard's verification reports that.
+    None if it cannot be read, which is reported when its own shard is verified.
     """
     path = folder / index.shards[int(index.shard[0])]
     try:
@@ -58,7 +59,7 @@ def _shape(folder: Path, index: Index) -> tuple[int, ...] | None:
 def _image_faults(
     path: Path, index: Index, shard: int, shape: tuple[int, ...] | None, *, decode: bool
 ) -> Iterator[str]:
-    """Every image where the index says it is."""
+    """The faults of the images at the places that the index gives."""
     rows = index.rows_of_shard(shard)
     with path.open("rb") as file:
         for row, key in zip(rows, index.keys(rows), strict=True):
@@ -76,16 +77,16 @@ def _image_faults(
 
 def _decoding_fault(where: str, content: bytes, shape: tuple[int, ...] | None) -> Iterator[str]:
     try:
-        found = decode_image(content).shape
+        decoded = decode_image(content).shape
     except ValueError as error:
         yield f"{where}: {error}"
         return
-    if shape is not None and found != shape:
-        yield f"{where}: is {found[:2]}, others {shape[:2]}"
+    if shape is not None and decoded != shape:
+        yield f"{where}: is {decoded[:2]}, others {shape[:2]}"
 
 
 def _tar_faults(path: Path, index: Index, shard: int, vocabulary: Vocabulary) -> Iterator[str]:
-    """The tar as its members tell it, up to the first place where its structure breaks."""
+    """The faults of the tar's members, up to the first damage of its structure."""
     rows = index.rows_of_shard(shard)
     places = dict(zip(index.keys(rows), rows.tolist(), strict=True))
     images: set[str] = set()
@@ -107,7 +108,7 @@ def _tar_faults(path: Path, index: Index, shard: int, vocabulary: Vocabulary) ->
                     yield from _label_faults(where, form, content, index, row, vocabulary)
     except ValueError as error:
         yield str(error)
-        return  # what follows the break is only known through the index
+        return  # the members after the damage cannot be read without the index
     for key in places.keys() - images:
         yield f"{path}: image {key!r} at byte {index.offset[places[key]]}: the tar has no image of it"
 
@@ -115,9 +116,9 @@ def _tar_faults(path: Path, index: Index, shard: int, vocabulary: Vocabulary) ->
 def _label_faults(
     where: str, form: LabelForm, content: bytes, index: Index, row: int, vocabulary: Vocabulary
 ) -> Iterator[str]:
-    """The labels of a sample against those of the index."""
+    """The differences between the labels of a sample and those of the index."""
     try:
-        columns: dict[str, Any] = label_columns(form.read(content, where), vocabulary, where)
+        columns = label_columns(form.read(content, where), vocabulary, where)
     except ValueError as error:
         yield str(error)
         return
@@ -127,8 +128,8 @@ def _label_faults(
             ids = [vocabulary.class_ids[column] for column in differ[:5]]
             yield f"{where}: {name} differ from the index in {len(differ)} classes, such as {ids}"
     boxes, indexed = (
-        [(b["class"], *(np.float32(b[c]) for c in BOX_SIDES)) for b in found]
-        for found in (columns["boxes"], index.boxes(row))
+        [(box["class"], *(np.float32(box[side]) for side in BOX_SIDES)) for box in boxes]
+        for boxes in (columns["boxes"], index.boxes(row))
     )
     if boxes != indexed:
         yield f"{where}: boxes differ from the index: {len(boxes)} and {len(indexed)}"

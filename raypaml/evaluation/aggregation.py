@@ -17,6 +17,7 @@ from raypaml.evaluation.measures import GROUPS, Evaluation, EvaluationOptions, e
 from raypaml.evaluation.parts import check_predicted_classes
 from raypaml.evaluation.result_records import AggregateFigures, ConventionFigures, Difference, SetFigures
 from raypaml.evaluation.summary import summary, table
+from raypaml.files import finite_json
 from raypaml.labels import FloatArray
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.metrics.bootstrap import interval
@@ -62,7 +63,7 @@ class Aggregate:
         """
         evaluations = list(self.runs.values())
         if json_file:
-            Path(json_file).write_text(json.dumps(for_json(self.figures), indent=2) + "\n")
+            Path(json_file).write_text(json.dumps(finite_json(self.figures), indent=2) + "\n")
         if csv_file:
             write_class_csv(Path(csv_file), evaluations)
         if figure_file:
@@ -159,15 +160,6 @@ def _check_pair(first: Evaluation, second: Evaluation) -> None:
         )
     if not np.array_equal(first.tally[:, :2], second.tally[:, :2]):
         raise ValueError(f"{one.where} and {other.where} have different labels; compare runs on one data set")
-
-
-def for_json(value: object) -> object:
-    """A value, or one nested in objects and lists, with None in the place of every NaN."""
-    if isinstance(value, dict):
-        return {key: for_json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [for_json(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 # --- Markdown -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.plan import Part
 from raypaml.explanations.comparing import evenly_spaced, explain_steps
+from raypaml.files import number_or_null
 from raypaml.metrics.maps import scale_ratio
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.history import Drift
@@ -43,13 +44,15 @@ class DriftProbe:
         )
         model.train()
         positive, seconds = pairs.positive, time.monotonic() - began
+        boosted = scale_ratio(pairs.top_boosted[positive], pairs.top_other_boosted[positive])
+        pointing = pairs.pointing[np.isfinite(pairs.pointing)]
         return {
             "rank_correlation": _median(pairs.rank_correlation[positive]),
-            "scale_ratio": _finite(scale_ratio(pairs.top[positive], pairs.top_other[positive])),
-            "scale_ratio_boosted": _finite(scale_ratio(pairs.top_boosted[positive], pairs.top_other_boosted[positive])),
+            "scale_ratio": number_or_null(scale_ratio(pairs.top[positive], pairs.top_other[positive])),
+            "scale_ratio_boosted": number_or_null(boosted),
             "top": _median(pairs.top[positive]),
             "top_reference": _median(pairs.top_other[positive]),
-            "pointing_game": _finite(float(np.nanmean(pairs.pointing))) if np.isfinite(pairs.pointing).any() else None,
+            "pointing_game": float(pointing.mean()) if len(pointing) else None,
             "seconds": round(seconds, 3),
             "share_of_epoch": round(seconds / epoch_seconds, 4),
         }
@@ -76,7 +79,3 @@ def make_probe(config: TrainConfig, data: DataFolder, device: torch.device | str
 def _median(values: NDArray[np.float64]) -> float | None:
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from raypaml.explanations.pairs import Pairs
+from raypaml.files import number_or_null
 from raypaml.labels import GROUP_NAMES, FloatArray
 from raypaml.metrics.maps import scale_ratio
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
@@ -116,8 +117,8 @@ def _attributions(pairs: Pairs, mask: NDArray[np.bool_], end: str, *, compared: 
 
 def _add_ratios(figures: Compared, pairs: Pairs, mask: NDArray[np.bool_]) -> None:
     """Add the ratios of this model's top attributions to the other's, for the raw and for the boosted maps."""
-    figures["scale_ratio"] = _number(scale_ratio(pairs.top[mask], pairs.top_other[mask]))
-    figures["scale_ratio_boosted"] = _number(scale_ratio(pairs.top_boosted[mask], pairs.top_other_boosted[mask]))
+    figures["scale_ratio"] = number_or_null(scale_ratio(pairs.top[mask], pairs.top_other[mask]))
+    figures["scale_ratio_boosted"] = number_or_null(scale_ratio(pairs.top_boosted[mask], pairs.top_other_boosted[mask]))
 
 
 def _group(pairs: Pairs, mask: NDArray[np.bool_], *, compared: bool) -> GroupMaps:
@@ -153,16 +154,12 @@ def _correlation(values: FloatArray) -> dict[str, float | int | None]:
 
 def _quartiles(values: FloatArray) -> Quartiles:
     quartiles = np.percentile(values, QUARTILES) if len(values) else [np.nan] * len(QUARTILES)
-    return {f"p{q}": _number(value) for q, value in zip(QUARTILES, quartiles, strict=True)}
+    return {f"p{q}": number_or_null(value) for q, value in zip(QUARTILES, quartiles, strict=True)}
 
 
 def _mean(values: FloatArray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else None
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 @mpl.rc_context(STYLE)

@@ -1,4 +1,4 @@
-"""The records of the schemes that are a formula of each entry, in some with what training remembers of it."""
+"""The records of the schemes whose loss is a formula of each entry; some of them also keep state during training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ZHOU = "D. Zhou et al., ECCV 2022"
 ZHANG = 'Y. Zhang et al., 2021, "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels"'
 
 FOCAL_MARGIN = (
-    Setting("margin", 1.0, "what is subtracted from a positive's logit"),
+    Setting("margin", 1.0, "subtracted from the logit of a positive"),
     Setting("gamma", 2.0, "power of the focusing weight", FOCUSING),
 )
 DETACH_FOCAL = Setting(
     "detach_focal",
     1.0,
-    "whether the focusing weights take no gradient, as where the published code trains",
+    "whether the focusing weights take no gradient, as in the published training code",
     SWITCH,
     0.0,
 )
@@ -26,18 +26,18 @@ EPSILON = Setting(
     "epsilon", 1e-5, "added to a probability before its logarithm is taken, as the published code does", SHARE, 0.0
 )
 NO_FLOOR = (
-    "The published code cuts probabilities off at 1e-8 before their logarithms are taken, so that an entry far on the "
-    "wrong side (a logit beyond 18) has no gradient; here it keeps it."
+    "The published code clamps probabilities to at least 1e-8 before it takes their logarithms, so that an entry far "
+    "on the wrong side (a logit beyond 18) has no gradient; here it has one."
 )
 PASL = (
     Setting("gamma_pos", 0.0, "power of the focusing weight of positives", FOCUSING),
-    Setting("gamma_neg", 1.0, "the same of observed negatives", FOCUSING),
-    Setting("gamma_unobserved", 4.0, "the same of unobserved entries", FOCUSING),
-    Setting("clip", 0.0, "what is subtracted from p of all but positives", SHARE),
+    Setting("gamma_neg", 1.0, "power of the focusing weight of observed negatives", FOCUSING),
+    Setting("gamma_unobserved", 4.0, "power of the focusing weight of unobserved entries", FOCUSING),
+    Setting("clip", 0.0, "subtracted from p of all entries but positives", SHARE),
     DETACH_FOCAL,
 )
 EXPECTED_DIFFERS = (
-    "Where neither a setting nor the recipe gives the expected number, it is that of the validation split; the "
+    "Where neither a setting nor the recipe gives the expected number, it is measured on the validation split; the "
     "published code has one for each data set, which the recipes apply."
 )
 
@@ -45,7 +45,7 @@ SINGLE_POSITIVE = ("VOC", "COCO", "NUS-WIDE", "CUB")
 
 
 def by_data_set(source: str, **values: tuple[float, float, float, float]) -> tuple[Published, ...]:
-    """The values for VOC, COCO, NUS-WIDE and CUB, in this order."""
+    """Records of published values, each given for VOC, COCO, NUS-WIDE and CUB in this order."""
     return tuple(
         Published((data,), {name: each[number] for name, each in values.items()}, source)
         for number, data in enumerate(SINGLE_POSITIVE)
@@ -67,14 +67,14 @@ EXPECTED_POSITIVES = by_data_set("code", expected=(1.5, 2.9, 1.9, 31.4))
 GR = (
     Setting("q2", 0.01, "bounds the cost of a missed positive", ABOVE_ZERO),
     Setting("q3", 1.0, "bounds the cost of a negative", ABOVE_ZERO),
-    Setting("slope", 0.0, "k(p) = sigmoid(slope p + offset), at the start"),
-    Setting("slope_end", 2.0, "slope after the last epoch"),
-    Setting("offset", -2.0, "offset at the start"),
-    Setting("offset_end", -2.0, "offset after the last epoch"),
-    Setting("centre", 0.5, "v(p) is a Gaussian around it, at the start"),
-    Setting("centre_end", 0.8, "centre in the last epoch"),
-    Setting("width", 2.0, "width of that Gaussian at the start", ABOVE_ZERO),
-    Setting("width_end", 0.5, "width in the last epoch"),
+    Setting("slope", 0.0, "slope of k(p) = sigmoid(slope p + offset) at the start of training"),
+    Setting("slope_end", 2.0, "slope of k(p) after the last epoch"),
+    Setting("offset", -2.0, "offset of k(p) at the start of training"),
+    Setting("offset_end", -2.0, "offset of k(p) after the last epoch"),
+    Setting("centre", 0.5, "centre of the Gaussian v(p) at the start of training"),
+    Setting("centre_end", 0.8, "centre of v(p) in the last epoch"),
+    Setting("width", 2.0, "standard deviation of the Gaussian v(p) at the start of training", ABOVE_ZERO),
+    Setting("width_end", 0.5, "standard deviation of v(p) in the last epoch"),
     dataclasses.replace(EPSILON, default=1e-7),
 )
 EXPECTED = Setting("expected", 0.0, "positives expected in an image; 0: as many as observed in the validation split")
@@ -95,7 +95,10 @@ FORMULA_SCHEMES = (
         paper=COLE,
         equation="section 4, L_AN-LS",
         loss="raypaml.losses.formulas:ls",
-        settings=(Setting("smoothing", 0.1, "what is moved from one target to the other", SHARE), EPSILON),
+        settings=(
+            Setting("smoothing", 0.1, "what is taken from the target 1 and added to the target 0", SHARE),
+            EPSILON,
+        ),
         differs="0.1 is moved, as in the published code; the paper's epsilon is twice what is moved.",
     ),
     Scheme(
@@ -107,8 +110,8 @@ FORMULA_SCHEMES = (
         loss="raypaml.losses.formulas:asl",
         settings=(
             Setting("gamma_pos", 0.0, "power of the focusing weight of positives", FOCUSING),
-            Setting("gamma_neg", 4.0, "the same of all other entries", FOCUSING),
-            Setting("clip", 0.05, "what is subtracted from p of all but positives", SHARE),
+            Setting("gamma_neg", 4.0, "power of the focusing weight of all other entries", FOCUSING),
+            Setting("clip", 0.05, "subtracted from p of all entries but positives", SHARE),
             DETACH_FOCAL,
         ),
         differs=NO_FLOOR,
@@ -116,7 +119,7 @@ FORMULA_SCHEMES = (
     ),
     Scheme(
         name="pasl",
-        about="Partial asymmetric loss: as asl, with a focusing weight of their own for unobserved entries.",
+        about="Partial asymmetric loss: as asl, with a separate focusing weight for unobserved entries.",
         paper=BEN_BARUCH,
         equation="section 3",
         loss="raypaml.losses.formulas:pasl",
@@ -126,16 +129,21 @@ FORMULA_SCHEMES = (
     ),
     Scheme(
         name="csl",
-        about="Class-aware selective loss: pasl without unobserved entries of frequent classes, and without the most "
-        "likely unobserved entries of a batch.",
+        about="Class-aware selective loss: pasl without the unobserved entries of frequent classes, and without the "
+        "unobserved entries of highest score in each batch.",
         paper=BEN_BARUCH,
         equation="section 3",
         loss="raypaml.losses.scheme_losses:csl_loss",
         loss_of="batch",
         settings=(
             *PASL,
-            Setting("prior", 0.05, "class prior above which a class's unobserved entries are left out"),
-            Setting("likely", 5.0, "unobserved entries an image, counted over the batch, that are left out", COUNT),
+            Setting("prior", 0.05, "class prior above which the unobserved entries of a class are left out"),
+            Setting(
+                "likely",
+                5.0,
+                "unobserved entries of highest score left out: this number x the images of a batch",
+                COUNT,
+            ),
         ),
         state="class_priors",
         rejected_become="left out",
@@ -143,13 +151,13 @@ FORMULA_SCHEMES = (
             Published(("COCO",), {"prior": 0.5}, "README, with labels hidden by class or by sample"),
             Published(("COCO",), {"gamma_neg": (1, 3)}, "README: by sample, by class", applied=False),
         ),
-        differs=NO_FLOOR + " The likely entries are counted over the batch, as there, and not image by image.",
+        differs=NO_FLOOR + " The entries of highest score are those of the batch, as in that code, not of each image.",
         augmentation="asl",
     ),
     Scheme(
         name="epr",
-        about="Expected positive regularisation: observed entries only, and a pull towards the expected number of "
-        "positives of an image.",
+        about="Expected positive regularisation: observed entries only, and a penalty that pulls the number of "
+        "predicted positives of an image towards the expected one.",
         paper=COLE,
         equation="section 4, R_k and L_EPR, the squared form",
         loss="raypaml.losses.scheme_losses:epr_loss",
@@ -161,8 +169,8 @@ FORMULA_SCHEMES = (
     ),
     Scheme(
         name="role",
-        about="Regularised online label estimation: half epr, half the cross-entropy to label estimates that learn "
-        "beside the classifier.",
+        about="Regularised online label estimation: half epr, half the cross-entropy to label estimates that are "
+        "trained together with the classifier.",
         paper=COLE,
         equation="section 4, L_ROLE",
         loss="raypaml.losses.scheme_losses:role_loss",
@@ -170,14 +178,14 @@ FORMULA_SCHEMES = (
         settings=(
             EXPECTED,
             EPSILON,
-            Setting("step", 1.0, "length of the estimates' steps of gradient descent, our choice"),
+            Setting("step", 1.0, "learning rate of the label estimates; our choice"),
         ),
         state="label_estimates",
         published=EXPECTED_POSITIVES,
-        differs=EXPECTED_DIFFERS + " The estimates learn by gradient descent and start at a probability of 0.5; the "
-        "published code has Adam, ten times as fast as the classifier, whose moments no sparse state can keep, and a "
-        "random start between 0.4 and 0.6. Of each sample those of the 64 highest classes are kept, and one number for "
-        "all others: all of them would be as many numbers as N x K.",
+        differs=EXPECTED_DIFFERS + " The estimates are trained by gradient descent and start at a probability of 0.5; "
+        "the published code trains them by Adam at ten times the classifier's learning rate, and starts at random "
+        "between 0.4 and 0.6. Adam's moments would need N x K numbers for N training images. For the same reason each "
+        "image keeps the estimates of its 64 highest classes, and one number for all others.",
     ),
     Scheme(
         name="em",
@@ -185,7 +193,7 @@ FORMULA_SCHEMES = (
         paper=ZHOU,
         equation="section 3",
         loss="raypaml.losses.formulas:em",
-        settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"), EPSILON),
+        settings=(Setting("weight", 0.1, "weight of the entropy, the paper's alpha; the value for COCO"), EPSILON),
         published=(EM_PROTOCOL, *by_data_set("code", **EM_BATCHES)),
     ),
     Scheme(
@@ -197,8 +205,8 @@ FORMULA_SCHEMES = (
         loss="raypaml.losses.scheme_losses:em_apl_loss",
         loss_of="batch",
         settings=(
-            Setting("weight", 0.1, "weight of the entropy, the paper's alpha, as for COCO"),
-            Setting("pseudo_weight", 0.9, "weight of a pseudo-negative, the paper's beta, as for COCO"),
+            Setting("weight", 0.1, "weight of the entropy, the paper's alpha; the value for COCO"),
+            Setting("pseudo_weight", 0.9, "weight of a pseudo-negative, the paper's beta; the value for COCO"),
             Setting("share", 0.9, "share of a class's unobserved entries that become pseudo-negative", SHARE),
             EPSILON,
         ),
@@ -209,14 +217,14 @@ FORMULA_SCHEMES = (
             *by_data_set("code", **EM_BATCHES, pseudo_weight=(0.02, 0.9, 0.2, 0.4), warmup_epochs=(5, 5, 4, 3)),
             Published(SINGLE_POSITIVE, {"share": 0.9}, "code"),
         ),
-        differs="A histogram of each class's logits, as training saw them in the last epoch, decides again in every "
-        "epoch which entries are pseudo-negatives, and gives those of a class one soft label; the published code ranks "
-        "all entries in a pass of its own and keeps its choice, with each entry's score: nine tenths of N x K numbers.",
+        differs="In every epoch the pseudo-negatives are chosen anew, from a histogram of each class's logits in the "
+        "epoch before, and those of a class share one soft label; the published code ranks all entries in an extra "
+        "pass and keeps each chosen entry with its score: 0.9 x N x K numbers for N training images.",
     ),
     Scheme(
         name="gr",
-        about="Generalised robust loss: an unobserved entry is a missed positive with probability k(p), else a "
-        "negative, both at a bounded cost, and has the weight v(p).",
+        about="Generalised robust loss: an unobserved entry counts as a missed positive with probability k(p), else as "
+        "a negative; both costs are bounded, and v(p) is its weight.",
         paper="Y. Chen et al., IJCAI 2024",
         equation="section 3",
         loss="raypaml.losses.scheme_losses:gr_loss",
@@ -244,7 +252,7 @@ FORMULA_SCHEMES = (
     ),
     Scheme(
         name="hill",
-        about="Hill loss: a positive costs the focal margin loss, all else (lamb - p) p^2.",
+        about="Hill loss: a positive costs the focal margin loss, any other entry (lamb - p) p^2.",
         paper=ZHANG,
         equation="section 3",
         loss="raypaml.losses.formulas:hill",
@@ -262,7 +270,8 @@ FORMULA_SCHEMES = (
         loss_of="batch",
         settings=(*FOCAL_MARGIN, Setting("tau", 0.6, "p above which an unobserved entry counts as positive", SHARE)),
         rejected_become="positive",
-        differs="What counts as positive has no margin, as in the published code; observed negatives never do.",
+        differs="An unobserved entry that counts as positive has no margin, as in the published code; observed "
+        "negatives never count as positive.",
         augmentation="asl",
     ),
 )

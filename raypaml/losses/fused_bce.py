@@ -1,20 +1,26 @@
-"""Binary cross-entropy of all entries and its gradient, found together in one sweep over logits and labels."""
+"""Binary cross-entropy of all entries and its gradient, computed together in one pass over logits and labels."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from raypaml.labels import NEGATIVE
 
-_SWEEP_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
-"""Entries swept together: on a CPU as many as stay in its cache, on a GPU about all of them."""
+_CHUNK_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Entries computed together: on a CPU as many as stay in its cache, on a GPU usually all of them."""
 FACTORS = 512
-"""Numbers from 1 to 2 whose product float64 holds with room to spare."""
+"""How many factors between 1 and 2 are multiplied before one logarithm is taken; float64 overflows from 1024 on."""
+
+
+class FusedContext(FunctionCtx):
+    """What a fused loss hands from its forward to its backward pass: the gradient, and the type of the logits."""
+
+    kind: torch.dtype
+    saved_tensors: tuple[Tensor, ...]
 
 
 def mean_loss(
@@ -27,15 +33,15 @@ def mean_loss(
 ) -> Tensor:
     """Sum over entries of -logsigmoid(logit) where the target is 1, -logsigmoid(-logit) where it is 0; over `divisor`.
 
-    Targets are 1 for positive labels, else 0, and are never built as a matrix, nor are the losses: what is kept for the
-    backward pass is the gradient itself. Safe for any finite logit; no second order.
+    Targets are 1 for positive labels, else 0. Neither the targets nor the losses are built as a matrix; only the
+    gradient is kept for the backward pass. Safe for any finite logit; without second derivatives.
 
     Args:
-        logits: [B, K] of any float type; computed in float32 (float64 stays), and added up in float64.
+        logits: [B, K] of any float type; the loss is computed in float32 (float64 stays) and summed in float64.
         labels: int8 [B, K].
         divisor: what the sum is divided by.
-        left_out: bool [B, K] entries without loss and without gradient, or None.
-        flipped: bool [B, K] entries of target 1 whatever their label, or None.
+        left_out: bool [B, K], the entries without loss and without gradient; None: none of them.
+        flipped: bool [B, K], the entries whose target is 1 whatever their label; None: none of them.
 
     Returns:
         Scalar, float32 (float64 for float64 logits).
@@ -46,7 +52,7 @@ def mean_loss(
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FusedContext,
         logits: Tensor,
         labels: Tensor,
         divisor: int | Tensor,
@@ -56,7 +62,7 @@ class _MeanLoss(torch.autograd.Function):
         kind = torch.promote_types(logits.dtype, torch.float32)
         gradient = torch.empty_like(logits, dtype=kind)
         likelihoods = list[Tensor]()
-        rows = max(1, _SWEEP_ENTRIES.get(logits.device.type, _SWEEP_ENTRIES["cuda"]) // max(1, logits.shape[1]))
+        rows = max(1, _CHUNK_ENTRIES.get(logits.device.type, _CHUNK_ENTRIES["cuda"]) // max(1, logits.shape[1]))
         for start in range(0, len(logits), rows):
             part = slice(start, start + rows)
             sign = _signs(labels[part], None if flipped is None else flipped[part]).to(kind)
@@ -65,30 +71,31 @@ class _MeanLoss(torch.autograd.Function):
                 margin.masked_fill_(left_out[part], torch.inf)  # where logsigmoid and its slope are 0
             likelihood, kept = _log_likelihood(margin)
             likelihoods.append(likelihood)
-            by_likelihood = sign.div_(-divisor)  # of the loss, by a log likelihood whose argument is logit x sign
-            torch.ops.aten.log_sigmoid_backward(by_likelihood, margin, kept, grad_input=gradient[part])
+            grad_likelihood = sign.div_(-divisor)  # its sign undoes that of the margin, logit x sign
+            torch.ops.aten.log_sigmoid_backward(grad_likelihood, margin, kept, grad_input=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.kind = logits.dtype
         return (_total(likelihoods, logits.device) / -divisor).to(kind)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: FusedContext, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        if by_loss.device.type != "cpu" or by_loss != 1:  # on a GPU, looking would be waiting
-            gradient = gradient * by_loss
+        if grad_loss.device.type != "cpu" or grad_loss != 1:  # on a GPU, reading it would wait for the device
+            gradient = gradient * grad_loss
         return gradient.to(ctx.kind), None, None, None, None
 
 
 def _log_likelihood(margin: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of logsigmoid(margin), as float64, and exp(-|margin|), of which `log_sigmoid_backward` makes the slopes.
+    """Sum of logsigmoid(margin), as float64, and exp(-|margin|), from which `log_sigmoid_backward` takes the gradient.
 
-    Both slopes and exp are the same to the last bit wherever a value stands; sigmoid is not at the ends of vectors.
+    On a CPU exp and this gradient do not depend, to the last bit, on a value's position in memory; sigmoid does, for
+    the values beyond the last full vector register are computed by other code.
     """
     if margin.device.type != "cpu":
         likelihood, kept = torch.ops.aten.log_sigmoid_forward(margin)
         return likelihood.sum(dtype=torch.float64), kept
-    # logsigmoid(x) = min(x, 0) - log(1 + exp(-|x|)); a logarithm costs far more than a product, so one for many entries
+    # logsigmoid(x) = min(x, 0) - log(1 + exp(-|x|)); a logarithm costs far more than a product: one for FACTORS entries
     kept = margin.abs().neg_().exp_()
     factors = kept.flatten().to(torch.float64, copy=True).add_(1)
     whole = len(factors) // FACTORS * FACTORS
@@ -97,14 +104,14 @@ def _log_likelihood(margin: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _total(parts: list[Tensor], device: torch.device) -> Tensor:
-    """The sum of float64 scalars, in this order; none where there is one."""
+    """The sum of float64 scalars, in this order; a single one is returned as it is."""
     if not parts:
         return torch.zeros((), dtype=torch.float64, device=device)
     return functools.reduce(torch.add, parts)
 
 
 def _signs(labels: Tensor, flipped: Tensor | None) -> Tensor:
-    """Float32: 1 where the target is 1, and -1 where it is 0."""
+    """Float32 tensor: 1 where the target is 1, and -1 where it is 0."""
     targets = labels.clamp(min=NEGATIVE)
     if flipped is not None:
         targets |= flipped

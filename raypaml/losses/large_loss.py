@@ -28,16 +28,17 @@ def scheduled_rate(
     warmup_epochs: int = 1,
     continuous: bool = False,
 ) -> Fraction:
-    """The rejection rate at a place in training, a pure function, so that a resumed run continues it exactly.
+    """The rejection rate in one step of training.
 
-    Zero during the warm-up. Then LL-R and LL-Ct reject `delta_rel` percent more with each epoch, LL-Cp a constant
-    `delta_rel` percent, for what it once corrected stays corrected. (LL, CVPR 2022, section 4.)
+    It is 0 during the warm-up. Then LL-R and LL-Ct reject `delta_rel` percent more with each epoch, LL-Cp a constant
+    `delta_rel` percent, because an entry that it corrected stays corrected. (LL, CVPR 2022, section 4.) The rate is a
+    pure function of the step, so that a resumed run continues the schedule exactly.
 
     Args:
         delta_rel: percent of all entries per epoch.
         epoch, step, steps: epoch from 0, step within it, steps per epoch.
-        warmup_epochs: plain epochs before the first rejection; 1 as published.
-        continuous: raise the rate with every step; it meets the per-epoch schedule at each epoch's start.
+        warmup_epochs: epochs of assume-negative training before the first rejection; 1 as published.
+        continuous: raise the rate with every step; at each epoch's start it equals the per-epoch schedule.
     """
     if warmup_epochs < 1:
         raise ValueError(f"warmup_epochs={warmup_epochs}: at least 1, for the first epoch always assumes negatives")
@@ -49,11 +50,10 @@ def scheduled_rate(
 
 
 def scheduled_threshold(start: float, delta_abs: float, *, progress: float) -> float:
-    """R(t) = start - t delta_abs: under `ll_r_abs`, `ll_ct_abs`, `ll_cp_abs` unobserved entries of a larger loss are
-    rejected, be there many or none.
+    """R(t) = start - t delta_abs: `ll_r_abs`, `ll_ct_abs` and `ll_cp_abs` reject unobserved entries of a larger loss.
 
-    (LL, CVPR 2022, supplement, with start in 1, 1.5, 2 and delta_abs in 0.1, 0.15, 0.2. Chosen: all three schemes take
-    the same R(t), and t counts, like the relative schedule's, the epochs since the warm-up, from 1.)
+    (LL, CVPR 2022, supplement, with start in 1, 1.5, 2 and delta_abs in 0.1, 0.15, 0.2. Our choice: all three schemes
+    use the same R(t), and t counts the epochs since the warm-up, from 1, as in the relative schedule.)
     """
     threshold = start - progress * delta_abs
     if threshold <= 0:
@@ -92,14 +92,14 @@ def large_loss(
         labels: [B, K] int8 in {1 positive, 0 negative, -1 unobserved}.
         rejection_rate: share of all entries, 0..1; 0 is plain assume-negative. k is rounded up: give a rate that was
             computed as the Fraction that `raypaml.rejection_rate` returns, for 0.1 + 0.2 is above 0.3 in floats.
-        threshold: reject by it instead: every unobserved entry of a larger loss. (`scheduled_threshold`)
+        threshold: reject every unobserved entry of a larger loss, whatever the rate. (`scheduled_threshold`)
         global_rows: rows of the global batch, if this is one rank's part of it.
         first_row: this part's first row within the global batch.
         group: the process group that shares the global batch.
         scope: "rank" rejects within this rank's part alone, as published code does under data parallelism: what is
             rejected then depends on the number of ranks.
-        rounding: how k becomes whole; half_up as in earlier versions.
-        ranking: [B, K] finite logits that rank the entries instead, such as those of a larger alpha.
+        rounding: how k is rounded to a whole number; half_up as in earlier versions.
+        ranking: finite logits [B, K] by which the entries are ranked, such as those of a larger alpha; None: `logits`.
         check_values: False leaves `check_labels` and `check_finite` to the caller: on a GPU they wait for the device.
 
     Returns:
@@ -140,12 +140,12 @@ def exceeds(logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
     Args:
         logits: [B, K].
         labels: int8 [B, K].
-        threshold: of the loss, above 0.
+        threshold: the loss above which an entry is marked; above 0.
 
     Returns:
         [B, K] bool.
     """
-    # the loss is softplus(logit); comparing the logit with the inverse's value avoids its underflow
+    # the loss is softplus(logit), which underflows: compare the logit with the inverse of softplus at the threshold
     return (labels == UNOBSERVED) & (logits.detach() > math.log(math.expm1(threshold)))
 
 
@@ -203,6 +203,6 @@ def check_finite(logits: Tensor) -> None:
 
 
 def finite_rows(logits: Tensor) -> Tensor:
-    """[B] whether all logits of a row are finite; waits for nothing."""
+    """Bool [B]: whether all logits of a row are finite. Does not wait for the device."""
     logits = logits.detach()
-    return (logits.amax(1) < torch.inf) & (logits.amin(1) > -torch.inf)  # NaN is neither
+    return (logits.amax(1) < torch.inf) & (logits.amin(1) > -torch.inf)  # both are False for NaN

@@ -1,4 +1,4 @@
-"""The records of the plain schemes and of the large-loss family, LL-R, LL-Ct and LL-Cp."""
+"""The records of the plain schemes and of the large-loss schemes LL-R, LL-Ct and LL-Cp."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ BY_THRESHOLD = "raypaml.losses.scheme_losses:large_loss_by_threshold"
 LARGE_LOSS = "Y. Kim et al., CVPR 2022"
 FORMULAS = "section 4, equations 4 to 7"
 EXACT_LOGARITHM = (
-    "Exact logarithms, as in LL's and BoostLU's code; Cole's and EM's, whose tables have these rows too, add 1e-5 to "
-    "probabilities first."
+    "Logarithms are exact, as in LL's and BoostLU's code; Cole's and EM's code, whose tables also have these schemes, "
+    "adds 1e-5 to probabilities first."
 )
 EXACT = (
-    "Exactly the k unobserved entries of largest loss in the global batch are rejected, and ties go by position; the "
-    "published code takes every tie of a mini-batch, and observed entries too where k exceeds the unobserved ones."
+    "Exactly the k unobserved entries of largest loss in the global batch are rejected, ties by position; the "
+    "published code takes every tie of a mini-batch, and observed entries too where k exceeds their number."
 )
 
 
 def _published(boostlu: float, best: Mapping[str, float]) -> tuple[Published, ...]:
-    """The values of delta_rel, in percent: BoostLU's code, LL's author by data set, and LL's search on OpenImages.
+    """The published values of delta_rel, in percent: BoostLU's, those of LL's author, and LL's search on OpenImages.
 
-    The recipes follow BoostLU's code, whose rows they are for: one protocol for all schemes and data sets.
+    The recipes use those of BoostLU's code, because they reproduce BoostLU's tables, which have one protocol for all
+    schemes and data sets.
+
+    Args:
+        boostlu: the value of BoostLU's code, for all data sets.
+        best: the best value of LL's author for each data set.
     """
     optimizers = {"VOC": "SGD 5e-3", "COCO": "Adam 1e-5", "NUS-WIDE": "Adam 1e-5", "CUB": "Adam 7.5e-5"}
     source = "LL without BoostLU: its author's best, LargeLossMatters issue 4, "
@@ -43,22 +48,24 @@ THRESHOLD = (
     Setting(
         "threshold",
         1.5,
-        "R0, the loss above which an entry is rejected, before it falls; one of those searched",
+        "R0, the loss above which an entry is rejected at first; one of the published search's values",
         ABOVE_ZERO,
     ),
     Setting(
-        "delta_abs", 0.1, "by how much the threshold falls with each epoch since the warm-up; one of those searched"
+        "delta_abs",
+        0.1,
+        "how much the threshold falls with each epoch since the warm-up; one of the published search's values",
     ),
 )
 SEARCHED = (
     Published((), {"threshold": (1.0, 1.5, 2.0), "delta_abs": (0.1, 0.15, 0.2)}, "supplement, searched", applied=False),
 )
-SAME_THRESHOLD = "All three schemes take the same threshold, and its epochs count from the warm-up on."
+SAME_THRESHOLD = "All three schemes use the same threshold, and its epochs are counted from the end of the warm-up."
 
 LARGE_LOSS_SCHEMES = (
     Scheme(
         name="full",
-        about="Binary cross-entropy with every label known.",
+        about="Binary cross-entropy where every label is observed.",
         loss=BY_RATE,
         loss_of="batch",
         needs_truth=True,
@@ -77,19 +84,20 @@ LARGE_LOSS_SCHEMES = (
         name="ignore",
         about="Binary cross-entropy of the observed entries only, averaged over them.",
         paper=LARGE_LOSS,
-        differs="The class priors that csl takes from it are those up to its best epoch; CSL's code takes the last "
-        "one's, and trains this mode with the focusing weights of pasl where they are not set to 0.",
+        differs="The class priors that csl takes from such a run are means over all epochs up to its best one; CSL's "
+        "code takes those of the last epoch, and trains this mode with the focusing weights of pasl unless these are "
+        "set to 0.",
         loss=BY_RATE,
         loss_of="batch",
         settings=(
-            Setting("last_epoch", 0.0, "whether class priors for csl are of the last epoch, not of all", SWITCH, 1.0),
+            Setting("last_epoch", 0.0, "1: class priors for csl are those of the last epoch; 0: of all", SWITCH, 1.0),
         ),
         state="class_means",
     ),
     Scheme(
         name="ll_r",
-        about="Large-loss rejection: the unobserved entries of largest loss are left out, delta_rel percent more with "
-        "each epoch.",
+        about="Large-loss rejection: the unobserved entries of largest loss are left out, delta_rel percent more of "
+        "all entries with each epoch.",
         paper=LARGE_LOSS,
         equation=FORMULAS,
         loss=BY_RATE,
@@ -115,8 +123,8 @@ LARGE_LOSS_SCHEMES = (
     ),
     Scheme(
         name="ll_cp",
-        about="Permanent correction: the unobserved entries of largest loss, delta_rel percent in each epoch, count as "
-        "positive from then on.",
+        about="Permanent correction: the unobserved entries of largest loss, delta_rel percent of all entries in each "
+        "epoch, count as positive from then on.",
         paper=LARGE_LOSS,
         equation=FORMULAS,
         loss=BY_RATE,
@@ -127,13 +135,13 @@ LARGE_LOSS_SCHEMES = (
         corrects=True,
         plain_until_rejection=True,
         published=_published(0.1, {"VOC": 0.1, "COCO": 0.2, "NUS-WIDE": 0.2, "CUB": 0.2}),
-        differs="As ll_r. LL's published code runs LL-Ct here, by a comparison that is never true; it would make k - 1 "
-        "of the k entries permanent that its loss corrects, BoostLU's code and ours all k.",
+        differs="As ll_r. LL's published code runs LL-Ct here, because a comparison in it is never true. Otherwise it "
+        "would keep k - 1 of the k entries corrected; BoostLU's code and ours keep all k.",
     ),
     Scheme(
         name="ll_r_abs",
-        about="As ll_r, but every unobserved entry is left out whose loss exceeds a threshold that falls with each "
-        "epoch.",
+        about="As ll_r, but the unobserved entries whose loss exceeds a threshold are left out; the threshold falls "
+        "with each epoch.",
         paper=LARGE_LOSS,
         equation="supplement",
         loss=BY_THRESHOLD,

@@ -1,6 +1,6 @@
-"""What raypaml does otherwise than the published code, whatever the scheme; and the table of it for people.
+"""The differences from the published code that do not depend on the scheme, and the table of all differences.
 
-What concerns one scheme only is in its record, under `differs`.
+Those of a single scheme are in its record, under `differs`.
 """
 
 from __future__ import annotations
@@ -10,77 +10,77 @@ from raypaml.losses.schemes import SCHEMES, rows_as_markdown
 GENERAL: tuple[tuple[str, str], ...] = (
     (
         "k",
-        "It comes from the schedule in exact fractions and is rounded up once; the floats of published code add one "
-        "where the product is whole (161 for 160).",
+        "The number of entries to reject is computed in exact fractions and rounded up once; the published code "
+        "computes in floats, which makes one more of a whole product (161 for 160).",
     ),
     (
         "batch",
-        "Selection, penalty and mean are those of the global batch, so that results do not depend on the number of "
-        "workers; published code works on the batch of one GPU (`--rejection-scope rank`).",
+        "Selection, penalty and mean are computed over the global batch, so that results do not depend on the number "
+        "of workers; the published code computes them over the batch of one GPU (`--rejection-scope rank`).",
     ),
     (
         "last batch",
-        "Every sample is trained and evaluated, the last batch may be short, as in LL's, BoostLU's and EM's code; "
-        "Cole's drops it, of validation and test too.",
+        "Every sample is used, and the last batch may be smaller, as in LL's, BoostLU's and EM's code; Cole's code "
+        "drops that batch in training, validation and test.",
     ),
     (
         "sum or mean",
-        "All losses are means over B x K, also where the code of ASL, CSL, Hill and SPLC adds up: Adam does not "
-        "notice, and the learning rate does not depend on B and K.",
+        "All losses are means over B x K, also where the published code sums (ASL, CSL, Hill, SPLC): Adam is invariant "
+        "to this factor, and the learning rate does not depend on B and K.",
     ),
     (
         "scores",
-        "Everything is ranked by float32 logits; published code ranks by probabilities, all of which are 1 from a "
+        "Average precision ranks by float32 logits; the published code ranks by probabilities, which are all 1 from a "
         "logit of 17 on.",
     ),
     (
-        "head at the start",
-        "The recipes of the papers' data sets begin as published, with torch's uniform weights and biases within "
-        "1 / sqrt(D) (`--head-init torch`); all others with normal weights of deviation 0.01 and biases 0: in eight "
-        "pairs of runs on 1,864 photos, both of one seed (frozen EfficientNet-Lite0; AN at alpha 1 and 5, LL-R at 5), "
-        "torch's had a best validation mAP 0.3 lower on average, from 0.0 to 0.9; seeds differ by 0.3 (standard "
-        "deviation).",
+        "initialisation of the head",
+        "The recipes of the papers' data sets use the published initialisation, torch's uniform weights and biases "
+        "within 1 / sqrt(D) (`--head-init torch`); all others use normal weights of standard deviation 0.01 and biases "
+        "0. In eight pairs of runs on 1,864 photos, each pair with the same seed (frozen EfficientNet-Lite0; AN at "
+        "alpha 1 and 5, LL-R at 5), the best validation mAP with torch's was lower by 0.3 on average (from 0.0 to "
+        "0.9); the standard deviation between seeds is 0.3.",
     ),
     (
         "BoostLU at 0",
-        "The slope at exactly 0 is alpha, where published code has 1; max(x, alpha x) has both there, and a value of "
-        "exactly 0 hardly occurs.",
+        "The derivative at exactly 0 is alpha, in the published code 1; both are subgradients of max(x, alpha x), and "
+        "a value of exactly 0 hardly occurs.",
     ),
     (
         "images",
-        "Shards hold them resized already, as JPEG of quality 90, so that they are not decoded in full size in every "
-        "epoch; published code resizes the originals each time (`--resize none` keeps their size).",
+        "Shards hold resized images, as JPEG of quality 90, so that no epoch decodes them in full size; the published "
+        "code resizes the originals each time (`--resize none` keeps their size).",
     ),
     (
-        "draws",
-        "Order and mirroring are drawn by seed, epoch and sample, not in the order of one generator, so that they do "
-        "not depend on workers or interruptions; which labels are hidden and the split are the published draws to the "
-        "bit.",
+        "random numbers",
+        "The order of samples and their mirroring are functions of seed, epoch and sample, not draws from one "
+        "generator, so that they do not depend on workers or interruptions; the hidden labels and the split are "
+        "exactly the published ones.",
     ),
     (
-        "stopping",
-        "All epochs are trained, as in BoostLU's code, and the best by validation mAP is kept; LL's code stops 3 below "
-        "the best (`--stop-below 3`). The papers' recipes stop early under four schemes alone, as the code of these "
-        "does: `em` and `em_apl` at the first epoch that is no better, `gr` 2 below the best, `gpr` 2 below it or "
-        "after two epochs that are no better.",
+        "early stopping",
+        "All epochs are trained, as in BoostLU's code, and the checkpoint of best validation mAP is kept; LL's code "
+        "stops when validation mAP is 3 below the best (`--stop-below 3`). The papers' recipes stop early for four "
+        "schemes only, as their code does: `em` and `em_apl` at the first epoch that is no better, `gr` at 2 below the "
+        "best, `gpr` at 2 below the best or after two epochs that are no better.",
     ),
     (
         "precision",
-        "bfloat16 where the GPU has it, float32 products in TF32; `--precision float32 --matmul-precision highest` for "
-        "published ones.",
+        "Training uses bfloat16 where the GPU supports it, and TF32 for float32 matrix products; `--precision float32 "
+        "--matmul-precision highest` is the published precision.",
     ),
     (
         "images without a label",
-        "Open Images' training images with labels of other classes only are left out and counted; no published code "
-        "shows what was done with them.",
+        "Open Images' training images that have labels of other classes only are left out, and their number is "
+        "reported; no published code shows what was done with them.",
     ),
 )
-"""What, and what is done otherwise and why."""
+"""Pairs of a subject and the difference, with its reason."""
 
 
 def otherwise_table() -> str:
-    """The table of all differences in `losses/README.md`: general ones, then those of the schemes."""
-    rows = [["of", "what we do otherwise, and why"], *map(list, GENERAL)]
+    """The table of all differences in `losses/README.md`: the general ones, then those of single schemes."""
+    rows = [["subject", "difference, and why"], *map(list, GENERAL)]
     for differs in dict.fromkeys(scheme.differs for scheme in SCHEMES.values() if scheme.differs):
         names = [f"`{name}`" for name, scheme in SCHEMES.items() if scheme.differs == differs]
         rows.append([", ".join(names), differs])

@@ -1,4 +1,4 @@
-"""The records of the schemes that work on pseudo labels (`--pseudo-labels`)."""
+"""The records of the schemes that use pseudo labels (`--pseudo-labels`)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from raypaml.losses.formula_records import EXPECTED, EXPECTED_POSITIVES, GR, SIN
 from raypaml.losses.scheme import AT_LEAST_ZERO, COUNT, SHARE, Published, Scheme, Setting
 
 GPR_COCO = {"slope_end": 10.0, "offset_end": -8.0}
-"""What gpr has otherwise than gr, as for COCO."""
+"""The defaults in which gpr differs from gr: the values for COCO."""
 
 PSEUDO_LABEL_SCHEMES = (
     Scheme(
         name="gpr",
-        about="Generalised pseudo-label robust loss: as gr, but the likeliest classes of an image by another model's "
-        "scores (--pseudo-labels) are soft positives; and a pull towards the expected number of positives.",
+        about="Generalised pseudo-label robust loss: as gr, but the classes to which another model gives an image's "
+        "highest scores (--pseudo-labels) are soft positives; with the penalty of epr.",
         paper="L. Tran et al., ICCV 2025",
         equation="L_GPR of AEVLP",
         loss="raypaml.losses.pseudo_label_losses:gpr_loss",
         loss_of="batch",
         settings=(
             Setting("threshold", 0.5, "score from which an entry is pseudo-positive", SHARE),
-            Setting("top", 3.0, "pseudo-positives of an image at most: its highest scores", COUNT),
-            Setting("lowest", 0.0, "share of the scores of an image, the lowest, that are pseudo-negative", SHARE),
+            Setting("top", 3.0, "the most pseudo-positives of an image: those of highest score", COUNT),
+            Setting("lowest", 0.0, "share of an image's scores that become pseudo-negative: the lowest", SHARE),
             Setting("lightest", 0.5, "least weight 1 - v(p) of a pseudo-positive", SHARE),
-            Setting("heaviest", 0.7, "largest weight of a pseudo-positive", SHARE),
+            Setting("heaviest", 0.7, "largest weight 1 - v(p) of a pseudo-positive", SHARE),
             Setting("target", 0.9, "target of a pseudo-positive", SHARE),
-            Setting("regulariser", 0.001, "weight of the pull that epr has", AT_LEAST_ZERO),
+            Setting("regulariser", 0.001, "weight of the penalty of epr", AT_LEAST_ZERO),
             EXPECTED,
             *(dataclasses.replace(each, default=GPR_COCO.get(each.name, each.default), earlier=None) for each in GR),
         ),
@@ -53,10 +53,10 @@ PSEUDO_LABEL_SCHEMES = (
             ),
             *EXPECTED_POSITIVES,
         ),
-        differs="The scores are those of a file; the published code has CLIP score the image and a grid of its parts "
-        "anew in every step. It means the lowest share (VOC, NUS-WIDE, CUB 0.2, COCO 0.3) to be pseudo-negative, but "
-        "writes 0 for them, which is no pseudo label, so that lowest=0 is what it trained with. It knows no "
-        "observed negatives. Published: VOC 90.46, COCO 73.54, NUS-WIDE 50.70, CUB 24.89 mAP.",
+        differs="The scores are read from a file; the published code lets CLIP score the image and a grid of its parts "
+        "in every step. Its settings make the lowest share of scores (VOC, NUS-WIDE, CUB 0.2, COCO 0.3) "
+        "pseudo-negative, but it writes 0 for them, which means no pseudo label there: it was trained as with "
+        "lowest=0. It has no observed negatives. Published: VOC 90.46, COCO 73.54, NUS-WIDE 50.70, CUB 24.89 mAP.",
     ),
 )
 """The schemes in the order in which they are listed."""

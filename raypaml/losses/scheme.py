@@ -1,6 +1,6 @@
 """The record of a scheme: everything that flags, help, checks, tables and training need to know about it.
 
-Nothing here needs torch, so that `--help` and the checks of a configuration can read every record.
+This module does not import torch, so that `--help` and the checks of a configuration can read the records quickly.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Literal
 from raypaml.cli import did_you_mean
 
 LARGEST = 1000.0
-"""Settings are smaller than this in size where a record says nothing else."""
+"""The absolute value of a setting is below this number where its bounds say nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """The numbers that a setting may be: those between `least` and `most`, and those in `also`."""
+    """The numbers that a setting may have: those between `least` and `most`, and those in `also`."""
 
     least: float = -LARGEST
     most: float = LARGEST
-    """This number itself is not allowed."""
+    """The upper bound, which itself is not allowed."""
     from_least: bool = False
     """Whether `least` itself is allowed."""
     also: tuple[float, ...] = ()
     whole: bool = False
-    """Whether it must be a whole number."""
+    """Whether only whole numbers are allowed."""
     wording: str = ""
-    """What a refusal says instead of the numbers, where there is a reason to give."""
+    """The text in which a refusal states the bounds; empty: they are stated as numbers."""
 
     def allow(self, value: float) -> bool:
-        """Whether a setting may be this number. NaN is never allowed."""
+        """Whether a setting may have this value. NaN is never allowed."""
         above = value >= self.least if self.from_least else value > self.least
         return value in self.also or (above and value < self.most and (not self.whole or value % 1 == 0))
 
@@ -55,9 +55,9 @@ FOCUSING = Bounds(
     most=100.0,
     from_least=True,
     also=(0.0,),
-    wording="0, or from 1 on; between, its slope at p = 0 is infinite",
+    wording="0, or at least 1; for a power between 0 and 1 the gradient at p = 0 is infinite",
 )
-"""These are the bounds of a power of p whose gradient must be finite for every logit."""
+"""The bounds of the power of a focusing weight, whose gradient must be finite for every logit."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,29 @@ class Setting:
 
     name: str
     default: float
-    """The value that holds where nothing is given: the published one, or ours where `about` says so."""
+    """The value where none is given: the published one, or our choice where `about` says so."""
     about: str
     bounds: Bounds = ANY_NUMBER
     earlier: float | None = None
-    """What the scheme did before this was a setting, where that is not the default: runs begun then go on so."""
+    """The value of runs that began before this setting existed, which they keep; None: the default."""
 
     def check(self, value: float, flag: str = "scheme_settings") -> None:
-        """Raise ValueError, naming the setting and its bounds, where it may not be this number."""
+        """Raise ValueError, with the setting's name and bounds, where this value is not allowed."""
         if not self.bounds.allow(value):
             raise ValueError(f"{flag}: {self.name}={value:g}: {self.bounds}")
 
 
 def read_numbers(text: str, settings: Iterable[Setting], flag: str, owner: str) -> dict[str, float]:
-    """Read `name=value,...`, the settings given for one owner, such as `scheme asl`; those not given are left out.
+    """Read settings given as `name=value,...`.
+
+    Args:
+        text: the settings; those that it does not name are not in the result.
+        settings: the records of those that may be given.
+        flag: the name of the flag, for messages.
+        owner: what has these settings, for messages, such as `scheme asl`.
 
     Raises:
-        ValueError: a setting that the owner has not, or a value outside its bounds; the message names flag and setting.
+        ValueError: there is no such setting, or its value is outside the bounds.
     """
     known = {setting.name: setting for setting in settings}
     given: dict[str, float] = {}
@@ -102,21 +108,22 @@ def read_numbers(text: str, settings: Iterable[Setting], flag: str, owner: str) 
 
 @dataclass(frozen=True)
 class Published:
-    """The values that a paper, its code or its author gives for some data sets."""
+    """Values that a paper, its code or its author gives for some data sets."""
 
     data: tuple[str, ...]
-    """The data sets; none where the source names none."""
+    """The data sets; empty where the source names none."""
     values: Mapping[str, float | tuple[float, ...]]
-    """Settings of the scheme and fields of a configuration by name; several values are those that were searched."""
+    """Values of the scheme's settings and of fields of a configuration, by name; a tuple holds values that were tried
+    in a search."""
     source: str
     applied: bool = True
-    """Whether the recipe of the data set applies them. Where two sources differ, it applies one of them; a range that
-    was searched is never applied, for which value was chosen is not known."""
+    """Whether the recipe of the data set uses these values. Where two sources differ, it uses those of one of them. The
+    values of a search are never used, because the source does not say which of them was chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """A loss for partial labels: what it does, where it is from, and what training must know about it."""
+    """A loss for partial labels: what it does, where it was published, and what training has to know about it."""
 
     name: str
     """The name that `--scheme` takes."""
@@ -128,34 +135,36 @@ class Scheme:
     loss: str
     """The function that computes it, as 'module:function', imported when the scheme is first used."""
     loss_of: Literal["entry", "batch"] = "entry"
-    """What the function takes. entry: (logits [n], labels [n], **settings) -> losses [n], averaged over all entries.
-    batch: (logits [B, K], labels [B, K], StepContext) -> this rank's share of the loss, and the rejected entries."""
+    """What the function takes and returns. entry: (logits [n], labels [n], **settings) -> losses [n], which are then
+    averaged over all entries. batch: (logits [B, K], labels [B, K], StepContext) -> this rank's share of the loss, and
+    the rejected entries."""
     settings: tuple[Setting, ...] = ()
     ascending: tuple[str, ...] = ()
-    """Settings none of which may be smaller than the one before it."""
+    """Names of settings of which none may be smaller than the one before it."""
     state: str = ""
-    """What it keeps from step to step, a name in `training.state_builders.STATE_BUILDERS`; empty: nothing.
-    A scheme of your own may name a function 'module:function' that takes a `Start` and returns a `SchemeState`."""
+    """The state that it keeps between steps, a name in `training.state_builders.STATE_BUILDERS`; empty: none. A
+    scheme of your own may give a function 'module:function' that takes a `Start` and returns a `SchemeState`."""
     rejects_by: Literal["", "rate", "threshold"] = ""
-    """rate: delta_rel percent of all entries, by the schedule. threshold: every entry whose loss exceeds one."""
+    """rate: it rejects a scheduled share of all entries. threshold: it rejects every unobserved entry whose loss
+    exceeds a scheduled threshold. Empty: it rejects nothing."""
     rate_is_constant: bool = False
-    """Whether the rate stays at delta_rel percent instead of rising by it with every epoch."""
+    """Whether the rejection rate stays at delta_rel percent instead of rising by delta_rel percent with every epoch."""
     rejected_become: Literal["", "left out", "positive"] = ""
     corrects: bool = False
     """Whether rejected entries stay positive in all later steps."""
     follows_length: bool = False
-    """Whether something of it moves from the run's first epoch to its last, and so depends on their number."""
+    """Whether its schedule depends on the number of epochs of the run."""
     plain_until_rejection: bool = False
     """Whether it is assume-negative training as long as nothing is rejected, so that runs can share a warm-up."""
     augmentation: str = "mirror"
-    """What `--augment published` does to its training images: the name of the augmentation that its code uses."""
+    """The augmentation that its published code uses, which `--augment published` applies."""
     needs_truth: bool = False
-    """Whether every label must be known."""
+    """Whether every label must be observed."""
     takes_pseudo_labels: bool = False
-    """Whether it works on scores of another model (`--pseudo-labels`), which it then needs."""
+    """Whether it needs the scores of another model (`--pseudo-labels`)."""
     published: tuple[Published, ...] = ()
     differs: str = ""
-    """What our form does otherwise than the published code or paper; empty where no difference is known."""
+    """The differences from the published code or paper, and why; empty where none is known."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", self.loss):
@@ -166,7 +175,7 @@ class Scheme:
             setting.check(setting.default)
 
     def check_together(self, given: Mapping[str, float]) -> None:
-        """Raise ValueError where settings, those given over the defaults, do not go together."""
+        """Raise ValueError where the settings given and the defaults of the others contradict each other."""
         values = self.defaults | dict(given)
         for low, high in itertools.pairwise(self.ascending):
             if values[low] > values[high]:
@@ -174,20 +183,18 @@ class Scheme:
 
     @property
     def defaults(self) -> dict[str, float]:
-        """Every setting with its default."""
+        """The default of every setting."""
         return {setting.name: setting.default for setting in self.settings}
 
     def published_for(self, data: str) -> dict[str, float]:
-        """The published values for a data set that its recipe applies: settings and fields of a configuration."""
-        found: dict[str, float] = {}
-        for published in self.published:
-            if published.applied and data in published.data:
-                found |= {name: value for name, value in published.values.items() if not isinstance(value, tuple)}
-        return found
+        """The published values that a data set's recipe uses, of the scheme's settings and of configuration fields."""
+        applied = [published for published in self.published if published.applied and data in published.data]
+        values = [item for published in applied for item in published.values.items()]
+        return {name: value for name, value in values if not isinstance(value, tuple)}
 
     @property
     def earlier_defaults(self) -> dict[str, float]:
-        """Every setting with what held before it was one, or its default where that is the same."""
+        """The value of every setting for runs that began before it existed."""
         return {each.name: each.default if each.earlier is None else each.earlier for each in self.settings}
 
     @property

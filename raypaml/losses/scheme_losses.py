@@ -1,7 +1,7 @@
-"""The loss of any scheme in one training step, and the functions of those that are more than a formula of an entry.
+"""The loss of any scheme in one training step, and the losses that need more than a formula of each entry.
 
-Such a function takes the logits [B, K] and labels [B, K] of this rank's rows and the step's context. It returns this
-rank's share of the loss, and which unobserved entries it took for missed positives, bool [B, K].
+Each of these is a function of the logits [B, K] and labels [B, K] of this rank's rows and of the step's context. It
+returns this rank's share of the loss and the entries, bool [B, K], that it left out or made positive.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from raypaml.extensions import named_function
 from raypaml.labels import UNOBSERVED
 from raypaml.losses import formulas
 from raypaml.losses.fused_bce import mean_loss
-from raypaml.losses.fused_terms import UNIT, Term, mean_term, probability_sum
+from raypaml.losses.fused_terms import UNIT, Arguments, Term, mean_term, probability_sum
 from raypaml.losses.large_loss import corrected_bce, exceeds, large_loss, scheduled_rate, scheduled_threshold
 from raypaml.losses.schemes import scheme_of
 from raypaml.losses.selection import Rounding, select
@@ -28,7 +28,7 @@ from raypaml.losses.selection import Rounding, select
 
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
-    """Where a step stands in training, and this rank's part in its global batch."""
+    """The place of a step in training, this rank's part of the global batch, and the scheme's settings and state."""
 
     scheme: str = ""
     """The name of the scheme; `scheme_loss` fills it in."""
@@ -39,38 +39,38 @@ class StepContext:
     warmup_epochs: int = 1
     delta_rel: float = 0.0
     continuous: bool = False
-    """Schedules advance with every step."""
+    """Whether schedules advance with every step, instead of with every epoch."""
     global_rows: int
     first_row: int = 0
     group: dist.ProcessGroup | None = None
     scope: Literal["global", "rank"] = "global"
     rounding: Rounding = "up"
-    """How the number of entries to reject becomes whole."""
+    """How the number of entries to reject is rounded to a whole number."""
     settings: Mapping[str, float] = field(default_factory=dict)
-    """The scheme's settings; `scheme_loss` completes them by the published ones."""
+    """The scheme's settings; `scheme_loss` adds the defaults of those that are missing."""
     ranking: Tensor | None = None
-    """[B, K] logits that rank entries for rejection, where they are not those of the loss."""
-    known: Mapping[str, Any] = field(default_factory=dict)
-    """What training remembers for the scheme; see `training.scheme_state`."""
+    """Logits [B, K] by which entries are ranked for rejection; None: the logits of the loss."""
+    known: Mapping[str, Tensor | float] = field(default_factory=dict)
+    """What the scheme's state holds for these rows; see `training.scheme_state`."""
 
     @property
     def since_warmup(self) -> float:
-        """Epochs since the warm-up, the first of them 1; 0 and less within it."""
+        """Epochs since the warm-up, from 1; 0 or less during the warm-up."""
         return self.epoch - self.warmup_epochs + 1 + (self.step / self.steps if self.continuous else 0.0)
 
 
 def scheme_loss(scheme: str, logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """The loss of a scheme.
+    """Compute the loss of a scheme in one step.
 
     Args:
         scheme: its name.
-        logits: [B, K] finite, of this rank's rows.
-        labels: int8 [B, K], within the alphabet.
-        context: the rest; its `settings` are completed by the published ones.
+        logits: finite logits [B, K] of this rank's rows.
+        labels: int8 [B, K], each one of the alphabet in `raypaml.labels`.
+        context: the step; settings that it lacks have their defaults.
 
     Returns:
         loss: this rank's share; the ranks' losses add up to that of the global batch.
-        rejected: [B, K] bool, unobserved entries taken for missed positives: left out, or made positive.
+        rejected: bool [B, K], the unobserved entries taken for missed positives: left out, or made positive.
 
     Raises:
         ValueError: there is no such scheme, or its loss cannot be imported.
@@ -84,13 +84,13 @@ def scheme_loss(scheme: str, logits: Tensor, labels: Tensor, context: StepContex
     return _mean(function, logits, labels, context, {**context.settings, **context.known}), _nothing_rejected(labels)
 
 
-def _mean(term: Term, logits: Tensor, labels: Tensor, context: StepContext, known: Mapping[str, Any]) -> Tensor:
+def _mean(term: Term, logits: Tensor, labels: Tensor, context: StepContext, arguments: Arguments) -> Tensor:
     """This rank's share of the mean of `term` over the entries of the global batch."""
-    return mean_term(term, logits, labels, context.global_rows * labels.shape[1], known)
+    return mean_term(term, logits, labels, context.global_rows * labels.shape[1], arguments)
 
 
 def _nothing_rejected(labels: Tensor) -> Tensor:
-    """[B, K] bool, all False."""
+    """Bool [B, K], all False."""
     return torch.zeros_like(labels, dtype=torch.bool)
 
 
@@ -98,7 +98,7 @@ def _nothing_rejected(labels: Tensor) -> Tensor:
 
 
 def large_loss_by_rate(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Full labels, assume-negative, observed entries only, and the schemes that reject at the rate of a schedule."""
+    """The loss of `full`, `an`, `ignore`, and of the schemes that reject at a scheduled rate."""
     rate = scheduled_rate(
         context.scheme,
         context.delta_rel,
@@ -124,7 +124,10 @@ def large_loss_by_rate(logits: Tensor, labels: Tensor, context: StepContext) -> 
 
 
 def large_loss_by_threshold(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Assume-negative in the warm-up; then it rejects unobserved entries whose loss exceeds the scheduled threshold."""
+    """The loss of `ll_r_abs`, `ll_ct_abs` and `ll_cp_abs`, which reject entries whose loss exceeds a threshold.
+
+    During the warm-up it is the loss of assume-negative training.
+    """
     entries = context.global_rows * labels.shape[1]
     if context.epoch < context.warmup_epochs:
         return mean_loss(logits, labels, entries), _nothing_rejected(labels)
@@ -141,7 +144,7 @@ def check_schedule(scheme: str, settings: Mapping[str, float], last: float) -> N
         scheduled_threshold(every["threshold"], every["delta_abs"], progress=last)
 
 
-# --- Schemes that are a formula of each entry and of something that is worked out here --------------------------------
+# --- Schemes whose formula needs arguments that are computed here -----------------------------------------------------
 
 
 def wan_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
@@ -152,7 +155,7 @@ def wan_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tens
 
 
 def csl_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Class-aware selective loss; the classes' priors [K] are known, the likely entries are selected here."""
+    """Class-aware selective loss; the state has the class priors [K], the likely entries are selected here."""
     settings = dict(context.settings)
     prior, likely = settings.pop("prior"), int(settings.pop("likely"))
     rows = context.global_rows if context.scope == "global" else len(logits)
@@ -163,20 +166,21 @@ def csl_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tens
 
 
 def em_apl_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Entropy maximisation with pseudo labels; threshold [K] and soft label [K] are known, made with `share`."""
+    """Entropy maximisation with pseudo labels; the state has each class's threshold [K] and soft label [K]."""
     known = {name: value for name, value in context.settings.items() if name != "share"} | dict(context.known)
     return _mean(formulas.em_apl, logits, labels, context, known), _nothing_rejected(labels)
 
 
 def gr_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Generalised robust loss, whose k and v move with the epoch."""
+    """Generalised robust loss, whose k and v change with the epoch."""
     return _mean(formulas.gr, logits, labels, context, gr_settings(context)), _nothing_rejected(labels)
 
 
 def gr_settings(context: StepContext) -> dict[str, float]:
     """The settings of GR's formula in this epoch.
 
-    Slope and offset reach their ends after the last epoch, centre and width with it, as in the published code.
+    Slope and offset would reach their final values one epoch after the last, centre and width reach them in the last
+    epoch, as in the published code.
     """
     ends = context.settings
     epoch = context.epoch
@@ -196,35 +200,36 @@ def splc_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Ten
 
 
 def epr_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Expected positive regularisation, with the whole penalty."""
+    """Expected positive regularisation."""
     return regularised(formulas.epr, 1.0, logits, labels, context), _nothing_rejected(labels)
 
 
 def role_loss(logits: Tensor, labels: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
-    """Regularised online label estimation, the classifier's half of it, and so with half the penalty."""
+    """Regularised online label estimation, the loss of the classifier, which contains half of EPR's penalty."""
     return regularised(formulas.role, 0.5, logits, labels, context), _nothing_rejected(labels)
 
 
 def regularised(term: Term, weight: float, logits: Tensor, labels: Tensor, context: StepContext) -> Tensor:
-    """Add weight ((mean number of positives) - expected)^2 / K^2 of the global batch (E. Cole et al., CVPR 2021).
+    """The mean of `term`, plus weight x ((mean number of positives) - expected)^2 / K^2 of the global batch.
 
-    An entry's share of its gradient is that of `pull` x probability; the value is put right afterwards.
+    (E. Cole et al., CVPR 2021.) `term` adds `pull` x probability to each entry's loss, whose gradient is that of the
+    penalty; afterwards the value of the loss is corrected to that of the penalty.
     """
     expected = context.settings["expected"] or context.known["expected"]
     rows, num_classes = context.global_rows, labels.shape[1]
     mine = probability_sum(logits)
     count = global_sum(mine, context.group).double() / UNIT / rows
     pull = 2 * (count - expected) / num_classes
-    known = {name: value for name, value in context.known.items() if name != "expected"}
-    known |= {"pull": pull, "epsilon": context.settings["epsilon"]}
-    loss = _mean(term, logits, labels, context, known)
+    arguments = {name: value for name, value in context.known.items() if name != "expected"}
+    arguments |= {"pull": pull, "epsilon": context.settings["epsilon"]}
+    loss = _mean(term, logits, labels, context, arguments)
     penalty = (count - expected) ** 2 / num_classes**2 * len(logits) / rows
     excess = pull * mine.double() / UNIT / (rows * num_classes)  # what `pull` added
     return loss + (weight * (penalty - excess)).to(loss.dtype)
 
 
 def global_sum(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum over the ranks of a group; of integers, exact."""
+    """The sum over the ranks of a group, which is exact for integers."""
     if group is not None:
         values = values.clone()
         all_reduce(values, group)

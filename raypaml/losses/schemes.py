@@ -1,8 +1,8 @@
-"""Every scheme by its name, the settings given for one, and the lists of all that people read.
+"""The registry of schemes, the parsing of their settings, and the tables of schemes in `--help` and `losses/README.md`.
 
 A new scheme that is a formula of each entry takes three things: the formula in `losses.formulas`, a record in
-`losses.formula_records`, and the formula written down again in `tests/test_schemes.py`. Flags, `--help`, the checks of
-a configuration, the table of `losses/README.md` and the list of the tests are read from the records.
+`losses.formula_records`, and the formula written a second time in `tests/test_schemes.py`. Flags, `--help`, the checks
+of a configuration, the tables of `losses/README.md` and the parameters of the tests are made from the records.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMES: dict[str, Scheme] = {}
 
 
 def register_scheme(scheme: Scheme) -> None:
-    """Add a scheme, so that `--scheme` takes its name, and help, checks and tables know it.
+    """Add a scheme: `--scheme` then takes its name, and help, checks and tables contain it.
 
     Raises:
         ValueError: the name is taken.
@@ -37,7 +37,7 @@ def scheme_names() -> tuple[str, ...]:
 
 
 def scheme_of(name: str) -> Scheme:
-    """The record of this name; ValueError suggests the nearest name where there is none."""
+    """The record of a scheme. Raises ValueError, which suggests the nearest name, where there is none."""
     if name not in SCHEMES:
         known = known_names(name, SCHEMES)
         raise ValueError(f"scheme={name!r}: no such scheme{known}; one of your own: --import MODULE")
@@ -45,10 +45,10 @@ def scheme_of(name: str) -> Scheme:
 
 
 def read_settings(scheme: str, text: str) -> dict[str, float]:
-    """Read `name=value,...`, the settings given for a scheme; those not given are left out.
+    """Read settings given for a scheme as `name=value,...`; those that the text does not name are not in the result.
 
     Raises:
-        ValueError: a setting that the scheme has not, or a value outside the setting's bounds; the message names it.
+        ValueError: the scheme has no such setting, or a value is outside the setting's bounds.
     """
     record = scheme_of(scheme)
     given = read_numbers(text, record.settings, "scheme_settings", f"scheme {scheme}")
@@ -57,16 +57,16 @@ def read_settings(scheme: str, text: str) -> dict[str, float]:
 
 
 def settings_it_has(scheme: str, text: str) -> str:
-    """Those parts of `name=value,...`, given for several schemes, that are settings of this one."""
+    """The parts of `name=value,...`, given for several schemes, that are settings of this one."""
     has = scheme_of(scheme).defaults
     return ",".join(part for part in text.split(",") if part.partition("=")[0].strip() in has)
 
 
 def passed_over(schemes: Sequence[str], pseudo_labels: str, settings: str) -> Iterator[str]:
-    """What is given for several schemes at once and not used by all of them, in sentences.
+    """Say, for each setting given for several schemes, which of them do not use it.
 
     Raises:
-        ValueError: a setting that none of them has.
+        ValueError: none of them has such a setting.
     """
     without = [name for name in schemes if not scheme_of(name).takes_pseudo_labels]
     if pseudo_labels and without:
@@ -80,7 +80,12 @@ def passed_over(schemes: Sequence[str], pseudo_labels: str, settings: str) -> It
 
 
 def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier"]) -> dict[str, float]:
-    """Every setting of a scheme: those given as `name=value,...`, and for the others its defaults.
+    """The value of every setting of a scheme: those given as `name=value,...`, and the defaults of the others.
+
+    Args:
+        scheme: its name.
+        text: the settings that are given.
+        defaults: whether the others have the published defaults or those of runs that began before they existed.
 
     Raises:
         ValueError: as `read_settings`.
@@ -91,10 +96,10 @@ def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier
 
 
 def join_settings(scheme: str, *texts: str) -> str:
-    """Settings of a scheme as one text; later texts override earlier ones, setting by setting.
+    """Join settings of a scheme into one text; later texts override earlier ones, setting by setting.
 
-    Where all that later texts give is there already, the first text is returned as it was written, so that a stored
-    configuration stays what it is.
+    If one of the texts already says all of it, it is returned as it was written, so that a stored configuration stays
+    unchanged.
 
     Raises:
         ValueError: as `read_settings`.
@@ -107,12 +112,12 @@ def join_settings(scheme: str, *texts: str) -> str:
 
 
 def settings_text(values: Mapping[str, float]) -> str:
-    """Settings as `--scheme-settings` takes them."""
+    """Settings in the form that `--scheme-settings` takes."""
     return ",".join(f"{name}={float(value)!r}".removesuffix(".0") for name, value in values.items())
 
 
 def help_text() -> str:
-    """Every scheme with its sentence and its settings, for `--help`."""
+    """The list of schemes for `--help`, each with its sentence and its settings."""
     texts = {}
     for name, scheme in SCHEMES.items():
         settings = settings_text(scheme.defaults).replace(",", ", ")
@@ -121,7 +126,7 @@ def help_text() -> str:
 
 
 def markdown_table() -> str:
-    """The table of all schemes in `losses/README.md`; a test holds the two equal."""
+    """The table of all schemes in `losses/README.md`; a test compares the two."""
     rows = [["scheme", "what it is", "source", "settings"]]
     for name, scheme in SCHEMES.items():
         settings = f"`{settings_text(scheme.defaults)}`" if scheme.settings else ""
@@ -130,22 +135,19 @@ def markdown_table() -> str:
 
 
 def published_table() -> str:
-    """The table of the values published for a data set, also in `losses/README.md`."""
+    """The table of published values in `losses/README.md`."""
     rows = [["scheme", "data sets", "values", "applied by its recipe", "source"]]
     for name, scheme in SCHEMES.items():
         for published in scheme.published:
-            values = [f"{key} {_numbers_text(value)}" for key, value in published.values.items()]
+            lists = {key: value if isinstance(value, tuple) else (value,) for key, value in published.values.items()}
+            values = [f"{key} {' or '.join(f'{value:g}' for value in each)}" for key, each in lists.items()]
             applied = "yes" if published.applied else "no"
             rows.append([f"`{name}`", ", ".join(published.data), ", ".join(values), applied, published.source])
     return rows_as_markdown(rows)
 
 
-def _numbers_text(value: float | tuple[float, ...]) -> str:
-    return " or ".join(f"{each:g}" for each in (value if isinstance(value, tuple) else (value,)))
-
-
 def rows_as_markdown(rows: list[list[str]]) -> str:
-    """The rows of a table, the titles first."""
+    """A table in Markdown; its first row holds the titles of the columns."""
     ruled = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in ruled)
 

@@ -1,4 +1,4 @@
-"""Which unobserved entries are rejected: exactly the k largest losses of the whole global batch, ties included."""
+"""Which unobserved entries are rejected: exactly the k of largest loss in the global batch; ties go by position."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raypaml.collectives import all_gather
 from raypaml.labels import UNOBSERVED
 
 Rounding = Literal["up", "half_up"]
-"""How the rate times all entries becomes a whole number: up as published, or half up as earlier versions did."""
+"""How the rate times all entries is rounded: up, as published, or half up, as earlier versions did."""
 FIRST_STRETCH = 1 << 14
-"""Entries looked at first on a CPU, at least."""
+"""The least number of entries that the selection on a CPU ranks first."""
 _NEVER = torch.iinfo(torch.int64).max
 _ENTRY = (1 << 32) - 1
-"""The bits of a sort key that say which entry it is; those above hold its logit."""
+"""The low bits of a sort key, which hold the entry's position; the high bits hold its logit."""
 
 
 def rejection_rate(progress_epochs: float | Fraction, delta_rel: float) -> Fraction:
-    """The share of all entries to reject, a pure function of progress.
+    """The share of all entries to reject, as a pure function of progress.
 
     Args:
         progress_epochs: epochs completed, from 0; a fraction for the continuous schedule.
@@ -45,20 +45,20 @@ def rejection_rate(progress_epochs: float | Fraction, delta_rel: float) -> Fract
 
 
 def _exact(number: float | Fraction) -> Fraction:
-    """0.2 means two tenths, not the nearest binary float: k must not depend on the fifteenth decimal."""
+    """The decimal number that a float prints as: 0.2 means two tenths, so that k has no rounding error of floats."""
     return number if isinstance(number, Fraction) else Fraction(Decimal(repr(float(number))))
 
 
 def rejection_count(rate: float | Fraction, num_entries: int, rounding: Rounding = "up") -> int:
     """How many entries a rate rejects: rate x entries, rounded up once, in exact arithmetic.
 
-    Published code takes the ceiling, too (both papers' `losses.py`), but of a rate that it adds up in floats: a product
-    that is whole then often becomes one more. Here a whole product stays as it is.
+    The published code (`losses.py` of both papers) takes the ceiling too, but of a rate that it accumulates in floats,
+    so that a whole product often becomes one more. Here a whole product stays as it is.
 
     Args:
         rate: share of all entries, 0..1; a float means the decimal number that it prints as.
         num_entries: entries of the batch, B x K.
-        rounding: half_up is the rule of earlier versions, for runs that were begun with it.
+        rounding: half_up is the rule of earlier versions, for runs that began with them.
     """
     exact = _exact(rate) * num_entries
     return math.ceil(exact) if rounding == "up" else int(exact + Fraction(1, 2))
@@ -69,9 +69,9 @@ def select(
 ) -> Tensor:
     """Mark the `count` unobserved entries of the largest logits in the global batch.
 
-    For an unobserved entry the assume-negative loss is softplus(logit), strictly increasing, so ranking by logit is
-    ranking by loss, without the loss's underflow and its false ties. Real ties go to the smaller (row, class). Each
-    rank offers its best as `count` keys of 8 bytes; that is all that travels, never the matrix. On a GPU nothing here
+    For an unobserved entry the assume-negative loss is softplus(logit), which strictly increases, so that ranking by
+    logit is ranking by loss, without the ties that arise where the loss underflows. Entries of equal logit are taken by
+    (row, class), smallest first. The ranks exchange `count` keys of 8 bytes each and no matrix. On a GPU the host never
     waits for the device.
 
     Args:
@@ -93,23 +93,23 @@ def select(
         last = _smallest(_gather(offered, count, group), count).max()
         offered = offered.masked_fill(offered > last, _NEVER)
     entries = (offered & _ENTRY).sub_(first).clamp_(max=logits.numel())
-    rejected = torch.zeros(logits.numel() + 1, dtype=torch.bool, device=logits.device)  # one more, for _NEVER
+    rejected = torch.zeros(logits.numel() + 1, dtype=torch.bool, device=logits.device)  # the last is for _NEVER
     return rejected.index_fill_(0, entries, True)[:-1].view_as(labels)
 
 
 def _best_at_once(logits: Tensor, labels: Tensor, count: int, first: int) -> Tensor:
-    """Sort keys of the `count` best unobserved entries, _NEVER where there are fewer; waits for nothing."""
+    """Sort keys of the `count` best unobserved entries, _NEVER where there are fewer; never waits for the device."""
     keys = _sort_keys(logits, torch.arange(first, first + len(logits), device=logits.device))
     return _smallest(keys.masked_fill_(labels != UNOBSERVED, _NEVER), count)
 
 
 def _best_streamed(logits: Tensor, labels: Tensor, count: int, first: int) -> Tensor:
-    """The same for a CPU, in one pass: of the entries that follow, one must exceed the worst of the best so far.
+    """As `_best_at_once`, for a CPU: later entries are compared only with the worst of the best so far.
 
-    One that equals it does not: it has the larger (row, class). Each stretch is as long as all before it, so that few
-    are needed, and each brings about `count` entries where logits come in no order.
+    An entry that equals it is not taken, for its (row, class) is larger. Each stretch is as long as all before it, so
+    that there are few, and each brings about `count` entries where the logits are in no order.
     """
-    values, known = logits.numpy(), labels.numpy()  # NumPy finds the few in a third of torch's time
+    values, known = logits.numpy(), labels.numpy()  # NumPy needs a third of torch's time to find the few that exceed it
     best, worst = np.empty(0, np.int64), -np.inf
     start, end = 0, max(FIRST_STRETCH, 4 * count)
     while start < len(values):
@@ -125,19 +125,19 @@ def _best_streamed(logits: Tensor, labels: Tensor, count: int, first: int) -> Te
 
 
 def _sort_keys(logits: Tensor, entries: Tensor) -> Tensor:
-    """[n] int64, all different: ascending means larger logit first, then smaller entry = row x K + class."""
-    bits = (0.0 - logits).view(torch.int32)  # not -logits: -0.0 and 0.0 tie
-    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # a float's bits, reordered so that integers compare alike
+    """Different int64 keys [n] whose ascending order is: larger logit first, then smaller entry = row x K + class."""
+    bits = (0.0 - logits).view(torch.int32)  # 0.0 - and not -: -0.0 and 0.0 tie
+    ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # the float's bits, such that they compare as integers
     return torch.add(entries, ascending, alpha=1 << 32)  # the integer above the entry's 32 bits
 
 
 def _smallest(keys: Tensor, count: int) -> Tensor:
-    """The `count` smallest keys, or all."""
+    """The `count` smallest keys, or all where there are fewer."""
     return keys.topk(min(count, len(keys)), largest=False, sorted=False).values
 
 
 def _gather(offered: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:
-    """What all ranks offer, each padded to the same length."""
+    """The keys that all ranks offer, padded to the same length."""
     padded = torch.cat([offered, offered.new_full((count - len(offered),), _NEVER)])
     parts = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
     all_gather(parts, padded, group)

@@ -1,7 +1,7 @@
-"""Which alpha a trained model is used with: the best on validation, for all classes, by class group or by class.
+"""Chooses the alpha that a trained model is used with: one for all classes, one per class group, or one per class.
 
-The logit is `alpha P + N`, and P and N are stored, so every alpha is free. An alpha for each class fits more of the
-noise than one for all; which of the two is better is decided by cross-validation over images.
+The logit is `alpha P + N`, and P and N are stored, so that every alpha can be tried without running the model. An alpha
+per class fits more of the noise than one for all classes; cross-validation over images decides which is better.
 """
 
 from __future__ import annotations
@@ -16,83 +16,83 @@ from raypaml.labels import FloatArray, IntArray
 
 Way = Literal["training", "one", "group", "class"]
 WAYS: tuple[Way, ...] = get_args(Way)
-"""From the simplest to the richest: the alpha of training, one for all classes, by class group, by class."""
+"""From the simplest to the richest: the alpha of training, one for all classes, one per class group, one per class."""
 GRID = (*np.arange(1, 10.5, 0.5).tolist(), 12.0, 15.0, 20.0, 30.0, 50.0)
-"""Alphas that are tried, beside that of training: in steps of a half to 10, then wider; published is 5."""
+"""Alphas that are tried besides that of training: in steps of 0.5 up to 10, then wider; the published one is 5."""
 FOLDS = 5
-"""Parts of the images of the cross-validation."""
+"""The number of folds of the cross-validation over images."""
 SHRINKAGE = 30.0
-"""Positives that all classes together count for in the choice for a group or a class; not published, ours."""
+"""Weight, in positives, of the AP over all classes in the choice for a group or a class; our choice, not published."""
 _EQUAL = 1e-9
-"""Mean AP that differ by no more are equal: they differ in the order of a sum."""
+"""Mean APs that differ by no more than this are equal; such differences come from the order of summation."""
 
 
 @dataclass(frozen=True)
 class AlphaTable:
-    """AP of every class with each of A alphas, on F folds of the images; nan where there is no positive."""
+    """The AP of every class with each of A alphas, on F folds of the images; nan where there is no positive."""
 
     alphas: FloatArray
-    """[A] ascending."""
+    """[A] alphas, ascending."""
     training: int
-    """Place of the alpha of training among them."""
+    """Index in `alphas` of the alpha of training."""
     held_out: FloatArray
-    """[F, A, K] on the images of one fold."""
+    """[F, A, K] AP on the images of one fold."""
     others: FloatArray
-    """[F, A, K] on the images of all other folds."""
+    """[F, A, K] AP on the images of all other folds."""
     every: FloatArray
-    """[A, K] on all images."""
+    """[A, K] AP on all images."""
     positives: IntArray
-    """[F, K] in each fold."""
+    """[F, K] number of positives in each fold."""
     class_group: IntArray
-    """[K] 1 to 5."""
+    """[K] class group, 1 to 5."""
 
 
 @dataclass(frozen=True)
 class AlphaCandidate:
-    """One way to give alphas to classes, and how good it is on images that it was not chosen on."""
+    """One way to choose the alphas of classes, and its AP on images that they were not chosen on."""
 
     way: Way
     alpha: FloatArray
-    """[K] chosen on all images."""
+    """[K] alphas, chosen on all images."""
     held_out: float
-    """Mean AP on the folds left out, the mean over folds; nan without positives."""
+    """Mean AP on the held-out fold, averaged over folds; nan without positives."""
     gain: float
-    """Mean over folds of what it has more than the simpler way that stood before it; 0 for the simplest."""
+    """Difference of `held_out` from that of the best simpler way, averaged over folds; 0 for the simplest way."""
     noise: float
-    """Standard error of that gain over folds."""
+    """Standard error of `gain` over folds."""
     wins: bool
-    """Its gain is above its noise, so that it replaces the simpler way."""
+    """Whether the gain is above its standard error, so that this way replaces the simpler one."""
 
 
 def candidates(table: AlphaTable) -> list[AlphaCandidate]:
-    """Every way, from the simplest to the richest, each compared with the richest winner before it.
+    """Compare every way, from the simplest to the richest, with the last one before it that won.
 
-    A way replaces a simpler one only where its gain on the folds left out is above one standard error of the gain, the
-    folds taken as pairs; ties go to the simpler one. (One-standard-error rule, Breiman et al., 1984.)
+    A way wins over a simpler one only where its gain on held-out folds, compared fold by fold, is above the standard
+    error of the gain. (One-standard-error rule, Breiman et al., 1984.)
     """
     folds = _usable(table)
-    positives, found, standing = table.positives.sum(0), list[AlphaCandidate](), np.empty(0)
+    positives, tried, best = table.positives.sum(0), list[AlphaCandidate](), np.empty(0)
     for way in WAYS:
         places = _places(way, table.every, positives, table) if len(folds) else np.full(len(positives), table.training)
-        figures = np.array([_held_out(way, fold, table) for fold in folds])
-        gains = figures - (standing if found else figures)
+        held_out = np.array([_held_out(way, fold, table) for fold in folds])
+        gains = held_out - (best if tried else held_out)
         gain = float(gains.mean()) if len(folds) > 1 else 0.0
         noise = float(gains.std(ddof=1) / len(folds) ** 0.5) if len(folds) > 1 else 0.0
-        wins = not found or gain > noise + _EQUAL
-        mean = float(figures.mean()) if len(folds) else float("nan")
-        found.append(AlphaCandidate(way, table.alphas[places], mean, gain, noise, wins))
-        standing = figures if wins else standing
-    return found
+        wins = not tried or gain > noise + _EQUAL
+        mean = float(held_out.mean()) if len(folds) else float("nan")
+        tried.append(AlphaCandidate(way, table.alphas[places], mean, gain, noise, wins))
+        best = held_out if wins else best
+    return tried
 
 
 def _usable(table: AlphaTable) -> list[int]:
-    """The folds that have positives, and leave some to choose by."""
+    """The folds that have positives, while the other folds have some too."""
     inside = table.positives.sum(1)
     return np.flatnonzero((inside > 0) & (inside < inside.sum())).tolist()
 
 
 def _held_out(way: Way, fold: int, table: AlphaTable) -> float:
-    """Mean AP on a fold, over the classes with a positive there, of what is chosen on the others."""
+    """Mean AP on a fold, over its classes with a positive, with the alphas that are chosen on the other folds."""
     positives = table.positives.sum(0) - table.positives[fold]
     places = _places(way, table.others[fold], positives, table)
     seen = np.flatnonzero(table.positives[fold])
@@ -100,13 +100,13 @@ def _held_out(way: Way, fold: int, table: AlphaTable) -> float:
 
 
 def _places(way: Way, ap: FloatArray, positives: IntArray, table: AlphaTable) -> IntArray:
-    """[K] the alpha of each class, by its place among the alphas.
+    """[K] index in `table.alphas` of the alpha chosen for each class.
 
     Args:
         way: how classes share alphas.
-        ap: [A, K] to choose by; nan for classes without positives, of which there is at least one with.
-        positives: [K] that this AP is of.
-        table: names the groups, and the alpha of training.
+        ap: [A, K] AP to choose by; nan for classes without positives. At least one class has positives.
+        positives: [K] number of positives from which this AP was computed.
+        table: has the class groups and the alpha of training.
     """
     if way == "training":
         return np.full(len(positives), table.training)
@@ -125,17 +125,17 @@ def _places(way: Way, ap: FloatArray, positives: IntArray, table: AlphaTable) ->
 
 
 def _shrunk(own: FloatArray, positives: IntArray | np.integer, overall: FloatArray) -> FloatArray:
-    """[A, ...] AP drawn towards that of all classes [A]: no positive leaves nothing of its own, SHRINKAGE the half."""
+    """[A, ...] AP shrunk towards that of all classes [A]: wholly without positives, half-way with SHRINKAGE of them."""
     return (positives * own + SHRINKAGE * overall[:, None]) / (positives + SHRINKAGE)
 
 
 def _highest(curve: FloatArray) -> IntArray:
-    """The place of the highest value along the first axis, the smallest alpha of equals."""
+    """Index of the highest value along the first axis; among equal values that of the smallest alpha."""
     places: IntArray = np.argmax(curve >= curve.max(0) - _EQUAL, axis=0)
     return places
 
 
 def fold_of_images(num_images: int, seed: int = 0) -> NDArray[np.int64]:
-    """[num_images] the fold of each image, 0 to FOLDS - 1, of nearly equal size, drawn by the seed."""
+    """[num_images] the fold of each image, 0 to FOLDS - 1: random, from the seed, and of nearly equal size."""
     folds = np.arange(num_images) % FOLDS
     return np.random.default_rng(seed).permutation(folds)

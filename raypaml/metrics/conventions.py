@@ -1,6 +1,6 @@
-"""Which classes a mean AP counts: the published conventions, as pure functions of what is observed of each class.
+"""Which classes a mean AP counts: the published conventions, as functions of the observed labels of each class.
 
-The same predictions scored 81.0, 79.1, 77.3 and 1.1 under four of them; a figure without its convention means little.
+The same predictions had a mean AP of 81.0, 79.1, 77.3 and 1.1 under four of them, so a figure needs its convention.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEANING: dict[Convention, str] = {
 
 
 def counted(convention: Convention, positives: IntArray, negatives: IntArray) -> NDArray[np.bool_]:
-    """[K] whether the convention counts the class in its mean, from its observed positives and negatives [K]."""
+    """[K] whether the convention counts a class in its mean, given the observed positives and negatives [K]."""
     if convention == "paper":
         return positives + negatives > 0
     if convention == "positives":
@@ -38,12 +38,12 @@ def counted(convention: Convention, positives: IntArray, negatives: IntArray) ->
 
 
 def under(convention: Convention, ap: FloatArray, positives: IntArray, negatives: IntArray) -> FloatArray:
-    """[K] the AP of the classes the convention counts, nan elsewhere; a counted class without AP has 0."""
+    """[K] the AP of the classes that the convention counts, 0 for those of them without an AP; nan for the others."""
     return np.where(counted(convention, positives, negatives), np.nan_to_num(ap), np.nan)
 
 
 def skipped(convention: Convention, positives: IntArray, negatives: IntArray) -> dict[str, int]:
-    """How many classes are left out, by reason."""
+    """How many classes the convention leaves out, by reason."""
     out = ~counted(convention, positives, negatives)
     reasons = {
         "no observed label": positives + negatives == 0,

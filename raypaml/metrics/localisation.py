@@ -1,4 +1,4 @@
-"""Boxes read off class activation maps, against known ones."""
+"""Bounding boxes made from class activation maps, compared with annotated ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raypaml.labels import RealArray
 from raypaml.metrics.maps import Result, box_iou
 
 THRESHOLDS = np.arange(0.05, 1.0, 0.05)
-"""Of a map's range, tried one after the other."""
+"""The thresholds that are tried, as shares of the range of a map's values."""
 CHUNK_MAPS = 500
 _WITHIN_A_MASK = np.zeros((3, 3, 3), np.int8)
 _WITHIN_A_MASK[1] = [[0, 1, 0], [1, 1, 1], [0, 1, 0]]
@@ -22,28 +22,28 @@ def max_box_iou(
     image: tuple[int, int],
     thresholds: NDArray[np.float64] = THRESHOLDS,
 ) -> Result:
-    """[n, t] best overlap with a known box, of the box around the largest connected part of the map above a threshold.
+    """[n, t] greatest IoU of an annotated box with the box around the map's largest component above each threshold.
 
     (MaxBoxAcc, Choe et al., CVPR 2020: the share of maps above an IoU of 0.5, at the threshold that is best for all.)
 
     Args:
         maps: [n, h x w].
-        boxes: of each map, pixel corners x0 y0 x1 y1 [b, 4].
+        boxes: for each map, the corners x0 y0 x1 y1 in pixels of its annotated boxes [b, 4].
         grid, image: h, w and H, W.
-        thresholds: [t] of the range between a map's smallest and largest value.
+        thresholds: [t] shares of the range between a map's smallest and largest value.
     """
     cell = np.array([image[1] / grid[1], image[0] / grid[0]] * 2)
-    found = np.zeros((len(maps), len(thresholds)))
+    best = np.zeros((len(maps), len(thresholds)))
     for start in range(0, len(maps), CHUNK_MAPS):
         part = slice(start, start + CHUNK_MAPS)
         corners = largest_parts(_masks(maps[part], grid, thresholds)) * cell
-        for n, known in enumerate(boxes[part], start):
-            found[n] = box_iou(corners[n - start], known).max(axis=1, initial=0)
-    return found
+        for n, annotated in enumerate(boxes[part], start):
+            best[n] = box_iou(corners[n - start], annotated).max(axis=1, initial=0)
+    return best
 
 
 def _masks(maps: RealArray, grid: tuple[int, int], thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[n, t, h, w] where each map is at least each threshold of its range."""
+    """[n, t, h, w] where each map's value is at least the threshold."""
     low, high = maps.min(1), maps.max(1)
     levels = low[:, None] + thresholds * (high - low)[:, None]
     masks: NDArray[np.bool_] = maps[:, None, :] >= levels[:, :, None]
@@ -51,17 +51,20 @@ def _masks(maps: RealArray, grid: tuple[int, int], thresholds: NDArray[np.float6
 
 
 def largest_parts(masks: NDArray[np.bool_]) -> Result:
-    """[..., 4] cell corners x0 y0 x1 y1 around the largest connected part of each mask [..., h, w]; none is empty.
+    """[..., 4] corners x0 y0 x1 y1, in cells, of the box around the largest connected component of each mask.
 
-    Cells are connected by their sides; of parts of the same size the first in reading order is taken.
+    Cells are connected by their sides; among components of the same size the first in reading order is taken.
+
+    Args:
+        masks: bool [..., h, w], each with at least one cell.
     """
     from scipy import ndimage  # slow to import, and only where boxes are known
 
     stack = masks.reshape(-1, *masks.shape[-2:])
-    parts, count = ndimage.label(stack, _WITHIN_A_MASK)  # all masks at once: numbers ascend through the stack
+    parts, count = ndimage.label(stack, _WITHIN_A_MASK)  # labels ascend from mask to mask
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0
-    first = parts.reshape(len(stack), -1).max(1)  # the last number in each mask
+    first = parts.reshape(len(stack), -1).max(1)  # the last label in each mask
     largest = np.array([np.argmax(sizes[a:b]) + a for a, b in zip(np.r_[0, first[:-1]] + 1, first + 1, strict=True)])
     chosen = parts == largest[:, None, None]
     corners = []

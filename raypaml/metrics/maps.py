@@ -1,7 +1,7 @@
-"""How two models' class activation maps compare, and whether a map lies on its object: pure functions on arrays.
+"""Measures that compare the class activation maps of two models, or a map with the boxes of its class.
 
-A map is a row: n maps of m = h x w cells are [n, m]. (BoostLU, CVPR 2023, sections 3 and 5: same places, smaller
-scores.)
+A map is a row: n maps of m = h x w cells are [n, m]. (BoostLU, CVPR 2023, sections 3 and 5: models trained on full and
+on partial labels attend to the same places, with smaller scores in the latter.)
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from raypaml.labels import RealArray
 
 EXTREME_SHARE = 0.05
-"""Of the cells, at either end, that the papers average to blunt outliers."""
+"""Share of a map's cells, at each end of its values, whose mean the papers take as its maximum or minimum."""
 CHUNK_CELLS = 1 << 18
-"""Cells ranked together, so that memory stays small."""
+"""Cells that are ranked together, few enough to bound memory."""
 
 Result = NDArray[np.float64]
 
@@ -33,7 +33,7 @@ def average_ranks(values: RealArray) -> Result:
 
 
 def _shared(starts: NDArray[np.bool_], place: Result) -> Result:
-    """[n, m] the mean place within each run of equal values, of which `starts` marks the first."""
+    """[n, m] the mean rank within each run of equal values, whose first value `starts` marks."""
     first = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
     ends = np.ones(starts.shape, bool)
     ends[:, :-1] = starts[:, 1:]
@@ -43,7 +43,7 @@ def _shared(starts: NDArray[np.bool_], place: Result) -> Result:
 
 
 def spearman(a: RealArray, b: RealArray) -> Result:
-    """[n] rank correlation of the n-th maps of a and b [n, m], ties averaged; nan where either is constant."""
+    """[n] Spearman's rank correlation of each map of a and b [n, m], ties averaged; nan where either is constant."""
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"maps {a.shape} and {b.shape}: give both as [n, m]; resize one model's grid to the other's")
     rows = max(1, CHUNK_CELLS // max(1, a.shape[1]))
@@ -62,17 +62,17 @@ def _spearman(a: RealArray, b: RealArray) -> Result:
 
 
 def extremes(maps: RealArray, share: float = EXTREME_SHARE) -> tuple[Result, Result]:
-    """[n] mean of the largest and of the smallest `share` of each map's cells, at least one cell."""
+    """[n] means of the largest and of the smallest `share` of each map's cells, of at least one cell each."""
     count = max(1, round(share * maps.shape[1]))
     ordered = np.partition(maps, (count - 1, maps.shape[1] - count), axis=1)
     return ordered[:, -count:].mean(1, dtype=np.float64), ordered[:, :count].mean(1, dtype=np.float64)
 
 
 def centred_gaussian(height: int, width: int, spread: float = 0.25) -> Result:
-    """[h x w] a 2-D Gaussian in the middle of the grid: the control that knows nothing but that objects are centred.
+    """[h x w] a 2-D Gaussian in the middle of the grid: the control, a map that only assumes centred objects.
 
     Args:
-        spread: its standard deviation, as a share of each side; not published, our choice.
+        spread: standard deviation, as a share of each side; our choice, not published.
     """
     y, x = (((np.arange(n) + 0.5) / n - 0.5) / spread for n in (height, width))
     bell: Result = np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / 2).ravel()
@@ -80,20 +80,20 @@ def centred_gaussian(height: int, width: int, spread: float = 0.25) -> Result:
 
 
 def scale_ratio(partial: RealArray, full: RealArray) -> float:
-    """How much smaller the first's attributions are: the ratio of the medians; nan where the second's is not positive.
+    """The ratio of the median top attributions of two models; nan where the second's median is not positive.
 
     Args:
-        partial, full: [n] top attributions of the same (image, class) pairs.
+        partial, full: [n] top attributions of the two models for the same (image, class) pairs.
     """
     below = float(np.median(full)) if len(full) else np.nan
     return float(np.median(partial)) / below if below > 0 else float("nan")
 
 
 def coverage(boxes: RealArray, grid: tuple[int, int], image: tuple[int, int], points: int = 8) -> Result:
-    """[h x w] the share of each grid cell inside any of the boxes, from points x points places in it.
+    """[h x w] the share of each grid cell that lies inside any of the boxes, from points x points samples in it.
 
     Args:
-        boxes: [b, 4] pixel corners x0 y0 x1 y1.
+        boxes: [b, 4] corners x0 y0 x1 y1 in pixels.
         grid: h, w.
         image: H, W in pixels.
     """
@@ -123,24 +123,24 @@ def pointing_game(maps: RealArray, boxes: list[RealArray], grid: tuple[int, int]
 
 
 def chance_level(boxes: list[RealArray], grid: tuple[int, int], image: tuple[int, int]) -> Result:
-    """[n] what the pointing game gives on average to a cell chosen at random."""
-    return np.array([coverage(found, grid, image, points=1).mean() for found in boxes], np.float64)
+    """[n] the expected score in the pointing game of a cell chosen at random."""
+    return np.array([coverage(corners, grid, image, points=1).mean() for corners in boxes], np.float64)
 
 
 def energy_inside(maps: RealArray, boxes: list[RealArray], grid: tuple[int, int], image: tuple[int, int]) -> Result:
-    """[n] share of the positive attribution that lies in boxes of the class; nan where a map has none.
+    """[n] share of a map's positive attribution inside boxes of its class; nan where it has no positive attribution.
 
     (Energy-based pointing game, Wang et al., Score-CAM, CVPR workshops 2020.)
     """
     positive = np.maximum(maps, 0).astype(np.float64)
-    inside = np.stack([coverage(found, grid, image) for found in boxes]) if boxes else positive
+    inside = np.stack([coverage(corners, grid, image) for corners in boxes]) if boxes else positive
     total = positive.sum(1)
     share: Result = np.divide((positive * inside).sum(1), total, out=np.full(len(maps), np.nan), where=total > 0)
     return share
 
 
 def box_iou(some: RealArray, boxes: RealArray) -> Result:
-    """[a, b] intersection over union of boxes [a, 4] with others [b, 4], corners x0 y0 x1 y1."""
+    """[a, b] intersection over union of each of some boxes [a, 4] with each of others [b, 4], corners x0 y0 x1 y1."""
     some, boxes = some[:, None], boxes[None]
     sides = np.minimum(some[..., 2:], boxes[..., 2:]) - np.maximum(some[..., :2], boxes[..., :2])
     shared = np.clip(sides, 0, None).prod(-1)

@@ -1,4 +1,4 @@
-"""Metrics of one's own beside average precision: any function of a class's scores and labels."""
+"""User-defined metrics besides average precision: any function of the scores and labels of a class."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from raypaml.labels import FloatArray
 from raypaml.metrics.average_precision import Ranking
 
 Metric = Callable[[FloatArray, NDArray[np.bool_]], float]
-"""A function of one class's n observed entries: their scores, float64 [n], best first, and whether each is positive,
-bool [n]. It returns a number. The scores are logits, or probabilities where the predictions hold these."""
+"""(scores [n] float64, best first, positive [n] bool) -> number, for the n observed entries of one class. The scores
+are logits, or probabilities if the predictions are probabilities."""
 
 METRICS: dict[str, Metric] = {}
 """The registered metrics by name."""
 
 
 def register_metric(name: str, metric: Metric) -> None:
-    """Add a metric: every evaluation computes it for each class, and gives its mean by class group.
+    """Add a metric: every evaluation computes it for each class, and its mean for each class group.
 
     Args:
-        name: what tables and result.json call it.
-        metric: the function; a class with no observed entry is not asked, and one for which it returns nan is left out
-            of the means.
+        name: its name in tables and in result.json.
+        metric: the function. It is not called for a class without observed entries; a class for which it returns nan
+            is left out of the means.
 
     Raises:
         ValueError: the name is taken.
@@ -35,10 +35,10 @@ def register_metric(name: str, metric: Metric) -> None:
 
 
 def own_metrics(ranking: Ranking) -> dict[str, FloatArray]:
-    """Every registered metric by class.
+    """Compute every registered metric for each class.
 
     Returns:
-        [K] each; nan where a class has no observed entry, or the metric has no value.
+        By name of the metric, [K] values; nan where a class has no observed entry, or the metric has no value.
 
     Raises:
         ValueError: a metric failed; the message names it and the class.

@@ -1,6 +1,7 @@
 """Backbones without their pooling: images [B, 3, H, W] -> features [B, D, h, w].
 
-`small`, every classification model of torchvision by its name, and timm's as `timm:NAME` or `timm:NAME@SIZE`.
+A backbone is `small`, a classification model of torchvision by its name, or one of timm as `timm:NAME` or
+`timm:NAME@SIZE`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,20 +23,24 @@ from raypaml.model.timm_models import TIMM, as_timm_names, create, split_name, t
 from raypaml.model.tokens import token_map
 from raypaml.model.weights import load_weights
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+Channels = tuple[float, ...]
+"""A number for each channel of an image."""
+
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Sequential):
-    """Named stages in a row, the last giving the map, and what is known of it."""
+    """Named stages in a row, the last of which gives the map; with the normalisation that its input needs."""
 
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    """Of pixels 0..1 by channel, as the weights of this backbone expect it."""
-    std: tuple[float, ...] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    """Mean of each channel, for pixel values 0..1, that is subtracted from images before this backbone."""
+    std: Channels = IMAGENET_STD
+    """Standard deviation of each channel, by which images are then divided."""
     prefix: str = ""
-    """What stands before the origin's names of weights in the names of this one's."""
+    """The prefix of this module's weight names before the names that they have in the original model."""
     takes_size: bool = False
-    """Whether `timm:NAME@SIZE` makes it for images of another size."""
+    """Whether `timm:NAME@SIZE` can build it for images of another size."""
 
     def __init__(self, stages: OrderedDict[str, nn.Module], num_channels: int, stride: int):
         super().__init__(stages)
@@ -45,7 +49,7 @@ class Backbone(nn.Sequential):
 
 
 def _block(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:
-    # GroupNorm, not BatchNorm: no running state, and a result that does not depend on who shares the batch
+    # GroupNorm, not BatchNorm: no running statistics, and an image's result does not depend on the rest of the batch
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, padding=(size % 2), bias=False),
         nn.GroupNorm(8, outputs),
@@ -61,16 +65,16 @@ def small() -> Backbone:
 
 
 OWN_BACKBONES: dict[str, Callable[[], Backbone]] = {"small": small}
-"""Networks written here, and those that were registered, by name; all others are torchvision's and timm's."""
+"""The networks of this module and those that were registered, by name; all others are torchvision's and timm's."""
 
 
 def register_backbone(name: str, build: Callable[[], Backbone]) -> None:
     """Add a backbone, so that `--backbone` takes its name.
 
     Args:
-        name: not one that torchvision has, and without `timm:`.
-        build: makes it with random weights; `--weights FILE` is loaded into it by the names of its state dict. Its
-            stages take images [B, 3, H, W], normalised by its `mean` and `std`, to features [B, D, h, w].
+        name: a name that torchvision does not have, and that does not begin with `timm:`.
+        build: builds it with random weights; `--weights FILE` is loaded into it by the names of its state dict. It
+            turns images [B, 3, H, W], normalised by its `mean` and `std`, into features [B, D, h, w].
 
     Raises:
         ValueError: the name is taken.
@@ -81,9 +85,9 @@ def register_backbone(name: str, build: Callable[[], Backbone]) -> None:
 
 
 def check_backbone(name: str, weights: str = "") -> None:
-    """Raise ValueError unless `name` is a backbone, and has `weights` where these are ImageNet's.
+    """Raise ValueError unless `name` is a backbone and, where `weights` names ImageNet weights, has these.
 
-    Whether it has a map is seen when it is built.
+    Whether it ends with a map is only known once it is built.
     """
     if name in OWN_BACKBONES:
         if weights in IMAGENET:
@@ -119,12 +123,12 @@ def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = la
 
     Args:
         name: `small`, a classification model of torchvision, or `timm:` and one of timm.
-        weights: "" for random, a name of `pretrained.IMAGENET` for the origin's download, or a file (safetensors, or a
-            PyTorch state dict, read with weights only).
-        say: told what a weight file held.
+        weights: "" for random weights, a name of `pretrained.IMAGENET` for those that torchvision or timm downloads, or
+            a file (safetensors, or a PyTorch state dict, read with `weights_only`).
+        say: takes a line about what a weight file held.
 
     Raises:
-        ValueError: no such backbone, or none with a map; weights that cannot be had or do not fit.
+        ValueError: there is no such backbone, or it has no map; the weights cannot be downloaded or do not fit.
     """
     check_backbone(name, weights)
     if name in OWN_BACKBONES:
@@ -132,13 +136,14 @@ def build_backbone(name: str, weights: str = "", say: Callable[[str], None] = la
         if weights:
             say(load_weights(backbone, ("fc.weight", "fc.bias"), Path(weights)))
         return backbone
-    found, left_out, normalised = _inspected(name, weights if weights in IMAGENET else "")
+    feature_map, left_out, normalisation = _inspected(name, weights if weights in IMAGENET else "")
     if weights and weights not in IMAGENET:
-        say(load_weights(found.origin, left_out, Path(weights), functools.partial(as_timm_names, found.origin)))
-    backbone = Backbone(OrderedDict(net=found.net), found.num_channels, found.stride)
-    backbone.mean, backbone.std = normalised
-    backbone.prefix = next(f"{name}." for name, module in backbone.named_modules() if module is found.origin)
-    backbone.takes_size = takes_size(name, found.origin)
+        convert = functools.partial(as_timm_names, feature_map.origin)
+        say(load_weights(feature_map.origin, left_out, Path(weights), convert))
+    backbone = Backbone(OrderedDict(net=feature_map.net), feature_map.num_channels, feature_map.stride)
+    backbone.mean, backbone.std = normalisation
+    backbone.prefix = next(f"{name}." for name, module in backbone.named_modules() if module is feature_map.origin)
+    backbone.takes_size = takes_size(name, feature_map.origin)
     return backbone
 
 
@@ -155,25 +160,25 @@ def _own_backbone(name: str) -> Backbone:
     return backbone
 
 
-def _inspected(name: str, pretrained: str) -> tuple[FeatureMap, set[str], tuple[Any, Any]]:
-    """The map of a model, the names of the weights that do not lead to it, and how pixels are normalised."""
+def _inspected(name: str, pretrained: str) -> tuple[FeatureMap, set[str], tuple[Channels, Channels]]:
+    """A model cut at its map, the names of the weights that were cut off, and the mean and deviation of its pixels."""
     whole = build_whole(name, pretrained)
     names = set(whole.state_dict())
-    found = without_classifier(name, whole)
+    feature_map = without_classifier(name, whole)
     about = getattr(whole, "default_cfg", {})
-    left_out = names - set(found.origin.state_dict())
-    return found, left_out, (about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
+    left_out = names - set(feature_map.origin.state_dict())
+    return feature_map, left_out, (about.get("mean", IMAGENET_MEAN), about.get("std", IMAGENET_STD))
 
 
 def build_whole(name: str, pretrained: str = "") -> nn.Module:
-    """The model as its origin has it, classifier included; `pretrained` is "" or a name of `pretrained.IMAGENET`."""
+    """The model as torchvision or timm builds it, with classifier; `pretrained` is "" or a name in `IMAGENET`."""
     try:
         if name.startswith(TIMM):
             return create(name, pretrained)
         import torchvision
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of how googlenet and inception will be initialised
+            warnings.simplefilter("ignore", FutureWarning)  # about the initialisation of googlenet and inception
             weights = torchvision_weights(name, pretrained) if pretrained else None
             return torchvision.models.get_model(name, weights=weights)  # type: ignore[no-any-return]
     except OSError as error:
@@ -185,7 +190,7 @@ def build_whole(name: str, pretrained: str = "") -> nn.Module:
 
 
 def without_classifier(name: str, whole: nn.Module) -> FeatureMap:
-    """The part of a whole model that gives its map."""
+    """The part of a whole classifier that ends with its map."""
     try:
         if not name.startswith(TIMM):
             if hasattr(whole, "aux_logits"):
@@ -200,7 +205,7 @@ def without_classifier(name: str, whole: nn.Module) -> FeatureMap:
 
 
 def _map_of_timm(whole: nn.Module, size: int | None) -> FeatureMap:
-    """The last map of a model of timm, or its tokens as one; ValueError where it has neither."""
+    """A model of timm that ends with its last map, or with its tokens as a map. Raises ValueError if it has neither."""
     num_channels = int(getattr(whole, "head_hidden_size", None) or whole.num_features)  # type: ignore[arg-type]
     own: int = size or whole.default_cfg["input_size"][-1]  # type: ignore[assignment,index]
     sizes = (*SIZES, own)
@@ -215,27 +220,29 @@ def _map_of_timm(whole: nn.Module, size: int | None) -> FeatureMap:
 
 @torch.no_grad()
 def linear_classifier(name: str) -> str:
-    """The name of the layer that turns a model's pooled map into its logits.
+    """The name of the linear layer that turns a model's pooled map into its logits.
 
-    Seen from what it computes: with random weights, the model's logits must be those of that layer for the mean of the
-    map. Raises ValueError where they are not.
+    This is tested with random weights: the model's logits must be what that layer gives for the mean of the map.
+
+    Raises:
+        ValueError: they are not, or the model has no classifier.
     """
     if name in OWN_BACKBONES:
         return "fc"
     whole = build_whole(name).eval()
-    found = without_classifier(name, copy.deepcopy(whole))
-    own = set(found.origin.state_dict())
+    feature_map = without_classifier(name, copy.deepcopy(whole))
+    own = set(feature_map.origin.state_dict())
     layers = [key.removesuffix(".weight") for key in whole.state_dict() if key not in own and key.endswith(".weight")]
     if not layers or getattr(whole, "num_classes", None) == 0:
         raise ValueError(f"head_weights: {name} has no classifier; leave --head-weights out")
     layer = layers[-1]
     linear = whole.get_submodule(layer)
     if linear.bias is not None:
-        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]  # deep networks with random weights give little else
-    images = torch.rand(1, 3, found.size, found.size)
+        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]  # else it outweighs the rest in a deep network with random weights
+    images = torch.rand(1, 3, feature_map.size, feature_map.size)
     weight = linear.weight.flatten(1)  # type: ignore[operator]
-    if weight.shape[1] == found.num_channels:
-        expected = found.net.eval()(images).mean((-2, -1)) @ weight.T
+    if weight.shape[1] == feature_map.num_channels:
+        expected = feature_map.net.eval()(images).mean((-2, -1)) @ weight.T
         if torch.allclose(expected, whole(images), rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
             return layer
     others = ", ".join(one for one in layers if one != layer) or "a function without weights"

@@ -1,4 +1,4 @@
-"""The classifier whose last layer is its class activation map, and BoostLU on that map.
+"""The classifier: backbone, 1x1 convolution that gives the class activation map, BoostLU, spatial mean.
 
 Dimensions: B images, K classes, D channels, h w CAM grid, H W pixels.
 """
@@ -27,14 +27,14 @@ def check_alpha(alpha: float) -> None:
 
 
 def boostlu(cam: Tensor, alpha: float | Iterable[float]) -> Tensor:
-    """BoostLU(x) = max(x, alpha x): positive attributions times alpha, the others unchanged.
+    """BoostLU(x) = max(x, alpha x): multiplies positive attributions by alpha and leaves the others unchanged.
 
     Args:
-        cam: [..., h, w] class activation map.
-        alpha: factor >= 1, 5 as published; or one for each class of a map [..., K, h, w].
+        cam: class activation map [..., h, w].
+        alpha: factor >= 1, published as 5; or one factor for each class of a map [..., K, h, w].
 
     Returns:
-        Same shape. The slope at exactly 0 is alpha. (BoostLU, CVPR 2023, section 4.)
+        The boosted map, of the same shape. Its derivative at exactly 0 is alpha. (BoostLU, CVPR 2023, section 4.)
     """
     if isinstance(alpha, Iterable):
         factors = _class_alphas(alpha, cam.shape[-3]).to(cam)
@@ -44,7 +44,7 @@ def boostlu(cam: Tensor, alpha: float | Iterable[float]) -> Tensor:
 
 
 def _class_alphas(given: Iterable[float], num_classes: int) -> Tensor:
-    """[K] float32; ValueError unless there are K, each >= 1."""
+    """The factors as float32 [K]. Raises ValueError unless there are K of them, each >= 1."""
     alphas = [float(alpha) for alpha in given]
     if len(alphas) != num_classes:
         raise ValueError(f"alpha: {len(alphas)} values for {num_classes} classes; give one for each, or one for all")
@@ -56,8 +56,8 @@ def _class_alphas(given: Iterable[float], num_classes: int) -> Tensor:
 def pool_parts(cam: Tensor) -> tuple[Tensor, Tensor]:
     """P = mean(max(cam, 0)) and N = mean(min(cam, 0)) over the grid, in float32.
 
-    `alpha * P + N` is the spatial mean of the boosted map for every alpha, so no boosted map is built. This is the
-    reference; the classifier itself uses `pooling.pooled_map`, which does not need the map whole.
+    `alpha * P + N` is the spatial mean of the boosted map for every alpha, so that no boosted map has to be built. This
+    is the reference implementation; the classifier uses `pooling.pooled_map`, which never builds the whole map.
 
     Args:
         cam: [B, K, h, w].
@@ -66,7 +66,7 @@ def pool_parts(cam: Tensor) -> tuple[Tensor, Tensor]:
         P [B, K] >= 0 and N [B, K] <= 0.
     """
     cam = cam if cam.dtype == torch.float64 else cam.float()
-    positive = torch.where(cam >= 0, cam, 0.0)  # not clamp: at 0 P, not N, takes the gradient, as in boostlu
+    positive = torch.where(cam >= 0, cam, 0.0)  # two clamps would give P and N a gradient at 0
     return positive.mean((-2, -1)), (cam - positive).mean((-2, -1))
 
 
@@ -75,27 +75,27 @@ class CamClassifier(nn.Module):
 
     Args:
         backbone: normalised images [B, 3, H, W] -> features [B, D, h, w], with an attribute `num_channels` = D, and
-            `mean` and `std` of pixels 0..1 by channel where they are not ImageNet's.
+            `mean` and `std` of pixel values 0..1 for each channel where they are not ImageNet's.
         num_classes: K.
-        alpha: BoostLU's factor, >= 1, used in training and in evaluation; or one for each class, for use.
+        alpha: BoostLU's factor, >= 1, used in training and in evaluation; or, after training, one for each class.
     """
 
     mean: Tensor
     std: Tensor
     alpha: float | Tensor
-    """BoostLU's factor: one for all classes, or [K]."""
+    """BoostLU's factor: one for all classes, or a tensor [K]."""
 
     def __init__(self, backbone: nn.Module, num_classes: int, alpha: float | Iterable[float] = 5.0):
         super().__init__()
-        if isinstance(alpha, Iterable):  # not among the weights: it is chosen after training
+        if isinstance(alpha, Iterable):  # not in the state dict, for it is chosen after training
             self.register_buffer("alpha", _class_alphas(alpha, num_classes), persistent=False)
         else:
             check_alpha(alpha)
             self.alpha = alpha
         self.rejection_alpha: float | None = None
-        """The alpha of the logits that rank entries for rejection, where training asks for another than its own."""
+        """The alpha of the logits that rank entries for rejection; None: those of the loss rank them."""
         self.frozen = False
-        """Whether the backbone neither learns nor counts."""
+        """Whether the backbone's weights and its BatchNorm statistics stay as they are."""
         self.backbone = backbone
         self.head = nn.Conv2d(int(backbone.num_channels), num_classes, kernel_size=1)  # type: ignore[arg-type]
         nn.init.normal_(self.head.weight, std=0.01)
@@ -105,60 +105,60 @@ class CamClassifier(nn.Module):
             self.register_buffer(name, 255 * values, persistent=False)
 
     def alpha_of(self, k: int) -> float:
-        """BoostLU's factor of one class."""
+        """BoostLU's factor for one class."""
         return float(self.alpha[k]) if isinstance(self.alpha, Tensor) else self.alpha
 
     def freeze(self, frozen: bool) -> None:
-        """Keep the backbone as it is, its BatchNorm in evaluation; or let it learn again."""
+        """Freeze the backbone, whose BatchNorm then stays in evaluation mode; or let it learn again."""
         self.frozen = frozen
         self.backbone.requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation; a frozen backbone stays in evaluation."""
+        """Set training or evaluation mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
         return self
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, D, h, w] of uint8 images [B, 3, H, W]."""
+        """Features [B, D, h, w] of uint8 images [B, 3, H, W]."""
         return self.backbone((images.to(self.mean.dtype) - self.mean) / self.std)  # type: ignore[no-any-return]
 
     def cam(self, images: Tensor) -> Tensor:
-        """The raw map [B, K, h, w] of uint8 images [B, 3, H, W], whole."""
+        """The whole raw map [B, K, h, w] of uint8 images [B, 3, H, W]."""
         return self.head(self.features(images))  # type: ignore[no-any-return]
 
     def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """P and N [B, K] of uint8 images; logits for any alpha are `alpha * P + N`. No whole map is kept."""
+        """P and N [B, K] of uint8 images [B, 3, H, W], without a whole map; logits at any alpha are `alpha P + N`."""
         return self.pooled_features(self.features(images))
 
     def pooled_features(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """P and N [B, K] of features [B, D, h, w], also of kept ones in float16."""
+        """P and N [B, K] of features [B, D, h, w], which may be kept ones in float16."""
         return pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, float32, of uint8 images [B, 3, H, W]: [B, K], or `with_ranking` where training asks."""
+        """Float32 logits [B, K] of uint8 images [B, 3, H, W]; [B, 2 K] where `rejection_alpha` is set."""
         return with_ranking(*self.pooled(images), self.alpha, self.rejection_alpha)
 
 
 class FeatureClassifier(nn.Module):
-    """The head of a classifier alone: features [B, D, h, w] -> logits; the weights are the classifier's own."""
+    """The head of a classifier: features [B, D, h, w] -> logits; it shares the classifier's weights."""
 
     def __init__(self, model: CamClassifier):
         super().__init__()
         self.alpha, self.rejection_alpha, self.head = model.alpha, model.rejection_alpha, model.head
 
     def forward(self, features: Tensor) -> Tensor:
-        """The classifier's logits, float32; features kept in half precision lose nothing more."""
+        """The classifier's logits, in float32 also for features that were kept in half precision."""
         positive, negative = pooled_map(features, self.head.weight, self.head.bias)  # type: ignore[arg-type]
         return with_ranking(positive, negative, self.alpha, self.rejection_alpha)
 
 
 def with_ranking(positive: Tensor, negative: Tensor, alpha: float | Tensor, rejection_alpha: float | None) -> Tensor:
-    """Logits [B, K] of P and N [B, K]; beside them, [B, 2 K], those that rank for rejection where these have an alpha.
+    """Logits [B, K] from P and N [B, K]; with a `rejection_alpha`, [B, 2 K].
 
-    No gradient goes through the latter.
+    The second half then holds the logits at `rejection_alpha`, which rank entries for rejection and take no gradient.
     """
     logits = alpha * positive + negative
     if rejection_alpha is None:
@@ -169,24 +169,24 @@ def with_ranking(positive: Tensor, negative: Tensor, alpha: float | Tensor, reje
 def load_classifier(model: CamClassifier, path: Path, layer: str = "fc") -> None:
     """Load a linear classifier over pooled features (GAP + FC) into the CAM head, weight for weight.
 
-    At alpha 1 the logits are then that classifier's, for the mean of a map of linear functions is linear in the mean.
+    At alpha 1 the logits are then that classifier's: a linear layer of mean features is the mean of the linear layer.
 
     Args:
         model: its head takes the weights.
-        path: a weight file as `read_weights` takes, with the layer's weight [K, D] and bias [K].
-        layer: its name, before which the file may have the prefix of all others.
+        path: a weight file that `read_weights` can read, with the layer's weight [K, D] and bias [K].
+        layer: the name of the layer; in the file it may have the prefix that the backbone's names have.
 
     Raises:
-        ValueError: the file has no such tensors, or of another shape.
+        ValueError: the file has no such tensors, or they have another shape.
     """
-    found, _ = read_weights(path)
+    weights, _ = read_weights(path)
     names = [f"{layer}.{name}" for name, _ in model.head.named_parameters()]
     prefix = common_prefix(
-        found, {*names, *(name.removeprefix(str(model.backbone.prefix)) for name in model.backbone.state_dict())}
+        weights, {*names, *(name.removeprefix(str(model.backbone.prefix)) for name in model.backbone.state_dict())}
     )
     for name, parameter in zip(names, model.head.parameters(), strict=True):
         wanted = list(parameter.shape[:2])
-        value = found.get(prefix + name)
+        value = weights.get(prefix + name)
         if value is None:
             raise ValueError(f"head_weights: {path} has no {prefix}{name}; leave --head-weights out, or name it so")
         if list(value.squeeze((-2, -1)).shape if value.ndim == 4 else value.shape) != wanted:

@@ -1,16 +1,15 @@
-"""Where the spatial feature map of a classifier lies, found by looking at what it computes, not by a list of models.
+"""Finds the last feature map of any classifier from its computation graph, without a list of known models.
 
-The forward pass is traced down to modules that are not plain sequences. From the classifier, the last linear layer or
-convolution, one walks back over what belongs to it (pooling to a fixed size, flattening, norms, activations, dropout,
-linear layers) to the first feature map. What lies before it is the backbone, made of the modules of the origin.
-Shapes come from torch's meta device, which computes no values.
+`torch.fx` traces the forward pass into every `nn.Sequential` and keeps other modules whole. From the classifier, which
+is the last linear layer or convolution, the search goes back over the layers of a head (pooling to a fixed size,
+flattening, norms, activations, dropout, linear layers) to the first feature map. The modules before it are the
+backbone, under their own names. Shapes come from torch's meta device, which computes no values.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,13 +19,13 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd
 
 SIZES = (448, 224)
-"""Images that an unknown network is tried with, square, in pixels."""
+"""Sides of the square images that an unknown network is tried with, in pixels."""
 
 Shape = tuple[int, ...]
 
 _RESIZED = (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
-_OF_A_HEAD = (*_RESIZED, _AvgPoolNd, _DropoutNd, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Flatten)
-_CALLS_OF_A_HEAD = ("adaptive_avg_pool2d", "flatten", "mean", "relu", "dropout", "reshape", "view", "squeeze")
+_HEAD_LAYERS = (*_RESIZED, _AvgPoolNd, _DropoutNd, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Flatten)
+_CALLS_HEAD_LAYERS = ("adaptive_avg_pool2d", "flatten", "mean", "relu", "dropout", "reshape", "view", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -35,39 +34,39 @@ class FeatureMap:
 
     net: nn.Module
     origin: nn.Module
-    """The part of it whose weights have the origin's names; itself, unless something was put around it."""
+    """The submodule whose weights have the names of the original model; `net` itself, unless it wraps that model."""
     num_channels: int
     """D."""
     stride: int
     """Pixels between neighbouring places of the map."""
     size: int
-    """Side of the smallest square images that it was tried with and takes, in pixels."""
+    """Side, in pixels, of the smallest square images among those tried that it takes."""
 
 
 class _Tracer(fx.Tracer):
-    """Traces plain sequences; every other module stays whole, with what it does in training and in evaluation."""
+    """Traces into `nn.Sequential` only; other modules stay whole and so keep their training and evaluation modes."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         return not isinstance(m, nn.Sequential)
 
 
 class _Shapes(fx.Interpreter):
-    """Notes the shape of every value for this image size."""
+    """Notes the shape of every node's value, without the batch dimension, for images of one size."""
 
     size: int
 
-    def run_node(self, n: fx.Node) -> Any:
-        found = super().run_node(n)
-        if isinstance(found, Tensor):
-            n.meta.setdefault("shapes", {})[self.size] = tuple(found.shape[1:])
-        return found
+    def run_node(self, n: fx.Node) -> object:
+        value: object = super().run_node(n)
+        if isinstance(value, Tensor):
+            n.meta.setdefault("shapes", {})[self.size] = tuple(value.shape[1:])
+        return value
 
 
 def cut_classifier(whole: nn.Module) -> FeatureMap:
-    """The part of a classifier that gives its last feature map; its modules and their names are those of the origin.
+    """The part of a classifier that ends with its last feature map; modules and names are those of the classifier.
 
     Raises:
-        ValueError: no map that is only pooled and classified; says what the nearest one goes through.
+        ValueError: it has no map that is only pooled and classified; the message names the layers in between.
     """
     traced = fx.GraphModule(whole, _Tracer().trace(whole), type(whole).__name__)
     traced.graph.eliminate_dead_code()  # auxiliary classifiers
@@ -79,10 +78,10 @@ def cut_classifier(whole: nn.Module) -> FeatureMap:
         if not node.all_input_nodes:
             raise ValueError("nothing in it gives a map [D, h, w]")
         node = max(reversed(node.all_input_nodes), key=lambda one: len(_shape(one)))
-    strange = [_name(traced, other) for other in reversed(behind) if not _of_a_head(traced, other)]
-    if strange:
+    others = [_name(traced, other) for other in reversed(behind) if not _of_a_head(traced, other)]
+    if others:
         raise ValueError(
-            f"its last map, {list(_shape(node))} of {_name(traced, node)}, goes on through {', '.join(strange)}; a "
+            f"its last map, {list(_shape(node))} of {_name(traced, node)}, goes on through {', '.join(others)}; a "
             "class activation map needs one that is only pooled and classified"
         )
     output.args = (node,)
@@ -94,16 +93,18 @@ def cut_classifier(whole: nn.Module) -> FeatureMap:
 
 
 def as_feature_map(net: nn.Module, num_channels: int | None = None, sizes: tuple[int, ...] = SIZES) -> FeatureMap:
-    """A network that was asked to end with its map, as [B, D, h, w].
+    """A network that ends with a map, as one that gives [B, D, h, w].
 
     Args:
-        num_channels: D, by which [h, w, D] is known; without it channels come first.
-        sizes: of the square images that it is tried with, in pixels.
+        num_channels: D, which tells a map [h, w, D] from one [D, h, w]; None: channels come first.
+        sizes: sides of the square images that it is tried with, in pixels.
 
     Raises:
-        ValueError: it does not, or takes none of these sizes.
+        ValueError: it does not end with a map, or takes none of these sizes.
     """
-    traced = fx.GraphModule({"net": net}, _call_of_net())
+    graph = fx.Graph()
+    graph.output(graph.call_module("net", (graph.placeholder("images"),)))
+    traced = fx.GraphModule({"net": net}, graph)
     _note_shapes(traced, sizes)
     (output,) = traced.graph.find_nodes(op="output")
     shapes = output.args[0].meta["shapes"]
@@ -120,14 +121,8 @@ class _ChannelsFirst(nn.Module):
         return features.permute(0, 3, 1, 2)
 
 
-def _call_of_net() -> fx.Graph:
-    graph = fx.Graph()
-    graph.output(graph.call_module("net", (graph.placeholder("images"),)))
-    return graph
-
-
 def _note_shapes(traced: fx.GraphModule, sizes: tuple[int, ...] = SIZES) -> None:
-    """Note the shapes for all sizes that the network takes; ValueError if it takes none."""
+    """Note the shapes for all sizes that the network takes. Raises ValueError if it takes none of them."""
     empty = copy.deepcopy(traced).to("meta").eval()
     shapes, taken, reason = _Shapes(empty), list[int](), ""
     for shapes.size in dict.fromkeys(sizes):
@@ -140,8 +135,8 @@ def _note_shapes(traced: fx.GraphModule, sizes: tuple[int, ...] = SIZES) -> None
     if not taken:
         raise ValueError(f"it takes no images of {' or '.join(f'{size} x {size}' for size in sizes)} ({reason})")
     for node, noted in zip(traced.graph.nodes, empty.graph.nodes, strict=True):
-        found = noted.meta.get("shapes", {})
-        node.meta["shapes"] = {size: found[size] for size in taken if size in found}
+        shapes_by_size = noted.meta.get("shapes", {})
+        node.meta["shapes"] = {size: shapes_by_size[size] for size in taken if size in shapes_by_size}
 
 
 def _shape(node: fx.Node) -> Shape:
@@ -149,7 +144,7 @@ def _shape(node: fx.Node) -> Shape:
 
 
 def _stride(shapes: dict[int, Shape]) -> int:
-    """From two sizes, for a border may cost a place; from one where the network takes no other."""
+    """Pixels between places of the map, from two image sizes where possible, because a border may cost a place."""
     (large, (_, grid, _)), (size, (_, smaller, _)) = (*shapes.items(), *shapes.items())[:2]
     return round((large - size) / (grid - smaller) if grid > smaller else large / grid)
 
@@ -165,7 +160,7 @@ def _name(traced: fx.GraphModule, node: fx.Node) -> str:
 
 
 def _before_classifier(traced: fx.GraphModule, output: fx.Node) -> fx.Node:
-    """What feeds the last linear layer or convolution."""
+    """The node whose value the last linear layer or convolution takes."""
     node = output.all_input_nodes[0]
     while not isinstance(_module(traced, node), nn.Linear | nn.Conv2d):
         if not _of_a_head(traced, node):
@@ -177,12 +172,12 @@ def _before_classifier(traced: fx.GraphModule, output: fx.Node) -> fx.Node:
 def _of_a_head(traced: fx.GraphModule, node: fx.Node) -> bool:
     module = _module(traced, node)
     if module is None:
-        return _name(traced, node) in _CALLS_OF_A_HEAD
-    return isinstance(module, _OF_A_HEAD) or type(module).__module__ == activation.__name__
+        return _name(traced, node) in _CALLS_HEAD_LAYERS
+    return isinstance(module, _HEAD_LAYERS) or type(module).__module__ == activation.__name__
 
 
 def _is_map(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether this is a map: not one place, nor pooled to a fixed size, nor the same map with some of it dropped."""
+    """Whether a node gives a map of several places that is neither pooled to a fixed size nor the result of dropout."""
     shape = _shape(node)
     return (
         len(shape) == 3 and shape[1] * shape[2] > 1 and not isinstance(_module(traced, node), (*_RESIZED, _DropoutNd))

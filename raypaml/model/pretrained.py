@@ -1,4 +1,4 @@
-"""ImageNet weights by the names that `--weights` takes: what torchvision and timm call them, and which there are."""
+"""ImageNet weights: the names that `--weights` takes, and the weights of torchvision and timm behind them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from types import ModuleType
 
 IMAGENET = {"imagenet": ("DEFAULT", ""), "imagenet-v1": ("IMAGENET1K_V1", "tv_in1k")}
 IMAGENET |= {"imagenet-v2": ("IMAGENET1K_V2", "tv2_in1k")}
-"""Names of weights to download, and what torchvision and timm call them: `imagenet` is each library's own choice, the
-others are torchvision's of its first and of its later training, which timm has under tags of its own."""
+"""Names of weights to download, with torchvision's name and timm's tag of them. `imagenet` is each library's default;
+the others are the weights of torchvision's first and second training recipe, which timm has too, under other tags."""
 
 
 def torchvision_weights(name: str, asked: str) -> str:
-    """What torchvision calls the weights `asked` of its model `name`; ValueError, naming those it has, without any."""
+    """Torchvision's name of the weights `asked` of its model `name`. Raises ValueError, naming others, without any."""
     import torchvision
 
     wanted, _ = IMAGENET[asked]
@@ -23,10 +23,10 @@ def torchvision_weights(name: str, asked: str) -> str:
 
 
 def timm_model(timm: ModuleType, name: str, asked: str) -> str:
-    """The name, with a tag, of timm's model `name` with the weights `asked`.
+    """The name of timm's model `name` with the tag of the weights `asked`.
 
     Raises:
-        ValueError: there are no such weights, or the name has a tag of others; the message names those there are.
+        ValueError: timm has no such weights, or the name already has the tag of other weights.
     """
     architecture, _, tag = name.partition(".")
     _, wanted = IMAGENET[asked]
@@ -44,7 +44,7 @@ def timm_model(timm: ModuleType, name: str, asked: str) -> str:
 
 
 def _other(there: Sequence[str]) -> str:
-    """What may be asked for instead."""
+    """The end of a refusal: the weights that may be named instead."""
     if not there:
         return "or any other; give a file as --weights FILE"
     ours = {called: asked for asked, names in IMAGENET.items() for called in names}

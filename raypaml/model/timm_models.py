@@ -1,7 +1,7 @@
-"""timm's models by name, `timm:NAME` or `timm:NAME@SIZE`, made so that they take as many image sizes as they can.
+"""timm's models by name, `timm:NAME` or `timm:NAME@SIZE`, built so that they take as many image sizes as they can.
 
-NAME may carry timm's tag of pretrained weights, as in `vit_base_patch16_224.dino`: the mean and the deviation of its
-pixels are then those that these weights expect.
+NAME may have timm's tag of pretrained weights, as in `vit_base_patch16_224.dino`; images are then normalised by the
+mean and standard deviation that these weights expect.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import inspect
 import io
 import re
 import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,12 +20,14 @@ from raypaml.cli import extra
 from raypaml.model.pretrained import timm_model
 
 TIMM = "timm:"
+Converter = Callable[[dict[str, Tensor], nn.Module], Mapping[str, object]]
+"""(weights of a file, model) -> weights as timm names them, and sometimes other things."""
 _FLEXIBLE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-"""How a model is asked to take images of any size, the first that it knows; many of them need not be asked."""
+"""Arguments by which a model takes images of any size, tried in this order; many models take any size without one."""
 
 
 def timm_module(name: str) -> ModuleType:
-    """The package; ValueError where it is not installed."""
+    """The package `timm`. Raises ValueError where it is not installed."""
     try:
         import timm
     except ImportError:
@@ -34,10 +36,10 @@ def timm_module(name: str) -> ModuleType:
 
 
 def split_name(name: str) -> tuple[str, int | None]:
-    """Split `timm:NAME@SIZE` into timm's own name and the side of the images that it is made for, in pixels, if named.
+    """Split `timm:NAME@SIZE` into timm's name and the side of the images in pixels, None without `@SIZE`.
 
     Raises:
-        ValueError: the size is no number of pixels.
+        ValueError: the size is not a number of pixels.
     """
     own, at, size = name.removeprefix(TIMM).partition("@")
     if at and not re.fullmatch(r"[1-9]\d{0,4}", size):
@@ -46,14 +48,14 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def create(name: str, pretrained: str) -> nn.Module:
-    """Make the model of this name, classifier included, for images of any size or of the size named.
+    """Build the model with its classifier, for images of the size in its name, or without one of any size.
 
     Args:
-        name: as users give it.
-        pretrained: "" or a name of `pretrained.IMAGENET`, whose weights are downloaded.
+        name: `timm:NAME` or `timm:NAME@SIZE`.
+        pretrained: "" or a name in `pretrained.IMAGENET`, whose weights are downloaded.
 
     Raises:
-        ValueError: it cannot be made for a size.
+        ValueError: the model has no argument for an image size.
     """
     timm, (own, size) = timm_module(name), split_name(name)
     own = timm_model(timm, own, pretrained) if pretrained else own
@@ -65,26 +67,26 @@ def create(name: str, pretrained: str) -> nn.Module:
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise
-    raise ValueError(f"backbone={name!r}: it is not made for one size of images; leave @{size} out")
+    raise ValueError(f"backbone={name!r}: it is not built for one size of images; leave @{size} out")
 
 
 def takes_size(name: str, whole: nn.Module) -> bool:
-    """Whether `timm:NAME@SIZE` makes a model for another size."""
+    """Whether `timm:NAME@SIZE` can build the model for another image size."""
     return name.startswith(TIMM) and "img_size" in inspect.signature(type(whole).__init__).parameters
 
 
 def as_timm_names(whole: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a published file under timm's names and in its model's shapes, by timm's own conversion.
+    """The weights of a published file under timm's names and in the shapes of its model, by timm's own conversion.
 
-    It knows the files of the models' authors (DINOv2, DINOv3, CLIP, ...), and resamples position embeddings, tables of
-    relative positions and patches of another size. Weights that it cannot convert are returned as they are.
+    That conversion knows the files of the models' authors (DINOv2, DINOv3, CLIP, ...), and resamples position
+    embeddings, tables of relative positions and patch embeddings. Weights that it cannot convert stay as they are.
     """
-    convert: Any = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
+    convert: Converter | None = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return weights
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # of names that it tries
-            converted = dict(convert(dict(weights), whole))
-    except Exception:  # it was written for one file, and stumbles over others in any way; what differs is said later
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints the names that it tries
+            converted = convert(dict(weights), whole)
+    except Exception:  # each is written for certain files, and fails on others in any way; loading says what differs
         return weights
     return {name: value for name, value in converted.items() if isinstance(value, Tensor)}

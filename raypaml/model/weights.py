@@ -1,4 +1,4 @@
-"""Weight files: read without executing anything, fitted to a network by the names in them, every stranger named."""
+"""Weight files: read without executing anything, and loaded by name; weights that do not belong are reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,22 +21,23 @@ NESTED = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "teacher"),
     *("state_dict_ema", "model_ema", "ema", "student", "params"),
 )
-"""Where training scripts put the state dict of the model; where a file has several, the first of these is taken."""
+"""Keys under which training scripts save the model's state dict; where a file has several, the first is taken."""
 _NAMED = 4
-"""Keys that a message names."""
+"""The most keys that a message names."""
 _NARROW = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-"""Types of quantised networks: their values mean nothing without scales, which are kept elsewhere."""
+"""Types of quantised weights, whose values mean nothing without scales that are stored elsewhere."""
 _REMEDY = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
 
 
 def read_weights(path: Path) -> tuple[Weights, str]:
-    """Read tensors by name from a safetensors file or a PyTorch state dict; nothing is executed.
+    """Read tensors by name from a safetensors file or a PyTorch state dict, without executing anything in it.
 
     Returns:
-        The tensors, all dense and of plain numbers; and what there is to say of where in the file they lay.
+        The tensors, all dense and not quantised; and words for a message that say under which keys of the file they
+        were, empty where they were its top level.
 
     Raises:
-        ValueError: in one line, why the file is not that.
+        ValueError: the file is not one of these; the message says why, in one line.
     """
     if not path.is_file():
         raise ValueError(f"weights={path}: no such file")
@@ -49,18 +49,18 @@ def read_weights(path: Path) -> tuple[Weights, str]:
         raise ValueError(f"weights={path}: holds no weights but {instead}; {remedy}")
     is_safetensors = path.suffix.lower() == ".safetensors" or start[8:9] == b"{"
     content, place = _state_dict(path, _load(path, is_safetensors))
-    _check_tensors(path, content, place)
-    return content, place
+    return _checked_tensors(path, content, place), place
 
 
-def _load(path: Path, is_safetensors: bool) -> Any:
-    """The content of a weight file, safe to look at."""
+def _load(path: Path, is_safetensors: bool) -> object:
+    """The content of a weight file, read by loaders that execute nothing."""
     try:
         if is_safetensors:
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is refused below anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            warnings.simplefilter("ignore")  # they are about files that are refused below anyway
+            content: object = torch.load(path, map_location="cpu", weights_only=True)
+            return content
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ValueError(f"weights={path}: not a readable weight file ({_unreadable(error)})") from None
     except Exception as error:  # UnpicklingError, and whatever a damaged pickle stream provokes
@@ -68,7 +68,7 @@ def _load(path: Path, is_safetensors: bool) -> Any:
 
 
 def _unreadable(error: Exception) -> str:
-    """The first sentence, for the rest is torch's advice; a KeyError's text is a byte that no pickle begins with."""
+    """The first sentence of an error, without torch's advice; a KeyError's text is only the byte that was read."""
     if isinstance(error, KeyError):
         return "it does not begin as one"
     if "TorchScript" in str(error):
@@ -77,7 +77,7 @@ def _unreadable(error: Exception) -> str:
 
 
 def _refusal(error: Exception) -> str:
-    """Why a pickle is not read, without torch's advice how to run what is in it."""
+    """Why a pickle is not read, without torch's advice on how to execute it."""
     named = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
     if named:
         return f"refused, it holds more than tensors: {named[1]}, which is only made by running the file; {_REMEDY}"
@@ -86,27 +86,28 @@ def _refusal(error: Exception) -> str:
     return f"refused, it holds more than tensors, or is no weight file ({why}); {_REMEDY}"
 
 
-def _state_dict(path: Path, content: Any) -> tuple[Any, str]:
-    """The innermost dictionary that training scripts wrap, and what there is to say of its place."""
+def _state_dict(path: Path, content: object) -> tuple[object, str]:
+    """The innermost dictionary within those that training scripts wrap around it, and words for where it was."""
     names, others = list[str](), list[str]()
-    outer = list[Any]()
+    outer = list[object]()
     while isinstance(content, dict) and (there := [name for name in NESTED if _wraps(content.get(name))]):
         outer.append(content)
         content = content[there[0]]
         names.append(there[0])
         others += there[1:]
         if any(content is one for one in outer):
-            raise ValueError(f"weights={path}: {'.'.join(names)} is what holds it, without an end; {_REMEDY}")
+            raise ValueError(f"weights={path}: {'.'.join(names)} contains itself, without an end; {_REMEDY}")
     beside = f", and not of {', '.join(others)}" if others else ""
     return content, f" of {'.'.join(names)}{beside}" if names else ""
 
 
-def _wraps(value: Any) -> bool:
+def _wraps(value: object) -> bool:
+    """Whether a value is a dictionary of tensors or of further dictionaries."""
     return isinstance(value, dict) and any(isinstance(inner, Tensor | dict) for inner in value.values())
 
 
-def _check_tensors(path: Path, content: Any, place: str) -> None:
-    """Raise ValueError, naming the first of them, unless these are tensors by name that a network can take."""
+def _checked_tensors(path: Path, content: object, place: str) -> Weights:
+    """The content as tensors by name. Raises ValueError, naming the first fault, where a network cannot take them."""
     if not isinstance(content, dict) or not content:
         raise ValueError(f"weights={path}: not a state dict of tensors but {_described(content)}{place}; {_REMEDY}")
     for name, value in content.items():
@@ -117,15 +118,16 @@ def _check_tensors(path: Path, content: Any, place: str) -> None:
         fault = _fault(value)
         if fault:
             raise ValueError(f"weights={path}: {name} is {fault}")
+    return content
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     empty = isinstance(value, dict | list) and not value
     return f"an empty {type(value).__name__}" if empty else f"of the type {type(value).__name__}"
 
 
 def _fault(value: Tensor) -> str:
-    """What makes a tensor one that no weight can be copied from; empty: nothing."""
+    """Why a tensor cannot be a weight; empty if it can."""
     if value.is_meta:
         return "a meta tensor, which has a shape and no values; save the model after its weights were loaded"
     if value.layout != torch.strided:
@@ -138,12 +140,14 @@ def _fault(value: Tensor) -> str:
 
 
 def common_prefix(names: Collection[str], wanted: Collection[str]) -> str:
-    """What stands before most of the wanted names in a file, such as `module.` or `backbone.`; often nothing."""
-    counts = Counter(name[:start] for name in names for start in _starts(name) if name[start:] in wanted)
+    """The prefix, such as `module.` or `backbone.`, before most of the wanted names in a file; often empty."""
+    prefixes = (name[:start] for name in names for start in _starts(name) if name[start:] in wanted)
+    counts = Counter(prefixes)
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
 
 
 def _starts(name: str) -> Iterator[int]:
+    """Positions at which the parts of a dotted name begin."""
     yield 0
     yield from (place + 1 for place, letter in enumerate(name) if letter == ".")
 
@@ -154,22 +158,23 @@ def load_weights(
     path: Path,
     convert: Callable[[Weights], Weights] = lambda weights: weights,
 ) -> str:
-    """Load a file's weights into a network that lost its classifier; returns what there is to say of it.
+    """Load a file's weights into a network that lost its classifier; returns a line about what was loaded.
 
     Args:
-        net: takes the weights; all of its own must be there.
-        left_out: names of the origin's weights that it does not have: those of the classifier.
-        path: as `read_weights` takes, with any one prefix before the names.
-        convert: gives other files' weights the names and shapes of this network where it can.
+        net: takes the weights; the file must have all of its own.
+        left_out: names of weights that the original model has and `net` does not: those of the classifier.
+        path: a file that `read_weights` can read, with any one prefix before the names.
+        convert: renames and resamples the weights of files in other formats where it can.
 
     Raises:
-        ValueError: the file is of another architecture: weights missing, of another shape, or more within the same
-            parts of the network. Weights outside these parts (another head, a second network) are named only.
+        ValueError: the file is of another architecture: it lacks weights, has them in another shape, or has more of
+            them within the same parts of the network. Weights outside these parts (another head, a second network)
+            are only reported.
     """
-    found, place = read_weights(path)
+    in_file, place = read_weights(path)
     wanted = net.state_dict()
-    prefix = common_prefix(found, wanted)
-    given = {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
+    prefix = common_prefix(in_file, wanted)
+    given = {name.removeprefix(prefix): value for name, value in in_file.items() if name.startswith(prefix)}
     mine = convert(given)
     faults = _faults(net, mine, left_out)
     if faults:
@@ -178,15 +183,15 @@ def load_weights(
         raise ValueError(f"weights={path}{known}: another network: {'; '.join(faults[:_NAMED])}{more_faults}")
     net.load_state_dict({name: value for name, value in mine.items() if name in wanted}, strict=False)
     renamed = mine.keys() - given.keys()
-    places = {name.removeprefix(prefix): name for name in found} if not renamed else {name: name for name in mine}
-    strangers = [name for own, name in places.items() if own not in wanted and own not in left_out]
+    file_names = {name: name for name in mine} if renamed else {name.removeprefix(prefix): name for name in in_file}
+    unused = [file_name for name, file_name in file_names.items() if name not in wanted and name not in left_out]
     used, without = sum(name in mine for name in wanted), sum(name in mine for name in left_out)
-    said = f"weights={path}: {used} tensors{place}" + (f" by prefix {prefix!r}" if prefix else "")
-    return said + _converted(given, mine) + _left_out(without, strangers)
+    text = f"weights={path}: {used} tensors{place}" + (f" by prefix {prefix!r}" if prefix else "")
+    return text + _converted(given, mine) + _left_out(without, unused)
 
 
 def _faults(net: nn.Module, mine: Weights, left_out: Collection[str]) -> list[str]:
-    """What makes these weights those of another network, each named."""
+    """The differences, each with its weight's name, that show these weights to be another network's."""
     wanted, parts = net.state_dict(), {name for name, _ in net.named_children()}
     more = [name for name in mine if name not in wanted and name not in left_out and name.split(".")[0] in parts]
     faults = [f"{name} missing" for name in wanted if name not in mine and not name.endswith("num_batches_tracked")]
@@ -204,17 +209,18 @@ def _faults(net: nn.Module, mine: Weights, left_out: Collection[str]) -> list[st
 
 
 def _converted(given: Weights, mine: Weights) -> str:
-    """What a conversion did to the file's weights."""
-    said = f", {len(mine)} converted from {len(given)} of other names" if mine.keys() - given.keys() else ""
+    """The part of the line that says what a conversion did to the file's weights."""
+    text = f", {len(mine)} converted from {len(given)} of other names" if mine.keys() - given.keys() else ""
     shapes = [(name, list(given[name].shape), list(mine[name].shape)) for name in given if name in mine]
     changed = [f"{name} from {before} to {now}" for name, before, now in shapes if before != now]
     more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
-    return said + (f", resampled {', '.join(changed[:_NAMED])}{more}" if changed else "")
+    return text + (f", resampled {', '.join(changed[:_NAMED])}{more}" if changed else "")
 
 
-def _left_out(classifier: int, strangers: list[str]) -> str:
-    said = f", {classifier} of the classifier left out" if classifier else ""
-    if strangers:
-        more = f" and {len(strangers) - _NAMED} more" if len(strangers) > _NAMED else ""
-        said += f"; {len(strangers)} belong to nothing here: {', '.join(strangers[:_NAMED])}{more}"
-    return said
+def _left_out(classifier: int, unused: list[str]) -> str:
+    """The part of the line that says which weights of the file were not used."""
+    text = f", {classifier} of the classifier left out" if classifier else ""
+    if unused:
+        more = f" and {len(unused) - _NAMED} more" if len(unused) > _NAMED else ""
+        text += f"; {len(unused)} belong to nothing here: {', '.join(unused[:_NAMED])}{more}"
+    return text

@@ -7,7 +7,6 @@ file is complete by itself. The store decides: checkpoints that only a node has 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from raypaml.data.storage import Location, read_file, with_retries
-from raypaml.files import sweep, whole_folder, write_whole
+from raypaml.files import sweep, user_cache, whole_folder, write_whole
 
 MARKER = "COMMITTED"
 """File of a checkpoint that says that all its other files are complete."""
@@ -29,8 +28,7 @@ def local_folder(storage: str, name: str) -> Path:
     """The folder of a run on this machine: in its storage or, for a store, in the user's cache."""
     if Location(storage).is_local:
         return (Path(storage) / name).absolute()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml" / "runs"
-    return (cache / hashlib.sha256(storage.encode()).hexdigest()[:12] / name).absolute()
+    return (user_cache() / "runs" / hashlib.sha256(storage.encode()).hexdigest()[:12] / name).absolute()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from raypaml.data.cache import copy
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.score_table import ScoreTable, open_scores, write_scores
 from raypaml.data.storage import Location, brief
-from raypaml.files import sweep
+from raypaml.files import sweep, user_cache
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs.pseudo_label_file import read_pseudo_labels
 
@@ -69,8 +68,7 @@ def open_pseudo_labels(config: TrainConfig, data: DataFolder) -> ScoreTable:
 
 def _folder(config: TrainConfig) -> Path:
     """The folder in which this node keeps the tables."""
-    cache = config.data.cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
-    return Path(cache) / "pseudo_labels"
+    return Path(config.data.cache or user_cache()) / "pseudo_labels"
 
 
 def _place(digest: str, config: TrainConfig, data: DataFolder) -> Path:

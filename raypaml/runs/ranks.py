@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raypaml.collectives import all_gather, all_reduce, broadcast, count_buckets
+from raypaml.collectives import all_gather, all_reduce, broadcast, measure_buckets
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Ranks:
         devices = [self.device] if self.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
         wrapped.broadcast_buffers = _reads_buffers(model)  # set after construction, which copies them once
-        count_buckets(wrapped, self.group)
+        measure_buckets(wrapped, self.group)
         return wrapped
 
     def follow_first(self, model: nn.Module) -> None:

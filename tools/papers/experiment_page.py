@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raypaml.explanations.explanation_figures import attributions, correlations
 from raypaml.explanations.gallery import Row as PictureRow
 from raypaml.explanations.pairs import Pairs
-from raypaml.files import write_json
+from raypaml.files import finite_json, write_json
 from raypaml.reports.figures import missed_positives
 from raypaml.reports.pages import write_page
 from tools.papers.claims import Claim, claims, controls
@@ -70,19 +68,10 @@ def write_experiment_page(
         "tables": {each.hiding: [vars(line) for line in table(each.figures)] for each in found},
         "sweep": {f"{delta:g}": found for delta, found in by_delta.items()},
     }
-    write_json(folder / "experiment.json", _finite(content))
+    write_json(folder / "experiment.json", finite_json(content))
 
 
 def _as_json(claim: Claim) -> dict[str, Any]:
     fields = {name: getattr(claim, name) for name in ("letter", "statement", "measure", "bound", "unit", "note")}
     figures = {"values": claim.values.tolist(), "mean": claim.mean, "interval": list(claim.interval)}
     return {**fields, **figures, "verdict": claim.verdict}
-
-
-def _finite(content: Any) -> Any:
-    """The same with null for what is not a finite number, as JSON has no other way to say it."""
-    if isinstance(content, dict):
-        return {key: _finite(each) for key, each in content.items()}
-    if isinstance(content, list):
-        return [_finite(each) for each in content]
-    return None if isinstance(content, float) and not np.isfinite(content) else content
