@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from raypaml.evaluation.entries import SpilledSet, spilled
 from raypaml.evaluation.measures import Evaluation, EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, read_vocabulary
+from raypaml.files import number_or_null
 from raypaml.labels import POSITIVE, Vocabulary
 from raypaml.metrics.alpha_choice import (
     FOLDS,
@@ -114,11 +115,10 @@ def _plain(winner: AlphaCandidate) -> float | list[float]:
 
 def _record(candidate: AlphaCandidate) -> TriedWay:
     """The record of a way that was tried; its mean AP is None where no held-out image has a positive."""
-    held_out = None if np.isnan(candidate.held_out) else candidate.held_out
     return TriedWay(
         way=candidate.way,
         alphas=sorted(set(candidate.alpha.tolist())),
-        held_out=held_out,
+        held_out=number_or_null(candidate.held_out),
         gain=candidate.gain,
         noise=candidate.noise,
         wins=candidate.wins,

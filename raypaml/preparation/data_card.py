@@ -34,7 +34,7 @@ class SplitCard(TypedDict):
     images: dict[str, int]
     """`requested`, and the images by fate."""
     labels: dict[str, dict[str, int]]
-    """Of `positives` and `negatives` how many were `requested` and `written`."""
+    """How many were `requested` and `written`, by `positives` and `negatives`."""
     official: dict[str, int]
     """Published totals by name."""
     doctor: dict[str, Tally]

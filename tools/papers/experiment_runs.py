@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.digits import CLASS_IDS, NUM_SCENES, digits_folder
 from raypaml.recipes import recipe, resolve
@@ -122,10 +120,12 @@ def _ap_by_alpha(config: TrainConfig) -> dict[str, list[float | None]]:
     from raypaml.data.data_folder import open_folder
     from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
     from raypaml.evaluation.parts import open_set
+    from raypaml.files import number_or_null
 
     predictions = open_set(folder_of(config) / "predictions" / "test")
-    found = evaluate_set(predictions, open_folder(config.data.data).vocabulary, EvaluationOptions(alphas=CURVE))
-    return {f"{alpha:g}": [None if np.isnan(v) else v for v in ap.tolist()] for alpha, ap in found.curve.items()}
+    options = EvaluationOptions(alphas=CURVE)
+    curve = evaluate_set(predictions, open_folder(config.data.data).vocabulary, options).curve
+    return {f"{alpha:g}": [number_or_null(value) for value in ap.tolist()] for alpha, ap in curve.items()}
 
 
 def compare(config: TrainConfig, reference: TrainConfig, images: int) -> tuple[Pairs, Any]:
