@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-from PIL import Image, ImageColor, TiffImagePlugin
+from PIL import Image, ImageColor
 
 WHITE = "white"
 HIDDEN = "none"
@@ -53,9 +55,8 @@ def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """8-bit grey, with an alpha channel where one value is declared transparent."""
     values, transparent = np.asarray(image.convert("I")), image.info.get("transparency")
-    bits = 16
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # which declares how many of them are used
-        bits = int(image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0])
+    tags: Mapping[int, tuple[int, ...]] = getattr(image, "tag_v2", {})  # a TIFF declares how many bits are used
+    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
     grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
