@@ -93,7 +93,7 @@ def test_a_model_takes_pictures_in_every_form(run: raypaml.Run, tmp_path: Path) 
     for name in (last.class_id, last.name):
         assert np.array_equal(model.map(picture, name), maps[model.card.class_ids.index(last.class_id)])
     for wrong in (pixels.astype(float), pixels.T, tensor.float(), pixels[..., :2]):
-        with pytest.raises(raypaml.UserError, match=r"give a picture of PIL.*, not (torch\.)?(uint8|float)"):
+        with pytest.raises(raypaml.UserError, match=r"give a PIL image.*, not (torch\.)?(uint8|float)"):
             model.predict(wrong)
     with pytest.raises(raypaml.UserError, match=f"no such class; did you mean '{last.name}'"):
         model.map(picture, last.name + "x")

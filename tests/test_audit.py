@@ -216,7 +216,7 @@ def test_other_files_and_runs_are_refused(trained: Run, tiny_digits: Path, tmp_p
     ):
         with pytest.raises(ValueError, match=said):
             main([str(trained[0]), "--apply", str(tmp_path / name), "--out", str(tmp_path / "new")])
-    with pytest.raises(ValueError, match="--out DIR is needed"):
+    with pytest.raises(ValueError, match="--apply needs --out DIR"):
         main([str(trained[0]), "--apply", str(tmp_path / "c.csv")])
     with pytest.raises(ValueError, match="top=0"):
         main([str(trained[0]), "--top", "0"])

@@ -332,9 +332,9 @@ def test_a_loaded_model_says_what_it_is_and_takes_paths(trained: Run, pictures: 
     assert model.predict([]) == []
     np.testing.assert_array_equal(model.map(paths[0]), model.map(Image.open(paths[0])))
     for wrong, said in (
-        (5, "predict: give a picture of PIL.*, not int"),
-        ([5], "predict: give a picture of PIL.*, not int"),
-        (pictures, f"{pictures}: a folder; give a picture"),
+        (5, "predict: give a PIL image.*, not int"),
+        ([5], "predict: give a PIL image.*, not int"),
+        (pictures, f"{pictures}: a folder; give a PIL image"),
         (tmp_path / "none.jpg", "none.jpg: no such file"),
     ):
         with pytest.raises(ValueError, match=said):
