@@ -92,6 +92,11 @@ def test_a_model_takes_pictures_in_every_form(run: raypaml.Run, tmp_path: Path) 
     maps, last = model.map(pixels), answer[0]
     for name in (last.class_id, last.name):
         assert np.array_equal(model.map(picture, name), maps[model.card.class_ids.index(last.class_id)])
+    for asked, said in (({"top": 0}, "top=0: must be at l"), ({"threshold": 50}, "threshold=50: a probability, must")):
+        with pytest.raises(raypaml.UserError, match=said):
+            model.predict(pixels, **asked)
+    with pytest.raises(raypaml.UserError, match=r"a picture of \[0, 64, 3\] has no pixels"):
+        model.predict(pixels[:0])
     for wrong in (pixels.astype(float), pixels.T, tensor.float(), pixels[..., :2]):
         with pytest.raises(raypaml.UserError, match=r"give a PIL image.*, not (torch\.)?(uint8|float)"):
             model.predict(wrong)
@@ -122,6 +127,7 @@ def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> Non
         (lambda: run.load(device="gpu"), "device=gpu: Expected one of cpu, cuda"),
         (lambda: run.export(formats=["tf"]), "'tf' is none"),
         (lambda: run.export(formats="tf"), "formats=tf: 'tf' is none"),
+        (lambda: run.explain(limit=-1), "limit=-1: must be at least 0"),
         (lambda: run.explain(classes="red"), "classes='red': no such class"),
         (lambda: run.explain(beside=tmp_path), f"{tmp_path}: neither the folder of a run"),
     ]

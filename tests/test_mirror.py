@@ -179,10 +179,13 @@ def test_a_finished_run_in_a_store_goes_on_from_another_machine_and_gives_its_we
     assert stored_config(machine("one")) == longer
     assert not is_finished(first, longer)  # though its own result.json was there
     assert [(one["epoch"], one["result"]) for one in lengths(first)] == [(0, "result-1.json"), (2, "")]
-    machine("three")
     address = str(Location(bucket) / "longer")
-    began = with_weights_of_run(settings.override({"from_run": address}), data, print).model
-    assert (began.from_run, began.from_sha256) == (address, digest)
+    ahead = checkpoint(machine("one"), "0003-000000")  # which the store has not got yet
+    for place in ("one", "three"):
+        machine(place)
+        began = with_weights_of_run(settings.override({"from_run": address}), data, print).model
+        assert (began.from_run, began.from_sha256) == (address, digest)
+    assert ahead.is_dir()
     with pytest.raises(ValueError, match=r"from=s3://.*nothing.*: neither the folder"):
         with_weights_of_run(settings.override({"from_run": str(Location(bucket) / "nothing")}), data, print)
 

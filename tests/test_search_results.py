@@ -196,7 +196,7 @@ def test_a_search_that_has_ended_is_given_again_without_ray(
     plan = dataclasses.replace(asked, base=asked.base.override({"storage": str(tmp_path)}))
     for trial in trials[3:]:
         shutil.copytree(plan.run_folder(trials[2]), plan.run_folder(trial), dirs_exist_ok=True)
-    settings: dict[str, Any] = {"search": "alpha=1:10,delta_rel=1:4", "share": 4, "trials": 3, "progress": False}
+    settings: dict[str, Any] = {"search": ["alpha=1:10", "delta_rel=1:4"], "share": 4, "trials": 3, "progress": False}
     search = raypaml.Search.run(plan.base, **settings)
     assert (search.folder, search.is_finished, search.stopped) == (tmp_path / "s", True, None)
     assert search.trials["state"].to_pylist() == ["finished"] * 2 + ["stopped"] * 3

@@ -51,7 +51,7 @@ class Search:
         cls,
         config_or_recipe: TrainConfig | Place = "digits",
         *,
-        search: str = "alpha,delta_rel=suggested",
+        search: str | Sequence[str] = "alpha,delta_rel=suggested",
         space: Place | Sequence[Place] = (),
         searcher: Searcher = "random",
         trials: int = 6,
@@ -68,7 +68,7 @@ class Search:
         Args:
             config_or_recipe: what the search starts from, as `Run.train` takes it; it is the first trial.
             search: what is varied: names of spaces, or FIELD=LOW:HIGH, FIELD=log:LOW:HIGH, FIELD=A|B|C, with commas
-                between; `delta_rel=suggested` takes its range from the labels.
+                between or as a list; `delta_rel=suggested` takes its range from the labels.
             space: YAML files of further spaces.
             searcher: how trials are chosen; tpe learns from results, and needs Optuna.
             trials: how many, of random and tpe.
@@ -89,7 +89,7 @@ class Search:
             UserError: what was asked cannot be done; RuntimeError: the cluster failed for another reason.
         """
         asked = SearchSettings(
-            search=search,
+            search=",".join(as_texts(search)),
             space=as_texts(space),
             searcher=searcher,
             trials=trials,

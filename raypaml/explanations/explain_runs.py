@@ -82,6 +82,8 @@ class ShownPairs:
         """(sample number, class column) of the pairs to show; ValueError for an unknown way, class or group."""
         if self.show not in WAYS_TO_SHOW:
             raise ValueError(f"show={self.show!r}: must be one of {', '.join(WAYS_TO_SHOW)}")
+        if self.rows < 0:
+            raise ValueError(f"rows={self.rows}: must be at least 0")
         wanted = ~pairs.positive if self.show == "errors" else pairs.positive
         if self.classes:
             wanted = wanted & np.isin(pairs.class_index, [_column(name, data) for name in self.classes])
@@ -184,6 +186,8 @@ class ExplainedRuns:
             device: "cuda" or "cpu", where each of these processes computes.
             say: prints a line of progress.
         """
+        if limit < 0:
+            raise ValueError(f"limit={limit}: must be at least 0, which is for all")
         total = min(len(self.data.splits[self.split]), limit or len(self.data.splits[self.split]))
         size = self.this.config.data.global_batch_size
         step = -(-PART_SAMPLES // size) * size

@@ -96,8 +96,13 @@ class Classifier:
             threshold: probability, 0..1, below which no class is returned.
 
         Raises:
-            UserError: something that is no picture, or a file that does not exist or cannot be read.
+            UserError: something that is no picture, or a file that does not exist or cannot be read; `top` below 1, or
+                a `threshold` that is no probability.
         """
+        if top < 1:
+            raise ValueError(f"top={top}: must be at least 1")
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold:g}: a probability, must be between 0 and 1")
         if _is_one(picture):
             return self._best(self.logits([self._pixels(picture)])[0], top, threshold)
         if not isinstance(picture, Iterable):
@@ -190,6 +195,8 @@ def _image_of(array: NDArray[np.generic] | Tensor) -> Image.Image:
         array = array.permute(1, 2, 0).cpu().numpy() if array.ndim == 3 and shape[0] == 3 else np.empty(0)
     if kind not in (np.uint8, torch.uint8) or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ValueError(f"predict: {_WANTED}, not {kind} {list(shape)}")
+    if not array.size:
+        raise ValueError(f"predict: a picture of {list(shape)} has no pixels")
     return Image.fromarray(np.ascontiguousarray(array))
 
 

@@ -12,9 +12,9 @@ from raypaml.labels import Vocabulary
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.alpha_of_use import model_digest
 from raypaml.runs.checkpoint import load_model, valid_checkpoints
-from raypaml.runs.mirror import MARKER, Mirror
+from raypaml.runs.mirror import MARKER, Mirror, local_folder
 from raypaml.runs.models import find_checkpoint
-from raypaml.runs.run_folder import open_run, stored_config
+from raypaml.runs.run_folder import stored_config
 from raypaml.runs.run_record import read_run_record
 from raypaml.settings import ModelConfig
 
@@ -88,18 +88,23 @@ def _open(model: ModelConfig) -> tuple[Path, Path]:
 
 
 def _fetched(address: str) -> Path:
-    """Copy the records and checkpoints of a run in a store; returns their folder on this machine."""
+    """Copy the records and checkpoints of a run in a store; returns the copy's folder on this machine.
+
+    The folder in which this machine trains that run, perhaps at this moment, is left alone: it may be ahead of the
+    store, which removes what it lacks.
+    """
     base, mark, options = address.partition("?")
     storage, _, name = base.rstrip("/").rpartition("/")
-    folder = open_run(f"{storage}{mark}{options}", name)
-    mirror = Mirror.of(f"{storage}{mark}{options}", folder)
+    trained = local_folder(f"{storage}{mark}{options}", name)
+    copy = trained.parents[2] / "copies" / trained.parent.name / name
+    mirror = Mirror.of(f"{storage}{mark}{options}", copy)
     assert mirror is not None
     try:
-        mirror.pull("vocabulary.csv")
+        mirror.pull("config.json", "vocabulary.csv")
         mirror.pull_checkpoints()
     except OSError as error:
         raise ValueError(f"from={address}: cannot be read: {brief(error)}") from None
-    return folder
+    return copy
 
 
 def _check_same_model(run: Path, model: ModelConfig, data: DataFolder) -> None:
