@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,7 @@ from raypaml.inference.model_card import Card, digest
 from raypaml.labels import Vocabulary
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier, boostlu
+from raypaml.runs.models import tested_checkpoint
 from tests.test_predict import Marker, payloads
 
 Run = tuple[Path, str]
@@ -166,6 +169,38 @@ def test_the_page_of_an_export_says_what_the_model_is_and_how_good(trained: Run,
     assert "model.onnx" not in page
     make("small", tmp_path)
     assert "No figures are known." in card_page(raypaml.load(tmp_path), tmp_path, ["safetensors", "onnx"])
+
+
+def test_names_of_any_kind_stand_in_the_page_as_they_are(tmp_path: Path) -> None:
+    model = make("small", tmp_path)
+    ids = ["<b>`x`", "[a](http://b)", "# two\nlines", *(f"{k}" for k in range(8))]
+    card = dataclasses.replace(model.card, class_ids=ids, names=ids, origin={"run": "<i>"})
+    folder = tmp_path / 'a "b"'
+    page = card_page(Classifier(model.model, card), folder, ["safetensors"])
+    assert "\n# \\<i>\n" in page
+    assert "\nIn the order of the logits: \\<b>\\`x\\`, \\[a\\](http://b), # two lines, 0, 1," in page
+    assert 'raypaml.load("a \\"b\\"")' in page
+
+
+def test_the_page_of_another_checkpoint_has_no_test_figures_of_the_best(trained: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained[0], tmp_path / "run")
+    first = tested_checkpoint(tmp_path / "run")
+    shutil.copytree(first, first.with_name("0009-000000"))
+    best = tested_checkpoint(tmp_path / "run")
+    (other,) = {first, first.with_name("0009-000000")} - {best}  # as good, but not the one that was tested
+    assert raypaml.load(best).card.metrics["mean_ap"] > 0
+    model = raypaml.load(other)
+    assert list(model.card.metrics) == ["validation_mean_ap"]
+    page = card_page(model, tmp_path, ["safetensors"])
+    assert f"{100 * model.card.metrics['validation_mean_ap']:.2f} percent. It was not tested." in page
+    assert f"- checkpoint: {other.name} (epochs, and steps of the next), of at most 2 epochs" in page
+
+
+def test_files_of_an_earlier_export_are_named(trained: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").touch()
+    main([str(trained[0]), "--formats", "safetensors", "--out", str(tmp_path)])
+    assert f"{tmp_path / 'model.onnx'}: of an earlier export, perhaps of another model; give" in capfd.readouterr().err
+    assert "model.onnx" not in (tmp_path / "model_card.md").read_text()
 
 
 def test_a_run_is_exported_with_its_card(trained: Run, capsys: pytest.CaptureFixture[str]) -> None:

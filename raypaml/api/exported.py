@@ -9,7 +9,7 @@ from typing import Any
 
 from raypaml.counting import Count
 from raypaml.inference import exporting
-from raypaml.inference.card_page import PAGE, card_page
+from raypaml.inference.card_page import FORMAT_FILES, PAGE, card_page
 from raypaml.inference.classifier import load
 from raypaml.runs.alpha_of_use import alpha_text
 
@@ -55,4 +55,7 @@ def export_model(
         save, runner = _WAYS[name]
         path = save(classifier, folder)
         yield Exported(path, exporting.check_parity(classifier, runner(path), str(path)))
+    for path in (folder / next(iter(FORMAT_FILES[name])) for name in _WAYS if name not in formats):
+        if path.is_file():
+            say(f"{path}: of an earlier export, perhaps of another model; give its format too, or remove it")
     (folder / PAGE).write_text(card_page(classifier, folder, formats), encoding="utf-8")

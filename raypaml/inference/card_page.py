@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -23,7 +24,7 @@ PAGE = "model_card.md"
 _TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 _NAMED = 100
 """Classes that the page names; `card.json` names all of them."""
-_FILES = {
+FORMAT_FILES = {
     "safetensors": {
         "model.safetensors": "the weights; what this page says of classes, pictures and alpha stands in its metadata",
         "card.json": "classes, thresholds, origin and figures, for programs; `raypaml.load` reads both files",
@@ -34,7 +35,7 @@ _FILES = {
     },
     "program": {"model.pt2": "the model for `torch.export.load`, with the same facts in its `extra_files`"},
 }
-"""The files of each format of `raypaml export`, with a line on each."""
+"""The files of each format of `raypaml export`, the model itself first, with a line on each."""
 _CHOSEN = "Each class has a threshold, a logit, that gave its best F1 on the validation split at this alpha."
 _NOT_CHOSEN = "No thresholds were chosen; `raypaml evaluate --choose-alpha` chooses them on the validation split."
 _TABLE = {"groups", "mean_ap", "split", "skipped", "classes", "classes_scored", "classes_without_positives"}
@@ -46,9 +47,9 @@ def card_page(model: Classifier, folder: Path, formats: Sequence[str]) -> str:
     """The page, as Markdown, of an export to `folder` in these formats."""
     card, facts = model.card, {name: json.loads(text) for name, text in export_facts(model).items()}
     values = facts | {  # `alpha` as text in the place of the numbers
-        "title": str(card.origin.get("run") or folder.absolute().name),
-        "files": {name: about for one in formats for name, about in _FILES[one].items()},
-        "folder": folder.name,
+        "title": _plain(str(card.origin.get("run") or folder.absolute().name)),
+        "files": {name: about for one in formats for name, about in FORMAT_FILES[one].items()},
+        "folder": json.dumps(folder.absolute().name),
         "alpha": alpha_text(card.alpha),
         "chosen": _CHOSEN if card.thresholds else _NOT_CHOSEN,
         "training": list(_training(card)),
@@ -63,13 +64,14 @@ def _training(card: Card) -> Iterator[str]:
     yield f"backbone: {card.backbone}"
     data, loss, optim = map(card.settings, ("data", "loss", "optim"))
     if "data" in data:
-        yield f"data: {PurePosixPath(str(data['data'])).name}"
+        yield f"data: {_plain(PurePosixPath(str(data['data'])).name)}"
     if "scheme" in loss:
         known = SCHEMES.get(str(loss["scheme"]))  # a scheme of the user's own is known only if its module is imported
         source = f" ({known.about.rstrip('.')}; {known.source or 'ours'})" if known else ""
         yield f"loss: {loss['scheme']}{source}"
     if "epochs" in optim:
-        yield f"epochs: {optim['epochs']}; checkpoint {card.origin.get('checkpoint')}"
+        checkpoint = f"{card.origin.get('checkpoint')} (epochs, and steps of the next)"
+        yield f"checkpoint: {checkpoint}, of at most {optim['epochs']} epochs"
 
 
 def _results(metrics: Mapping[str, object]) -> str:
@@ -78,11 +80,16 @@ def _results(metrics: Mapping[str, object]) -> str:
     if metrics.keys() >= _TABLE:
         return f"At alpha {alpha_text(result['alpha'])}, that of training:\n\n{table(result)}"
     if VALIDATION_MEAN_AP in metrics:
-        return f"mAP on the validation split: {percent(result[VALIDATION_MEAN_AP])} percent. There is no test yet."
+        return f"mAP on the validation split: {percent(result[VALIDATION_MEAN_AP])} percent. It was not tested."
     return "No figures are known."
 
 
 def _listed(class_ids: list[str], names: list[str]) -> str:
-    known = [name if name == one else f"{name} ({one})" for one, name in zip(class_ids, names, strict=True)]
+    known = [_plain(name if name == one else f"{name} ({one})") for one, name in zip(class_ids, names, strict=True)]
     rest = len(known) - _NAMED
     return ", ".join(known[:_NAMED]) + (f", and {rest:,} more, in `card.json`" if rest > 0 else "")
+
+
+def _plain(text: str) -> str:
+    """A text of unknown origin as one line of Markdown that shows it as it is."""
+    return re.sub(r"([\\`*\[\]<&])", r"\\\1", " ".join(text.split()))

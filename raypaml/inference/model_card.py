@@ -14,7 +14,7 @@ from raypaml.labels import Vocabulary
 from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.history import VALIDATION_MEAN_AP
-from raypaml.runs.models import find_checkpoint
+from raypaml.runs.models import find_checkpoint, tested_checkpoint
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.stored_fields import Within, check_fields, check_length, read_object
 from raypaml.settings import OptimConfig
@@ -54,7 +54,8 @@ class Card:
     weights: str
     """SHA-256 of `model.safetensors`."""
     metrics: dict[str, object]
-    """The content of the run's result.json and its validation mAP; empty where nothing is known."""
+    """The content of the run's result.json, where that is of this checkpoint, and its validation mAP; empty where nothing
+    is known."""
     origin: dict[str, object]
     """The run, the checkpoint, and the run's configuration; empty where nothing is known."""
 
@@ -213,8 +214,7 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
 
 
 def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], run: Path, checkpoint: Path) -> Card:
-    result = run / "result.json"
-    metrics = json.loads(result.read_text()) if result.is_file() else {}
+    metrics = _test_figures(run, checkpoint)
     score = read_state(checkpoint).score
     used = used_alpha(run, checkpoint, config.model.alpha)
     return Card(
@@ -233,6 +233,13 @@ def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], ru
         metrics=metrics | ({VALIDATION_MEAN_AP: score} if score >= 0 else {}),
         origin={"run": run.absolute().name, "checkpoint": checkpoint.name, "config": config.to_dict()},
     )
+
+
+def _test_figures(run: Path, checkpoint: Path) -> dict[str, object]:
+    """The figures of result.json, where they are those of this checkpoint; else none."""
+    result = run / "result.json"
+    is_tested = result.is_file() and tested_checkpoint(run).name == checkpoint.name
+    return dict(json.loads(result.read_text())) if is_tested else {}
 
 
 def _vocabulary(run: Path) -> Vocabulary:
