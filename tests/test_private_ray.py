@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from ray._common.utils import try_to_create_directory
+from ray._private import services
 
 from raypaml.cluster import private_ray, ray_variables, short_folder
 
@@ -101,6 +103,50 @@ def test_whatever_ray_raises_is_one_line(error: BaseException, place: Path, monk
     with pytest.raises(ValueError, match=r"^Ray does not start on this machine: no room$"), private_ray.private_ray(2):
         raise AssertionError("not started")
     assert not list(place.iterdir())
+
+
+class Nodes:
+    """Stands for a node of Ray, which is found (`services.get_node`) when it is asked for the third time."""
+
+    def __init__(self, dead: bool) -> None:
+        self.asked, self.dead = 0, dead
+
+    def get_node(self, *_: object) -> str:
+        self.asked += 1
+        if self.asked < 3:
+            raise RuntimeError("not there yet")
+        return "the node"
+
+    def dead_processes(self) -> list[str]:
+        return ["raylet"] if self.dead else []
+
+
+@pytest.mark.parametrize(("dead", "over", "seconds"), [(True, False, 9.0), (False, True, 9.0), (False, False, 0.0)])
+def test_a_slow_start_is_waited_for_and_a_vain_one_is_not(
+    dead: bool, over: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Nodes(dead=False)
+    monkeypatch.setattr(services, "get_node", slow.get_node)
+    with private_ray._patiently([slow], threading.Event()):
+        assert services.get_node("address", "id") == "the node"
+    vain, given_up = Nodes(dead), threading.Event()
+    monkeypatch.setattr(services, "get_node", vain.get_node)
+    monkeypatch.setattr(private_ray, "START_SECONDS", seconds)
+    if over:
+        given_up.set()
+    with private_ray._patiently([vain], given_up), pytest.raises(RuntimeError, match="not there yet"):
+        services.get_node("address", "id")
+    assert services.get_node.__self__ is vain  # Ray's own again
+
+
+def test_why_ray_does_not_start_is_its_last_error_and_no_other_line(tmp_path: Path) -> None:
+    logs = tmp_path / "session_2026-1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "gcs_server.out").write_text("[2026-11-26 09:53:03,254 I 1 1] (gcs_server) x.cc:1: begins\n- 0 in all\n")
+    assert private_ray._why(Exception("timed out\nmore"), tmp_path) == "timed out"
+    error = "[2026-11-26 09:53:03,254 C 7 7] (raylet) main.cc:98: no room"
+    (logs / "raylet.err").write_text(f"{error}\n*** StackTrace Information ***\n/ray/raylet(+0x263cb7) [0x5560]\n")
+    assert private_ray._why(Exception("timed out"), tmp_path) == f"timed out (raylet.err: {error})"
 
 
 def test_variables_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +255,18 @@ def test_a_signal_during_the_start_is_one_line_and_its_code(tmp_path: Path, numb
         assert (run.returncode, out) == (128 + number, ""), err
         assert err == "stopped while Ray was starting\n"
         assert not list(Path(temp).glob("raypaml-*"))
+
+
+@pytest.mark.cluster
+@pytest.mark.ray
+def test_sigterm_after_the_start_is_silent_and_has_its_code() -> None:
+    used = [*START[:-1], START[-1].replace("print('up', flush=True)", "print('up', flush=True); time.sleep(90)")]
+    used[-1] = f"import time\n{used[-1]}"
+    run = subprocess.Popen(used, stdout=-1, stderr=-1, text=True)
+    assert [run.stdout.readline(), run.stdout.readline()] == ["begins\n", "up\n"]
+    run.terminate()
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out, err) == (128 + signal.SIGTERM, "", "")
 
 
 @pytest.mark.cluster

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
 
 from raypaml.cli import say
 from raypaml.cluster import ray_variables
 from raypaml.cluster.short_folder import OF_RAY, short_folder
-from raypaml.cluster.signals import ending_on_sigterm, uninterrupted
+from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept, uninterrupted
+
+if TYPE_CHECKING:
+    from ray._private.node import Node  # of the known Ray alone
 
 KNOWN_RAY = "2.60."
 """Version prefix of the Ray whose internals are used here, in `lean_trainer` and in `loopback`."""
@@ -30,8 +36,13 @@ _ALONE: dict[str, str | None] = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # its single node is never drained
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train gives it to its controller
 }
+_PATIENT = {"RAY_gcs_server_port_wait_time_s": "180", "RAY_agent_register_timeout_ms": "180000"}
+START_SECONDS = 180.0
+"""Longest time of a start. Ray allows 30, within which its Python processes do not start on a busy machine."""
 END_SECONDS = 90.0
-"""Time that Ray, while it starts, waits for its own processes at most."""
+"""Longest time that Ray takes to end, or to give up a start."""
+_FAILED = re.compile(r"\[[-\d]+ [\d:,.]+ [EFC] \d+ \d+\] ")
+"""Beginning of a line in Ray's logs that reports an error."""
 
 
 @contextmanager
@@ -59,7 +70,7 @@ def private_ray(cpus: int) -> Iterator[None]:
             **QUIET,
         )
         try:
-            with _on_loopback(), _without_dashboard():
+            with sigterm_kept(), _on_loopback(), _without_dashboard() as nodes, _patiently(nodes, ending.over):
                 ending.begin(folder / OF_RAY)
             yield
         finally:
@@ -82,7 +93,7 @@ class _RayThread(threading.Thread):
     def __init__(self, **options: object) -> None:
         super().__init__(name="private ray", daemon=True)
         self._options = options
-        self._up, self._over = threading.Event(), threading.Event()
+        self._up, self.over = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
 
     def run(self) -> None:
@@ -91,7 +102,7 @@ class _RayThread(threading.Thread):
         except BaseException as error:  # any error: another thread waits for this one
             self._failure = error
         self._up.set()
-        self._over.wait()
+        self.over.wait()
         ray.shutdown()
 
     def begin(self, folder: Path) -> None:
@@ -107,39 +118,67 @@ class _RayThread(threading.Thread):
 
     def end(self) -> None:
         """End Ray, after it has started."""
-        self._over.set()
+        self.over.set()
         self.join(END_SECONDS)
 
 
 @contextmanager
-def _without_dashboard() -> Iterator[None]:
+def _without_dashboard() -> Iterator[list[Node]]:
     """Keep Ray from starting the dashboard's server, for whose address it waits, and the log monitor.
 
     It starts both even with include_dashboard=False and log_to_driver=False: two processes, and a second before the
-    first worker.
+    first worker. Yields the nodes that are started (ray._private.node.Node), as they come.
     """
+    nodes: list[Node] = []
     if not is_known():
-        yield
+        yield nodes
         return
     from ray._private.node import Node
 
     before = {name: getattr(Node, name) for name in ("start_api_server", "start_log_monitor")}
     for name in before:
-        setattr(Node, name, lambda _node, **_options: None)
+        setattr(Node, name, lambda node, **_options: nodes.append(node))
     try:
-        yield
+        yield nodes
     finally:
         for name, method in before.items():
             setattr(Node, name, method)
 
 
+@contextmanager
+def _patiently(nodes: list[Node], over: threading.Event) -> Iterator[None]:
+    """Have Ray wait START_SECONDS for its node, as long as the processes of the node live and it is not over."""
+    if not is_known():
+        yield
+        return
+    from ray._private import services
+
+    ask, until = services.get_node, time.monotonic() + START_SECONDS
+
+    def wait(*asked: object) -> object:
+        while True:
+            try:
+                return ask(*asked)
+            except RuntimeError:
+                time.sleep(0.1)
+                dead = any(node.dead_processes() for node in nodes)
+                if dead or over.is_set() or time.monotonic() > until:
+                    raise
+
+    services.get_node = wait
+    try:
+        yield
+    finally:
+        services.get_node = ask
+
+
 def _why(error: BaseException, folder: Path) -> str:
-    """The first line of Ray's error, and the last line of its processes' logs, which will be removed."""
+    """What Ray says in its first line, and the last error of its processes, whose logs are removed."""
     reason = (str(error).strip() or repr(error)).splitlines()[0]
-    for name in ("gcs_server.err", "raylet.err", "gcs_server.out", "raylet.out"):
-        for log in folder.glob(f"session_*-*/logs/{name}"):
-            if lines := log.read_text(errors="replace").strip().splitlines():
-                return f"{reason} ({name}: {lines[-1][:300]})"
+    for name in ("gcs_server", "raylet"):
+        for log in folder.glob(f"session_*-*/logs/{name}.*"):
+            if lines := [line for line in log.read_text(errors="replace").splitlines() if _FAILED.match(line)]:
+                return f"{reason} ({log.name}: {lines[-1][:300]})"
     return reason
 
 
@@ -159,7 +198,7 @@ def _variables(folder: Path) -> dict[str, str | None]:
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         values[name] = os.environ.get(name, loopback)
-    values |= _ALONE
+    values |= _ALONE | {name: os.environ.get(name, value) for name, value in _PATIENT.items()}
     before = {name: os.environ.get(name) for name in (*values, PRIVATE)} | outside_private()
     return values | {PRIVATE: json.dumps(before)}
 

@@ -54,8 +54,8 @@ class Card:
     weights: str
     """SHA-256 of `model.safetensors`."""
     metrics: dict[str, object]
-    """The content of the run's result.json, where that is of this checkpoint, and its validation mAP; empty where nothing
-    is known."""
+    """The content of the run's result.json, if it is this checkpoint's, and its validation mAP; empty where nothing is
+    known."""
     origin: dict[str, object]
     """The run, the checkpoint, and the run's configuration; empty where nothing is known."""
 
