@@ -95,6 +95,12 @@ def test_a_failure_is_one_line_and_the_next_installation_begins_anew(checkout: P
     assert (checkout / ".venv.unfinished").exists()
 
 
+def test_a_uv_that_is_not_there_is_one_line(checkout: Path) -> None:
+    done = install(checkout, UV="../no/uv")
+    said = "../no/uv: No such file or directory; make starts the installation again\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 def test_what_is_lacking_is_installed_by_uv_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     assert extra("onnx").startswith(f"{sys.executable} -m pip install '")
 

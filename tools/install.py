@@ -85,5 +85,7 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except subprocess.CalledProcessError as error:
         sys.exit(f"{' '.join(error.cmd)}: failed, as said above; make starts the installation again")
+    except OSError as error:  # such as a UV=PATH that is not there
+        sys.exit(f"{error.filename or 'installation'}: {error.strerror}; make starts the installation again")
     except KeyboardInterrupt:
         sys.exit(130)
