@@ -29,7 +29,7 @@ from raypaml.inference.model_card import Card, digest
 from raypaml.labels import Vocabulary
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier, boostlu
-from raypaml.runs.models import tested_checkpoint
+from raypaml.runs.models import tested_checkpoint as best_of
 from tests.test_predict import Marker, payloads
 
 Run = tuple[Path, str]
@@ -184,9 +184,9 @@ def test_names_of_any_kind_stand_in_the_page_as_they_are(tmp_path: Path) -> None
 
 def test_the_page_of_another_checkpoint_has_no_test_figures_of_the_best(trained: Run, tmp_path: Path) -> None:
     shutil.copytree(trained[0], tmp_path / "run")
-    first = tested_checkpoint(tmp_path / "run")
+    first = best_of(tmp_path / "run")
     shutil.copytree(first, first.with_name("0009-000000"))
-    best = tested_checkpoint(tmp_path / "run")
+    best = best_of(tmp_path / "run")
     (other,) = {first, first.with_name("0009-000000")} - {best}  # as good, but not the one that was tested
     assert raypaml.load(best).card.metrics["mean_ap"] > 0
     model = raypaml.load(other)

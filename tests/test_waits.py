@@ -139,7 +139,7 @@ class Machine:
         patch.setattr(torch.autograd, "grad", _grad)
         patch.setattr(Tensor, "backward", _backward)
         patch.setattr(step, "check_labels", _on_the_host)
-        patch.setattr(FiniteCheck, "said", lambda check: check.finite.wait() and "")
+        patch.setattr(FiniteCheck, "message", lambda check: check.finite.wait() and "")
         begin = HostCopy.of
         patch.setattr(HostCopy, "of", lambda tensor: self._begun(begin(tensor)))
         patch.setattr(HostCopy, "wait", lambda copy: self._wait(copy))

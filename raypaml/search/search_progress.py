@@ -27,7 +27,7 @@ class _Row:
     """A trial in the table."""
 
     state: str = "planned"
-    epoch: int = 0
+    epochs_done: int = 0
     """Epochs trained; 0 before the first report."""
     validation_mean_ap: float = math.nan
     best: float = 0.0
@@ -78,11 +78,11 @@ class SearchDisplay:
     def update(self, trial: Trial, report: TrialProgress) -> None:
         """Show the report of a trial on an epoch."""
         row, score = self._row(trial.name), report[VALIDATION_MEAN_AP]
-        row.state, row.epoch, row.best = "running", report["epoch"], max(score, row.best)
+        row.state, row.epochs_done, row.best = "running", report["epoch"], max(score, row.best)
         row.validation_mean_ap, row.rejected = score, report["rejected"]
         row.rejection_precision = report["rejection_precision"]
         self._refresh(
-            f"{trial.name}: epoch {row.epoch}/{self._epochs}  validation mAP {percent(score)}  "
+            f"{trial.name}: epoch {row.epochs_done}/{self._epochs}  validation mAP {percent(score)}  "
             f"rejected {row.rejected:,}"
         )
 
@@ -102,7 +102,7 @@ class SearchDisplay:
         row.state = one.state
         if one.history:
             last = one.history[-1]
-            row.epoch, row.best, row.validation_mean_ap = len(one.history), one.score, last[VALIDATION_MEAN_AP]
+            row.epochs_done, row.best, row.validation_mean_ap = len(one.history), one.score, last[VALIDATION_MEAN_AP]
             row.rejected, row.rejection_precision = last["rejected"], last["rejection_precision"]
 
     def _row(self, name: str) -> _Row:
@@ -124,8 +124,8 @@ class SearchDisplay:
 
 
 def _cells(row: _Row, epochs: int) -> list[str]:
-    if not row.epoch:
+    if not row.epochs_done:
         return [row.state, *[""] * 5]
     scores = [percent(row.validation_mean_ap), percent(row.best)]
     missed = "" if row.rejection_precision is None else f"{row.rejection_precision:.0%}"
-    return [row.state, f"{row.epoch}/{epochs}", *scores, f"{row.rejected:,}", missed]
+    return [row.state, f"{row.epochs_done}/{epochs}", *scores, f"{row.rejected:,}", missed]

@@ -27,6 +27,7 @@ from raypaml.metrics.average_precision import mean_ap
 from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import MODEL, load_model, valid_checkpoints
+from raypaml.runs.events import Event, StepReport
 from raypaml.runs.models import build_model, placed, prepare_device, tested_checkpoint
 from raypaml.runs.ranks import Ranks
 from raypaml.training.loop import train
@@ -141,8 +142,8 @@ def _resumed(name: str, config: TrainConfig, asked: argparse.Namespace, folder: 
     data, device = data_folder(asked), torch.device(asked.device)
     middle = config.optim.epochs // 2, config.run.checkpoint_steps
 
-    def stop_in_the_middle(event: dict[str, Any]) -> bool:
-        return "loss" in event and (event["epoch"], event["step"]) >= middle
+    def stop_in_the_middle(event: Event) -> bool:
+        return isinstance(event, StepReport) and (event.epoch, event.step) >= middle
 
     assert train(config, data, whole, device, lambda _: False)
     stopped = not train(config, data, parted, device, stop_in_the_middle)

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from raypaml.config import TrainConfig
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.digits import digits_folder
 from raypaml.recipes import recipe
-from raypaml.runs.events import LoopSignal
+from raypaml.runs.events import Event, LoopSignal, StepReport
 from raypaml.runs.models import prepare_device
 from raypaml.settings import OptimConfig
 from raypaml.training.estimate import measure
@@ -279,9 +278,9 @@ def run_rate(config: TrainConfig, run: Path, asked: argparse.Namespace) -> float
     rates: list[float] = []
     began = time.monotonic()
 
-    def note(event: dict[str, Any]) -> LoopSignal:
-        if "images_per_second" in event:
-            rates.append(event["images_per_second"])
+    def note(event: Event) -> LoopSignal:
+        if isinstance(event, StepReport):
+            rates.append(event.images_per_second)
         late = time.monotonic() - began > (0 if asked.small else TARS_SECONDS)
         return LoopSignal.STOP if late and len(rates) > 3 else LoopSignal.NOTHING
 

@@ -173,7 +173,7 @@ def _rejection(figures: Figures) -> list[Claim]:
         ),
         Claim(
             "d",
-            "and is the best of all that see partial labels",
+            "and is the best of AN and the large-loss schemes",
             "mAP of LL-R + BoostLU less the best other's",
             _array(points(figures, best, rival)) if rival else _array({}),
             unit="points",
