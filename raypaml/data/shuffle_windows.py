@@ -51,7 +51,7 @@ class Windows:
         return np.concatenate(pieces)
 
     def visits(self, lane: int) -> Iterator[tuple[int, int, int]]:
-        """For every shard of every window, the shard, and the samples [begin, end) of the lane that the window has."""
+        """For every window of a lane and every shard in it: the shard, and the samples [begin, end) of the window."""
         cuts = self._cuts[lane]
         for begin, end in pairwise(cuts):
             low, high = self._positions(lane, begin, end)
@@ -65,8 +65,8 @@ class Windows:
     def _positions(self, lane: int, begin: int, end: int) -> tuple[int, int]:
         """The positions of the samples [begin, end) of a lane in the sequence.
 
-        Odd lanes go backwards. Neighbouring lanes share a shard at their common end, which they so need at the same
-        time.
+        Odd lanes go backwards, so that neighbouring lanes, which share a shard at their common end, need it at the
+        same time.
         """
         first, last = self._bounds(lane)
         return (last - end, last - begin) if lane % 2 else (first + begin, first + end)

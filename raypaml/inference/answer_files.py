@@ -32,7 +32,7 @@ class Writer(Protocol):
 
 @contextmanager
 def writer(out: str | Writer) -> Iterator[Writer]:
-    """A writer to the file `out` in the format of its suffix, or `out` itself where it is one.
+    """A writer to the file `out` in the format of its suffix, or `out` itself if it is a writer.
 
     The file appears, whole, at the end of the block.
     """

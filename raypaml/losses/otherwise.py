@@ -11,7 +11,7 @@ GENERAL: tuple[tuple[str, str], ...] = (
     (
         "k",
         "The number of entries to reject is computed in exact fractions and rounded up once; the published code "
-        "computes in floats, which makes one more of a whole product (161 for 160).",
+        "computes in floats, and gets one entry more where the product is a whole number (161 for 160).",
     ),
     (
         "batch",

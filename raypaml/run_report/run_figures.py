@@ -64,7 +64,7 @@ def drift(history: History) -> str:
     seen = [record for record in history if "drift" in record]
     for axis, name, title in (
         (axes[0], "rank_correlation", "rank correlation with the reference's maps"),
-        (axes[1], "scale_ratio", "top attributions over the reference's"),
+        (axes[1], "scale_ratio", "ratio of top attributions to the reference's"),
     ):
         values = np.array([dict(record["drift"])[name] for record in seen], np.float64)  # None: nan
         axis.plot([epoch_number(record["epoch"]) for record in seen], values, color=BLUE, marker=".")

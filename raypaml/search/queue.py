@@ -1,4 +1,4 @@
-"""Decides which trial runs next: the first of the plan that need not wait for a warm-up that another one trains."""
+"""Decides which trial runs next: the first in the plan whose warm-up is not being trained by another one."""
 
 from __future__ import annotations
 

@@ -142,11 +142,11 @@ class SearchPlan:
 
 
 def search_as_begun(search: SearchPlan, plain: TrainConfig) -> SearchPlan:
-    """The search as the version of raypaml that began it understood it; the same search where it is new.
+    """Returns the search with the settings that the version of raypaml had which began it; a new one unchanged.
 
     Args:
         search: the search that the flags ask for.
-        plain: its base without the recipe's values for another scheme, as earlier versions made it from the same flags.
+        plain: the base that earlier versions made of the same flags: without the values that a recipe has for a scheme.
     """
     for asked in (search, dataclasses.replace(search, base=plain, given=None)):
         question = _note(asked.folder / "search.json").get("question")
