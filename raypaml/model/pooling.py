@@ -103,31 +103,13 @@ def _pool(
     offset = bias.to(kind)
     positive = features.new_empty((len(features), len(offset)), dtype=_sum_type(kind))
     negative = torch.empty_like(positive)
-    add_up = _add_up_cached if features.device.type == "cpu" else _add_up
     for tile in _tiles(features, len(offset)):
         cam = _map(features[tile], matrix.t(), offset, copy=copy)
         if signs is not None:
             signs.append(cam >= 0)
-        add_up(cam, positive[tile], negative[tile])
+        torch.sum(cam.clamp(min=0), 1, dtype=positive.dtype, out=positive[tile])
+        torch.sum(cam.clamp_(max=0), 1, dtype=negative.dtype, out=negative[tile])
     return positive.div_(num_cells), negative.div_(num_cells)
-
-
-def _add_up_cached(cam: Tensor, positive: Tensor, negative: Tensor) -> None:
-    """Sum the positive and the negative attributions over the cells of a tile, which is in a CPU's cache, in place."""
-    torch.sum(cam.clamp(min=0), 1, dtype=positive.dtype, out=positive)
-    torch.sum(cam.clamp_(max=0), 1, dtype=negative.dtype, out=negative)
-
-
-def _add_up(cam: Tensor, positive: Tensor, negative: Tensor) -> None:
-    """As `_add_up_cached`, with one pass over memory less, because these passes are the cost on a GPU.
-
-    The negative sum is a difference. Its rounding error is that of the positive sum, which `alpha P + N` counts alpha
-    times. Where nothing is positive, or nothing is negative, both sums add the same values in the same order, and the
-    difference is exact.
-    """
-    torch.sum(cam, 1, dtype=negative.dtype, out=negative)
-    torch.sum(cam.clamp_(min=0), 1, dtype=positive.dtype, out=positive)
-    negative.sub_(positive).clamp_(max=0)
 
 
 class _Context(FunctionCtx):
