@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 import raypaml
@@ -154,10 +155,20 @@ def test_a_worker_without_the_module_of_a_callback_says_what_to_do(
         assert modules_of([own, Diary()]) == ("own_callback", "tests")
         first, second = unpacked(sent)
         assert first is second
+        ray.cloudpickle.register_pickle_by_value(sys.modules["own_callback"])
+        assert modules_of([own, Diary()]) == ("tests",)  # it is sent, so that nodes may lack it
+        by_value = packed([own])
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules["own_callback"])
     del sys.modules["own_callback"]
     importlib.invalidate_caches()
     with pytest.raises(ValueError, match=r"No module named 'own_callback'.*register_pickle_by_value\(own_callback\)"):
         unpacked(sent)
+    assert type(unpacked(by_value)[0]).__qualname__ == "Own"
+    (tmp_path / "own_callback.py").write_text("undefined\n")
+    with monkeypatch.context() as path:
+        path.syspath_prepend(tmp_path)
+        with pytest.raises(ValueError, match=r"NameError: name 'undefined' .*register_pickle_by_value\(MODULE\)"):
+            unpacked(sent)
 
 
 def test_all_hear_of_the_end_though_one_fails() -> None:

@@ -31,7 +31,7 @@ def unpacked(sent: bytes) -> tuple[Callback, ...]:
     try:
         callbacks: tuple[Callback, ...] = ray.cloudpickle.loads(sent)
     except Exception as error:  # whatever the modules raise that are imported
-        name = getattr(error, "name", None) or "MODULE"
+        name = (isinstance(error, ImportError) and error.name) or "MODULE"
         raise ValueError(
             f"callbacks cannot be used by a worker ({type(error).__name__}: {error}): have their module where workers "
             "find it, installed or in a folder of PYTHONPATH, or have it sent with them by "
@@ -41,6 +41,11 @@ def unpacked(sent: bytes) -> tuple[Callback, ...]:
 
 
 def modules_of(callbacks: Sequence[Callback]) -> tuple[str, ...]:
-    """The packages and modules, by their first name, that a worker has to import for the callbacks' classes."""
-    names = (base.__module__.partition(".")[0] for one in callbacks for base in type(one).__mro__)
+    """The packages and modules, by their first name, that a worker has to import for the callbacks' classes.
+
+    Modules that the program has registered with `ray.cloudpickle.register_pickle_by_value` are sent, not imported.
+    """
+    sent = tuple(f"{name}." for name in ray.cloudpickle.list_registry_pickle_by_value())
+    modules = (base.__module__ for one in callbacks for base in type(one).__mro__)
+    names = (name.partition(".")[0] for name in modules if not f"{name}.".startswith(sent))
     return tuple(name for name in dict.fromkeys(names) if name in sys.modules and name not in _THERE)
