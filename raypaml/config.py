@@ -256,7 +256,8 @@ def _check_run(config: TrainConfig) -> None:
         raise ValueError(f"name={run.name}: must name one folder within the storage; --storage takes the others")
     for name, place in (("storage", run.storage), ("from", config.model.from_run)):
         if place.startswith("file:"):
-            raise ValueError(f"{name}={place}: give the path alone, such as {place.removeprefix('file://')}")
+            path = place.removeprefix("file:").removeprefix("//")
+            raise ValueError(f"{name}={place}: give the path alone, such as {path}")
     if run.min_workers > run.workers:
         raise ValueError(f"min_workers={run.min_workers}: must be at most workers={run.workers}")
     if run.nonfinite == "skip" and not config.data.skip_budget:

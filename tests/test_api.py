@@ -116,6 +116,7 @@ def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> Non
         (lambda: raypaml.Run.train("digits", scheme=None), "scheme=None: must be str, not NoneType"),
         (lambda: raypaml.Run.train("digits", name="..", progress=False), r"name=\.\.: must name one folder within"),
         (lambda: raypaml.Run.train("digits", storage="file:///x"), "storage=file:///x: give the path alone, .* /x"),
+        (lambda: raypaml.Run.train("digits", storage="file:/x"), "storage=file:/x: give the path alone, such as /x"),
         (lambda: raypaml.Run.train("digits", name="a/b", progress=False), "name=a/b: must name one folder within"),
         (lambda: run.evaluate("test", choose_alpha=True), "alpha is chosen on validation alone"),
         (lambda: run.predict(tmp_path / "none.png"), "no such file or folder"),
@@ -151,7 +152,7 @@ def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:
     config, own = parse(flags)
     assert (asked, asked.config) == (own.asked, config)
     assert configured(recipe("digits"), settings).config == config
-    of_a_table = settings | {"epochs": np.int64(3), "alpha": np.float32(2)}
+    of_a_table = settings | {"epochs": np.int64(3), "alpha": np.float32(2), "reproducible": np.False_}
     assert configured("digits", of_a_table).config == config
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, get_origin
+
+import numpy as np
 
 from raypaml.cli import field_types, known_names
 from raypaml.config import TrainConfig
@@ -47,7 +48,7 @@ def configured(
 
 
 def typed_settings(settings: Mapping[str, object]) -> SettingValues:
-    """Convert settings to their fields' types: whole numbers to floats, numpy's numbers to Python's, paths to text.
+    """Convert settings to their fields' types: whole numbers to floats, numpy's values to Python's, paths to text.
 
     Raises:
         ValueError: a setting that is not known, or of another type.
@@ -61,9 +62,10 @@ def typed_settings(settings: Mapping[str, object]) -> SettingValues:
 def _typed(name: str, value: object, kind: type) -> object:
     if isinstance(value, os.PathLike) and kind is str:
         value = str(Path(value))
-    number = {int: Integral, float: Real}.get(kind)
-    if number and not isinstance(value, bool) and isinstance(value, number):
-        value = kind(value)  # numpy's numbers too, such as those of a table
+    if isinstance(value, np.generic):  # such as a value of a table
+        value = value.item()
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
     if get_origin(kind) is Literal:
         kind = str  # config.check names the choices
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
