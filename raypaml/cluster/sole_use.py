@@ -22,8 +22,8 @@ def sole_use() -> Iterator[None]:
     """In the block this thread trains in this process, or has a Ray of ours; ValueError where another one does."""
     if not _USED.acquire(blocking=False):
         raise ValueError(
-            "another thread of this process trains already, and would share its random numbers, its log and its Ray; "
-            "wait for that one, train in another process, or call ray.init() first, for runs of workers=2 or more"
+            "another thread of this process trains already, or has a private Ray, and both would share random numbers, "
+            "a log and Ray; wait for that one, use another process, or call ray.init() first, for workers=2 or more"
         )
     try:
         yield
