@@ -61,9 +61,7 @@ def import_modules(modules: str) -> None:
 
 
 class ImportModule(argparse.Action):
-    """The flag `--import MODULE`, which may be repeated: it imports the module at once, and its value lists all of "
-    "them.
-    """
+    """The flag `--import MODULE`, which may be repeated; imports the module at once, and keeps the names of all."""
 
     def __call__(
         self,

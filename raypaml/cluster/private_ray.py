@@ -36,9 +36,12 @@ _ALONE: dict[str, str | None] = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # its single node is never drained
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train gives it to its controller
 }
-_PATIENT = {"RAY_gcs_server_port_wait_time_s": "180", "RAY_agent_register_timeout_ms": "180000"}
-START_SECONDS = 180.0
+START_SECONDS = 180
 """Longest time of a start. Ray allows 30, within which its Python processes do not start on a busy machine."""
+_PATIENT = {
+    "RAY_gcs_server_port_wait_time_s": f"{START_SECONDS}",
+    "RAY_agent_register_timeout_ms": f"{START_SECONDS * 1000}",
+}
 END_SECONDS = 90.0
 """Longest time that Ray takes to end, or to give up a start."""
 _FAILED = re.compile(r"\[[-\d]+ [\d:,.]+ [EFC] \d+ \d+\] ")

@@ -20,8 +20,8 @@ Processes = tuple[int, str, str]
 def mapper(workers: int, address: str = "") -> Iterator[Mapper]:
     """A way to call functions on `workers` processes, of the cluster at `address` or of this machine.
 
-    One worker without an address is this process, without Ray. So is a single call, such as that of a small data set:
-    a private Ray starts with the first several calls, for it takes longer than a small data set.
+    One worker without an address is this process, without Ray. A private Ray takes longer to start than a small data
+    set takes, so a single call is made in this process, too; Ray starts when several calls are to be mapped.
 
     Raises:
         ValueError: no workers, more than the cluster has CPUs, or no cluster answers at the address.

@@ -16,6 +16,7 @@ from raypaml.runs.checkpoint import read_state
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.models import find_checkpoint, tested_checkpoint
 from raypaml.runs.run_folder import read_config
+from raypaml.runs.run_record import read_run_record
 from raypaml.runs.stored_fields import Within, check_fields, check_length, read_object
 from raypaml.settings import OptimConfig
 
@@ -197,7 +198,7 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
             f"export (it has no {NAME}); give one of them"
         )
     config = read_config(run / "config.json")
-    data = json.loads((run / "config.json").read_text())["data"]
+    data = read_run_record(run)["data"]
     vocabulary = _vocabulary(run)
     state = read_state(checkpoint)
     for what, other in ((run / "config.json", data["vocabulary"]), (checkpoint, state.vocabulary)):

@@ -8,8 +8,6 @@ from typing import NotRequired, TypedDict
 
 from raypaml.config import ConfigRecord
 
-RECORD_FILE = "config.json"
-
 
 class TrainedData(TypedDict):
     """The data set that a run was trained on."""
@@ -18,8 +16,8 @@ class TrainedData(TypedDict):
     vocabulary: str
     """Digest of the vocabulary."""
     num_classes: int
-    image_size: tuple[int, int]
-    """Height and width in pixels."""
+    image_size: NotRequired[tuple[int, int]]
+    """Height and width in pixels; lacking in records of early versions."""
     samples: dict[str, int]
     """Number of samples by split."""
 
@@ -52,5 +50,5 @@ class RunRecord(TypedDict):
 
 def read_run_record(run_folder: Path) -> RunRecord:
     """Read the record in a run's folder."""
-    content: RunRecord = json.loads((run_folder / RECORD_FILE).read_text())
+    content: RunRecord = json.loads((run_folder / "config.json").read_text())
     return content

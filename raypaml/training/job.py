@@ -121,8 +121,7 @@ def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:
 def checked_data(config: TrainConfig, say: Callable[[str], None]) -> DataFolder:
     """Open the data of a configuration, after checking its settings; ValueError where something is wrong."""
     config.check()
-    check_backbone(
-        config.model.backbone, config.model.weights
-    )  # before the data, which may have to be drawn or fetched
+    # the backbone before the data, which may have to be drawn or fetched
+    check_backbone(config.model.backbone, config.model.weights)
     check_world_size(config.run.workers, config.data.lanes or default_lanes(config.data.global_batch_size))
     return open_folder(resolve_data(config.data.data, say), **config.data.opening)

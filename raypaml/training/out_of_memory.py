@@ -102,9 +102,8 @@ def _halved(worker: Worker, error: Exception) -> Halving:
         error=(str(error).strip() or repr(error)).splitlines()[0],
     )
     earlier = read_halving(worker.run_folder)
-    again = (
-        earlier is not None and earlier.micro_batch_size == config.optim.micro_batch_size
-    )  # else another rank has just halved
+    # where the sizes differ, another rank has just halved
+    again = earlier is not None and earlier.micro_batch_size == config.optim.micro_batch_size
     if why := _refusal(config, halving, again=again, lane=lane):
         raise ValueError(f"{halving.where}: memory ran out, {at_once} of the batch at once, {why} ({halving.error})")
     return halving

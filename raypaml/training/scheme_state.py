@@ -55,9 +55,8 @@ class ClassMeans(SchemeState):
     def __init__(self, num_classes: int, *, last_epoch: bool):
         self._last_epoch = last_epoch
         self.means = torch.zeros(num_classes, dtype=torch.float64)
-        self._total = torch.zeros(
-            num_classes + 1, dtype=torch.float64
-        )  # sums of scores, and number of samples, of finished epochs
+        # sums of scores, and number of samples, of finished epochs
+        self._total = torch.zeros(num_classes + 1, dtype=torch.float64)
         self._sums, self._fresh = (torch.zeros(num_classes + 1, dtype=torch.int64) for _ in range(2))
 
     def live_on(self, device: torch.device) -> None:
