@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -146,3 +147,14 @@ def test_the_sections_of_readmes_that_messages_and_readmes_name_are_there() -> N
     for readme, section in found:
         path = next(folder / readme for folder in (root / "raypaml", root) if (folder / readme).is_file())
         assert f"## {section}\n" in path.read_text(), (readme, section)
+
+
+def test_no_docstring_holds_the_quotes_of_a_string_that_was_broken_over_lines() -> None:
+    nodes = [(module, node) for module in house.modules(Path(__file__).parents[1]) for node in module.nodes]
+    texts = [
+        (f"{module.path}:{node.lineno}", node.value.value)
+        for module, node in nodes
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ]
+    assert len(texts) > 1000
+    assert [place for place, text in texts if re.search(r'"\n\s*"', str(text))] == []

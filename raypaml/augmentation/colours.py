@@ -117,9 +117,7 @@ def _blend(images: Tensor, other: Tensor, values: Tensor) -> Tensor:
 
 
 def _share(sixth: Tensor, place: float) -> Tensor:
-    """How much of `spread` a channel has: 1 up to one sixth of the colour circle from its place, falling to 0 at "
-    "two.
-    """
+    """How much of `spread` a channel has: 1 up to a sixth of the colour circle from its place, 0 from two sixths on."""
     away = (sixth - place).abs_()
     return away.minimum(6 - away).neg_().add_(2).clamp_(0, 1)
 

@@ -282,9 +282,7 @@ def _by_threads(reader: Reader, steps: range, loader_workers: int, pin_memory: b
 
 
 def _ahead(reader: Reader, start_step: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Fetch shards ahead during an epoch if they lie in a store; gives a function that takes the number of steps "
-    "done.
-    """
+    """Fetch shards ahead during an epoch if they lie in a store; gives a function that takes the steps done so far."""
     shards, parts, index = reader.shards, reader.parts, reader.index
     if not (reader.with_images and isinstance(shards, CachedShards) and isinstance(parts, Epoch)):
         return nullcontext(lambda _: None)

@@ -27,8 +27,8 @@ _CHUNK = 1 << 23
 TOUCH_SECONDS = 10.0
 """A reader updates the modification time of its shard once in this many seconds."""
 STALE_SECONDS = 3600.0
-"""A shard that was not read for this many seconds is left from another run, and may be removed for one fetched "
-"ahead."""
+"""A shard that was not read for this many seconds is left from another run, and may be removed for one fetched
+ahead."""
 THREADS = 4
 """Number of chunks of a shard that are fetched at the same time, to hide the store's latency."""
 

@@ -36,8 +36,8 @@ NAMES = tuple(f"{colour} {digit}" for colour in COLOURS for digit in range(10))
 NUM_SCENES = {"train": 12000, "validation": 1000, "test": 2000}
 HANDWRITING = {"train": slice(0, 1000), "validation": slice(1000, 1300), "test": slice(1300, 1797)}
 TAIL_EXPONENT = 0.7
-"""The r-th most frequent class is drawn with a probability proportional to r ** -TAIL_EXPONENT, at most once a "
-"scene."""
+"""The r-th most frequent class is drawn with a probability proportional to r ** -TAIL_EXPONENT, at most once a
+scene."""
 VERSION = 2
 """A part of the cache folder's name; increase it when a change alters the bytes of the data set."""
 

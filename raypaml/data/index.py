@@ -179,9 +179,7 @@ class Index:
         return self._dense(rows, self.label_cells(rows), UNOBSERVED)
 
     def truth(self, rows: NDArray[np.int64]) -> NDArray[np.int8]:
-        """The full labels [B, K], for analysis and for the scheme `full`. Raises ValueError where they are not "
-        "known.
-        """
+        """The full labels [B, K], for analysis and the scheme `full`. Raises ValueError where they are not known."""
         return self._dense(rows, self.truth_cells(rows), NEGATIVE)
 
     def _flat(self, ragged: Ragged, rows: NDArray[np.int64]) -> NDArray[np.int64]:
