@@ -115,4 +115,4 @@ def _signs(labels: Tensor, flipped: Tensor | None) -> Tensor:
     targets = labels.clamp(min=NEGATIVE)
     if flipped is not None:
         targets |= flipped
-    return torch.rsub(targets, -1.0, alpha=-2.0)  # 2 targets - 1 in one kernel, which a GPU feels
+    return torch.rsub(targets, -1.0, alpha=-2.0)  # 2 targets - 1, on a GPU in a single kernel

@@ -17,7 +17,8 @@ EXACT_LOGARITHM = (
 )
 EXACT = (
     "Exactly the k unobserved entries of largest loss in the global batch are rejected, ties by position; the "
-    "published code takes every tie of a mini-batch, and observed entries too where k exceeds their number."
+    "published code takes every tie of a mini-batch, and observed entries too where k exceeds the number of unobserved "
+    "ones."
 )
 
 

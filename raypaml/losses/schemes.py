@@ -98,8 +98,8 @@ def all_settings(scheme: str, text: str, defaults: Literal["published", "earlier
 def join_settings(scheme: str, *texts: str) -> str:
     """Join settings of a scheme into one text; later texts override earlier ones, setting by setting.
 
-    If one of the texts already says all of it, it is returned as it was written, so that a stored configuration stays
-    unchanged.
+    If one of the texts already gives all of these values, it is returned as it was written, so that a stored
+    configuration stays unchanged.
 
     Raises:
         ValueError: as `read_settings`.

@@ -237,8 +237,8 @@ def linear_classifier(name: str) -> str:
         raise ValueError(f"head_weights: {name} has no classifier; leave --head-weights out")
     layer = layers[-1]
     linear = whole.get_submodule(layer)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]  # else it outweighs the rest in a deep network with random weights
+    if linear.bias is not None:  # in a deep network with random weights it would outweigh all else
+        nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
     images = torch.rand(1, 3, feature_map.size, feature_map.size)
     weight = linear.weight.flatten(1)  # type: ignore[operator]
     if weight.shape[1] == feature_map.num_channels:

@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 _RESIZED = (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
 _HEAD_LAYERS = (*_RESIZED, _AvgPoolNd, _DropoutNd, _NormBase, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Flatten)
-_CALLS_HEAD_LAYERS = ("adaptive_avg_pool2d", "flatten", "mean", "relu", "dropout", "reshape", "view", "squeeze")
+_HEAD_CALLS = ("adaptive_avg_pool2d", "flatten", "mean", "relu", "dropout", "reshape", "view", "squeeze")
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _before_classifier(traced: fx.GraphModule, output: fx.Node) -> fx.Node:
 def _of_a_head(traced: fx.GraphModule, node: fx.Node) -> bool:
     module = _module(traced, node)
     if module is None:
-        return _name(traced, node) in _CALLS_HEAD_LAYERS
+        return _name(traced, node) in _HEAD_CALLS
     return isinstance(module, _HEAD_LAYERS) or type(module).__module__ == activation.__name__
 
 
