@@ -91,7 +91,7 @@ def step_run(form: str, kind: torch.dtype, asked: argparse.Namespace, device: st
 
 
 def _our_network(model: CamClassifier, images: Tensor, kind: torch.dtype, way: str) -> nn.Module:
-    if way == "graph":  # only there is a copy of the weights in half precision part of what is captured
+    if way == "graph":  # without autocast's cache, so that each replay converts the weights to half precision anew
         with torch.autocast("cuda", kind, enabled=kind != torch.float32, cache_enabled=False):
             return torch.cuda.make_graphed_callables(model, (images,))  # type: ignore[no-any-return]
     return torch.compile(model, dynamic=False, backend=way) if way else model  # type: ignore[return-value]

@@ -34,7 +34,7 @@ def main() -> None:
         "--small", action="store_true", help="tiny data and models, and no code generated where a step is compiled"
     )
     flags.add_argument(
-        "--only", default="", metavar="NAME,...", help="entries to run, by the begin of their names [all]"
+        "--only", default="", metavar="NAME,...", help="entries to run, by the first letters of their names [all]"
     )
     flags.add_argument("--minutes", type=float, default=9.0, help="for all entries together [9]")
     flags.add_argument("--out", default="", metavar="DIR", help="keeps the table, logs and a trace there [none]")
