@@ -99,7 +99,7 @@ FORMULA_SCHEMES = (
             Setting("smoothing", 0.1, "what is taken from the target 1 and added to the target 0", SHARE),
             EPSILON,
         ),
-        differs="0.1 is moved, as in the published code; the paper's epsilon is twice what is moved.",
+        differs="The smoothing is 0.1, as in the published code, which is half of the paper's epsilon.",
     ),
     Scheme(
         name="asl",
