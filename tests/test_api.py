@@ -145,6 +145,21 @@ def test_the_report_of_a_run_given_by_a_checkpoint_is_where_it_says(
     assert capsys.readouterr().out.endswith(f"\nReport: {run.folder / 'report.html'}\n")
 
 
+def test_a_run_that_is_not_trained_to_its_end_gets_no_result(run: raypaml.Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    record = json.loads((run.folder / "config.json").read_text())
+    record["config"]["optim"]["epochs"] = 3
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    (tmp_path / "run" / "result.json").unlink()
+    begun = raypaml.Run.open(tmp_path / "run", progress=False)
+    with pytest.raises(raypaml.UserError, match="run: 2 of 3 epochs are trained; give the command again that began"):
+        begun.report()
+    (begun.folder / "metrics.jsonl").unlink()
+    with pytest.raises(raypaml.UserError, match="run: 0 of 3 epochs are trained"):
+        begun.report()
+    assert not begun.is_finished
+
+
 def test_settings_in_python_are_those_of_flags(tmp_path: Path) -> None:
     flags = ["digits", "--scheme", "ll_ct", "--epochs", "3", "--alpha", "2", "--data", "x", "--no-reproducible"]
     settings: dict[str, Any] = {"scheme": "ll_ct", "epochs": 3, "alpha": 2, "data": Path("x"), "reproducible": False}

@@ -18,11 +18,12 @@ from raypaml.run_report.class_rejections import class_rejections, write_class_re
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_page import write_report
 from raypaml.runs.alpha_of_use import ALPHA_FILE, ModelClasses, alpha_choice, model_digest
-from raypaml.runs.history import METRICS_FILE, read_history
+from raypaml.runs.history import METRICS_FILE, History, read_history
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint, tested_model
 from raypaml.runs.ranks import one_thread
 from raypaml.runs.run_length import lengths
+from raypaml.training.early_stopping import early_stop
 from raypaml.training.job import Job
 
 SMALL_PIXELS = 96 * 96
@@ -34,15 +35,16 @@ def conclude_run(job: Job) -> RunResult:
     """Write `result.json` and `report.html` of a trained run; returns the result.
 
     Raises:
-        ValueError: predictions of the test split, or a checkpoint, are missing or damaged.
+        ValueError: the run was not trained to its end, or predictions of the test split, or a checkpoint, are missing
+            or damaged.
     """
     mirror = Mirror.of(job.config.run.storage, job.folder)
     if mirror:
         mirror.pull_checkpoints()
         mirror.pull(METRICS_FILE, "skipped.jsonl", "predictions", "rejected", ALPHA_FILE)
+    history = _whole_history(job)
     predictions = open_set(job.folder / "predictions" / "test")
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
-    history = read_history(job.folder)
     result = run_result(evaluate_set(predictions, job.data.vocabulary), job.config, history)
     if job_lengths := lengths(job.folder):
         result["lengths"] = job_lengths
@@ -59,6 +61,18 @@ def conclude_run(job: Job) -> RunResult:
     if mirror:
         mirror.push("report.html", "result.json", CLASS_REJECTIONS, ALPHA_FILE)
     return result
+
+
+def _whole_history(job: Job) -> History:
+    """The records of a run that was trained to its end; with a result, any other run would count as finished."""
+    epochs, path = job.config.optim.epochs, job.folder / METRICS_FILE
+    history = read_history(job.folder) if path.is_file() else []
+    if len(history) < epochs and not early_stop(history, job.config.optim):
+        raise ValueError(
+            f"{job.folder}: {len(history)} of {epochs} epochs are trained; give the command again that began the run: "
+            "it trains the others, tests the model and writes the report"
+        )
+    return history
 
 
 def _threads(job: Job) -> AbstractContextManager[None]:
