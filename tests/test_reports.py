@@ -158,6 +158,11 @@ def test_figures_are_svg_and_the_same_bytes_twice(known: bool, figures: dict[str
     assert ("recall" in rejections(history)) == known
 
 
+def test_the_recall_of_an_epoch_in_which_nothing_was_missed_is_not_drawn() -> None:
+    nothing, zero = (HISTORY[2] | {"missed": 0, "rejection_recall": recall} for recall in (None, 0.0))
+    assert rejections([*HISTORY[:2], nothing]) != rejections([*HISTORY[:2], zero])
+
+
 def test_rejections_are_judged_over_all_epochs_that_reject() -> None:
     assert rejection_quality(HISTORY) == pytest.approx({"recall": 25 / 80, "precision": 25 / 60})
     kept = [record(0), record(1, 20, 10) | {"corrected": 20}, record(2, 20, 15) | {"missed": 30, "corrected": 40}]

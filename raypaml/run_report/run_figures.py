@@ -47,7 +47,7 @@ def rejections(history: History) -> str:
         axes[0].bar(epochs, hits, color=ORANGE, label="of them missed positives")
         judged = [record for record in history if record["rejection_precision"] is not None]
         for name, colour in (("precision", ORANGE), ("recall", BLUE)):
-            values = [100 * (value or 0.0) for value in column(judged, f"rejection_{name}")]
+            values = 100 * np.array(column(judged, f"rejection_{name}"), np.float64)  # None: nan, which is not drawn
             axes[1].plot(
                 [epoch_number(record["epoch"]) for record in judged], values, color=colour, marker=".", label=name
             )
