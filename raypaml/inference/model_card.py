@@ -211,12 +211,18 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
             f"{run}: does not say the size of its images; it was trained by an older version, train it again"
         )
     height, width = data["image_size"]
-    return _card(config, vocabulary, (height, width), run, checkpoint), checkpoint
+    metrics = _test_figures(given, run, checkpoint) | ({VALIDATION_MEAN_AP: state.score} if state.score >= 0 else {})
+    return _card(config, vocabulary, (height, width), run, checkpoint, metrics), checkpoint
 
 
-def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], run: Path, checkpoint: Path) -> Card:
-    metrics = _test_figures(run, checkpoint)
-    score = read_state(checkpoint).score
+def _card(
+    config: TrainConfig,
+    vocabulary: Vocabulary,
+    size: tuple[int, int],
+    run: Path,
+    checkpoint: Path,
+    metrics: dict[str, object],
+) -> Card:
     used = used_alpha(run, checkpoint, config.model.alpha)
     return Card(
         class_ids=list(vocabulary.class_ids),
@@ -231,15 +237,19 @@ def _card(config: TrainConfig, vocabulary: Vocabulary, size: tuple[int, int], ru
         height=size[0],
         width=size[1],
         weights=digest(checkpoint / WEIGHTS),
-        metrics=metrics | ({VALIDATION_MEAN_AP: score} if score >= 0 else {}),
+        metrics=metrics,
         origin={"run": run.absolute().name, "checkpoint": checkpoint.name, "config": config.to_dict()},
     )
 
 
-def _test_figures(run: Path, checkpoint: Path) -> dict[str, object]:
-    """The figures of result.json, where they are those of this checkpoint; else none."""
+def _test_figures(given: Path, run: Path, checkpoint: Path) -> dict[str, object]:
+    """The figures of result.json, where they are those of this checkpoint; else none.
+
+    A run that was given stands for the checkpoint that was tested. For one given by itself, the tested one is searched
+    for, which reads every checkpoint of the run.
+    """
     result = run / "result.json"
-    is_tested = result.is_file() and tested_checkpoint(run).name == checkpoint.name
+    is_tested = result.is_file() and (given == run or tested_checkpoint(run).name == checkpoint.name)
     return dict(json.loads(result.read_text())) if is_tested else {}
 
 
