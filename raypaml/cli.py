@@ -22,7 +22,6 @@ from raypaml.errors import StoppedAtOnce
 WIDEST_CHOICES = 36
 """Characters of choices that stand at a flag in its help; those of more are in its description, or at the end."""
 
-
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 

@@ -257,5 +257,5 @@ def test_a_pickle_offered_as_weights_never_runs(tmp_path: Path) -> None:
 
 
 def test_unknown_formats_are_refused(trained: Run) -> None:
-    with pytest.raises(ValueError, match="formats=onx: 'onx' is none; known: safetensors, onnx, program"):
+    with pytest.raises(ValueError, match="formats=onx: 'onx' is not a format; known: safetensors, onnx, program"):
         main([str(trained[0]), "--formats", "onx"])

@@ -54,19 +54,19 @@ class Explained:
             run: folder of a run or of one of its checkpoints.
             against: the run whose maps they are compared with, usually trained on full labels.
             beside: a run or runs whose maps are shown too.
-            data: another data set of the same classes than the run's.
+            data: a data set of the same classes, in the place of the run's own.
             split: the split whose images are looked at.
-            boxes: box CSV of Open Images for the split; default: the data's own.
-            limit: only the first so many images; 0: all.
+            boxes: CSV with known boxes of the split, in the format of Open Images; default: the data set's own.
+            limit: number of images, from the first of the split; 0: all.
             show: which pairs of image and class are shown: spread, high, low or errors.
-            rows: how many images.
+            rows: number of pairs that are shown.
             classes: only this or these, by name or id.
             group: only classes of this group, G1 to G5.
             raw: show maps before BoostLU.
-            out: folder; default: in the run's.
+            out: folder for the page; default: one in the run's folder.
             alpha: as `raypaml.load` takes it.
             workers, address, device: as the flags of `raypaml explain` of these names.
-            say: told of progress.
+            say: prints a line of progress.
 
         Raises:
             ValueError: runs, data or choices do not fit each other.

@@ -32,21 +32,21 @@ class Exported:
 def export_model(
     model: Path, out: str, formats: Sequence[str], alpha: str, say: Callable[[str], None]
 ) -> Iterator[Exported]:
-    """Write a model in some formats, one after the other, and then the page that says what it is.
+    """Write a model in some formats, one after the other, and then its model card.
 
     Args:
         model: folder of a run, a checkpoint or an export.
-        out: folder; "" for `export` in the model's.
-        formats: some of safetensors, onnx, program; none for all.
+        out: folder; "" for `export` in the folder of the model.
+        formats: some of safetensors, onnx and program; empty for all.
         alpha: as `raypaml.load` takes it.
-        say: told of progress.
+        say: prints a line of progress.
 
     Raises:
-        ValueError: a format that is none, a package that is missing, or logits that differ.
+        ValueError: an unknown format, a missing package, or logits that differ from PyTorch's.
     """
     formats = formats or list(_WAYS)
     if unknown := [name for name in formats if name not in _WAYS]:
-        raise ValueError(f"formats={','.join(formats)}: {unknown[0]!r} is none; known: {', '.join(_WAYS)}")
+        raise ValueError(f"formats={','.join(formats)}: {unknown[0]!r} is not a format; known: {', '.join(_WAYS)}")
     classifier = load(model, alpha=alpha)
     say(f"alpha {alpha_text(classifier.alpha)}: {classifier.card.alpha_origin}")
     folder = Path(out) if out else model / "export"

@@ -68,7 +68,8 @@ def predict_pictures(
         say: prints a line of progress.
 
     Raises:
-        ValueError: there is no such model, picture, colour or class of file, or what is asked contradicts itself.
+        ValueError: there is no such model, picture or colour, the suffix of `out` is unknown, or two arguments exclude
+            each other.
     """
     file = out if isinstance(out, str) else ""
     check_out(file)

@@ -1,4 +1,4 @@
-"""A split predicted by a model: where the predictions are, and what they come to."""
+"""Predicts a split with a model, and computes the figures of the predictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raypaml.runs.ranks import one_thread
 
 @dataclass(frozen=True)
 class PredictedSplit:
-    """The predictions of a split. Its figures are of observed labels, under the convention of the papers."""
+    """The predictions of a split; figures count observed labels alone, under the convention `paper`."""
 
     folder: Path
     """Folder of the predictions, for `raypaml aggregate`."""
@@ -31,9 +31,9 @@ class PredictedSplit:
     data: str
     """Path or address of the data set."""
     skipped: int
-    """Broken images left out; the parts name them."""
+    """Number of broken images that were left out; the metadata of the prediction files name them."""
     choice: str = ""
-    """What alpha and thresholds were chosen, as text; "" where none were to be."""
+    """The alpha and the thresholds that were chosen, in words; "" where they were not asked for."""
 
     @property
     def figures(self) -> Summary:
@@ -42,7 +42,7 @@ class PredictedSplit:
 
     @property
     def classes(self) -> pa.Table:
-        """A row for each class: its annotations, `ap` (0..1, NaN without labels), `best_threshold` and own metrics."""
+        """A row for each class: annotations, `ap` (0..1, NaN without labels), `best_threshold`, registered metrics."""
         return pa.table(measures_by_class(self._evaluation))
 
     @cached_property

@@ -31,11 +31,11 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
 
 
 class Run:
-    """A run in its folder: what it recorded, what came out, and what can be done with its model.
+    """A run in its folder: its settings, its records, its result, and the uses of its model.
 
-    Figures are read from the folder whenever they are asked for, so that they are those of now, also while another
-    process trains. Methods do what the commands of the same name do, and take the flags' names with `_` for `-`;
-    what they say meanwhile goes to standard error, or nowhere with `progress=False`.
+    Figures are read from the folder at each access, so that they are up to date also while another process trains.
+    Methods do what the commands of the same name do, and take the flags' names with `_` for `-`. Their messages go to
+    standard error, or nowhere with `progress=False`.
     """
 
     def __init__(self, path: Place, *, progress: bool = True, stopped: int = 0):
@@ -55,14 +55,15 @@ class Run:
         progress: bool = True,
         **settings: Any,
     ) -> Self:
-        """Train a run, or go on with it where one of this `name` and `storage` is there; its result and report follow.
+        """Train a run, or continue the one with this `name` and `storage`; test it, and write result and report.
 
         Args:
             config_or_recipe: name of a recipe, a configuration, or a file that holds one: the config.json of a run, the
                 best.json of a search.
-            callbacks: one or several, told of epochs, steps, checkpoints and the end on rank 0, see `raypaml.Callback`.
-            progress: show it: a live display in a terminal or notebook, lines elsewhere.
-            settings: those of `raypaml train --help` over it, such as `epochs=3, data="data/mine", workers=1`.
+            callbacks: one or several, called on rank 0 at steps, epochs, checkpoints and the end: `raypaml.Callback`.
+            progress: show progress, as a live display in a terminal or notebook, as lines elsewhere.
+            settings: settings that `raypaml train --help` lists, such as `epochs=3, data="data/mine", workers=1`, in
+                the place of those of the configuration.
 
         Returns:
             The run. Where Ctrl-C or SIGTERM stopped it, which is no error, `stopped` has the signal and `is_finished`
@@ -117,7 +118,7 @@ class Run:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether it was opened by one of its checkpoints."""
+        """Whether the run was opened by one of its checkpoints."""
         return (self.path / "state.json").is_file()
 
     @property
@@ -128,17 +129,17 @@ class Run:
     @property
     @told_as_user_errors()
     def config(self) -> TrainConfig:
-        """All settings."""
+        """All settings of the run."""
         return read_config(self.folder / "config.json")
 
     @property
     def is_finished(self) -> bool:
-        """Whether it was trained to its end and tested."""
+        """Whether the run was trained to its end and tested."""
         return (self.folder / "result.json").is_file()
 
     @property
     def result(self) -> RunResult | None:
-        """The test figures, such as `mean_ap` (0..1), and how training ended; None where it is not finished."""
+        """The test figures, such as `mean_ap` (0..1), and how training ended; None for an unfinished run."""
         path = self.folder / "result.json"
         return cast("RunResult", json.loads(path.read_text())) if path.is_file() else None
 
@@ -186,7 +187,7 @@ class Run:
 
     @told_as_user_errors()
     def report(self, *, data: Place = "") -> RunResult:
-        """Write the result and the report of a trained run again; returns the result."""
+        """Write result and report of a trained run again; returns the result. UserError for an unfinished run."""
         from raypaml.data.data_folder import open_folder, resolve_data
         from raypaml.run_report.conclude import conclude_run
         from raypaml.training.job import Job

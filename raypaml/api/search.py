@@ -28,14 +28,13 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
     from raypaml.search.suggestion import Suggestion
 
 CHECKED = ("pseudo_labels", "pseudo_labels_sha256", "from_run", "from_sha256")
-"""What a search takes over from the run that it checks: full paths, and digests."""
+"""Settings that a search takes from the checked configuration, in which paths are full and digests are filled in."""
 
 
 class Search:
     """A search in its folder: its trials, each of which is a run, and the best of them.
 
-    Figures are read from the folder whenever they are asked for, so that they are those of now, also while another
-    process searches.
+    Figures are read from the folder at each access, so that they are up to date also while another process searches.
     """
 
     def __init__(self, path: Place, *, progress: bool = True, stopped: int = 0):
@@ -71,15 +70,15 @@ class Search:
                 between or as a list; `delta_rel=suggested` takes its range from the labels.
             space: YAML files of further spaces.
             searcher: how trials are chosen; tpe learns from results, and needs Optuna.
-            trials: how many, of random and tpe.
-            add: extend a finished search by so many.
-            points: of a range in a grid.
-            share: random trials for each warm-up; 1: none is shared.
-            seeds: with so many the best trial and the starting point are trained.
+            trials: number of trials of the searchers random and tpe.
+            add: number of trials by which a finished search is extended.
+            points: number of values of each range in a grid.
+            share: number of random trials that share a warm-up; 1: none is shared.
+            seeds: number of seeds with which the best trial and the starting point are trained.
             early_stop: stop trials that fall behind (ASHA).
-            progress: show it: a live table in a terminal or notebook, lines elsewhere.
-            settings: those of `raypaml tune --help` over what the search starts from, such as `epochs=3`. `workers` are
-                those of each trial, one unless given here.
+            progress: show progress, as a live table in a terminal or notebook, as lines elsewhere.
+            settings: settings that `raypaml tune --help` lists, such as `epochs=3`, in the place of those that the
+                search starts from. `workers` is the number for each trial, one unless given here.
 
         Returns:
             The search. Where Ctrl-C or SIGTERM stopped it, which is no error, `stopped` has the signal; the same call
@@ -109,7 +108,7 @@ class Search:
     @classmethod
     @told_as_user_errors()
     def run_asked(cls, base: AskedConfig, asked: SearchSettings, *, progress: bool = True) -> Self:
-        """As `run`, of what `raypaml tune` makes of its flags."""
+        """Do what `run` does, from the flags of `raypaml tune`, which have been read."""
         from raypaml.reports.progress import progress_console
         from raypaml.search.search_flags import open_queue, passed_over_by_trials, plan_search
         from raypaml.search.search_progress import SearchDisplay
@@ -142,7 +141,7 @@ class Search:
     def suggest(
         cls, config_or_recipe: TrainConfig | Place = "digits", *, progress: bool = True, **settings: Any
     ) -> Suggestion:
-        """What the labels suggest for delta_rel; nothing is trained. `.text` has it in words, `.low` and `.high`, too.
+        """What the labels suggest for delta_rel: `.low` and `.high`, and `.text` in words; nothing is trained.
 
         Raises:
             UserError: the labels do not tell, and the message says why.
@@ -164,13 +163,13 @@ class Search:
     @property
     @told_as_user_errors()
     def plan(self) -> SearchPlan:
-        """What is varied around which configuration, and how."""
+        """The configuration that the search starts from, what is varied, and how trials are chosen."""
         return read_search(self.folder)
 
     @property
     @told_as_user_errors()
     def outcomes(self) -> list[Outcome]:
-        """What each trial left so far, in the order of the plan."""
+        """The state of each trial and its figures so far, in the order of the plan."""
         search = self.plan
         return [outcome(search, trial) for trial in read_trials(search)]
 
@@ -221,9 +220,9 @@ class Search:
     @property
     @told_as_user_errors()
     def verdict(self) -> str:
-        """Whether the best trial is better than what the search started from, on the test split, in words.
+        """Whether the best trial is better than the starting point on the test split, in words.
 
-        It is that of the last report, or of now where there is none.
+        It is the verdict of the last report; without a report it is made from the trials that have finished.
         """
         from raypaml.search.search_result import judge
 
@@ -233,11 +232,11 @@ class Search:
     def is_finished(self) -> bool:
         """Whether every trial has ended, and the report is written."""
         ended = ("finished", "stopped", "failed")
-        return (self.folder / "report.html").is_file() and all(found.state in ended for found in self.outcomes)
+        return (self.folder / "report.html").is_file() and all(one.state in ended for one in self.outcomes)
 
     @told_as_user_errors()
     def report(self) -> dict[str, Any] | None:
-        """Write best.json, trials.csv and report.html of what has ended so far; returns the result."""
+        """Write best.json, trials.csv and report.html from the trials that have ended so far; returns the result."""
         _conclude(self.plan, self.outcomes)
         return self.result
 
@@ -255,7 +254,7 @@ class Search:
 
 
 def _checked(base: AskedConfig, say: Callable[[str], None]) -> tuple[AskedConfig, DataFolder]:
-    """The same, checked as a run, with full paths, for trials may start in another folder of another machine."""
+    """The configuration checked as that of a run, and its data; paths are full, as trials may run in other folders."""
     from raypaml.training.job import prepare_job
 
     config = base.config

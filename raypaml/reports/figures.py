@@ -57,7 +57,7 @@ def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
 def ap_by_annotations(
     annotations: NDArray[np.int64], class_group: NDArray[np.int64], runs: dict[str, NDArray[np.float64]]
 ) -> str:
-    """AP of every class against its training annotations, a panel a run; each group's mean as a line over its classes.
+    """AP of every class against its training annotations, with a panel for each run and the mean of each class group.
 
     Args:
         annotations: [K] training labels of each class.
@@ -79,7 +79,7 @@ def ap_by_annotations(
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels side by side."""
+    """A figure with `count` panels side by side."""
     figure = Figure(figsize=(4.6 * count, 2.9), layout="constrained")
     return figure, [figure.add_subplot(1, count, n + 1) for n in range(count)]
 

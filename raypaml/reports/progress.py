@@ -21,16 +21,16 @@ from raypaml.runs.events import Activity, EpochReport, Event, Message, StepRepor
 from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
 
 PLAIN_SECONDS = 15.0
-"""Between two plain progress lines within an epoch."""
+"""Least number of seconds between two plain progress lines within an epoch."""
 
 
 def progress_console(*, shown: bool = True) -> Console:
-    """Where progress is shown: on standard error, or in the cell of a notebook; or nowhere."""
+    """A console on standard error, or in the cell of a notebook, that shows progress; a silent one if not `shown`."""
     return Console(file=sys.stderr, highlight=False, quiet=not shown)
 
 
 def shows_live(console: Console) -> bool:
-    """Whether a display there can change in place: a terminal, or a notebook with ipywidgets."""
+    """Whether a display on this console can change in place: in a terminal, or in a notebook with ipywidgets."""
     has_widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
     return not console.quiet and (console.is_terminal or has_widgets)
 
@@ -53,7 +53,7 @@ class Display:
         self._rate = 0.0
         self._validation = ""
         self.tracking: Tracking | None = None
-        """Told of every event too."""
+        """The tracker that gets every event too; None where the run has none."""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -67,15 +67,15 @@ class Display:
             self.tracking.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was; what is said from here on are plain lines."""
+        """End the live display; later messages are plain lines."""
         self._progress.stop()
 
     def track(self, config: TrainConfig, run_folder: Path) -> None:
-        """Tell the tracker that the configuration names, if any, of every event to come."""
+        """Send all later events to the tracker that the configuration names, if it names one."""
         self.tracking = tracking(config.run.tracker, run_folder, config.flat(), self.say)
 
     def conclude(self, result: Mapping[str, Any], page: Path) -> None:
-        """Tell the tracker, if there is one, the result of the finished run and where its report is."""
+        """Send the result of the finished run and the path of its report to the tracker, if there is one."""
         if self.tracking is not None:
             self.tracking.conclude(result, page)
 
@@ -112,7 +112,7 @@ class Display:
         self._say_sometimes(f"{title}  step {event.step}/{event.steps}  {state}")
 
     def _say_sometimes(self, text: str) -> None:
-        """Say a line where there is no live display, unless one was said just before."""
+        """Print a line where there is no live display, at most one in PLAIN_SECONDS."""
         if not self._live and time.monotonic() - self._last_line > PLAIN_SECONDS:
             self.say(text)
             self._last_line = time.monotonic()
@@ -131,7 +131,7 @@ def _epoch_line(record: EpochRecord, epochs: int) -> str:
 
 
 def _usage_text(record: EpochRecord) -> str:
-    """What an epoch used, without what is not known of it."""
+    """The resources that an epoch used, as far as they are known."""
     shares = (
         (record["data_wait_share"], "waiting for data"),
         (record["collective_share"], "in collectives"),

@@ -15,29 +15,29 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Values = dict[str, float]
-"""Numbers by their curve: `step/NAME`, over the steps of the whole training; `epoch/NAME`, over epochs from 1;
-`test/NAME`, at the number of epochs trained."""
+"""Numbers by the name of their curve: `step/NAME` over all steps of the training, `epoch/NAME` over epochs from 1, and
+`test/NAME` at the number of epochs trained."""
 Settings = Mapping[str, str | int | float | bool]
 
 HEADLINES = ("test/mean_ap", "epoch/validation_mean_ap")
-"""Curves by which runs are compared, beside their settings."""
+"""Curves by whose last values TensorBoard compares runs with different settings."""
 
 
 class Tracker(Protocol):
     """Takes the curves and the report of a run; all calls come from one thread."""
 
     def log(self, values: Values, step: int) -> None:
-        """Values by curve, all of one kind, at a step or an epoch."""
+        """Add a value to each of some curves, which are all over steps or all over epochs."""
 
     def keep(self, page: Path) -> None:
-        """The report of the finished run."""
+        """Keep the report of the finished run, as far as the tracker can."""
 
     def close(self, *, finished: bool) -> None:
-        """All is logged; whether the run has finished, rather than being stopped."""
+        """End the tracking of a run that has finished, or that was stopped and may be continued."""
 
 
 class TensorBoard:
-    """Event files in the run's folder `tensorboard`; it has no artifacts, so the report's place is a text."""
+    """Writes event files into the folder `tensorboard` of the run; the report is a text with its path, not a file."""
 
     def __init__(self, run: Path, settings: Settings):
         from torch.utils.tensorboard import SummaryWriter
@@ -50,16 +50,16 @@ class TensorBoard:
         self._add(experiment, session)
 
     def log(self, values: Values, step: int) -> None:
-        """Scalars."""
+        """Write the values as scalars."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def keep(self, page: Path) -> None:
-        """A text that says where the report is."""
+        """Write the path of the report as a text."""
         self._writer.add_text("report", str(page))
 
     def close(self, *, finished: bool) -> None:
-        """Close the file; a session of hparams that is not ended goes on."""
+        """Close the file; the session of a stopped run stays open in TensorBoard's table of settings."""
         if finished:
             self._add(self._end)
         self._writer.close()
@@ -70,9 +70,10 @@ class TensorBoard:
 
 
 class MlFlow:
-    """A run of MLflow's experiment MLFLOW_EXPERIMENT_NAME, `raypaml` by default, in the run's folder or at a server.
+    """Logs to MLflow, into the folder of the run or to the server that MLFLOW_TRACKING_URI names.
 
-    MLflow's parameters never change: of settings that do when a run goes on, the new value is a tag.
+    The experiment is the one that MLFLOW_EXPERIMENT_NAME names, by default `raypaml`. MLflow does not change
+    parameters: where a continued run has another value of a setting, the new value is a tag.
     """
 
     _FOLDER = "raypaml.folder"
@@ -106,28 +107,28 @@ class MlFlow:
         return str(self._client.create_experiment(name, own))
 
     def log(self, values: Values, step: int) -> None:
-        """Metrics, in one request."""
+        """Log the values as metrics, in one request."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._client.log_batch(self._run, [Metric(name, value, now, step) for name, value in values.items()])
 
     def keep(self, page: Path) -> None:
-        """The report as an artifact."""
+        """Log the report as an artifact."""
         self._client.log_artifact(self._run, str(page))
 
     def close(self, *, finished: bool) -> None:
-        """End it, as finished, or as killed where it was stopped and may go on."""
+        """End the run in MLflow: as FINISHED, or as KILLED where it was stopped and may be continued."""
         self._client.set_terminated(self._run, "FINISHED" if finished else "KILLED")
 
 
 def _quoted(run: Path) -> str:
-    """The run's folder as MLflow's filters take it, without the quotes in which it stands."""
+    """The path of the run's folder for a filter of MLflow, in which a quote would end the text."""
     return str(run.absolute()).replace("'", "_")
 
 
 class WeightsAndBiases:
-    """A run of the project `raypaml`, offline unless WANDB_MODE says otherwise."""
+    """Logs to the project `raypaml` of Weights & Biases, offline unless WANDB_MODE names another mode."""
 
     def __init__(self, run: Path, settings: Settings):
         import wandb
@@ -147,16 +148,16 @@ class WeightsAndBiases:
             self._run.define_metric(f"{axis}/*", step_metric="step" if axis == "step" else "epoch")
 
     def log(self, values: Values, step: int) -> None:
-        """One entry of the history, with its step or its epoch as an axis."""
+        """Log the values as one entry, with the step or the epoch as its axis."""
         axis = "step" if next(iter(values)).startswith("step/") else "epoch"
         self._run.log(values | {axis: step})
 
     def keep(self, page: Path) -> None:
-        """The report as an artifact of its own."""
+        """Log the report as an artifact of its own."""
         artifact = self._artifact(f"{self._name}-report", type="report")
         artifact.add_file(str(page))
         self._run.log_artifact(artifact)
 
     def close(self, *, finished: bool) -> None:
-        """End it; one that was stopped has another exit code than 0."""
+        """End the run in Weights & Biases, with exit code 0 if it has finished, else 1."""
         self._run.finish(exit_code=0 if finished else 1)

@@ -36,10 +36,8 @@ def importance(outcomes: Sequence[Outcome], spaces: Sequence[Space]) -> dict[str
     ended, epoch = comparable(outcomes)
     if len(ended) < LEAST:
         return {}
-    features = np.array(
-        [[_number(space, dict(found.trial.values)[space.field]) for space in spaces] for found in ended]
-    )
-    scores = np.array([found.history[epoch - 1][VALIDATION_MEAN_AP] for found in ended])
+    features = np.array([[_number(space, dict(one.trial.values)[space.field]) for space in spaces] for one in ended])
+    scores = np.array([one.history[epoch - 1][VALIDATION_MEAN_AP] for one in ended])
     forest = RandomForestRegressor(200, random_state=0).fit(features, scores)
     shuffled = permutation_importance(forest, features, scores, n_repeats=20, random_state=0)
     losses = shuffled.importances_mean.clip(min=0)

@@ -18,7 +18,7 @@ def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: 
     """Write `report.html` into the search's folder."""
     ended, epoch = comparable(outcomes)
     ranges = [space for space in search.spaces if not space.values]
-    begun = [found for found in outcomes if found.history]
+    begun = [one for one in outcomes if one.history]
     shares = importance(outcomes, search.spaces)
     write_page(
         search.folder / "report.html",
@@ -29,14 +29,14 @@ def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: 
         verdict=verdict,
         score_map=score_map(ended, epoch, ranges[:2]) if ranges and ended else "",
         curves=trial_curves(begun, verdict.best, verdict.own) if begun else "",
-        alphas=alpha_curves([found for found in outcomes if found.curve], verdict.best, verdict.own)
-        if any(found.curve for found in outcomes)
+        alphas=alpha_curves([one for one in outcomes if one.curve], verdict.best, verdict.own)
+        if any(one.curve for one in outcomes)
         else "",
         importances=importances(shares) if shares else "",
         comparable=len(ended),
         epoch=epoch,
         least=LEAST,
-        rows=[row(found) for found in sorted(outcomes, key=lambda found: -found.score)],
+        rows=[row(one) for one in sorted(outcomes, key=lambda one: -one.score)],
         percent=lambda value: "–" if value is None else percent(value),
         cost=cost(search, outcomes),
     )
