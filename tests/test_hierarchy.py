@@ -113,6 +113,11 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
         ("h.csv", "child,parent\nx\n", r"cannot be read .*; expected the columns child,parent"),
         ("h.json", "[1]", r"cannot be read .*; expected nested LabelName and Subcategory"),
         ("h.json", "{", r"cannot be read .*; expected nested LabelName and Subcategory"),
+        (
+            "h.json",
+            '{"LabelName": "animal", "Subcategory": [{"LabelName": ["dog", "cat"]}]}',
+            r"cannot be read \(unhashable type: 'list'\); expected nested LabelName and Subcategory",
+        ),
         ("h.csv", "child,parent\nx,y\ny,x\n", r"x is its own ancestor; break the circle"),
     ],
 )

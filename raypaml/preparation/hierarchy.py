@@ -46,12 +46,12 @@ def read_hierarchy(path: Path) -> Parents:
                 pairs = list(_pairs_below(json.load(file)))
             else:
                 pairs = [(row["child"].strip(), row["parent"].strip()) for row in csv.DictReader(file)]
+        parents: Parents = defaultdict(set)
+        for child, parent in pairs:
+            parents[child].add(parent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = "nested LabelName and Subcategory" if path.suffix == ".json" else "the columns child,parent"
         raise ValueError(f"hierarchy={path}: cannot be read ({error}); expected {said}") from None
-    parents: Parents = defaultdict(set)
-    for child, parent in pairs:
-        parents[child].add(parent)
     for child in parents:
         if child in ancestors(parents, child):
             raise ValueError(f"hierarchy={path}: {child} is its own ancestor; break the circle")
