@@ -162,12 +162,12 @@ TWO_WAYS: dict[str, tuple[list[str], str, dict[Layout, list[str]]]] = {
     ),
     "YOLO": (
         ["train/images/1.jpg", "train/labels/1.txt", "val/images/2.jpg", "val/labels/2.txt"],
-        r"all images lie in images, which is hardly a class; .* raypaml shard table FILE",
+        r"all images lie in images, which is hardly a class; .*raypaml.shard table FILE",
         {"split": ["images"]},
     ),
     "YOLO without splits": (
         ["images/1.jpg", "labels/1.txt"],
-        r"all images lie in images, which is hardly a class; .* raypaml shard table FILE",
+        r"all images lie in images, which is hardly a class; .*raypaml.shard table FILE",
         {"class": ["images"]},
     ),
     "images of no class beside classes": (

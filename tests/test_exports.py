@@ -169,7 +169,7 @@ def test_fiftyones_samples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": [], "annotations": [], "categories": []}, "COCO's JSON is read by `raypaml shard coco`"),
+        ({"images": [], "annotations": [], "categories": []}, "COCO's JSON is read by `.*raypaml.shard coco`"),
         ([{"image": "a.jpg", "choice": "cat"}], "no column labels, and not all others are classes"),
         ([{"data": {"image": "a.jpg"}}], "not Label Studio's JSON of tasks with data and annotations"),
         ({"labels": {"a": 7}, "classes": ["cat"]}, "not the export it seems to be"),

@@ -234,7 +234,7 @@ def test_a_dry_run_writes_nothing(release: Release, tmp_path: Path, capsys: pyte
     said = capsys.readouterr().err
     assert not any(tmp_path.iterdir())
     assert "train: 1,691 labelled images, 1,691 of them requested" in said
-    assert "kB written each; it becomes about" in said
+    assert "kB written each; the split will have about" in said
     assert re.search(
         r"train: the time is estimated from these 64 images, .* one process .* ms of processor time each", said
     )

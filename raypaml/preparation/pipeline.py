@@ -267,8 +267,8 @@ def describe_preparation(preparation: Preparation, splits: list[str], say: Calla
         seconds = seen.seconds_for(len(requests), preparation.workers, cores)
         say(
             f"{split}: {seen.written} of the first {seen.asked} images can be written, with "
-            f"{seen.bytes_read / 1e3:.0f} kB read and {seen.bytes_written / 1e3:.0f} kB written each; it becomes "
-            f"about {share * len(requests):,.0f} images, {size / 1e9:.2f} GB, {clock(seconds)} with "
+            f"{seen.bytes_read / 1e3:.0f} kB read and {seen.bytes_written / 1e3:.0f} kB written each; the split will "
+            f"have about {share * len(requests):,.0f} images and {size / 1e9:.2f} GB, and take {clock(seconds)} with "
             f"{preparation.workers} workers"
         )
         say(

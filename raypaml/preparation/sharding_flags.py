@@ -116,7 +116,7 @@ def preparation(
 
 
 def made_with(out: Path) -> Parameters:
-    """Returns the parameters of an unfinished data set, which continues as it began; empty for a new folder."""
+    """Returns the parameters of the data set in `out`, which continues as it began; empty for a new folder."""
     record = read_record(out)
     return record["parameters"] if record else {}
 

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 import pyarrow as pa
 
+from raypaml.cli import command
 from raypaml.data.image_files import IMAGE_SUFFIXES
 from raypaml.preparation.file_tree import files_below
 from raypaml.preparation.findings import Findings
@@ -120,7 +121,7 @@ def read_export(path: Path, content: object, images: str, flags: Flags) -> Liste
             f"{path}: not the export it seems to be ({error!r}); export it again, or give a table"
         ) from None
     is_coco = isinstance(content, dict) and "annotations" in content
-    coco = "; COCO's JSON is read by `raypaml shard coco`" if is_coco else ""
+    coco = f"; COCO's JSON is read by `{command('shard coco')}`" if is_coco else ""
     raise ValueError(f"{path}: not an export of Label Studio (tasks), FiftyOne (labels or samples) or CVAT (XML){coco}")
 
 

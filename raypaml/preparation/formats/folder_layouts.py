@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from raypaml.cli import command
 from raypaml.preparation.findings import EXAMPLES
 from raypaml.preparation.split_names import says_only_split, split_named, split_within, splits_in
 
@@ -119,7 +120,7 @@ def _check_keepers(folder: Path, images: Sequence[str], where: str) -> None:
         raise _two_ways(
             folder,
             f"{where}{lie} in {_some(wrong)}, which is hardly a class; labels in files of their own (YOLO's "
-            "labels/*.txt) are given as a table: raypaml shard table FILE",
+            f"labels/*.txt) are given as a table: {command('shard table')} FILE",
         )
 
 
