@@ -51,10 +51,10 @@ def openimages_v3() -> TrainConfig:
 
     Published: backbone, alpha 5, Adam without weight decay, 20 epochs, lr 2e-5, a head that learns ten times faster
     (LL, CVPR 2022, supplement), mirroring alone as augmentation (as on both papers' other data sets), and torchvision's
-    ImageNet weights V1, the only ones then. The authors tried delta_rel 0.005 and 0.01 and do not say which
-    gave the figures: 0.01 for all three schemes is our choice. So are the global batch of 256, the size of the images
-    (that of the shards), and bfloat16 where the GPU has it. Two published figures are not of this recipe: 82.0 for
-    assumed negatives is from LL (CVPR 2022), 83.03 for P-ASL from another backbone and protocol.
+    ImageNet weights V1. The authors tried delta_rel 0.005 and 0.01 and do not say which gave the figures: 0.01 for all
+    three schemes is our choice. So are the global batch of 256, the size of the images (that of the shards), and
+    bfloat16 where the GPU has it. Two published figures are not of this recipe: 82.0 for assumed negatives is from LL
+    (CVPR 2022), 83.03 for P-ASL from another backbone and protocol.
     """
     return TrainConfig(
         recipe="openimages_v3",

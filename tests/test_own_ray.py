@@ -10,10 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from raypaml.cluster import private_ray, shipping
+from raypaml.cluster.as_loop import _configuration
 from raypaml.cluster.shipping import OURS, Missing, runtime_env, what_is_missing
+from raypaml.runs.ranks import Ranks
 from tests.test_cluster import TOKEN, two_nodes
 
 CHECKOUT = Path(__file__).parent.parent
@@ -38,6 +42,15 @@ def test_what_nodes_lack_is_named_and_sent(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match=f"poor has no raypaml, no torch: install raypaml=={OURS} with its depend"):
         runtime_env(missing)
     assert not Missing("here", OURS, (), ("torch",)).is_complete
+
+
+def test_settings_of_a_worker_are_typed_as_those_of_run_train(tmp_path: Path) -> None:
+    """A path was a TypeError, and a value of numpy, such as a searcher's, no JSON."""
+    here = Ranks.here(torch.device("cpu"))
+    config = _configuration("digits", {"storage": tmp_path, "epochs": np.int64(3), "lr": 1}, here)
+    assert (config.run.storage, type(config.optim.epochs), type(config.optim.lr)) == (str(tmp_path), int, float)
+    with pytest.raises(ValueError, match=r"^epochs='3': must be int, not str$"):
+        _configuration("digits", {"epochs": "3"}, here)
 
 
 def example() -> str:

@@ -26,6 +26,7 @@ from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.events import EpochReport, Event, LoopSignal, Report
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.run_folder import claim, log_into
+from raypaml.runs.run_settings import typed_settings
 from raypaml.settings import SettingValues
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
@@ -72,7 +73,7 @@ def _device(wanted: str) -> torch.device:
 def _configuration(run: TrainConfig | str, settings: SettingValues, ranks: Ranks) -> TrainConfig:
     if imports := settings.get("imports", ""):
         import_modules(imports)
-    given = {"workers": ranks.world_size, "device": ranks.device.type} | settings
+    given = {"workers": ranks.world_size, "device": ranks.device.type} | typed_settings(settings)
     if given["workers"] != ranks.world_size:
         raise ValueError(f"workers={given['workers']}: Ray has started {ranks.world_size}; leave it out")
     config = resolve(recipe(run) if isinstance(run, str) else run, given)
