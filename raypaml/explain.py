@@ -33,10 +33,10 @@ def parse(argv: Sequence[str]) -> Namespace:
         "--show",
         choices=("spread", "high", "low", "errors"),
         default="spread",
-        help="which images are shown: positives over the whole range of scores (spread), with the highest or lowest "
-        "scores, or negatives with the highest scores (errors) [spread]",
+        help="which pairs of image and class are shown: positives over the whole range of scores (spread), with the "
+        "highest or lowest scores, or negatives with the highest scores (errors) [spread]",
     )
-    add("--rows", type=int, default=12, metavar="N", help="number of images shown [12]")
+    add("--rows", type=int, default=12, metavar="N", help="number of pairs of image and class shown [12]")
     add("--raw", action="store_true", help="show the maps before BoostLU [after it]")
     about = "folder for the page [RUN/explanations/SPLIT, with --against RUN/explanations/SPLIT-against-OTHER]"
     add("--out", default="", metavar="DIR", help=about)

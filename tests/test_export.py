@@ -193,7 +193,10 @@ def test_the_page_of_another_checkpoint_has_no_test_figures_of_the_best(trained:
     assert list(model.card.metrics) == ["validation_mean_ap"]
     page = card_page(model, tmp_path, ["safetensors"])
     assert f"{100 * model.card.metrics['validation_mean_ap']:.2f} percent. It was not tested." in page
-    assert f"- checkpoint: {other.name} (epochs, and steps of the next), of at most 2 epochs" in page
+    assert (
+        f"- checkpoint: {other.name} (trained epochs, then trained steps of the next one), of a run of at most 2"
+        in page
+    )
 
 
 def test_files_of_an_earlier_export_are_named(trained: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -209,7 +209,7 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_parts(tmp_path: Path) -> None:
-    refused(tmp_path, "no predictions; run the evaluation again")
+    refused(tmp_path, "no predictions; raypaml evaluate writes them")
 
 
 def test_another_vocabulary(folder: Path, tmp_path: Path) -> None:

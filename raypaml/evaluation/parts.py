@@ -142,7 +142,7 @@ def open_set(folder: Path) -> PredictionSet:
     """
     paths = sorted(folder.glob("part-*.parquet"))
     if not paths:
-        raise ValueError(f"{folder}: no predictions; {AGAIN}")
+        raise ValueError(f"{folder}: no predictions; raypaml evaluate writes them")
     parts = [read_part(path) for path in paths]
     _check_one_set(folder, parts)
     one = parts[0]

@@ -66,7 +66,11 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownPairs:
-    """Chooses the pairs of image and class that are shown."""
+    """Chooses the pairs of image and class that are shown.
+
+    Raises:
+        ValueError: no such way or group, or a negative number.
+    """
 
     show: str = "spread"
     """spread: positives over the whole range of scores; high or low: positives with the highest or lowest scores;
@@ -78,18 +82,20 @@ class ShownPairs:
     group: str = ""
     """The class group that is shown, G1 to G5; "" for all."""
 
-    def of(self, pairs: Pairs, data: DataFolder) -> list[tuple[int, int]]:
-        """(sample number, class column) of the pairs to show; ValueError for an unknown way, class or group."""
+    def __post_init__(self) -> None:
         if self.show not in WAYS_TO_SHOW:
             raise ValueError(f"show={self.show!r}: must be one of {', '.join(WAYS_TO_SHOW)}")
         if self.rows < 0:
             raise ValueError(f"rows={self.rows}: must be at least 0")
+        if self.group not in ("", *GROUP_NAMES):
+            raise ValueError(f"group={self.group!r}: must be G1, G2, G3, G4 or G5")
+
+    def of(self, pairs: Pairs, data: DataFolder) -> list[tuple[int, int]]:
+        """(sample number, class column) of the pairs to show; ValueError for an unknown class."""
         wanted = ~pairs.positive if self.show == "errors" else pairs.positive
         if self.classes:
             wanted = wanted & np.isin(pairs.class_index, [_column(name, data) for name in self.classes])
         if self.group:
-            if self.group not in GROUP_NAMES:
-                raise ValueError(f"group={self.group!r}: must be G1, G2, G3, G4 or G5")
             wanted = wanted & (data.vocabulary.class_group[pairs.class_index] == int(self.group[1]))
         places = np.flatnonzero(wanted)
         places = self._some(places[np.argsort(pairs.score[places], kind="stable")])

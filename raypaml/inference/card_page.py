@@ -70,8 +70,8 @@ def _training(card: Card) -> Iterator[str]:
         source = f" ({known.about.rstrip('.')}; {known.source or 'ours'})" if known else ""
         yield f"loss: {loss['scheme']}{source}"
     if "epochs" in optim:
-        checkpoint = f"{card.origin.get('checkpoint')} (epochs, and steps of the next)"
-        yield f"checkpoint: {checkpoint}, of at most {optim['epochs']} epochs"
+        checkpoint = f"{card.origin.get('checkpoint')} (trained epochs, then trained steps of the next one)"
+        yield f"checkpoint: {checkpoint}, of a run of at most {optim['epochs']} epochs"
 
 
 def _results(metrics: Mapping[str, object]) -> str:

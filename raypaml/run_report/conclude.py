@@ -6,7 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
+from raypaml.cli import command
 from raypaml.data.batches import Reader
+from raypaml.data.storage import Location
 from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import PredictionSet, check_predicted_classes, open_set
 from raypaml.evaluation.result_records import ChosenAlphaFigures, RunResult, Summary
@@ -68,9 +70,10 @@ def _whole_history(job: Job) -> History:
     epochs, path = job.config.optim.epochs, job.folder / METRICS_FILE
     history = read_history(job.folder) if path.is_file() else []
     if len(history) < epochs and not early_stop(history, job.config.optim):
+        storage = job.folder.parent if Location(job.config.run.storage).is_local else job.config.run.storage
         raise ValueError(
-            f"{job.folder}: {len(history)} of {epochs} epochs are trained; give the command again that began the run: "
-            "it trains the others, tests the model and writes the report"
+            f"{job.folder}: {len(history)} of {epochs} epochs are trained; continue with: {command('train')} "
+            f"--name {job.folder.name} --storage {storage}, which then tests the model and writes the report"
         )
     return history
 
