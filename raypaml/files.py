@@ -172,8 +172,18 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def user_cache() -> Path:
-    """Raypaml's folder in the user's cache: in XDG_CACHE_HOME, or in ~/.cache where that is unset or empty."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
+    """Raypaml's folder in the user's cache: in XDG_CACHE_HOME, or in ~/.cache where that is unset or empty.
+
+    Raises:
+        ValueError: neither is known, as for a user of a container that its /etc/passwd does not have.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raypaml"
+    except RuntimeError as error:
+        raise ValueError(
+            f"the user with id {os.getuid()} has no home folder to keep data in: set XDG_CACHE_HOME to a folder "
+            "that may be written to"
+        ) from error
 
 
 def share(name: str) -> Path:

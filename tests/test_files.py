@@ -252,6 +252,14 @@ def test_the_cache_of_the_user(cache: str | None, monkeypatch: pytest.MonkeyPatc
     assert str(local_folder("s3://bucket/runs", "NAME")).startswith(f"{home}/raypaml/runs/")
 
 
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)  # in no /etc/passwd
+    with pytest.raises(ValueError, match=r"user with id 4000000000 has no home folder .* set XDG_CACHE_HOME to"):
+        user_cache()
+
+
 def test_json_has_null_for_numbers_that_it_lacks(path: Path) -> None:
     write_json(
         path, finite_json({"a": (1.5, math.nan), "b": [[-math.inf], {"c": np.float64(np.nan)}], "d": 1, "e": "x"})
