@@ -8,6 +8,7 @@ GPU_PYTHON ?= 3.12
 UV ?= $(shell command -v uv 2> /dev/null)
 
 export RAY_USAGE_STATS_ENABLED := 0
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: demo experiment test test-cluster test-cluster-hosts test-cluster-ray test-cluster-rest install-hosts
 .PHONY: gpu-check gpu-bench gpu-wheels check format clean nightly

@@ -123,10 +123,19 @@ def test_the_example_classifies_without_pytorch_as_raypaml_does(exported: Path, 
 def example(exported: Path, folder: Path, *flags: str) -> list[dict[str, str]]:
     """The rows that the example prints of two pictures, in a folder whose `torch` cannot be imported."""
     command = [sys.executable, str(exported / "predict_onnx.py"), "turned.png", "clear.png", *flags]
-    environment = os.environ | {"PYTHONPATH": str(folder)}
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment = kept | {"PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert not (folder / "cache").exists()  # where onnxruntime would keep the id with which it reports its use
     return list(csv.DictReader(done.stdout.splitlines()))
+
+
+def test_checking_an_export_reports_nothing_to_microsoft(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "")
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    exporting.onnx_runner(exported / "model.onnx")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def agree(rows: list[dict[str, str]], expected: list[tuple[str, str, str, float]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import types
@@ -139,6 +140,8 @@ def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # of its packages, about each other
 def test_mlflow_gets_the_curves_in_the_runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
     said: list[str] = []
     monkeypatch.setattr(tracking, "_PATIENCE", 250)
     tell(tracking.tracking("mlflow", tmp_path, SETTINGS, said.append), tmp_path / "report.html")
@@ -146,6 +149,7 @@ def test_mlflow_gets_the_curves_in_the_runs_folder(tmp_path: Path, monkeypatch: 
     assert longer is not None
     longer.close()  # the run goes on with other settings, and is stopped
     assert said == []
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

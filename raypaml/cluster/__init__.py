@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # Tune imports mlflow wherever it is installed
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # a cold disk can need minutes to import torch

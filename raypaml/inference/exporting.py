@@ -7,6 +7,7 @@ map [B, K, h, w], both float32.
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -142,6 +143,7 @@ def program_runner(path: Path) -> Callable[[Tensor], Tensor]:
 
 def onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
     """A function from images to logits that runs ONNX with onnxruntime on the CPU."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before its import; or 1.29 and newer report to Microsoft
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

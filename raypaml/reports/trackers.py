@@ -79,6 +79,7 @@ class MlFlow:
     _FOLDER = "raypaml.folder"
 
     def __init__(self, run: Path, settings: Settings):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before its import; it would report its use
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
