@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -168,3 +169,18 @@ def test_fatal_findings_are_the_exit_code(tiny_digits: Path, tmp_path: Path) -> 
     )
     assert (missing.returncode, "fatal" in missing.stdout) == (1, True)
     assert run("--no-such-flag").returncode == 2
+
+
+def test_what_a_node_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from raypaml.cluster import session
+
+    def fails(calls: list[object]) -> None:
+        raise ray.exceptions.RayTaskError("look", "Traceback of the node", ValueError("no home")).as_instanceof_cause()
+
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray, "get", fails)
+    with pytest.raises(ValueError, match=r"^no home$"):
+        session.on_every_node(nodes.look)

@@ -153,14 +153,22 @@ def may_grow() -> bool:
 
 
 def on_every_node(function: Callable[..., _Answer], *args: object) -> list[_Answer]:
-    """Call a function once on every live node, the driver's first; the calls occupy no CPUs."""
+    """Call a function once on every live node, the driver's first; the calls occupy no CPUs.
+
+    Raises:
+        ValueError: the function raised it on a node; the message is the function's, without Ray's traceback.
+    """
     mine = ray.get_runtime_context().get_node_id()
     nodes = sorted((node["NodeID"] for node in ray.nodes() if node["Alive"]), key=lambda node: (node != mine, node))
     there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     task = ray.remote(function)
-    return list(
-        ray.get([task.options(num_cpus=0, scheduling_strategy=there(node, soft=False)).remote(*args) for node in nodes])
-    )
+    calls = [task.options(num_cpus=0, scheduling_strategy=there(node, soft=False)).remote(*args) for node in nodes]
+    try:
+        return list(ray.get(calls))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise error.cause from None
+        raise
 
 
 def addresses() -> list[str]:
