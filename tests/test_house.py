@@ -118,13 +118,66 @@ def test_public_names_twice(tmp_path: Path) -> None:
     )
 
 
-def test_helpers_with_one_caller(tmp_path: Path) -> None:
+HELPERS = """
+def _once(x): ...
+def _twice(): ...
+def _in_a_table(): ...
+def _long():
+    a = 1
+    b = 2
+    c = 3
+    d = 4
+    e = 5
+    f = 6
+def public(): ...
+class Own(Library):
+    def _hook(self): ...
+    def _method(self): ...
+    @property
+    def _count(self): ...
+    @cached_property
+    def _read_twice(self): ...
+    def __len__(self):
+        _twice(), public(), _long()
+        return self._method() + self._count + self._read_twice + self._read_twice
+TABLE = {1: _in_a_table}
+x = _once(_twice())
+"""
+
+
+def test_helpers_are_what_is_private_short_and_called_in_one_place(tmp_path: Path) -> None:
+    root = tree(tmp_path, files=HELPERS, labels="def _once(): ...\ndef f(): return g(_once)\n")
+    assert house.helpers_called_once(root) == [
+        "raypaml/files.py:2 _once",
+        "raypaml/files.py:15 _method",
+        "raypaml/files.py:17 _count",
+    ]
+
+
+def test_so_many_helpers_break_nothing_and_one_more_does(tmp_path: Path) -> None:
+    def row(count: int) -> house.Measure:
+        text = "\n".join(f"def _f{i}(): ...\n_f{i}()" for i in range(count))
+        rows = house.style_measures(tree(tmp_path / str(count), files=text))
+        return next(row for row in rows if row.name == "helpers")
+
+    assert not row(house.MOST_HELPERS).is_broken
+    one_more = row(house.MOST_HELPERS + 1)
+    assert one_more.is_broken
+    assert len(one_more.offenders) == house.MOST_HELPERS + 1
+
+
+def test_functions_that_one_function_uses(tmp_path: Path) -> None:
     helpers = "def once(): ...\ndef twice(): ...\ndef never(): ...\nclass A:\n    def method(self): ...\n"
     users = "from raypaml.files import *\ndef f(a):\n    once(), once(), twice(), a.method()\ndef g():\n    twice()"
-    assert house.one_caller_helpers(tree(tmp_path, files=helpers, labels=users)) == [
+    in_a_table = "def entry(): ...\nTABLE = {1: entry}"
+    root = tree(tmp_path, cli=in_a_table, files=helpers, labels=users)
+    assert house.one_caller_functions(root) == [
+        "raypaml/cli.py:1 entry, used by raypaml/cli.py",
         "raypaml/files.py:1 once, used by raypaml/labels.py:2",
         "raypaml/files.py:5 method, used by raypaml/labels.py:2",
     ]
+    assert house.helpers_called_once(root) == []
+    assert "one-caller" in "".join(row.name for row in house.style_measures(root) if not row.limit)
 
 
 def test_sizes_and_literals(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tools.source_tree import Function, Module, assigned, functions, imports, nodes, package, references, told
@@ -15,7 +16,8 @@ from tools.source_tree import Function, Module, assigned, functions, imports, no
 ENTRY_POINTS = {"main", "parse"}
 """The functions of commands and tools that are called from outside; every command may have its own."""
 LONGEST_FILE, LONGEST_README = 300, 150
-LONGEST_FUNCTION, MEDIAN_FUNCTION, LONGEST_HELPER = 60, 12, 6
+LONGEST_FUNCTION, MEDIAN_FUNCTION = 60, 12
+LONGEST_HELPER, MOST_HELPERS = 6, 126
 UNOBSERVED = re.compile(r"(labels?|truth)\b[^#\n]*(==|!=|>=|<=|=) *-1\b")
 """A label of -1 is written UNOBSERVED outside raypaml/labels.py; other literals -1 are axes, slices and exponents."""
 
@@ -68,25 +70,56 @@ def unobserved_literals(root: Path) -> list[str]:
     return [f"{p}:{n} {t.strip()}" for p, n, t in lines if UNOBSERVED.search(t) and p != "raypaml/labels.py"]
 
 
-def one_caller_helpers(root: Path) -> list[str]:
+def helpers_called_once(root: Path) -> list[str]:
+    """Lists the helpers of raypaml/ that their own module calls in exactly one place.
+
+    A helper is a function or method of a few lines whose name begins with an underscore, so that nothing but its module
+    needs it by name. The place could do the work itself: such a helper is worth its name only if the name says an idea.
+    To read a property is to call it. A function that is only passed on as a value, as those in tables are, has no place
+    that could do its work; neither has one that its module never names, as where it overrides a method of a library.
+    """
+    calls = {module: Counter(map(_called, module.nodes)) for module in package(root)}
+    return [
+        f"{module.path}:{node.lineno} {node.name}"
+        for module, node in _short_functions(root)
+        if node.name.startswith("_") and calls[module][node.name, _is_property(node)] == 1
+    ]
+
+
+def one_caller_functions(root: Path) -> list[str]:
     """Lists the short functions and methods of raypaml/ whose name exactly one other function or module uses.
 
     A name is counted wherever raypaml/ and tools/ use it; tests do not count. Names are compared, not what they mean:
-    a method whose name is common is never listed.
+    a method whose name is common is never listed. Much of this is no helper, and only a reader can tell: functions that
+    a table holds as values, methods of a protocol or of a public class, and the functions through which another module
+    is reached, which cannot become a part of their caller without its module's private parts.
     """
-    sites, helpers = references(root), []
+    sites, lines = references(root), []
+    for module, node in _short_functions(root):
+        users = sites.get(node.name, set()) - {place := f"{module.path}:{node.lineno}"}
+        lines += [f"{place} {node.name}, used by {next(iter(users))}"] if len(users) == 1 else []
+    return lines
+
+
+def _short_functions(root: Path) -> Iterator[tuple[Module, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Yields the short functions and methods of raypaml/, without nested ones, entry points and special methods."""
     for module, parent in nodes(package(root)):
         for node in parent.body if isinstance(parent, ast.Module | ast.ClassDef) else []:
-            if isinstance(node, Function) and _is_helper(node):
-                users = sites.get(node.name, set()) - {place := f"{module.path}:{node.lineno}"}
-                helpers += [f"{place} {node.name}, used by {next(iter(users))}"] if len(users) == 1 else []
-    return helpers
+            is_short = isinstance(node, Function) and (node.end_lineno or 0) - node.lineno < LONGEST_HELPER
+            if is_short and node.name not in ENTRY_POINTS and not node.name.startswith("__"):
+                yield module, node
 
 
-def _is_helper(node: Function) -> bool:
-    """Says whether a function is short and its name is its own: no entry point, no special method."""
-    lines = (node.end_lineno or 0) - node.lineno + 1
-    return lines <= LONGEST_HELPER and node.name not in ENTRY_POINTS and not node.name.startswith("__")
+def _called(node: ast.AST) -> tuple[str, bool]:
+    """Returns the name that a call calls or that is read from an object, and which of the two; else an empty name."""
+    is_read = not isinstance(node, ast.Call)
+    name = node.func if isinstance(node, ast.Call) else node if isinstance(node, ast.Attribute) else None
+    return (name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""), is_read
+
+
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Says whether a method is read like a field."""
+    return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
 def uses_of_any(root: Path) -> list[str]:
