@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 from raypaml.cli import Parser, command, run_command
@@ -11,8 +12,8 @@ from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
 _ABOUT = (
-    "Check a run before it starts, and start Ray as the run would. Takes the flags of train. Exit code 1 if something "
-    "would stop the run."
+    "Check a run before it starts, and start Ray as the run would. Takes the flags of train. With --file, check a "
+    "cluster file. Exit code 1 if something would stop the run or the cluster."
 )
 
 
@@ -26,18 +27,25 @@ def _add_own(parser: Parser) -> None:
     parser.add_argument("--tflops", type=float, default=0.0, metavar="X", help=about)
     about = "mean hours until a node, such as a spot instance, is lost, for the estimate of lost work [24]"
     parser.add_argument("--node-hours", type=float, default=24.0, metavar="X", help=about)
+    about = "check a cluster file (for KubeRay or `ray up`) instead of a run, and start nothing"
+    parser.add_argument("--file", type=Path, metavar="FILE", help=about)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every finding; returns 1 if any is fatal."""
     config, asked = parse(sys.argv[1:] if argv is None else argv)
+    if asked.file and (asked.asked.given or asked.recipe or asked.config):
+        raise ValueError("--file checks a cluster file alone, with the command in it; leave recipe and settings out")
     from raypaml.cluster.checks import FATAL, examine  # with torch, which --help does without
+    from raypaml.cluster.cluster_files import examine_file
 
     fatal = 0
-    for finding in examine(config, asked.tflops, asked.node_hours):
+    findings = examine_file(asked.file) if asked.file else examine(config, asked.tflops, asked.node_hours)
+    for finding in findings:
         print(finding, flush=True)
         fatal += finding.level == FATAL
-    print(f"\n{fatal} fatal findings" if fatal else "\nnothing that would stop the run")
+    stopped = "cluster" if asked.file else "run"
+    print(f"\n{fatal} fatal findings" if fatal else f"\nnothing that would stop the {stopped}")
     return int(fatal > 0)
 
 

@@ -162,6 +162,8 @@ def test_a_node_is_taken_away_with_notice(tiny_digits: Path, tmp_path: Path) -> 
         command = [*TRAIN, *flags, "--workers=1:2", "--name=two"]
         run = subprocess.Popen(command, env=told, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         wait_for_text(log, "rank 0 of 2 starts", run)
+        workers = "grep -laP '^ray::RayTrainWorker' /proc/[0-9]*/cmdline"  # as in clusters/pod_leaves.sh
+        assert len(subprocess.run(workers, shell=True, capture_output=True, check=False).stdout.split()) >= 2
         found = subprocess.run(
             [sys.executable, "-c", DRAIN, address], env=told, capture_output=True, text=True, check=True
         )

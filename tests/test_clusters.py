@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -74,23 +75,24 @@ def test_aws_spot_workers_a_head_without_work_and_ssh_alone() -> None:
     assert file["provider"]["security_group"] == {"GroupName": "raypaml"}  # Ray's own rules: SSH, and among themselves
 
 
-def test_kuberay_is_a_rayjob_of_this_ray_with_token_and_elastic_gpu_workers() -> None:
-    """Also valid against the operator's own CRD (rayjobs, ray.io/v1, kuberay feeaf72fa), unknown fields refused."""
-    file = load("kuberay.yaml")
-    spec, cluster = file["spec"], file["spec"]["rayClusterSpec"]
-    assert (file["apiVersion"], file["kind"]) == ("ray.io/v1", "RayJob")
-    assert cluster["rayVersion"] == importlib.metadata.version("ray")
-    assert cluster["authOptions"] == {"mode": "token"}
-    assert cluster["enableInTreeAutoscaling"]
-    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0", "dashboard-host": "127.0.0.1"}
-    (gpu,) = cluster["workerGroupSpecs"]
-    pod = gpu["template"]["spec"]
-    assert (gpu["minReplicas"], gpu["maxReplicas"]) == (2, 8)
-    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert {volume["name"] for volume in pod["volumes"]} == {m["name"] for m in pod["containers"][0]["volumeMounts"]}
+def test_kuberay_is_a_rayjob_of_this_ray_and_this_version_that_starts_two_to_eight_workers() -> None:
+    """The operator's rules and its schema: test_kuberay.py."""
+    for name in ("kuberay.yaml", "kuberay_cluster.yaml"):
+        spec = load(name)["spec"]
+        cluster = spec.get("rayClusterSpec", spec)
+        (gpu,) = cluster["workerGroupSpecs"]
+        pods = [group["template"]["spec"] for group in (cluster["headGroupSpec"], gpu)]
+        assert cluster["rayVersion"] == importlib.metadata.version("ray")
+        assert {pod["containers"][0]["image"].split(":")[1] for pod in pods} == {version()}
+        assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    spec = load("kuberay.yaml")["spec"]
     program, *flags = spec["entrypoint"].split("raypaml.train")
     run = parsed(flags[0]).run
     assert (program, run.min_workers, run.workers) == ("python -m ", 2, 8)
+
+
+def version() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def test_the_commands_of_the_readme_are_ours() -> None:

@@ -1,0 +1,223 @@
+"""The files for KubeRay: the operator's rules, its CRD where that is at hand, and what a pod does before it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raypaml import doctor
+from raypaml.cluster.checks import FATAL, WARNING, Finding
+from raypaml.cluster.cluster_files import examine_file
+
+CLUSTERS = Path(__file__).parent.parent / "clusters"
+CRD = CLUSTERS.parent.parent / "shared" / "data" / "kuberay" / "ray.io_rayjobs.yaml"
+Change = Callable[[Any], None]
+
+
+def examined(
+    folder: Path, change: Change, name: str = "kuberay.yaml", access: Change = lambda _: None
+) -> list[Finding]:
+    """The findings about a copy of a cluster file that is changed, beside a changed copy of kuberay_access.yaml."""
+    document = yaml.safe_load((CLUSTERS / name).read_text())
+    change(document)
+    (folder / name).write_text(yaml.safe_dump(document))
+    beside = list(yaml.safe_load_all((CLUSTERS / "kuberay_access.yaml").read_text()))
+    access(beside)
+    (folder / "kuberay_access.yaml").write_text(yaml.safe_dump_all(beside))
+    return list(examine_file(folder / name))
+
+
+def put(path: str, value: object) -> Change:
+    """Puts a value at a path of keys and numbers; None takes it away."""
+    *way, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+
+    def change(document: Any) -> None:
+        for key in way:
+            document = document[key]
+        document[last] = value
+        if value is None:
+            del document[last]
+
+    return change
+
+
+RUN = "raypaml train digits"
+CLUSTER, HEAD = "spec/rayClusterSpec", "spec/rayClusterSpec/headGroupSpec"
+GPU = "spec/rayClusterSpec/workerGroupSpecs/0"
+BROKEN = [
+    ("metadata/name", "Raypaml", FATAL, "metadata.name='Raypaml' is refused"),
+    ("metadata/name", "r" * 48, FATAL, "at most 47"),
+    (f"{HEAD}/rayStartParams/dashboard-host", "127.0.0.1", FATAL, "a dashboard that it cannot reach"),
+    (f"{HEAD}/rayStartParams/dashboard-host", "localhost", FATAL, "a dashboard that it cannot reach"),
+    ("spec/submissionMode", "HttpMode", FATAL, "there are K8sJobMode, HTTPMode, SidecarMode, InteractiveMode"),
+    ("spec/submissionMode", "InteractiveMode", FATAL, "backoffLimit does not go with InteractiveMode"),
+    ("spec/shutdownAfterJobFinishes", False, FATAL, "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"),
+    (f"{HEAD}/template/spec/serviceAccountName", "nobody", FATAL, "serviceAccountName=nobody is made by no file"),
+    (f"{CLUSTER}/authOptions", None, FATAL, "no token"),
+    (f"{CLUSTER}/rayVersion", "2.51.0", FATAL, "a token needs Ray 2.52 or newer"),
+    (f"{GPU}/template/spec/restartPolicy", "Always", FATAL, "does not go with the autoscaler v2"),
+    (f"{GPU}/minReplicas", 9, FATAL, "minReplicas=9, maxReplicas=8"),
+    (f"{GPU}/resources", {"CPU": "4"}, None, ""),
+    (f"{HEAD}/resources", {"CPU": "4"}, FATAL, "resources stand in rayStartParams and in `resources`"),
+    (f"{GPU}/template/spec/containers", [], FATAL, "gpu: has no container"),
+    (f"{GPU}/template/spec/containers/0/resources/requests", {"cpu": "10"}, FATAL, "differs in requests and limits"),
+    (f"{GPU}/template/spec/containers/0/resources/limits/memory", None, WARNING, "without a memory limit"),
+    (f"{GPU}/template/spec/containers/0/image", "raypaml:1", FATAL, "images differ"),
+    (f"{GPU}/template/spec/volumes", None, FATAL, "no volume cache for its mount"),
+    (f"{GPU}/template/metadata/labels/app", "other", WARNING, "no NetworkPolicy in"),
+    (f"{HEAD}/template/spec/containers/0/lifecycle", None, WARNING, "no preStop hook"),
+    (f"{GPU}/template/spec/terminationGracePeriodSeconds", 30, WARNING, "cuts the preStop hook short"),
+    ("metadata/labels", {"kueue.x-k8s.io/queue-name": "q"}, WARNING, "Kueue admits the pods that stand in the file"),
+    (f"{GPU}/maxReplicas", 4, WARNING, "--workers 8, the worker groups have 4 nvidia.com/gpu at most"),
+    (
+        "spec/entrypoint",
+        "python -m raypaml.train digits --name a --storage s3://b/c --workers 9 --device cuda",
+        FATAL,
+        "9",
+    ),
+    (
+        "spec/entrypoint",
+        "raypaml train digits --name a --storage runs",
+        FATAL,
+        "--storage runs is a folder of the head's",
+    ),
+    ("spec/entrypoint", f"{RUN} --storage s3://b", WARNING, "the command has no --name"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "level", "text"), BROKEN, ids=[f"{row[0]}={row[1]}"[-50:] for row in BROKEN])
+def test_a_file_that_breaks_a_rule_of_the_operator_is_named(
+    path: str, value: object, level: str | None, text: str, tmp_path: Path
+) -> None:
+    new = [finding for finding in examined(tmp_path, put(path, value)) if finding.level in (FATAL, WARNING)][1:]
+    if level is None:
+        assert not new
+        return
+    assert any(finding.level == level and text in finding.what for finding in new), new
+
+
+def test_the_files_as_they_are_break_no_rule_but_have_names_to_be_put_in(tmp_path: Path) -> None:
+    for name in ("kuberay.yaml", "kuberay_cluster.yaml"):
+        names, fine = examined(tmp_path, lambda _: None, name)
+        assert (names.level, fine.level) == (WARNING, "fine")
+        assert "YOUR-REGISTRY" in names.what
+
+
+@pytest.mark.parametrize(
+    ("rules", "text"),
+    [
+        ([], "keeps Ray's pods from each other"),
+        ([{"from": [{"podSelector": {"matchLabels": {"app": "raypaml"}}}]}], "keeps the operator from the dashboard"),
+        ([{"from": [{"podSelector": {"matchLabels": {"app": "raypaml"}}}]}, {"ports": [{"port": 80}]}], "the operator"),
+        ([{}], ""),
+    ],
+)
+def test_a_network_policy_must_let_the_pods_and_the_operator_in(rules: list[Any], text: str, tmp_path: Path) -> None:
+    def close(documents: Any) -> None:
+        (policy,) = (document for document in documents if document["kind"] == "NetworkPolicy")
+        policy["spec"]["ingress"] = rules
+
+    fatal = [finding.what for finding in examined(tmp_path, lambda _: None, access=close) if finding.level == FATAL]
+    assert bool(fatal) == bool(text)
+    assert all(text in what or "from each other" in what for what in fatal), fatal
+
+
+def test_a_loopback_dashboard_is_right_where_no_operator_asks_it(tmp_path: Path) -> None:
+    put_loopback = put("spec/headGroupSpec/rayStartParams/dashboard-host", "127.0.0.1")
+    assert all(finding.level != FATAL for finding in examined(tmp_path, put_loopback, "kuberay_cluster.yaml"))
+
+
+def test_the_doctor_takes_a_file_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--file", str(CLUSTERS / "kuberay.yaml")]) == 0
+    assert "nothing that would stop the cluster" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="leave recipe and settings out"):
+        doctor.main(["digits", "--file", str(CLUSTERS / "kuberay.yaml")])
+    with pytest.raises(ValueError, match="neither a RayJob, a RayCluster, nor a file for `ray up`"):
+        doctor.main(["--file", str(CLUSTERS / "kuberay_access.yaml")])
+    (tmp_path / "broken.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is no YAML"):
+        doctor.main(["--file", str(tmp_path / "broken.yaml")])
+
+
+@pytest.mark.skipif(not CRD.is_file(), reason=f"no {CRD}")
+@pytest.mark.parametrize("name", ["kuberay.yaml", "kuberay_cluster.yaml"])
+def test_the_operators_own_schema_takes_the_file(name: str) -> None:
+    from jsonschema import Draft7Validator
+
+    versions = yaml.load(CRD.read_text(), yaml.CSafeLoader)["spec"]["versions"]
+    (schema,) = (version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    document = yaml.safe_load((CLUSTERS / name).read_text())
+    spec = schema["properties"]["spec"]
+    if document["kind"] == "RayCluster":
+        spec = spec["properties"]["rayClusterSpec"]
+    validator = Draft7Validator(closed(spec))
+    assert not [error.message for error in validator.iter_errors(document["spec"])]
+    document["spec"]["dashboardHost"] = "0.0.0.0"
+    assert list(validator.iter_errors(document["spec"]))
+
+
+def closed(schema: Any) -> Any:
+    """The schema, in which a field that it does not know is an error, as under `kubectl create --validate=strict`."""
+    if not isinstance(schema, dict):
+        return [closed(entry) for entry in schema] if isinstance(schema, list) else schema
+    new = {key: closed(value) for key, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+        new.setdefault("additionalProperties", False)
+    return new
+
+
+def stand_in_for_ray(folder: Path) -> dict[str, str]:
+    """An environment in which Ray's command line is a stand-in that notes what it was told."""
+    (folder / "ray").write_text(f'#!/bin/sh\necho "$@" > {folder / "told"}\n')
+    (folder / "ray").chmod(0o755)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+ENDS_SLOWLY = """
+import pathlib, signal, sys, time
+here = pathlib.Path(sys.argv[0]).parent
+def end(*_):
+    time.sleep(1)
+    (here / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+(here / "up").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a process namespace in which only its own processes end")
+def test_a_head_that_ends_asks_its_commands_to_end_and_waits(tmp_path: Path) -> None:
+    (tmp_path / "raypaml_of_a_test.py").write_text(ENDS_SLOWLY)
+    pod = f"""
+        {sys.executable} {tmp_path}/raypaml_of_a_test.py & running=$!
+        until [ -e {tmp_path}/up ]; do sleep 0.1; done
+        bash {CLUSTERS}/pod_leaves.sh head 30
+        [ -e {tmp_path}/saved ] && echo waited
+        wait $running; echo $?
+    """
+    in_namespace = ["unshare", "--pid", "--fork", "--mount-proc", "bash", "-c", pod]
+    done = subprocess.run(in_namespace, capture_output=True, text=True, check=True, env=stand_in_for_ray(tmp_path))
+    assert done.stdout.split() == ["waited", "143"]
+    assert not (tmp_path / "told").exists()  # a head is not drained
+
+
+def test_a_worker_that_ends_tells_ray_and_waits_for_its_run_no_longer_than_asked(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with subprocess.Popen(["bash", "-c", 'exec -a "ray::RayTrainWorker.run" sleep 60']) as busy:
+        script = ["bash", str(CLUSTERS / "pod_leaves.sh"), "worker", "2"]
+        subprocess.run(script, check=True, env=stand_in_for_ray(tmp_path))
+        busy.kill()
+    assert 1 <= time.monotonic() - began < 30
+    assert (tmp_path / "told").read_text().startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION ")
+    assert "--deadline-remaining-seconds 2" in (tmp_path / "told").read_text()
