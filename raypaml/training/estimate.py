@@ -104,7 +104,8 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
     plan, part = plan_of(config, index), max(step_parts(config, index))
     lr_warmup_steps(config.optim, plan.steps)  # raises where it is longer than the run
     at_once = min(part, config.optim.micro_batch_size or part)
-    device = _device(config)
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    device = here if config.run.device == "auto" else config.run.device
     half = config.optim.precision == "bfloat16" or (config.optim.precision == "auto" and device == "cuda")
     kind = torch.bfloat16 if half else torch.float32
     height, width, _ = Reader(data.shards, index, (), skip_broken=config.data.skip_budget > 0).shape
@@ -128,11 +129,6 @@ def estimate(config: TrainConfig, data: DataFolder) -> Estimate:
         | _batch(shape, part, at_once, num_classes, 3 * height * width, tile_images(num_classes, cells, device), kind),
         flops=shape.training_flops() + (at_once < part) * (shape.flops + shape.head_flops),
     )
-
-
-def _device(config: TrainConfig) -> str:
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    return here if config.run.device == "auto" else config.run.device
 
 
 @functools.lru_cache

@@ -58,7 +58,9 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
     config = config.override({"name": config.run.name or new_name(config)})
     folder = open_run(config.run.storage, config.run.name)
-    config = _as_begun(folder, config, say)
+    config, asked = as_begun(folder, config), config.flat()
+    if changed := [f"{name}={value}" for name, value in config.flat().items() if value != asked[name]]:
+        say(f"{folder}: begun by an earlier version, the run goes on as it began, with {', '.join(changed)}")
     config = _with_weights(folder, config, data, say)
     check_same_run(folder, config, data, (*EXECUTION_FIELDS, *LENGTH_FIELDS))
     other_length = going_on(folder, config, plan_of(config, data.splits["train"]).steps)
@@ -79,14 +81,6 @@ def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
     data = checked_data(config, say)
     config = with_weights_of_run(with_pseudo_labels(config, data, say), data, say)
     return describe_estimate(config, estimate(config, data))
-
-
-def _as_begun(folder: Path, config: TrainConfig, say: Callable[[str], None]) -> TrainConfig:
-    begun = as_begun(folder, config)
-    had, asked = begun.flat(), config.flat()
-    if changed := [f"{name}={had[name]}" for name in had if had[name] != asked[name]]:
-        say(f"{folder}: begun by an earlier version, the run goes on as it began, with {', '.join(changed)}")
-    return begun
 
 
 def _with_weights(folder: Path, config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:

@@ -102,7 +102,8 @@ def train(
             _finish_epoch(worker)
             if commit_first:
                 settle_saving(worker)
-            if _report_epoch(worker) == LoopSignal.STOP and not _is_trained(worker):
+            asked = worker.report(EpochReport(worker.state.history[-1], config.optim.epochs))
+            if _any_rank(worker, asked) == LoopSignal.STOP and not _is_trained(worker):
                 return False
 
         if why := early_stop(worker.state.history, config.optim):
@@ -271,11 +272,6 @@ def _finish_epoch(worker: Worker) -> None:
         hear_callbacks(worker, record)
     save_state(worker)
     _answer_notice(worker)
-
-
-def _report_epoch(worker: Worker) -> LoopSignal:
-    """Report the last epoch's record; what any rank was asked for."""
-    return _any_rank(worker, worker.report(EpochReport(worker.state.history[-1], worker.config.optim.epochs)))
 
 
 def _answer_notice(worker: Worker) -> None:

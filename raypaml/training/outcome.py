@@ -57,20 +57,16 @@ def keep_outcome(worker: Worker, step: StepOutcome) -> None:
         update_average(worker.average, worker.model, worker.config.optim.ema, step.steps_done)
     place = divmod(step.steps_done, worker.plan.steps)
     worker.calls.note_step(*place, step.loss, step.global_rows, step.rejected)
-    _count(worker, step)
+    by_class = _count_by_class(step)
+    worker.class_counts.add(by_class)
+    sums = torch.stack([step.loss * step.global_rows, step.loss.new_full((), len(step.rows))])
+    worker.tally += torch.cat([sums.double(), by_class.sum(1).double()])
 
 
 def skip_outcome(worker: Worker, step: StepOutcome, error: DivergedError) -> None:
     """Count the samples of a step that was not finite as skipped, and report them; the step has changed nothing."""
     worker.skipped += [(row, NOT_FINITE) for row in step.rows.tolist()]
     worker.report(Message(f"{error}; its {step.global_rows} samples are skipped"))
-
-
-def _count(worker: Worker, step: StepOutcome) -> None:
-    by_class = _count_by_class(step)
-    worker.class_counts.add(by_class)
-    sums = torch.stack([step.loss * step.global_rows, step.loss.new_full((), len(step.rows))])
-    worker.tally += torch.cat([sums.double(), by_class.sum(1).double()])
 
 
 def _count_by_class(step: StepOutcome) -> Tensor:

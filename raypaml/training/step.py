@@ -145,20 +145,16 @@ class _Sent:
 
 def _send(worker: Worker, batch: Batch) -> _Sent:
     """Send a batch to the device; a GPU copies it while it computes the step before."""
+    config, augmentation = worker.config, worker.config.augmentation
     labels = worker.corrections.apply(batch.labels, batch.rows)
     known = [] if batch.truth is None else [batch.truth]
     images, labels, flip, *known = send((batch.images, labels, batch.flip, *known), worker.ranks.device)
-    if worker.config.mirrors:
+    if config.mirrors:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    images = _augmented(worker, batch, images)
-    return _Sent(images, labels, known[0] if known else None)
-
-
-def _augmented(worker: Worker, batch: Batch, images: Tensor) -> Tensor:
-    """Augment images, once a step, so that both passes and all micro batches see the same ones."""
-    config, augmentation = worker.config, worker.config.augmentation
+    # once a step, so that both passes and all micro batches see the same images
     numbers = augmentation.numbers(config.data.augment_settings)
-    return augment(images, augmentation, numbers, Draws(config.run.seed, worker.state.epoch, batch.rows))
+    images = augment(images, augmentation, numbers, Draws(config.run.seed, worker.state.epoch, batch.rows))
+    return _Sent(images, labels, known[0] if known else None)
 
 
 def _pieces(worker: Worker, batch: Batch) -> list[slice]:
