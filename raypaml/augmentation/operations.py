@@ -60,7 +60,10 @@ def take_steps(images: Tensor, steps: Steps) -> Tensor:
         New uint8 images [B, 3, H, W], channels last.
     """
     orders = np.argsort(steps.chosen, axis=0, kind="stable").T  # [N, B] images with the same operation are neighbours
-    moves = to_device(_moves(orders), images.device)
+    batch = np.arange(orders.shape[1])[None]
+    before, after = np.concatenate((batch, orders)), np.concatenate((orders, batch))
+    # [N + 1, B] permutations from the batch's order to the first of `orders`, to the next, and back
+    moves = to_device(np.take_along_axis(np.argsort(before, axis=1), after, 1), images.device)
     numbers = to_device(_numbers(steps, images, orders), images.device)
     size = at_once(images)
     for place, order in enumerate(orders):
@@ -79,13 +82,6 @@ def at_once(images: Tensor) -> int:
     """How many of the images are changed together, which does not affect the result."""
     most = CACHED_PIXELS if images.device.type == "cpu" else GPU_PIXELS
     return max(1, most // (images.shape[-2] * images.shape[-1]))
-
-
-def _moves(orders: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N + 1, B] permutations from the batch's order to the first of some orders [N, B], to the next, and back."""
-    batch = np.arange(orders.shape[1])[None]
-    before, after = np.concatenate((batch, orders)), np.concatenate((orders, batch))
-    return np.take_along_axis(np.argsort(before, axis=1), after, 1)
 
 
 def _moved(images: Tensor, order: Tensor) -> Tensor:
