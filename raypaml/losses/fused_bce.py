@@ -75,7 +75,9 @@ class _MeanLoss(torch.autograd.Function):
             torch.ops.aten.log_sigmoid_backward(grad_likelihood, margin, kept, grad_input=gradient[part])
         ctx.save_for_backward(gradient)
         ctx.kind = logits.dtype
-        return (_total(likelihoods, logits.device) / -divisor).to(kind)
+        if not likelihoods:
+            return logits.new_zeros((), dtype=torch.float64).div(-divisor).to(kind)
+        return (functools.reduce(torch.add, likelihoods) / -divisor).to(kind)  # added up in this order
 
     @staticmethod
     @once_differentiable
@@ -101,13 +103,6 @@ def _log_likelihood(margin: Tensor) -> tuple[Tensor, Tensor]:
     whole = len(factors) // FACTORS * FACTORS
     products = torch.cat([factors[:whole].view(FACTORS, whole // FACTORS).prod(0), factors[whole:]])
     return margin.clamp(max=0).sum().double() - products.log().sum(), kept
-
-
-def _total(parts: list[Tensor], device: torch.device) -> Tensor:
-    """The sum of float64 scalars, in this order; a single one is returned as it is."""
-    if not parts:
-        return torch.zeros((), dtype=torch.float64, device=device)
-    return functools.reduce(torch.add, parts)
 
 
 def _signs(labels: Tensor, flipped: Tensor | None) -> Tensor:

@@ -127,7 +127,10 @@ def large_loss(
         rejected = exceeds(logits, labels, threshold)
     if scheme == "ignore":
         unobserved = labels == UNOBSERVED
-        return mean_loss(logits, labels, _total((~unobserved).sum(), group), left_out=unobserved), rejected
+        observed = (~unobserved).sum()
+        if group is not None:
+            all_reduce(observed, group)
+        return mean_loss(logits, labels, observed.clamp(min=1), left_out=unobserved), rejected
     entries = rows * logits.shape[1]
     if count == 0 and threshold is None:
         return mean_loss(logits, labels, entries), rejected
@@ -165,12 +168,6 @@ def corrected_bce(scheme: str, logits: Tensor, labels: Tensor, rejected: Tensor,
     if scheme_of(scheme).rejected_become == "left out":
         return mean_loss(logits, labels, divisor, left_out=rejected)
     return mean_loss(logits, labels, divisor, flipped=rejected)
-
-
-def _total(count: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    if group is not None:
-        all_reduce(count, group)
-    return count.clamp(min=1)
 
 
 def _check_arguments(logits: Tensor, labels: Tensor, scheme: str, rate: float | Fraction) -> None:
