@@ -70,8 +70,9 @@ def candidates(table: AlphaTable) -> list[AlphaCandidate]:
     A way wins over a simpler one only where its gain on held-out folds, compared fold by fold, is above the standard
     error of the gain. (One-standard-error rule, Breiman et al., 1984.)
     """
-    folds = _usable(table)
     positives, tried, best = table.positives.sum(0), list[AlphaCandidate](), np.empty(0)
+    inside = table.positives.sum(1)
+    folds = np.flatnonzero((inside > 0) & (inside < inside.sum())).tolist()  # the others must have positives too
     for way in WAYS:
         places = _places(way, table.every, positives, table) if len(folds) else np.full(len(positives), table.training)
         held_out = np.array([_held_out(way, fold, table) for fold in folds])
@@ -83,12 +84,6 @@ def candidates(table: AlphaTable) -> list[AlphaCandidate]:
         tried.append(AlphaCandidate(way, table.alphas[places], mean, gain, noise, wins))
         best = held_out if wins else best
     return tried
-
-
-def _usable(table: AlphaTable) -> list[int]:
-    """The folds that have positives, while the other folds have some too."""
-    inside = table.positives.sum(1)
-    return np.flatnonzero((inside > 0) & (inside < inside.sum())).tolist()
 
 
 def _held_out(way: Way, fold: int, table: AlphaTable) -> float:

@@ -36,18 +36,13 @@ def max_box_iou(
     best = np.zeros((len(maps), len(thresholds)))
     for start in range(0, len(maps), CHUNK_MAPS):
         part = slice(start, start + CHUNK_MAPS)
-        corners = largest_parts(_masks(maps[part], grid, thresholds)) * cell
+        low, high = maps[part].min(1), maps[part].max(1)
+        levels = low[:, None] + thresholds * (high - low)[:, None]
+        masks = maps[part, None, :] >= levels[:, :, None]  # [n, t, h x w]
+        corners = largest_parts(masks.reshape(*levels.shape, *grid)) * cell
         for n, annotated in enumerate(boxes[part], start):
             best[n] = box_iou(corners[n - start], annotated).max(axis=1, initial=0)
     return best
-
-
-def _masks(maps: RealArray, grid: tuple[int, int], thresholds: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[n, t, h, w] where each map's value is at least the threshold."""
-    low, high = maps.min(1), maps.max(1)
-    levels = low[:, None] + thresholds * (high - low)[:, None]
-    masks: NDArray[np.bool_] = maps[:, None, :] >= levels[:, :, None]
-    return masks.reshape(len(maps), len(thresholds), *grid)
 
 
 def largest_parts(masks: NDArray[np.bool_]) -> Result:
