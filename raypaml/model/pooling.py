@@ -58,10 +58,6 @@ def _working_type(features: Tensor, weight: Tensor) -> torch.dtype:
     return torch.promote_types(features.dtype, weight.dtype)  # kept features are float16
 
 
-def _sum_type(kind: torch.dtype) -> torch.dtype:
-    return torch.promote_types(kind, torch.float32)
-
-
 def _tiles(features: Tensor, num_classes: int) -> Iterator[slice]:
     size = tile_images(num_classes, features.shape[2] * features.shape[3], features.device.type)
     return (slice(start, start + size) for start in range(0, len(features), size))
@@ -101,7 +97,7 @@ def _pool(
     kind = matrix.dtype
     num_cells = features.shape[2] * features.shape[3]
     offset = bias.to(kind)
-    positive = features.new_empty((len(features), len(offset)), dtype=_sum_type(kind))
+    positive = features.new_empty((len(features), len(offset)), dtype=torch.promote_types(kind, torch.float32))
     negative = torch.empty_like(positive)
     for tile in _tiles(features, len(offset)):
         cam = _map(features[tile], matrix.t(), offset, copy=copy)

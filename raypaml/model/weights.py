@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -141,15 +141,10 @@ def _fault(value: Tensor) -> str:
 
 def common_prefix(names: Collection[str], wanted: Collection[str]) -> str:
     """The prefix, such as `module.` or `backbone.`, before most of the wanted names in a file; often empty."""
-    prefixes = (name[:start] for name in names for start in _starts(name) if name[start:] in wanted)
+    parts = ((name, [0, *(dot.end() for dot in re.finditer(r"\.", name))]) for name in names)
+    prefixes = (name[:start] for name, starts in parts for start in starts if name[start:] in wanted)
     counts = Counter(prefixes)
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
-
-
-def _starts(name: str) -> Iterator[int]:
-    """Positions at which the parts of a dotted name begin."""
-    yield 0
-    yield from (place + 1 for place, letter in enumerate(name) if letter == ".")
 
 
 def load_weights(
