@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from PIL import Image, TiffImagePlugin, features
+from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 
 from raypaml.cli import extra
 from raypaml.files import START_BYTES, came_instead
@@ -18,6 +19,12 @@ MAX_PIXELS = 200_000_000
 """A picture with more pixels is refused before it is decoded. In memory, a pixel takes up to four bytes."""
 LARGE = 50_000_000
 """A JPEG with more pixels is decoded at 1/2, 1/4 or 1/8 of its size, if that is large enough."""
+MOST_SCANS = 100
+"""A JPEG of more scans is refused: ten bytes of the file make one, and each takes the time of the whole picture.
+Progressive JPEGs have about ten."""
+MAX_BYTES = 1 << 31
+"""A picture's file of more bytes is refused before it is read: MAX_PIXELS take fewer in every format, even as they are
+stored without compression."""
 _PLUGINS = {
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
@@ -51,6 +58,13 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
 """The first bytes of common formats that are not read."""
 _PROLOGUE = 4096
 """Bytes within which the first element of an SVG must begin, after XML's declaration, comments and document type."""
+_OF_JPEG = ("JPEG", "MPO")
+"""Pillow's names of a JPEG's format; MPO are several in one file."""
+_SCAN, _SEQUENTIAL = b"\xff\xda", (0xC0, 0xC1)
+"""The marker of a scan, and the second bytes of those of a sequential frame, in a JPEG."""
+_MOST_SEGMENTS = 1000
+"""Segments of a JPEG before its picture that are looked at."""
+_PNG_LIMITS = f"{PngImagePlugin.MAX_TEXT_CHUNK:,} bytes each, {PngImagePlugin.MAX_TEXT_MEMORY:,} together"
 _SUBFILE_TYPE, _REDUCED, _DNG_VERSION = 254, 1, 50706
 """Tags of TIFF, and between them the bit of the first that marks a reduced copy of another image in the file."""
 _CONTAINERS = (b"mif1", b"msf1")
@@ -92,6 +106,8 @@ def opened(content: bytes) -> Iterator[Image.Image]:
 
 def _open(content: bytes) -> Image.Image:
     start, kind = content[:16], ""
+    # of metadata that are damaged, as those of many photographs are; the picture is read or refused
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     for name, (factory, accepts) in _openers().items():
         if accepts(start) is not True:  # else False, or a text with a reason
             continue
@@ -101,6 +117,8 @@ def _open(content: bytes) -> Image.Image:
             kind = f"damaged {name}: {_reason(error)}"
             continue  # a HEIC file may have a brand of AVIF
         check_pixels(*image.size)
+        if image.format in _OF_JPEG:
+            check_scans(content)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _refuse_raw(image, start)
         return image
@@ -112,6 +130,36 @@ def check_pixels(width: int, height: int) -> None:
     """Raise ValueError for a picture that has too many pixels to be decoded."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width:,} x {height:,} pixels; the limit is {MAX_PIXELS:,}: make it smaller first")
+
+
+def check_bytes(size: int) -> None:
+    """Raise ValueError for a picture's file that is too large to be read."""
+    if size > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes; the limit is {MAX_BYTES:,}: no picture that can be decoded needs as many")
+
+
+def check_scans(content: bytes) -> None:
+    """Raise ValueError for a JPEG of too many scans to be decoded in a bounded time."""
+    if _is_one_scan(content):
+        return  # counting takes a tenth of the time of decoding
+    scans = content.count(_SCAN)
+    if scans > MOST_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans; the limit is {MOST_SCANS}: save it again")
+
+
+def _is_one_scan(content: bytes) -> bool:
+    """Whether a JPEG is sequential and its first scan has all components, after which decoders read no other."""
+    place, components = 2, 0
+    for _ in range(_MOST_SEGMENTS):
+        segment = content[place : place + 10]
+        if len(segment) < 10 or segment[0] != 0xFF:
+            return False
+        if segment[1] in _SEQUENTIAL:
+            components = segment[9]
+        if segment[:2] == _SCAN:
+            return components == segment[4]
+        place += 2 + int.from_bytes(segment[2:4], "big")
+    return False
 
 
 def _refuse_raw(image: TiffImagePlugin.TiffImageFile, start: bytes) -> None:
@@ -147,6 +195,8 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())[:200]
     if isinstance(error, MemoryError):
         return f"not enough memory to decode it {text}".strip()
+    if "MAX_TEXT" in text:  # constants of Pillow's PngImagePlugin
+        return f"its texts and colour profile are too large once decompressed; the limits are {_PNG_LIMITS}"
     plain = isinstance(error, OSError | ValueError | SyntaxError | Image.DecompressionBombError)
     return text if plain and text else f"{type(error).__name__} {text}".strip()
 
@@ -157,6 +207,6 @@ def shrink_early(image: Image.Image, width: int, height: int) -> None:
 
     A JPEG of 13,000 x 13,000 pixels then takes a few megabytes of memory instead of 0.7 GB.
     """
-    if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE:
+    if image.format in _OF_JPEG and image.width * image.height > LARGE:
         side = 2 * max(width, height)  # for both sides, because it may still have to be rotated
         image.draft(None, (side, side))

@@ -7,7 +7,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from raypaml.data.colours import as_rgb
-from raypaml.data.image_files import MAX_PIXELS, opened
+from raypaml.data.image_files import MAX_PIXELS, check_scans, opened
 
 Pixels = NDArray[np.uint8]
 
@@ -31,10 +31,11 @@ def decode(content: bytes, into: Pixels | None = None) -> Pixels:
     try:
         height, width, coding = simplejpeg.decode_jpeg_header(content)[:3]
         if coding in _FAST and height * width <= MAX_PIXELS:
+            check_scans(content)
             fast: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, buffer=into)
             return fast
     except (ValueError, MemoryError):
-        pass  # it is truncated, broken, not a JPEG, or too large for `into` or for the memory
+        pass  # it is truncated, broken, not a JPEG, of too many scans, or too large for `into` or for the memory
     try:
         with opened(content) as image:
             return np.asarray(as_rgb(image))

@@ -85,12 +85,17 @@ def _filesystem(root: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path
 
 
-def read_file(location: Location) -> bytes:
-    """Read a whole file. Raises FileNotFoundError if there is none, IsADirectoryError if it is a folder."""
+def read_file(location: Location, check: Callable[[int], None] = lambda _: None) -> bytes:
+    """Read a whole file; `check` is told its size before, and may raise an error.
+
+    Raises FileNotFoundError if there is none, IsADirectoryError if it is a folder.
+    """
     filesystem, path = location.open()
     try:
         with filesystem.open_input_file(path) as file:
-            return bytes(file.read(file.size()))  # with the size, one request less than without
+            size = file.size()
+            check(size)
+            return bytes(file.read(size))  # with the size, one request less than without
     except OSError as error:
         if str(error).endswith("is a directory"):  # pyarrow gives no errno
             raise IsADirectoryError(str(error)) from None

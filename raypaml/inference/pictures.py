@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from raypaml.data.colours import WHITE, check_background
 from raypaml.data.hidden_files import PassedOver, is_hidden
-from raypaml.data.image_files import IMAGE_SUFFIXES, opened, shrink_early
+from raypaml.data.image_files import IMAGE_SUFFIXES, check_bytes, opened, shrink_early
 from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
 from raypaml.preparation.file_tree import files_below, reason_of
@@ -90,7 +90,8 @@ def _content(picture: Picture) -> bytes:
 
 def _read(picture: Picture, where: Location) -> bytes:
     if picture.size < 0:
-        return Path(where.address).read_bytes() if "://" not in where.address else read_file(where)
+        return read_file(where, check_bytes)
+    check_bytes(picture.size)
     filesystem, path = where.open()
     with filesystem.open_input_file(path) as file:
         return bytes(file.read_at(picture.size, picture.offset))

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar
 
+from raypaml.data.image_files import check_bytes
 from raypaml.data.storage import Location, brief, read_file, with_retries
 from raypaml.data.tars import END_BYTES
 from raypaml.preparation.image_form import Converted
@@ -79,7 +80,9 @@ class Store:
     def _fetch(self, key: str, name: str) -> Fetched:
         file = self.root / name
         try:
-            content = with_retries(lambda: read_file(file), f"{file}", patience=_PATIENCE)
+            content = with_retries(lambda: read_file(file, check_bytes), f"{file}", patience=_PATIENCE)
+        except ValueError as error:
+            return Fetched(key, fate="undecodable", detail=str(error))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             if self.split_folder:
                 return Store(self.root / self.split_folder)._fetch(key, name)
