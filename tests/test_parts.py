@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,15 @@ def test_a_class_is_never_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(entries_module, "ROWS_AT_ONCE", 40)
     seen = [set(bucket.class_index.tolist()) for bucket in all_entries(folder)]
     assert sum(map(len, seen)) == len(set.union(*seen)) == CLASSES
+
+
+def test_fewer_files_are_open_than_the_process_may_have(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries_module, "ROWS_AT_ONCE", 1)
+    assert len(list(all_entries(folder))) == CLASSES
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (8, 8))
+    few = list(all_entries(folder))
+    assert len(few) == 4
+    assert sum(len(bucket.image) for bucket in few) == len(rows())
 
 
 def test_scores_are_alpha_p_plus_n(folder: Path) -> None:

@@ -5,6 +5,7 @@ The entries come in an order of their own: the number of parts, their order and 
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, FloatArray, IntArray,
 
 ROWS_AT_ONCE = 1 << 17
 """About how many rows a spill file holds; a class is never split, so a file may hold one class with more rows."""
+MOST_FILES = 512
+"""The most spill files; of more rows than these hold, each holds more, and reading it takes more memory."""
 FLUSH_ROWS = 1 << 17
 """Rows that are collected in memory before they are written to the spill files."""
 
@@ -109,7 +112,7 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
             an image in two parts.
     """
     with tempfile.TemporaryDirectory(prefix="raypaml-entries-") as folder:
-        count = max(1, -(-predictions.rows // ROWS_AT_ONCE))
+        count = max(1, min(-(-predictions.rows // ROWS_AT_ONCE), _most_files()))
         with _Spill(Path(folder), count, predictions) as spill:
             for part, rows in predictions.batches():
                 spill.add(part, rows)
@@ -119,6 +122,12 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
         keys, canonical = _number_images(predictions, spill.keys, np.concatenate(spill.parts))
         pa.default_memory_pool().release_unused()
         yield SpilledSet(predictions, keys, canonical, spill.tally, sorted(Path(folder).iterdir()))
+
+
+def _most_files() -> int:
+    """How many spill files this process may have open at once: half of all that it may open (`ulimit -n`)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_FILES if limit == resource.RLIM_INFINITY else min(MOST_FILES, limit // 2)
 
 
 class _Spill:
