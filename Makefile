@@ -42,7 +42,7 @@ test-cluster-hosts test-cluster-ray test-cluster-rest: export OMP_NUM_THREADS :=
 test-cluster-hosts test-cluster-ray test-cluster-rest: $(VENV)/cluster
 	$(BIN)/python -m pytest -m "cluster and $(KIND)" -rs -o console_output_style=classic
 
-# Longer checks, by hand: clean environments, other Pythons, the notebook in a real kernel.
+# Longer checks, by hand: clean environments, other Pythons, the notebook in a real kernel, a thousand damaged files.
 nightly: $(VENV)/dev
 	UV="$(UV)" $(BIN)/python -m tools.nightly
 

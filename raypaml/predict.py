@@ -42,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write the answers, and name broken pictures; 1 if there are any."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.api.predicted import predict_pictures  # with torch
+    from raypaml.inference.answer_files import CsvAnswers
     from raypaml.inference.choice import ChoiceRequest
 
     predicted = predict_pictures(
         Path(asked.model),
         asked.images,
-        out=asked.out or sys.stdout,
+        out=asked.out or CsvAnswers(sys.stdout),
         choosing=ChoiceRequest(top=asked.top, threshold=asked.threshold, thresholds_from=asked.thresholds_from),
         overlays=asked.overlays,
         background=asked.background,

@@ -13,7 +13,6 @@ from functools import partial
 
 from raypaml.cli import Parser, command, known_names, listed, run_command, say
 from raypaml.cluster.tasks import mapper
-from raypaml.counting import number_of
 from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
 from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation
 from raypaml.preparation.index_folder import add_index_flags, index_folder
@@ -39,7 +38,7 @@ def _index(flags: Namespace) -> int:
         dotted_keys=flags.dotted_keys,
     )
     for split, index in data.splits.items():
-        print(f"{split}: {number_of(len(index), 'sample')} in {number_of(len(index.shards), 'shard')}")
+        print(f"{split}: {len(index):,} samples in {len(index.shards)} shards")
     print(f"{len(data.vocabulary):,} classes, digest {data.vocabulary.digest[:12]}")
     for reason, names in passed_over.items():
         print(f"members passed over, {reason}: {len(names):,}, such as {names[0]}")

@@ -1,10 +1,11 @@
-"""Checks that take too long for every change, or need the package registry: `make nightly`, by hand, about 15 minutes.
+"""Checks that take too long for every change, or need the package registry: `make nightly`, by hand, about 20 minutes.
 
-    python -m tools.nightly [resolve] [install] [tour] [lint]    # all of them where none is named
+    python -m tools.nightly [resolve] [install] [tour] [lint] [fuzz]    # all of them where none is named
 
 resolve: everything that `raypaml[all]` depends on exists as a wheel for Pythons 3.12 to 3.14 (by uv, which must be
 there). install: the wheel, then the wheel with `[all]`, in a clean environment of this Python, used from another
 folder. tour: tools/tour.ipynb by a real notebook kernel in that environment. lint: clusters/Dockerfile by hadolint.
+fuzz: a thousand damaged files of every kind that raypaml reads (tests/fuzz), or more by `python -m tests.fuzz`.
 """
 
 from __future__ import annotations
@@ -82,7 +83,12 @@ def lint(folder: Path) -> None:
     call(python.with_name("hadolint"), "clusters/Dockerfile")
 
 
-CHECKS: dict[str, Callable[[Path], None]] = {"resolve": resolve, "install": install, "tour": tour, "lint": lint}
+def fuzz(_folder: Path) -> None:
+    """Damage a thousand files of every kind that raypaml reads."""
+    call(sys.executable, "-m", "tests.fuzz", "--count", "1000")
+
+
+CHECKS: dict[str, Callable[[Path], None]] = {check.__name__: check for check in (resolve, install, tour, lint, fuzz)}
 
 
 def main() -> None:

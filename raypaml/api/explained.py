@@ -73,12 +73,10 @@ class Explained:
         """
         choice = ShownPairs(show=show, rows=rows, classes=tuple(as_texts(classes)), group=group)
         runs = ExplainedRuns.open(str(run), os.fspath(against), as_texts(beside), str(data), split, say, str(alpha))
-        choice.columns(runs.data)  # refused before the maps are computed, as is a folder that cannot be written
-        folder = Path(out) if str(out) else runs.own_folder
-        folder.mkdir(parents=True, exist_ok=True)
         read = runs.boxes(Path(boxes), say) if str(boxes) else None
         with device_mapper(workers, address, device) as (mapper, used):
             pairs = runs.compare(read, limit, mapper, used, say)
+        folder = Path(out) if str(out) else None
         return cls(runs.write(folder, pairs, choice, boosted=not raw, boxes=read))
 
     @property

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
 from raypaml.cluster.tasks import Processes, device_mapper
 from raypaml.counting import Count
 from raypaml.data.hidden_files import PassedOver
-from raypaml.inference.answer_files import Rows, check_out, writer
+from raypaml.inference.answer_files import Rows, Writer, check_out, writer
 from raypaml.inference.choice import ChoiceRequest, choose
 from raypaml.inference.classifying import classify
 from raypaml.inference.model_card import ModelFiles
@@ -48,7 +46,7 @@ def predict_pictures(
     model: Path,
     images: Sequence[str],
     *,
-    out: str | IO[str],
+    out: str | Writer,
     choosing: ChoiceRequest,
     overlays: str,
     background: str,
@@ -61,7 +59,7 @@ def predict_pictures(
     Args:
         model: folder of a run, a checkpoint or an export.
         images: files, folders and shards, on disk or in an object store.
-        out: a file, or an open one, which gets CSV; "" collects the answers in a table.
+        out: a file, or a writer that takes the answers; "" collects them in a table.
         choosing: the classes that are answered.
         overlays: folder for pictures with the map of their best class; "" for none.
         background: colour under transparent pixels.
@@ -85,7 +83,7 @@ def predict_pictures(
         pictures = list(find_pictures(images, background, passed_over))
         broken: list[tuple[str, str]] = []
         empty, count = 0, Count("predicting", len(pictures), say)
-        with writer(out) if out else nullcontext(rows) as to, device_mapper(*processes) as (run, device):
+        with writer(out or rows) as to, device_mapper(*processes) as (run, device):
             for name, answer in classify(files, pictures, choice, overlays, run, device):
                 count.add()
                 empty += not answer

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from raypaml.counting import number_of
 from raypaml.reports.progress import progress_console, shows_live
 from raypaml.reports.tables import percent
 from raypaml.runs.history import VALIDATION_MEAN_AP
@@ -67,7 +66,7 @@ class SearchDisplay:
         self._epochs = search.base.optim.epochs
         ended = sum(one.state in ENDED[:2] for one in outcomes)
         self.say(f"search {search.folder.name}: {', '.join(space.text for space in search.spaces)}; in {search.folder}")
-        self.say(f"{number_of(len(outcomes), 'trial')} planned, {ended} of them ended already")
+        self.say(f"{len(outcomes)} trials planned, {ended} of them ended already")
         for one in outcomes:
             self._show(one)
 
