@@ -15,6 +15,7 @@ from raypaml.augmentation.augmentations import AS_PUBLISHED, Augmentation, augme
 from raypaml.cli import field_types
 from raypaml.credentials import check_no_credentials
 from raypaml.extensions import missing
+from raypaml.json_types import check_fields
 from raypaml.losses.schemes import read_settings, scheme_names, scheme_of
 from raypaml.model.pretrained import IMAGENET
 from raypaml.settings import (
@@ -95,14 +96,12 @@ class TrainConfig:
         """The inverse of `to_dict`; settings that `content` lacks have the values of `EARLIER`.
 
         Raises:
-            ValueError: `content` has other groups, or settings that are not known.
+            ValueError: `content` lacks other settings, has some that are not known, or values of other types.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(content) != names:
-            raise ValueError(f"a configuration has the groups {sorted(names)}, not {sorted(content)}")
+        check_fields(content, cls, {*EARLIER, *EXECUTION_FIELDS}, "config")
         blank = cls(recipe=content["recipe"])
-        fields = {name: dict(content[name]) for name, _ in blank.groups()}
-        return blank.override(EARLIER | {name: value for group in fields.values() for name, value in group.items()})
+        groups = [content[name] for name, _ in blank.groups()]
+        return blank.override(EARLIER | {name: value for group in groups for name, value in group.items()})
 
     def override(self, values: SettingValues) -> TrainConfig:
         """A copy with some settings changed; ValueError for names that are not known."""
@@ -110,7 +109,7 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"no such settings: {', '.join(sorted(unknown))}; known: {', '.join(self.flat())}")
         groups: dict[str, Any] = {
-            name: dataclasses.replace(group, **{k: v for k, v in values.items() if k in dataclasses.asdict(group)})
+            name: dataclasses.replace(group, **{k: v for k, v in values.items() if k in vars(group)})
             for name, group in self.groups()
         }
         return dataclasses.replace(self, **groups)

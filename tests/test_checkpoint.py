@@ -32,6 +32,7 @@ from raypaml.runs.checkpoint import (
 )
 from raypaml.runs.checkpoint_writer import take_snapshot, write_checkpoint
 from raypaml.runs.corrections import Corrections
+from tests.whole_records import EPOCH_RECORD
 
 K = 3
 FILES = ["model.safetensors", "optimizer.safetensors", "corrections.parquet", "state.json", "COMMITTED"]
@@ -94,7 +95,7 @@ def _save_epoch(folder: Path, index: Index, epoch: int, score: float | None = No
     _train(model, optimizer, range(1))
     for value in [*model.parameters(), *(slot["exp_avg"] for slot in optimizer.state.values())]:
         nn.init.constant_(value, epoch)
-    history = [] if score is None else [{"validation_mean_ap": score}]
+    history = [] if score is None else [EPOCH_RECORD | {"validation_mean_ap": score}]
     state = State(epoch=epoch, step=step, history=history, vocabulary=index.vocabulary_digest)
     return _save(folder, state, model, optimizer, Corrections(K, np.array([epoch, 100])), index)
 
@@ -117,7 +118,7 @@ def test_everything_comes_back_bit_for_bit(folder: Path, index: Index) -> None:
     model = _model()
     optimizer = _adam(model)
     _train(model, optimizer, range(3))
-    history = [{"epoch": 0, "validation_mean_ap": 0.1 + 0.2, "missed": None}]
+    history = [EPOCH_RECORD | {"validation_mean_ap": 0.1 + 0.2}]
     told = {"tally": [1 / 3, 2e-300], "seconds": 0.1, "history": history, "vocabulary": index.vocabulary_digest}
     state = State(epoch=1, step=7, **told)
     corrections = Corrections(K, np.array([5, 149, 5, 0]))

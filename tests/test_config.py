@@ -129,8 +129,12 @@ def test_a_configuration_survives_json(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"extra": {}}, r"not \['data', 'extra', .*\]"),
-        ({"model": {"alpah": 1.0}}, "no such settings: alpah"),
+        ({"extra": {}}, r"^config\.extra: no such field"),
+        (
+            {"model": TrainConfig().to_dict()["model"] | {"alpah": 1.0}},
+            r"^config\.model\.alpah: no such field; did you mean 'alpha'",
+        ),
+        ({"model": {}}, r"^config\.model\.backbone is missing"),
     ],
 )
 def test_a_stored_configuration_with_unknown_parts_is_refused(change: dict[str, Any], said: str) -> None:

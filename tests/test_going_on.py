@@ -24,6 +24,7 @@ from raypaml.training.learning_rates import learning_rate
 from raypaml.training.loop import train
 from tests.conftest import MEASURED, newest_files, train_here
 from tests.reported import place_of
+from tests.whole_records import EPOCH_RECORD
 
 VALUES = {"warmup_epochs": 1, "delta_rel": 2.0, "workers": 1, "lr_schedule": "constant", "reproducible": False}
 STEPS = 3
@@ -115,7 +116,7 @@ def begun(folder: Path, asked: TrainConfig, data: Path, checkpoint: str, scores:
     """A run as it looks after some epochs; its checkpoint counts as whole."""
     claim(folder, asked, open_folder(data))
     (folder / "checkpoints" / checkpoint).mkdir(parents=True)
-    lines = ({"epoch": epoch, "validation_mean_ap": score} for epoch, score in enumerate(scores))
+    lines = (EPOCH_RECORD | {"epoch": epoch, "validation_mean_ap": score} for epoch, score in enumerate(scores))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -170,7 +171,7 @@ def test_a_run_that_a_callback_ended_goes_on_only_with_more_epochs(tiny_digits: 
     asked, run = config(tiny_digits, tmp_path, epochs=8), tmp_path / "run"
     begun(run, asked, tiny_digits, "0001-000000", [0.1])
     stop = {"why": "callback Enough", "epochs": 8}
-    (run / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "validation_mean_ap": 0.1, "stop": stop}) + "\n")
+    (run / "metrics.jsonl").write_text(json.dumps(EPOCH_RECORD | {"validation_mean_ap": 0.1, "stop": stop}) + "\n")
     why = r"epochs=8: .*would train none of them, for it is stopped after epoch 1 of 8: callback Enough; give more --ep"
     with pytest.raises(ValueError, match=why):
         going_on(run, asked.override({"patience": 2}), STEPS)

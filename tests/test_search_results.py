@@ -35,6 +35,7 @@ from raypaml.search.search_result import _meaning, conclude_search, trial_table
 from raypaml.search.trials import Trial, random_trials
 from raypaml.tune import parse
 from tests.test_search_runs import ALPHAS, EPOCHS, make, run
+from tests.whole_records import EPOCH_RECORD, RESULT
 
 USUAL = parse([])[1].settings
 
@@ -296,9 +297,9 @@ def test_tpe_proposes_what_it_has_not_seen_and_goes_on_after_a_restart(tiny_digi
         """As a run that is better the smaller delta_rel is."""
         folder = search.run_folder(trial)
         folder.mkdir(parents=True)
-        record = {"epoch": 0, "seconds": 1, "validation_mean_ap": 1 / float(dict(trial.values)["delta_rel"])}
+        record = EPOCH_RECORD | {"validation_mean_ap": 1 / float(dict(trial.values)["delta_rel"])}
         (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-        (folder / "result.json").write_text("{}")
+        (folder / "result.json").write_text(json.dumps(RESULT))
 
     for count in (8, 20):  # the second as after a restart
         proposals = Proposals(search, queue, count)

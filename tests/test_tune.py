@@ -32,6 +32,7 @@ from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 from raypaml.tune import parse
 from tests.test_api import readme_example
+from tests.whole_records import EPOCH_RECORD, RESULT
 
 SHORT = {"epochs": 4, "warmup_epochs": 2, "delta_rel": 2.0}
 GRID = "delta_rel=2|4,lr=0.004|1e30"  # the second learning rate leads to logits that are not finite
@@ -90,9 +91,9 @@ def test_asha_judges_only_after_the_longest_warm_up_and_spares_the_starting_poin
     for trial in trials[1:5]:  # what an earlier session left
         folder = search.run_folder(trial)
         folder.mkdir(parents=True)
-        good = {"validation_mean_ap": 0.5, "rejected": 0, "rejection_precision": None, "seconds": 1.0}
+        good = EPOCH_RECORD | {"rejected": 0}
         (folder / "metrics.jsonl").write_text("".join(json.dumps(good | {"epoch": n}) + "\n" for n in range(18)))
-        (folder / "result.json").write_text("{}")
+        (folder / "result.json").write_text(json.dumps(RESULT))
     queue = Queue(search, trials)
     assert queue.waiting == [trials[0], trials[5]]
     assert asha_stops(search, queue, trials[5], [0.1] * 18) == 12  # 6 of warm-up and half of what follows
@@ -171,7 +172,7 @@ def test_as_many_trials_are_stopped_as_run_at_once_and_the_search_ends(tiny_digi
     _, flags = parse(asked[3:])
     search = plan_search(flags.settings, flags.base, open_folder(tiny_digits))
     queue, _ = open_queue(search, flags.settings, lambda _: None)
-    good = {"validation_mean_ap": 0.9, "rejected": 0, "rejection_precision": None, "seconds": 1.0}
+    good = EPOCH_RECORD | {"validation_mean_ap": 0.9, "rejected": 0}
     for trial in queue.trials[1:5]:  # left by an earlier session, and so good that whoever comes now falls behind
         note(search, trial, "stopped", {"epochs": 39})
         history = "".join(json.dumps(good | {"epoch": n}) + "\n" for n in range(39))

@@ -59,7 +59,10 @@ ORDER = (
     ("preparation",),
     ("augmentation",),
     ("data", "model", "losses", "metrics"),
-    ("labels", "files", "mapper", "cli", "extensions", "share", "collectives", "counting", "credentials", "errors"),
+    (
+        *("labels", "files", "stored_json", "json_types", "mapper", "cli", "extensions", "share"),
+        *("collectives", "counting", "credentials", "errors"),
+    ),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
 
@@ -71,17 +74,8 @@ COMMANDS |= {"shard", "__main__"}
 """The modules of the room `commands`. The room `package` is raypaml/__init__.py; any other module is its own room."""
 
 NO_TORCH = {
-    "labels",
-    "config",
-    "settings",
-    "recipes",
-    "cli",
-    "counting",
-    "credentials",
-    "errors",
-    "extensions",
-    "files",
-    "mapper",
+    *("labels", "config", "settings", "recipes", "cli", "counting", "credentials", "errors"),
+    *("extensions", "files", "json_types", "stored_json", "mapper"),
     "metrics",
     "preparation",
     "data",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.csv
 
+from raypaml.cli import command
 from raypaml.cluster.tasks import device_mapper
 from raypaml.explanations.explain_runs import ExplainedRuns, ShownPairs
 from raypaml.explanations.explanation_figures import MapFigures
 from raypaml.files import Place, as_texts
+from raypaml.stored_json import read_stored, refused_as
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Explained:
     @property
     def figures(self) -> MapFigures:
         """The figures of the maps, as `explanations.json` has them."""
-        return cast("MapFigures", json.loads((self.page.parent / "explanations.json").read_text()))
+        path = self.page.parent / "explanations.json"
+        with refused_as(path, "the figures of maps", f"{command('explain')} writes it again"):
+            return read_stored(path, MapFigures)
 
     @property
     def pairs(self) -> pa.Table:

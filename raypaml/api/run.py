@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from raypaml.cli import command, say
 from raypaml.config import TrainConfig
 from raypaml.errors import told_as_user_errors
+from raypaml.evaluation.result_records import RunResult, read_result
 from raypaml.files import Place, as_texts
 from raypaml.runs.history import METRICS_FILE, VALIDATION_MEAN_AP, read_history
 from raypaml.runs.run_folder import read_config
@@ -25,7 +25,6 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
     from raypaml.api.predicted import Predicted
     from raypaml.api.predicted_split import PredictedSplit
     from raypaml.auditing.answers import AnswersRecord
-    from raypaml.evaluation.result_records import RunResult
     from raypaml.inference.classifier import Classifier
     from raypaml.training.callbacks import Callback
 
@@ -138,10 +137,10 @@ class Run:
         return (self.folder / "result.json").is_file()
 
     @property
+    @told_as_user_errors()
     def result(self) -> RunResult | None:
         """The test figures, such as `mean_ap` (0..1), and how training ended; None for an unfinished run."""
-        path = self.folder / "result.json"
-        return cast("RunResult", json.loads(path.read_text())) if path.is_file() else None
+        return read_result(self.folder)
 
     @property
     def records(self) -> pa.Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from raypaml.runs.run_flags import AskedConfig
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings
-from raypaml.search.search_folder import Outcome, Searcher, SearchPlan, outcome, ranked
+from raypaml.search.search_folder import Outcome, SearchPlan, outcome, ranked
+from raypaml.search.search_records import BEST_FILE, Searcher, read_best
 from raypaml.search.stored_search import read_search, read_trials
 
 if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is used, as in `Run`
@@ -209,13 +209,14 @@ class Search:
     @told_as_user_errors()
     def best_config(self) -> TrainConfig:
         """All settings of the best trial, from best.json, for `Run.train`; UserError before there is a verdict."""
-        return read_config(self.folder / "best.json")
+        return read_config(self.folder / BEST_FILE)
 
     @property
+    @told_as_user_errors()
     def result(self) -> dict[str, Any] | None:
         """The best trial, as `trial`, `validation_mean_ap` (0..1) and `verdict`; None before there is a verdict."""
-        path = self.folder / "best.json"
-        return dict(json.loads(path.read_text())["found"]) if path.is_file() else None
+        best = read_best(self.folder)
+        return dict(best["found"]) if best else None
 
     @property
     @told_as_user_errors()

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from raypaml.data.data_folder import VOCABULARY, DataFolder
 from raypaml.data.index import Index, write_index
 from raypaml.files import link_or_copy, whole_folder
+from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, IntArray, Vocabulary
 from raypaml.preparation.data_card import CARD
+from raypaml.stored_json import read_if_there, refused_as
 
 _COLUMNS = ("key", "class", "answer")
 YES, NO = ("yes", "1", "true", "positive"), ("no", "0", "false", "negative")
@@ -190,9 +192,11 @@ def _record(data: DataFolder, answers: Answers, source: Path) -> AnswersRecord:
 def _write_card(folder: Path, record: AnswersRecord) -> None:
     """Add the record of the answers to the data card, or begin a card with it."""
     path = folder / CARD
-    card = json.loads(path.read_text()) if path.is_file() else {}
-    card["answers"] = [*card.get("answers", []), record]
-    path.write_text(json.dumps(card, indent=2) + "\n")
+    card = read_if_there(path, dict[str, object], "the card of a data set") or {}
+    earlier: Any = card.get("answers", [])
+    with refused_as(path, "the card of a data set"):
+        check(earlier, list[AnswersRecord], "answers")
+    path.write_text(json.dumps(card | {"answers": [*earlier, record]}, indent=2) + "\n")
     text = path.with_suffix(".md")
     before = text.read_text() if text.is_file() else "# Data card\n"
     said = (

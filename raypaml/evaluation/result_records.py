@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
 
+from raypaml.cli import command
+from raypaml.json_types import Figure
 from raypaml.metrics.conventions import Convention
 from raypaml.runs.run_record import Length
+from raypaml.stored_json import read_if_there
 
 
 class GroupFigures(TypedDict):
     """Mean AP, 0..1, under the convention `paper`."""
 
-    mean_ap: float
+    mean_ap: Figure
     """Mean over all classes that count."""
-    groups: dict[str, float]
+    groups: dict[str, Figure]
     """Mean over those of each class group, by its name, G1 (rarest) to G5."""
 
 
@@ -49,7 +53,7 @@ class Summary(GroupFigures):
     """Observed negative entries."""
     vocabulary: str
     """Digest of the classes."""
-    metrics: NotRequired[dict[str, dict[str, float]]]
+    metrics: NotRequired[dict[str, dict[str, Figure]]]
     """Means over G1..G5 and All of every registered metric, by its name."""
     chosen_alpha: NotRequired[ChosenAlphaFigures | None]
     """The figures at the alpha chosen on validation, in the result of a run; None where it is not used."""
@@ -68,14 +72,15 @@ class Training(TypedDict):
     seed: int
     epochs: int
     """Epochs that the configuration asks for."""
-    epochs_trained: int
-    stopped_early: str | None
+    epochs_trained: NotRequired[int]
+    """Missing, as the next, in results of earlier versions."""
+    stopped_early: NotRequired[str | None]
     """Why training ended before its last epoch; None where it did not."""
     world_size: int
     """Training workers."""
     best_epoch: int
     """The epoch, from 0, of best validation mAP, whose checkpoint is tested."""
-    validation_mean_ap: float
+    validation_mean_ap: Figure
     """Mean AP, 0..1, on the validation split after the best epoch."""
     training_seconds: float
 
@@ -87,6 +92,12 @@ class RunResult(Summary, Training):
     """The lengths in epochs that the run was given one after the other, where it was lengthened."""
     validation_labels: NotRequired[Literal["complete", "partial"]]
     """Whether every entry of the validation split is observed; missing in results of earlier versions."""
+
+
+def read_result(run_folder: Path) -> RunResult | None:
+    """Read a run's `result.json`; None for an unfinished run, ValueError where the file is damaged."""
+    remedy = f"{command('report')} {run_folder} writes it again"
+    return read_if_there(run_folder / "result.json", RunResult, "the result of a run", remedy)
 
 
 Interval = tuple[float, float]

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from raypaml.config import EARLIER, TrainConfig
+from raypaml.evaluation.result_records import read_result
+from raypaml.json_types import Within, check_fields, check_length
 from raypaml.labels import Vocabulary
 from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
@@ -17,8 +19,8 @@ from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.models import find_checkpoint, tested_checkpoint
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_record import read_run_record
-from raypaml.runs.stored_fields import Within, check_fields, check_length, read_object
 from raypaml.settings import OptimConfig
+from raypaml.stored_json import read_stored, refused_as
 
 NAME = "card.json"
 WEIGHTS = "model.safetensors"
@@ -26,6 +28,8 @@ _FORMAT = 1
 _Side = Annotated[int, Within(1, 1 << 14)]
 _LATER = ("training_alpha", "alpha_origin", "alpha_chosen", "thresholds")
 """Fields that cards of earlier versions lack."""
+_SETTINGS = ("recipe", *(name for name, _ in TrainConfig().groups()), *TrainConfig().flat())
+"""The parts of a configuration, which a card need not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +114,13 @@ class Card:
     def read(cls, folder: Path) -> Card:
         """Read and check `card.json`; ValueError if it is no card, or the weights beside it are not those it names."""
         path = folder / NAME
-        try:
-            content = read_object(path, _FORMAT)
-            check_fields(content, cls, _LATER)
-            card = cls(**content)
+        with refused_as(path, "the card of a model", "export it again"):
+            card = read_stored(path, cls, version=_FORMAT, lacking=_LATER)
             for name in ("names", "alpha", "thresholds"):
-                check_length(name, content.get(name), len(card.class_ids))
+                check_length(name, getattr(card, name), len(card.class_ids))
             if isinstance(card.alpha, list) and card.training_alpha is None:
                 raise ValueError("training_alpha is missing")
-            _check_optim(card.origin)
-        except ValueError as error:
-            raise ValueError(f"{path}: not the card of a model ({error}); export it again") from None
+            check_fields(card.origin.get("config", {}), TrainConfig, _SETTINGS, "origin.config")
         if Vocabulary.digest_of(card.class_ids) != card.vocabulary:
             raise ValueError(f"{path}: its classes are not those of its vocabulary digest; export it again")
         if digest(folder / WEIGHTS) != card.weights:
@@ -163,16 +163,6 @@ class ModelFiles:
         """Raise ValueError if the weights have changed since the card was read."""
         if digest(self.weights) != self.card.weights:
             raise ValueError(f"{self.weights}: has changed since its card was read; give the command again")
-
-
-def _check_optim(origin: dict[str, object]) -> None:
-    """Raise ValueError unless the settings `optim` in a card, if there are any, have the types of OptimConfig."""
-    config = origin.get("config", {})
-    optim = config.get("optim", {}) if isinstance(config, dict) else None
-    if not isinstance(optim, dict):
-        raise ValueError("origin: config and its optim must be objects")
-    names = [field.name for field in dataclasses.fields(OptimConfig)]
-    check_fields({name: optim[name] for name in names if name in optim}, OptimConfig, tuple(names))
 
 
 def digest(path: Path) -> str:
@@ -248,9 +238,10 @@ def _test_figures(given: Path, run: Path, checkpoint: Path) -> dict[str, object]
     A run that was given stands for the checkpoint that was tested. For one given by itself, the tested one is searched
     for, which reads every checkpoint of the run.
     """
-    result = run / "result.json"
-    is_tested = result.is_file() and (given == run or tested_checkpoint(run).name == checkpoint.name)
-    return dict(json.loads(result.read_text())) if is_tested else {}
+    result = read_result(run)
+    if result is None or (given != run and tested_checkpoint(run).name != checkpoint.name):
+        return {}
+    return dict(result)
 
 
 def _vocabulary(run: Path) -> Vocabulary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict, get_args
@@ -22,6 +21,7 @@ from raypaml.preparation.finish import Finished, count_fates, label_counts
 from raypaml.preparation.image_store import Fate
 from raypaml.preparation.requests import LABELS, Parameters
 from raypaml.preparation.same_pictures import indexes_in, same_picture_lines
+from raypaml.stored_json import read_stored, refused_as
 
 CARD = "data_card.json"
 SHOWN = 10
@@ -166,7 +166,7 @@ def write_card(
         lineage: the versions that this one grew from, the first one first.
     """
     path = out / CARD
-    before: dict[str, SplitCard] = json.loads(path.read_text())["splits"] if path.is_file() else {}
+    before = read_card(out)["splits"] if path.is_file() else {}
     splits = {name: card if name == split else before[name] for name in SPLITS if name == split or name in before}
     content: DataCard = {
         "digest": whole_digest(out, splits),
@@ -187,9 +187,15 @@ def write_card(
     return content["digest"]
 
 
+def read_card(out: Path) -> DataCard:
+    """Returns the card of a data set; ValueError where it is damaged."""
+    with refused_as(out / CARD, "the card of a data set", "prepare the data set anew"):
+        return read_stored(out / CARD, DataCard)
+
+
 def same_pictures_in(out: Path) -> list[str]:
     """Returns the lines about repeated pictures from the card, or computes them where an old card lacks them."""
-    card: DataCard = json.loads((out / CARD).read_text())
+    card = read_card(out)
     if "same_pictures" in card:
         return card["same_pictures"]
     return list(same_picture_lines(indexes_in(out, SPLITS)))

@@ -6,7 +6,6 @@ and all others are new. The earlier folder is only read.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from raypaml.data.index import Index
 from raypaml.data.shards import SPLITS
 from raypaml.files import link_or_copy
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
-from raypaml.preparation.data_card import CARD, DataCard, Version, whole_digest
+from raypaml.preparation.data_card import DataCard, Version, read_card, whole_digest
 from raypaml.preparation.findings import some_of
 from raypaml.preparation.finish import LEDGER, LEDGER_SCHEMA, Finished
 from raypaml.preparation.record import is_split_finished, read_record
@@ -114,8 +113,7 @@ def open_earlier(folder: Path, out: Path) -> Earlier:
         )
     data = open_folder(folder)
     digest = whole_digest(folder, SPLITS)
-    card = json.loads((folder / CARD).read_text())
-    return Earlier(folder, digest, record["parameters"], data.vocabulary, data.splits, ledger, card)
+    return Earlier(folder, digest, record["parameters"], data.vocabulary, data.splits, ledger, read_card(folder))
 
 
 def check_settings(earlier: Earlier, parameters: Parameters) -> None:

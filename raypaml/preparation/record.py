@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from raypaml.data.storage import brief
 from raypaml.files import sweep, write_json
 from raypaml.preparation.image_form import EARLIER_FORM
 from raypaml.preparation.requests import Parameters
+from raypaml.stored_json import read_if_there
 
 RECORD = "preparation.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,16 +51,11 @@ def read_record(out: Path) -> Record | None:
 
     Parameters that an old record lacks get the value that they had before there was a choice.
     """
-    path = out / RECORD
-    if not path.is_file():
+    record = read_if_there(out / RECORD, Record, "the record of a preparation", "prepare into another folder")
+    if record is None:
         return None
-    try:
-        record = json.loads(path.read_text())
-        parameters = record["parameters"]
-        earlier: Parameters = EARLIER_FORM | {"json": "nested"}
-        return {"parameters": parameters | earlier | parameters, "splits": dict(record["splits"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the record of a preparation ({error}); prepare into another folder") from None
+    parameters, earlier = record["parameters"], EARLIER_FORM | {"json": "nested"}
+    return {"parameters": parameters | earlier | parameters, "splits": record["splits"]}
 
 
 def write_record(out: Path, record: Record) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from raypaml.data.index import Index, open_index
 from raypaml.data.verify_shard import verify_shard
 from raypaml.labels import Vocabulary
 from raypaml.mapper import OpenMapper
-from raypaml.preparation.data_card import CARD, whole_digest
+from raypaml.preparation.data_card import CARD, read_card, whole_digest
 from raypaml.preparation.finish import LEDGER
 from raypaml.preparation.image_form import Converted, ImageForm, codec_versions, convert
 from raypaml.preparation.image_store import Archives, fetch_from_archives, find_images
@@ -74,7 +73,7 @@ def verify(
 
 def _check_digest(out: Path) -> None:
     """Raises ValueError where the vocabulary or an index was changed since the data card was written."""
-    card = json.loads((out / CARD).read_text())
+    card = read_card(out)
     if whole_digest(out, card["splits"]) != card["digest"]:
         raise ValueError(
             f"{out}: an index or vocabulary.csv is not the one that {CARD} knows; put it back or prepare anew"

@@ -9,7 +9,6 @@ A choice holds the digest of the weights that it was made for. For other weights
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from raypaml.files import write_json
+from raypaml.json_types import Within, check_length
 from raypaml.labels import FloatArray
 from raypaml.metrics.alpha_choice import Way
 from raypaml.runs.checkpoint import MODEL, read_state
 from raypaml.runs.mirror import MARKER
-from raypaml.runs.stored_fields import Within, check_fields, check_length, read_object
+from raypaml.stored_json import read_stored, refused_as
 
 ALPHA_FILE = "alpha_of_use.json"
 TRAINING = "training"
@@ -126,16 +126,10 @@ class AlphaChoice:
     @classmethod
     def read(cls, path: Path, classes: ModelClasses) -> AlphaChoice:
         """Read and check a choice; ValueError where it is damaged, of another version, or of other classes."""
-        try:
-            content = read_object(path, _FORMAT)
-            check_fields(content, cls, ("undecided",))  # earlier versions did not write it
-            choice = cls(**content)
+        with refused_as(path, "a choice of alpha of this version and model", f"remove it, or {_AGAIN}"):
+            choice = read_stored(path, cls, version=_FORMAT, lacking=("undecided",))  # earlier versions had none
             _check_consistency(choice, classes)
-        except ValueError as error:
-            raise ValueError(
-                f"{path}: not a choice of alpha of this version and model ({error}); remove it, or {_AGAIN}"
-            ) from None
-        return choice
+            return choice
 
 
 def _check_consistency(choice: AlphaChoice, classes: ModelClasses) -> None:
@@ -151,8 +145,6 @@ def _check_consistency(choice: AlphaChoice, classes: ModelClasses) -> None:
         raise ValueError(f"way={choice.way}: must have one alpha for all classes, not {len(choice.alpha):,}")
     if choice.way == "training" and choice.alpha != choice.training_alpha:
         raise ValueError(f"way=training: alpha {choice.alpha:g} is not that of training")
-    for candidate in choice.candidates:
-        check_fields(candidate, TriedWay)
 
 
 @dataclass(frozen=True)
@@ -237,7 +229,7 @@ def asked_alpha(asked: str, training: float) -> UsedAlpha:
 
 def model_digest(checkpoint: Path) -> str:
     """SHA-256 of the weights of a valid checkpoint, as its marker records it."""
-    return str(json.loads((checkpoint / MARKER).read_text())["model.safetensors"])
+    return read_stored(checkpoint / MARKER, dict[str, str])[MODEL]
 
 
 def alpha_text(alpha: AlphaValues | FloatArray) -> str:

@@ -11,7 +11,6 @@ that training continues with.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from raypaml.runs.corrections import Corrections
 from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
 from raypaml.runs.mirror import MARKER
 from raypaml.runs.skips import Reason
+from raypaml.stored_json import read_stored, refused_as
 
 MODEL = "model.safetensors"
 TRAINED = "trained.safetensors"
@@ -40,6 +40,8 @@ STATE = "state.json"
 CallbackState = dict[str, Any]
 """What a checkpoint keeps of a callback: JSON values by name."""
 _NAME = re.compile(r"\d{4,}-\d{6,}")
+_LATER = ("class_counts", "kept", "callbacks")
+"""Fields of the state that checkpoints of earlier versions lack."""
 
 
 @dataclass(kw_only=True)
@@ -81,9 +83,9 @@ class State:
 def is_valid(checkpoint: Path) -> bool:
     """Whether all files of a checkpoint have the digests that its marker records."""
     try:
-        digests = json.loads((checkpoint / MARKER).read_text())
+        digests = read_stored(checkpoint / MARKER, dict[str, str])
         return bool(digests) and all(_digest(checkpoint / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return False
 
 
@@ -128,8 +130,10 @@ def cursor(checkpoint: Path) -> tuple[int, int]:
 
 
 def read_state(checkpoint: Path) -> State:
-    """The state of a checkpoint, without its tensors."""
-    state = State(**json.loads((checkpoint / STATE).read_text()))
+    """The state of a checkpoint, without its tensors; ValueError where it is damaged."""
+    path = checkpoint / STATE
+    with refused_as(path, "the state of a checkpoint", "remove the checkpoint to continue from the one before"):
+        state = read_stored(path, State, lacking=_LATER)
     state.skipped = [(epoch, row, reason) for epoch, row, reason in state.skipped]  # JSON has no tuples
     return state
 

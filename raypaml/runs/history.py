@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict, cast
+
+from raypaml.json_types import Figure, check
+from raypaml.stored_json import LARGEST_RECORD, parse_json, read_whole, refused_as
 
 METRICS_FILE = "metrics.jsonl"
 VALIDATION_MEAN_AP: Final = "validation_mean_ap"
@@ -104,9 +107,9 @@ class EpochRecord(TypedDict):
     """Entries corrected for good so far, by LL-Cp."""
     validation_skipped: int
     """Broken samples of the validation split."""
-    validation_mean_ap: float
+    validation_mean_ap: Figure
     """Mean AP on the validation split, 0..1; NaN where no class has a positive."""
-    validation_groups: dict[str, float]
+    validation_groups: dict[str, Figure]
     """Mean AP on the validation split by class group, G1 to G5."""
     seconds: float
     """Spent training so far, in all epochs together."""
@@ -133,8 +136,17 @@ History = list[EpochRecord]
 
 
 def read_history(folder: Path) -> History:
-    """The records of a run's epochs, from its folder."""
-    return [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    """The records of a run's epochs, from its folder; ValueError where a line is damaged."""
+    path = folder / METRICS_FILE
+    with refused_as(path, "the metrics of a run", "train the run again"):
+        return list(_records(read_whole(path, LARGEST_RECORD)))
+
+
+def _records(content: bytes) -> Iterator[EpochRecord]:
+    for number, line in enumerate(content.splitlines(), start=1):
+        record = parse_json(line)
+        check(record, EpochRecord, f"line {number}")
+        yield record
 
 
 def history_text(history: Iterable[EpochRecord]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import logging
 import platform
 import subprocess
@@ -19,8 +18,9 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror, local_folder
 from raypaml.runs.run_length import change_length
-from raypaml.runs.run_record import RunRecord, read_run_record
+from raypaml.runs.run_record import ConfigFile, RunRecord, read_run_record
 from raypaml.settings import SettingValues
+from raypaml.stored_json import read_stored, refused_as
 
 PACKAGES = ("raypaml", "torch", "torchvision", "ray", "numpy", "pyarrow", "webdataset")
 
@@ -59,10 +59,8 @@ def read_config(path: Path) -> TrainConfig:
     """Read the configuration in a JSON file, such as a run's record or a search's best.json."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    try:
-        return TrainConfig.from_dict(json.loads(path.read_text())["config"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the record of a run ({error})") from None
+    with refused_as(path, "the record of a run"):
+        return TrainConfig.from_dict(read_stored(path, ConfigFile)["config"])
 
 
 def check_trained_classes(run: Path, digest: str, data: str) -> None:
@@ -86,7 +84,8 @@ def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
 
 def stored_settings(path: Path) -> set[str]:
     """The names of the settings in a JSON file with a configuration, which an earlier version may have written."""
-    groups = json.loads(path.read_text())["config"]
+    with refused_as(path, "the record of a run"):
+        groups = read_stored(path, ConfigFile)["config"]
     return {name for group in groups.values() if isinstance(group, dict) for name in group}
 
 

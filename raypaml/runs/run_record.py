@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from raypaml.config import ConfigRecord
+from raypaml.stored_json import read_stored, refused_as
 
 
 class TrainedData(TypedDict):
@@ -48,7 +48,22 @@ class RunRecord(TypedDict):
     """The lengths that the run has had, in order, where there were several."""
 
 
+class ConfigFile(TypedDict):
+    """A file with a configuration: the record of a run, the `best.json` of a search, or one that was written by hand.
+
+    A run's record has the next four too, and a search's best trial the last one; nothing of them is read here.
+    """
+
+    config: ConfigRecord
+    data: NotRequired[object]
+    versions: NotRequired[object]
+    commit: NotRequired[object]
+    lengths: NotRequired[object]
+    found: NotRequired[object]
+
+
 def read_run_record(run_folder: Path) -> RunRecord:
-    """Read the record in a run's folder."""
-    content: RunRecord = json.loads((run_folder / "config.json").read_text())
-    return content
+    """Read the record in a run's folder; ValueError where it is damaged."""
+    path = run_folder / "config.json"
+    with refused_as(path, "the record of a run"):
+        return read_stored(path, RunRecord)

@@ -16,7 +16,6 @@ from raypaml.runs.run_flags import AskedConfig
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import (
-    Searcher,
     SearchPlan,
     extend,
     open_search,
@@ -24,6 +23,7 @@ from raypaml.search.search_folder import (
     read_proposed,
     search_as_begun,
 )
+from raypaml.search.search_records import Searcher
 from raypaml.search.spaces import SUGGESTED, check_spaces, parse_search, read_spaces
 from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials

@@ -15,10 +15,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.counting import epoch_number
+from raypaml.evaluation.result_records import read_result
 from raypaml.files import write_json
 from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
@@ -31,12 +32,22 @@ from raypaml.runs.history import (
     validation_scores,
 )
 from raypaml.runs.run_folder import had_before
+from raypaml.search.search_records import (
+    BEST_FILE,
+    SEARCH_FILE,
+    FailedTrial,
+    Proposed,
+    Searcher,
+    SharedWarmup,
+    read_alpha_curve,
+    read_search_record,
+    search_record,
+)
 from raypaml.search.spaces import Space, Value
 from raypaml.search.trials import Trial, TrialProgress
 from raypaml.search.warmup import warmup_key
+from raypaml.stored_json import read_if_there
 
-Searcher = Literal["random", "grid", "tpe"]
-"""How trials are chosen."""
 TrialState = Literal["planned", "running", "stopped", "failed", "finished"]
 """What has become of a trial; a stopped one fell behind and was ended by the search."""
 
@@ -149,7 +160,8 @@ def search_as_begun(search: SearchPlan, plain: TrainConfig) -> SearchPlan:
         plain: the base that earlier versions made of the same flags: without the values that a recipe has for a scheme.
     """
     for asked in (search, dataclasses.replace(search, base=plain, given=None)):
-        question = _note(asked.folder / "search.json").get("question")
+        stored = read_search_record(asked.folder)
+        question = stored["question"] if stored else None
         if question is not None and ("given" in question) == (asked.given is not None):
             had = had_before(asked.base, question)
             return dataclasses.replace(asked, base=asked.base.override({"name": asked.folder.name, **had}))
@@ -165,15 +177,13 @@ def open_search(search: SearchPlan, trials: int) -> int:
     Raises:
         ValueError: the folder belongs to a search with another question, or to something else.
     """
-    path = search.folder / "search.json"
-    question = json.loads(json.dumps(search.question))
-    if not path.is_file():
+    question, stored = json.loads(json.dumps(search.question)), read_search_record(search.folder)
+    if stored is None:
         if search.folder.is_dir() and any(search.folder.iterdir()):
             raise ValueError(f"{search.folder}: not empty and not of a search; give another --name")
         search.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"question": question, "trials": trials})
+        write_json(search.folder / SEARCH_FILE, {"question": question, "trials": trials})
         return trials
-    stored = json.loads(path.read_text())
     before = EARLIER | stored["question"]  # values that some settings had before they existed
     changed = [k for k in question if before.get(k) != question[k]]
     if changed:
@@ -182,13 +192,12 @@ def open_search(search: SearchPlan, trials: int) -> int:
             f"{search.folder}: started with {first}={before.get(first)} (asked: {question[first]}); "
             "give this search another --name"
         )
-    return int(stored["trials"])
+    return stored["trials"]
 
 
 def extend(search: SearchPlan, trials: int) -> None:
     """Record the number of trials that are wanted."""
-    path = search.folder / "search.json"
-    write_json(path, json.loads(path.read_text()) | {"trials": trials})
+    write_json(search.folder / SEARCH_FILE, {"question": search_record(search.folder)["question"], "trials": trials})
 
 
 def note(search: SearchPlan, trial: Trial, ending: Literal["error", "stopped"], content: Mapping[str, object]) -> None:
@@ -211,8 +220,8 @@ def add_proposed(search: SearchPlan, trial: Trial) -> None:
 
 def read_proposed(search: SearchPlan) -> list[Trial]:
     """The trials proposed so far, in their order."""
-    values = _note(search.folder / "proposed.json").get("trials", [])
-    return [Trial(tuple(entry.items()), search.base.run.seed) for entry in values]
+    stored = read_if_there(search.folder / "proposed.json", Proposed, "the proposed trials of a search")
+    return [Trial(tuple(entry.items()), search.base.run.seed) for entry in (stored["trials"] if stored else [])]
 
 
 @dataclass(kw_only=True)
@@ -257,23 +266,18 @@ def outcome(search: SearchPlan, trial: Trial) -> Outcome:
     now = Outcome(trial=trial, state="planned")
     if (folder / METRICS_FILE).is_file():
         now.state, now.history = "running", read_history(folder)
-    now.shared = min(int(_note(folder / "shared.json").get("epochs", 0)), len(now.history))
-    if (folder / "error.json").is_file():
-        now.state, now.error = "failed", str(_note(folder / "error.json")["error"]).strip().split("\n")[0]
+    if shared := read_if_there(folder / "shared.json", SharedWarmup, "the length of a shared warm-up"):
+        now.shared = min(shared["epochs"], len(now.history))
+    if failed := read_if_there(folder / "error.json", FailedTrial, "the error of a trial"):
+        now.state, now.error = "failed", failed["error"].strip().split("\n")[0]
     if is_stopped(folder):
         now.state, now.error = "stopped", ""  # Ray Train reports a trial that was stopped as an error
-    if (folder / "result.json").is_file():
-        result = _note(folder / "result.json")
+    if result := read_result(folder):
         now.state, now.error = "finished", ""
-        now.test_mean_ap, now.best_epoch = result.get("mean_ap"), result.get("best_epoch")
+        now.test_mean_ap, now.best_epoch = result["mean_ap"], result["best_epoch"]
         now.stopped_early = result.get("stopped_early") or ""
-        now.curve = {float(alpha): ap for alpha, ap in _note(folder / "alpha_curve.json").items()}
+        now.curve = read_alpha_curve(folder)
     return now
-
-
-def _note(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file."""
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -293,4 +297,4 @@ def write_best(search: SearchPlan, best: Outcome, verdict: str) -> None:
         "folder": str(search.folder),
     }
     config = search.config(best.trial).override(values).to_dict()
-    write_json(search.folder / "best.json", {"found": summary, "config": config})
+    write_json(search.folder / BEST_FILE, {"found": summary, "config": config})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.runs.run_folder import read_config
 from raypaml.search.search_flags import plan_trials
 from raypaml.search.search_folder import SearchPlan
+from raypaml.search.search_records import search_record
 from raypaml.search.spaces import Space, Value
 from raypaml.search.trials import Trial
 
@@ -19,22 +19,15 @@ def read_search(folder: Path) -> SearchPlan:
     Raises:
         ValueError: not the folder of a search, or a damaged one.
     """
-    path = folder / "search.json"
-    if not path.is_file():
-        raise ValueError(f"{folder}: not the folder of a search; it has no search.json")
-    try:
-        stored = json.loads(path.read_text())
-        question, _ = stored["question"], int(stored["trials"])  # `read_trials` relies on a whole number
-        spaces = tuple(Space(**entry | {"values": tuple(entry["values"])}) for entry in question["spaces"])
-        names = ("searcher", "share", "points", "early")
-        return SearchPlan(
-            base=_base(folder, question["recipe"], question),
-            spaces=spaces,
-            given=question.get("given"),
-            **{name: question[name] for name in names},
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the record of a search ({error})") from None
+    question = search_record(folder)["question"]
+    spaces = tuple(Space(**entry | {"values": tuple(entry["values"])}) for entry in question["spaces"])
+    names = ("searcher", "share", "points", "early")
+    return SearchPlan(
+        base=_base(folder, question["recipe"], question),
+        spaces=spaces,
+        given=question.get("given"),
+        **{name: question[name] for name in names},
+    )
 
 
 def _base(folder: Path, recipe: str, question: dict[str, Value]) -> TrainConfig:
@@ -48,8 +41,7 @@ def _base(folder: Path, recipe: str, question: dict[str, Value]) -> TrainConfig:
 
 def read_trials(search: SearchPlan) -> list[Trial]:
     """The trials of a search: those of the plan, then the finalists with other seeds, in the order of these."""
-    count = int(json.loads((search.folder / "search.json").read_text())["trials"])
-    plan = plan_trials(search, count)
+    plan = plan_trials(search, search_record(search.folder)["trials"])
     names = {trial.name for trial in plan}
     repeats = [
         Trial(trial.values, int(path.name.rpartition("=")[2]), repeats=True)

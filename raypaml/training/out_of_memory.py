@@ -8,7 +8,6 @@ records the change, which also holds when the run is continued later.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ import torch
 from raypaml.config import TrainConfig
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror
+from raypaml.stored_json import read_if_there
 from raypaml.training.worker import Worker
 
 HALVING_FILE = "memory.json"
@@ -52,8 +52,8 @@ class Halving:
 
 def read_halving(run_folder: Path) -> Halving | None:
     """Read a run's `memory.json`; None where memory never ran out."""
-    path = run_folder / HALVING_FILE
-    return Halving(**json.loads(path.read_text())) if path.is_file() else None
+    remedy = "remove it to train as many images at once as before it"
+    return read_if_there(run_folder / HALVING_FILE, Halving, "the record of a memory error", remedy)
 
 
 def as_halved(config: TrainConfig, run_folder: Path) -> TrainConfig:
