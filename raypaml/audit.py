@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from raypaml.cli import Parser, add_alpha_flag, command, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say
 from raypaml.extensions import add_import_flag
 
 
@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parse(sys.argv[1:] if argv is None else argv)
     if asked.apply and not asked.out:
         raise ValueError("apply: --apply needs --out DIR, the folder of the new data set")
-    from raypaml.api.run import Run  # with torch
-    from raypaml.auditing.audit_run import figures_as_text
+    from raypaml.api.audited import Audited  # with torch
+    from raypaml.api.run import Run
+    from raypaml.auditing.audit_run import AuditRequest, figures_as_text
 
     run = Run.open(asked.run)
     if asked.apply:
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
         say(f"next: {command('train')} --data {asked.out} --config {run.folder / 'config.json'}")
         return 0
-    audited = run.audit(top=asked.top, data=asked.data, out=asked.out, alpha=asked.alpha, device=asked.device)
+    audited = Audited.of(run.path, requested(AuditRequest, asked), say)
     if audited.figures is not None and audited.figures["precision"]:
         print(figures_as_text(audited.figures))
     print(audited.page)

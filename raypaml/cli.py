@@ -15,14 +15,18 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from raypaml.errors import StoppedAtOnce
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 WIDEST_CHOICES = 36
 """Characters of choices that stand at a flag in its help; those of more are in its description, or at the end."""
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
+_Request = TypeVar("_Request", bound="DataclassInstance")
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -129,6 +133,12 @@ def _how(kind: Any) -> dict[str, Any]:
         choices = "|".join(map(str, get_args(kind)))
         return {"choices": get_args(kind), "metavar": choices if len(choices) <= WIDEST_CHOICES else "NAME"}
     return {"type": kind, "metavar": _METAVARS[kind]}
+
+
+def requested(kind: type[_Request], asked: argparse.Namespace) -> _Request:
+    """A request, which is a dataclass; each field has the value of the flag of its name, or its default without one."""
+    names = (field.name for field in dataclasses.fields(kind))
+    return kind(**{name: getattr(asked, name) for name in names if hasattr(asked, name)})
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
-from raypaml.cli import Parser, command, run_command
+from raypaml.cli import Parser, command, requested, run_command
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
@@ -17,9 +17,25 @@ _ABOUT = (
 )
 
 
-def parse(argv: Sequence[str]) -> tuple[TrainConfig, SimpleNamespace]:
-    """The configuration of the run, and what is assumed about the machines."""
-    return parse_run(spelled_out(argv), command("doctor"), _ABOUT, _add_own)
+@dataclass(frozen=True, kw_only=True)
+class DoctorFlags:
+    """What the command's own flags ask for."""
+
+    file: Path | None
+    """Cluster file that is checked instead of a run."""
+    describes_run: bool
+    """Whether a recipe, a configuration or settings of a run were given."""
+    tflops: float
+    """TFLOP/s that a worker sustains; 0 for a guess by device."""
+    node_hours: float
+    """Mean hours until a node is lost."""
+
+
+def parse(argv: Sequence[str]) -> tuple[TrainConfig, DoctorFlags]:
+    """The configuration of the run, and what the other flags ask for."""
+    base, own = parse_run(spelled_out(argv), command("doctor"), _ABOUT, _add_own)
+    own.describes_run = bool(base.given or own.recipe or own.config)
+    return base.config, requested(DoctorFlags, own)
 
 
 def _add_own(parser: Parser) -> None:
@@ -34,7 +50,7 @@ def _add_own(parser: Parser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every finding; returns 1 if any is fatal."""
     config, asked = parse(sys.argv[1:] if argv is None else argv)
-    if asked.file and (asked.asked.given or asked.recipe or asked.config):
+    if asked.file and asked.describes_run:
         raise ValueError("--file checks a cluster file alone, with the command in it; leave recipe and settings out")
     from raypaml.cluster.checks import FATAL, examine  # with torch, which --help does without
     from raypaml.cluster.cluster_files import examine_file

@@ -6,8 +6,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from raypaml.cli import Parser, add_worker_flags, command, run_command, say
+from raypaml.cli import Parser, add_worker_flags, command, requested, run_command, say
 from raypaml.extensions import add_import_flag
+from raypaml.mapper import Processes
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -35,19 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict the split, choose alpha if asked, and print where the predictions are."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.api.run import Run  # with torch
+    from raypaml.evaluation.prediction_plan import SplitRequest
 
     run = Run.open(asked.checkpoint)
-    predicted = run.evaluate(
-        asked.split,
-        data=asked.data,
-        choose_alpha=asked.choose_alpha,
-        out=asked.out,
-        unobserved=asked.unobserved,
-        skip_budget=asked.skip_budget,
-        workers=asked.workers,
-        address=asked.address,
-        device=asked.device,
-    )
+    predicted = run.evaluate_asked(requested(SplitRequest, asked), requested(Processes, asked))
     print(predicted.folder)
     if predicted.skipped:
         say(f"{predicted.skipped:,} broken images skipped; the prediction files name them in their metadata")

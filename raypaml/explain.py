@@ -6,8 +6,9 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command
+from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say
 from raypaml.extensions import add_import_flag
+from raypaml.mapper import Processes
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -49,27 +50,14 @@ def parse(argv: Sequence[str]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare the maps, write figures and page, and print the path of the page."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    from raypaml.api.run import Run  # with torch
+    from raypaml.api.explained import explain_run  # with torch
+    from raypaml.api.run import Run
+    from raypaml.explanations.explain_runs import MapsRequest
 
-    explained = Run.open(asked.run).explain(
-        against=asked.against,
-        beside=[run for run in asked.beside.split(",") if run],
-        data=asked.data,
-        split=asked.split,
-        boxes=asked.boxes,
-        limit=asked.limit,
-        show=asked.show,
-        rows=asked.rows,
-        classes=asked.classes.split(",") if asked.classes else (),
-        group=asked.group,
-        raw=asked.raw,
-        out=asked.out,
-        alpha=asked.alpha,
-        workers=asked.workers,
-        address=asked.address,
-        device=asked.device,
-    )
-    print(explained.page)
+    asked.beside = [run for run in asked.beside.split(",") if run]
+    asked.classes = asked.classes.split(",") if asked.classes else ()
+    run, request, processes = Run.open(asked.run), requested(MapsRequest, asked), requested(Processes, asked)
+    print(explain_run(run.path, request, processes, say).page)
     return 0
 
 

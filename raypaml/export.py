@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from raypaml.cli import Parser, add_alpha_flag, command, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say
 from raypaml.extensions import add_import_flag
 
 _FORMATS = ("safetensors", "onnx", "program")
@@ -30,10 +30,11 @@ def parse(argv: Sequence[str]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Export in each format, and print how far its logits are from PyTorch's."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    from raypaml.api.exported import export_model  # with torch
+    from raypaml.api.exported import ExportRequest, export_model  # with torch
     from raypaml.inference.card_page import PAGE
 
-    for one in export_model(Path(asked.model), asked.out, asked.formats.split(","), asked.alpha, say):
+    asked.formats = asked.formats.split(",")
+    for one in export_model(Path(asked.model), requested(ExportRequest, asked), say):
         print(f"{one.path}: logits within {one.difference:.1g} of PyTorch's")
     print(f"{one.path.parent / PAGE}: the model card; add to it what the model is meant for")
     return 0

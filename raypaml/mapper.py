@@ -1,12 +1,25 @@
-"""The type of a function that maps calls over processes, which `cluster` passes to code that does not know Ray."""
+"""Types of what maps calls over processes, so that code that does not know Ray can be handed a mapper by `cluster`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 _Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share the work of a command; the fields are its flags."""
+
+    workers: int = 1
+    """Number of processes; 1 for this process alone, without Ray."""
+    address: str = ""
+    """Address of a Ray cluster to join; "" starts a private Ray."""
+    device: str = "auto"
+    """Where the model computes: auto (a GPU if there is one), cpu or cuda."""
 
 
 class Mapper(Protocol):

@@ -7,8 +7,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say
 from raypaml.extensions import add_import_flag
+from raypaml.mapper import Processes
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -41,21 +42,14 @@ def parse(argv: Sequence[str]) -> Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write the answers, and name broken pictures; 1 if there are any."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    from raypaml.api.predicted import predict_pictures  # with torch
+    from raypaml.api.predicted import PicturesRequest, predict_pictures  # with torch
     from raypaml.inference.answer_files import CsvAnswers
     from raypaml.inference.choice import ChoiceRequest
 
-    predicted = predict_pictures(
-        Path(asked.model),
-        asked.images,
-        out=asked.out or CsvAnswers(sys.stdout),
-        choosing=ChoiceRequest(top=asked.top, threshold=asked.threshold, thresholds_from=asked.thresholds_from),
-        overlays=asked.overlays,
-        background=asked.background,
-        alpha=asked.alpha,
-        processes=(asked.workers, asked.address, asked.device),
-        say=say,
-    )
+    asked.out = asked.out or CsvAnswers(sys.stdout)
+    asked.choosing = requested(ChoiceRequest, asked)
+    request = requested(PicturesRequest, asked)
+    predicted = predict_pictures(Path(asked.model), request, requested(Processes, asked), say)
     return 1 if predicted.broken else 0
 
 

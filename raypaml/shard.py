@@ -1,7 +1,4 @@
-"""`raypaml shard KIND ...`: turns images and labels into a data set of shards; indexes, verifies and compares shards.
-
-After an interruption the same command continues where it stopped, and ends with the same bytes.
-"""
+"""`raypaml shard KIND ...`: makes, indexes, verifies and compares data sets of shards; continues where it stopped."""
 
 from __future__ import annotations
 
@@ -10,33 +7,34 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
-from raypaml.cli import Parser, command, known_names, listed, run_command, say
+from raypaml.cli import Parser, command, known_names, listed, requested, run_command, say
 from raypaml.cluster.tasks import mapper
 from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
-from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation
-from raypaml.preparation.index_folder import add_index_flags, index_folder
-from raypaml.preparation.openimages.openimages_flags import add_openimages_flags, openimages_preparation
+from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation, format_request
+from raypaml.preparation.index_folder import IndexRequest, add_index_flags, index_folder
+from raypaml.preparation.openimages.openimages_flags import (
+    OpenImagesRequest,
+    add_openimages_flags,
+    openimages_preparation,
+)
 from raypaml.preparation.preparation_settings import Preparation
-from raypaml.preparation.sharding_flags import run_sharding
+from raypaml.preparation.sharding_flags import ShardingRequest, run_sharding
 from raypaml.preparation.verify_folder import add_verify_flags, faults_of, indexes_of, summary_of
 
+Action = Callable[[Namespace], int]
+"""What a kind of sharding does with its flags; returns the exit code."""
+_Request = TypeVar("_Request", bound=ShardingRequest)
 
-def prepared_by(describe: Callable[[Namespace], Preparation]) -> Callable[[Namespace], int]:
-    """Returns the action of a kind of sharding, from flags to the exit code; `describe` says what the flags ask for."""
-    return lambda flags: run_sharding(flags, describe, mapper)
+
+def prepared_by(request: Callable[[Namespace], _Request], describe: Callable[[_Request], Preparation]) -> Action:
+    """Returns the action of a kind of sharding: `request` reads its flags, and `describe` says what is prepared."""
+    return lambda flags: run_sharding(request(flags), describe, mapper)
 
 
 def _index(flags: Namespace) -> int:
-    globs = {split: getattr(flags, split) for split in ("train", "validation", "test")}
-    data, passed_over = index_folder(
-        flags.folder,
-        globs,
-        flags.labels,
-        flags.classes,
-        image_suffix=flags.image_ext,
-        dotted_keys=flags.dotted_keys,
-    )
+    data, passed_over = index_folder(requested(IndexRequest, flags))
     for split, index in data.splits.items():
         print(f"{split}: {len(index):,} samples in {len(index.shards)} shards")
     print(f"{len(data.vocabulary):,} classes, digest {data.vocabulary.digest[:12]}")
@@ -64,10 +62,12 @@ def _compare(flags: Namespace) -> int:
     return int(any(differs(comparison) for comparison in differences.values()))
 
 
-KINDS: dict[str, tuple[str, Callable[[Parser], None], Callable[[Namespace], int]]] = {
-    "openimages": ("prepare Open Images V2 to V7", add_openimages_flags, prepared_by(openimages_preparation)),
+prepare_format = prepared_by(format_request, format_preparation)
+prepare_openimages = prepared_by(partial(requested, OpenImagesRequest), openimages_preparation)
+KINDS: dict[str, tuple[str, Callable[[Parser], None], Action]] = {
+    "openimages": ("prepare Open Images V2 to V7", add_openimages_flags, prepare_openimages),
     **{
-        name: (f"prepare {about}", partial(add_format_flags, kind=name), prepared_by(format_preparation))
+        name: (f"prepare {about}", partial(add_format_flags, kind=name), prepare_format)
         for name, about in FORMATS.items()
     },
     "index": ("write vocabulary and indexes beside WebDataset tars", add_index_flags, _index),

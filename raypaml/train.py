@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 
-from raypaml.cli import Parser, command, run_command, say
+from raypaml.cli import Parser, command, requested, run_command, say
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
 _ABOUT = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
 
 
-def parse(argv: Sequence[str]) -> tuple[TrainConfig, SimpleNamespace]:
-    """The configuration of the run, and in `plan` whether it is only planned."""
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """What the command's own flags ask for."""
+
+    plan: bool
+    """Whether only to print what the run needs, and start nothing."""
+
+
+def parse(argv: Sequence[str]) -> tuple[TrainConfig, TrainFlags]:
+    """The configuration of the run, and what the other flags ask for."""
     about = "print parameters, map sizes, memory and the images per second that are needed, and start nothing"
 
     def add_plan(parser: Parser) -> None:
         parser.add_argument("--plan", action="store_true", help=about)
 
-    return parse_run(spelled_out(argv), command("train"), _ABOUT, add_plan)
+    base, own = parse_run(spelled_out(argv), command("train"), _ABOUT, add_plan)
+    return base.config, requested(TrainFlags, own)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from raypaml.cli import Parser, command, run_command, say
+from raypaml.cli import Parser, command, requested, run_command, say
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import AskedConfig, parse_run
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
@@ -32,9 +32,8 @@ class TuneFlags:
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, TuneFlags]:
     """The configuration that the search starts from, and the search that the flags ask for."""
-    config, asked = parse_run(argv, command("tune"), _ABOUT, _add_own, USUAL)
-    settings = SearchSettings(**{field.name: getattr(asked, field.name) for field in fields(SearchSettings)})
-    return config, TuneFlags(base=asked.asked, settings=settings, suggest=asked.suggest)
+    base, own = parse_run(argv, command("tune"), _ABOUT, _add_own, USUAL)
+    return base.config, TuneFlags(base=base, settings=requested(SearchSettings, own), suggest=own.suggest)
 
 
 def _add_own(parser: Parser) -> None:

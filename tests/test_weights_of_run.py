@@ -81,9 +81,9 @@ def test_the_command_of_a_run_that_has_begun_needs_the_other_no_more(
 ) -> None:
     monkeypatch.chdir(source.parent)
     flags = ["--from", source.name, "--data", str(evaluated_digits), "--name", "new", "--epochs", "1", "--workers", "1"]
-    job = train_here(parse_run(flags, "train", "")[0])
+    job = train_here(parse_run(flags, "train", "")[0].config)
     shutil.rmtree(source)
-    again = prepare_job(parse_run(flags, "train", "")[0], lambda _: None)
+    again = prepare_job(parse_run(flags, "train", "")[0].config, lambda _: None)
     assert again.config == job.config
     assert begun(again.config, again.folder).state.epoch == 1
 
@@ -171,4 +171,4 @@ def test_earlier_runs_started_from_none_and_a_configuration_file_takes_todays_be
     record["config"]["model"] |= {"from_run": "a", "from_sha256": "b"}
     (source / "config.json").write_text(json.dumps(record))
     asked, _ = parse_run(["--config", str(source / "config.json"), "--from", "c"], "train", "")
-    assert (asked.model.from_run, asked.model.from_sha256) == ("c", "")
+    assert (asked.config.model.from_run, asked.config.model.from_sha256) == ("c", "")

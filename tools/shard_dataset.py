@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from raypaml.cli import Parser, run_command
-from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation
-from raypaml.shard import prepared_by
+from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags
+from raypaml.shard import prepare_format
 
 PROG = "python tools/shard_dataset.py"
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("format", nargs="?", choices=FORMATS, help="; ".join(f"{k}: {v}" for k, v in FORMATS.items()))
     add_format_flags(parser)
-    return prepared_by(format_preparation)(parser.parse(sys.argv[1:] if argv is None else argv))
+    return prepare_format(parser.parse(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

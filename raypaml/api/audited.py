@@ -10,7 +10,7 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypaml.auditing.audit_run import AuditedRun, audit_run
+from raypaml.auditing.audit_run import AuditedRun, AuditRequest, audit_run
 from raypaml.auditing.candidates import AuditFigures
 from raypaml.cluster.tasks import own_device
 from raypaml.runs.ranks import one_thread
@@ -26,27 +26,21 @@ class Audited:
     """How good the list is, where the full labels are known; else None."""
 
     @classmethod
-    def of(
-        cls, run: Path, *, data: str, top: int, out: str, alpha: str, device: str, say: Callable[[str], None]
-    ) -> Self:
+    def of(cls, run: Path, request: AuditRequest, say: Callable[[str], None]) -> Self:
         """Audit a run.
 
         Args:
             run: folder of the run.
-            data: a data set of the same classes; "" for the run's own.
-            top: number of entries in the list.
-            out: folder of the audit; "" for `audit` in the run's folder.
-            alpha: the alpha of the scores, as `raypaml.load` takes it.
-            device: auto, cpu or cuda.
+            request: the data set, the length of the list, its folder, the alpha and the device.
             say: prints a line of progress.
 
         Raises:
             ValueError: the run cannot be audited; the message says why.
         """
-        audited = AuditedRun.open(run, data, say)
-        folder = Path(out) if out else audited.folder / "audit"
+        audited = AuditedRun.open(run, request.data, say)
+        folder = Path(request.out) if request.out else audited.folder / "audit"
         with one_thread():
-            return cls(folder, audit_run(audited, top, folder, own_device(device), say, alpha))
+            return cls(folder, audit_run(audited, request, folder, own_device(request.device), say))
 
     @property
     def page(self) -> Path:

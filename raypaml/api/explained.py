@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import pyarrow as pa
 import pyarrow.csv
 
 from raypaml.cli import command
 from raypaml.cluster.tasks import device_mapper
-from raypaml.explanations.explain_runs import ExplainedRuns, ShownPairs
+from raypaml.explanations.explain_runs import ExplainedRuns, MapsRequest
 from raypaml.explanations.explanation_figures import MapFigures
-from raypaml.files import Place, as_texts
+from raypaml.mapper import Processes
 from raypaml.stored_json import read_stored, refused_as
 
 
@@ -25,60 +23,6 @@ class Explained:
 
     page: Path
     """`explanations.html`, one file."""
-
-    @classmethod
-    def of(
-        cls,
-        run: Path,
-        *,
-        against: Place = "",
-        beside: Place | Sequence[Place] = (),
-        data: Place = "",
-        split: str = "test",
-        boxes: Place = "",
-        limit: int = 0,
-        show: str = "spread",
-        rows: int = 12,
-        classes: str | Sequence[str] = (),
-        group: str = "",
-        raw: bool = False,
-        out: Place = "",
-        alpha: float | str = "",
-        workers: int = 1,
-        address: str = "",
-        device: str = "auto",
-        say: Callable[[str], None] = lambda _: None,
-    ) -> Self:
-        """Compare the maps of a split, and write figures and page.
-
-        Args:
-            run: folder of a run or of one of its checkpoints.
-            against: the run whose maps they are compared with, usually trained on full labels.
-            beside: a run or runs whose maps are shown too.
-            data: a data set of the same classes, in the place of the run's own.
-            split: the split whose images are looked at.
-            boxes: CSV with known boxes of the split, in the format of Open Images; default: the data set's own.
-            limit: number of images, from the first of the split; 0: all.
-            show: which pairs of image and class are shown: spread, high, low or errors.
-            rows: number of pairs that are shown.
-            classes: only this or these, by name or id.
-            group: only classes of this group, G1 to G5.
-            raw: show maps before BoostLU.
-            out: folder for the page; default: one in the run's folder.
-            alpha: as `raypaml.load` takes it.
-            workers, address, device: as the flags of `raypaml explain` of these names.
-            say: prints a line of progress.
-
-        Raises:
-            ValueError: runs, data or choices do not fit each other.
-        """
-        choice = ShownPairs(show=show, rows=rows, classes=tuple(as_texts(classes)), group=group)
-        runs = ExplainedRuns.open(str(run), os.fspath(against), as_texts(beside), str(data), split, say, str(alpha))
-        read = runs.boxes(Path(boxes), say) if str(boxes) else None
-        with device_mapper(workers, address, device) as (mapper, used):
-            pairs = runs.compare(read, limit, mapper, used, say)
-        folder = Path(out) if str(out) else None
-        return cls(runs.write(folder, pairs, choice, boosted=not raw, boxes=read))
 
     @property
     def figures(self) -> MapFigures:
@@ -91,3 +35,24 @@ class Explained:
     def pairs(self) -> pa.Table:
         """A row for each pair of image and class."""
         return pyarrow.csv.read_csv(self.page.parent / "pairs.csv")
+
+
+def explain_run(run: Path, request: MapsRequest, processes: Processes, say: Callable[[str], None]) -> Explained:
+    """Compare the maps of a split, and write figures and page.
+
+    Args:
+        run: folder of a run or of one of its checkpoints.
+        request: what the maps are compared with, and what is shown.
+        processes: the processes that share the images.
+        say: prints a line of progress.
+
+    Raises:
+        ValueError: runs, data or choices do not fit each other.
+    """
+    shown = request.shown
+    runs = ExplainedRuns.open(run, request, say)
+    boxes = runs.boxes(Path(request.boxes), say) if str(request.boxes) else None
+    with device_mapper(processes) as (mapper, device):
+        pairs = runs.compare(boxes, request.limit, mapper, device, say)
+    folder = Path(request.out) if str(request.out) else None
+    return Explained(runs.write(folder, pairs, shown, boosted=not request.raw, boxes=boxes))

@@ -29,27 +29,42 @@ class Exported:
     """The largest difference between one of its logits and PyTorch's."""
 
 
-def export_model(
-    model: Path, out: str, formats: Sequence[str], alpha: str, say: Callable[[str], None]
-) -> Iterator[Exported]:
+@dataclass(frozen=True, kw_only=True)
+class ExportRequest:
+    """What `raypaml export` is asked for; the fields are its flags.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+
+    out: str = ""
+    """Folder to write to; "" for `export` in the folder of the model."""
+    formats: Sequence[str] = ()
+    """Some of safetensors, onnx and program; empty for all."""
+    alpha: str = ""
+    """The alpha that the model is used with, as `raypaml.load` takes it."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.formats if name not in _WAYS]:
+            known = ", ".join(_WAYS)
+            raise ValueError(f"formats={','.join(self.formats)}: {unknown[0]!r} is not a format; known: {known}")
+
+
+def export_model(model: Path, request: ExportRequest, say: Callable[[str], None]) -> Iterator[Exported]:
     """Write a model in some formats, one after the other, and then its model card.
 
     Args:
         model: folder of a run, a checkpoint or an export.
-        out: folder; "" for `export` in the folder of the model.
-        formats: some of safetensors, onnx and program; empty for all.
-        alpha: as `raypaml.load` takes it.
+        request: the formats, the folder and the alpha.
         say: prints a line of progress.
 
     Raises:
-        ValueError: an unknown format, a missing package, or logits that differ from PyTorch's.
+        ValueError: a package is missing, or logits that differ from PyTorch's.
     """
-    formats = formats or list(_WAYS)
-    if unknown := [name for name in formats if name not in _WAYS]:
-        raise ValueError(f"formats={','.join(formats)}: {unknown[0]!r} is not a format; known: {', '.join(_WAYS)}")
-    classifier = load(model, alpha=alpha)
+    formats = request.formats or list(_WAYS)
+    classifier = load(model, alpha=request.alpha)
     say(f"alpha {alpha_text(classifier.alpha)}: {classifier.card.alpha_origin}")
-    folder = Path(out) if out else model / "export"
+    folder = Path(request.out) if request.out else model / "export"
     folder.mkdir(parents=True, exist_ok=True)
     for name in Count("exporting", len(formats), say, unit="formats").each(formats):
         save, runner = _WAYS[name]

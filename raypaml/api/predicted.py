@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raypaml.cluster.tasks import Processes, device_mapper
+from raypaml.cluster.tasks import device_mapper
 from raypaml.counting import Count
 from raypaml.data.hidden_files import PassedOver
 from raypaml.inference.answer_files import Rows, Writer, check_out, writer
@@ -16,6 +16,7 @@ from raypaml.inference.choice import ChoiceRequest, choose
 from raypaml.inference.classifying import classify
 from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import find_pictures
+from raypaml.mapper import Processes
 from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.ranks import one_thread
 
@@ -42,28 +43,32 @@ class Predicted:
         return f"<Predicted {self.pictures:,} pictures{broken}; {where}>"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PicturesRequest:
+    """What `raypaml predict` is asked for; the fields are its flags."""
+
+    images: Sequence[str]
+    """Files, folders and shards, on disk or in an object store."""
+    out: str | Writer = ""
+    """A file, or a writer that takes the answers; "" collects them in a table."""
+    choosing: ChoiceRequest
+    """The classes that are answered."""
+    overlays: str = ""
+    """Folder for pictures with the map of their best class; "" for none."""
+    background: str = "white"
+    """Colour under transparent pixels."""
+    alpha: str = ""
+    """The alpha that the model is used with, as `raypaml.load` takes it."""
+
+
 def predict_pictures(
-    model: Path,
-    images: Sequence[str],
-    *,
-    out: str | Writer,
-    choosing: ChoiceRequest,
-    overlays: str,
-    background: str,
-    alpha: str,
-    processes: Processes,
-    say: Callable[[str], None],
+    model: Path, request: PicturesRequest, processes: Processes, say: Callable[[str], None]
 ) -> Predicted:
     """Predict pictures, write or collect the answers, and name pictures that were broken or passed over.
 
     Args:
         model: folder of a run, a checkpoint or an export.
-        images: files, folders and shards, on disk or in an object store.
-        out: a file, or a writer that takes the answers; "" collects them in a table.
-        choosing: the classes that are answered.
-        overlays: folder for pictures with the map of their best class; "" for none.
-        background: colour under transparent pixels.
-        alpha: the alpha to use, as `raypaml.load` takes it.
+        request: the pictures, and how they are answered.
         processes: the processes that share the pictures.
         say: prints a line of progress.
 
@@ -71,20 +76,21 @@ def predict_pictures(
         ValueError: there is no such model, picture or colour, the suffix of `out` is unknown, or two arguments exclude
             each other.
     """
+    out = request.out
     file = out if isinstance(out, str) else ""
     check_out(file)
     rows = Rows()
     with one_thread():
-        files = ModelFiles.find(model, alpha)
+        files = ModelFiles.find(model, request.alpha)
         card = files.card
-        choice = choose(card, choosing)
+        choice = choose(card, request.choosing)
         say(f"alpha {alpha_text(card.alpha)}: {card.alpha_origin}; threshold: {choice.said}")
         passed_over = PassedOver(list)
-        pictures = list(find_pictures(images, background, passed_over))
+        pictures = list(find_pictures(request.images, request.background, passed_over))
         broken: list[tuple[str, str]] = []
         empty, count = 0, Count("predicting", len(pictures), say)
-        with writer(out or rows) as to, device_mapper(*processes) as (run, device):
-            for name, answer in classify(files, pictures, choice, overlays, run, device):
+        with writer(out or rows) as to, device_mapper(processes) as (run, device):
+            for name, answer in classify(files, pictures, choice, request.overlays, run, device):
                 count.add()
                 empty += not answer
                 if isinstance(answer, str):

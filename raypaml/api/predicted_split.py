@@ -9,15 +9,22 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raypaml.cluster.tasks import Processes, device_mapper
+from raypaml.cluster.tasks import device_mapper
 from raypaml.counting import Count
 from raypaml.evaluation.aggregation import measures_by_class
-from raypaml.evaluation.choosing import ALPHA_SPLIT, choose_for_use
+from raypaml.evaluation.choosing import choose_for_use
 from raypaml.evaluation.measures import Evaluation, evaluate_set
 from raypaml.evaluation.parts import open_set, read_vocabulary
-from raypaml.evaluation.prediction_plan import PredictionPlan, check_skipped, plan_asked, predict_part_alone
+from raypaml.evaluation.prediction_plan import (
+    PredictionPlan,
+    SplitRequest,
+    check_skipped,
+    plan_asked,
+    predict_part_alone,
+)
 from raypaml.evaluation.result_records import Summary
 from raypaml.evaluation.summary import summary, table
+from raypaml.mapper import Processes
 from raypaml.runs.ranks import one_thread
 
 
@@ -60,43 +67,23 @@ class PredictedSplit:
 
 
 def predict_split_of(
-    given: Path,
-    split: str,
-    *,
-    data: str,
-    choose_alpha: bool,
-    out: str,
-    unobserved: bool,
-    skip_budget: float | None,
-    processes: Processes,
-    say: Callable[[str], None],
+    given: Path, request: SplitRequest, processes: Processes, say: Callable[[str], None]
 ) -> PredictedSplit:
     """Predict a split with a run or a checkpoint, and choose its alpha on validation if asked; see `plan_asked`.
 
     Raises:
-        ValueError: alpha is to be chosen on another split, no workers, or what `plan_asked` refuses.
+        ValueError: no workers, or what `plan_asked` refuses.
     """
-    if choose_alpha and split not in ("", ALPHA_SPLIT):
-        raise ValueError(f"split={split}: alpha is chosen on {ALPHA_SPLIT} alone; leave --split out")
-    if processes[0] < 1:
-        raise ValueError(f"workers={processes[0]}: must be at least 1")
-    plan = plan_asked(
-        given,
-        data,
-        split or (ALPHA_SPLIT if choose_alpha else "test"),
-        Path(out) if out else None,
-        unobserved=unobserved,
-        skip_budget=skip_budget,
-        replace=choose_alpha and not out,
-        say=say,
-    )
+    if processes.workers < 1:
+        raise ValueError(f"workers={processes.workers}: must be at least 1")
+    plan = plan_asked(given, request, say)
     try:
         _predict(plan, processes, say)
     except KeyboardInterrupt:
         say("stopped; the same command goes on with the parts that are missing")
         raise
     skipped = check_skipped(plan)
-    choice = choose_for_use(plan) if choose_alpha else ""
+    choice = choose_for_use(plan) if request.choose_alpha else ""
     return PredictedSplit(plan.folder, plan.parts[0].split, plan.data, skipped, choice)
 
 
@@ -112,6 +99,6 @@ def _predict(plan: PredictionPlan, processes: Processes, say: Callable[[str], No
     images = sum(sizes.values())
     before = images - sum(part.part_samples for part in left)
     count = Count(f"predicting {left[0].split}", images, say, done=before)
-    with one_thread(), device_mapper(*processes) as (run, device):
+    with one_thread(), device_mapper(processes) as (run, device):
         for _ in count.each(run(predict_part_alone, [(plan, part, device) for part in left]), lambda part: sizes[part]):
             pass

@@ -12,6 +12,7 @@ from raypaml.config import TrainConfig
 from raypaml.errors import told_as_user_errors
 from raypaml.evaluation.result_records import RunResult, read_result
 from raypaml.files import Place, as_texts
+from raypaml.mapper import Processes
 from raypaml.runs.history import METRICS_FILE, VALIDATION_MEAN_AP, read_history
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # what brings scipy and matplotlib is imported where it is us
     from raypaml.api.predicted import Predicted
     from raypaml.api.predicted_split import PredictedSplit
     from raypaml.auditing.answers import AnswersRecord
+    from raypaml.evaluation.prediction_plan import SplitRequest
     from raypaml.inference.classifier import Classifier
     from raypaml.training.callbacks import Callback
 
@@ -209,24 +211,26 @@ class Run:
         address: str = "",
         device: str = "auto",
     ) -> PredictedSplit:
-        """Predict a split, and give its figures; with `choose_alpha` choose alpha and thresholds on validation.
+        """Predict the missing parts of a split, and give its figures; `choose_alpha` chooses alpha on validation."""
+        from raypaml.evaluation.prediction_plan import SplitRequest
 
-        Parts that are there already are not predicted again.
-        """
-        from raypaml.api.predicted_split import predict_split_of
-
-        predicted = predict_split_of(
-            self.path,
-            split,
+        request = SplitRequest(
+            split=split,
             data=str(data),
             choose_alpha=choose_alpha,
             out=str(out),
             unobserved=unobserved,
             skip_budget=skip_budget,
-            processes=(workers, address, device),
-            say=self._say,
         )
-        if choose_alpha and self.is_finished and not self.is_checkpoint:
+        return self.evaluate_asked(request, Processes(workers, address, device))
+
+    @told_as_user_errors()
+    def evaluate_asked(self, request: SplitRequest, processes: Processes) -> PredictedSplit:
+        """Do what `evaluate` does, from a request, such as the one that the flags of `raypaml evaluate` make."""
+        from raypaml.api.predicted_split import predict_split_of
+
+        predicted = predict_split_of(self.path, request, processes, self._say)
+        if request.choose_alpha and self.is_finished and not self.is_checkpoint:
             self.report(data=predicted.data)
         return predicted
 
@@ -247,29 +251,26 @@ class Run:
         device: str = "auto",
     ) -> Predicted:
         """The classes of pictures in files, folders and shards, as a table or in a file; `load()` takes pictures."""
-        from raypaml.api.predicted import predict_pictures
+        from raypaml.api.predicted import PicturesRequest, predict_pictures
         from raypaml.inference.choice import ChoiceRequest
 
-        return predict_pictures(
-            self.path,
-            as_texts(images),
+        request = PicturesRequest(
+            images=as_texts(images),
             out=str(out),
             choosing=ChoiceRequest(top=top, threshold=threshold, thresholds_from=str(thresholds_from)),
             overlays=str(overlays),
             background=background,
             alpha=str(alpha),
-            processes=(workers, address, device),
-            say=self._say,
         )
+        return predict_pictures(self.path, request, Processes(workers, address, device), self._say)
 
     @told_as_user_errors()
-    def explain(self, **settings: Any) -> Explained:
-        """Show the maps of the model, compared with those of other runs; `raypaml.api.explained.Explained.of` describes
-        the settings, which are those of `raypaml explain --help`, with `beside` and `classes` as lists.
-        """
-        from raypaml.api.explained import Explained
+    def explain(self, *, workers: int = 1, address: str = "", device: str = "auto", **settings: Any) -> Explained:
+        """Show the maps of the model, compared with those of other runs; the settings are those of MapsRequest."""
+        from raypaml.api.explained import explain_run
+        from raypaml.explanations.explain_runs import MapsRequest
 
-        return Explained.of(self.path, say=self._say, **settings)
+        return explain_run(self.path, MapsRequest(**settings), Processes(workers, address, device), self._say)
 
     @told_as_user_errors()
     def audit(
@@ -277,12 +278,10 @@ class Run:
     ) -> Audited:
         """List the training labels that are likely missing; for runs of a large-loss scheme with `history=True`."""
         from raypaml.api.audited import Audited
+        from raypaml.auditing.audit_run import AuditRequest
 
-        if self.is_checkpoint:
-            raise ValueError(f"{self.path}: a checkpoint; the best one of a run is audited, give {self.folder}")
-        return Audited.of(
-            self.folder, data=str(data), top=top, out=str(out), alpha=str(alpha), device=device, say=self._say
-        )
+        request = AuditRequest(top=top, data=str(data), out=str(out), alpha=str(alpha), device=device)
+        return Audited.of(self.path, request, self._say)
 
     @told_as_user_errors()
     def apply_answers(self, answers: Place, out: Place, *, data: Place = "") -> AnswersRecord:
@@ -294,6 +293,7 @@ class Run:
     @told_as_user_errors()
     def export(self, out: Place = "", *, formats: str | Sequence[str] = (), alpha: float | str = "") -> list[Exported]:
         """Write the model for use elsewhere, each format compared with PyTorch's logits."""
-        from raypaml.api.exported import export_model
+        from raypaml.api.exported import ExportRequest, export_model
 
-        return list(export_model(self.path, str(out), as_texts(formats), str(alpha), self._say))
+        request = ExportRequest(out=str(out), formats=as_texts(formats), alpha=str(alpha))
+        return list(export_model(self.path, request, self._say))

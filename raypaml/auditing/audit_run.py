@@ -31,6 +31,7 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.alpha_of_use import alpha_text, used_alpha
+from raypaml.runs.checkpoint import STATE
 from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, tested_checkpoint
 from raypaml.runs.run_folder import check_trained_classes, read_config
@@ -49,7 +50,13 @@ class AuditedRun:
 
     @classmethod
     def open(cls, run: Path, data: str, say: Callable[[str], None]) -> AuditedRun:
-        """Open a run, and its own data or another data set of the same classes; ValueError where they do not fit."""
+        """Open a run, and its own data or another data set of the same classes.
+
+        Raises:
+            ValueError: the classes do not fit, or a checkpoint was given.
+        """
+        if (run / STATE).is_file():
+            raise ValueError(f"{run}: a checkpoint; the best one of a run is audited, give {run.parent.parent}")
         config = read_config(run / "config.json")
         folder = open_folder(resolve_data(data or config.data.data, say), **config.data.opening)
         check_trained_classes(run, folder.vocabulary.digest, folder.address)
@@ -61,44 +68,65 @@ class AuditedRun:
         return apply_answers(self.data, given, out, answers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AuditRequest:
+    """What `raypaml audit` is asked for; the fields are its flags.
+
+    Raises:
+        ValueError: `top` is below 1.
+    """
+
+    data: str = ""
+    """A data set of the same classes, in the place of the run's own; "" for the run's own."""
+    top: int = 500
+    """Number of entries in the list."""
+    out: str = ""
+    """Folder of the audit; "" for `audit` in the run's folder."""
+    alpha: str = ""
+    """The alpha of the scores, as `used_alpha` takes it."""
+    device: str = "auto"
+    """Where the model computes: auto (a GPU if there is one), cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise ValueError(f"top={self.top}: must be at least 1")
+
+
 def audit_run(
-    run: AuditedRun, top: int, out: Path, device: str, say: Callable[[str], None], alpha: str = ""
+    run: AuditedRun, request: AuditRequest, out: Path, device: str, say: Callable[[str], None]
 ) -> AuditFigures | None:
     """Rank the rejected entries of a run, and write the folder of the audit with the first of them.
 
     Args:
         run: a run of a large-loss scheme that was trained with --history.
-        top: number of entries in the list.
+        request: the length of the list and the alpha of its scores.
         out: folder of the audit.
         device: "cuda" or "cpu", where the model computes.
         say: prints a line of progress.
-        alpha: the alpha of the scores, as `used_alpha` takes it.
 
     Returns:
         How good the ranking is, where the full labels are known; else None.
 
     Raises:
-        ValueError: `top` is below 1, or the run rejected nothing.
+        ValueError: the run rejected nothing.
     """
-    if top < 1:
-        raise ValueError(f"top={top}: must be at least 1")
     config, data, index = run.config, run.data, run.data.splits["train"]
     keeping, epochs = scheme_of(config.loss.scheme).corrects, len(read_history(run.folder))
     rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
     torch.set_num_threads(1)  # as for prediction: several threads wait for each other on a busy machine
     checkpoint = tested_checkpoint(run.folder)
-    used = used_alpha(run.folder, checkpoint, config.model.alpha, alpha)
+    used = used_alpha(run.folder, checkpoint, config.model.alpha, request.alpha)
     say(f"alpha {alpha_text(used.alpha)}: {used.alpha_origin}")
     model = checkpoint_model(checkpoint, config.model, len(data.vocabulary), used.alpha).to(device)
     rows = np.arange(len(index)) if index.has_truth else np.unique(rejected.entries // index.num_classes)
     say(f"{len(rejected.entries):,} entries were rejected; scoring them on {len(rows):,} images")
-    scored = score(model, data, rejected.entries, rows, max(top, *LENGTHS), say)
+    scored = score(model, data, rejected.entries, rows, max(request.top, *LENGTHS), say)
     if scored.broken:
         say(f"{scored.broken:,} broken images left out")
     order = ranking(rejected, scored.logits)
     known = audit_figures(index, rejected.entries[order], scored.best, LENGTHS) if index.has_truth else None
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
-    candidates = _candidates(order[:top], rejected, scored.logits, run, model, out / PICTURES, say)
+    candidates = _candidates(order[: request.top], rejected, scored.logits, run, model, out / PICTURES, say)
     write_tables(out, candidates)
     write_json(out / "audit.json", {"entries": len(order), "figures": known, "alpha": used.alpha})
     write_audit_page(out, run.folder, candidates, epochs, known)

@@ -10,10 +10,7 @@ from itertools import chain, islice
 from typing import Any
 
 from raypaml.extensions import modules_named, with_imports
-from raypaml.mapper import Mapper, in_this_process
-
-Processes = tuple[int, str, str]
-"""The arguments of `device_mapper`: the number of processes, the address of their cluster or "", and the device."""
+from raypaml.mapper import Mapper, Processes, in_this_process
 
 
 @contextmanager
@@ -29,7 +26,7 @@ def mapper(workers: int, address: str = "") -> Iterator[Mapper]:
     _check_workers(workers)
     with ExitStack() as opened:
         if address or os.environ.get("RAY_ADDRESS"):
-            yield opened.enter_context(device_mapper(workers, address, "cpu"))[0]
+            yield opened.enter_context(device_mapper(Processes(workers, address, "cpu")))[0]
             return
         started = list[Mapper]()
 
@@ -39,19 +36,19 @@ def mapper(workers: int, address: str = "") -> Iterator[Mapper]:
             if len(first) < 2:
                 return in_this_process(function, first)
             if not started:
-                started.append(opened.enter_context(device_mapper(workers, address, "cpu"))[0])
+                started.append(opened.enter_context(device_mapper(Processes(workers, address, "cpu")))[0])
             return started[0](function, chain(first, left))
 
         yield run
 
 
 @contextmanager
-def device_mapper(workers: int, address: str, device: str) -> Iterator[tuple[Mapper, str]]:
+def device_mapper(processes: Processes) -> Iterator[tuple[Mapper, str]]:
     """As `mapper`, and the device that each call is to use: "cuda" or "cpu".
 
-    Args:
-        device: auto: GPUs where the cluster has one for each worker; cuda: nothing else will do; cpu.
+    The device auto means GPUs where the cluster has one for each worker; cuda is refused where it has fewer.
     """
+    workers, address, device = processes.workers, processes.address, processes.device
     _check_workers(workers)
     _check_device(device)
     if workers == 1 and not address:

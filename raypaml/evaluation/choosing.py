@@ -31,7 +31,6 @@ from raypaml.runs.models import tested_checkpoint
 if TYPE_CHECKING:
     from raypaml.evaluation.prediction_plan import PredictionPlan
 
-ALPHA_SPLIT = "validation"
 """The only split that alpha is chosen on."""
 
 

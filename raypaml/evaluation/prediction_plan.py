@@ -25,6 +25,8 @@ from raypaml.runs.models import checkpoint_model, find_checkpoint, placed, prepa
 from raypaml.runs.run_folder import check_trained_classes, stored_config
 from raypaml.runs.skips import check_budget, named
 
+ALPHA_SPLIT = "validation"
+"""The split on which alpha and thresholds are chosen."""
 EVALUATION_BATCHES = 4
 """Training batches in one batch of evaluation, which is larger because no activations are kept."""
 _PART_BATCHES = 4
@@ -54,48 +56,67 @@ class PredictionPlan:
         return plan.epoch(0, 0, 1)[first : first + _PART_BATCHES]
 
 
-def plan_asked(
-    given: Path,
-    data: str = "",
-    split: str = "test",
-    out: Path | None = None,
-    *,
-    unobserved: bool = False,
-    skip_budget: float | None = None,
-    replace: bool = False,
-    say: Callable[[str], None] = lambda _: None,
-) -> PredictionPlan:
+@dataclass(frozen=True, kw_only=True)
+class SplitRequest:
+    """What `raypaml evaluate` is asked for; the fields are its flags.
+
+    Raises:
+        ValueError: alpha is to be chosen on another split than validation.
+    """
+
+    split: str = ""
+    """The split to predict; "" for test, or for validation where alpha is chosen."""
+    data: str = ""
+    """A data set of the same classes, in the place of the run's own; "" for the run's own."""
+    choose_alpha: bool = False
+    """Whether to choose the alpha and the thresholds that the model is used with."""
+    out: str = ""
+    """Folder of the predictions; "" for one in the run's folder."""
+    unobserved: bool = False
+    """Whether unobserved entries are predicted too."""
+    skip_budget: float | None = None
+    """Share of the samples that may be broken; None for the run's own."""
+
+    def __post_init__(self) -> None:
+        if self.choose_alpha and self.split not in ("", ALPHA_SPLIT):
+            raise ValueError(f"split={self.split}: alpha is chosen on {ALPHA_SPLIT} alone; leave --split out")
+
+    @property
+    def predicted_split(self) -> str:
+        """The split to predict, also where none was named."""
+        return self.split or (ALPHA_SPLIT if self.choose_alpha else "test")
+
+
+def plan_asked(given: Path, request: SplitRequest, say: Callable[[str], None] = lambda _: None) -> PredictionPlan:
     """Plan and check the prediction of a split by a run or a checkpoint, and make its folder ready.
 
-    Parts that lie in the folder already are kept.
+    Parts that lie in the folder already are kept. Where alpha is chosen and no folder was named, parts of another
+    checkpoint or data set are removed; otherwise they make it refuse the folder.
 
     Args:
         given: folder of a run, whose best checkpoint is taken, or of a checkpoint.
-        data: a data set of the same classes, in the place of the run's own.
-        split: name of the split.
-        out: folder of the predictions; None for one in the run's folder.
-        unobserved: predict the unobserved entries too.
-        skip_budget: share of the samples that may be broken; None for the run's own.
-        replace: remove parts of another checkpoint or data set, instead of refusing the folder.
+        request: what is to be predicted.
         say: prints a line of progress.
 
     Raises:
         ValueError: the run, its checkpoint, the data or the folder do not fit.
     """
+    split, skip_budget = request.predicted_split, request.skip_budget
     run, checkpoint = find_checkpoint(given)
     config = stored_config(run)
     if config is None:
         raise ValueError(f"{given}: neither the folder of a run nor one of its checkpoints")
     config = config if skip_budget is None else config.override({"skip_budget": skip_budget})
     config.check()
-    folder = open_folder(resolve_data(data or config.data.data, say), **config.data.opening)
+    folder = open_folder(resolve_data(request.data or config.data.data, say), **config.data.opening)
     if split not in folder.splits:
         raise ValueError(f"split={split!r}: the data set has {', '.join(folder.splits)}")
     check_trained_classes(run, folder.vocabulary.digest, folder.address)
     own = f"-{checkpoint.name}" if given == checkpoint else ""
-    out = out or run / "predictions" / (split + own + ("-unobserved" if unobserved else ""))
-    plan = plan_prediction(checkpoint, config, folder, split, out, unobserved=unobserved)
-    clear_folder(plan, folder, replace=replace)
+    usual = run / "predictions" / (split + own + ("-unobserved" if request.unobserved else ""))
+    out = Path(request.out) if request.out else usual
+    plan = plan_prediction(checkpoint, config, folder, split, out, unobserved=request.unobserved)
+    clear_folder(plan, folder, replace=request.choose_alpha and not request.out)
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from raypaml.explanations.boxes import Boxes, read_boxes
 from raypaml.explanations.comparing import explain_steps
 from raypaml.explanations.explain_page import write_explain_page, write_pairs
 from raypaml.explanations.pairs import Pairs
-from raypaml.files import write_json
+from raypaml.files import Place, as_texts, write_json
 from raypaml.labels import GROUP_NAMES, IntArray
 from raypaml.mapper import Mapper
 from raypaml.model.cam import CamClassifier
@@ -46,7 +47,7 @@ class Subject:
     """The alpha that the model is used with."""
 
     @classmethod
-    def find(cls, given: str, alpha: str = "") -> Subject:
+    def find(cls, given: Place, alpha: str = "") -> Subject:
         """Find the best checkpoint of a run, or the named checkpoint; `alpha` is what `used_alpha` takes."""
         run, checkpoint = find_checkpoint(Path(given))
         config = stored_config(run)
@@ -120,6 +121,43 @@ def _column(name: str, data: DataFolder) -> int:
     raise ValueError(f"classes={name!r}: no such class{hint}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MapsRequest:
+    """What `raypaml explain` is asked for; the fields are its flags."""
+
+    against: Place = ""
+    """The run whose maps the model's are compared with, usually trained on full labels; "" for none."""
+    beside: Place | Sequence[Place] = ()
+    """A run or runs whose maps are shown too."""
+    data: Place = ""
+    """A data set of the same classes, in the place of the run's own; "" for the run's own."""
+    split: str = "test"
+    """The split whose images are looked at."""
+    boxes: Place = ""
+    """CSV with known boxes of the split, in the format of Open Images; "" for the data set's own."""
+    limit: int = 0
+    """Number of images, from the first of the split; 0 for all."""
+    show: str = "spread"
+    """Which pairs of image and class are shown: spread, high, low or errors, see `ShownPairs.show`."""
+    rows: int = 12
+    """Number of pairs that are shown."""
+    classes: str | Sequence[str] = ()
+    """The class or classes that are shown, by name or id; empty for all."""
+    group: str = ""
+    """The class group that is shown, G1 to G5; "" for all."""
+    raw: bool = False
+    """Whether maps are shown as they are before BoostLU."""
+    out: Place = ""
+    """Folder for the page; "" for one in the run's folder."""
+    alpha: float | str = ""
+    """The alpha that the model is used with, as `raypaml.load` takes it."""
+
+    @property
+    def shown(self) -> ShownPairs:
+        """The choice of the pairs that are shown; ValueError where there is no such choice."""
+        return ShownPairs(show=self.show, rows=self.rows, classes=tuple(as_texts(self.classes)), group=self.group)
+
+
 @dataclass(frozen=True)
 class ExplainedRuns:
     """A run that is explained, the run that it is compared with, others that are shown beside them, and the images."""
@@ -131,35 +169,23 @@ class ExplainedRuns:
     split: str
 
     @classmethod
-    def open(
-        cls,
-        run: str,
-        against: str,
-        beside: Sequence[str],
-        data: str,
-        split: str,
-        say: Callable[[str], None],
-        alpha: str = "",
-    ) -> ExplainedRuns:
+    def open(cls, run: Path, request: MapsRequest, say: Callable[[str], None]) -> ExplainedRuns:
         """Find the models and open the data.
 
         Args:
             run: folder of the explained run or of one of its checkpoints.
-            against: the run that it is compared with; "" for none.
-            beside: runs whose maps are shown too.
-            data: a data set; "" for the run's own.
-            split: the split whose images are shown.
+            request: the other runs, which are used with their own alpha, the data and the split.
             say: prints a line of progress.
-            alpha: the alpha that the explained run is used with; the others are used with their own.
 
         Raises:
             ValueError: one is no run or checkpoint, two have one name, or their classes are not those of the data.
         """
-        this, other = Subject.find(run, alpha), Subject.find(against) if against else None
-        folder = open_folder(resolve_data(data or this.config.data.data, say), **this.config.data.opening)
+        this, against, split = Subject.find(run, str(request.alpha)), os.fspath(request.against), request.split
+        other = Subject.find(against) if against else None
+        folder = open_folder(resolve_data(str(request.data) or this.config.data.data, say), **this.config.data.opening)
         if split not in folder.splits:
             raise ValueError(f"split={split!r}: the data set has {', '.join(folder.splits)}")
-        runs = cls(this, other, tuple(map(Subject.find, beside)), folder, split)
+        runs = cls(this, other, tuple(map(Subject.find, as_texts(request.beside))), folder, split)
         everyone = runs.everyone
         if len({subject.name for subject in everyone}) < len({subject.run.resolve() for subject in everyone}):
             folders = ", ".join(str(subject.run) for subject in everyone)

@@ -9,6 +9,7 @@ tars, and samples without exactly one image and one file of labels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from raypaml.cli import Parser
@@ -47,33 +48,37 @@ def add_index_flags(parser: Parser) -> None:
         add(f"--{split}", default=f"{split}-*.tar", metavar="GLOB", help=f"tars of the {split} split [{split}-*.tar]")
 
 
-def index_folder(
-    folder: str,
-    globs: dict[str, str],
-    labels: str,
-    classes: Path | None,
-    *,
-    image_suffix: str = "",
-    dotted_keys: bool = False,
-) -> tuple[DataFolder, PassedOver]:
-    """Writes vocabulary and indexes in one scan of each tar; returns the data folder and the members passed over.
+@dataclass(frozen=True, kw_only=True)
+class IndexRequest:
+    """What `raypaml shard index` is asked for; the fields are its flags."""
 
-    Args:
-        folder: the folder of the tars.
-        globs: pattern of the shards of each split.
-        labels: form of the labels, see FORMS.
-        classes: file of class ids in their order, or a vocabulary.csv; None takes the folder's vocabulary.csv or, where
-            there is none, every class that a training sample names, sorted.
-        image_suffix: suffix of the image of a sample; empty takes the JPEG or, where there is none, the only image.
-        dotted_keys: keys contain dots: a key ends before the suffix of image or labels, or else at the last dot of a
-            name, not at the first.
+    folder: str
+    """The folder of the tars."""
+    labels: str = "json"
+    """Form of the labels, see FORMS."""
+    image_ext: str = ""
+    """Suffix of the image of a sample; "" takes the JPEG or, where there is none, the only image."""
+    dotted_keys: bool = False
+    """Whether keys contain dots: a key ends before the suffix of image or labels, or else at the last dot of a name,
+    not at the first."""
+    classes: Path | None = None
+    """File of class ids in their order, or a vocabulary.csv; None takes the folder's vocabulary.csv or, where there is
+    none, every class that a training sample names, sorted."""
+    train: str = "train-*.tar"
+    """Pattern of the tars of the training split; the other splits have one each."""
+    validation: str = "validation-*.tar"
+    test: str = "test-*.tar"
+
+
+def index_folder(request: IndexRequest) -> tuple[DataFolder, PassedOver]:
+    """Writes vocabulary and indexes in one scan of each tar; returns the data folder and the members passed over.
 
     Raises:
         ValueError: a split has no shards, or something is refused; the message names it.
     """
-    if not Location(folder).is_local:
-        raise ValueError(f"{folder}: not a folder on this machine; copy the shards to one first")
-    where = Path(folder)
+    if not Location(request.folder).is_local:
+        raise ValueError(f"{request.folder}: not a folder on this machine; copy the shards to one first")
+    where, globs = Path(request.folder), {split: str(getattr(request, split)) for split in SPLITS}
     shards = {split: sorted(where.glob(globs[split])) for split in SPLITS}
     missing = [split for split, paths in shards.items() if not paths]
     if missing:
@@ -82,10 +87,10 @@ def index_folder(
     index_dataset(
         where,
         shards,
-        *_classes(where, classes),
-        labels=labels,
-        image_suffix=image_suffix.removeprefix("."),
-        dotted_keys=dotted_keys,
+        *_classes(where, request.classes),
+        labels=request.labels,
+        image_suffix=request.image_ext.removeprefix("."),
+        dotted_keys=request.dotted_keys,
         passed_over=passed_over,
     )
     return open_folder(where), passed_over

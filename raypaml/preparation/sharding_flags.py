@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from raypaml.cli import Parser, say
 from raypaml.data.colours import HIDDEN, WHITE
@@ -25,6 +24,7 @@ from raypaml.preparation.repair import repair, verify
 from raypaml.preparation.requests import Classes, Parameters, SplitLabels
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_Request = TypeVar("_Request", bound="ShardingRequest")
 
 
 def add_sharding_flags(parser: Parser) -> None:
@@ -60,6 +60,51 @@ def add_sharding_flags(parser: Parser) -> None:
     add("--repair", action="store_true", help="do as --verify does, and write broken shards again from --images")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardingRequest:
+    """What every kind of sharding is asked for; the fields are the flags of `add_sharding_flags`, and --images."""
+
+    out: Path
+    """Folder of the data set."""
+    images: str | None
+    """Folder or address of the images; None where the labels say it, or nothing is fetched."""
+    split: str | None
+    """The only split that is prepared; None for all three."""
+    resize: str
+    """Size of the images, as `ImageForm.parse` reads it."""
+    quality: int
+    """Quality of encoded JPEGs, 1..95."""
+    background: str | None
+    """Colour under transparent pixels; None for that of the data set that is continued, or white."""
+    shard_samples: int
+    """Images requested per shard."""
+    shard_bytes: str
+    """Size by which shards are cut, as `number_of_bytes` reads it; "" cuts them by the number of images."""
+    hierarchy: Path | None
+    """File with the class hierarchy by which a positive implies its ancestors."""
+    limit: int
+    """Number of random images of each split; 0 prepares all."""
+    seed: int
+    """Seed of the order of the images."""
+    workers: int
+    """Number of processes."""
+    address: str
+    """Ray cluster to join; "" starts a private one where there are several workers."""
+    concurrency: int
+    """Images that each worker fetches at once."""
+    dry_run: bool
+    """Whether only to say what would be written."""
+    verify: bool
+    """Whether to compare every shard of a prepared data set with its index."""
+    repair: bool
+    """Whether broken shards of a prepared data set are written again."""
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that are prepared, verified or repaired."""
+        return [self.split] if self.split else list(SPLITS)
+
+
 def number_of_bytes(text: str) -> int:
     """Reads a size such as `256MB`; an empty text is 0."""
     size = re.fullmatch(r"(\d+) *([KMG]B)?", text or "0", re.IGNORECASE)
@@ -69,7 +114,7 @@ def number_of_bytes(text: str) -> int:
 
 
 def preparation(
-    flags: Namespace,
+    request: ShardingRequest,
     *,
     source: str,
     settings: Parameters,
@@ -79,10 +124,10 @@ def preparation(
     official: dict[str, dict[str, int]],
     before: Parameters,
 ) -> Preparation:
-    """Returns the preparation that the shared flags ask for.
+    """Returns the preparation that is asked for.
 
     Args:
-        flags: the flags of `add_sharding_flags`.
+        request: what every kind of sharding is asked for.
         source: the kind of files that the labels come from.
         settings: settings of the source that decide the result.
         classes: the classes of the data set.
@@ -91,27 +136,27 @@ def preparation(
         official: published totals by split and name.
         before: parameters of the data set that is continued or grows; empty for a new one.
     """
-    if flags.hierarchy:
-        parents = read_hierarchy(flags.hierarchy)
-        settings |= {"hierarchy": hashlib.sha256(flags.hierarchy.read_bytes()).hexdigest()[:16]}
+    if request.hierarchy:
+        parents = read_hierarchy(request.hierarchy)
+        settings |= {"hierarchy": hashlib.sha256(request.hierarchy.read_bytes()).hexdigest()[:16]}
         read_split = partial(_expanded, read_split, classes.class_ids, parents)
     return Preparation(
-        out=flags.out,
+        out=request.out,
         images=images,
         source=source,
         settings=settings,
         classes=classes,
         read_split=read_split,
         official=official,
-        form=form_of(flags, before),
+        form=form_of(request, before),
         json=cast("Literal['flat', 'nested']", before.get("json", "flat")),
-        seed=flags.seed,
-        shard_samples=flags.shard_samples,
-        shard_bytes=number_of_bytes(flags.shard_bytes),
-        limit=flags.limit,
-        workers=flags.workers,
-        address=flags.address,
-        concurrency=flags.concurrency,
+        seed=request.seed,
+        shard_samples=request.shard_samples,
+        shard_bytes=number_of_bytes(request.shard_bytes),
+        limit=request.limit,
+        workers=request.workers,
+        address=request.address,
+        concurrency=request.concurrency,
     )
 
 
@@ -121,9 +166,9 @@ def made_with(out: Path) -> Parameters:
     return record["parameters"] if record else {}
 
 
-def form_of(flags: Namespace, before: Parameters) -> ImageForm:
-    """Returns the form of all images; what the flags leave open is as in the data set that is continued or grows."""
-    form = ImageForm.parse(flags.resize, flags.quality, flags.background or str(before.get("background", WHITE)))
+def form_of(request: ShardingRequest, before: Parameters) -> ImageForm:
+    """Returns the form of all images; what the request leaves open is as in the data set that is continued or grows."""
+    form = ImageForm.parse(request.resize, request.quality, request.background or str(before.get("background", WHITE)))
     large_jpegs = before.get("large_jpegs", form.large_jpegs)
     return replace(form, large_jpegs=cast("Literal['reduced', 'whole']", large_jpegs))
 
@@ -134,24 +179,23 @@ def _expanded(
     return expand(read_split(split), class_ids, parents)
 
 
-def run_sharding(flags: Namespace, describe: Callable[[Namespace], Preparation], open_mapper: OpenMapper) -> int:
+def run_sharding(request: _Request, describe: Callable[[_Request], Preparation], open_mapper: OpenMapper) -> int:
     """Prepares, describes, verifies or repairs a data set; returns the exit code, which is 1 where faults are left.
 
     Args:
-        flags: the flags of `add_sharding_flags` and of the kind of sharding.
-        describe: returns the preparation that the flags ask for; it is not called to verify or repair.
+        request: what the kind of sharding is asked for.
+        describe: returns the preparation of a request; it is not called to verify or repair.
         open_mapper: opens the processes that share the work.
     """
-    splits = [flags.split] if flags.split else list(SPLITS)
-    if not (flags.verify or flags.repair):
-        if flags.dry_run:
-            describe_preparation(describe(flags), splits, say)
+    if not (request.verify or request.repair):
+        if request.dry_run:
+            describe_preparation(describe(request), request.splits, say)
         else:
-            prepare_data(describe(flags), splits, open_mapper, say)
+            prepare_data(describe(request), request.splits, open_mapper, say)
         return 0
-    if flags.repair and not flags.images:
+    if request.repair and not request.images:
         raise ValueError("--repair: give --images, to fetch the images of broken shards again")
-    faults = verify(flags.out, splits, flags.workers, flags.address, open_mapper, say)
-    if faults and flags.repair:
-        faults = repair(flags.out, flags.images, faults, flags.concurrency, say)
+    faults = verify(request.out, request.splits, request.workers, request.address, open_mapper, say)
+    if faults and request.repair:
+        faults = repair(request.out, str(request.images), faults, request.concurrency, say)
     return 1 if faults else 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from raypaml.augmentation.augmentations import augmentations_text
 from raypaml.cli import KeptLines, Parser, add_config_flags, say
@@ -40,7 +40,7 @@ def parse_run(
     about: str,
     add_own: Callable[[Parser], None] = lambda _: None,
     defaults: SettingValues | None = None,
-) -> tuple[TrainConfig, SimpleNamespace]:
+) -> tuple[AskedConfig, Namespace]:
     """Parse the configuration that a command line asks for, and the command's own flags.
 
     Args:
@@ -52,7 +52,7 @@ def parse_run(
 
     Returns:
         The configuration of the recipe, of the given file, or of the run that is continued, with the given settings
-        (`recipes.resolve`); and a namespace of the other flags, whose attribute `asked` is the AskedConfig.
+        (`recipes.resolve`); and the command's own flags, from which it makes its request.
     """
 
     def parse(base: TrainConfig, argv: Sequence[str]) -> SettingValues:
@@ -66,12 +66,12 @@ def parse_run(
     shown = resolve(base, {name: asked[name] for name in ("scheme",) if name in asked})
     values = parse(shown, argv)  # again, so that --help shows the values of this recipe and scheme
     fields = base.flat()
-    own = SimpleNamespace(**{name: value for name, value in values.items() if name not in fields})
+    own = Namespace(**{name: value for name, value in values.items() if name not in fields})
     given = {name: value for name, value in values.items() if name in fields}
-    own.asked = asked_config(base, given, stored=bool(asked["config"]))
+    made = asked_config(base, given, stored=bool(asked["config"]))
     if asked["config"]:
-        _say_earlier(Path(asked["config"]), own.asked.config, given)
-    return own.asked.config, own
+        _say_earlier(Path(asked["config"]), made.config, given)
+    return made, own
 
 
 def asked_config(base: TrainConfig, given: SettingValues, *, stored: bool) -> AskedConfig:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from raypaml.cli import Parser, say
+from raypaml.cli import Parser, requested, say
 from raypaml.preparation.assemble import Cut, Method, Unlabelled, assemble
 from raypaml.preparation.formats.added_images import check_pictures, grown_source
 from raypaml.preparation.formats.class_folders import read_folder
 from raypaml.preparation.formats.coco import read_coco
 from raypaml.preparation.formats.common import Source
 from raypaml.preparation.formats.cub import read_cub
-from raypaml.preparation.formats.folder_layouts import LAYOUTS
+from raypaml.preparation.formats.folder_layouts import LAYOUTS, Layout
 from raypaml.preparation.formats.nuswide import read_nuswide
-from raypaml.preparation.formats.table_flags import add_table_flags, table_source
+from raypaml.preparation.formats.table_flags import TableRequest, add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
 from raypaml.preparation.growing import Earlier, open_earlier
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.label_overview import CHECKS, check_names, overview, positives_of
 from raypaml.preparation.preparation_settings import Preparation
 from raypaml.preparation.requests import Parameters
-from raypaml.preparation.sharding_flags import add_sharding_flags, form_of, made_with, preparation
+from raypaml.preparation.sharding_flags import (
+    ShardingRequest,
+    add_sharding_flags,
+    form_of,
+    made_with,
+    preparation,
+)
 
 FOLDERS: dict[str, tuple[str, Callable[[Path], Source]]] = {
     "voc": ("PASCAL VOC 2007 or 2012, from the devkit as released", read_voc),
@@ -83,32 +89,67 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
     add_sharding_flags(parser)
 
 
-def _source_of(flags: Namespace, *, is_old: bool) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class FormatRequest(ShardingRequest):
+    """What `raypaml shard FORMAT` is asked for; the fields are its flags."""
+
+    format: str | None
+    """The format, a name of FORMATS; needed to prepare, like the path."""
+    path: Path | None
+    """The folder as it was released, or the table."""
+    hide: str
+    """Which training labels are hidden, as `Hiding.parse` reads it."""
+    hide_seed: int
+    """Seed of the draw that hides labels."""
+    validation: float
+    """Share of the training images cut off as validation, where the source has no validation split."""
+    test: float
+    """Share of all images cut off as the test split, where the source has none."""
+    grow: Path | None
+    """Prepared data set, of which `out` becomes a version with more images."""
+    split_seed: int
+    """Seed with which validation and test are cut off."""
+    split_method: Method | None
+    """How validation and test are cut off; None for the method of the format."""
+    allow: str
+    """Checks of labels that are left out, with commas between."""
+    layout: Layout = ""
+    """What the folders of the format `folder` name; "" for what their names show."""
+    table: TableRequest = field(default_factory=TableRequest)
+    """How the table of the format `table` is written."""
+
+
+def format_request(flags: Namespace) -> FormatRequest:
+    """Returns what the flags of `add_format_flags` ask for."""
+    return replace(requested(FormatRequest, flags), table=requested(TableRequest, flags))
+
+
+def _source_of(request: FormatRequest, *, is_old: bool) -> Source:
     """Reads the labelled images; `is_old` as in `table_source`."""
-    if not flags.format or not flags.path:
+    if not request.format or not request.path:
         raise ValueError(f"give a format ({', '.join(FORMATS)}) and the path of its files; --help says more")
-    if flags.format == "table":
-        return table_source(flags, is_old=is_old)
-    if not flags.path.is_dir() and not (flags.format == "coco" and flags.path.is_file()):
-        raise ValueError(f"{flags.path}: no such folder; give the one that holds the {flags.format} files")
-    if flags.format == "folder":
-        return read_folder(flags.path, flags.layout)
-    _, read = FOLDERS[flags.format]
-    return read(flags.path)
+    if request.format == "table":
+        return table_source(request.path, request.images or "", request.grow, request.table, is_old=is_old)
+    if not request.path.is_dir() and not (request.format == "coco" and request.path.is_file()):
+        raise ValueError(f"{request.path}: no such folder; give the one that holds the {request.format} files")
+    if request.format == "folder":
+        return read_folder(request.path, request.layout)
+    _, read = FOLDERS[request.format]
+    return read(request.path)
 
 
-def _is_own(flags: Namespace, source: Source) -> bool:
+def _is_own(request: FormatRequest, source: Source) -> bool:
     """Says whether the data are the user's own, and no published data set."""
-    return flags.format not in PUBLISHED or source.is_export
+    return request.format not in PUBLISHED or source.is_export
 
 
-def _split_method(flags: Namespace, source: Source, begun: Parameters) -> Method:
-    """Returns how splits are cut: as the flag says, or as an unfinished data set was begun, or as the format is cut."""
-    if flags.split_method:
-        return cast("Method", flags.split_method)
+def _split_method(request: FormatRequest, source: Source, begun: Parameters) -> Method:
+    """Returns how splits are cut: as was asked for, or as an unfinished data set was begun, or as the format is cut."""
+    if request.split_method:
+        return request.split_method
     if begun:
         return cast("Method", begun.get("split_method", "random"))
-    return "stratified" if _is_own(flags, source) else "random"
+    return "stratified" if _is_own(request, source) else "random"
 
 
 def _check_classes(source: Source, earlier: Earlier | None, allow: str) -> None:
@@ -119,39 +160,39 @@ def _check_classes(source: Source, earlier: Earlier | None, allow: str) -> None:
     check_names(source.classes.class_ids, images, allowed, from_text=source.names_from_text)
 
 
-def format_preparation(flags: Namespace) -> Preparation:
-    """Returns the preparation that the flags ask for, describes the labels to the user, and refuses misread ones.
+def format_preparation(request: FormatRequest) -> Preparation:
+    """Returns the preparation that is asked for, describes the labels to the user, and refuses misread ones.
 
     A data set whose record does not say how splits are cut was begun by an early version and continues as it began:
     splits are cut at random, labels of a table are separated by blanks and no column holds groups unless a flag says
     so, names of classes are not checked, and training images without an observed label are left out.
     """
-    begun = made_with(flags.out)
+    begun = made_with(request.out)
     is_old = bool(begun) and "split_method" not in begun
-    source = _source_of(flags, is_old=is_old)
-    method, says_splits = _split_method(flags, source, begun), source.says_splits
-    hiding = Hiding.parse(flags.hide, flags.hide_seed)
-    cut = Cut(flags.validation, flags.test, flags.split_seed, method)
-    images = flags.images or str(source.images)
-    earlier = open_earlier(flags.grow, flags.out) if flags.grow else None
+    source = _source_of(request, is_old=is_old)
+    method, says_splits = _split_method(request, source, begun), source.says_splits
+    hiding = Hiding.parse(request.hide, request.hide_seed)
+    cut = Cut(request.validation, request.test, request.split_seed, method)
+    images = request.images or str(source.images)
+    earlier = open_earlier(request.grow, request.out) if request.grow else None
     before = begun or (earlier.parameters if earlier else {})
     if earlier:
-        check_pictures(source, earlier, images, form_of(flags, before))
+        check_pictures(source, earlier, images, form_of(request, before))
         source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
-    if _is_own(flags, source) and not is_old:
-        _check_classes(source, earlier, flags.allow)
+    if _is_own(request, source) and not is_old:
+        _check_classes(source, earlier, request.allow)
     unlabelled: Unlabelled = "left out" if before and before.get("unlabelled") != "kept" else "kept"
     labels = assemble(source, hiding, cut, earlier.keys() if earlier else (), unlabelled=unlabelled)
     for line in overview(source, labels):
         say(line)
-    settings: Parameters = {"hide": flags.hide, "hide_seed": flags.hide_seed, "split_seed": flags.split_seed}
+    settings: Parameters = {"hide": request.hide, "hide_seed": request.hide_seed, "split_seed": request.split_seed}
     if method != "random" or not is_old:
         settings |= {"split_method": method}
     if unlabelled == "kept":
         settings |= {"unlabelled": unlabelled}
     prepared = preparation(
-        flags,
-        source=flags.format,
+        request,
+        source=str(request.format),
         settings=settings,
         classes=source.classes,
         read_split=labels.__getitem__,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -50,29 +49,62 @@ def add_table_flags(parser: Parser) -> None:
     add("--path-prefix", default="", metavar="TEXT", help=about)
 
 
-def table_source(flags: Namespace, *, is_old: bool = False) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class TableRequest:
+    """How the user says that a table is written; the fields are the flags of `add_table_flags`."""
+
+    classes: Path | None = None
+    """File of the classes, or a vocabulary.csv; None for all that occur."""
+    separator: str = ""
+    """What separates the labels of a cell; `none` where a cell is one label, "" for what the cells show."""
+    complete: bool = False
+    """Whether classes that are not listed for an image are negative."""
+    boxes: Path | None = None
+    """Table of boxes in pixels."""
+    delimiter: str = ""
+    """What separates the columns; "" for what the table shows."""
+    encoding: str = ""
+    """Encoding of the text; "" for UTF-8, or that of the byte order mark."""
+    image_column: str = ""
+    """Name of the column of the images; "" for `image`, and the same for the other roles."""
+    labels_column: str = ""
+    negatives_column: str = ""
+    split_column: str = ""
+    group_column: str = ""
+    class_columns: str = ""
+    """Names or ranges A..Z of the columns that are classes, with commas between."""
+    uncertain: Uncertain = ""
+    """What -1 means in columns that are classes."""
+    path_prefix: str = ""
+    """Text that is cut from the front of the image names."""
+
+
+def table_source(path: Path, images: str, grown: Path | None, table: TableRequest, *, is_old: bool = False) -> Source:
     """Reads the labelled images of a table.
 
     Args:
-        flags: the flags of `add_table_flags`, with `path` and `images`.
+        path: the table, or the export of a labelling tool.
+        images: folder or address of the images; "" for the folder of the table.
+        grown: folder of the data set that grows by these images; None for a new data set.
+        table: how the table is written.
         is_old: whether its data set was begun by an early version, in which blanks separated labels unless a flag said
             otherwise, and no column held groups.
     """
-    columns = {role: getattr(flags, f"{role}_column") for role in COLUMN_ROLES}
-    before = flags.grow / VOCABULARY if flags.grow else None
+    columns = {role: getattr(table, f"{role}_column") for role in COLUMN_ROLES}
+    before = grown / VOCABULARY if grown else None
     form = TableForm(
-        separator=flags.separator or BLANK * is_old,
-        complete=flags.complete,
+        separator=table.separator or BLANK * is_old,
+        complete=table.complete,
         columns=columns | {"group": columns["group"] or "none" * is_old},
-        class_columns=tuple(name.strip() for name in flags.class_columns.split(",") if name.strip()),
-        uncertain=flags.uncertain,
-        dialect=Dialect(flags.delimiter, flags.encoding),
-        images=flags.images or "",
-        prefix=flags.path_prefix,
+        class_columns=tuple(name.strip() for name in table.class_columns.split(",") if name.strip()),
+        uncertain=table.uncertain,
+        dialect=Dialect(table.delimiter, table.encoding),
+        images=images,
+        prefix=table.path_prefix,
         known=Vocabulary.read(before).class_ids if before and before.is_file() else (),
     )
-    if not flags.classes:
-        return read_table(flags.path, form, boxes=flags.boxes)
-    class_ids, names = class_list(flags.classes)
-    source = read_table(flags.path, form, boxes=flags.boxes, class_ids=class_ids)
+    if not table.classes:
+        return read_table(path, form, boxes=table.boxes)
+    class_ids, names = class_list(table.classes)
+    source = read_table(path, form, boxes=table.boxes, class_ids=class_ids)
     return replace(source, classes=classes_of(class_ids, names))
