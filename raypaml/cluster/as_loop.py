@@ -55,7 +55,8 @@ def train_in_worker(run: TrainConfig | str, *, checkpoints: bool = False, **sett
     Raises:
         ValueError: something is wrong; every worker raises the same error.
     """
-    ranks = Ranks.here(_device(settings.get("device", "auto")))
+    wanted = settings.get("device", "auto")
+    ranks = Ranks.here(ray.train.torch.get_device() if is_train_worker() else torch.device(own_device(wanted)))
     config = _configuration(run, settings, ranks)
     config, address, folder = _on_rank_0(ranks, lambda: _claimed(config))
     with log_into(folder / "logs" / f"worker-{ranks.rank}.log"):
@@ -64,10 +65,6 @@ def train_in_worker(run: TrainConfig | str, *, checkpoints: bool = False, **sett
         )
     assert finished, "nobody asks it to stop"
     return _on_rank_0(ranks, lambda: conclude_run(prepare_job(config, logging.info)))
-
-
-def _device(wanted: str) -> torch.device:
-    return ray.train.torch.get_device() if is_train_worker() else torch.device(own_device(wanted))
 
 
 def _configuration(run: TrainConfig | str, settings: SettingValues, ranks: Ranks) -> TrainConfig:

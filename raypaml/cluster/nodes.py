@@ -47,8 +47,11 @@ class Node:
 
 def look(storage: str, cache: str, left: str) -> Node:
     """Collect the facts of this node; `left` is the name of the driver's file in the storage."""
-    fault, rate = _try(storage)
     where = Location(storage)
+    try:
+        fault, rate = _try_disk(Path(storage)) if where.is_local else _try_store(_mirror(storage))
+    except OSError as error:
+        fault, rate = f"cannot be written: {brief(error)}", 0.0
     return Node(
         host=platform.node(),
         versions=versions(),
@@ -98,14 +101,6 @@ def remove(storage: str, name: str) -> None:
 
 def _mirror(storage: str) -> Mirror:
     return Mirror(Path(), Location(storage))
-
-
-def _try(storage: str) -> tuple[str, float]:
-    """What the storage lacks that a run needs ("" for nothing), and how many bytes per second it takes."""
-    try:
-        return _try_disk(Path(storage)) if Location(storage).is_local else _try_store(_mirror(storage))
-    except OSError as error:
-        return f"cannot be written: {brief(error)}", 0.0
 
 
 def _try_disk(storage: Path) -> tuple[str, float]:

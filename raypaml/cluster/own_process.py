@@ -104,23 +104,15 @@ def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, 
             )
         except Exception as error:
             logging.exception("rank 0 failed")
-            if not (left and _may_go_better(error)):
+            # after an error of CUDA this process cannot use its GPU
+            may_go_better = isinstance(error, CHANCE) and not isinstance(error, torch.AcceleratorError)
+            if not left or not may_go_better or is_disk_full(error):
                 raise as_said(0, error) from None
             report(Message(f"lost: rank 0 ({brief_cause(error)}); it starts again from the last checkpoint"))
-        _free_memory(device)
+        gc.collect()  # the memory of the failed try may be why it failed
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     raise AssertionError("the last try returns or raises")
-
-
-def _may_go_better(error: Exception) -> bool:
-    """Whether the error may not occur again in this process; after an error of CUDA the process cannot use its GPU."""
-    return isinstance(error, CHANCE) and not is_disk_full(error) and not isinstance(error, torch.AcceleratorError)
-
-
-def _free_memory(device: torch.device) -> None:
-    """Free the memory of the failed try, which may be why it failed."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -86,10 +86,7 @@ def runtime_env(missing: Sequence[Missing]) -> dict[str, list[str]]:
             f"node, or use an image that has them"
         )
     names = ["raypaml", *dict.fromkeys(name for node in missing for name in node.modules)]
-    return {"py_modules": [_place(name) for name in names], "excludes": ["__pycache__", "*.pyc"]}
-
-
-def _place(name: str) -> str:
-    """The folder of an imported package, or the file of a module."""
-    module = sys.modules[name]
-    return str(Path(module.__path__[0]) if hasattr(module, "__path__") else Path(str(module.__file__)))
+    modules = [sys.modules[name] for name in names]
+    # the folder of a package, or the file of a module
+    places = [str(Path(one.__path__[0] if hasattr(one, "__path__") else str(one.__file__))) for one in modules]
+    return {"py_modules": places, "excludes": ["__pycache__", "*.pyc"]}
