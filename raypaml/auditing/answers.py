@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import datetime
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -58,7 +57,10 @@ def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
             already, or answered both ways. The message names the line.
     """
     lines = _lines(path)
-    numbers = _rows(path, index, [line["key"] for line in lines])
+    try:
+        numbers = index.rows_of(pa.chunked_array([[line["key"] for line in lines]], pa.string())).tolist()
+    except ValueError as error:
+        raise ValueError(f"{path}: samples that are not in the training split: {error}") from None
     labels: dict[tuple[int, int], int] = {}
     undecided = 0
     for number, (row, line) in enumerate(zip(numbers, lines, strict=True), start=2):
@@ -90,13 +92,6 @@ def _lines(path: Path) -> list[dict[str, str]]:
             return [{name: line[name] or "" for name in _COLUMNS} for line in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file ({error})") from None
-
-
-def _rows(path: Path, index: Index, keys: Sequence[str]) -> list[int]:
-    try:
-        return [int(row) for row in index.rows_of(pa.chunked_array([keys], pa.string()))]
-    except ValueError as error:
-        raise ValueError(f"{path}: samples that are not in the training split: {error}") from None
 
 
 def _check_unobserved(path: Path, index: Index, rows: IntArray, classes: IntArray) -> None:

@@ -163,7 +163,11 @@ def ranking(rejected: Rejected, logits: NDArray[np.float32]) -> NDArray[np.int64
 def precision(index: Index, entries: IntArray, at: int) -> float:
     """The share of the first `at` entries that are positive in the full labels."""
     first = entries[:at]
-    return float(_truth(index, first).mean()) if len(first) else 0.0
+    if not len(first):
+        return 0.0
+    rows, place = np.unique(first // index.num_classes, return_inverse=True)
+    positive, _ = index.truth_cells(rows)
+    return float(np.isin(place * index.num_classes + first % index.num_classes, positive).mean())
 
 
 def chance(index: Index) -> float:
@@ -173,12 +177,6 @@ def chance(index: Index) -> float:
     observed, _ = index.label_cells(rows)
     missed = len(np.setdiff1d(positive, observed))
     return missed / max(1, len(index) * index.num_classes - len(observed))
-
-
-def _truth(index: Index, entries: IntArray) -> NDArray[np.bool_]:
-    rows, place = np.unique(entries // index.num_classes, return_inverse=True)
-    positive, _ = index.truth_cells(rows)
-    return np.isin(place * index.num_classes + entries % index.num_classes, positive)
 
 
 def audit_figures(index: Index, ranked: IntArray, by_score: IntArray, ats: tuple[int, ...]) -> AuditFigures:
