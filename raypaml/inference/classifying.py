@@ -86,7 +86,14 @@ def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, over
     """The answers for pictures in their order; threads read and decode a bounded number of batches ahead."""
 
     def read(batch: list[Picture]) -> list[Pixels | str]:
-        return [_pixels(picture, model.card.height, model.card.width) for picture in batch]
+        """The pixels of each picture, or the reason why it cannot be read."""
+        pixels = list[Pixels | str]()
+        for picture in batch:
+            try:
+                pixels.append(read_picture(picture, model.card.height, model.card.width))
+            except ValueError as error:
+                pixels.append(str(error))
+        return pixels
 
     with ThreadPoolExecutor(READERS) as pool:
         batches = batched(pictures, _BATCH)
@@ -96,14 +103,6 @@ def answers(model: Classifier, pictures: Iterable[Picture], choice: Choice, over
             pixels = reading.result()
             pending += [(later, pool.submit(read, later)) for later in islice(batches, 1)]
             yield from _of_batch(model, batch, pixels, choice, overlays)
-
-
-def _pixels(picture: Picture, height: int, width: int) -> Pixels | str:
-    """The pixels of a picture, or the reason why it cannot be read."""
-    try:
-        return read_picture(picture, height, width)
-    except ValueError as error:
-        return str(error)
 
 
 def _of_batch(
