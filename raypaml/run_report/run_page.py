@@ -8,7 +8,7 @@ import numpy as np
 
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder
-from raypaml.evaluation.result_records import ChosenAlphaFigures, GroupFigures, RunResult
+from raypaml.evaluation.result_records import GroupFigures, RunResult
 from raypaml.evaluation.summary import caption
 from raypaml.explanations.explanation_figures import by_group, map_summary
 from raypaml.explanations.gallery import gallery, of_every_group
@@ -76,7 +76,9 @@ def write_report(
         caption=caption(result),
         group_names=[*GROUP_NAMES, "All"],
         group_values=_percents(result),
-        chosen=_chosen_row(chosen) if chosen else None,
+        chosen={"text": alpha_text(chosen["alpha"]), "said": chosen["said"], "percents": _percents(chosen)}
+        if chosen
+        else None,
         samples={split: len(index) for split, index in data.splits.items()},
         curves=training_curves(history, result["best_epoch"]),
         groups=groups(result),
@@ -100,8 +102,3 @@ def write_report(
 def _percents(figures: GroupFigures) -> list[float]:
     """The mAP of every group and of all classes, in percent."""
     return [100 * value for value in (*figures["groups"].values(), figures["mean_ap"])]
-
-
-def _chosen_row(figures: ChosenAlphaFigures) -> dict[str, object]:
-    """The values of the page's row of figures at the alpha that was chosen on validation."""
-    return {"text": alpha_text(figures["alpha"]), "said": figures["said"], "percents": _percents(figures)}
