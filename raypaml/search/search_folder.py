@@ -253,11 +253,10 @@ class Outcome:
     @property
     def seconds(self) -> float:
         """Seconds spent on this trial alone, without its shared epochs."""
-        return float(self.history[-1]["seconds"]) - self._before if self.history else 0.0
-
-    @property
-    def _before(self) -> float:
-        return float(self.history[self.shared - 1]["seconds"]) if self.shared else 0.0
+        if not self.history:
+            return 0.0
+        before = float(self.history[self.shared - 1]["seconds"]) if self.shared else 0.0
+        return float(self.history[-1]["seconds"]) - before
 
 
 def outcome(search: SearchPlan, trial: Trial) -> Outcome:

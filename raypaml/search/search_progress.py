@@ -119,13 +119,10 @@ class SearchDisplay:
         for number, name in enumerate(_COLUMNS):
             table.add_column(name, justify="left" if number < 2 else "right")
         for name, row in self._rows.items():
-            table.add_row(name, *_cells(row, self._epochs), style="dim" if row.state in ENDED[1:] else None)
+            cells = [""] * 5
+            if row.epochs_done:
+                missed = "" if row.rejection_precision is None else f"{row.rejection_precision:.0%}"
+                scores = [percent(row.validation_mean_ap), percent(row.best)]
+                cells = [f"{row.epochs_done}/{self._epochs}", *scores, f"{row.rejected:,}", missed]
+            table.add_row(name, row.state, *cells, style="dim" if row.state in ENDED[1:] else None)
         return table
-
-
-def _cells(row: _Row, epochs: int) -> list[str]:
-    if not row.epochs_done:
-        return [row.state, *[""] * 5]
-    scores = [percent(row.validation_mean_ap), percent(row.best)]
-    missed = "" if row.rejection_precision is None else f"{row.rejection_precision:.0%}"
-    return [row.state, f"{row.epochs_done}/{epochs}", *scores, f"{row.rejected:,}", missed]
