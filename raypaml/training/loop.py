@@ -78,7 +78,6 @@ def train(
     worker = build_worker(as_halved(config, run_folder), data_folder, run_folder, device, report)
     if halving := read_halving(run_folder):
         report(Message(str(halving)))
-
     worker.calls = CallbackHandler(callbacks, device, rank=worker.ranks.rank)
 
     def current() -> Worker:
