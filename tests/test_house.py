@@ -122,6 +122,9 @@ HELPERS = """
 def _once(x): ...
 def _twice(): ...
 def _in_a_table(): ...
+@cache
+def _kept(): ...
+def _value_too(): ...
 def _long():
     a = 1
     b = 2
@@ -131,17 +134,17 @@ def _long():
     f = 6
 def public(): ...
 class Own(Library):
-    def _hook(self): ...
+    def _hook(self): return super()._hook()
     def _method(self): ...
     @property
     def _count(self): ...
-    @cached_property
+    @property
     def _read_twice(self): ...
     def __len__(self):
         _twice(), public(), _long()
         return self._method() + self._count + self._read_twice + self._read_twice
 TABLE = {1: _in_a_table}
-x = _once(_twice())
+x = _once(_twice(), _kept(), _value_too(), map(_value_too, []))
 """
 
 
@@ -149,8 +152,8 @@ def test_helpers_are_what_is_private_short_and_called_in_one_place(tmp_path: Pat
     root = tree(tmp_path, files=HELPERS, labels="def _once(): ...\ndef f(): return g(_once)\n")
     assert house.helpers_called_once(root) == [
         "raypaml/files.py:2 _once",
-        "raypaml/files.py:15 _method",
-        "raypaml/files.py:17 _count",
+        "raypaml/files.py:18 _method",
+        "raypaml/files.py:20 _count",
     ]
 
 

@@ -75,14 +75,16 @@ def helpers_called_once(root: Path) -> list[str]:
 
     A helper is a function or method of a few lines whose name begins with an underscore, so that nothing but its module
     needs it by name. The place could do the work itself: such a helper is worth its name only if the name says an idea.
-    To read a property is to call it. A function that is only passed on as a value, as those in tables are, has no place
-    that could do its work; neither has one that its module never names, as where it overrides a method of a library.
+    To read a property is to call it. No place could do the work of a function that is passed on as a value, as those in
+    tables are, of one that keeps its result between calls (`cache`), or of a method that overrides one of a library.
     """
     calls = {module: Counter(map(_called, module.nodes)) for module in package(root)}
+    uses = {module: Counter(map(_named, module.nodes)) for module in package(root)}
+    private = ((m, node, ast.unparse(node).partition("def ")[0]) for m, node in _short_functions(root, "_"))
     return [
-        f"{module.path}:{node.lineno} {node.name}"
-        for module, node in _short_functions(root)
-        if node.name.startswith("_") and calls[module][node.name, _is_property(node)] == 1
+        f"{m.path}:{node.lineno} {node.name}"
+        for m, node, decorators in private
+        if uses[m][node.name] == 1 and (calls[m][node.name] or "property" in decorators) and "cache" not in decorators
     ]
 
 
@@ -101,25 +103,27 @@ def one_caller_functions(root: Path) -> list[str]:
     return lines
 
 
-def _short_functions(root: Path) -> Iterator[tuple[Module, ast.FunctionDef | ast.AsyncFunctionDef]]:
+def _short_functions(root: Path, start: str = "") -> Iterator[tuple[Module, ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Yields the short functions and methods of raypaml/, without nested ones, entry points and special methods."""
     for module, parent in nodes(package(root)):
         for node in parent.body if isinstance(parent, ast.Module | ast.ClassDef) else []:
-            is_short = isinstance(node, Function) and (node.end_lineno or 0) - node.lineno < LONGEST_HELPER
-            if is_short and node.name not in ENTRY_POINTS and not node.name.startswith("__"):
-                yield module, node
+            if isinstance(node, Function) and node.name not in ENTRY_POINTS and not node.name.startswith("__"):
+                is_short = (node.end_lineno or 0) - node.lineno < LONGEST_HELPER
+                yield from [(module, node)] if is_short and node.name.startswith(start) else []
 
 
-def _called(node: ast.AST) -> tuple[str, bool]:
-    """Returns the name that a call calls or that is read from an object, and which of the two; else an empty name."""
-    is_read = not isinstance(node, ast.Call)
-    name = node.func if isinstance(node, ast.Call) else node if isinstance(node, ast.Attribute) else None
-    return (name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""), is_read
+def _named(node: ast.AST) -> str:
+    """Returns the name that a place uses, alone or as an attribute; empty where it uses none."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else ""
 
 
-def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Says whether a method is read like a field."""
-    return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+def _called(node: ast.AST) -> str:
+    """Returns the name that a call calls; empty for anything else, and for `super().NAME()`, another method."""
+    if not isinstance(node, ast.Call) or ast.unparse(node.func).startswith("super("):
+        return ""
+    return _named(node.func)
 
 
 def uses_of_any(root: Path) -> list[str]:
