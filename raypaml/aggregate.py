@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from raypaml.cli import Parser, command, run_command
+from raypaml.cli import Parser, command, run_command, show
 from raypaml.extensions import add_import_flag
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
     options = evaluation_options(asked, form)
     runs = {name: evaluate_set(*open_predictions(name, form), options) for name in asked.predictions}
     aggregate = Aggregate.of(runs)
-    print(aggregate.text())
+    show(aggregate.text())
     aggregate.write(json_file=asked.json, csv_file=asked.csv, figure_file=asked.figure)
     return 0
 

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
 
 
@@ -41,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Run.open(asked.run)
     if asked.apply:
         record = run.apply_answers(asked.apply, asked.out, data=asked.data)
-        print(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
+        show(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
         say(f"next: {command('train')} --data {asked.out} --config {run.folder / 'config.json'}")
         return 0
     audited = Audited.of(run.path, requested(AuditRequest, asked), say)
     if audited.figures is not None and audited.figures["precision"]:
-        print(figures_as_text(audited.figures))
-    print(audited.page)
+        show(figures_as_text(audited.figures))
+    show(audited.page)
     return 0
 
 

@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
 
 from raypaml.errors import StoppedAtOnce
 
@@ -98,7 +98,7 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong in one line and exit with code 2."""
         if re.match("argument --(scheme|augment): invalid choice", message):
             message += "; one of your own: --import MODULE"
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, visible(f"{self.prog}: {message}\n"))
 
 
 def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
@@ -221,9 +221,42 @@ def known_names(name: str, known: Iterable[str]) -> str:
     return f"{did_you_mean(name, known) or '.'} Known: {', '.join(known)}"
 
 
+_UNSEEN = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Signs that steer a terminal instead of being shown, and those that a terminal cannot be sent."""
+
+
+def visible(text: str) -> str:
+    """A text with every sign that would steer a terminal, such as ESC in the name of a class or a file, as its escape.
+
+    Line ends and tabs stay.
+    """
+    return _UNSEEN.sub(lambda sign: ascii(sign[0])[1:-1], text)
+
+
 def say(text: str) -> None:
     """Print a line of progress on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
+
+
+def show(text: object) -> None:
+    """Print a result on standard output: on a terminal only what is visible, elsewhere the text as it is."""
+    print(text, file=shown_output(), flush=True)
+
+
+def shown_output() -> TextIO:
+    """Standard output, which shows escapes in the place of signs that would steer a terminal, if it is one."""
+    return _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout  # type: ignore[return-value]
+
+
+class _Terminal:
+    """Writes visible text to a terminal."""
+
+    def __init__(self, file: TextIO):
+        self._file, self.flush = file, file.flush
+
+    def write(self, text: str) -> int:
+        """Write a text with escapes in the place of signs that are not seen."""
+        return self._file.write(visible(text))
 
 
 def clock(seconds: float) -> str:
@@ -242,7 +275,7 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it flushes
         code = 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        say(f"{prog}: {error}")
         code = 2
     except KeyboardInterrupt as stop:
         code = 128 + (stop.signal if isinstance(stop, StoppedAtOnce) else signal.SIGINT)

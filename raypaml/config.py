@@ -9,15 +9,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from raypaml.augmentation.augmentations import AS_PUBLISHED, Augmentation, augmentation_of
 from raypaml.cli import field_types
 from raypaml.credentials import check_no_credentials
+from raypaml.data.storage import Location
 from raypaml.extensions import missing
 from raypaml.json_types import check_fields
 from raypaml.losses.schemes import read_settings, scheme_names, scheme_of
 from raypaml.model.pretrained import IMAGENET
+from raypaml.names import check_new_folders, name_fault, shown_name
 from raypaml.settings import (
     ConfigGroup,
     DataConfig,
@@ -249,14 +252,33 @@ def _check_step(config: TrainConfig) -> None:
         raise ValueError("sync_batchnorm: statistics would be those of micro batches; use --micro-batch-size 0")
 
 
+def _is_begun(run: RunConfig) -> bool:
+    """Whether there is such a run or search, which an earlier version may have begun, that refused fewer names."""
+    folder = Path(run.storage) / run.name
+    try:
+        return folder.name == run.name and any((folder / f"{what}.json").is_file() for what in ("config", "search"))
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _check_storage(storage: str) -> None:
+    """Raise ValueError where runs cannot be kept at a place, as far as its text and this machine say."""
+    if not Location(storage).is_local:
+        return
+    check_new_folders("storage", storage)
+    if Path(storage).is_file():
+        raise ValueError(f"storage={storage}: a file; give a folder, which is made if there is none")
+
+
 def _check_run(config: TrainConfig) -> None:
     run = config.run
-    if "/" in run.name or run.name in (".", ".."):
-        raise ValueError(f"name={run.name}: must name one folder within the storage; --storage takes the others")
+    if run.name and (fault := name_fault(run.name)) and not _is_begun(run):
+        raise ValueError(f"name={shown_name(run.name)}: {fault}")
     for name, place in (("storage", run.storage), ("from", config.model.from_run)):
         if place.startswith("file:"):
             path = place.removeprefix("file:").removeprefix("//")
             raise ValueError(f"{name}={place}: give the path alone, such as {path}")
+    _check_storage(run.storage)
     if run.min_workers > run.workers:
         raise ValueError(f"min_workers={run.min_workers}: must be at most workers={run.workers}")
     if run.nonfinite == "skip" and not config.data.skip_budget:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raypaml.cli import Parser, command, requested, run_command
+from raypaml.cli import Parser, command, requested, run_command, show
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     fatal = 0
     findings = examine_file(asked.file) if asked.file else examine(config, asked.tflops, asked.node_hours)
     for finding in findings:
-        print(finding, flush=True)
+        show(finding)
         fatal += finding.level == FATAL
     stopped = "cluster" if asked.file else "run"
-    print(f"\n{fatal} fatal findings" if fatal else f"\nnothing that would stop the {stopped}")
+    show(f"\n{fatal} fatal findings" if fatal else f"\nnothing that would stop the {stopped}")
     return int(fatal > 0)
 
 

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from raypaml.cli import Parser, add_worker_flags, command, requested, run_command, say
+from raypaml.cli import Parser, add_worker_flags, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
 from raypaml.mapper import Processes
 
@@ -40,18 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = Run.open(asked.checkpoint)
     predicted = run.evaluate_asked(requested(SplitRequest, asked), requested(Processes, asked))
-    print(predicted.folder)
+    show(predicted.folder)
     if predicted.skipped:
         say(f"{predicted.skipped:,} broken images skipped; the prediction files name them in their metadata")
     if not asked.choose_alpha:
         say(f"next: {command('aggregate')} {predicted.folder}")
         return 0
-    print(predicted.choice)
+    show(predicted.choice)
     if run.is_checkpoint or run.result is None:
         return 0
     from raypaml.evaluation.summary import table
 
-    print(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
+    show(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
     return 0
 
 

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
 from raypaml.mapper import Processes
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.beside = [run for run in asked.beside.split(",") if run]
     asked.classes = asked.classes.split(",") if asked.classes else ()
     run, request, processes = Run.open(asked.run), requested(MapsRequest, asked), requested(Processes, asked)
-    print(explain_run(run.path, request, processes, say).page)
+    show(explain_run(run.path, request, processes, say).page)
     return 0
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
 
 _FORMATS = ("safetensors", "onnx", "program")
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     asked.formats = asked.formats.split(",")
     for one in export_model(Path(asked.model), requested(ExportRequest, asked), say):
-        print(f"{one.path}: logits within {one.difference:.1g} of PyTorch's")
-    print(f"{one.path.parent / PAGE}: the model card; add to it what the model is meant for")
+        show(f"{one.path}: logits within {one.difference:.1g} of PyTorch's")
+    show(f"{one.path.parent / PAGE}: the model card; add to it what the model is meant for")
     return 0
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import pwd
 import secrets
+import shlex
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -119,6 +122,35 @@ def sweep(folder: Path, name: str = "*", *, shared: bool = False) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+
+
+def check_readable(path: Path) -> None:
+    """Raise PermissionError, saying whose file or folder it is and the remedy, where this user may not read it.
+
+    Readers call it when reading has failed, before they say that a file is damaged or missing.
+    """
+    places = [*reversed(path.absolute().parents), path.absolute()]
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for place in places:
+            wanted = (os.R_OK if place == places[-1] else 0) | (os.X_OK if place.is_dir() else 0)
+            if not os.access(place, wanted, effective_ids=os.access in os.supports_effective_ids):
+                raise PermissionError(_unreadable_text(path, place, place.stat()))
+
+
+def _unreadable_text(path: Path, place: Path, status: os.stat_result) -> str:
+    me, owner = _user(os.geteuid()), _user(status.st_uid)
+    where = "it" if place == path.absolute() else str(place)
+    return (
+        f"{path}: is there, but {me} may not read it: {where} belongs to {owner} and has mode "
+        f"{stat.S_IMODE(status.st_mode):04o}; {owner} can allow it with chmod -R a+rX {shlex.quote(str(place))}"
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # as in a container
+        return f"the user with id {number}"
 
 
 def sync(path: Path) -> None:

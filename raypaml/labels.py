@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from raypaml.cli import command
 from raypaml.files import whole
+from raypaml.spreadsheets import as_cell, from_cell
 
 POSITIVE = 1
 NEGATIVE = 0
@@ -63,8 +64,8 @@ class Vocabulary:
         lengths = [len(column) for column in (self.class_ids, self.names, self.train_positives, self.train_negatives)]
         if len(set(lengths)) > 1:
             raise ValueError(f"vocabulary: columns of different lengths {lengths}; give every class all of them")
-        if any("\n" in class_id for class_id in self.class_ids):
-            raise ValueError("vocabulary: a class id holds a line break")
+        if any("\n" in class_id for class_id in self.class_ids) or "\r" in "".join((*self.class_ids, *self.names)):
+            raise ValueError("vocabulary: a class id or name holds a line break; replace it by a space")
         if len(set(self.class_ids)) != len(self.class_ids):
             twice = sorted({c for c in self.class_ids if self.class_ids.count(c) > 1})
             raise ValueError(f"vocabulary: class ids given twice: {twice[:5]}; keep one row each")
@@ -94,9 +95,8 @@ class Vocabulary:
 
     def write(self, path: Path) -> None:
         """Write `vocabulary.csv`, whole or not at all."""
-        rows = zip(
-            self.class_ids, self.names, self.train_positives, self.train_negatives, self.class_group, strict=True
-        )
+        texts = (map(as_cell, column) for column in (self.class_ids, self.names))
+        rows = zip(*texts, self.train_positives, self.train_negatives, self.class_group, strict=True)
         with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(_COLUMNS)
@@ -123,6 +123,7 @@ class Vocabulary:
 
 def _row(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, int, int]:
     try:
-        return row["class_id"], row["name"], int(row["train_positives"]), int(row["train_negatives"])
-    except (TypeError, ValueError) as error:
+        ids = from_cell(row["class_id"]), from_cell(row["name"])
+        return *ids, int(row["train_positives"]), int(row["train_negatives"])
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}:{line}: {error}; expected {','.join(_COLUMNS)}") from None

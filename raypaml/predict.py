@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say
+from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say, shown_output
 from raypaml.extensions import add_import_flag
 from raypaml.mapper import Processes
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.inference.answer_files import CsvAnswers
     from raypaml.inference.choice import ChoiceRequest
 
-    asked.out = asked.out or CsvAnswers(sys.stdout)
+    asked.out = asked.out or CsvAnswers(shown_output())
     asked.choosing = requested(ChoiceRequest, asked)
     request = requested(PicturesRequest, asked)
     predicted = predict_pictures(Path(asked.model), request, requested(Processes, asked), say)

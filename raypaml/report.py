@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from raypaml.cli import Parser, command, run_command
+from raypaml.cli import Parser, command, run_command, show
 from raypaml.extensions import add_import_flag
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.evaluation.summary import table
 
     run = Run.open(asked.run)
-    print(f"{table(run.report(data=asked.data))}\n\nReport: {run.folder / 'report.html'}")
+    show(f"{table(run.report(data=asked.data))}\n\nReport: {run.folder / 'report.html'}")
     return 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from raypaml.cli import Parser, command, known_names, listed, requested, run_command, say
+from raypaml.cli import Parser, command, known_names, listed, requested, run_command, say, show
 from raypaml.cluster.tasks import mapper
 from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
 from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation, format_request
@@ -36,10 +36,10 @@ def prepared_by(request: Callable[[Namespace], _Request], describe: Callable[[_R
 def _index(flags: Namespace) -> int:
     data, passed_over = index_folder(requested(IndexRequest, flags))
     for split, index in data.splits.items():
-        print(f"{split}: {len(index):,} samples in {len(index.shards)} shards")
-    print(f"{len(data.vocabulary):,} classes, digest {data.vocabulary.digest[:12]}")
+        show(f"{split}: {len(index):,} samples in {len(index.shards)} shards")
+    show(f"{len(data.vocabulary):,} classes, digest {data.vocabulary.digest[:12]}")
     for reason, names in passed_over.items():
-        print(f"members passed over, {reason}: {len(names):,}, such as {names[0]}")
+        show(f"members passed over, {reason}: {len(names):,}, such as {names[0]}")
     return 0
 
 
@@ -47,7 +47,7 @@ def _verify(flags: Namespace) -> int:
     indexes, faults = indexes_of(flags.folder, flags.split), 0
     with mapper(flags.workers, flags.address) as run:
         for fault in faults_of(flags.folder, indexes, run, decode=not flags.no_decode, say=say):
-            print(fault, flush=True)
+            show(fault)
             faults += 1
     for line in summary_of(indexes, faults):
         say(line)
@@ -56,7 +56,7 @@ def _verify(flags: Namespace) -> int:
 
 def _compare(flags: Namespace) -> int:
     differences = compare_folders(flags.a, flags.b)
-    print(comparison_as_text(differences))
+    show(comparison_as_text(differences))
     if flags.json:
         flags.json.write_text(json.dumps(differences, indent=1) + "\n")
     return int(any(differs(comparison) for comparison in differences.values()))
@@ -81,8 +81,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         about = "Prepare images and labels as a data set of shards; index, verify and compare shards."
-        print(listed(f"{command('shard')} KIND ...", about, {name: said for name, (said, _, _) in KINDS.items()}))
-        print(f"\nEach kind has its own help, such as {command('shard table')} --help.")
+        show(listed(f"{command('shard')} KIND ...", about, {name: said for name, (said, _, _) in KINDS.items()}))
+        show(f"\nEach kind has its own help, such as {command('shard table')} --help.")
         return 0
     kind, *rest = argv
     if kind not in KINDS:

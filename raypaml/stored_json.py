@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from raypaml.files import check_readable
 from raypaml.json_types import check, check_fields
 
 LARGEST_RECORD = 1 << 28
@@ -62,8 +63,12 @@ def read_if_there(path: Path, kind: type[_Kind], what: str, remedy: str = "") ->
 
 def read_whole(path: Path, most: int) -> bytes:
     """Read a file; ValueError, with the reason alone, where it has more than so many bytes."""
-    with path.open("rb") as file:
-        content = file.read(most + 1)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except PermissionError:
+        check_readable(path)  # says whose it is
+        raise
     if len(content) > most:
         raise ValueError(f"more than {most:,} bytes")
     return content

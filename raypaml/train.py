@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raypaml.cli import Parser, command, requested, run_command, say
+from raypaml.cli import Parser, command, requested, run_command, say, show
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.plan:
         from raypaml.training.job import plan_job  # with torch, which --help does without
 
-        print(plan_job(config, say))
+        show(plan_job(config, say))
         return 0
     from raypaml.api.run import Run
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.evaluation.summary import table
 
     assert run.result is not None
-    print(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
+    show(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
     return 0
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raypaml.cli import Parser, command, requested, run_command, say
+from raypaml.cli import Parser, command, requested, run_command, say, show
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import AskedConfig, parse_run
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.api.search import Search  # --help needs neither torch nor matplotlib
 
     if asked.suggest:  # needs labels only: no weights, no folder of a run
-        print(Search.suggest(config).text)
+        show(Search.suggest(config).text)
         return 0
     search = Search.run_asked(asked.base, asked.settings)
     if search.stopped:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.search.search_result import trial_table
 
     table = trial_table(search.plan, search.outcomes)
-    print(f"{table}\n\n{search.verdict}\n\nReport: {search.folder / 'report.html'}")
+    show(f"{table}\n\n{search.verdict}\n\nReport: {search.folder / 'report.html'}")
     return 0
 
 

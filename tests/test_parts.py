@@ -14,6 +14,7 @@ import pytest
 
 from raypaml.evaluation import entries as entries_module
 from raypaml.evaluation.entries import Entries, spilled
+from raypaml.evaluation.measures import evaluate_set
 from raypaml.evaluation.parts import PredictionPart, is_predicted, open_set, read_vocabulary, write_part
 from raypaml.labels import Vocabulary
 
@@ -214,8 +215,13 @@ def test_a_class_outside_the_vocabulary(tmp_path: Path) -> None:
     refused(write_set(tmp_path, table, [0]), r"class columns from 12 to 12, expected 0..11")
 
 
-def test_no_rows_at_all(tmp_path: Path) -> None:
-    refused(write_set(tmp_path, rows().slice(0, 0), [0]), "no rows; nothing was predicted")
+def test_images_without_an_observed_label_have_no_rows_and_no_figures(tmp_path: Path) -> None:
+    evaluation = evaluate_set(open_set(write_set(tmp_path, rows().slice(0, 0), [0])), vocabulary())
+    assert len(evaluation.keys) == 0
+    assert np.isnan(evaluation.ap).all()
+    nothing = dataclasses.replace(open_set(tmp_path), samples=0)
+    with pytest.raises(ValueError, match="no rows; nothing was predicted"):
+        evaluate_set(nothing, vocabulary())
 
 
 def test_a_folder_without_parts(tmp_path: Path) -> None:

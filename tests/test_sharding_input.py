@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ import webdataset  # noqa: F401  # before privileges are dropped
 from PIL import Image
 
 from raypaml.data.index import open_index
+from tests.nobody import as_nobody
 from tests.odd_images import encoded
 from tests.openimages_release import Release
 from tests.processes import finish, start
@@ -115,19 +115,6 @@ def test_a_record_that_is_none(release: Release, tmp_path: Path) -> None:
 
 
 # --- No permission ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """Root reads everything, so be somebody else."""
-    was_root = os.geteuid() == 0
-    if was_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if was_root:
-            os.seteuid(0)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from raypaml.cluster.tasks import device_mapper
 from raypaml.explanations.explain_runs import ExplainedRuns, MapsRequest
 from raypaml.explanations.explanation_figures import MapFigures
 from raypaml.mapper import Processes
+from raypaml.spreadsheets import from_cells
 from raypaml.stored_json import read_stored, refused_as
 
 
@@ -34,7 +35,13 @@ class Explained:
     @property
     def pairs(self) -> pa.Table:
         """A row for each pair of image and class."""
-        return pyarrow.csv.read_csv(self.page.parent / "pairs.csv")
+        types = {"key": pa.string(), "class_id": pa.string()}
+        path, options = self.page.parent / "pairs.csv", pyarrow.csv.ConvertOptions(column_types=types)
+        table = pyarrow.csv.read_csv(path, convert_options=options)
+        for name in types:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, from_cells(table[name]))
+        return table
 
 
 def explain_run(run: Path, request: MapsRequest, processes: Processes, say: Callable[[str], None]) -> Explained:

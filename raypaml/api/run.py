@@ -13,7 +13,7 @@ from raypaml.errors import told_as_user_errors
 from raypaml.evaluation.result_records import RunResult, read_result
 from raypaml.files import Place, as_texts
 from raypaml.mapper import Processes
-from raypaml.runs.history import METRICS_FILE, VALIDATION_MEAN_AP, read_history
+from raypaml.runs.history import METRICS_FILE, read_history
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
 
@@ -164,15 +164,10 @@ class Run:
         return tested_checkpoint(self.folder)
 
     def __repr__(self) -> str:
-        config, records, result = self.config, self.records, self.result
-        figures = [f"{config.recipe}, {config.loss.scheme}, {records.num_rows} of {config.optim.epochs} epochs"]
-        if records.num_rows:
-            figures.append(f"validation mAP {100 * max(records[VALIDATION_MEAN_AP].to_pylist()):.2f} at best")
-        if result:
-            figures.append(f"test mAP {100 * result['mean_ap']:.2f}")
-        elif self.stopped:
-            figures.append(f"stopped by {self.stopped.name}")
-        return f"<Run {self.folder}: {', '.join(figures)}>"
+        from raypaml.api.records import figures_text
+
+        stopped = f", stopped by {self.stopped.name}" if self.stopped and not self.is_finished else ""
+        return f"<Run {self.folder}: {figures_text(self.config, self.records, self.result)}{stopped}>"
 
     def __fspath__(self) -> str:  # so that another run may start from it, or be compared with it
         return str(self.path)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 from raypaml.api.run import Run
 from raypaml.cli import say
 from raypaml.config import TrainConfig
+from raypaml.data.storage import Location
 from raypaml.errors import told_as_user_errors
 from raypaml.files import Place, as_texts
+from raypaml.reports.tables import percent
 from raypaml.runs.run_flags import AskedConfig
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
@@ -248,7 +250,7 @@ class Search:
         figures = [f"{search.base.recipe}, {', '.join(space.text for space in search.spaces)}: {len(outcomes)} trials"]
         figures.append(done)
         if order := ranked(outcomes):
-            figures.append(f"best {order[0].trial.name}, validation mAP {100 * order[0].score:.2f}")
+            figures.append(f"best {order[0].trial.name}, validation mAP {percent(order[0].score)}")
         if self.stopped:
             figures.append(f"stopped by {self.stopped.name}")
         return f"<Search {self.folder}: {'; '.join(figures)}>"
@@ -259,6 +261,10 @@ def _checked(base: AskedConfig, say: Callable[[str], None]) -> tuple[AskedConfig
     from raypaml.training.job import prepare_job
 
     config = base.config
+    if not Location(config.run.storage).is_local:
+        raise ValueError(
+            f"storage={config.run.storage}: a search is kept in a folder that all nodes share; give a path"
+        )
     job = prepare_job(config, say)
     checked = {name: job.config.flat()[name] for name in CHECKED}
     places = {"storage": str(Path(config.run.storage).absolute())}

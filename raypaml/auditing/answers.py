@@ -19,6 +19,7 @@ from raypaml.files import link_or_copy, whole_folder
 from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, IntArray, Vocabulary
 from raypaml.preparation.data_card import CARD
+from raypaml.spreadsheets import from_cell
 from raypaml.stored_json import read_if_there, refused_as
 
 _COLUMNS = ("key", "class", "answer")
@@ -89,7 +90,7 @@ def _lines(path: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(file)
             if not set(_COLUMNS) <= set(reader.fieldnames or ()):
                 raise ValueError(f"{path}: columns {reader.fieldnames}, expected at least {', '.join(_COLUMNS)}")
-            return [{name: line[name] or "" for name in _COLUMNS} for line in reader]
+            return [{name: from_cell(line[name] or "") for name in _COLUMNS} for line in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file ({error})") from None
 

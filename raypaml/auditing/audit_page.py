@@ -18,6 +18,7 @@ from raypaml.auditing.candidates import AuditFigures
 from raypaml.explanations.gallery import SHOWN_SIDE, overlay
 from raypaml.labels import RealArray
 from raypaml.reports.pages import write_page
+from raypaml.spreadsheets import as_cell
 
 PICTURES = "data"
 """Folder of the pictures, under the name that FiftyOne's CSV format prescribes."""
@@ -95,7 +96,7 @@ def write_tables(out: Path, candidates: Sequence[Candidate]) -> None:
     tables["answers.csv"] += [(one.key, one.class_id, "") for one in candidates]
     for name, lines in tables.items():
         with (out / name).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
+            csv.writer(file, lineterminator="\n").writerows(map(as_cell, line) for line in lines)
 
 
 def write_audit_page(

@@ -17,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 from raypaml.data.mixing import cache_bytes
 from raypaml.data.plan import Span
 from raypaml.data.storage import Location, with_retries
+from raypaml.files import check_readable
 
 _CHUNK = 1 << 23
 """Bytes of one request; after a failure only the failed chunk is requested again."""
@@ -61,7 +63,8 @@ class CachedShards:
             try:
                 with self._path(name).open("rb", buffering=0) as file:
                     if os.fstat(file.fileno()).st_mtime < time.time() - TOUCH_SECONDS:
-                        os.utime(file.fileno())
+                        with suppress(PermissionError):  # of another user, who may remove it sooner
+                            os.utime(file.fileno())
                     return os.pread(file.fileno(), size, offset)
             except FileNotFoundError:
                 self.fetch(name, shard_bytes)
@@ -74,7 +77,7 @@ class CachedShards:
 
     def used_up(self, name: str) -> None:
         """Mark a shard as one that may be removed; a process that still reads it undoes the mark."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, PermissionError):  # the file of another user keeps its time
             os.utime(self._path(name), (0, 0))
 
     def fetch(
@@ -124,7 +127,7 @@ class CachedShards:
 
         The lock "cache" is held to add and remove files, the lock of a file to fetch it.
         """
-        with (self.folder / "locks" / name).open("w") as file:
+        with _opened_lock(self.folder / "locks" / name) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
@@ -164,6 +167,15 @@ class CachedShards:
             return [entry for entry in entries if entry.is_file()]
 
 
+def _opened_lock(path: Path) -> IO[str]:
+    """Open a file to lock it; that of another user who shares the cache for reading only, as far as that is allowed."""
+    try:
+        return path.open("w")
+    except PermissionError:
+        check_readable(path)
+        return path.open()
+
+
 def copy(
     source: Location, target: Path, size: int, patience: float = 60.0, abandoned: Callable[[], bool] = lambda: False
 ) -> bool:
@@ -179,7 +191,8 @@ def copy(
         chunk = with_retries(partial(file.read_at, min(_CHUNK, size - offset), offset), what, patience=patience)
         return os.pwrite(descriptor, chunk, offset) == len(chunk)
 
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT)  # not truncated to 0: its length reserves room in the cache
+    # not truncated to 0: its length reserves room in the cache
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         os.truncate(descriptor, size)
         with file, ThreadPoolExecutor(THREADS) as pool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ def resolve_data(data: str, say: Callable[[str], None] = lambda _: None) -> Path
     if name != "digits":
         where = Location(data)
         return where if "://" in data else Path(data)
-    if len(options) > 2 or (options and options[0] not in HIDINGS) or not all(o.isdigit() for o in options[1:]):
+    seeds = [option for option in options[1:] if re.fullmatch("[0-9]{1,18}", option)]
+    if len(options) > 2 or (options and options[0] not in HIDINGS) or len(seeds) != len(options[1:]):
         raise ValueError(f"data={data!r}: expected digits[:HIDING[:SEED]] with HIDING one of {', '.join(HIDINGS)}")
     return digits_folder(options[0] if options else "single_positive", int(options[1]) if options[1:] else 0, say=say)
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypaml.cli import command
-from raypaml.files import whole
+from raypaml.files import check_readable, whole
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
 
 _FORMAT = 1
@@ -270,5 +270,6 @@ def open_index(path: Path) -> Index:
             raise ValueError(f"{path}: an index of {file.num_record_batches} record batches, not one; write it again")
         table = file.read_all()
     except (pa.ArrowInvalid, OSError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: not a readable index ({error}); write it again") from None
     return Index(table, path)

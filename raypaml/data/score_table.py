@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypaml.data.index import Ragged, shared_numbers
-from raypaml.files import whole
+from raypaml.files import check_readable, whole
 from raypaml.labels import IntArray
 
 _ENTRY = pa.struct([("class", pa.int32()), ("score", pa.float32())])
@@ -66,6 +66,7 @@ def open_scores(path: Path, num_samples: int, num_classes: int) -> ScoreTable:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: not a readable table of scores ({error}); delete it, it is made again") from None
     if table.schema != _SCHEMA or table["entries"].num_chunks != 1 or len(table) != num_samples:
         raise ValueError(f"{path}: not a table of the scores of {num_samples:,} samples; delete it, it is made again")

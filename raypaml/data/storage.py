@@ -40,6 +40,11 @@ class Location:
                 f"{self.address}: cannot read {scheme[1]}: addresses; use a path or {', '.join(_SCHEMES)}:// "
                 "(nothing is ever run through pipe:)"
             )
+        where, mark, path = self.address.partition("?")[0].partition("://")
+        if scheme and not mark:
+            raise ValueError(f"{self.address}: an address has two slashes; give {where.replace(':', '://', 1)}")
+        if scheme and where != "file" and not path.partition("/")[0].rpartition("@")[2]:
+            raise ValueError(f"{self.address}: names no bucket; give {where}://BUCKET/FOLDER")
 
     def __str__(self) -> str:
         return self.address

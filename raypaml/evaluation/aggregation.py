@@ -24,6 +24,7 @@ from raypaml.metrics.bootstrap import interval
 from raypaml.metrics.conventions import CONVENTIONS, MEANING, Convention, counted, skipped
 from raypaml.metrics.thresholds import calibration_error
 from raypaml.reports.tables import markdown, percent
+from raypaml.spreadsheets import as_cell
 
 PER_CLASS: tuple[Convention, ...] = ("paper", "positives", "two-sided")
 """The conventions whose mean AP has a bootstrap interval."""
@@ -201,11 +202,11 @@ def difference(differences: dict[Convention, Difference]) -> str:
     """The comparison of two sets as Markdown."""
     rows: list[list[str]] = []
     for name, entry in differences.items():
-        rows.append([name, *(f"{100 * value:+.2f}" for value in entry["difference"].values())])
+        rows.append([name, *(percent(value, "+.2f") for value in entry["difference"].values())])
         if "interval_95" in entry:
             low, high = zip(*entry["interval_95"].values(), strict=True)
-            rows.append(["  95 % from", *(f"{100 * value:+.2f}" for value in low)])
-            rows.append(["  to", *(f"{100 * value:+.2f}" for value in high)])
+            rows.append(["  95 % from", *(percent(value, "+.2f") for value in low)])
+            rows.append(["  to", *(percent(value, "+.2f") for value in high)])
     text = "mAP of the second minus mAP of the first, in points; the bootstrap draws the same images for both:\n\n"
     return text + markdown(["convention", *GROUPS], rows, left=1)
 
@@ -223,7 +224,7 @@ def write_class_csv(path: Path, runs: list[Evaluation]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+        writer.writerows(map(as_cell, row) for row in zip(*columns.values(), strict=True))
 
 
 def measures_by_class(evaluation: Evaluation) -> dict[str, Sequence[object] | FloatArray]:

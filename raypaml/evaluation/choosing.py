@@ -82,7 +82,7 @@ def choose_alpha(
         checkpoint=checkpoint,
         vocabulary=vocabulary.digest,
         labels="complete" if observed == entries else "partial",
-        observed_share=observed / entries,
+        observed_share=observed / entries if entries else 0.0,
         images=len(used.keys),
         few_positives=np.flatnonzero(used.positives < SHRINKAGE).tolist(),
         candidates=[_record(candidate) for candidate in tried],
@@ -171,9 +171,10 @@ def choice_text(choice: AlphaChoice, vocabulary: Vocabulary) -> str:
     """What was tried and chosen, as Markdown."""
     rows = []
     for one in choice.candidates:
-        figure = "-" if one["held_out"] is None else percent(one["held_out"])
         gain = f"{100 * one['gain']:+.2f} ± {100 * one['noise']:.2f}"
-        rows.append([one["way"], alpha_text(one["alphas"]), figure, gain, "yes" if one["wins"] else "no"])
+        rows.append(
+            [one["way"], alpha_text(one["alphas"]), percent(one["held_out"]), gain, "yes" if one["wins"] else "no"]
+        )
     names = ["alpha", "values", "mAP on images left out", "gain ± standard error", "replaces the simpler"]
     lines = [markdown(names, rows, left=1), "", f"Alpha of use {alpha_text(choice.alpha)}: {choice.said}."]
     if choice.undecided:

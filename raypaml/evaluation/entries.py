@@ -108,8 +108,8 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
     """Read a set once, check every row, and sort the rows by class into spill files, which live as long as the context.
 
     Raises:
-        ValueError: no rows, a score that is not a number (named by image and class), a class outside the vocabulary,
-            an image in two parts.
+        ValueError: no rows, though the set does not say of how many images; a score that is not a number (named by
+            image and class), a class outside the vocabulary, an image in two parts.
     """
     with tempfile.TemporaryDirectory(prefix="raypaml-entries-") as folder:
         count = max(1, min(-(-predictions.rows // ROWS_AT_ONCE), _most_files()))
@@ -117,9 +117,9 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
             for part, rows in predictions.batches():
                 spill.add(part, rows)
             spill.flush()
-        if not spill.next_image:
+        if not (spill.next_image or predictions.samples):  # images without an observed label have no rows
             raise ValueError(f"{predictions.where}: no rows; nothing was predicted")
-        keys, canonical = _number_images(predictions, spill.keys, np.concatenate(spill.parts))
+        keys, canonical = _number_images(predictions, spill.keys, np.concatenate([np.empty(0, np.int64), *spill.parts]))
         pa.default_memory_pool().release_unused()
         yield SpilledSet(predictions, keys, canonical, spill.tally, sorted(Path(folder).iterdir()))
 
@@ -219,7 +219,7 @@ def _number_images(
     predictions: PredictionSet, keys: list[pa.Array], parts: IntArray
 ) -> tuple[pa.Array, NDArray[np.int32]]:
     """The sorted keys of the images, and the place among them of each image by its number in the spill files."""
-    given = pa.concat_arrays(keys)
+    given = pa.concat_arrays([pa.array([], pa.string()), *keys])
     keys.clear()
     order = pc.sort_indices(given).to_numpy()
     given = given.take(pa.array(order))

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.evaluation.parts import BATCH_ROWS, PredictionSet, open_set, read_vocabulary
+from raypaml.files import check_readable
 from raypaml.labels import RealArray, Vocabulary
+from raypaml.spreadsheets import from_cells
 
 Scores = Literal["logits", "probabilities"]
 """What the scores of another program are."""
@@ -153,7 +155,9 @@ def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
     def batches() -> Iterator[pa.Table]:
         try:
             with pyarrow.csv.open_csv(path, convert_options=options) as reader:
-                yield from (pa.Table.from_batches([batch]) for batch in reader)
+                for batch in reader:
+                    rows = pa.Table.from_batches([batch])
+                    yield rows.set_column(rows.schema.get_field_index("class"), "class", from_cells(rows["class"]))
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
             raise ValueError(f"{path}: {error}; expected the columns {', '.join(_COLUMNS)}") from None
 
@@ -164,6 +168,7 @@ def _parquet(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
     try:
         metadata = pq.read_metadata(path)
     except (pa.ArrowInvalid, OSError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: not a whole Parquet file ({error})") from None
     if not set(_COLUMNS) <= set(metadata.schema.names):
         raise ValueError(f"{path}: columns {metadata.schema.names}, expected {', '.join(_COLUMNS)}")
@@ -223,5 +228,6 @@ def _load(path: Path) -> NDArray[np.generic]:
     try:
         matrix: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: not a readable npy file ({error})") from None
     return matrix

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypaml.files import whole
+from raypaml.files import check_readable, whole
 from raypaml.labels import Vocabulary
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def read_part(path: Path) -> PredictionPart:
         metadata = pq.read_schema(path).metadata or {}
         return PredictionPart(**json.loads(metadata[b"raypaml"]))
     except (pa.ArrowInvalid, OSError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: not a whole Parquet file ({_line(error)}); {AGAIN}") from None
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: Parquet, but not a part of a prediction set of this version; {AGAIN}") from None
@@ -142,6 +143,7 @@ def open_set(folder: Path) -> PredictionSet:
     """
     paths = sorted(folder.glob("part-*.parquet"))
     if not paths:
+        check_readable(folder)
         raise ValueError(f"{folder}: no predictions; raypaml evaluate writes them")
     parts = [read_part(path) for path in paths]
     _check_one_set(folder, parts)
@@ -183,6 +185,7 @@ def _rows(path: Path) -> Iterator[pa.Table]:
             for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowInvalid, OSError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: damaged ({_line(error)}); {AGAIN}") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raypaml.evaluation.measures import Evaluation
 from raypaml.evaluation.result_records import GroupFigures, Summary
 from raypaml.labels import GROUP_NAMES
-from raypaml.reports.tables import markdown, percent
+from raypaml.reports.tables import figure, markdown, percent
 from raypaml.runs.alpha_of_use import alpha_text
 
 
@@ -44,7 +44,9 @@ def table(result: Summary) -> str:
     if result.get("chosen_alpha_unused"):
         parts.append(f"An alpha that was chosen is not used: {result['chosen_alpha_unused']}.")
     if "metrics" in result:
-        rows = [[name, *(f"{value:.4g}" for value in means.values())] for name, means in result["metrics"].items()]
+        rows = [
+            [name, *(figure(value, ".4g") for value in means.values())] for name, means in result["metrics"].items()
+        ]
         parts.append(markdown(["metric", *GROUP_NAMES, "All"], rows, left=1))
     return "\n\n".join(parts)
 
@@ -58,10 +60,11 @@ def caption(result: Summary) -> str:
     """What the numbers of the table are and what they count, in one sentence."""
     broken = f"{result['skipped']:,} broken images skipped; " if result["skipped"] else ""
     skipped = result["classes"] - result["classes_scored"]
+    none = "" if result["classes_scored"] else "no class has an observed label, so that there is no mAP; "
     return (
         f"mAP in percent on the {result['split']} split, observed labels only; G1 rarest to G5 most frequent classes; "
         f"{result['classes_scored']} of {result['classes']} classes scored ({skipped} without observed labels skipped, "
         f"{result['classes_without_positives']} without positives count 0: convention '{result['convention']}'); "
-        f"{broken}{result['images']:,} images with a label, {result['positives']:,} positives, {result['negatives']:,} "
-        f"negatives, vocabulary {result['vocabulary'][:12]}."
+        f"{none}{broken}{result['images']:,} images with a label, {result['positives']:,} positives, "
+        f"{result['negatives']:,} negatives, vocabulary {result['vocabulary'][:12]}."
     )

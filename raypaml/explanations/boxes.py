@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from raypaml.data.index import BOX_SIDES, Index
+from raypaml.files import check_readable
 from raypaml.labels import Vocabulary
 
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
@@ -87,5 +88,6 @@ def _read(path: Path) -> pa.Table:
         options = csv.ConvertOptions(column_types=_TYPES, include_columns=list(_TYPES))
         return csv.read_csv(path, convert_options=options)
     except (OSError, KeyError, pa.ArrowException) as error:
+        check_readable(path)
         reason = str(error).split("\n")[0]
         raise ValueError(f"boxes={path}: not a table with the columns {', '.join(_TYPES)} ({reason})") from None

@@ -156,7 +156,7 @@ def _locate(
     """Pointing game, its chance level, energy and box overlap; NaN for pairs without a known box."""
     boxes_of = [known_boxes.boxes(int(row)) for row in batch.rows]
     boxes = [_corners(boxes_of[i], int(k)) for i, k in zip(position, class_index, strict=True)]
-    known = np.flatnonzero([len(corners) > 0 for corners in boxes] & positive)
+    known = np.flatnonzero(np.array([len(corners) > 0 for corners in boxes], bool) & positive)
     image = (batch.images.shape[2], batch.images.shape[3])
     targets: list[RealArray] = [boxes[n] for n in known]
     figures = np.full((4, len(maps)), np.nan)

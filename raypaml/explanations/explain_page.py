@@ -20,6 +20,7 @@ from raypaml.reports.figures import missed_positives
 from raypaml.reports.pages import write_page
 from raypaml.runs.alpha_of_use import UsedAlpha, alpha_text
 from raypaml.runs.history import History, rejection_quality
+from raypaml.spreadsheets import as_cell
 
 
 def write_explain_page(
@@ -54,7 +55,7 @@ def write_explain_page(
     figures = map_summary(pairs, data.vocabulary.class_group)
     figures["rejection"] = judged
     figures["alpha"] = {name: {"alpha": alpha.alpha, "origin": alpha.alpha_origin} for name, alpha in alphas.items()}
-    compared = bool(names[1])
+    compared = "rank_correlation" in figures
     write_page(
         out / "explanations.html",
         Path(__file__).with_name("explain.html.j2"),
@@ -63,7 +64,8 @@ def write_explain_page(
         images=len(np.unique(pairs.row)),
         figures=figures,
         compared=compared,
-        names=names,
+        names=names if compared else names[:1],
+        not_compared="" if compared else names[1],
         alphas={name: f"{alpha_text(alpha.alpha)} ({alpha.alpha_origin})" for name, alpha in alphas.items()},
         places={**figures["groups"], "all": figures["localisation"]},
         correlations=correlations(pairs) if compared else "",
@@ -79,8 +81,8 @@ def write_explain_page(
 def write_pairs(path: Path, pairs: Pairs, data: DataFolder, split: str) -> None:
     """Write a row for each pair of image and class: key, class id, and every figure; empty where one does not apply."""
     columns: dict[str, Sequence[str] | pa.Array] = {
-        "key": data.splits[split].keys(pairs.row),
-        "class_id": pa.array(data.vocabulary.class_ids).take(pa.array(pairs.class_index)),
+        "key": [as_cell(key) for key in data.splits[split].keys(pairs.row)],
+        "class_id": pa.array([as_cell(one) for one in data.vocabulary.class_ids]).take(pa.array(pairs.class_index)),
     }
     for column in fields(pairs)[2:]:
         columns[column.name] = pa.array(getattr(pairs, column.name), from_pandas=True)  # NaN becomes null

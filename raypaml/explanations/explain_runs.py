@@ -24,6 +24,7 @@ from raypaml.files import Place, as_texts, write_json
 from raypaml.labels import GROUP_NAMES, IntArray
 from raypaml.mapper import Mapper
 from raypaml.model.cam import CamClassifier
+from raypaml.names import output_name
 from raypaml.runs.alpha_of_use import UsedAlpha, alpha_text, used_alpha
 from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, find_checkpoint
@@ -245,7 +246,7 @@ class ExplainedRuns:
             boxes: boxes to draw on the images; None for the data set's own.
         """
         own = f"{self.split}-against-{self.other.name}" if self.other else self.split
-        out = out or self.this.run / "explanations" / own
+        out = out or self.this.run / "explanations" / output_name(own)
         out.mkdir(parents=True, exist_ok=True)
         models = {subject.name: subject.model(len(self.data.vocabulary)) for subject in self.everyone}
         names = self.this.name, self.other.name if self.other else ""
@@ -278,4 +279,5 @@ def explain_part(
     size = this.config.data.global_batch_size
     plan = Plan(num_samples=end, global_batch_size=size, lanes=1, shuffle=False)
     steps = plan.epoch(0, 0, 1)[first // size :]
-    return explain_steps(model, compared, data, split, steps, torch.device(device), boxes=boxes)
+    skips = this.config.data.skip_budget > 0  # as the run's own evaluation and report
+    return explain_steps(model, compared, data, split, steps, torch.device(device), boxes=boxes, skip_broken=skips)

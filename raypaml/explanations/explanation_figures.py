@@ -15,6 +15,7 @@ from raypaml.files import number_or_null
 from raypaml.labels import GROUP_NAMES, FloatArray
 from raypaml.metrics.maps import scale_ratio
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.reports.tables import figure as figure_text
 
 QUARTILES = (25, 50, 75)
 
@@ -68,8 +69,8 @@ class MapFigures(Compared):
     groups: dict[str, GroupMaps]
     rank_correlation_control: NotRequired[dict[str, float | int | None]]
     """Correlation of the other model's maps with a centred Gaussian, as `rank_correlation`."""
-    rejection: NotRequired[dict[str, dict[str, float]]]
-    """Recall and precision of rejection, by run, where the truth is known."""
+    rejection: NotRequired[dict[str, dict[str, float | None]]]
+    """Recall and precision of rejection, by run, where the truth is known; no recall where nothing was missed."""
     alpha: NotRequired[dict[str, dict[str, object]]]
     """The alpha of each model and where it comes from."""
 
@@ -172,7 +173,8 @@ def correlations(pairs: Pairs) -> str:
         (pairs.rank_correlation_control, GREY, "centred Gaussian and the other"),
     ):
         kept = values[np.isfinite(values)]
-        axis.hist(kept, bins, density=True, color=colour, alpha=0.7, label=label)
+        # the density of nothing is 0 / 0
+        axis.hist(kept, bins, density=len(kept) > 0, color=colour, alpha=0.7, label=label)
     axis.set(title="rank correlation of maps, positive labels", xlabel="Spearman", ylabel="density", xlim=(-1, 1))
     axis.margins(y=0.3)
     axis.legend(frameon=False, loc="upper left")
@@ -218,8 +220,9 @@ def by_group(figures: MapFigures) -> str:
         return ""
     figure, axes = panels(len(shown))
     for axis, (key, title) in zip(axes, shown, strict=True):
-        bars = axis.bar(list(groups), [group.get(key) or 0 for group in groups.values()], color=BLUE)
-        axis.bar_label(bars, fmt="%.2f", padding=2)
+        values = [group.get(key) for group in groups.values()]
+        bars = axis.bar(list(groups), [value or 0 for value in values], color=BLUE)
+        axis.bar_label(bars, [figure_text(value) for value in values], padding=2)
         axis.set(title=title)
         if key == "pointing_game":
             chance = [group["pointing_game_chance"] or np.nan for group in groups.values()]

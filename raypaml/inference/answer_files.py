@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypaml.files import whole
+from raypaml.spreadsheets import as_cell
 
 _COLUMNS = ("image", "class", "name", "score")
 _SCHEMA = pa.schema([("image", pa.string()), ("class", pa.string()), ("name", pa.string()), ("score", pa.float32())])
@@ -67,8 +68,8 @@ class CsvAnswers:
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
         """Write the answers for an image."""
-        answers = [(class_id, name, f"{score:.6g}") for class_id, name, score in rows] or [("", "", "")]
-        self._writer.writerows((image, *answer) for answer in answers)
+        answers = [(as_cell(class_id), as_cell(name), f"{score:.6g}") for class_id, name, score in rows]
+        self._writer.writerows((as_cell(image), *answer) for answer in answers or [("", "", "")])
 
 
 class _Lines:

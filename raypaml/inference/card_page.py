@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -15,6 +14,7 @@ from raypaml.inference.export_facts import export_facts
 from raypaml.inference.exporting import EXAMPLE
 from raypaml.inference.model_card import Card
 from raypaml.losses.schemes import SCHEMES
+from raypaml.names import markdown_line
 from raypaml.reports.pages import fill_template
 from raypaml.reports.tables import percent
 from raypaml.runs.alpha_of_use import alpha_text
@@ -47,7 +47,7 @@ def card_page(model: Classifier, folder: Path, formats: Sequence[str]) -> str:
     """The page, as Markdown, of an export to `folder` in these formats."""
     card, facts = model.card, {name: json.loads(text) for name, text in export_facts(model).items()}
     values = facts | {  # `alpha` as text in the place of the numbers
-        "title": _plain(str(card.origin.get("run") or folder.absolute().name)),
+        "title": markdown_line(str(card.origin.get("run") or folder.absolute().name)),
         "files": {name: about for one in formats for name, about in FORMAT_FILES[one].items()},
         "folder": json.dumps(folder.absolute().name),
         "alpha": alpha_text(card.alpha),
@@ -64,7 +64,7 @@ def _training(card: Card) -> Iterator[str]:
     yield f"backbone: {card.backbone}"
     data, loss, optim = map(card.settings, ("data", "loss", "optim"))
     if "data" in data:
-        yield f"data: {_plain(PurePosixPath(str(data['data'])).name)}"
+        yield f"data: {markdown_line(PurePosixPath(str(data['data'])).name)}"
     if "scheme" in loss:
         known = SCHEMES.get(str(loss["scheme"]))  # a scheme of the user's own is known only if its module is imported
         source = f" ({known.about.rstrip('.')}; {known.source or 'ours'})" if known else ""
@@ -85,11 +85,8 @@ def _results(metrics: Mapping[str, object]) -> str:
 
 
 def _listed(class_ids: list[str], names: list[str]) -> str:
-    known = [_plain(name if name == one else f"{name} ({one})") for one, name in zip(class_ids, names, strict=True)]
+    known = [
+        markdown_line(name if name == one else f"{name} ({one})") for one, name in zip(class_ids, names, strict=True)
+    ]
     rest = len(known) - _NAMED
     return ", ".join(known[:_NAMED]) + (f", and {rest:,} more, in `card.json`" if rest > 0 else "")
-
-
-def _plain(text: str) -> str:
-    """A text of unknown origin as one line of Markdown that shows it as it is."""
-    return re.sub(r"([\\`*\[\]<&])", r"\\\1", " ".join(text.split()))

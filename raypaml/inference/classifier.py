@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raypaml.cli import did_you_mean
 from raypaml.errors import told_as_user_errors
-from raypaml.files import Place
+from raypaml.files import Place, check_readable
 from raypaml.inference.model_card import Card, ModelFiles
 from raypaml.inference.pictures import Picture, fit_to_size, read_picture
 from raypaml.labels import RealArray
@@ -227,6 +227,7 @@ def read_model(card: Card, weights: Path) -> CamClassifier:
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, OSError) as error:
+        check_readable(weights)
         raise ValueError(f"{weights}: not a safetensors file ({error}); nothing else is read") from None
     except RuntimeError as error:
         raise ValueError(f"{weights}: does not fit {card.backbone} of {len(card.class_ids)} classes: {error}") from None

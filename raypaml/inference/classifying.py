@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -19,6 +18,7 @@ from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import Picture, read_picture
 from raypaml.labels import RealArray
 from raypaml.mapper import Mapper, in_this_process
+from raypaml.names import output_name
 
 _BATCH = 32
 _CHUNK = 1024
@@ -125,11 +125,10 @@ def _of_batch(
 
 
 def _write_overlay(folder: Path, name: str, pixels: Pixels, cam: RealArray, model: Classifier, k: int) -> None:
-    """Write `NAME-CLASS.png`, the picture with the map of class `k` over it."""
+    """Write `NAME-CLASS.png`, made a file name by `output_name`: the picture with the map of class `k` over it."""
     heat = cam.clip(0) / max(float(cam.max()), 1e-9)
-    plain = re.sub(r"[^0-9A-Za-z._-]+", "_", f"{name.strip('/')}-{model.card.class_ids[k]}")
     folder.mkdir(parents=True, exist_ok=True)
-    overlay(pixels, heat, None).save(folder / f"{plain[-200:]}.png")
+    overlay(pixels, heat, None).save(folder / output_name(f"{name}-{model.card.class_ids[k]}", ".png"))
 
 
 def batched(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:

@@ -51,6 +51,11 @@ def chosen(logits: np.ndarray, thresholds: list[float] | None, top: int) -> list
     return list(best[:top] if top else best[logits[best] >= limits[best]])
 
 
+def cell(text: str) -> str:
+    """A text as CSV has it: one that a spreadsheet would compute as a formula gets an apostrophe before it."""
+    return f"'{text}" if text.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def main() -> None:
     """Print a row for each class that a picture shows, most probable first, or one without a class for none."""
     parser = argparse.ArgumentParser(description="Classify pictures with an exported model.")
@@ -71,9 +76,9 @@ def main() -> None:
         for name, row in zip(names, logits, strict=True):
             classes = chosen(row, facts["thresholds"], asked.top)
             for k in classes:
-                rows.writerow([name, facts["class_ids"][k], facts["names"][k], probability(row[k])])
+                rows.writerow([cell(name), cell(facts["class_ids"][k]), cell(facts["names"][k]), probability(row[k])])
             if not classes:
-                rows.writerow([name, "", "", ""])
+                rows.writerow([cell(name), "", "", ""])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from raypaml.files import START_BYTES, came_instead
+from raypaml.files import START_BYTES, came_instead, check_readable
 
 Weights = dict[str, Tensor]
 
@@ -62,6 +62,7 @@ def _load(path: Path, is_safetensors: bool) -> object:
             content: object = torch.load(path, map_location="cpu", weights_only=True)
             return content
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        check_readable(path)
         raise ValueError(f"weights={path}: not a readable weight file ({_unreadable(error)})") from None
     except Exception as error:  # UnpicklingError, and whatever a damaged pickle stream provokes
         raise ValueError(f"weights={path}: {_refusal(error)}") from None

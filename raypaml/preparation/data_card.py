@@ -16,6 +16,7 @@ from raypaml.data.index import open_index
 from raypaml.data.shards import SPLITS
 from raypaml.files import write_json, write_whole
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
+from raypaml.names import markdown_line
 from raypaml.preparation.findings import Tally
 from raypaml.preparation.finish import Finished, count_fates, label_counts
 from raypaml.preparation.image_store import Fate
@@ -265,7 +266,7 @@ def _split_lines(name: str, card: SplitCard, vocabulary: Vocabulary) -> Iterator
         yield f"- {name}: {finding['count']:,}{examples}"
     for lack, class_ids in card["unusable"].items():
         if class_ids:
-            names = [vocabulary.names[vocabulary.index_of[class_id]] for class_id in class_ids[:SHOWN]]
+            names = [markdown_line(vocabulary.names[vocabulary.index_of[one]]) for one in class_ids[:SHOWN]]
             more = f", and {len(class_ids) - SHOWN:,} more in {CARD}" if len(class_ids) > SHOWN else ""
             yield f"- classes with {lack} in this split: {len(class_ids):,} ({', '.join(names)}{more})"
 

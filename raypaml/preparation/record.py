@@ -99,7 +99,7 @@ def claimed(out: Path) -> Iterator[Path]:
     work = out / WORK
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(work / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise ValueError(f"out={out}: cannot be written: {error.strerror}; give a folder of your own") from None
     try:

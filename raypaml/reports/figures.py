@@ -23,6 +23,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "raypaml",  # the same figure gives the same bytes
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
+    "text.parse_math": False,  # a dollar in the name of a run or a class is a dollar
 }
 
 

@@ -8,6 +8,7 @@ import jinja2
 
 from raypaml.counting import epoch_number
 from raypaml.files import write_whole
+from raypaml.reports.tables import figure, percent
 
 SHARED = Path(__file__).parent
 """Folder of the macros that templates share."""
@@ -18,7 +19,7 @@ def fill_template(template: Path, **values: object) -> str:
 
     Args:
         template: Jinja file. An HTML template (`.html.j2`) escapes values and may import `macros.html.j2`; any template
-            has the filter `epoch_number`.
+            has the filter `epoch_number` and the functions `figure` and `percent` of `reports.tables`.
         values: the values, by the names that the template uses.
     """
     environment = jinja2.Environment(
@@ -28,6 +29,7 @@ def fill_template(template: Path, **values: object) -> str:
         keep_trailing_newline=not template.name.endswith(".html.j2"),
     )
     environment.filters["epoch_number"] = epoch_number
+    environment.globals.update(figure=figure, percent=percent)
     return environment.get_template(template.name).render(values)
 
 

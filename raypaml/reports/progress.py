@@ -13,9 +13,10 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from raypaml.cli import clock
+from raypaml.cli import clock, visible
 from raypaml.config import TrainConfig
 from raypaml.counting import epoch_number
+from raypaml.reports.tables import figure, percent
 from raypaml.reports.tracking import Tracking, tracking
 from raypaml.runs.events import Activity, EpochReport, Event, Message, StepReport
 from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
@@ -81,7 +82,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line above the display."""
-        self._progress.console.print(text, soft_wrap=True, markup=False)
+        self._progress.console.print(visible(text), soft_wrap=True, markup=False)
 
     def update(self, event: Event) -> None:
         """Show one event."""
@@ -92,7 +93,7 @@ class Display:
                 self.say(event.text)
             case EpochReport():
                 self.say(_epoch_line(event.record, event.epochs))
-                self._validation = f"  validation mAP {100 * event.record[VALIDATION_MEAN_AP]:.2f}"
+                self._validation = f"  validation mAP {percent(event.record[VALIDATION_MEAN_AP])}"
                 self._last_line = time.monotonic()
             case Activity():
                 self._progress.update(self._task, description=event.text, total=None, state="")
@@ -103,10 +104,9 @@ class Display:
     def _step(self, event: StepReport) -> None:
         rate = event.images_per_second
         self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # forgets slowly
-        state = (
-            f"loss {event.loss:.4f}  rejected {event.rejected:,}  {self._rate:,.0f} images/s  "
-            f"{clock(event.samples_left / self._rate)} left{self._validation}"
-        )
+        left = f"{clock(event.samples_left / self._rate)} left" if self._rate else "time left not known yet"
+        state = f"loss {figure(event.loss, '.4f')}  rejected {event.rejected:,}  {self._rate:,.0f} images/s  {left}"
+        state += self._validation
         title = f"epoch {epoch_number(event.epoch)}/{event.epochs}"
         self._progress.update(self._task, description=title, total=event.steps, completed=event.step, state=state)
         self._say_sometimes(f"{title}  step {event.step}/{event.steps}  {state}")
@@ -119,12 +119,14 @@ class Display:
 
 
 def _epoch_line(record: EpochRecord, epochs: int) -> str:
-    line = f"epoch {epoch_number(record['epoch'])}/{epochs}  loss {record['loss']:.4f}  rejected {record['rejected']:,}"
+    line = f"epoch {epoch_number(record['epoch'])}/{epochs}  loss {figure(record['loss'], '.4f')}"
+    line += f"  rejected {record['rejected']:,}"
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
-        line += f" ({share}, {record['rejection_recall'] or 0:.0%} of all missed)"
+        recall = record["rejection_recall"]
+        line += f" ({share}, {'no positive was missed' if recall is None else f'{recall:.0%} of all missed'})"
     took = f"{clock(record['epoch_seconds'])} ({clock(record['seconds'])} in all)"
-    line += f"  validation mAP {100 * record[VALIDATION_MEAN_AP]:.2f}  {took}  {_usage_text(record)}"
+    line += f"  validation mAP {percent(record[VALIDATION_MEAN_AP])}  {took}  {_usage_text(record)}"
     if "drift" in record:
         line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
     return line

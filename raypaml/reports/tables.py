@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
-import numpy as np
+
+def figure(value: float | None, form: str = ".2f") -> str:
+    """A number in a format of Python's; a dash where there is none: None, or NaN as that of nothing divided by nothing.
+
+    Args:
+        value: the number.
+        form: how it is written, such as `.4g`, or `+.2f` for a difference.
+    """
+    return "–" if value is None or math.isnan(value) else format(value, form)
 
 
-def percent(value: float) -> str:
+def percent(value: float | None, form: str = ".2f") -> str:
     """0.8123 -> 81.23; a dash where there is no value."""
-    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+    return figure(None if value is None else 100 * value, form)
 
 
 def markdown(names: list[str], rows: list[list[str]], left: int = 0) -> str:

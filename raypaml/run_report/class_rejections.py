@@ -11,6 +11,7 @@ import numpy as np
 from raypaml.files import whole
 from raypaml.labels import IntArray, Vocabulary
 from raypaml.runs.history import History, RejectedClasses
+from raypaml.spreadsheets import as_cell
 from raypaml.training.class_counts import COLUMNS
 
 FILE = "rejections.csv"
@@ -90,4 +91,4 @@ def write_class_rejections(folder: Path, rows: list[ClassRejections]) -> None:
         for row in rows:
             shares = ("" if value is None else f"{value:.4f}" for value in (row.precision, row.recall))
             counts = (row.rejected, f"{row.share:.4f}", row.rejected_missed, row.missed)
-            writer.writerow((row.class_id, row.name, *counts, *shares))
+            writer.writerow((as_cell(row.class_id), as_cell(row.name), *counts, *shares))

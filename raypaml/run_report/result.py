@@ -8,13 +8,17 @@ from raypaml.config import TrainConfig
 from raypaml.evaluation.measures import Evaluation
 from raypaml.evaluation.result_records import RunResult, Training
 from raypaml.evaluation.summary import summary
-from raypaml.runs.history import VALIDATION_MEAN_AP, History
+from raypaml.runs.history import VALIDATION_MEAN_AP, History, best_epoch
 from raypaml.training.early_stopping import early_stop
 
 
 def run_result(evaluation: Evaluation, config: TrainConfig, history: History) -> RunResult:
-    """The test figures of a run, its settings, and how its training ended."""
-    best = max(history, key=lambda record: record[VALIDATION_MEAN_AP])
+    """The test figures of a run, its settings, and how its training ended.
+
+    `best_epoch` is the epoch whose checkpoint is tested: the last one where no epoch has a validation mAP.
+    """
+    judged = best_epoch(history)
+    best = history[-1 if judged is None else judged]
     training = Training(
         scheme=config.loss.scheme,
         alpha=config.model.alpha,

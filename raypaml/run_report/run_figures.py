@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from raypaml.counting import epoch_number
 from raypaml.evaluation.result_records import GroupFigures
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.reports.tables import figure as figure_text
 from raypaml.runs.history import VALIDATION_MEAN_AP, History, column
 
 
@@ -80,7 +81,7 @@ def groups(result: GroupFigures) -> str:
     figure, (axis,) = panels(1)
     names = [*result["groups"], "All"]
     values = [100 * value for value in (*result["groups"].values(), result["mean_ap"])]
-    bars = axis.bar(names, values, color=[BLUE] * 5 + [ORANGE])
-    axis.bar_label(bars, fmt="%.1f", padding=2)
+    bars = axis.bar(names, np.nan_to_num(values), color=[BLUE] * 5 + [ORANGE])
+    axis.bar_label(bars, [figure_text(value, ".1f") for value in values], padding=2)
     axis.set(title="test mAP by class group, %", ylim=(0, 105))
     return svg(figure)

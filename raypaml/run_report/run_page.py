@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from raypaml.reports.pages import write_page
 from raypaml.run_report.class_rejections import CLASSES_SHOWN, class_rejections
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 from raypaml.runs.alpha_of_use import alpha_text
-from raypaml.runs.history import EpochRecord, History, Usage
+from raypaml.runs.history import EpochRecord, History, Usage, best_epoch
 from raypaml.runs.run_length import lengths_text
 from raypaml.training.out_of_memory import read_halving
 
@@ -67,6 +68,7 @@ def write_report(
     """
     looks, class_group = map_summary(pairs, data.vocabulary.class_group), data.vocabulary.class_group
     chosen = result.get("chosen_alpha")
+    compared = sum(record["drift"]["seconds"] for record in history if "drift" in record)
     write_page(
         folder / "report.html",
         Path(__file__).with_name("report.html.j2"),
@@ -80,13 +82,14 @@ def write_report(
         if chosen
         else None,
         samples={split: len(index) for split, index in data.splits.items()},
+        judged=best_epoch(history) is not None,
         curves=training_curves(history, result["best_epoch"]),
         groups=groups(result),
         rejections=rejections(history) if any(record["rejected"] for record in history) else "",
         class_rejections=class_rejections(history, data.vocabulary),
         classes_shown=CLASSES_SHOWN,
         drift=drift(history) if any("drift" in record for record in history) else "",
-        drift_share=sum(record["drift"]["seconds"] for record in history if "drift" in record) / history[-1]["seconds"],
+        drift_share=compared / (history[-1]["seconds"] or math.nan),
         history=history,
         halving=read_halving(folder),
         lengths=lengths_text(result.get("lengths", [])),

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raypaml.data.index import Index
-from raypaml.files import sweep
+from raypaml.files import check_readable, sweep
 from raypaml.model.layout import laid_out_as
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
@@ -81,11 +81,13 @@ class State:
 
 
 def is_valid(checkpoint: Path) -> bool:
-    """Whether all files of a checkpoint have the digests that its marker records."""
+    """Whether all files of a checkpoint have the digests in its marker; PermissionError where one may not be read."""
     try:
         digests = read_stored(checkpoint / MARKER, dict[str, str])
         return bool(digests) and all(_digest(checkpoint / name) == digest for name, digest in digests.items())
     except (OSError, ValueError):
+        for path in (checkpoint, *checkpoint.glob("*")):
+            check_readable(path)
         return False
 
 
@@ -117,7 +119,8 @@ def _on_disk(checkpoint: Path) -> list[tuple[str, int, int]]:
 
 
 def valid_checkpoints(folder: Path, valid: Callable[[Path], bool] = is_valid) -> tuple[list[Path], list[Path]]:
-    """The valid checkpoints of a run, oldest first, and its damaged ones."""
+    """The valid checkpoints of a run, oldest first, and its damaged ones; PermissionError where one may not be read."""
+    check_readable(folder)  # a pattern has no matches there
     everything = sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=cursor)
     whole = [path for path in everything if valid(path)]
     return whole, [path for path in everything if path not in whole]

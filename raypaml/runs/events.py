@@ -36,7 +36,7 @@ class StepReport:
     epochs: int
     """Epochs of the whole run."""
     loss: float
-    """Recent mean over the samples of all ranks."""
+    """Recent mean over the samples of all ranks; NaN where all of them were left out."""
     rejected: int
     """Entries rejected in this epoch so far, on all ranks."""
     rejection_rate: float

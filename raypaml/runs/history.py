@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict, cast
@@ -82,7 +83,7 @@ class EpochRecord(TypedDict):
     epoch: int
     """From 0."""
     loss: float
-    """Mean over the samples."""
+    """Mean over the samples; NaN where all of them were left out."""
     expected: int
     """Samples of the training split."""
     samples: int
@@ -164,8 +165,16 @@ def validation_scores(history: Iterable[EpochRecord]) -> list[float]:
     return [float(record[VALIDATION_MEAN_AP]) for record in history]
 
 
-def rejection_quality(history: Sequence[EpochRecord]) -> dict[str, float]:
+def best_epoch(history: Iterable[EpochRecord]) -> int | None:
+    """The epoch, from 0, of highest validation mAP, the first of equals; None where no epoch has one."""
+    scores = [(score, epoch) for epoch, score in enumerate(validation_scores(history)) if not math.isnan(score)]
+    return max(scores, key=lambda pair: pair[0])[1] if scores else None
+
+
+def rejection_quality(history: Sequence[EpochRecord]) -> dict[str, float | None]:
     """Recall and precision of all rejections of a run, where the truth is known; else nothing.
+
+    The recall is None where no positive was missed: what was rejected is then wrong in every case.
 
     Each epoch rejects anew, so that recall is the mean over the rejecting epochs, weighted by what was missed. What
     LL-Cp corrects stays corrected: its recall is the share of the missed positives corrected by the end.
@@ -176,4 +185,5 @@ def rejection_quality(history: Sequence[EpochRecord]) -> dict[str, float]:
     hits = sum(record["rejected_missed"] or 0 for record in epochs)
     missed = sum(record["missed"] or 0 for record in epochs)
     taken = sum(record["rejected"] for record in epochs)
-    return {"recall": hits / (epochs[0]["missed"] if epochs[-1]["corrected"] else missed), "precision": hits / taken}
+    missed = epochs[0]["missed"] if epochs[-1]["corrected"] else missed
+    return {"recall": hits / missed if missed else None, "precision": hits / taken}

@@ -122,7 +122,10 @@ class Mirror:
         infos: list[fs.FileInfo] = []
         for name in names:
             infos += with_retries(partial(look, name), f"{self.store / name}", patience=_PATIENCE)
-        return {info.path.removeprefix(prefix): info.size for info in infos if info.type == fs.FileType.File}
+        sizes = {info.path.removeprefix(prefix): info.size for info in infos if info.type == fs.FileType.File}
+        if outside := [path for path in sizes if path.startswith("/") or ".." in path.split("/")]:
+            raise ValueError(f"{self.store}: holds {outside[0]!r}, which is outside of the run; remove it there")
+        return sizes
 
     def read(self, path: str) -> bytes | None:
         """Read a file of the store; None where there is none. Like all requests it is repeated for a minute."""

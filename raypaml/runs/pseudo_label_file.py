@@ -26,6 +26,7 @@ from raypaml.data.tars import key_and_suffix
 from raypaml.labels import IntArray, Vocabulary
 from raypaml.preparation.findings import Findings, some_of
 from raypaml.preparation.formats.table_file import DELIMITERS, columns_shown, is_no_text, matching
+from raypaml.spreadsheets import from_cells
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _MEMBER = re.compile(r"(?:.*/)?([^/]+\.tar)/(.+)", re.DOTALL)
@@ -130,7 +131,11 @@ def _csv(path: Path, name: str) -> pa.Table:
         table = read(use_threads=True)
     except pa.ArrowInvalid:
         table = _read_again(lambda: read(use_threads=False), name)
-    return table.rename_columns(list(columns)).unify_dictionaries()
+    table = table.rename_columns(list(columns)).unify_dictionaries()
+    for place, name in enumerate(columns):
+        if name != "score":
+            table = table.set_column(place, name, from_cells(table[name]))
+    return table
 
 
 def _read_again(read: Callable[[], pa.Table], name: str) -> pa.Table:

@@ -111,7 +111,7 @@ def _on_this_machine(config: TrainConfig) -> Iterator[Path]:
         yield Path(where.open()[1])
         return
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        target = Path(unfinished) / name.partition("?")[0].rpartition("/")[2]
+        target = Path(unfinished) / f"copy{'.parquet' if name.partition('?')[0].endswith('.parquet') else '.csv'}"
         try:
             copy(where, target, 1 << 62)
         except OSError as error:

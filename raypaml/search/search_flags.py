@@ -117,9 +117,15 @@ def plan_search(asked: SearchSettings, base: AskedConfig, data: DataFolder) -> S
         data: the data set, from whose labels a range of delta_rel may be taken.
 
     Raises:
-        ValueError: a space is not known, holds no valid configuration, or would reject every entry.
+        ValueError: validation has no labels, a space is not known, holds no valid configuration, or would reject every
+            entry.
     """
     config = base.config
+    if not data.splits["validation"].num_labels:
+        raise ValueError(
+            f"data={config.data.data}: no label of the validation split is observed, so that no trial has a validation "
+            "mAP and none is better than another; add validation labels"
+        )
     known = read_spaces([*sorted(share("tune").glob("*.yaml")), *map(Path, asked.space)], config)
     suggested = None
     if f"={SUGGESTED}" in asked.search:

@@ -145,7 +145,7 @@ class SearchPlan:
 
     def run_folder(self, trial: Trial) -> Path:
         """The folder of the run of a trial."""
-        return self.folder / "trials" / trial.name
+        return self.folder / "trials" / trial.run_name
 
     def warmups(self, trial: Trial) -> Path:
         """The folder in which trials with the same warm-up leave it for each other."""

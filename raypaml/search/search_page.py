@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raypaml.reports.pages import write_page
-from raypaml.reports.tables import percent
 from raypaml.search.importance import LEAST, comparable, importance
 from raypaml.search.search_figures import alpha_curves, importances, score_map, trial_curves
 from raypaml.search.search_folder import Outcome, SearchPlan
@@ -37,6 +36,5 @@ def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: 
         epoch=epoch,
         least=LEAST,
         rows=[row(one) for one in sorted(outcomes, key=lambda one: -one.score)],
-        percent=lambda value: "–" if value is None else percent(value),
         cost=cost(search, outcomes),
     )

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from raypaml.cli import visible
 from raypaml.reports.progress import progress_console, shows_live
 from raypaml.reports.tables import percent
 from raypaml.runs.history import VALIDATION_MEAN_AP
@@ -59,7 +60,7 @@ class SearchDisplay:
 
     def say(self, text: str) -> None:
         """Print one line above the table."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(visible(text), soft_wrap=True, markup=False)
 
     def begin(self, search: SearchPlan, outcomes: Sequence[Outcome]) -> None:
         """Show the trials that are known so far."""

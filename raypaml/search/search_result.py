@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from raypaml.evaluation.aggregation import comparison
 from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
@@ -93,13 +92,15 @@ def _said(own: Outcome, best: Outcome, difference: float, interval: tuple[float,
     return (
         f"Best by validation mAP: {best.trial.name}, {percent(best.score)}; the starting point {own.trial.name}: "
         f"{percent(own.score)}.\nTest mAP {_test_percent(best)} against {_test_percent(own)}: "
-        f"{100 * difference:+.2f} points, 95 % {100 * low:+.2f} to {100 * high:+.2f} (test images drawn again): "
-        f"{_meaning(low, high)}."
+        f"{percent(difference, '+.2f')} points, 95 % {percent(low, '+.2f')} to {percent(high, '+.2f')} (test images "
+        f"drawn again): {_meaning(low, high)}."
     )
 
 
 def _meaning(low: float, high: float) -> str:
     """What an interval of the difference says about the best trial."""
+    if math.isnan(low):
+        return "the test split has no observed labels to compare them by"
     if low > 0:
         return "it is better"
     if high < 0:
@@ -109,7 +110,7 @@ def _meaning(low: float, high: float) -> str:
 
 def _test_percent(one: Outcome) -> str:
     """The test mAP of a trial in percent; a dash for one that has not finished."""
-    return percent(np.nan if one.test_mean_ap is None else one.test_mean_ap)
+    return percent(one.test_mean_ap)
 
 
 def _said_by_seed(rivals: Sequence[Outcome], differences: tuple[float, ...]) -> list[str]:
@@ -131,7 +132,7 @@ def trial_table(search: SearchPlan, outcomes: Sequence[Outcome]) -> str:
             one.trial.name,
             one.state,
             f"{len(one.history)}/{search.base.optim.epochs}",
-            percent(one.score if one.history else np.nan),
+            percent(one.score if one.history else None),
             _test_percent(one),
         ]
         for one in order

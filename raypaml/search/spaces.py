@@ -13,6 +13,7 @@ import yaml
 
 from raypaml.cli import field_types, known_names
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.files import check_readable
 
 SUGGESTED = "suggested"
 """The word for a range that is taken from the labels; see search.suggestion."""
@@ -100,6 +101,7 @@ def read_spaces(paths: Iterable[Path], config: TrainConfig) -> dict[str, Space]:
         try:
             content = yaml.safe_load(path.read_text())
         except (OSError, yaml.YAMLError) as error:
+            check_readable(path)
             raise ValueError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from None
         for entry in content if isinstance(content, list) else [content]:
             space = _space(path, entry, config)

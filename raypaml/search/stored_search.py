@@ -42,11 +42,11 @@ def _base(folder: Path, recipe: str, question: dict[str, Value]) -> TrainConfig:
 def read_trials(search: SearchPlan) -> list[Trial]:
     """The trials of a search: those of the plan, then the finalists with other seeds, in the order of these."""
     plan = plan_trials(search, search_record(search.folder)["trials"])
-    names = {trial.name for trial in plan}
+    names = {trial.run_name for trial in plan}
     repeats = [
         Trial(trial.values, int(path.name.rpartition("=")[2]), repeats=True)
         for trial in plan
         for path in (search.folder / "trials").glob("*")
-        if path.name not in names and path.name.rpartition(",seed=")[0] == trial.name
+        if path.name not in names and path.name.rpartition(",seed=")[0] == trial.run_name
     ]
     return [*plan, *sorted(repeats, key=lambda trial: trial.seed)]

@@ -89,7 +89,8 @@ def suggest(train: Index, validation: Index, config: TrainConfig) -> Suggestion:
     """Estimate the share of missed positives from labels alone, and what follows for delta_rel.
 
     Raises:
-        ValueError: validation shows no more positives per image than train, or no epoch rejects.
+        ValueError: validation shows no more positives per image than train, every entry of train is observed, or no
+            epoch rejects.
     """
     epochs = rejecting_epochs(config.optim.epochs, config.loss.warmup_epochs)
     if not epochs:
@@ -105,6 +106,11 @@ def suggest(train: Index, validation: Index, config: TrainConfig) -> Suggestion:
         )
     classes = train.num_classes
     unobserved = classes - (len(train.positives.values) + len(train.negatives.values)) / len(train)
+    if not unobserved:
+        raise ValueError(
+            f"delta_rel={SUGGESTED}: every entry of train is observed, so that no positive can be missing; there is "
+            "nothing to reject"
+        )
     spread = np.diff(validation.positives.offsets).std() / math.sqrt(len(validation))
     start = float(f"{100 * (v - t) / classes / (epochs * REACHED):.2g}")
     return Suggestion(

@@ -9,6 +9,7 @@ from raypaml.files import whole
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.search.search_folder import Outcome, SearchPlan
 from raypaml.search.spaces import Value
+from raypaml.spreadsheets import as_cell
 
 _COLUMNS = [
     *("trial", "state", "seed", "epochs_done", "epochs_shared", VALIDATION_MEAN_AP, "best_epoch", "test_mean_ap"),
@@ -54,4 +55,4 @@ def write_csv(search: SearchPlan, outcomes: Sequence[Outcome]) -> None:
     with whole(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns(search), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(full_row, outcomes))
+        writer.writerows({name: as_cell(value) for name, value in full_row(one).items()} for one in outcomes)

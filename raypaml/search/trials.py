@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from raypaml.config import TrainConfig
+from raypaml.names import output_name
 from raypaml.search.spaces import Space, Value, describe_values
 from raypaml.search.warmup import acts_after_warmup
 
@@ -31,8 +32,14 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Its values as text, such as `alpha=5,delta_rel=0.25`, which is also the name of its run's folder."""
+        """Its values as text, such as `alpha=5,delta_rel=0.25`."""
         return describe_values(dict(self.values)) + (f",seed={self.seed}" if self.repeats else "")
+
+    @property
+    def run_name(self) -> str:
+        """The name of its run, which is `name` unless this cannot be the name of a folder, as with a path in it."""
+        values = output_name(describe_values(dict(self.values)))
+        return values + (f",seed={self.seed}" if self.repeats else "")
 
     @property
     def settings(self) -> dict[str, object]:
@@ -47,7 +54,7 @@ class Trial:
     @property
     def fields(self) -> dict[str, Value]:
         """The settings by which its configuration differs from that of other trials."""
-        return dict(self.values) | {"seed": self.seed, "name": self.name}
+        return dict(self.values) | {"seed": self.seed, "name": self.run_name}
 
 
 class TrialProgress(TypedDict):

@@ -68,7 +68,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     for line in (
         other_length,
         nothing_rejected(config, data.splits["train"]),
-        *_without_effect(config),
+        *_without_effect(config, data),
         *otherwise_than_own(config),
     ):
         if line:
@@ -93,13 +93,17 @@ def _with_weights(folder: Path, config: TrainConfig, data: DataFolder, say: Call
     return with_weights_of_run(config, data, say)
 
 
-def _without_effect(config: TrainConfig) -> Iterator[str]:
-    """What to say of settings, such as a recipe's, that do not suit the scheme."""
+def _without_effect(config: TrainConfig, data: DataFolder) -> Iterator[str]:
+    """What to say of settings, such as a recipe's, that do not suit the scheme, and of splits that judge nothing."""
     loss, augmentation = config.loss, config.augmentation
     if loss.rejection_alpha and scheme_of(loss.scheme).rejects_by != "rate":
         yield f"rejection_alpha={loss.rejection_alpha:g} has no effect: {loss.scheme} does not reject by delta_rel"
     if config.data.augment == AS_PUBLISHED and config.data.flip and not augmentation.mirrors:
         yield f"images are mirrored too, which {loss.scheme}'s published augmentation does not: --no-flip leaves it out"
+    if not data.splits["validation"].num_labels:
+        yield "no label of the validation split is observed: no epoch has a validation mAP, and the last one is tested"
+    if not data.splits["test"].num_labels:
+        yield "no label of the test split is observed: the model is trained, and its test has no mAP"
 
 
 def _say_threads(config: TrainConfig, say: Callable[[str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -207,7 +208,7 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
             step=state.step,
             steps=worker.plan.steps,
             epochs=epochs,
-            loss=fresh["loss"] / max(fresh["samples"], 1),
+            loss=fresh["loss"] / fresh["samples"] if fresh["samples"] else math.nan,
             rejected=int(totals["rejected"]),
             rejection_rate=fresh["rejected"] / max(fresh["samples"] * len(worker.data.vocabulary), 1),
             learning_rate=learning_rates(worker.optimizer).backbone,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypaml.data.index import Index
-from raypaml.files import whole
+from raypaml.files import check_readable, whole
 from raypaml.labels import IntArray
 from raypaml.runs.transfer import ComingEntries
 
@@ -51,6 +51,8 @@ def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]
     for path in sorted((run_folder / FOLDER).glob("*.parquet")):
         if match := _NAME.fullmatch(path.name):
             by_epoch.setdefault(int(match[1]), []).append(path)
+    if not by_epoch and (run_folder / FOLDER).exists():
+        check_readable(run_folder / FOLDER)
     for epoch, paths in sorted(by_epoch.items()):
         yield epoch, np.unique(np.concatenate([_read(path, index) for path in paths]))
 

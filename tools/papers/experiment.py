@@ -98,7 +98,8 @@ def _read(config: TrainConfig, reference: TrainConfig, groups: Any) -> tuple[dic
     by_alpha = {alpha: group_means(ap, groups) | {"All": mean_ap(ap)} for alpha, ap in by_class.items()}
     history, maps_file = read_history(folder_of(config)), comparison(config, reference)
     maps = map_figures(json.loads(maps_file.read_text())) if maps_file.is_file() else {}
-    return by_alpha, history, rejection_quality(history) | maps
+    quality = {name: share for name, share in rejection_quality(history).items() if share is not None}
+    return by_alpha, history, quality | maps
 
 
 def collect_sweep(setting: Setting, seeds: Sequence[int]) -> dict[float, dict[int, dict[str, float]]]:

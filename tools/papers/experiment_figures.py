@@ -140,7 +140,7 @@ def sweep(by_delta: Mapping[float, Mapping[int, Mapping[str, float]]]) -> str:
     deltas = sorted(by_delta)
     for axis, names in ((axes[0], ("All",)), (axes[1], ("recall", "precision"))):
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
-            values = [[100 * found[name] for found in by_delta[delta].values()] for delta in deltas]
+            values = [[100 * found.get(name, np.nan) for found in by_delta[delta].values()] for delta in deltas]
             axis.plot(deltas, [np.mean(each) for each in values], color=colour, marker="o", label=name)
             for delta, each in zip(deltas, values, strict=True):
                 axis.plot([delta] * len(each), each, "o", color=colour, alpha=0.35, ms=4)

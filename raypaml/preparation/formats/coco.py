@@ -12,6 +12,7 @@ from typing import NotRequired, TypedDict, cast
 import numpy as np
 
 from raypaml.data.shards import SPLITS
+from raypaml.files import check_readable
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceSplit, box_of, classes_of
 from raypaml.preparation.requests import SourceBox
@@ -145,6 +146,7 @@ def _load(path: Path) -> _Instances:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: no object with {', '.join(_FIELDS)}; not COCO's instances JSON")

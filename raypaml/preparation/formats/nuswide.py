@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raypaml.files import check_readable
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceSplit, classes_of, from_matrix, text_lines
 
@@ -75,4 +76,5 @@ def _load(path: Path) -> NDArray[np.generic]:
     try:
         return np.asarray(np.load(path, allow_pickle=False))
     except (OSError, ValueError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: not an array that can be read without running code ({error})") from None

@@ -14,6 +14,8 @@ from typing import IO
 import pyarrow as pa
 from pyarrow import csv
 
+from raypaml.files import check_readable
+
 BLOCK_BYTES = 16 * 2**20
 """Bytes of a CSV that are read at a time."""
 
@@ -183,6 +185,7 @@ def _members(path: Path) -> list[str]:
         with tarfile.open(path, "r|gz") as tar:
             return [_within(member.name) for member in tar if member.isfile()]
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
+        check_readable(path)
         raise ValueError(f"{path}: damaged or truncated archive ({error}); download it again") from None
 
 
