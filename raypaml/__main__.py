@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(listed("raypaml COMMAND ...", "Train multi-label image classifiers from partial annotations.", COMMANDS))
-        print(f"\nEach says more with --help. Cluster files: {share('clusters')}, search spaces: {share('tune')}")
+        print("\nEach command says more with --help.")
+        print(f"Cluster files: {share('clusters')}\nSearch spaces: {share('tune')}")
         return 0
     name, *rest = argv
     if name == "--version":

@@ -70,12 +70,18 @@ def check_flag_fields(cls: type) -> None:
             )
 
 
-class KeptLines(argparse.HelpFormatter):
-    """The usual help, but in a text above or below the flags an indented list keeps its lines."""
+class HelpText(argparse.HelpFormatter):
+    """The usual help, but no line of the usage is wider than the terminal, and an indented list keeps its lines."""
+
+    def _format_usage(self, *given: Any) -> str:
+        usage = super()._format_usage(*given)
+        if max(map(len, usage.split("\n"))) <= self._width:
+            return usage
+        return re.sub(r"\n {8,}", "\n" + 8 * " ", usage)  # argparse indents by the length of the command
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         parts = text.split("\n\n")
-        filled = (part if "\n " in part else super(KeptLines, self)._fill_text(part, width, indent) for part in parts)
+        filled = (part if "\n " in part else super(HelpText, self)._fill_text(part, width, indent) for part in parts)
         return "\n\n".join(filled)
 
 
@@ -83,7 +89,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that answers an unknown flag with the nearest one, in one line, exit code 2."""
 
     def __init__(self, **options: Any):
-        super().__init__(**options, allow_abbrev=False)
+        super().__init__(**{"formatter_class": HelpText} | options, allow_abbrev=False)
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse all arguments."""
@@ -190,7 +196,9 @@ def extra(name: str) -> str:
 
 def listed(usage: str, about: str, names: Mapping[str, str]) -> str:
     """A help text that lists names, each with its line."""
-    return "\n".join([f"usage: {usage}", "", about, "", indented_list(names, max(map(len, names)) + 1)])
+    return "\n".join(
+        [f"usage: {usage}", "", textwrap.fill(about, 79), "", indented_list(names, max(map(len, names)) + 1)]
+    )
 
 
 def indented_list(names: Mapping[str, str], width: int = 10) -> str:

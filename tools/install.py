@@ -9,6 +9,7 @@ next one begins anew, from the downloads that were kept. Only the standard libra
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
 import shutil
@@ -67,7 +68,11 @@ def size_of(folder: Path) -> int:
 
 def main(argv: Sequence[str]) -> None:
     """Install, and say what, where, and how long it took."""
-    uv, venv, what = os.environ.get("UV", ""), Path(argv[0]), f".[{argv[1]}]" if argv[1:] else "."
+    parser = argparse.ArgumentParser(description="Install this checkout into a virtual environment of its own.")
+    parser.add_argument("venv", type=Path, help="folder of the virtual environment")
+    parser.add_argument("extras", nargs="?", default="", help="optional dependencies, with commas between [none]")
+    asked = parser.parse_args(argv)
+    uv, venv, what = os.environ.get("UV", ""), asked.venv, f".[{asked.extras}]" if asked.extras else "."
     free, begun = shutil.disk_usage(".").free, time.monotonic()
     print(f"Installing {what} of {ROOT} into {venv}, by {'uv' if uv else 'pip'}; {free / 1e9:.1f} GB are free.")
     if not (venv / "ready").exists():

@@ -10,6 +10,7 @@ fuzz: a thousand damaged files of every kind that raypaml reads (tests/fuzz), or
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -93,7 +94,9 @@ CHECKS: dict[str, Callable[[Path], None]] = {check.__name__: check for check in 
 
 def main() -> None:
     """Run the checks that are named, or all."""
-    asked = sys.argv[1:] or list(CHECKS)
+    parser = argparse.ArgumentParser(description="Run the slow checks, all of them unless some are named.")
+    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"one of {', '.join(CHECKS)}")
+    asked = parser.parse_args().checks or list(CHECKS)
     if unknown := set(asked) - CHECKS.keys():
         sys.exit(f"{', '.join(sorted(unknown))}: no such check; known: {', '.join(CHECKS)}")
     with tempfile.TemporaryDirectory() as folder:

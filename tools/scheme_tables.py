@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from raypaml.cli import Parser  # noqa: E402
 from raypaml.losses.otherwise import otherwise_table  # noqa: E402
 from raypaml.losses.schemes import markdown_table, published_table  # noqa: E402
 
@@ -18,6 +19,8 @@ README = ROOT / "raypaml" / "losses" / "README.md"
 
 
 def main() -> None:
+    """Write the tables anew."""
+    Parser(prog="python tools/scheme_tables.py", description="Write the tables of raypaml/losses/README.md.").parse()
     text = README.read_text(encoding="utf-8")
     tables = {"schemes": markdown_table(), "published": published_table(), "otherwise": otherwise_table()}
     for mark, table in tables.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raypaml.augmentation.augmentations import augmentations_text
-from raypaml.cli import KeptLines, Parser, add_config_flags, say
+from raypaml.cli import Parser, add_config_flags, say
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.extensions import import_first
 from raypaml.losses.schemes import help_text
@@ -117,7 +117,7 @@ def run_parser(base: TrainConfig, prog: str, about: str) -> Parser:
     """A parser with the recipe, `--config` and a flag for every setting; --help shows the values of `base`."""
     texts = (help_text(), _PUBLISHED, augmentations_text(), "The values in [brackets] are the recipe's.")
     epilog = "\n\n".join(texts)
-    parser = Parser(prog=prog, description=about, epilog=epilog, formatter_class=KeptLines)
+    parser = Parser(prog=prog, description=about, epilog=epilog)
     parser.add_argument("recipe", nargs="?", help=f"one of {', '.join(RECIPES)} [digits]")
     about_config = "best.json of a search or config.json of a run, in place of a recipe; other flags change its values"
     parser.add_argument("--config", metavar="FILE", help=about_config)

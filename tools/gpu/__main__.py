@@ -1,8 +1,8 @@
 """Checks and measures training on this machine's GPU, in the order of risk; prints one table.
 
-    python -m tools.gpu check           # make gpu-check: is it right?
-    python -m tools.gpu bench           # make gpu-bench: is it fast?
-    python -m tools.gpu check bench --device cpu --small   # tries the scripts, in seconds
+    python -m tools.gpu check    # make gpu-check: is training right?
+    python -m tools.gpu bench    # make gpu-bench: is training fast?
+    python -m tools.gpu check bench --device cpu --small    # both in seconds
 
 Neither needs Ray, nor raypaml to be installed; packages that are missing are taken from the wheels in `wheels/`. Every
 entry runs in a process of its own with a time limit; one that fails is a row with its error. Exit code 1: some row is
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from raypaml.cli import KeptLines, Parser, run_command
+from raypaml.cli import Parser, run_command
 from tools.gpu.gpu_wheels import use_wheels
 
 PROG = "python -m tools.gpu"
@@ -27,17 +27,21 @@ MARKS = {True: "ok", False: "NOT OK", None: ""}
 
 def main() -> None:
     """Run the entries of the sets that were asked for, print the table, exit."""
-    flags = Parser(prog=PROG, description=__doc__, formatter_class=KeptLines)
+    flags = Parser(prog=PROG, description=__doc__)
     flags.add_argument("sets", nargs="+", choices=("check", "bench"), metavar="check|bench", help="what to run")
-    flags.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="[cuda]")
+    flags.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device to check [cuda]")
     flags.add_argument(
         "--small", action="store_true", help="tiny data and models, and no code generated where a step is compiled"
     )
     flags.add_argument(
         "--only", default="", metavar="NAME,...", help="entries to run, by the first letters of their names [all]"
     )
-    flags.add_argument("--minutes", type=float, default=9.0, help="for all entries together [9]")
-    flags.add_argument("--out", default="", metavar="DIR", help="keeps the table, logs and a trace there [none]")
+    flags.add_argument(
+        "--minutes", type=float, default=9.0, metavar="X", help="minutes that all entries may take together [9]"
+    )
+    flags.add_argument(
+        "--out", default="", metavar="DIR", help="folder for the table, the logs and a trace [none is kept]"
+    )
     asked = flags.parse()
     if asked.minutes <= 0:
         raise ValueError(f"minutes={asked.minutes}: must be more than 0")

@@ -61,7 +61,7 @@ def parse() -> Any:
     add("--storage", default="runs/papers", metavar="DIR", help="folder of the data sets and runs [runs/papers]")
     add("--tflops", type=float, default=100.0, metavar="X", help="TFLOP/s that a GPU sustains, for the hours [100]")
     add("--run", action="store_true", help="do it, and judge")
-    parser.usage = f"{PROG} DATA [FLAGS] [-- flags of raypaml train, for every run]"
+    parser.usage = f"{PROG} DATA [FLAGS] [-- FLAGS_OF_TRAIN]"
     argv, more = sys.argv[1:], []
     if "--" in argv:  # argparse gives a list of positional arguments nothing that comes after flags
         cut = argv.index("--")

@@ -83,8 +83,9 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
             "--layout",
             choices=tuple(LAYOUTS),
             default="",
-            help="what the folders name, from the outermost inwards: split is SPLIT/CLASS/IMAGE, and any is a folder "
-            "without a meaning [what their names show]",
+            metavar="LAYOUT",
+            help=f"what the folders name, from the outermost inwards: {', '.join(LAYOUTS)}; split is "
+            "SPLIT/CLASS/IMAGE, and any is a folder without a meaning [what their names show]",
         )
     add_sharding_flags(parser)
 
