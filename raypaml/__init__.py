@@ -69,7 +69,7 @@ __all__ = [*_HOMES]  # names, each of which is imported by `__getattr__`
 
 def __dir__() -> list[str]:
     """The names that a notebook completes after `raypaml.`."""
-    return sorted({*globals(), *_HOMES})
+    return sorted(["__version__", *__all__])
 
 
 def __getattr__(name: str) -> object:

@@ -24,6 +24,11 @@ def place_text(epoch: int, step: int) -> str:
     return f"epoch {epoch_number(epoch)}, step {step + 1}"
 
 
+def number_of(count: int, unit: str) -> str:
+    """A number with its unit, such as "1 node" or "1,234 nodes"; the plural is the unit with an s."""
+    return f"{count:,} {unit}" if count == 1 else f"{count:,} {unit}s"
+
+
 def progress_line(what: str, done: int, total: int, unit: str, rate: float, *more: str) -> str:
     """Returns the progress line that every command prints: done of total, further figures, rate, time left.
 

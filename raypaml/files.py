@@ -7,6 +7,7 @@ its own hidden name, `.NAME.TOKEN.unfinished`, and `sweep` removes those that ki
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -216,6 +217,26 @@ def user_cache() -> Path:
             f"the user with id {os.getuid()} has no home folder to keep data in: set XDG_CACHE_HOME to a folder "
             "that may be written to"
         ) from error
+
+
+def kept_in(folder: Path, instead: str = "set XDG_CACHE_HOME") -> Path:
+    """A folder in which this user can keep data, created where it is missing.
+
+    Args:
+        folder: the folder, such as one in `user_cache`.
+        instead: what names another folder in its place, in the imperative.
+
+    Raises:
+        ValueError: it cannot be created or written to; the message says what to do instead.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"{folder}: cannot be written to ({reason}); {instead} to a folder that can") from None
+    return folder
 
 
 def share(name: str) -> Path:

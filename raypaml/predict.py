@@ -43,10 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict, write the answers, and name broken pictures; 1 if there are any."""
     asked = parse(sys.argv[1:] if argv is None else argv)
     from raypaml.api.predicted import PicturesRequest, predict_pictures  # with torch
-    from raypaml.inference.answer_files import CsvAnswers
     from raypaml.inference.choice import ChoiceRequest
 
-    asked.out = asked.out or CsvAnswers(shown_output())
+    asked.out = asked.out or shown_output()
     asked.choosing = requested(ChoiceRequest, asked)
     request = requested(PicturesRequest, asked)
     predicted = predict_pictures(Path(asked.model), request, requested(Processes, asked), say)

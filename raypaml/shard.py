@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from raypaml.cli import Parser, command, known_names, listed, requested, run_command, say, show
 from raypaml.cluster.tasks import mapper
+from raypaml.counting import number_of
 from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
 from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation, format_request
 from raypaml.preparation.index_folder import IndexRequest, add_index_flags, index_folder
@@ -36,7 +37,7 @@ def prepared_by(request: Callable[[Namespace], _Request], describe: Callable[[_R
 def _index(flags: Namespace) -> int:
     data, passed_over = index_folder(requested(IndexRequest, flags))
     for split, index in data.splits.items():
-        show(f"{split}: {len(index):,} samples in {len(index.shards)} shards")
+        show(f"{split}: {number_of(len(index), 'sample')} in {number_of(len(index.shards), 'shard')}")
     show(f"{len(data.vocabulary):,} classes, digest {data.vocabulary.digest[:12]}")
     for reason, names in passed_over.items():
         show(f"members passed over, {reason}: {len(names):,}, such as {names[0]}")

@@ -154,9 +154,7 @@ def _watch(shards: CachedShards, most: list[int], done: threading.Event) -> None
 
 def test_a_cache_smaller_than_the_plan_needs_is_refused_with_the_remedy(store: Store, tmp_path: Path) -> None:
     data = opened(store, tmp_path, 3)
-    said = (
-        r"cache_gb=\S+: the 1 workers of this node read \S+ GB of shards at a time; raise --cache-gb, lower --shuffle"
-    )
+    said = r"cache_gb=\S+: this node's workers \(1\) read \S+ GB of shards at a time; raise --cache-gb, lower --shuffle"
     with pytest.raises(ValueError, match=said):
         images(reader(data, window=0))
 

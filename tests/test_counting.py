@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raypaml import counting
-from raypaml.counting import Count, progress_line
+from raypaml.counting import Count, number_of, progress_line
 from raypaml.preparation import shard_tasks
 from raypaml.preparation.image_form import ImageForm
 from raypaml.preparation.image_store import Fetched
@@ -24,6 +24,10 @@ def test_the_line_of_every_command() -> None:
     assert begun == "predicting test: 1,000 of 13,000 images, 100 images/s, 2:00 left"
     assert progress_line("a", 0, 5, "parts", 0.0) == "a: 0 of 5 parts, time left not known yet"
     assert progress_line("a", 5, 5, "parts", 0.251, "2 broken") == "a: 5 of 5 parts, 2 broken, 0.25 parts/s"
+
+
+def test_one_is_no_plural() -> None:
+    assert [number_of(count, "node") for count in (0, 1, 2, 1234)] == ["0 nodes", "1 node", "2 nodes", "1,234 nodes"]
 
 
 def test_a_count_speaks_now_and_then_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def test_the_command_on_a_laptop(tiny_digits: Path, tmp_path: Path) -> None:
     done = run("digits", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "renames are atomic" in done.stdout
-    assert "1 training shards, all there, for 1 workers" in done.stdout
+    assert "1 training shard, all there, for 1 worker" in done.stdout
     assert "warning  ll_r rejects nothing in this whole run: delta_rel=0" in done.stdout
     assert done.stdout.endswith("nothing that would stop the run\n")
 

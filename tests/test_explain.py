@@ -148,13 +148,17 @@ def test_what_is_shown(
     assert page.read_text().count("<figure>") == 4 * 3
 
 
-def test_bad_wishes(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_bad_wishes(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="neither the folder of a run nor one of its checkpoints"):
         explain.main([str(tmp_path)])
     with pytest.raises(ValueError, match="split='dev': the data set has train, validation, test"):
         explain.main([str(runs[0]), "--split", "dev"])
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(explain_runs.ExplainedRuns, "compare", lambda *_: pytest.fail("maps are computed first"))
     with pytest.raises(ValueError, match="classes='red 11': no such class; did you mean 'red 1'"):
         explain.main([str(runs[0]), "--classes", "red 11", "--limit", "5"])
+    with pytest.raises(FileExistsError):
+        explain.main([str(runs[0]), "--out", str(tmp_path / "file"), "--limit", "5"])
     with pytest.raises(ValueError, match="group='G9': must be G1, G2, G3, G4 or G5"):
         explain.main([str(runs[0]), "--group", "G9", "--limit", "5"])
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raypaml.files import finite_json, sweep, user_cache, whole, whole_folder, write_json, write_whole
+from raypaml.data.digits import digits_folder
+from raypaml.files import finite_json, kept_in, sweep, user_cache, whole, whole_folder, write_json, write_whole
 from raypaml.runs.mirror import local_folder
 
 KINDS = pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
@@ -265,3 +266,17 @@ def test_json_has_null_for_numbers_that_it_lacks(path: Path) -> None:
         path, finite_json({"a": (1.5, math.nan), "b": [[-math.inf], {"c": np.float64(np.nan)}], "d": 1, "e": "x"})
     )
     assert json.loads(path.read_text()) == {"a": [1.5, None], "b": [[None], {"c": None}], "d": 1, "e": "x"}
+
+
+def test_a_folder_that_cannot_be_kept_in_names_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept_in(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    said = r"file/cache: cannot be written to \(Not a directory\); set XDG_CACHE_HOME to a folder that can$"
+    with pytest.raises(ValueError, match=said):
+        kept_in(tmp_path / "file" / "cache")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match=r"\(Permission denied\); set --cache to a folder that can$"):
+        kept_in(tmp_path, "set --cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"cache/raypaml: cannot be written to .*; set XDG_CACHE_HOME"):
+        digits_folder(num_scenes={"train": 1, "validation": 1, "test": 1})

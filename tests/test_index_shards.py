@@ -33,7 +33,7 @@ def rows(path: Path) -> pa.Table:
 def test_it_writes_the_same_indexes_again(tars: Path, tiny_digits: Path) -> None:
     done = index(tars)
     assert done.returncode == 0, done.stderr
-    assert "train: 96 samples in 1 shards" in done.stdout
+    assert "train: 96 samples in 1 shard" in done.stdout
     for name in ("train.arrow", "validation.arrow", "test.arrow", "vocabulary.csv"):
         assert (tars / name).read_bytes() == (tiny_digits / name).read_bytes()
 

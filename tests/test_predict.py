@@ -250,9 +250,21 @@ def test_overlays_show_the_best_class(trained: Run, pictures: Path, tmp_path: Pa
         (["PICTURES", "--threshold", "0.5", "--thresholds-from", "x"], "give one of them"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(flags: list[str], said: str, trained: Run, pictures: Path) -> None:
+def test_what_cannot_be_predicted_is_refused(
+    flags: list[str], said: str, trained: Run, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ValueError, match=said):
         main([str(trained[0]), *(str(pictures) if flag == "PICTURES" else flag for flag in flags)])
+    assert not capsys.readouterr().out, "a table was begun before the refusal"
+
+
+def test_without_pictures_the_table_is_its_header(
+    trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for out in ([], ["--out", str(tmp_path / "a.csv")]):
+        assert main([str(trained[0]), str(tmp_path / "empty"), *out]) == 0
+    assert capsys.readouterr().out == (tmp_path / "a.csv").read_text() == "image,class,name,score\n"
 
 
 # --- raypaml.load -----------------------------------------------------------------------------------------------------

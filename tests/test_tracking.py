@@ -100,7 +100,21 @@ def test_a_tracker_that_hangs_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     assert any("the tracker hangs" in line for line in said)
     assert any("too slow" in line and "dropped" in line for line in said)
     release.set()
+    hanging._waiting.put(None)
     hanging._thread.join(10)
+
+
+def test_a_tracker_that_was_too_slow_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "WAITING", 2)
+    release, said = threading.Event(), list[str]()
+    slow = Slow(release)
+    full = Tracking(lambda: slow, said.append)
+    for _ in range(9):
+        full.update(STEP)
+    threading.Timer(0.1, release.set).start()
+    full.close()
+    assert slow.seen[-1] == "closed, finished=False"
+    assert len(said) == 1
 
 
 def test_a_tracker_that_fails_is_named_and_left_alone() -> None:
@@ -113,6 +127,38 @@ def test_a_tracker_that_fails_is_named_and_left_alone() -> None:
     failing.update(STEP)
     failing.close()
     assert said == ["the tracker failed, training goes on without it: no disk"]
+
+
+def test_what_is_done_again_after_a_loss_is_not_logged_again(tmp_path: Path) -> None:
+    """In the same process, and in the next one; other axes and later places are logged."""
+    release = threading.Event()
+    release.set()
+    slow = Slow(release)
+    for epochs in ((1, 2, 2), (2, 3)):
+        again = Tracking(lambda: slow, print, tmp_path / "logs" / "slow.json")
+        again.update(STEP)
+        for epoch in epochs:
+            again.update(EpochReport(RECORD | {"epoch": epoch - 1}, 3))
+        again.conclude(RESULT | {"epochs_trained": epochs[-1]}, tmp_path)
+        again.close()
+    points = [(next(iter(one[0])).partition("/")[0], one[1]) for one in slow.seen if isinstance(one, tuple)]
+    assert points == [("step", 13), ("epoch", 1), ("epoch", 2), ("test", 2), ("epoch", 3), ("test", 3)]
+
+
+def test_a_tracker_that_is_slow_to_begin_is_said_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_SLOW", 0.05)
+    release, said = threading.Event(), list[str]()
+
+    def make() -> Any:
+        while not said:
+            release.wait(0.01)
+        raise OSError("no server\nat all")
+
+    Tracking(make, said.append).close()
+    assert said == [
+        "the tracker has not begun after 0.05 seconds; training goes on, and what is to be logged waits",
+        "the tracker failed, training goes on without it: no server",
+    ]
 
 
 def test_tensorboard_gets_the_curves(tmp_path: Path) -> None:

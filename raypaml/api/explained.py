@@ -58,8 +58,10 @@ def explain_run(run: Path, request: MapsRequest, processes: Processes, say: Call
     """
     shown = request.shown
     runs = ExplainedRuns.open(run, request, say)
+    shown.columns(runs.data)  # refused before the maps are computed, as is a folder that cannot be written
+    folder = Path(request.out) if str(request.out) else runs.own_folder
+    folder.mkdir(parents=True, exist_ok=True)
     boxes = runs.boxes(Path(request.boxes), say) if str(request.boxes) else None
     with device_mapper(processes) as (mapper, device):
         pairs = runs.compare(boxes, request.limit, mapper, device, say)
-    folder = Path(request.out) if str(request.out) else None
     return Explained(runs.write(folder, pairs, shown, boosted=not request.raw, boxes=boxes))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 
 from raypaml.cluster.tasks import device_mapper
 from raypaml.counting import Count
 from raypaml.data.hidden_files import PassedOver
-from raypaml.inference.answer_files import Rows, Writer, check_out, writer
+from raypaml.inference.answer_files import Rows, check_out, writer
 from raypaml.inference.choice import ChoiceRequest, choose
 from raypaml.inference.classifying import classify
 from raypaml.inference.model_card import ModelFiles
@@ -49,8 +51,8 @@ class PicturesRequest:
 
     images: Sequence[str]
     """Files, folders and shards, on disk or in an object store."""
-    out: str | Writer = ""
-    """A file, or a writer that takes the answers; "" collects them in a table."""
+    out: str | IO[str] = ""
+    """A file, or an open one, which gets CSV; "" collects the answers in a table."""
     choosing: ChoiceRequest
     """The classes that are answered."""
     overlays: str = ""
@@ -89,7 +91,7 @@ def predict_pictures(
         pictures = list(find_pictures(request.images, request.background, passed_over))
         broken: list[tuple[str, str]] = []
         empty, count = 0, Count("predicting", len(pictures), say)
-        with writer(out or rows) as to, device_mapper(processes) as (run, device):
+        with writer(out) if out else nullcontext(rows) as to, device_mapper(processes) as (run, device):
             for name, answer in classify(files, pictures, choice, request.overlays, run, device):
                 count.add()
                 empty += not answer

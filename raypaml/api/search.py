@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from raypaml.api.run import Run
 from raypaml.cli import say
 from raypaml.config import TrainConfig
+from raypaml.counting import number_of
 from raypaml.data.storage import Location
 from raypaml.errors import told_as_user_errors
 from raypaml.files import Place, as_texts
@@ -247,7 +248,8 @@ class Search:
         search, outcomes = self.plan, self.outcomes
         states = [one.state for one in outcomes]
         done = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        figures = [f"{search.base.recipe}, {', '.join(space.text for space in search.spaces)}: {len(outcomes)} trials"]
+        spaces = ", ".join(space.text for space in search.spaces)
+        figures = [f"{search.base.recipe}, {spaces}: {number_of(len(outcomes), 'trial')}"]
         figures.append(done)
         if order := ranked(outcomes):
             figures.append(f"best {order[0].trial.name}, validation mAP {percent(order[0].score)}")

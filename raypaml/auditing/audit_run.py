@@ -113,6 +113,7 @@ def audit_run(
     config, data, index = run.config, run.data, run.data.splits["train"]
     keeping, epochs = scheme_of(config.loss.scheme).corrects, len(read_history(run.folder))
     rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
+    (out / PICTURES).mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be written
     torch.set_num_threads(1)  # as for prediction: several threads wait for each other on a busy machine
     checkpoint = tested_checkpoint(run.folder)
     used = used_alpha(run.folder, checkpoint, config.model.alpha, request.alpha)
@@ -125,7 +126,6 @@ def audit_run(
         say(f"{scored.broken:,} broken images left out")
     order = ranking(rejected, scored.logits)
     known = audit_figures(index, rejected.entries[order], scored.best, LENGTHS) if index.has_truth else None
-    (out / PICTURES).mkdir(parents=True, exist_ok=True)
     candidates = _candidates(order[: request.top], rejected, scored.logits, run, model, out / PICTURES, say)
     write_tables(out, candidates)
     write_json(out / "audit.json", {"entries": len(order), "figures": known, "alpha": used.alpha})

@@ -10,6 +10,8 @@ import ray
 from raypaml.runs.events import Event, Message
 from raypaml.training.watch import Beat
 
+PATIENCE_SECONDS = 1.0
+
 
 class Listener(Protocol):
     """What the mailbox needs of `training.watch.Watch`."""
@@ -65,6 +67,7 @@ class Channel:
             ray.get_runtime_context().get_node_id(), soft=False
         )
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(watch)
+        self._asked: ray.ObjectRef | None = None
 
     def put(self, event: Event | Failure) -> bool:
         """Send an event to the driver; whether the driver wants the workers to stop."""
@@ -79,9 +82,13 @@ class Channel:
         return bool(ray.get(self._mailbox.beat.remote(beat)))
 
     def take(self) -> list[Event | Failure]:
-        """All events since the last call."""
-        return list(ray.get(self._mailbox.take.remote()))
+        """All events since the last call; none, after PATIENCE_SECONDS, while the mailbox's process starts."""
+        self._asked = self._asked or self._mailbox.take.remote()
+        if not ray.wait([self._asked], timeout=PATIENCE_SECONDS)[0]:
+            return []
+        events, self._asked = list[Event | Failure](ray.get(self._asked)), None
+        return events
 
     def stop(self) -> None:
-        """Ask the workers to save and stop."""
-        ray.get(self._mailbox.stop.remote())
+        """Ask the workers to save and stop, without waiting."""
+        self._mailbox.stop.remote()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from raypaml.cluster.nodes import Node, leave, look, remove
 from raypaml.config import TrainConfig
+from raypaml.counting import number_of
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.pseudo_labels import with_pseudo_labels
@@ -53,7 +54,7 @@ def same_versions(nodes: Sequence[Node]) -> Finding:
         shown = "; ".join(f"{name}: {', '.join(versions)}" for name, versions in differ.items())
         return Finding(FATAL, f"versions differ: {shown}", "install the same constraints.txt on every node")
     listed = ", ".join(f"{name} {version}" for name, version in nodes[0].versions.items())
-    return Finding(FINE, f"{len(nodes)} nodes, all with {listed}")
+    return Finding(FINE, f"{number_of(len(nodes), 'node')}, all with {listed}")
 
 
 def gpus_seen(nodes: Sequence[Node], by_ray: int, config: TrainConfig) -> Finding:
@@ -65,11 +66,11 @@ def gpus_seen(nodes: Sequence[Node], by_ray: int, config: TrainConfig) -> Findin
         remedy = f"--workers {by_torch}" if by_torch else "--device cpu, or a machine with a GPU and its driver"
         return Finding(FATAL, f"device=cuda: {least} workers need a GPU each, {by_torch} are there", remedy)
     if by_torch < by_ray:
-        what = f"Ray counts {by_ray} GPUs, torch sees {by_torch}"
+        what = f"Ray counts {number_of(by_ray, 'GPU')}, torch sees {by_torch}"
         return Finding(WARNING, what, "fine while nodes are to be added; else check driver and CUDA build of torch")
     idle = by_torch and run.device == "auto" and by_torch < least
     remedy = f"--workers {by_torch} would use them; now all train on the CPU" if idle else ""
-    return Finding(WARNING if idle else FINE, f"{by_torch} GPUs", remedy)
+    return Finding(WARNING if idle else FINE, number_of(by_torch, "GPU"), remedy)
 
 
 def storage(nodes: Sequence[Node], config: TrainConfig) -> Finding:
@@ -150,10 +151,10 @@ def knock(address: str) -> int:
 def enough_shards(config: TrainConfig, data: DataFolder) -> Finding:
     """Whether there are enough shards for the workers."""
     shards, workers = len(data.splits["train"].shards), config.run.workers
-    where = f"{config.data.data}: {shards} training shards"
+    where = f"{config.data.data}: {number_of(shards, 'training shard')}"
     if config.data.shuffle_window and shards < workers:
         return Finding(WARNING, f"{where} for {workers} workers: they read the same ones", "smaller shards")
-    return Finding(FINE, f"{where}, all there, for {workers} workers")
+    return Finding(FINE, f"{where}, all there, for {number_of(workers, 'worker')}")
 
 
 def checkpoint_interval(

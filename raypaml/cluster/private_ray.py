@@ -21,6 +21,7 @@ from raypaml.cli import say
 from raypaml.cluster import ray_variables
 from raypaml.cluster.short_folder import OF_RAY, short_folder
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept, uninterrupted
+from raypaml.cluster.waiting import NoProcessError
 
 if TYPE_CHECKING:
     from ray._private.node import Node  # of the known Ray alone
@@ -76,6 +77,8 @@ def private_ray(cpus: int) -> Iterator[None]:
             with sigterm_kept(), _on_loopback(), _without_dashboard() as nodes, _patiently(nodes, ending.over):
                 ending.begin(folder / OF_RAY)
             yield
+        except NoProcessError as error:
+            raise ValueError(f"{error}{_said_last(folder / OF_RAY)}") from None
         finally:
             with uninterrupted():
                 ending.end()
@@ -117,7 +120,8 @@ class _RayThread(threading.Thread):
             say("stopped while Ray was starting")
             raise
         if self._failure:
-            raise ValueError(f"Ray does not start on this machine: {_why(self._failure, folder)}") from None
+            reason = (str(self._failure).strip() or repr(self._failure)).splitlines()[0]
+            raise ValueError(f"Ray does not start on this machine: {reason}{_said_last(folder)}") from None
 
     def end(self) -> None:
         """End Ray, after it has started."""
@@ -175,14 +179,13 @@ def _patiently(nodes: list[Node], over: threading.Event) -> Iterator[None]:
         services.get_node = ask
 
 
-def _why(error: BaseException, folder: Path) -> str:
-    """What Ray says in its first line, and the last error of its processes, whose logs are removed."""
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+def _said_last(folder: Path) -> str:
+    """The last error of Ray's processes, in brackets, from their logs, which are removed; "" for none."""
     for name in ("gcs_server", "raylet"):
         for log in folder.glob(f"session_*-*/logs/{name}.*"):
             if lines := [line for line in log.read_text(errors="replace").splitlines() if _FAILED.match(line)]:
-                return f"{reason} ({log.name}: {lines[-1][:300]})"
-    return reason
+                return f" ({log.name}: {lines[-1][:300]})"
+    return ""
 
 
 # --- Access -----------------------------------------------------------------------------------------------------------

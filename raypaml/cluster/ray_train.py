@@ -19,7 +19,9 @@ from raypaml.cluster.on_worker import Reporter, RunReporter, WorkerTask, train_o
 from raypaml.cluster.sent_callbacks import modules_of, packed
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.trainers import torch_config, trainer_class
+from raypaml.cluster.waiting import FirstEvent
 from raypaml.cluster.worker_errors import as_user_error, brief_cause
+from raypaml.counting import number_of
 from raypaml.data.storage import Location
 from raypaml.errors import StoppedAtOnce
 from raypaml.reports.progress import Display
@@ -54,8 +56,8 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
     sent = packed(callbacks)
     run = job.config.run
     least = run.min_workers or run.workers
-    count = f"{least} to {run.workers}" if least < run.workers else run.workers
-    display.say(f"run {run.name}: {count} workers, in {job.folder}")
+    count = f"{least} to " if least < run.workers else ""
+    display.say(f"run {run.name}: {count}{number_of(run.workers, 'worker')}, in {job.folder}")
     again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
     patience = SHRINKS_SOON if least < run.workers else {}
     with ray_variables(**patience), session.join(run.address, least, needs=modules_of(callbacks)) as private:
@@ -68,11 +70,12 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
         thread = threading.Thread(target=_fit_in_thread, args=asked, daemon=True)
         thread.start()
         with Signals() as signals:
+            first = FirstEvent(display.say, limited=private)
             try:
                 while thread.is_alive():
                     thread.join(POLL_SECONDS)
                     signals.forward(channel, display)
-                    _show(channel, display)
+                    first.came(_show(channel, display))
             except StoppedAtOnce:
                 display.say(f"stopped at once; what came after the last checkpoint is lost; {again}")
                 raise
@@ -84,14 +87,16 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
     return signals.received or signal.SIGINT
 
 
-def _show(channel: Channel, display: Display) -> None:
-    """Show the events that came; raise a Failure at once, without waiting for Ray's further tries."""
-    for event in channel.take():
+def _show(channel: Channel, display: Display) -> int:
+    """Show the events that came, and return their number; a Failure is raised at once, before Ray tries again."""
+    events = channel.take()
+    for event in events:
         if isinstance(event, Failure):
             raise event.error
         if isinstance(event, StepReport):
             _import_conclusion()
         display.update(event)
+    return len(events)
 
 
 @cache
@@ -111,14 +116,14 @@ def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
     if session.may_grow() and run.device != "auto":
         missing = least - (gpus if run.device == "cuda" else cpus)
         if missing > 0:
-            say(f"waiting for nodes with {missing} {'GPUs' if run.device == 'cuda' else 'CPUs'} more")
+            say(f"waiting for nodes with {number_of(missing, 'GPU' if run.device == 'cuda' else 'CPU')} more")
         return run.device == "cuda"
     if cpus < least:
-        raise ValueError(f"workers={least}: the cluster has {cpus} CPUs; use fewer workers or add nodes")
+        raise ValueError(f"workers={least}: the cluster has {number_of(cpus, 'CPU')}; use fewer workers or add nodes")
     if run.device == "cuda" and gpus < least:
         raise ValueError(f"device=cuda: {least} workers need a GPU each, the cluster has {gpus}; use fewer workers")
     if run.device == "auto" and 0 < gpus < least:
-        say(f"{gpus} GPUs for {least} workers: training on the CPU; --workers {gpus} would use them")
+        say(f"{number_of(gpus, 'GPU')} for {least} workers: training on the CPU; --workers {gpus} would use them")
     return run.device != "cpu" and gpus >= least
 
 

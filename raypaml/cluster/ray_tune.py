@@ -18,9 +18,10 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raypaml.cluster import session
+from raypaml.cluster import session, waiting
 from raypaml.cluster.ray_train import gpu_wanted, run_workers
 from raypaml.cluster.signals import sigterm_as_ctrl_c
+from raypaml.counting import number_of
 from raypaml.evaluation.measures import alpha_curve
 from raypaml.evaluation.parts import open_set
 from raypaml.extensions import import_modules
@@ -131,6 +132,7 @@ def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
     """
     address, workers = search.base.run.address, search.base.run.workers
     with redirect_stdout(sys.stderr), session.join(address, workers), sigterm_as_ctrl_c() as received:  # Tune takes it
+        waiting.first_process()
         _run_tuner(search, queue, proposals, display)
     if queue.is_finished:
         return 0
@@ -143,7 +145,7 @@ def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
     run = search.base.run
     use_gpu = gpu_wanted(run, display.say)
     at_once = (session.gpus() if use_gpu else session.cpus()) // run.workers
-    display.say(f"{at_once} at once, each with {run.workers} {'GPUs' if use_gpu else 'CPUs'}")
+    display.say(f"{at_once} at once, each with {number_of(run.workers, 'GPU' if use_gpu else 'CPU')}")
     scheduler = _scheduler(search, queue)
     trainable = tune.with_parameters(_run_trial, search=search, use_gpu=use_gpu)
     tuner = tune.Tuner(

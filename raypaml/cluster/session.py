@@ -16,6 +16,7 @@ from raypaml.cluster.private_ray import QUIET, is_known, outside_private, privat
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
 from raypaml.cluster.sole_use import is_used_elsewhere, sole_use
+from raypaml.cluster.waiting import quick_answers
 
 _Answer = TypeVar("_Answer")
 
@@ -156,15 +157,17 @@ def on_every_node(function: Callable[..., _Answer], *args: object) -> list[_Answ
     """Call a function once on every live node, the driver's first; the calls occupy no CPUs.
 
     Raises:
-        ValueError: the function raised it on a node; the message is the function's, without Ray's traceback.
+        ValueError: the function raised it on a node; the message is the function's, without Ray's traceback. Or a node
+            starts no process for it.
     """
     mine = ray.get_runtime_context().get_node_id()
-    nodes = sorted((node["NodeID"] for node in ray.nodes() if node["Alive"]), key=lambda node: (node != mine, node))
+    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    nodes = sorted(hosts, key=lambda node: (node != mine, node))
     there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     task = ray.remote(function)
     calls = [task.options(num_cpus=0, scheduling_strategy=there(node, soft=False)).remote(*args) for node in nodes]
     try:
-        return list(ray.get(calls))
+        return quick_answers(calls, [hosts[node] for node in nodes])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise error.cause from None

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+from raypaml.counting import number_of
 from raypaml.extensions import modules_named, with_imports
 from raypaml.mapper import Mapper, Processes, in_this_process
 
@@ -54,11 +55,14 @@ def device_mapper(processes: Processes) -> Iterator[tuple[Mapper, str]]:
     if workers == 1 and not address:
         yield in_this_process, own_device(device)
         return
-    from raypaml.cluster import session  # ray takes seconds to import, and one process needs none
+    from raypaml.cluster import session, waiting  # ray takes seconds to import, and one process needs none
 
     with session.join(address, workers):
         if session.cpus() < workers:
-            raise ValueError(f"workers={workers}: the cluster has {session.cpus()} CPUs; use fewer or add nodes")
+            raise ValueError(
+                f"workers={workers}: the cluster has {number_of(session.cpus(), 'CPU')}; use fewer or add nodes"
+            )
+        waiting.first_process()
         gpu = device != "cpu" and session.gpus() >= workers
         if device == "cuda" and not gpu:
             raise ValueError(f"device=cuda: {workers} workers need a GPU each, the cluster has {session.gpus()}")

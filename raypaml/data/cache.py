@@ -253,7 +253,7 @@ def fetching_ahead(
     needed = here * cache_bytes(spans, shard_bytes)
     if needed > shards.capacity:
         raise ValueError(
-            f"cache_gb={shards.capacity / 1e9:g}: the {here} workers of this node read {needed / 1e9:.3g} GB of shards "
+            f"cache_gb={shards.capacity / 1e9:g}: this node's workers ({here}) read {needed / 1e9:.3g} GB of shards "
             "at a time; raise --cache-gb, lower --shuffle-window (0 needs them all), or use more nodes"
         )
     ahead = FetchAhead(shards, names, shard_bytes, spans)

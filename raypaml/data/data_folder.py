@@ -18,7 +18,7 @@ from raypaml.data.index import Index, open_index
 from raypaml.data.shard_files import LocalShards, Shards
 from raypaml.data.shards import SPLITS
 from raypaml.data.storage import Location, brief, with_retries
-from raypaml.files import sweep, user_cache, whole
+from raypaml.files import kept_in, sweep, user_cache, whole
 from raypaml.labels import Vocabulary
 
 VOCABULARY = "vocabulary.csv"
@@ -78,7 +78,7 @@ def open_folder(
         return _opened(path, path, sizes, LocalShards(path), lenient=lenient)
     sizes, digest = _listed_remote(where)
     _check_listing(where, sizes)
-    root = Path(cache or user_cache() / "shards")
+    root = kept_in(Path(cache), "set --cache") if cache else kept_in(user_cache() / "shards")
     shards = CachedShards(where, root, digest, int(cache_gb * 1e9))
     _copy_index(where, root / f"{digest}-index", sizes)
     return _opened(where, root / f"{digest}-index", sizes, shards, lenient=lenient)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from raypaml.data.label_forms import Box
 from raypaml.data.shards import Sample, write_dataset
-from raypaml.files import sweep, user_cache, whole_folder
+from raypaml.files import kept_in, sweep, user_cache, whole_folder
 
 SIDE = 64
 """The side of a scene in pixels."""
@@ -190,7 +190,7 @@ def digits_folder(
 
 def _write(folder: Path, hiding: str, seed: int, counts: dict[str, int]) -> None:
     """Write the data set whole or not at all; of two processes that do so at the same time, one's result is kept."""
-    sweep(folder.parent, "digits-*", shared=True)
+    sweep(kept_in(folder.parent), "digits-*", shared=True)
     splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
     with whole_folder(folder, shared=True) as unfinished:
         write_dataset(unfinished, splits, CLASS_IDS, NAMES)

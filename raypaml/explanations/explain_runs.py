@@ -92,11 +92,15 @@ class ShownPairs:
         if self.group not in ("", *GROUP_NAMES):
             raise ValueError(f"group={self.group!r}: must be G1, G2, G3, G4 or G5")
 
+    def columns(self, data: DataFolder) -> list[int]:
+        """The columns of `classes` in the vocabulary; ValueError for an unknown class."""
+        return [_column(name, data) for name in self.classes]
+
     def of(self, pairs: Pairs, data: DataFolder) -> list[tuple[int, int]]:
-        """(sample number, class column) of the pairs to show; ValueError for an unknown class."""
+        """(sample number, class column) of the pairs to show."""
         wanted = ~pairs.positive if self.show == "errors" else pairs.positive
         if self.classes:
-            wanted = wanted & np.isin(pairs.class_index, [_column(name, data) for name in self.classes])
+            wanted = wanted & np.isin(pairs.class_index, self.columns(data))
         if self.group:
             wanted = wanted & (data.vocabulary.class_group[pairs.class_index] == int(self.group[1]))
         places = np.flatnonzero(wanted)
@@ -233,21 +237,24 @@ class ExplainedRuns:
         pairs = Pairs.concatenated([Pairs.empty(), *parts])
         return pairs.take(np.lexsort((pairs.class_index, pairs.row)))
 
+    @property
+    def own_folder(self) -> Path:
+        """The folder in the run's folder for the page."""
+        name = f"{self.split}-against-{self.other.name}" if self.other else self.split
+        return self.this.run / "explanations" / output_name(name)
+
     def write(
-        self, out: Path | None, pairs: Pairs, choice: ShownPairs, *, boosted: bool = True, boxes: Boxes | None = None
+        self, out: Path, pairs: Pairs, choice: ShownPairs, *, boosted: bool = True, boxes: Boxes | None = None
     ) -> Path:
         """Write `explanations.html`, `explanations.json` and `pairs.csv`; returns the page.
 
         Args:
-            out: folder; None for one in the run's folder.
+            out: an existing folder.
             pairs: the figures that `compare` returned.
             choice: chooses the pairs that are shown.
             boosted: show maps after BoostLU.
             boxes: boxes to draw on the images; None for the data set's own.
         """
-        own = f"{self.split}-against-{self.other.name}" if self.other else self.split
-        out = out or self.this.run / "explanations" / output_name(own)
-        out.mkdir(parents=True, exist_ok=True)
         models = {subject.name: subject.model(len(self.data.vocabulary)) for subject in self.everyone}
         names = self.this.name, self.other.name if self.other else ""
         shown = choice.of(pairs, self.data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -32,25 +32,31 @@ class Writer(Protocol):
 
 
 @contextmanager
-def writer(out: str | Writer) -> Iterator[Writer]:
-    """A writer to the file `out` in the format of its suffix, or `out` itself if it is a writer.
+def writer(out: str | IO[str]) -> Iterator[Writer]:
+    """A writer to the file `out` in the format of its suffix, or of CSV into an open file.
 
-    The file appears, whole, at the end of the block.
+    The file appears, whole, at the end of the block. Nothing is written into an open one before the first answer, so
+    that it stays empty where nothing can be predicted.
     """
     if not isinstance(out, str):
-        yield out
+        table = _Csv(out)
+        yield table
+        table.begin()
         return
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:
         if path.suffix == ".parquet":
             with pq.ParquetWriter(unfinished, _SCHEMA) as file:
-                table = _Parquet(file)
-                yield table
-                table.flush()
-        else:
-            with unfinished.open("w", newline="", encoding="utf-8") as text:
-                yield CsvAnswers(text) if path.suffix == ".csv" else _Lines(text)
+                rows = _Parquet(file)
+                yield rows
+                rows.flush()
+            return
+        with (
+            unfinished.open("w", newline="", encoding="utf-8") as text,
+            writer(text) if path.suffix == ".csv" else nullcontext(_Lines(text)) as answers,
+        ):
+            yield answers
 
 
 def check_out(out: str) -> None:
@@ -59,15 +65,20 @@ def check_out(out: str) -> None:
         raise ValueError(f"out={out}: must end in {', '.join(_SUFFIXES)}")
 
 
-class CsvAnswers:
+class _Csv:
     """Writes a CSV row for each answer, or one without class where there is none."""
 
     def __init__(self, file: IO[str]):
         self._writer = csv.writer(file, lineterminator="\n")
-        self._writer.writerow(_COLUMNS)
+        self._header = [_COLUMNS]
+
+    def begin(self) -> None:
+        """Write the header, unless it is written."""
+        self._writer.writerows(self._header)
+        self._header = []
 
     def write(self, image: str, rows: list[tuple[str, str, float]]) -> None:
-        """Write the answers for an image."""
+        self.begin()
         answers = [(as_cell(class_id), as_cell(name), f"{score:.6g}") for class_id, name, score in rows]
         self._writer.writerows((as_cell(image), *answer) for answer in answers or [("", "", "")])
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypaml.cli import clock
+from raypaml.counting import number_of
 from raypaml.data.shards import SPLITS
 from raypaml.data.storage import Location
 from raypaml.files import write_whole
@@ -181,7 +182,7 @@ def _finish(
     digest = write_card(preparation.out, split, card, preparation.parameters(), vocabulary, lineage)
     fates = {name: count for name, count in card["images"].items() if not name.startswith("no_label")}
     say(f"{split}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in fates.items()))
-    say(f"{split}: {len(finished.shards):,} shards; digest of the data set so far {digest[:16]}")
+    say(f"{split}: {number_of(len(finished.shards), 'shard')}; digest of the data set so far {digest[:16]}")
 
 
 def _requests(preparation: Preparation, split: str, say: Callable[[str], None]) -> tuple[SplitLabels, pa.Table]:
@@ -269,7 +270,7 @@ def describe_preparation(preparation: Preparation, splits: list[str], say: Calla
             f"{split}: {seen.written} of the first {seen.asked} images can be written, with "
             f"{seen.bytes_read / 1e3:.0f} kB read and {seen.bytes_written / 1e3:.0f} kB written each; the split will "
             f"have about {share * len(requests):,.0f} images and {size / 1e9:.2f} GB, and take {clock(seconds)} with "
-            f"{preparation.workers} workers"
+            f"{number_of(preparation.workers, 'worker')}"
         )
         say(
             f"{split}: the time is estimated from these {seen.asked} images, read and converted by one process in "

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.cli import command
+from raypaml.counting import number_of
 from raypaml.data.index import Index, open_index
 from raypaml.data.verify_shard import verify_shard
 from raypaml.labels import Vocabulary
@@ -67,7 +68,7 @@ def verify(
             say(fault)
     for line in same_picture_lines(indexes_in(out, splits)):
         say(line)
-    say(f"{len(calls):,} shards read, {len(broken):,} with faults")
+    say(f"{number_of(len(calls), 'shard')} read, {len(broken):,} with faults")
     return broken
 
 

@@ -12,7 +12,7 @@ from typing import Self
 
 import pyarrow.compute as pc
 
-from raypaml.counting import progress_line
+from raypaml.counting import number_of, progress_line
 from raypaml.preparation.shard_tasks import ShardJob, read_receipt
 
 SECONDS = 10.0
@@ -36,9 +36,8 @@ class Progress:
         self._count()
         self._before, self._began = self._counts.copy(), time.monotonic()
         if self._before["done"]:
-            self._say(
-                f"{self._split}: {self._before['done']:,} images in {len(self._seen):,} shards are finished already"
-            )
+            shards = number_of(len(self._seen), "shard")
+            self._say(f"{self._split}: {self._before['done']:,} images in {shards} are finished already")
         self._thread.start()
         return self
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raypaml.cli import Parser
-from raypaml.counting import Count
+from raypaml.counting import Count, number_of
 from raypaml.data.data_folder import open_folder
 from raypaml.data.index import Index
 from raypaml.data.shards import SPLITS
@@ -48,4 +48,5 @@ def summary_of(indexes: list[Index], faults: int) -> Iterator[str]:
     """Yields lines about pictures that occur more than once, which are no faults, and the last line with the counts."""
     yield from same_picture_lines({index.where.stem: index for index in indexes})
     shards, samples = sum(len(index.shards) for index in indexes), sum(map(len, indexes))
-    yield f"{shards:,} shards, {samples:,} samples: {f'{faults:,} faults' if faults else 'no fault'}"
+    found = number_of(faults, "fault") if faults else "no fault"
+    yield f"{number_of(shards, 'shard')}, {number_of(samples, 'sample')}: {found}"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from raypaml.cli import extra
 from raypaml.counting import epoch_number
+from raypaml.files import write_json
 from raypaml.reports.trackers import MlFlow, Settings, TensorBoard, Tracker, Values, WeightsAndBiases
 from raypaml.runs.events import EpochReport, Event, StepReport
 from raypaml.runs.history import VALIDATION_MEAN_AP, column
@@ -31,12 +35,43 @@ EPOCH_CURVES = (
 """Fields of an epoch's record that become curves."""
 _PATIENCE = 30.0
 """Seconds that the end of a run waits for a tracker."""
+_SLOW = 15.0
+"""Seconds after which it is said that a tracker, such as a server that is away, has not begun."""
+
+
+class _Logged:
+    """How far each axis of a run's curves has been logged, kept in a file for when the run is continued.
+
+    A step or an epoch that is done again, because what came after the last checkpoint was lost, is not logged again.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._last: dict[str, int] = json.loads(path.read_text()) if path and path.is_file() else {}
+
+    def is_new(self, values: Values, place: int) -> bool:
+        """Whether the values are the first at their place, which is noted."""
+        axis = next(iter(values)).partition("/")[0]
+        if place <= self._last.get(axis, 0):
+            return False
+        self._last[axis] = place
+        if self._path:
+            self._path.parent.mkdir(exist_ok=True)
+            write_json(self._path, self._last)
+        return True
 
 
 class Tracking:
-    """Hands the events of training workers, and the result, to a tracker in the background."""
+    """Hands the events of training workers, and the result, to a tracker in the background.
 
-    def __init__(self, make: Callable[[], Tracker], say: Callable[[str], None]):
+    Args:
+        make: begins to track.
+        say: prints a line.
+        logged: the file that notes how far the run has been logged; None: it is noted in this process only.
+    """
+
+    def __init__(self, make: Callable[[], Tracker], say: Callable[[str], None], logged: Path | None = None):
+        self._logged = _Logged(logged)
         self._waiting: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(WAITING)
         self._say, self._dropped, self._finished = say, 0, False
         self._thread = threading.Thread(target=self._run, args=(make,), daemon=True, name="tracker")
@@ -45,25 +80,29 @@ class Tracking:
     def update(self, event: Event) -> None:
         """Queue one event for the tracker, without waiting."""
         if point := tracked_values(event):
-            self._put(lambda tracker: tracker.log(*point))
+            self._log(*point)
 
     def conclude(self, result: Mapping[str, Any], page: Path) -> None:
         """Queue the result of the finished run and the path of its report for the tracker, without waiting."""
-        figures = tested_values(result), result["epochs_trained"]
         self._finished = True
-        self._put(lambda tracker: tracker.log(*figures))
+        self._log(tested_values(result), result["epochs_trained"])
         self._put(lambda tracker: tracker.keep(page))
 
     def close(self) -> None:
         """Wait at most _PATIENCE seconds for the queued events to be logged, and print how many were not."""
-        self._put(None)
-        self._thread.join(_PATIENCE)
+        until = time.monotonic() + _PATIENCE
+        with suppress(queue.Full):  # of a tracker that hangs
+            self._waiting.put(None, timeout=_PATIENCE)
+        self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
             self._say(f"the tracker hangs: {self._waiting.qsize():,} events were not logged; metrics.jsonl has them")
         if self._dropped:
             self._say(f"the tracker was too slow: {self._dropped:,} events dropped; metrics.jsonl has them")
 
-    def _put(self, call: Callable[[Tracker], None] | None) -> None:
+    def _log(self, values: Values, place: int) -> None:
+        self._put(lambda tracker: tracker.log(values, place) if self._logged.is_new(values, place) else None)
+
+    def _put(self, call: Callable[[Tracker], None]) -> None:
         try:
             self._waiting.put_nowait(call)
         except queue.Full:
@@ -71,12 +110,24 @@ class Tracking:
 
     def _run(self, make: Callable[[], Tracker]) -> None:
         try:
-            tracker = make()
+            tracker = self._begun(make)
             while (call := self._waiting.get()) is not None:
                 call(tracker)
             tracker.close(finished=self._finished)
         except Exception as error:  # whatever a tracker does, training goes on
-            self._say(f"the tracker failed, training goes on without it: {error}")
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            self._say(f"the tracker failed, training goes on without it: {reason}")
+
+    def _begun(self, make: Callable[[], Tracker]) -> Tracker:
+        """The tracker; where it takes long to begin, that is said meanwhile."""
+        text = f"the tracker has not begun after {_SLOW:g} seconds; training goes on, and what is to be logged waits"
+        slow = threading.Timer(_SLOW, self._say, [text])
+        slow.daemon = True
+        slow.start()
+        try:
+            return make()
+        finally:
+            slow.cancel()
 
 
 def tracked_values(event: Event) -> tuple[Values, int] | None:
@@ -119,4 +170,4 @@ def tracking(name: TrackerName, run: Path, settings: Settings, say: Callable[[st
         importlib.import_module(name)
     except ImportError:
         raise ValueError(f"tracker={name}: not installed; {extra(name)}") from None
-    return Tracking(lambda: make(run, settings), say)
+    return Tracking(lambda: make(run, settings), say, run / "logs" / f"{name}.json")

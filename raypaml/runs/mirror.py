@@ -16,7 +16,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from raypaml.data.storage import Location, read_file, with_retries
-from raypaml.files import sweep, user_cache, whole_folder, write_whole
+from raypaml.files import kept_in, sweep, user_cache, whole_folder, write_whole
 
 MARKER = "COMMITTED"
 """File of a checkpoint that says that all its other files are complete."""
@@ -28,7 +28,7 @@ def local_folder(storage: str, name: str) -> Path:
     """The folder of a run on this machine: in its storage or, for a store, in the user's cache."""
     if Location(storage).is_local:
         return (Path(storage) / name).absolute()
-    return (user_cache() / "runs" / hashlib.sha256(storage.encode()).hexdigest()[:12] / name).absolute()
+    return (kept_in(user_cache() / "runs") / hashlib.sha256(storage.encode()).hexdigest()[:12] / name).absolute()
 
 
 @dataclass(frozen=True)

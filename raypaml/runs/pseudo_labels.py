@@ -15,10 +15,11 @@ from raypaml.data.cache import copy
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.score_table import ScoreTable, open_scores, write_scores
 from raypaml.data.storage import Location, brief
-from raypaml.files import sweep, user_cache
+from raypaml.files import kept_in, sweep, user_cache
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs.pseudo_label_file import read_pseudo_labels
 
+_KEPT = "pseudo_labels"
 _FORM = "1"
 """Version of the tables and of how files are read; where it changes, tables are made again."""
 
@@ -68,7 +69,8 @@ def open_pseudo_labels(config: TrainConfig, data: DataFolder) -> ScoreTable:
 
 def _folder(config: TrainConfig) -> Path:
     """The folder in which this node keeps the tables."""
-    return Path(config.data.cache or user_cache()) / "pseudo_labels"
+    cache = config.data.cache
+    return kept_in(Path(cache) / _KEPT, "set --cache") if cache else kept_in(user_cache() / _KEPT)
 
 
 def _place(digest: str, config: TrainConfig, data: DataFolder) -> Path:
@@ -104,7 +106,6 @@ def _digest(file: Path, name: str) -> str:
 def _on_this_machine(config: TrainConfig) -> Iterator[Path]:
     """Yield the file's path; a file in a store is copied, and the copy removed afterwards."""
     name, folder = config.loss.pseudo_labels, _folder(config)
-    folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, shared=True)
     where = Location(name)
     if where.is_local:

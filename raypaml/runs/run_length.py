@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from raypaml.config import TrainConfig
-from raypaml.counting import epoch_number, place_text
+from raypaml.counting import epoch_number, number_of, place_text
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.run_record import Length, read_run_record
@@ -98,7 +98,7 @@ def length_text(length: LengthSettings | Length) -> str:
     """A length for the user, such as "18 epochs, patience 2"."""
     rest = [f"patience {length['patience']}"] if length["patience"] else []
     rest += [f"stop_below {length['stop_below']:g}"] if length["stop_below"] else []
-    return ", ".join([f"{length['epochs']} epoch{'s' if length['epochs'] > 1 else ''}", *rest])
+    return ", ".join([number_of(length["epochs"], "epoch"), *rest])
 
 
 def lengths_text(lengths: list[Length]) -> str:

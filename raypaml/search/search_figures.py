@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from raypaml.counting import epoch_number
+from raypaml.counting import epoch_number, number_of
 from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
 from raypaml.runs.history import VALIDATION_MEAN_AP, column
 from raypaml.search.search_folder import Outcome
@@ -34,7 +34,7 @@ def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) 
     else:
         axis.plot([place[0] for place in places], scores, "o", color=BLUE)
     axis.set(xlabel=_label(x), ylabel=_label(rest[0]) if rest else "validation mAP, %")
-    axis.set(title=f"validation mAP after {epoch} epochs, which all reached")
+    axis.set(title=f"validation mAP after {number_of(epoch, 'epoch')}, which all reached")
     _scale(axis, x, "x")
     if rest:
         _scale(axis, rest[0], "y")

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from raypaml.cli import visible
+from raypaml.counting import number_of
 from raypaml.reports.progress import progress_console, shows_live
 from raypaml.reports.tables import percent
 from raypaml.runs.history import VALIDATION_MEAN_AP
@@ -67,7 +68,7 @@ class SearchDisplay:
         self._epochs = search.base.optim.epochs
         ended = sum(one.state in ENDED[:2] for one in outcomes)
         self.say(f"search {search.folder.name}: {', '.join(space.text for space in search.spaces)}; in {search.folder}")
-        self.say(f"{len(outcomes)} trials planned, {ended} of them ended already")
+        self.say(f"{number_of(len(outcomes), 'trial')} planned, {ended} of them ended already")
         for one in outcomes:
             self._show(one)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from raypaml.counting import epoch_number
+from raypaml.counting import epoch_number, number_of
 from raypaml.runs.history import EpochRecord, validation_scores
 from raypaml.settings import OptimConfig
 
@@ -46,5 +46,5 @@ def early_stop(history: Sequence[EpochRecord], optim: OptimConfig) -> str:
     if optim.stop_below and scores[best] - scores[-1] > optim.stop_below:
         return stopped + f"{last} is more than {optim.stop_below:g} points below {highest} (stop_below)"
     if optim.patience and done - 1 - best >= optim.patience:
-        return stopped + f"has not been above {highest} for {done - 1 - best} epochs (patience)"
+        return stopped + f"has not been above {highest} for {number_of(done - 1 - best, 'epoch')} (patience)"
     return ""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raypaml.config import TrainConfig, lr_warmup_steps
+from raypaml.counting import number_of
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.model.backbones import build_backbone
@@ -217,7 +218,7 @@ def describe_estimate(config: TrainConfig, needs: Estimate) -> str:
     where = "worker" if needs.device == "cpu" else "GPU, without what CUDA itself takes"
     lines = [
         f"run         {config.recipe}, {config.loss.scheme}, {config.model.backbone}, {needs.num_classes:,} classes; "
-        f"{workers} workers, {needs.device}" + (" as on this machine" if config.run.device == "auto" else ""),
+        f"{number_of(workers, 'worker')}, {needs.device}{' as on this machine' if config.run.device == 'auto' else ''}",
         f"parameters  {shape.backbone_parameters + shape.head_parameters:,}: "
         f"backbone {shape.backbone_parameters:,}, head {shape.head_parameters:,}",
         f"images      {needs.images:,} an epoch, {needs.steps:,} steps of {config.data.global_batch_size}; "

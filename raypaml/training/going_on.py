@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raypaml.config import TrainConfig, rejecting_epochs
+from raypaml.counting import number_of
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs.history import METRICS_FILE, read_history
 from raypaml.runs.mirror import Mirror
@@ -41,7 +42,7 @@ def going_on(folder: Path, config: TrainConfig, steps: int) -> str:
 def _check(folder: Path, config: TrainConfig, epoch: int, step: int) -> None:
     epochs, begun = config.optim.epochs, epoch + (step > 0)
     if epochs < begun:
-        done = f"{epoch} epochs and {step} steps" if step else f"{epoch} epochs"
+        done = number_of(epoch, "epoch") + (f" and {number_of(step, 'step')}" if step else "")
         raise ValueError(f"epochs={epochs}: {folder} has trained {done}; give {begun} or more, or another --name")
     if not epoch:
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from raypaml.counting import number_of
 from raypaml.files import write_whole
 from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
@@ -48,7 +49,7 @@ def restore(worker: Worker) -> None:
     if not continue_stream(kept, worker.ranks):  # saved by an earlier version, or by another number of workers
         begin_stream(worker.config.run.seed, worker.ranks.rank, worker.state.epoch, worker.state.step)
     count = worker.ranks.world_size
-    worker.report(Message(f"continues from {worker.place} with {count} worker{'s' if count > 1 else ''}"))
+    worker.report(Message(f"continues from {worker.place} with {number_of(count, 'worker')}"))
 
 
 def _begin(worker: Worker) -> None:
