@@ -20,9 +20,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     started = list[tuple[int, str]]()
 
     @contextmanager
-    def start(workers: int, address: str, device: str) -> Iterator[tuple[Mapper, str]]:
-        started.append((workers, address))
-        yield in_this_process, device
+    def start(processes: tasks.Processes) -> Iterator[tuple[Mapper, str]]:
+        started.append((processes.workers, processes.address))
+        yield in_this_process, processes.device
 
     monkeypatch.setattr(tasks, "device_mapper", start)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
