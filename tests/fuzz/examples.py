@@ -30,6 +30,7 @@ from raypaml.search.search_folder import SearchPlan, open_search
 from raypaml.search.spaces import make_space
 from tests.odd_images import encoded, picture
 from tests.test_damaged_records import CHOICE
+from tests.whole_records import EPOCH_RECORD, RESULT
 
 K, SIDE = 5, 32
 IDS = tuple(f"class-{k}" for k in range(K))
@@ -71,18 +72,15 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=0.01)
 
 
-def _history() -> list[dict[str, object]]:
-    figures = {"epoch": 0, "seconds": 1.0, "validation_mean_ap": 0.5, "rejected": 0, "rejection_precision": None}
-    return [figures | {"loss": 0.7, "validation_groups": {"G1": 0.5}}]
-
-
 def _checkpoint(folder: Path, config: TrainConfig, data: DataFolder) -> None:
     torch.manual_seed(0)
     model, index = build_model(config.model, K), data.splits["train"]
     optimizer = optimizer_of(model)
     model(torch.from_numpy(PIXELS).permute(2, 0, 1)[None].repeat(2, 1, 1, 1)).sum().backward()
     optimizer.step()
-    state = State(epoch=1, history=_history(), vocabulary=data.vocabulary.digest, skipped=[(0, 1, "cannot be decoded")])  # type: ignore[arg-type]
+    state = State(
+        epoch=1, history=[EPOCH_RECORD], vocabulary=data.vocabulary.digest, skipped=[(0, 1, "cannot be decoded")]
+    )  # type: ignore[arg-type]
     write_checkpoint(
         folder,
         take_snapshot(state, model, optimizer, Corrections(K, np.array([1, 7])), index, memory={"a.b": torch.ones(3)}),
@@ -98,11 +96,11 @@ def make_run(folder: Path) -> None:
     config = recipe("digits").override({**values, "storage": str(folder.parent)})
     claim(folder, config, data)
     data.vocabulary.write(folder / "vocabulary.csv")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in _history()))
+    (folder / "metrics.jsonl").write_text(json.dumps(EPOCH_RECORD) + "\n")
     _checkpoint(folder / "checkpoints", config, data)
     (folder / "export").mkdir()
     exporting.save_weights(load(folder), folder / "export")
-    write_json(folder / "result.json", {"mean_ap": 0.5, "epochs": 1, "groups": {"G1": 0.5}})
+    write_json(folder / "result.json", RESULT)
     choice = {"alpha": [1] * K, "thresholds": [0.0] * K, "vocabulary": data.vocabulary.digest}
     write_json(folder / "alpha_of_use.json", CHOICE | choice)
     make_search(folder, config)
@@ -113,7 +111,7 @@ def make_search(folder: Path, config: TrainConfig) -> None:
     spaces = (make_space(config, name="alpha", field="alpha", distribution="uniform", low=1, high=10),)
     search = SearchPlan(base=config.override({"name": "search", "storage": str(folder)}), spaces=spaces)
     open_search(search, 3)
-    found = {"trial": "alpha=2", "validation_mean_ap": 0.5, "verdict": "no better"}
+    found = {"trial": "alpha=2", "validation_mean_ap": 0.5, "verdict": "no better", "folder": str(folder)}
     write_json(folder / "search" / "best.json", {"config": config.to_dict(), "found": found})
 
 

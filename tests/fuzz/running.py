@@ -124,7 +124,7 @@ def _serve(folder: Path, judge: Callable[[Case, Path], Outcome], theirs: Connect
     with contextlib.suppress(EOFError):
         while True:
             case = theirs.recv()
-            example(case.kind, folder)
+            example(case.kind, folder)  # not among the seconds of the case
             spent = resource.getrusage(resource.RUSAGE_SELF)
             seconds = int(spent.ru_utime + spent.ru_stime) + CPU_SECONDS
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
