@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 WIDEST_CHOICES = 36
 """Characters of choices that stand at a flag in its help; those of more are in its description, or at the end."""
 
+LONGEST = 2000
+"""Characters of a message that refuses something; of a longer one, the beginning and the end are said."""
+
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 _Request = TypeVar("_Request", bound="DataclassInstance")
 
@@ -241,6 +244,12 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda sign: ascii(sign[0])[1:-1], text)
 
 
+def one_line(text: str) -> str:
+    """A message on one line, without its middle where it quotes more of a file than a person reads."""
+    line = " ".join(filter(None, map(str.strip, text.split("\n"))))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
 def say(text: str) -> None:
     """Print a line of progress on standard error."""
     print(visible(text), file=sys.stderr, flush=True)
@@ -283,7 +292,7 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it flushes
         code = 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
-        say(f"{prog}: {error}")
+        say(f"{prog}: {one_line(str(error))}")
         code = 2
     except KeyboardInterrupt as stop:
         code = 128 + (stop.signal if isinstance(stop, StoppedAtOnce) else signal.SIGINT)

@@ -46,6 +46,19 @@ def _raises(text: str) -> Callable[[], None]:
     return main
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("no:\n  Invalid data \n\nagain\n", "no: Invalid data again"),
+        (f"a{'x' * 10**6}b", f"a{'x' * 999} ... {'x' * 999}b"),
+    ],
+)
+def test_a_refusal_is_one_line_that_a_person_reads(text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command(_raises(text), "raypaml x")
+    assert capsys.readouterr().err == f"raypaml x: {said}\n"
+
+
 def test_an_argument_is_visible_in_the_message_that_refuses_it(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         Parser(prog="x").parse(["--\x1b[31m"])
