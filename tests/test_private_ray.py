@@ -18,7 +18,7 @@ import pytest
 from ray._common.utils import try_to_create_directory
 from ray._private import services
 
-from raypaml.cluster import private_ray, ray_variables, short_folder
+from raypaml.cluster import private_ray, ray_variables, short_folder, waiting
 
 LONG = "a-folder-for-this-job-as-schedulers-and-macs-make-them-0123456789"
 
@@ -103,6 +103,27 @@ def test_whatever_ray_raises_is_one_line(error: BaseException, place: Path, monk
     with pytest.raises(ValueError, match=r"^Ray does not start on this machine: no room$"), private_ray.private_ray(2):
         raise AssertionError("not started")
     assert not list(place.iterdir())
+
+
+def test_a_start_that_never_ends_is_said_and_left(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ray.init does where no process registers: it waits in C++, and a handler of C++ is over Python's."""
+    forever, taken = threading.Event(), MagicMock()
+    monkeypatch.setattr("ray.init", lambda **_: forever.wait(20))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr(private_ray, "retake_sigterm", taken)
+    monkeypatch.setattr(private_ray, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "WORDS_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "LIMIT_SECONDS", 0.2)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"^Ray has not started within 0:00; .*"), private_ray.private_ray(2):
+        raise AssertionError("not started")
+    assert time.monotonic() - began < 5
+    assert capsys.readouterr().err == "waiting for Ray to start\n"
+    assert taken.called
+    assert not list(place.iterdir())
+    forever.set()
 
 
 class Nodes:

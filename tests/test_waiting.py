@@ -62,7 +62,9 @@ def test_what_is_asked_of_a_process_is_something_that_ray_takes(monkeypatch: pyt
 def test_the_first_event_is_waited_for_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     now, said = [0.0], list[str]()
     monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    limited, free, heard = (FirstEvent(said.append, limited=limited) for limited in (True, False, True))
+    limited, free, heard = (
+        FirstEvent(said.append, "the first worker", limited=limited) for limited in (True, False, True)
+    )
     heard.came(1)
     for now[0] in (1.0, 21.0, 299.0):
         for one in (limited, free, heard):
@@ -71,7 +73,7 @@ def test_the_first_event_is_waited_for_in_words(monkeypatch: pytest.MonkeyPatch)
     now[0] = 301.0
     free.came(0)
     heard.came(0)
-    with pytest.raises(NoProcessError, match=f"^a worker {NEVER}"):
+    with pytest.raises(NoProcessError, match=f"^the first worker {NEVER}"):
         limited.came(0)
 
 

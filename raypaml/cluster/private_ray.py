@@ -20,8 +20,8 @@ import ray
 from raypaml.cli import say
 from raypaml.cluster import ray_variables
 from raypaml.cluster.short_folder import OF_RAY, short_folder
-from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept, uninterrupted
-from raypaml.cluster.waiting import NoProcessError
+from raypaml.cluster.signals import ending_on_sigterm, retake_sigterm, sigterm_kept, uninterrupted
+from raypaml.cluster.waiting import FirstEvent, NoProcessError
 
 if TYPE_CHECKING:
     from ray._private.node import Node  # of the known Ray alone
@@ -43,6 +43,7 @@ _PATIENT = {
     "RAY_gcs_server_port_wait_time_s": f"{START_SECONDS}",
     "RAY_agent_register_timeout_ms": f"{START_SECONDS * 1000}",
 }
+_LOOK_SECONDS = 0.2
 END_SECONDS = 90.0
 """Longest time that Ray takes to end, or to give up a start."""
 _FAILED = re.compile(r"\[[-\d]+ [\d:,.]+ [EFC] \d+ \d+\] ")
@@ -101,6 +102,7 @@ class _RayThread(threading.Thread):
         self._options = options
         self._up, self.over = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
+        self._end_seconds = END_SECONDS
 
     def run(self) -> None:
         try:
@@ -112,10 +114,19 @@ class _RayThread(threading.Thread):
         ray.shutdown()
 
     def begin(self, folder: Path) -> None:
-        """Start Ray in a folder, and wait until it has started; ValueError where it does not."""
+        """Start Ray in a folder, and wait until it has started; ValueError where it does not.
+
+        NoProcessError where ray.init does not return: it waits without a limit for the first processes.
+        """
         self.start()
+        first = FirstEvent(say, "Ray", limited=True)
         try:
-            self._up.wait()
+            while not self._up.wait(_LOOK_SECONDS):
+                retake_sigterm()
+                first.came(0)
+        except NoProcessError:
+            self._end_seconds = 0.0  # it would be waited for in vain; its processes end with this one
+            raise
         except BaseException:
             say("stopped while Ray was starting")
             raise
@@ -126,7 +137,7 @@ class _RayThread(threading.Thread):
     def end(self) -> None:
         """End Ray, after it has started."""
         self.over.set()
-        self.join(END_SECONDS)
+        self.join(self._end_seconds)
 
 
 @contextmanager

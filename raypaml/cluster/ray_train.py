@@ -70,7 +70,7 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
         thread = threading.Thread(target=_fit_in_thread, args=asked, daemon=True)
         thread.start()
         with Signals() as signals:
-            first = FirstEvent(display.say, limited=private)
+            first = FirstEvent(display.say, "the first worker", limited=private)
             try:
                 while thread.is_alive():
                     thread.join(POLL_SECONDS)

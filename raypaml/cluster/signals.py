@@ -103,6 +103,13 @@ def sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def retake_sigterm() -> None:
+    """Install Python's handler of SIGTERM again, over one that Ray's C++ code has installed while it starts."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if _may_install() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ignore Ctrl-C and SIGTERM in the block, which takes seconds."""

@@ -54,16 +54,17 @@ def _slow(calls: list[ray.ObjectRef], hosts: Sequence[str], seconds: float) -> s
 
 
 class FirstEvent:
-    """Waits for the first event of a run's workers, and says so where it takes long.
+    """Waits for the first event of what is started, such as a run's workers, and says so where it takes long.
 
     Args:
         tell: prints a line.
+        what: what is started.
         limited: whether LIMIT_SECONDS end the wait, as on a private Ray. On a cluster workers may also wait for nodes
             that are being added, or for another program's CPUs.
     """
 
-    def __init__(self, tell: Callable[[str], None], *, limited: bool) -> None:
-        self._tell, self._limited = tell, limited
+    def __init__(self, tell: Callable[[str], None], what: str, *, limited: bool) -> None:
+        self._tell, self._what, self._limited = tell, what, limited
         self._began, self._said = time.monotonic(), False
 
     def came(self, count: int) -> None:
@@ -72,7 +73,7 @@ class FirstEvent:
         if count:
             self._said, self._limited = True, False
         elif not self._said and waited > WORDS_SECONDS:
-            self._tell("waiting for the first worker to start")
+            self._tell(f"waiting for {self._what} to start")
             self._said = True
         elif self._limited and waited > LIMIT_SECONDS:
-            raise NoProcessError("a worker")
+            raise NoProcessError(self._what)
