@@ -59,7 +59,7 @@ class CollectiveClock:
 
     def take(self) -> float:
         """The seconds since the last call; spans that the GPU's stream has not passed yet are left to the next call."""
-        while self._spans and self._spans[0][1].query():  # type: ignore[no-untyped-call]
+        while self._spans and self._spans[0][1].query():
             began, ended = self._spans.popleft()
             self._seconds += began.elapsed_time(ended) / 1000
         seconds, self._seconds = self._seconds, 0.0
@@ -71,9 +71,9 @@ CLOCK = CollectiveClock()
 
 
 def _now(device: torch.device) -> Timestamp:
-    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if device.type != "cuda" or not torch.cuda.is_initialized():
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 

@@ -51,7 +51,7 @@ class PredictionPlan:
 
     def steps(self, part: PredictionPart) -> list[Part]:
         """The batches of a part, in the lanes of training, so that every process predicts the same bits."""
-        plan = _plan(self.config, part.samples)
+        plan = evaluation_plan(self.config, part.samples)
         first = part.part * _PART_BATCHES
         return plan.epoch(0, 0, 1)[first : first + _PART_BATCHES]
 
@@ -125,7 +125,7 @@ def plan_prediction(
 ) -> PredictionPlan:
     """Cut the prediction of a split into parts; their bounds depend on the configuration and the split alone."""
     index = data.splits[split]
-    steps = _plan(config, len(index)).epoch(0, 0, 1)
+    steps = evaluation_plan(config, len(index)).epoch(0, 0, 1)
     chunks = [steps[first : first + _PART_BATCHES] for first in range(0, len(steps), _PART_BATCHES)]
     sizes = [sum(len(step.rows) for step in chunk) for chunk in chunks]
     first = PredictionPart(
@@ -145,7 +145,8 @@ def plan_prediction(
     return PredictionPlan(checkpoint, config, data.address, folder.absolute(), tuple(parts))
 
 
-def _plan(config: TrainConfig, samples: int) -> Plan:
+def evaluation_plan(config: TrainConfig, samples: int) -> Plan:
+    """The batches in which so many samples are evaluated: in order, in the lanes of training, larger than there."""
     size = config.data.global_batch_size
     lanes = config.data.lanes or default_lanes(size)
     return Plan(num_samples=samples, global_batch_size=size * EVALUATION_BATCHES, lanes=lanes, shuffle=False)

@@ -45,7 +45,7 @@ class TensorBoard:
 
         self._writer: Any = SummaryWriter(str(run / "tensorboard"))
         self._writer.add_text("settings", "\n\n".join(f"{name}: {value}" for name, value in settings.items()))
-        known = hparams(dict(settings), dict.fromkeys(HEADLINES, 0.0))  # type: ignore[no-untyped-call]
+        known = hparams(dict(settings), dict.fromkeys(HEADLINES, 0.0))
         experiment, session, self._end = known
         self._add(experiment, session)
 

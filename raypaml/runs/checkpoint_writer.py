@@ -118,7 +118,7 @@ def take_snapshot(
     copies = {file: host.take(file, tensors) for file, tensors in sources.items()}
     copied = None
     if any(value.is_cuda for value in model.state_dict().values()):
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied = torch.cuda.Event()
         copied.record()
     return Snapshot(
         name=state.name,

@@ -45,7 +45,7 @@ def _beside(device: torch.device) -> Iterator[list[Tensor]]:
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class HostCopy:
         values = tensor.to("cpu", non_blocking=True)
         if tensor.device.type != "cuda":
             return cls(values, None)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived = torch.cuda.Event()
         arrived.record()
         return cls(values, arrived)
 

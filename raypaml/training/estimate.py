@@ -161,7 +161,7 @@ def measure(backbone: str, num_classes: int, height: int, width: int, kind: torc
     ):
         features = model.features(images)
     with FlopCounterMode(display=False) as backward:
-        features.sum().backward()  # type: ignore[no-untyped-call]
+        features.sum().backward()
     sizes = [tensor.untyped_storage().nbytes() // len(images) for tensor in kept.values()]
     return ModelShape(
         backbone_parameters=_count(model.backbone),

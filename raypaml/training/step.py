@@ -104,7 +104,7 @@ def _step(worker: Worker, batch: Batch) -> None:
         for number, piece in enumerate(pieces):
             with _without_reduction(worker) if number < len(pieces) - 1 else nullcontext():
                 # DistributedDataParallel averages over ranks; the loss is already a share of the global mean
-                output(number).backward(gradient[piece] * ranks.world_size)  # type: ignore[no-untyped-call]
+                output(number).backward(gradient[piece] * ranks.world_size)
         CLOCK.backward_ended(ranks.device)
         lay_out_gradients(worker.model)
 

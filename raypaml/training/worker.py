@@ -280,5 +280,5 @@ def _synchronised(model: CamClassifier, ranks: Ranks) -> CamClassifier:
         raise ValueError("sync_batchnorm: this backbone has no BatchNorm; use --no-sync-batchnorm")
     if ranks.group is not None and ranks.device.type != "cuda":
         raise ValueError("sync_batchnorm: torch synchronises BatchNorm on GPUs only; use one worker or GPUs")
-    whole: CamClassifier = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    whole: CamClassifier = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return whole

@@ -145,7 +145,8 @@ def sklearn_rows(folder: Path) -> Callable[[], float]:
 def _dense(folder: Path, score_kind: type, label_kind: type) -> tuple[NDArray[Any], NDArray[Any]]:
     image, classes, positive, logits = read_rows(folder)
     shape = (int(image.max()) + 1, CLASSES)
-    scores, labels = np.zeros(shape, score_kind), np.full(shape, UNOBSERVED, label_kind)
+    scores: NDArray[Any] = np.zeros(shape, score_kind)
+    labels: NDArray[Any] = np.full(shape, UNOBSERVED, label_kind)
     scores[image, classes], labels[image, classes] = logits, positive
     return scores, labels
 

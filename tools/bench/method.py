@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -227,7 +228,7 @@ def _select_on_rank(rank: int, port: int, results: Any) -> None:
 def selection() -> str:
     """Time and bytes of the selection over gloo processes, beside the head's forward and backward pass alone."""
     results, port = mp.get_context("spawn").SimpleQueue(), 29_000 + os.getpid() % 1000
-    context = mp.spawn(_select_on_rank, (port, results), nprocs=RANKS, join=False)
+    context = spawn(_select_on_rank, (port, results), nprocs=RANKS, join=False)
     found = [results.get() for _ in range(RANKS)]
     context.join()
     slowest = {name: max(seconds[name] for _, seconds, _ in found) for name in found[0][1]}

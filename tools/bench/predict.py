@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
-from raypaml.evaluation import predicting
+from raypaml.evaluation.predicting import predict_steps
+from raypaml.evaluation.prediction_plan import evaluation_plan
 from raypaml.inference.choice import Choice
 from raypaml.inference.classifier import load
 from raypaml.inference.classifying import answers
@@ -50,20 +52,17 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def rates(run: Path, pictures: Path, count: int, data: DataFolder, rounds: int) -> None:
+def rates(run: Path, config: TrainConfig, pictures: Path, count: int, data: DataFolder, rounds: int) -> None:
     """Measures prediction and evaluation in turn, on the same images."""
     torch.set_num_threads(1)
-    config = stored_config(run)
     model = checkpoint_model(find_checkpoint(run)[1], config.model, len(data.vocabulary))
     ready = load(run)
     choice = Choice(np.full(len(data.vocabulary), -np.inf), TOP)
-    steps = predicting._plan(config, count).epoch(0, 0, 1)
+    steps = evaluation_plan(config, count).epoch(0, 0, 1)
     cpu = torch.device("cpu")
     by_round = [
         (
-            seconds(
-                lambda: predicting.predict_steps(model, data, "test", steps, cpu, optim=OptimConfig(), loader_workers=0)
-            ),
+            seconds(lambda: predict_steps(model, data, "test", steps, cpu, optim=OptimConfig(), loader_workers=0)),
             seconds(lambda: list(answers(ready, find_pictures([str(pictures)]), choice, ""))),
         )
         for _ in range(rounds)
@@ -85,13 +84,16 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--rounds", type=int, default=8)
     asked = parser.parse_args()
-    data = prepare_job(stored_config(asked.run), lambda _: None).data
+    config = stored_config(asked.run)
+    if config is None:
+        raise ValueError(f"{asked.run}: not the folder of a run")
+    data = prepare_job(config, lambda _: None).data
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder)
         count = write_pictures(data, pictures)
         shown = ", ".join(f"{times * count:,} images {peak(asked.run, pictures, times)} MB" for times in (1, 4))
         print(f"peak memory up to then: {shown}")
-        rates(asked.run, pictures, count, data, asked.rounds)
+        rates(asked.run, config, pictures, count, data, asked.rounds)
 
 
 if __name__ == "__main__":

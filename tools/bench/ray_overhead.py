@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
@@ -50,7 +50,7 @@ def run_bare(config: TrainConfig) -> tuple[float, float]:
         port = probe.getsockname()[1]
     began = time.monotonic()
     workers = config.run.workers
-    mp.spawn(bare, (workers, port, job.config, job.data.address, job.folder), workers)
+    spawn(bare, (workers, port, job.config, job.data.address, job.folder), workers)
     return rate(job.folder), time.monotonic() - began
 
 

@@ -28,8 +28,9 @@ import pyarrow as pa
 from PIL import Image
 
 from raypaml.cli import Parser, run_command
-from raypaml.cluster.tasks import Mapper, mapper
+from raypaml.cluster.tasks import mapper
 from raypaml.data.storage import Location
+from raypaml.mapper import Mapper
 from raypaml.preparation.image_form import QUALITY, SIZE, ImageForm
 from raypaml.preparation.image_store import Store
 from raypaml.preparation.openimages.image_ids import hex_keys

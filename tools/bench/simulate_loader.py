@@ -37,7 +37,8 @@ def shard_sizes(samples: int, shards: int) -> Ints:
     """Draws the number of samples of each shard; shards differ in size."""
     weights = np.random.default_rng(0).uniform(0.5, 1.5, shards)
     ends = np.round(np.cumsum(weights) / weights.sum() * samples).astype(np.int64)
-    return np.diff(ends, prepend=0)
+    sizes: Ints = np.diff(ends, prepend=0)
+    return sizes
 
 
 def dealt(sizes: Ints, loader_workers: int) -> list[int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,7 @@ class Published(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits."""
         head = self.model.head
+        assert head.bias is not None
         return published_logits(self.model.features(images), head.weight, head.bias)
 
 
@@ -90,11 +93,11 @@ def step_run(form: str, kind: torch.dtype, asked: argparse.Namespace, device: st
     return run
 
 
-def _our_network(model: CamClassifier, images: Tensor, kind: torch.dtype, way: str) -> nn.Module:
+def _our_network(model: CamClassifier, images: Tensor, kind: torch.dtype, way: str) -> Callable[..., Any]:
     if way == "graph":  # without autocast's cache, so that each replay converts the weights to half precision anew
         with torch.autocast("cuda", kind, enabled=kind != torch.float32, cache_enabled=False):
-            return torch.cuda.make_graphed_callables(model, (images,))  # type: ignore[no-any-return]
-    return torch.compile(model, dynamic=False, backend=way) if way else model  # type: ignore[return-value]
+            return torch.cuda.make_graphed_callables(model, (images,))
+    return torch.compile(model, dynamic=False, backend=way) if way else model
 
 
 def type_name(kind: torch.dtype) -> str:
@@ -144,8 +147,8 @@ def main() -> None:
     flags.add_argument("--pixels", type=int, default=448, help="height and width of the images [448]")
     flags.add_argument("--images", type=int, default=64, help="of a step [64]")
     flags.add_argument("--repeats", type=int, default=10, help="steps, of which the median counts [10]")
-    inductor = {"action": "store_const", "const": "inductor", "default": ""}
-    flags.add_argument("--compile", **inductor, help="torch.compile our network")
+    about = "compile our network with torch.compile"
+    flags.add_argument("--compile", action="store_const", const="inductor", default="", help=about)
     print(steps(flags.parse(), "cuda" if torch.cuda.is_available() else "cpu"))
 
 

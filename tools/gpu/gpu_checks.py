@@ -186,8 +186,8 @@ def check_map(asked: argparse.Namespace) -> Iterator[Row]:
     config, data = digits_config(asked, **exact), open_folder(data_folder(asked))
     with tempfile.TemporaryDirectory() as folder:
         here, there = Path(folder) / "here", Path(folder) / "there"
-        assert train(config, data.path, here, torch.device(asked.device), lambda _: False)
-        assert train(config, data.path, there, torch.device("cpu"), lambda _: False)
+        assert train(config, data.address, here, torch.device(asked.device), lambda _: False)
+        assert train(config, data.address, there, torch.device("cpu"), lambda _: False)
         one, other = history(here)[-1]["loss"], history(there)[-1]["loss"]
         model = build_model(config.model, len(data.vocabulary))
         load_model(tested_checkpoint(here), model)
@@ -205,8 +205,16 @@ def validation_map(config: TrainConfig, data: DataFolder, model: CamClassifier, 
     """The mAP on the validation split, 0..1, computed on this device."""
     ranks = Ranks(0, 1, torch.device(device), None)
     prepare_device(config.optim, ranks.device)
-    sizes = {"lanes": 4, "batch_size": 128, "loader_workers": 0}
-    entries = predict_split(placed(model, ranks.device), data, "validation", ranks, optim=config.optim, **sizes)
+    entries = predict_split(
+        placed(model, ranks.device),
+        data,
+        "validation",
+        ranks,
+        optim=config.optim,
+        lanes=4,
+        batch_size=128,
+        loader_workers=0,
+    )
     return float(mean_ap(entries.ap(config.model.alpha, len(data.vocabulary))))
 
 
@@ -240,7 +248,7 @@ def one_step(asked: argparse.Namespace) -> Tensor:
     """The head's gradient of the first step of a run, on the CPU."""
     config = digits_config(asked, reproducible=False, precision="float32")
     worker = build_worker(config, data_folder(asked), Path("nowhere"), torch.device(asked.device), lambda _: False)
-    train_step(worker, Reader(worker.data.path, worker.data.splits["train"], worker.plan.epoch(0, 0, 1))[0])
+    train_step(worker, Reader(worker.data.shards, worker.data.splits["train"], worker.plan.epoch(0, 0, 1))[0])
     settle(worker)
     gradient = worker.model.head.weight.grad
     assert gradient is not None

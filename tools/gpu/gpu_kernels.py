@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from tools.bench.method import Run

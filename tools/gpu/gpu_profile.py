@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from raypaml.data.batches import Batch
@@ -61,7 +62,8 @@ def profiled_steps(worker: Worker, batches: Iterator[Batch], count: int) -> prof
     for batch in itertools.islice(batches, WARM_UP if is_cuda else 1):
         train_step(worker, batch)
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda
-    with profile(activities=activities) as tracer:
+    tracer = profile(activities=activities)
+    with tracer:
         with record_function(WINDOW):
             for batch in itertools.islice(batches, count):
                 train_step(worker, batch)
@@ -78,7 +80,7 @@ def inside(tracer: profile) -> Counter[str]:
     return Counter(
         event.name
         for event in events
-        if event.device_type != torch.autograd.DeviceType.CPU or window.start <= event.time_range.start <= window.end
+        if event.device_type != DeviceType.CPU or window.start <= event.time_range.start <= window.end
     )
 
 

@@ -67,10 +67,10 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
             keep(job.folder, shared, epoch)
         return False
 
-    train(config, job.data.path, job.folder, torch.device("cpu"), report, commit_first=shared is not None)
+    train(config, job.data.address, job.folder, torch.device("cpu"), report, commit_first=shared is not None)
     result = conclude_run(job)
     print(f"{config.run.name}: {100 * result['mean_ap']:.2f}", flush=True)
-    return result
+    return dict(result)
 
 
 def arguments() -> Parser:

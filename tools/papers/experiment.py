@@ -47,8 +47,10 @@ if TYPE_CHECKING:
     from tools.papers.experiment_page import Looks
 
 PROG = "python tools/papers/experiment.py"
-LOOKED_AT = (("full", "none"), ("an", "none"), ("an", "inference"), ("an", "training"), ("ll_r", "none"))
-LOOKED_AT += (("ll_r", "training"),)
+LOOKED_AT = (
+    *(("full", "none"), ("an", "none"), ("an", "inference")),
+    *(("an", "training"), ("ll_r", "none"), ("ll_r", "training")),
+)
 """Side by side in the gallery."""
 QUICK = {"seeds": "0,1", "epochs": 3, "scenes": 960, "images": 60}
 
