@@ -13,7 +13,7 @@ import pytest
 from tests.fuzz import bad_ends, running
 from tests.fuzz.mutations import ANY, BY_SUFFIX
 from tests.fuzz.running import Case, Fuzzer
-from tests.fuzz.subjects import SUBJECTS, Subject
+from tests.fuzz.subjects import SUBJECTS, Subject, spaces
 
 CASES = 100
 
@@ -34,6 +34,14 @@ def test_every_damaged_file_gives_the_same_result_or_one_line(
     assert fuzzer.outcomes.total() == CASES
     assert {said for _, said in fuzzer.outcomes} >= {"same result", "refused in one line"}
     assert not findings, "\n".join(findings)
+
+
+def test_a_tag_of_yaml_runs_nothing(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    (tmp_path / "spaces.yaml").write_text(f"- !!python/object/apply:os.system ['touch {ran}']\n")
+    with pytest.raises(ValueError, match=r"spaces\.yaml: not a readable YAML file"):
+        spaces(tmp_path)
+    assert not ran.exists()
 
 
 def _raise(folder: Path) -> object:

@@ -83,6 +83,16 @@ def test_no_sentence_refers_to_a_file_outside_the_checkout() -> None:
     ] == []
 
 
+def test_each_promise_of_security_names_tests_that_exist() -> None:
+    promises = [item for item in items(ROOT / ".github" / "SECURITY.md") if item.startswith("| ")][2:]
+    assert len(promises) > 10
+    for promise in promises:
+        named = [name.split("::") for name in quoted(promise.split("|")[2])]
+        assert named, promise
+        lost = [test for file, test in named if f"\ndef {test}(" not in (ROOT / file).read_text()]
+        assert not lost, promise
+
+
 # --- Hosted and local checks ----------------------------------------------------------------------------------------
 
 

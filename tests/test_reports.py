@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import raypaml
 from raypaml.data.data_folder import open_folder
 from raypaml.data.plan import Plan
 from raypaml.evaluation.measures import evaluate_set
@@ -23,6 +24,7 @@ from raypaml.explanations.comparing import explain_steps
 from raypaml.labels import Vocabulary
 from raypaml.recipes import recipe
 from raypaml.reports.figures import missed_positives
+from raypaml.reports.pages import fill_template
 from raypaml.reports.progress import Display
 from raypaml.run_report import conclude
 from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
@@ -264,3 +266,13 @@ def test_one_thread_computes_the_maps_of_small_images(
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_names_are_text_in_pages(tmp_path: Path) -> None:
+    (tmp_path / "x.html.j2").write_text('<td title="{{ name }}">{{ name }}</td>')
+    page = fill_template(tmp_path / "x.html.j2", name='"<script>alert(1)</script>')
+    assert page == '<td title="{0}">{0}</td>'.format("&#34;&lt;script&gt;alert(1)&lt;/script&gt;")
+    templates = sorted(Path(raypaml.__file__).parent.rglob("*.html.j2"))
+    as_it_is = [name for path in templates for name in re.findall(r"(\w+)\s*\|\s*safe", path.read_text())]
+    figures = "alphas attributions by_group by_group correlations curves curves drift groups importances rejections"
+    assert sorted(as_it_is) == [*figures.split(), "rejections", "score_map"]
