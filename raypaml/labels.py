@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,9 @@ NUM_GROUPS = 5
 GROUP_NAMES = tuple(f"G{group}" for group in range(1, NUM_GROUPS + 1))
 
 _COLUMNS = ["class_id", "name", "train_positives", "train_negatives", "class_group"]
+
+_MOST = 2**53
+"""The most labels that a class may have: more than there are, and exact in a float64."""
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -88,6 +92,15 @@ class Vocabulary:
         """SHA-256 of the ordered class ids; label matrices have the same columns only if their digests are equal."""
         return self.digest_of(self.class_ids)
 
+    @cached_property
+    def content_digest(self) -> str:
+        """SHA-256 of class ids, names and counts: of everything that a person reads or that decides class groups.
+
+        Two vocabularies with the same `digest` have the same columns, though their names and counts may differ.
+        """
+        counts = (column.tolist() for column in (self.train_positives, self.train_negatives))
+        return hashlib.sha256(json.dumps([self.class_ids, self.names, *counts]).encode()).hexdigest()
+
     @staticmethod
     def digest_of(class_ids: Sequence[str]) -> str:
         """The digest of a vocabulary of these ordered class ids."""
@@ -104,14 +117,22 @@ class Vocabulary:
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
-        """Read `vocabulary.csv`. Class groups are recomputed, so that they agree with the counts of an edited file."""
+        """Read `vocabulary.csv`. Class groups are recomputed from the counts.
+
+        Raises:
+            ValueError: it is missing, not such a table, or a count is impossible; the message names file and line.
+        """
         if not path.is_file():
             raise ValueError(f"{path}: no such vocabulary; write it with {command('shard index')} DIR")
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames is None or not set(_COLUMNS[:4]) <= set(reader.fieldnames):
-                raise ValueError(f"{path}: columns {reader.fieldnames}, expected {_COLUMNS}")
-            rows = [_row(path, line, row) for line, row in enumerate(reader, start=2)]
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                columns, lines = reader.fieldnames, list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: not a table of UTF-8 text ({error}); put the right vocabulary back") from None
+        if columns is None or not set(_COLUMNS[:4]) <= set(columns):
+            raise ValueError(f"{path}: columns {columns}, expected {_COLUMNS}")
+        rows = [_row(path, line, row) for line, row in enumerate(lines, start=2)]
         ids, names, positives, negatives = zip(*rows, strict=True) if rows else ((), (), (), ())
         return cls(
             class_ids=ids,
@@ -124,6 +145,9 @@ class Vocabulary:
 def _row(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, int, int]:
     try:
         ids = from_cell(row["class_id"]), from_cell(row["name"])
-        return *ids, int(row["train_positives"]), int(row["train_negatives"])
+        counts = int(row["train_positives"]), int(row["train_negatives"])
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}:{line}: {error}; expected {','.join(_COLUMNS)}") from None
+    if not all(0 <= count <= _MOST for count in counts):
+        raise ValueError(f"{path}:{line}: counts {counts[0]} and {counts[1]} of training labels, expected 0..{_MOST}")
+    return *ids, *counts

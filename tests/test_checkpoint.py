@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raypaml.data.index import SCHEMA, Index, open_index, write_index
+from raypaml.data.index import Index, open_index, write_index
+from raypaml.data.index_table import SCHEMA
 from raypaml.labels import Vocabulary
 from raypaml.runs import checkpoint_writer
 from raypaml.runs.checkpoint import (
@@ -44,7 +45,7 @@ def _index(path: Path, *class_ids: str) -> Index:
     place = {"shard": 0, "offset": 512, "size": 1, "crc32": 0}
     rows = [place | {"key": f"s{n}", "positives": [], "negatives": [], "truth": None, "boxes": []} for n in range(50)]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    write_index(path, table, shards=["t.tar"], shard_bytes=[0], vocabulary=vocabulary, has_truth=False)
+    write_index(path, table, shards=["t.tar"], shard_bytes=[1024], vocabulary=vocabulary, has_truth=False)
     return open_index(path)
 
 

@@ -118,7 +118,6 @@ def test_an_empty_split_has_an_empty_index_and_no_shard(written: Path) -> None:
     index = open_index(written / "test.arrow")
     assert (len(index), index.shards, index.has_truth) == (0, [], False)
     assert index.labels(np.arange(0)).shape == (0, 3)
-    index.check()
 
 
 def test_the_vocabulary_counts_the_training_labels_only(written: Path) -> None:

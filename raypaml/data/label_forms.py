@@ -13,6 +13,7 @@ have members other than its image and its labels; they are not read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,9 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, get_args
 Role = Literal["positive", "negative", "truth"]
 ROLES: tuple[Role, ...] = get_args(Role)
 OWN = "json"
+_OWN_KEY = "[0-9A-Za-z_-]+"
+_OTHER_KEY = "[ -.0-~]+"
+"""Printable ASCII but the slash: most keys of tars that raypaml did not write, which may have any printable ones."""
 TRUTH_KNOWN = "truth_known"
 BOX_LISTS = ("box_class", "box_x0", "box_y0", "box_x1", "box_y1")
 
@@ -84,6 +88,23 @@ class LabelForm:
     def is_own(self) -> bool:
         """Whether this is raypaml's own form."""
         return self.name == OWN
+
+    @property
+    def usual_key(self) -> str:
+        """A regular expression: a text that matches it as a whole may be a key; others may be keys as well."""
+        return _OWN_KEY if self.is_own else _OTHER_KEY
+
+    @property
+    def key_rule(self) -> str:
+        """What is allowed in a key, for messages."""
+        remedy = "; tars of others are read with --labels json:positive=positive,negative=negative"
+        return f" {_OWN_KEY}{remedy}" if self.is_own else " of printable characters, within the tar"
+
+    def is_key(self, text: str) -> bool:
+        """Whether a text may be the key of a sample."""
+        if self.is_own:
+            return re.fullmatch(_OWN_KEY, text) is not None
+        return text.isprintable() and text != "" and "/" not in text
 
     @property
     def suffix(self) -> str:

@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypaml.data.index import Ragged, shared_numbers
-from raypaml.files import check_readable, whole
+from raypaml.data.index_table import Ragged, shared_numbers
 from raypaml.labels import IntArray
+from raypaml.sealed_tables import map_arrow, write_arrow
 
 _ENTRY = pa.struct([("class", pa.int32()), ("score", pa.float32())])
 _SCHEMA = pa.schema([("entries", pa.large_list(_ENTRY))])
 _ABOUT = b"about"
+_AGAIN = "delete it, it is made again"
 
 
 class ScoreTable:
@@ -53,21 +54,12 @@ def write_scores(
     entries = pa.StructArray.from_arrays(columns, fields=list(_ENTRY))
     lists = pa.LargeListArray.from_arrays(pa.array(offsets.astype(np.int64)), entries)
     table = pa.table([lists], schema=_SCHEMA.with_metadata({_ABOUT: about}))
-    with (
-        whole(path, shared=True) as unfinished,
-        pa.OSFile(str(unfinished), "wb") as sink,
-        pa.ipc.new_file(sink, table.schema) as writer,
-    ):
-        writer.write_table(table, max_chunksize=num_samples)  # one record batch: columns are read without copies
+    write_arrow(path, table, shared=True)  # one record batch: columns are read without copies
 
 
 def open_scores(path: Path, num_samples: int, num_classes: int) -> ScoreTable:
     """Memory-map a table. Raises ValueError where it is not one of this number of samples."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        check_readable(path)
-        raise ValueError(f"{path}: not a readable table of scores ({error}); delete it, it is made again") from None
+    table = map_arrow(path, _AGAIN)
     if table.schema != _SCHEMA or table["entries"].num_chunks != 1 or len(table) != num_samples:
-        raise ValueError(f"{path}: not a table of the scores of {num_samples:,} samples; delete it, it is made again")
+        raise ValueError(f"{path}: not a table of the scores of {num_samples:,} samples; {_AGAIN}")
     return ScoreTable(table, num_classes)

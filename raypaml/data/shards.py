@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypaml.data.hidden_files import PassedOver
-from raypaml.data.index import SCHEMA, write_index
+from raypaml.data.index import write_index
+from raypaml.data.index_table import SCHEMA
 from raypaml.data.label_forms import OWN, Box, LabelForm, SampleLabels, flat_json
 from raypaml.data.tars import ImagePlace, Scanned, scan
 from raypaml.files import whole

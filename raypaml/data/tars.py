@@ -17,8 +17,6 @@ from raypaml.data.hidden_files import PassedOver, is_hidden
 from raypaml.data.label_forms import OWN, LabelForm, SampleLabels
 from raypaml.files import START_BYTES, came_instead
 
-KEY = re.compile(r"[0-9A-Za-z_-]+")
-OWN_KEYS = f" {KEY.pattern}; tars of others are read with --labels json:positive=positive,negative=negative"
 END_BYTES = 512
 """The fewest zeros at the end of a tar, after the first block of zeros, which its reader consumes."""
 JPEG_SUFFIXES = ("jpg", "jpeg")
@@ -135,10 +133,8 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
                         passed_over[reason].append(f"{path.name}: {member.name}")
                     continue
                 key, suffix = member.name.partition(".")[::2] if form.is_own else key_and_suffix(member.name, form)
-                is_key = bool(KEY.fullmatch(key)) if form.is_own else key.isprintable() and bool(key)
-                if not member.isreg() or member.issparse() or not is_key:
-                    allowed = OWN_KEYS if form.is_own else " of printable characters, within the tar"
-                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{allowed}")
+                if not member.isreg() or member.issparse() or not form.is_key(key):
+                    raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{form.key_rule}")
                 offset = member.offset_data
                 content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
                 if _is_pickled(suffix, content):

@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from raypaml.data.images import decode as decode_image
-from raypaml.data.index import BOX_SIDES, Index
+from raypaml.data.index import Index
+from raypaml.data.index_table import BOX_SIDES
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import label_columns
 from raypaml.data.tars import images_of, samples

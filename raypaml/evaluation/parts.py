@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raypaml.files import check_readable, whole
+from raypaml.files import check_readable
 from raypaml.labels import Vocabulary
+from raypaml.sealed_tables import open_parquet, parquet_batches, write_parquet
 
 if TYPE_CHECKING:
     from raypaml.runs.skips import SkippedSample  # with torch, which reading predictions does without
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _SCHEMA = pa.schema(
     [("key", pa.string()), ("class", pa.int32()), ("positive", pa.bool_()), ("P", pa.float32()), ("N", pa.float32())]
 )
+_CONTENT = b"vocabulary_content"
 BATCH_ROWS = 1 << 15
 """Rows of one row group, which is also how many are read at once."""
 AGAIN = "run the evaluation again"
@@ -94,15 +95,33 @@ class PredictionSet:
     """SHA-256 of the weights; empty where they are not known."""
     skipped: tuple[SkippedSample, ...] = ()
     """Broken images among `samples`, which have no rows."""
+    vocabulary_content: str = ""
+    """Digest of the vocabulary beside the set with names and counts of the classes; empty where it is not known."""
 
 
-def write_part(folder: Path, part: PredictionPart, table: pa.Table, skipped: Sequence[SkippedSample] = ()) -> None:
-    """Write one part, whole or not at all, with the names of the broken samples that were skipped in it."""
+def write_part(
+    folder: Path,
+    part: PredictionPart,
+    table: pa.Table,
+    skipped: Sequence[SkippedSample] = (),
+    vocabulary_content: str = "",
+) -> None:
+    """Write one part, whole or not at all.
+
+    Args:
+        folder: the folder of the set.
+        part: the metadata.
+        table: the rows.
+        skipped: the broken samples that have no rows.
+        vocabulary_content: `Vocabulary.content_digest` of the vocabulary beside the parts.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"raypaml": json.dumps(dataclasses.asdict(part)), "skipped": json.dumps(skipped)}
-    table = table.cast(_SCHEMA).replace_schema_metadata(metadata)
-    with whole(folder / part.name) as unfinished:
-        pq.write_table(table, unfinished, row_group_size=BATCH_ROWS, write_page_checksum=True)
+    metadata = {
+        "raypaml": json.dumps(dataclasses.asdict(part)),
+        "skipped": json.dumps(skipped),
+        _CONTENT.decode(): vocabulary_content,
+    }
+    write_parquet(folder / part.name, table.cast(_SCHEMA).replace_schema_metadata(metadata), row_group_size=BATCH_ROWS)
 
 
 def is_predicted(folder: Path, part: PredictionPart) -> bool:
@@ -111,7 +130,7 @@ def is_predicted(folder: Path, part: PredictionPart) -> bool:
     try:
         if not path.is_file() or read_part(path) != part:
             return False
-        for _ in _rows(path):  # reading checks the pages
+        for _ in _rows(path):  # reading checks the values
             pass
     except ValueError:
         return False
@@ -120,19 +139,35 @@ def is_predicted(folder: Path, part: PredictionPart) -> bool:
 
 def read_part(path: Path) -> PredictionPart:
     """The metadata of a part; ValueError if it is damaged or was not written by raypaml."""
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-        return PredictionPart(**json.loads(metadata[b"raypaml"]))
-    except (pa.ArrowInvalid, OSError) as error:
-        check_readable(path)
-        raise ValueError(f"{path}: not a whole Parquet file ({_line(error)}); {AGAIN}") from None
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: Parquet, but not a part of a prediction set of this version; {AGAIN}") from None
+    return _PartFile(path).part
 
 
 def read_skipped(path: Path) -> list[SkippedSample]:
     """The broken samples that were skipped in a part, which is known to be undamaged."""
-    return list(json.loads((pq.read_schema(path).metadata or {}).get(b"skipped", b"[]")))
+    return _PartFile(path).skipped
+
+
+class _PartFile:
+    """What a part says of itself; ValueError if it is damaged or was not written by raypaml."""
+
+    def __init__(self, path: Path):
+        with open_parquet(path, AGAIN) as file:
+            self.rows: int = file.metadata.num_rows
+            schema = file.schema_arrow
+        metadata = schema.metadata or {}
+        self.vocabulary_content: str = metadata.get(_CONTENT, b"").decode(errors="replace")
+        """Digest of the names and counts of the classes too; empty where an earlier version wrote the part."""
+        try:
+            self.part = PredictionPart(**json.loads(metadata[b"raypaml"]))
+            self.skipped: list[SkippedSample] = list(json.loads(metadata.get(b"skipped", b"[]")))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path}: Parquet, but not a part of a prediction set of this version; {AGAIN}") from None
+        if schema != _SCHEMA:
+            raise ValueError(f"{path}: columns {_columns(schema)}, expected {_columns(_SCHEMA)}; {AGAIN}")
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} {field.type}" for field in schema)[:200]
 
 
 def open_set(folder: Path) -> PredictionSet:
@@ -145,7 +180,8 @@ def open_set(folder: Path) -> PredictionSet:
     if not paths:
         check_readable(folder)
         raise ValueError(f"{folder}: no predictions; raypaml evaluate writes them")
-    parts = [read_part(path) for path in paths]
+    files = [_PartFile(path) for path in paths]
+    parts = [file.part for file in files]
     _check_one_set(folder, parts)
     one = parts[0]
     return PredictionSet(
@@ -156,10 +192,11 @@ def open_set(folder: Path) -> PredictionSet:
         samples=one.samples,
         alpha=one.alpha,
         probabilities=False,
-        rows=sum(pq.read_metadata(path).num_rows for path in paths),
+        rows=sum(file.rows for file in files),
         batches=lambda: ((number, rows) for number, path in enumerate(paths) for rows in _rows(path)),
         model=one.model,
-        skipped=tuple(line for path in paths for line in read_skipped(path)),
+        skipped=tuple(line for file in files for line in file.skipped),
+        vocabulary_content=max(file.vocabulary_content for file in files),
     )
 
 
@@ -180,17 +217,12 @@ def _check_one_set(folder: Path, parts: list[PredictionPart]) -> None:
 
 
 def _rows(path: Path) -> Iterator[pa.Table]:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, use_threads=False):
-                yield pa.Table.from_batches([batch])
-    except (pa.ArrowInvalid, OSError) as error:
-        check_readable(path)
-        raise ValueError(f"{path}: damaged ({_line(error)}); {AGAIN}") from None
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
+    """The rows of a part, whose values have the types of _SCHEMA and are not null but for `positive`."""
+    for table in parquet_batches(path, AGAIN, BATCH_ROWS):
+        for name in ("key", "class", "P", "N"):
+            if table[name].null_count:
+                raise ValueError(f"{path}: column {name} has no value in {table[name].null_count:,} rows; {AGAIN}")
+        yield table
 
 
 def read_vocabulary(folder: Path, predictions: PredictionSet, given: Path | None = None) -> Vocabulary:
@@ -198,6 +230,11 @@ def read_vocabulary(folder: Path, predictions: PredictionSet, given: Path | None
     path = given or folder / "vocabulary.csv"
     vocabulary = Vocabulary.read(path)
     check_predicted_classes(predictions, vocabulary, str(path))
+    if given is None and predictions.vocabulary_content not in ("", vocabulary.content_digest):
+        raise ValueError(
+            f"{path}: names of classes or counts of training labels are not those with which {predictions.where} was "
+            f"predicted; put the file back as it was, or {AGAIN}"
+        )
     return vocabulary
 
 

@@ -216,7 +216,7 @@ def predict_part(
         "P": predicted.P,
         "N": predicted.N,
     }
-    write_part(plan.folder, part, pa.table(columns), skipped)
+    write_part(plan.folder, part, pa.table(columns), skipped, data.vocabulary.content_digest)
 
 
 def check_skipped(plan: PredictionPlan) -> int:

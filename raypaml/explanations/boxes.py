@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from raypaml.data.index import BOX_SIDES, Index
+from raypaml.data.index import Index
+from raypaml.data.index_table import BOX_SIDES
 from raypaml.files import check_readable
 from raypaml.labels import Vocabulary
 

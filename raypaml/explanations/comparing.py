@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from raypaml.data.batches import Batch, Reader, read
 from raypaml.data.data_folder import DataFolder
-from raypaml.data.index import BOX_SIDES, Index
+from raypaml.data.index import Index
+from raypaml.data.index_table import BOX_SIDES
 from raypaml.data.plan import Part
 from raypaml.explanations.boxes import Boxes
 from raypaml.explanations.pairs import Pairs

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypaml.cli import Parser
+from raypaml.data.data_folder import VOCABULARY, check_vocabulary
 from raypaml.data.index import Index, open_index
 from raypaml.data.shards import SPLITS
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
@@ -34,17 +35,22 @@ def compare_folders(a: Path, b: Path) -> dict[str, Comparison]:
     for folder in (a, b):
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; give two prepared data sets")
-    classes = [Vocabulary.read(folder / "vocabulary.csv") for folder in (a, b)]
+    classes = [Vocabulary.read(folder / VOCABULARY) for folder in (a, b)]
     differences = {"vocabulary": compare_vocabularies(*classes)}
     for split in SPLITS:
         there = [(folder / f"{split}.arrow").is_file() for folder in (a, b)]
         if all(there):
-            differences[split] = compare_split(
-                open_index(a / f"{split}.arrow"), open_index(b / f"{split}.arrow"), *classes
-            )
+            in_a, in_b = (_open(folder, split, known) for folder, known in zip((a, b), classes, strict=True))
+            differences[split] = compare_split(in_a, in_b, *classes)
         elif any(there):
             differences[split] = {f"split only in {'AB'[there.index(True)]}": {"count": 1}}
     return differences
+
+
+def _open(folder: Path, split: str, vocabulary: Vocabulary) -> Index:
+    index = open_index(folder / f"{split}.arrow")
+    check_vocabulary(index, vocabulary, folder / VOCABULARY)
+    return index
 
 
 def comparison_as_text(differences: dict[str, Comparison]) -> str:

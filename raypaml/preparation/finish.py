@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raypaml.data.index import SCHEMA, write_index
+from raypaml.data.index import write_index
+from raypaml.data.index_table import SCHEMA
 from raypaml.data.shards import SPLITS
-from raypaml.files import whole
 from raypaml.labels import IntArray, Vocabulary
 from raypaml.preparation.requests import KNOWN, LABELS, SplitLabels
 from raypaml.preparation.shard_tasks import PLACE, ShardJob, read_receipt
+from raypaml.sealed_tables import read_parquet, write_parquet
 
 LEDGER = "ledger.parquet"
+PREPARE_ANEW = "copy it again or prepare the data set into another folder"
+"""The remedy in messages about damaged tables of a preparation."""
 LEDGER_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -112,16 +114,24 @@ def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Voc
 def write_ledger(out: Path, split: str, rows: list[pa.Table]) -> None:
     """Writes the rows of this split into `ledger.parquet`, and keeps those of the other splits."""
     path = out / LEDGER
-    before = pq.read_table(path, schema=LEDGER_SCHEMA) if path.is_file() else LEDGER_SCHEMA.empty_table()
-    with whole(path) as unfinished, pq.ParquetWriter(unfinished, LEDGER_SCHEMA, compression="zstd") as writer:
-        for name in SPLITS:
-            other = before.filter(pc.equal(before["split"], name))
-            writer.write_table(pa.concat_tables(rows if name == split else [other]))
+    before = read_ledger(out) if path.is_file() else LEDGER_SCHEMA.empty_table()
+    parts = [
+        pa.concat_tables(rows) if name == split else before.filter(pc.equal(before["split"], name)) for name in SPLITS
+    ]
+    write_parquet(path, pa.concat_tables(parts), compression="zstd")
+
+
+def read_ledger(out: Path) -> pa.Table:
+    """Returns the rows of `ledger.parquet`. Raises ValueError where it is damaged or has other columns."""
+    table = read_parquet(out / LEDGER, PREPARE_ANEW).replace_schema_metadata(None)
+    if table.schema != LEDGER_SCHEMA:
+        raise ValueError(f"{out / LEDGER}: has other columns than a ledger; {PREPARE_ANEW}")
+    return table
 
 
 def ledger_summary(out: Path) -> str:
     """Says in one line how many images were written, and how many were not, by reason and with an example."""
-    ledger = pq.read_table(out / LEDGER, columns=["split", "key", "file", "fate"])
+    ledger = read_ledger(out)
     parts = []
     for fate, count in sorted(count_fates([ledger]).items(), key=lambda item: item[0] != "written"):
         row = ledger.filter(pc.equal(ledger["fate"], fate)).slice(0, 1).to_pylist()[0]
@@ -134,8 +144,7 @@ def ledger_summary(out: Path) -> str:
 def write_implied(out: Path, split: str, implied: pa.Table, requested: pa.ChunkedArray) -> pa.Table:
     """Writes `implied-<split>.parquet`, the labels of requested images that a hierarchy added, and returns its rows."""
     rows = implied.filter(pc.is_in(implied["key"], value_set=requested))
-    with whole(out / f"implied-{split}.parquet") as unfinished:
-        pq.write_table(rows, unfinished, compression="zstd")
+    write_parquet(out / f"implied-{split}.parquet", rows, compression="zstd")
     return rows
 
 

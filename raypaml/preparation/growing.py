@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raypaml.data.data_folder import open_folder
 from raypaml.data.index import Index
@@ -22,9 +21,10 @@ from raypaml.files import link_or_copy
 from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
 from raypaml.preparation.data_card import DataCard, Version, read_card, whole_digest
 from raypaml.preparation.findings import some_of
-from raypaml.preparation.finish import LEDGER, LEDGER_SCHEMA, Finished
+from raypaml.preparation.finish import LEDGER, PREPARE_ANEW, Finished, read_ledger
 from raypaml.preparation.record import is_split_finished, read_record
 from raypaml.preparation.requests import LABELS, Parameters
+from raypaml.sealed_tables import read_parquet
 
 AGREE = ("resize", "size", "quality", "background", "large_jpegs", "json", "hide", "hierarchy")
 """Settings that must be the same for all images of a data set."""
@@ -65,8 +65,7 @@ class Earlier:
 
     def samples(self, split: str) -> pa.Table:
         """Returns the index of a split as a table, rows of `data.index.SCHEMA`."""
-        with pa.memory_map(str(self.indexes[split].where)) as file:
-            return pa.ipc.open_file(file).read_all().replace_schema_metadata(None)
+        return self.indexes[split].table.replace_schema_metadata(None)
 
     def requested(self, split: str, new: pa.Table) -> pa.Table:
         """Returns key and labels of the earlier images, as far as they were written, and of the new ones."""
@@ -75,7 +74,8 @@ class Earlier:
 
     def implied(self, split: str, new: pa.Table) -> pa.Table:
         """Returns the labels that a hierarchy added to the earlier images and to the new ones."""
-        return pa.concat_tables([pq.read_table(self.folder / f"implied-{split}.parquet", schema=new.schema), new])
+        before = read_parquet(self.folder / f"implied-{split}.parquet", PREPARE_ANEW, new.schema.names)
+        return pa.concat_tables([before.replace_schema_metadata(None).cast(new.schema), new])
 
     def lineage(self) -> list[Version]:
         """Returns the versions before the new one, the first one first."""
@@ -105,7 +105,7 @@ def open_earlier(folder: Path, out: Path) -> Earlier:
     unfinished = [split for split in SPLITS if not is_split_finished(record, split)]
     if unfinished:
         raise ValueError(f"grow={folder}: {', '.join(unfinished)} not finished; run its preparation to its end first")
-    ledger = pq.read_table(folder / LEDGER, schema=LEDGER_SCHEMA)
+    ledger = read_ledger(folder)
     written = ledger.filter(pc.equal(ledger["fate"], "written"))
     if written["file"].null_count:
         raise ValueError(

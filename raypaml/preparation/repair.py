@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.cli import command
@@ -20,7 +19,7 @@ from raypaml.data.verify_shard import verify_shard
 from raypaml.labels import Vocabulary
 from raypaml.mapper import OpenMapper
 from raypaml.preparation.data_card import CARD, read_card, whole_digest
-from raypaml.preparation.finish import LEDGER
+from raypaml.preparation.finish import read_ledger
 from raypaml.preparation.image_form import Converted, ImageForm, codec_versions, convert
 from raypaml.preparation.image_store import Archives, fetch_from_archives, find_images
 from raypaml.preparation.record import claimed, is_split_finished, read_record, remove_if_finished
@@ -149,8 +148,8 @@ def _repair_shard(out: Path, job: ShardJob, images: str, broken: Broken, concurr
 def _requests(out: Path, split: str, index: Index, rows: NDArray[np.int64]) -> pa.Table:
     """Returns the requests of a shard: labels, truth and boxes from the index, files from the ledger."""
     keys = pa.array(index.keys(rows))
-    mine = [("split", "==", split), ("key", "in", keys.to_pylist())]
-    ledger = pq.read_table(out / LEDGER, columns=["key", "file"], filters=mine)
+    ledger = read_ledger(out)
+    ledger = ledger.filter(pc.and_(pc.equal(ledger["split"], split), pc.is_in(ledger["key"], value_set=keys)))
     names = (*LABELS, "truth") if index.has_truth else LABELS
     columns = {name: pa.array([index.classes(name, row) for row in rows], pa.list_(pa.int32())) for name in names}
     columns["file"] = ledger["file"].take(pc.index_in(keys, value_set=ledger["key"]))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypaml.data.index import SCHEMA
+from raypaml.data.index_table import SCHEMA
 from raypaml.labels import IntArray
 from raypaml.preparation.findings import Findings
 

@@ -16,13 +16,14 @@ from typing import TypedDict
 import numpy as np
 import pyarrow as pa
 
-from raypaml.data.index import SCHEMA
+from raypaml.data.index_table import SCHEMA
 from raypaml.data.shards import Sample, write_shard
 from raypaml.data.storage import Location, brief
 from raypaml.files import write_whole
 from raypaml.preparation.image_form import Converted, ImageForm, convert
 from raypaml.preparation.image_store import Fetched, KeyAndFile, Store, archive_members, converted, in_order
 from raypaml.preparation.requests import KNOWN, LABELS, SourceBox, types_first
+from raypaml.sealed_tables import map_arrow, write_arrow
 
 NOTE_SECONDS = 1.0
 """Seconds between two updates of the file that counts the images of an unfinished shard."""
@@ -235,15 +236,18 @@ def write_receipt(
     meta = {"bytes": job.shard(name).stat().st_size, "bytes_read": sum(image.size for image in fates)}
     schema = RECEIPT.with_metadata({"shard": json.dumps(meta)})
     table = pa.table([*texts, *columns, *lists], schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    write_whole(job.receipt(name), sink.getvalue().to_pybytes(), shared=True)
+    write_arrow(job.receipt(name), table, shared=True)
 
 
 def read_receipt(path: Path) -> tuple[pa.Table, dict[str, int]]:
-    """Returns the rows of a receipt, and the sizes `bytes` of its shard and `bytes_read` of the source images."""
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    """Returns the rows of a receipt, and the sizes `bytes` of its shard and `bytes_read` of the source images.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    table = map_arrow(path, "remove it and run the same command again")
+    if table.schema != RECEIPT:
+        raise ValueError(f"{path}: not the receipt of a shard; remove it and run the same command again")
     return table, json.loads(table.schema.metadata[b"shard"])
 
 
@@ -255,5 +259,5 @@ def is_shard_finished(job: ShardJob, name: str) -> bool:
     try:
         _, meta = read_receipt(job.receipt(name))
         return bool(job.shard(name).stat().st_size == meta["bytes"])
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, ValueError):
         return False

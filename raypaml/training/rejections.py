@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raypaml.data.index import Index
-from raypaml.files import check_readable, whole
+from raypaml.files import check_readable
 from raypaml.labels import IntArray
 from raypaml.runs.transfer import ComingEntries
+from raypaml.sealed_tables import read_parquet, write_parquet
 
 FOLDER = "rejected"
 _SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
@@ -41,8 +41,7 @@ class Rejections:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{epoch:04d}-{step:06d}-{self._rank}.parquet"
         table = pa.table([rows, classes], schema=_SCHEMA.with_metadata(self._about))
-        with whole(path) as unfinished:
-            pq.write_table(table, unfinished, compression="zstd")
+        write_parquet(path, table, compression="zstd")
 
 
 def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]]:
@@ -58,7 +57,7 @@ def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]
 
 
 def _read(path: Path, index: Index) -> IntArray:
-    table = pq.read_table(path)
+    table = read_parquet(path, "remove it to go on without these steps, or train the run again")
     about = table.schema.metadata or {}
     if about.get(b"vocabulary") != index.vocabulary_digest.encode() or about.get(b"samples") != b"%d" % len(index):
         raise ValueError(f"{path}: rejections of another data set than {index.where}")

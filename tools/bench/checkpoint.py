@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raypaml.cli import Parser, run_command
-from raypaml.data.index import SCHEMA, Index, open_index, write_index
+from raypaml.data.index import Index, open_index, write_index
+from raypaml.data.index_table import SCHEMA
 from raypaml.files import sync
 from raypaml.labels import Vocabulary
 from raypaml.model.backbones import build_backbone
@@ -186,7 +187,7 @@ def _index(path: Path, classes: int) -> Index:
     vocabulary = Vocabulary(class_ids=ids, names=ids, train_positives=zeros, train_negatives=zeros)
     place: dict[str, Any] = {"shard": 0, "offset": 512, "size": 1, "crc32": 0, "truth": None, "boxes": []}
     table = pa.Table.from_pylist([place | {"key": "s", "positives": [], "negatives": []}], schema=SCHEMA)
-    write_index(path, table, shards=["t.tar"], shard_bytes=[0], vocabulary=vocabulary, has_truth=False)
+    write_index(path, table, shards=["t.tar"], shard_bytes=[1024], vocabulary=vocabulary, has_truth=False)
     return open_index(path)
 
 
