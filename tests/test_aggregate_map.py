@@ -215,9 +215,9 @@ def refuse(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], m
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("truncated", "part-00001-of-00003.parquet: not a whole Parquet file"),
+        ("truncated", "part-00001-of-00003.parquet: damaged: its bytes do not have the SHA-256"),
         ("missing", "part 1 is missing"),
-        ("empty", "part-00001-of-00003.parquet: not a whole Parquet file"),
+        ("empty", "part-00001-of-00003.parquet: cannot be read (Parquet file size is 0 bytes)"),
         ("twice", "is in two parts"),
         ("vocabulary", "predicted with another vocabulary"),
         ("no vocabulary", "no such vocabulary"),
