@@ -30,7 +30,7 @@ def name_fault(name: str) -> str:
     if not name:
         return "must not be empty; give a name"
     if name in (".", "..") or re.search(r"[/\\]", name):
-        return "must name one folder or file, and a path has several; give the other folders by the flag for the place"
+        return "must be the name of one folder or file, not a path; --storage or --out takes the place"
     if unseen := [sign for sign in name if unicodedata.category(sign)[0] == "C" or sign in "\u2028\u2029"]:
         sign = f"U+{ord(unseen[0]):04X} {unicodedata.name(unseen[0], '')}".strip()
         return f"holds a sign that cannot be seen, {sign}; leave it out"

@@ -10,11 +10,11 @@ from raypaml.names import MOST_BYTES, check_name, check_new_folders, markdown_li
 
 REFUSED = {
     "": "must not be empty",
-    ".": "one folder or file",
-    "..": "one folder or file",
-    "../../escape": "one folder or file",
-    "/etc/x": "one folder or file",
-    "a\\b": "one folder or file",
+    ".": "one folder or file, not a path",
+    "..": "one folder or file, not a path",
+    "../../escape": "one folder or file, not a path",
+    "/etc/x": "one folder or file, not a path",
+    "a\\b": "one folder or file, not a path",
     "a\nb": "U\\+000A; leave it out",
     "a\x1b[31mb": r"U\+001B; leave it out",
     "a\0b": r"U\+0000; leave it out",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,6 +159,26 @@ def test_predictions_without_an_observed_label_are_evaluated(empty_run: raypaml.
 def test_a_search_has_nothing_to_judge_trials_by(empty_run: raypaml.Run) -> None:
     with pytest.raises(ValueError, match=r"no label of the validation split is observed, so that no trial has"):
         raypaml.Search.run(empty_run.config, search="alpha=1:10", trials=2, progress=False, storage=str(empty_run.path))
+
+
+def test_a_split_of_which_no_image_can_be_read_is_refused_before_training(tmp_path: Path) -> None:
+    splits = {split: list(_samples(split, 4, labelled=True)) for split in ("train", "validation", "test")}
+    splits["test"] = [replace(sample, image=b"\xff\xd8 no picture") for sample in splits["test"]]
+    (tmp_path / "data").mkdir()
+    write_dataset(tmp_path / "data", splits, CLASSES, CLASSES)
+    with pytest.raises(raypaml.UserError, match=r"test.arrow: none of the 4 images can be read"):
+        raypaml.Run.train(
+            "digits", data=tmp_path / "data", storage=tmp_path, name="r", workers=1, skip_budget=0.5, progress=False
+        )
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_without_an_epoch_has_no_records(empty_run: raypaml.Run, tmp_path: Path) -> None:
+    shutil.copy(empty_run.folder / "config.json", tmp_path)
+    run = raypaml.Run.open(tmp_path, progress=False)
+    assert run.records.num_rows == 0
+    with pytest.raises(raypaml.UserError, match="rejected nothing, or did not record it"):
+        run.audit()
 
 
 def test_delta_rel_is_not_suggested_where_train_is_labelled_wholly(tmp_path: Path) -> None:

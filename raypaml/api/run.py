@@ -13,7 +13,7 @@ from raypaml.errors import told_as_user_errors
 from raypaml.evaluation.result_records import RunResult, read_result
 from raypaml.files import Place, as_texts
 from raypaml.mapper import Processes
-from raypaml.runs.history import METRICS_FILE, read_history
+from raypaml.runs.history import read_history
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
 
@@ -153,7 +153,7 @@ class Run:
         """
         from raypaml.api.records import records_table
 
-        return records_table(read_history(self.folder) if (self.folder / METRICS_FILE).is_file() else [])
+        return records_table(read_history(self.folder))
 
     @property
     @told_as_user_errors()

@@ -18,6 +18,7 @@ from raypaml.data.index import Index, write_index
 from raypaml.files import link_or_copy, whole_folder
 from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, IntArray, Vocabulary
+from raypaml.names import check_new_folders
 from raypaml.preparation.data_card import CARD
 from raypaml.spreadsheets import from_cell
 from raypaml.stored_json import read_if_there, refused_as
@@ -121,6 +122,7 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
     """
     if not isinstance(data.path, Path):
         raise ValueError(f"{data.path}: answers are applied to a data set on disk; copy it first")
+    check_new_folders("out", str(out))
     if out.exists():
         raise ValueError(f"{out}: exists already; give another --out")
     record, vocabulary = _record(data, answers, source), _counted(data.vocabulary, answers)

@@ -42,7 +42,7 @@ class Location:
             )
         where, mark, path = self.address.partition("?")[0].partition("://")
         if scheme and not mark:
-            raise ValueError(f"{self.address}: an address has two slashes; give {where.replace(':', '://', 1)}")
+            raise ValueError(f"{self.address}: an address has two slashes; give {scheme[1]}://BUCKET/FOLDER, or a path")
         if scheme and where != "file" and not path.partition("/")[0].rpartition("@")[2]:
             raise ValueError(f"{self.address}: names no bucket; give {where}://BUCKET/FOLDER")
 

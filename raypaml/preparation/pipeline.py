@@ -22,6 +22,7 @@ from raypaml.data.storage import Location
 from raypaml.files import write_whole
 from raypaml.labels import Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
+from raypaml.names import check_new_folders
 from raypaml.preparation.data_card import same_pictures_in, split_card, write_card
 from raypaml.preparation.finish import collect_shards, ledger_summary, write_implied, write_ledger, write_split_index
 from raypaml.preparation.growing import check_settings, group_changes, joined, joined_vocabulary
@@ -85,6 +86,7 @@ def prepare_data(
 
 
 def _check(preparation: Preparation) -> None:
+    check_new_folders("out", str(preparation.out))
     for name, least in {"concurrency": 1, "shard_samples": 1, "limit": 0, "seed": 0, "shard_bytes": 0}.items():
         if getattr(preparation, name) < least:
             raise ValueError(f"{name}={getattr(preparation, name)}: must be at least {least}")

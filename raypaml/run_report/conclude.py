@@ -67,8 +67,7 @@ def conclude_run(job: Job) -> RunResult:
 
 def _whole_history(job: Job) -> History:
     """The records of a run that was trained to its end; with a result, any other run would count as finished."""
-    epochs, path = job.config.optim.epochs, job.folder / METRICS_FILE
-    history = read_history(job.folder) if path.is_file() else []
+    epochs, history = job.config.optim.epochs, read_history(job.folder)
     if len(history) < epochs and not early_stop(history, job.config.optim):
         storage = job.folder.parent if Location(job.config.run.storage).is_local else job.config.run.storage
         raise ValueError(

@@ -137,8 +137,10 @@ History = list[EpochRecord]
 
 
 def read_history(folder: Path) -> History:
-    """The records of a run's epochs, from its folder; ValueError where a line is damaged."""
+    """The records of the epochs that a run has ended, from its folder; ValueError where a line is damaged."""
     path = folder / METRICS_FILE
+    if not path.is_file():
+        return []
     with refused_as(path, "the metrics of a run", "train the run again"):
         return list(_records(read_whole(path, LARGEST_RECORD)))
 

@@ -42,9 +42,16 @@ def build_model(config: ModelConfig, num_classes: int, say: Callable[[str], None
 
 
 def check_model(config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> None:
-    """Raise ValueError unless the configured model, with its weights, takes the images of the data."""
-    height, width, _ = Reader(data.shards, data.splits["train"], (), skip_broken=config.data.skip_budget > 0).shape
+    """Raise ValueError unless the configured model, with its weights, takes the images of the data.
+
+    Every split of a data set on this machine must have an image that can be read: else training would end at its first
+    validation, or all of it before the test.
+    """
+    skips = config.data.skip_budget > 0
+    height, width, _ = Reader(data.shards, data.splits["train"], (), skip_broken=skips).shape
     check_images(build_model(config.model, len(data.vocabulary), say), height, width, config.model.backbone)
+    for index in data.splits.values() if isinstance(data.path, Path) else ():
+        assert Reader(data.shards, index, (), skip_broken=skips).shape
 
 
 def check_images(model: CamClassifier, height: int, width: int, name: str) -> None:
