@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raypaml.inference.answer_files import CsvAnswers
+from raypaml.inference.answer_files import writer
 from raypaml.labels import Vocabulary
 from raypaml.spreadsheets import as_cell, from_cell, from_cells
 
@@ -84,7 +84,7 @@ def test_a_vocabulary_of_an_earlier_version_has_its_texts_as_they_are(tmp_path: 
 
 def test_answers_of_predict_are_texts_and_numbers() -> None:
     file = io.StringIO()
-    answers = CsvAnswers(file)
-    answers.write("=a.jpg", [("@c", "-name", 0.25)])
-    answers.write("-b.jpg", [])
+    with writer(file) as answers:
+        answers.write("=a.jpg", [("@c", "-name", 0.25)])
+        answers.write("-b.jpg", [])
     assert file.getvalue().split("\n")[1:] == ["'=a.jpg,'@c,'-name,0.25", "'-b.jpg,,,", ""]

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from raypaml.cli import Parser, run_command, say, show, shown_output, visible
-from raypaml.inference.answer_files import CsvAnswers
+from raypaml.inference.answer_files import writer
 from raypaml.reports.progress import Display
 
 HOSTILE = "cat\x1b]0;owned\x07\x1b[31m\x9b2J\r\u202egpj\ud800"
@@ -76,5 +76,6 @@ def test_results_are_visible_on_a_terminal_and_as_they_are_in_a_pipe(monkeypatch
         monkeypatch.setattr(sys, "stdout", output)
         show(HOSTILE)
         assert output.getvalue() == f"{expected}\n"
-        CsvAnswers(shown_output()).write("a\x1b.jpg", [])
+        with writer(shown_output()) as answers:
+            answers.write("a\x1b.jpg", [])
         assert output.getvalue().split("\n")[2] == ("a\\x1b.jpg,,," if expected == SHOWN else "a\x1b.jpg,,,")
