@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
+from raypaml.runs.run_files import CONFIG
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.apply:
         record = run.apply_answers(asked.apply, asked.out, data=asked.data)
         show(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
-        say(f"next: {command('train')} --data {asked.out} --config {run.folder / 'config.json'}")
+        say(f"next: {command('train')} --data {asked.out} --config {run.folder / CONFIG}")
         return 0
     audited = Audited.of(run.path, requested(AuditRequest, asked), say)
     if audited.figures is not None and audited.figures["precision"]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from raypaml.cli import Parser, add_worker_flags, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
 from raypaml.mapper import Processes
+from raypaml.runs.run_files import REPORT
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from raypaml.evaluation.summary import table
 
-    show(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
+    show(f"{table(run.result)}\n\nReport: {run.folder / REPORT}")
     return 0
 
 

@@ -24,6 +24,8 @@ UNOBSERVED = -1
 NUM_GROUPS = 5
 GROUP_NAMES = tuple(f"G{group}" for group in range(1, NUM_GROUPS + 1))
 
+VOCABULARY = "vocabulary.csv"
+"""The file with the classes, in a data set and beside predictions."""
 _COLUMNS = ["class_id", "name", "train_positives", "train_negatives", "class_group"]
 
 _MOST = 2**53

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raypaml.cli import Parser, command, run_command, show
 from raypaml.extensions import add_import_flag
+from raypaml.runs.run_files import REPORT
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.evaluation.summary import table
 
     run = Run.open(asked.run)
-    show(f"{table(run.report(data=asked.data))}\n\nReport: {run.folder / 'report.html'}")
+    show(f"{table(run.report(data=asked.data))}\n\nReport: {run.folder / REPORT}")
     return 0
 
 

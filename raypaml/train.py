@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from raypaml.cli import Parser, command, requested, run_command, say, show
 from raypaml.config import TrainConfig
+from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_flags import parse_run, spelled_out
 
 _ABOUT = "Train a multi-label image classifier from partial labels: CAM head, BoostLU, large-loss rejection."
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.evaluation.summary import table
 
     assert run.result is not None
-    show(f"{table(run.result)}\n\nReport: {run.folder / 'report.html'}")
+    show(f"{table(run.result)}\n\nReport: {run.folder / REPORT}")
     return 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from raypaml.cli import Parser, command, requested, run_command, say, show
 from raypaml.config import TrainConfig
+from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_flags import AskedConfig, parse_run
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.search.search_result import trial_table
 
     table = trial_table(search.plan, search.outcomes)
-    show(f"{table}\n\n{search.verdict}\n\nReport: {search.folder / 'report.html'}")
+    show(f"{table}\n\n{search.verdict}\n\nReport: {search.folder / REPORT}")
     return 0
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from raypaml.__main__ import COMMANDS
+from raypaml.labels import VOCABULARY
+from raypaml.runs import run_files
+from raypaml.search.search_records import BEST_FILE, SEARCH_FILE
 from raypaml.shard import KINDS
 from tools import house
 
@@ -65,3 +70,18 @@ def test_help_loads_neither_torch_nor_ray_nor_matplotlib() -> None:
         [sys.executable, "-c", HELP, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert_none(*process.stdout.splitlines(), *process.stderr.splitlines())
+
+
+def test_the_name_of_a_file_that_several_rooms_share_is_written_once() -> None:
+    shared = {name for name in vars(run_files).values() if isinstance(name, str) and re.fullmatch(r"\w+\.\w+", name)}
+    shared |= {VOCABULARY, SEARCH_FILE, BEST_FILE}
+    literals = (
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.value}"
+        for path in sorted(ROOT.glob("raypaml/**/*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in shared
+    )
+    owned = [
+        line for line in literals if not re.match(r"raypaml/(runs/run_files|labels|search/search_records).py", line)
+    ]
+    assert_none(*owned)

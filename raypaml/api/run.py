@@ -14,6 +14,7 @@ from raypaml.evaluation.result_records import RunResult, read_result
 from raypaml.files import Place, as_texts
 from raypaml.mapper import Processes
 from raypaml.runs.history import read_history
+from raypaml.runs.run_files import CONFIG, REPORT, RESULT
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
 
@@ -94,7 +95,7 @@ class Run:
                     return cls(job.folder, progress=progress, stopped=stopped)
             from raypaml.run_report.conclude import conclude_run
 
-            display.conclude(conclude_run(job), job.folder / "report.html")
+            display.conclude(conclude_run(job), job.folder / REPORT)
         return cls(job.folder, progress=progress)
 
     @classmethod
@@ -106,7 +107,7 @@ class Run:
             UserError: neither the folder of a run nor of one of its checkpoints.
         """
         run = cls(path, progress=progress)
-        if not (run.folder / "config.json").is_file():
+        if not (run.folder / CONFIG).is_file():
             raise ValueError(f"{path}: neither the folder of a run nor one of its checkpoints; it has no config.json")
         return run
 
@@ -131,12 +132,12 @@ class Run:
     @told_as_user_errors()
     def config(self) -> TrainConfig:
         """All settings of the run."""
-        return read_config(self.folder / "config.json")
+        return read_config(self.folder / CONFIG)
 
     @property
     def is_finished(self) -> bool:
         """Whether the run was trained to its end and tested."""
-        return (self.folder / "result.json").is_file()
+        return (self.folder / RESULT).is_file()
 
     @property
     @told_as_user_errors()

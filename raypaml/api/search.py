@@ -16,6 +16,7 @@ from raypaml.data.storage import Location
 from raypaml.errors import told_as_user_errors
 from raypaml.files import Place, as_texts
 from raypaml.reports.tables import percent
+from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_flags import AskedConfig
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
@@ -236,7 +237,7 @@ class Search:
     def is_finished(self) -> bool:
         """Whether every trial has ended, and the report is written."""
         ended = ("finished", "stopped", "failed")
-        return (self.folder / "report.html").is_file() and all(one.state in ended for one in self.outcomes)
+        return (self.folder / REPORT).is_file() and all(one.state in ended for one in self.outcomes)
 
     @told_as_user_errors()
     def report(self) -> dict[str, Any] | None:

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypaml.data.data_folder import VOCABULARY, DataFolder
+from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index, write_index
 from raypaml.files import link_or_copy, whole_folder
 from raypaml.json_types import check
-from raypaml.labels import NEGATIVE, POSITIVE, IntArray, Vocabulary
+from raypaml.labels import NEGATIVE, POSITIVE, VOCABULARY, IntArray, Vocabulary
 from raypaml.names import check_new_folders
 from raypaml.preparation.data_card import CARD
 from raypaml.spreadsheets import from_cell

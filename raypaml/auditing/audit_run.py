@@ -34,6 +34,7 @@ from raypaml.runs.alpha_of_use import alpha_text, used_alpha
 from raypaml.runs.checkpoint import STATE
 from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, tested_checkpoint
+from raypaml.runs.run_files import CONFIG
 from raypaml.runs.run_folder import check_trained_classes, read_config
 
 LENGTHS = (100, 200, 500, 1000, 2000)
@@ -57,7 +58,7 @@ class AuditedRun:
         """
         if (run / STATE).is_file():
             raise ValueError(f"{run}: a checkpoint; the best one of a run is audited, give {run.parent.parent}")
-        config = read_config(run / "config.json")
+        config = read_config(run / CONFIG)
         folder = open_folder(resolve_data(data or config.data.data, say), **config.data.opening)
         check_trained_classes(run, folder.vocabulary.digest, folder.address)
         return cls(run, config, folder)

@@ -19,9 +19,7 @@ from raypaml.data.shard_files import LocalShards, Shards
 from raypaml.data.shards import SPLITS
 from raypaml.data.storage import Location, brief, with_retries
 from raypaml.files import kept_in, sweep, user_cache, whole
-from raypaml.labels import Vocabulary
-
-VOCABULARY = "vocabulary.csv"
+from raypaml.labels import VOCABULARY, Vocabulary
 
 
 @dataclass(frozen=True)

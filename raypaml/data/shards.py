@@ -29,7 +29,7 @@ from raypaml.data.index_table import SCHEMA
 from raypaml.data.label_forms import OWN, Box, LabelForm, SampleLabels, flat_json
 from raypaml.data.tars import ImagePlace, Scanned, scan
 from raypaml.files import whole
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 
 SPLITS = ("train", "validation", "test")
 
@@ -171,7 +171,7 @@ def index_dataset(
         train_positives=np.array([positives[c] for c in class_ids], np.int64),
         train_negatives=np.array([negatives[c] for c in class_ids], np.int64),
     )
-    vocabulary.write(out / "vocabulary.csv")
+    vocabulary.write(out / VOCABULARY)
     for split, paths in shards.items():
         index_split(out, split, paths, map(_unpack, scans[split]), vocabulary, form)
     return vocabulary

@@ -20,7 +20,7 @@ from raypaml.data.index_table import BOX_SIDES
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.shards import label_columns
 from raypaml.data.tars import images_of, samples
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 
 LABEL_COLUMNS: tuple[Literal["positives", "negatives", "truth"], ...] = ("positives", "negatives", "truth")
 
@@ -40,7 +40,7 @@ def verify_shard(folder: Path, index: Index, shard: int, decode: bool = True) ->
     actual, expected = path.stat().st_size, index.shard_bytes[shard]
     faults = [f"{path}: {actual:,} bytes, the index says {expected:,} bytes"] if actual != expected else []
     faults += _image_faults(path, index, shard, _shape(folder, index) if decode else None, decode=decode)
-    return faults + list(_tar_faults(path, index, shard, Vocabulary.read(folder / "vocabulary.csv")))
+    return faults + list(_tar_faults(path, index, shard, Vocabulary.read(folder / VOCABULARY)))
 
 
 def _shape(folder: Path, index: Index) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from raypaml.files import check_readable
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.sealed_tables import open_parquet, parquet_batches, write_parquet
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _rows(path: Path) -> Iterator[pa.Table]:
 
 def read_vocabulary(folder: Path, predictions: PredictionSet, given: Path | None = None) -> Vocabulary:
     """The vocabulary beside a set, or the one in `given`; ValueError if the predictions were made with another."""
-    path = given or folder / "vocabulary.csv"
+    path = given or folder / VOCABULARY
     vocabulary = Vocabulary.read(path)
     check_predicted_classes(predictions, vocabulary, str(path))
     if given is None and predictions.vocabulary_content not in ("", vocabulary.content_digest):

@@ -18,8 +18,9 @@ from raypaml.data.plan import Part, Plan, default_lanes
 from raypaml.evaluation.parts import PredictionPart, is_predicted, read_part, read_skipped, write_part
 from raypaml.evaluation.predicting import predict_steps
 from raypaml.files import sweep
-from raypaml.labels import POSITIVE, UNOBSERVED
+from raypaml.labels import POSITIVE, UNOBSERVED, VOCABULARY
 from raypaml.model.cam import CamClassifier
+from raypaml.runs.checkpoint import MODEL
 from raypaml.runs.kept_features import Features
 from raypaml.runs.models import checkpoint_model, find_checkpoint, placed, prepare_device
 from raypaml.runs.run_folder import check_trained_classes, stored_config
@@ -133,7 +134,7 @@ def plan_prediction(
         vocabulary=data.vocabulary.digest,
         num_classes=len(data.vocabulary),
         alpha=config.model.alpha,
-        model=_digest(checkpoint / "model.safetensors"),
+        model=_digest(checkpoint / MODEL),
         data=_digest(index.where),
         unobserved=unobserved,
         samples=len(index),
@@ -174,7 +175,7 @@ def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> No
                     f"{path}: predictions of another checkpoint, data or split; give another --out or remove them"
                 )
             path.unlink()
-    data.vocabulary.write(plan.folder / "vocabulary.csv")
+    data.vocabulary.write(plan.folder / VOCABULARY)
 
 
 def _belongs(path: Path, part: PredictionPart) -> bool:

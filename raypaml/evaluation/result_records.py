@@ -8,6 +8,7 @@ from typing import Literal, NotRequired, TypedDict
 from raypaml.cli import command
 from raypaml.json_types import Figure
 from raypaml.metrics.conventions import Convention
+from raypaml.runs.run_files import RESULT
 from raypaml.runs.run_record import Length
 from raypaml.stored_json import read_if_there
 
@@ -97,7 +98,7 @@ class RunResult(Summary, Training):
 def read_result(run_folder: Path) -> RunResult | None:
     """Read a run's `result.json`; None for an unfinished run, ValueError where the file is damaged."""
     remedy = f"{command('report')} {run_folder} writes it again"
-    return read_if_there(run_folder / "result.json", RunResult, "the result of a run", remedy)
+    return read_if_there(run_folder / RESULT, RunResult, "the result of a run", remedy)
 
 
 Interval = tuple[float, float]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import check_predicted_classes, open_set
 from raypaml.inference.model_card import Card
-from raypaml.labels import FloatArray, RealArray, Vocabulary
+from raypaml.labels import VOCABULARY, FloatArray, RealArray, Vocabulary
 from raypaml.metrics.thresholds import sigmoid
 
 Chosen = list[tuple[int, float]]
@@ -82,7 +82,7 @@ def choose(card: Card, asked: ChoiceRequest) -> Choice:
 
 def _best_thresholds(predictions: str, card: Card) -> FloatArray:
     validation = open_set(Path(predictions))
-    vocabulary = Vocabulary.read(Path(predictions) / "vocabulary.csv")
+    vocabulary = Vocabulary.read(Path(predictions) / VOCABULARY)
     check_predicted_classes(validation, vocabulary, predictions)
     if vocabulary.digest != card.vocabulary:
         raise ValueError(f"thresholds-from={predictions}: of another vocabulary than the model's")

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.evaluation.result_records import read_result
 from raypaml.json_types import Within, check_fields, check_length
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha, used_alpha
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.models import find_checkpoint, tested_checkpoint
+from raypaml.runs.run_files import CONFIG
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_record import read_run_record
 from raypaml.settings import OptimConfig
@@ -182,16 +183,16 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
     if not given.is_dir():
         raise ValueError(f"{given}: no such folder; give a run, one of its checkpoints, or an export")
     run, checkpoint = find_checkpoint(given)
-    if not (run / "config.json").is_file():
+    if not (run / CONFIG).is_file():
         raise ValueError(
             f"{given}: not a run (it has no config.json), not a checkpoint (in the checkpoints of a run), not an "
             f"export (it has no {NAME}); give one of them"
         )
-    config = read_config(run / "config.json")
+    config = read_config(run / CONFIG)
     data = read_run_record(run)["data"]
     vocabulary = _vocabulary(run)
     state = read_state(checkpoint)
-    for what, other in ((run / "config.json", data["vocabulary"]), (checkpoint, state.vocabulary)):
+    for what, other in ((run / CONFIG, data["vocabulary"]), (checkpoint, state.vocabulary)):
         if other != vocabulary.digest:
             raise ValueError(
                 f"{what}: of another vocabulary (digest {other[:12]}) than {run} ({vocabulary.digest[:12]})"
@@ -245,9 +246,7 @@ def _test_figures(given: Path, run: Path, checkpoint: Path) -> dict[str, object]
 
 
 def _vocabulary(run: Path) -> Vocabulary:
-    written = [
-        path for path in (run / "vocabulary.csv", run / "predictions" / "test" / "vocabulary.csv") if path.is_file()
-    ]
+    written = [path for path in (run / VOCABULARY, run / "predictions" / "test" / VOCABULARY) if path.is_file()]
     if not written:
         raise ValueError(f"{run}: has no vocabulary.csv; copy that of its data set into it")
     return Vocabulary.read(written[0])

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypaml.cli import Parser
-from raypaml.data.data_folder import VOCABULARY, check_vocabulary
+from raypaml.data.data_folder import check_vocabulary
 from raypaml.data.index import Index, open_index
 from raypaml.data.shards import SPLITS
-from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, VOCABULARY, Vocabulary
 from raypaml.preparation.findings import EXAMPLES, Tally, tally
 
 STATES = {POSITIVE: "positive", NEGATIVE: "negative", UNOBSERVED: "unobserved"}

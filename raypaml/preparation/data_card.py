@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from raypaml.data.index import open_index
 from raypaml.data.shards import SPLITS
 from raypaml.files import write_json, write_whole
-from raypaml.labels import GROUP_NAMES, IntArray, Vocabulary
+from raypaml.labels import GROUP_NAMES, VOCABULARY, IntArray, Vocabulary
 from raypaml.names import markdown_line
 from raypaml.preparation.findings import Tally
 from raypaml.preparation.finish import Finished, count_fates, label_counts
@@ -205,7 +205,7 @@ def same_pictures_in(out: Path) -> list[str]:
 def whole_digest(out: Path, splits: Iterable[str]) -> str:
     """Returns the SHA-256 of vocabulary and indexes, which hold every label and the CRC-32 of every image."""
     digest = hashlib.sha256()
-    for name in ("vocabulary.csv", *(f"{split}.arrow" for split in splits)):
+    for name in (VOCABULARY, *(f"{split}.arrow" for split in splits)):
         with (out / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raypaml.cli import Parser
-from raypaml.data.data_folder import VOCABULARY, DataFolder, open_folder
+from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.data.hidden_files import PassedOver
 from raypaml.data.shards import SPLITS, index_dataset
 from raypaml.data.storage import Location
+from raypaml.labels import VOCABULARY
 from raypaml.preparation.formats.common import class_list
 
 FORMS = "how labels are written: json (raypaml's own form), json:positive=FIELD[,negative=FIELD] (a.b is field b of "

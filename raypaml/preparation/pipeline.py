@@ -20,7 +20,7 @@ from raypaml.counting import number_of
 from raypaml.data.shards import SPLITS
 from raypaml.data.storage import Location
 from raypaml.files import write_whole
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
 from raypaml.names import check_new_folders
 from raypaml.preparation.data_card import same_pictures_in, split_card, write_card
@@ -79,7 +79,7 @@ def prepare_data(
                     remove_work(work, split)
         remove_if_finished(work, record)
     if preparation.earlier:
-        say(group_changes(preparation.earlier, Vocabulary.read(preparation.out / "vocabulary.csv")))
+        say(group_changes(preparation.earlier, Vocabulary.read(preparation.out / VOCABULARY)))
     for line in same_pictures_in(preparation.out):
         say(line)
     say(ledger_summary(preparation.out))
@@ -170,7 +170,7 @@ def _finish(
     if preparation.earlier:
         finished = joined(preparation.earlier, split, finished, len(vocabulary), preparation.out)
         requests = preparation.earlier.requested(split, requests)
-    vocabulary.write(preparation.out / "vocabulary.csv")
+    vocabulary.write(preparation.out / VOCABULARY)
     write_split_index(preparation.out, split, finished, vocabulary)
     write_ledger(preparation.out, split, finished.ledger)
     implied = None
@@ -204,7 +204,7 @@ def _requests(preparation: Preparation, split: str, say: Callable[[str], None]) 
 
 def _vocabulary(preparation: Preparation, split: str, labels: SplitLabels, say: Callable[[str], None]) -> Vocabulary:
     """Returns the vocabulary that all splits share, with the label counts of train, whichever split is prepared."""
-    path = preparation.out / "vocabulary.csv"
+    path = preparation.out / VOCABULARY
     if path.is_file():
         return Vocabulary.read(path)
     if split != "train":

@@ -16,7 +16,7 @@ from raypaml.cli import command
 from raypaml.counting import number_of
 from raypaml.data.index import Index, open_index
 from raypaml.data.verify_shard import verify_shard
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.mapper import OpenMapper
 from raypaml.preparation.data_card import CARD, read_card, whole_digest
 from raypaml.preparation.finish import read_ledger
@@ -105,7 +105,7 @@ def repair(
         raise ValueError(f"{out}: written with {parameters['codec']}, this is {codec_versions()}; install that version")
     form = ImageForm.of_parameters(parameters)
     left: list[Broken] = []
-    class_ids = Vocabulary.read(out / "vocabulary.csv").class_ids
+    class_ids = Vocabulary.read(out / VOCABULARY).class_ids
     with claimed(out) as work:
         job = ShardJob(work, class_ids, form, seed=0, shard_samples=1, flat=parameters["json"] == "flat")
         for shard in broken:

@@ -20,10 +20,11 @@ from raypaml.run_report.class_rejections import class_rejections, write_class_re
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_page import write_report
 from raypaml.runs.alpha_of_use import ALPHA_FILE, ModelClasses, alpha_choice, model_digest
-from raypaml.runs.history import METRICS_FILE, History, read_history
+from raypaml.runs.history import History, read_history
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint, tested_model
 from raypaml.runs.ranks import one_thread
+from raypaml.runs.run_files import METRICS_FILE, REPORT, RESULT, SKIPPED
 from raypaml.runs.run_length import lengths
 from raypaml.training.early_stopping import early_stop
 from raypaml.training.job import Job
@@ -43,7 +44,7 @@ def conclude_run(job: Job) -> RunResult:
     mirror = Mirror.of(job.config.run.storage, job.folder)
     if mirror:
         mirror.pull_checkpoints()
-        mirror.pull(METRICS_FILE, "skipped.jsonl", "predictions", "rejected", ALPHA_FILE)
+        mirror.pull(METRICS_FILE, SKIPPED, "predictions", "rejected", ALPHA_FILE)
     history = _whole_history(job)
     predictions = open_set(job.folder / "predictions" / "test")
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
@@ -59,9 +60,9 @@ def conclude_run(job: Job) -> RunResult:
         pairs = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
         write_report(job.folder, job.config, job.data, model, result, history, pairs)
     write_class_rejections(job.folder, class_rejections(history, job.data.vocabulary))
-    write_json(job.folder / "result.json", result)
+    write_json(job.folder / RESULT, result)
     if mirror:
-        mirror.push("report.html", "result.json", CLASS_REJECTIONS, ALPHA_FILE)
+        mirror.push(REPORT, RESULT, CLASS_REJECTIONS, ALPHA_FILE)
     return result
 
 

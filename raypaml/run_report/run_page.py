@@ -21,6 +21,7 @@ from raypaml.run_report.class_rejections import CLASSES_SHOWN, class_rejections
 from raypaml.run_report.run_figures import drift, groups, rejections, training_curves
 from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.history import EpochRecord, History, Usage, best_epoch
+from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_length import lengths_text
 from raypaml.training.out_of_memory import read_halving
 
@@ -70,7 +71,7 @@ def write_report(
     chosen = result.get("chosen_alpha")
     compared = sum(record["drift"]["seconds"] for record in history if "drift" in record)
     write_page(
-        folder / "report.html",
+        folder / REPORT,
         Path(__file__).with_name("report.html.j2"),
         name=config.run.name,
         config=config.flat(),

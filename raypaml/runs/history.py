@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, NotRequired, TypedDict, cast
 
 from raypaml.json_types import Figure, check
+from raypaml.runs.run_files import METRICS_FILE
 from raypaml.stored_json import LARGEST_RECORD, parse_json, read_whole, refused_as
 
-METRICS_FILE = "metrics.jsonl"
 VALIDATION_MEAN_AP: Final = "validation_mean_ap"
 """Name of the mean AP on the validation split, 0..1: in records, in result.json, and in the tables of a search."""
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from raypaml.config import EARLIER, EXECUTION_FIELDS, TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.files import write_json
+from raypaml.labels import VOCABULARY
 from raypaml.runs.mirror import Mirror, local_folder
+from raypaml.runs.run_files import CONFIG, RESULT
 from raypaml.runs.run_length import change_length
 from raypaml.runs.run_record import ConfigFile, RunRecord, read_run_record
 from raypaml.settings import SettingValues
@@ -36,9 +38,9 @@ def open_run(storage: str, name: str) -> Path:
     folder = local_folder(storage, name)
     if mirror := Mirror.of(storage, folder):
         try:
-            mirror.pull("config.json", "result.json")
-            if not mirror.there(["result.json"]):  # another machine continues a run that had finished
-                (folder / "result.json").unlink(missing_ok=True)
+            mirror.pull(CONFIG, RESULT)
+            if not mirror.there([RESULT]):  # another machine continues a run that had finished
+                (folder / RESULT).unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"storage={storage}: {error}") from None
     return folder
@@ -46,7 +48,7 @@ def open_run(storage: str, name: str) -> Path:
 
 def stored_config(folder: Path) -> TrainConfig | None:
     """The configuration of the run in a folder; None where there is no run yet."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         return None
     try:
@@ -79,7 +81,7 @@ def as_begun(folder: Path, config: TrainConfig) -> TrainConfig:
     """
     if stored_config(folder) is None:
         return config
-    return config.override(had_before(config, stored_settings(folder / "config.json")))
+    return config.override(had_before(config, stored_settings(folder / CONFIG)))
 
 
 def stored_settings(path: Path) -> set[str]:
@@ -120,12 +122,12 @@ def check_same_run(
 def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
     """Write the record and the vocabulary of a new run; where a run is continued, record the length asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.json").is_file():
-        data.vocabulary.write(folder / "vocabulary.csv")
-        write_json(folder / "config.json", _record(config, data))
+    if not (folder / CONFIG).is_file():
+        data.vocabulary.write(folder / VOCABULARY)
+        write_json(folder / CONFIG, _record(config, data))
     change_length(folder, config)
     if mirror := Mirror.of(config.run.storage, folder):
-        mirror.push("config.json", "vocabulary.csv")
+        mirror.push(CONFIG, VOCABULARY)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from raypaml.config import TrainConfig
 from raypaml.counting import epoch_number, number_of, place_text
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror
+from raypaml.runs.run_files import CONFIG, REPORT, RESULT
 from raypaml.runs.run_record import Length, read_run_record
 
 LENGTH_FIELDS = ("epochs", "patience", "stop_below")
@@ -37,7 +38,7 @@ def length_of(config: TrainConfig) -> LengthSettings:
 
 def is_finished(folder: Path, config: TrainConfig) -> bool:
     """Whether the run in a folder has its result, and no other length is asked for."""
-    if not (folder / "result.json").is_file():
+    if not (folder / RESULT).is_file():
         return False
     return length_of(TrainConfig.from_dict(read_run_record(folder)["config"])) == length_of(config)
 
@@ -74,15 +75,15 @@ def change_length(folder: Path, config: TrainConfig) -> None:
     old, new = before.flat(), config.flat()
     changed = {name: new[name] for name in LENGTH_FIELDS if new[name] != old[name]}
     record["config"]["optim"] |= changed  # only these: the record of an earlier version must go on lacking the others
-    write_json(folder / "config.json", record)
+    write_json(folder / CONFIG, record)
 
 
 def _put_aside(folder: Path, storage: str, number: int) -> str:
     """Rename the result and the page of a finished run, also in its store; returns the result's new name, or ""."""
     mirror, kept = Mirror.of(storage, folder), ""
     if mirror:
-        mirror.pull("report.html", "result.json")
-    for name in ("report.html", "result.json"):
+        mirror.pull(REPORT, RESULT)
+    for name in (REPORT, RESULT):
         path = folder / name
         if path.is_file():
             kept = f"{path.stem}-{number}{path.suffix}"

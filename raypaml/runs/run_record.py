@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from raypaml.config import ConfigRecord
+from raypaml.runs.run_files import CONFIG
 from raypaml.stored_json import read_stored, refused_as
 
 
@@ -64,6 +65,6 @@ class ConfigFile(TypedDict):
 
 def read_run_record(run_folder: Path) -> RunRecord:
     """Read the record in a run's folder; ValueError where it is damaged."""
-    path = run_folder / "config.json"
+    path = run_folder / CONFIG
     with refused_as(path, "the record of a run"):
         return read_stored(path, RunRecord)

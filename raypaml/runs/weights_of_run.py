@@ -8,12 +8,13 @@ from pathlib import Path
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.storage import Location, brief
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.alpha_of_use import model_digest
 from raypaml.runs.checkpoint import load_model, valid_checkpoints
 from raypaml.runs.mirror import MARKER, Mirror, local_folder
 from raypaml.runs.models import find_checkpoint
+from raypaml.runs.run_files import CONFIG
 from raypaml.runs.run_folder import stored_config
 from raypaml.runs.run_record import read_run_record
 from raypaml.settings import ModelConfig
@@ -100,7 +101,7 @@ def _fetched(address: str) -> Path:
     mirror = Mirror.of(f"{storage}{mark}{options}", copy)
     assert mirror is not None
     try:
-        mirror.pull("config.json", "vocabulary.csv")
+        mirror.pull(CONFIG, VOCABULARY)
         mirror.pull_checkpoints()
     except OSError as error:
         raise ValueError(f"from={address}: cannot be read: {brief(error)}") from None
@@ -123,7 +124,7 @@ def _check_same_model(run: Path, model: ModelConfig, data: DataFolder) -> None:
 
 def _difference(run: Path, data: DataFolder) -> str:
     """How the classes of a run differ from those of the data, in words."""
-    path = run / "vocabulary.csv"
+    path = run / VOCABULARY
     if not path.is_file():
         return f"its classes are not those of {data.address}"
     theirs, ours = Vocabulary.read(path).class_ids, data.vocabulary.class_ids

@@ -24,13 +24,13 @@ from raypaml.files import write_json
 from raypaml.losses.schemes import settings_it_has
 from raypaml.recipes import recipe, resolve
 from raypaml.runs.history import (
-    METRICS_FILE,
     VALIDATION_MEAN_AP,
     EpochRecord,
     History,
     read_history,
     validation_scores,
 )
+from raypaml.runs.run_files import METRICS_FILE
 from raypaml.runs.run_folder import had_before
 from raypaml.search.search_records import (
     BEST_FILE,

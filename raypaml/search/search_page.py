@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raypaml.reports.pages import write_page
+from raypaml.runs.run_files import REPORT
 from raypaml.search.importance import LEAST, comparable, importance
 from raypaml.search.search_figures import alpha_curves, importances, score_map, trial_curves
 from raypaml.search.search_folder import Outcome, SearchPlan
@@ -20,7 +21,7 @@ def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: 
     begun = [one for one in outcomes if one.history]
     shares = importance(outcomes, search.spaces)
     write_page(
-        search.folder / "report.html",
+        search.folder / REPORT,
         Path(__file__).with_name("search.html.j2"),
         name=search.folder.name,
         spaces=[space.text for space in search.spaces],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.files import whole_folder
 from raypaml.losses.schemes import scheme_of
-from raypaml.runs.history import METRICS_FILE
+from raypaml.runs.run_files import METRICS_FILE
 
 if TYPE_CHECKING:
     from raypaml.search.spaces import Space

@@ -8,8 +8,9 @@ from pathlib import Path
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.counting import number_of
 from raypaml.losses.schemes import scheme_of
-from raypaml.runs.history import METRICS_FILE, read_history
+from raypaml.runs.history import read_history
 from raypaml.runs.mirror import Mirror
+from raypaml.runs.run_files import METRICS_FILE
 from raypaml.runs.run_folder import stored_config
 from raypaml.runs.run_length import length_of, length_text, reached, since_text
 from raypaml.training.early_stopping import early_stop, stopped_by_callback

@@ -11,9 +11,10 @@ from raypaml.files import write_whole
 from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
 from raypaml.runs.events import Message
-from raypaml.runs.history import METRICS_FILE, history_text
+from raypaml.runs.history import history_text
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.random_streams import begin_stream, continue_stream, random_streams
+from raypaml.runs.run_files import METRICS_FILE, SKIPPED
 from raypaml.runs.skips import Reason, write_skipped
 from raypaml.runs.weights_of_run import load_weights_of_run
 from raypaml.training import rejections
@@ -152,7 +153,7 @@ def _commit(
     write_whole(worker.run_folder / METRICS_FILE, metrics)
     worker.calls.committed.append(written)
     if skipped:
-        write_skipped(worker.run_folder / "skipped.jsonl", skipped, snapshot.index)
+        write_skipped(worker.run_folder / SKIPPED, skipped, snapshot.index)
     return _push(worker, worker.store, place) if worker.store else ""
 
 
@@ -177,7 +178,7 @@ def _push(worker: Worker, store: Mirror, place: str) -> str:
             store.push_new(rejections.FOLDER)  # each rank writes its own
         if worker.ranks.rank == 0:
             store.push_checkpoints()
-            store.push(METRICS_FILE, "skipped.jsonl", "logs")
+            store.push(METRICS_FILE, SKIPPED, "logs")
     except PermissionError as error:
         raise ValueError(f"storage={worker.config.run.storage}: {error}; give this machine's role the right") from None
     except OSError as error:

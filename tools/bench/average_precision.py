@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from raypaml.cli import Parser, run_command
 from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import PredictionPart, open_set, read_vocabulary, write_part
-from raypaml.labels import UNOBSERVED, Vocabulary
+from raypaml.labels import UNOBSERVED, VOCABULARY, Vocabulary
 from raypaml.metrics.average_precision import average_precision, mean_ap
 from raypaml.reports.tables import markdown
 
@@ -51,7 +51,7 @@ def write_predictions(folder: Path, size: int) -> None:
     images = IMAGES * size
     cuts = np.arange(PARTS * size + 1) * images // (PARTS * size)
     vocabulary = _vocabulary(share)
-    vocabulary.write(folder / "vocabulary.csv")
+    vocabulary.write(folder / VOCABULARY)
     left = np.diff(np.arange(PARTS * size + 1) * ENTRIES * size // (PARTS * size))
     for number, (low, high, entries) in enumerate(zip(cuts, cuts[1:], left, strict=False)):
         part = PredictionPart(

@@ -30,6 +30,7 @@ from raypaml.runs.checkpoint import MODEL, load_model, valid_checkpoints
 from raypaml.runs.events import Event, StepReport
 from raypaml.runs.models import build_model, placed, prepare_device, tested_checkpoint
 from raypaml.runs.ranks import Ranks
+from raypaml.runs.run_files import METRICS_FILE
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import build_worker
@@ -163,7 +164,7 @@ def _resumed(name: str, config: TrainConfig, asked: argparse.Namespace, folder: 
 
 def history(run: Path) -> list[dict[str, Any]]:
     """Returns the run's record of every epoch."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:

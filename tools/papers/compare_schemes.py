@@ -28,6 +28,7 @@ from raypaml.labels import GROUP_NAMES
 from raypaml.losses.schemes import passed_over, scheme_of, settings_it_has
 from raypaml.recipes import otherwise_than_own
 from raypaml.reports.tables import markdown, seed_interval
+from raypaml.runs.run_files import METRICS_FILE, RESULT
 from raypaml.train import parse
 
 PROG = "python tools/papers/compare_schemes.py"
@@ -53,7 +54,7 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
     torch.set_num_threads(1)
     job = prepare_job(config, lambda _: None)
     config = job.config
-    finished = job.folder / "result.json"
+    finished = job.folder / RESULT
     if finished.is_file():
         return dict(json.loads(finished.read_text()))
     claim(job.folder, config, job.data)
@@ -123,17 +124,17 @@ def with_chosen_alpha(config: TrainConfig) -> dict[str, Any]:
     from raypaml.evaluate import main as evaluate
 
     folder = Path(config.run.storage) / config.run.name
-    result = dict(json.loads((folder / "result.json").read_text()))
+    result = dict(json.loads((folder / RESULT).read_text()))
     if "chosen_alpha" not in result:
         with contextlib.redirect_stdout(io.StringIO()):
             evaluate([str(folder), "--choose-alpha"])
-        result = dict(json.loads((folder / "result.json").read_text()))
+        result = dict(json.loads((folder / RESULT).read_text()))
     return result
 
 
 def epochs_done(configs: list[TrainConfig]) -> int:
     """Finished epochs of these runs, also of those that other processes train at the moment."""
-    files = (Path(config.run.storage) / config.run.name / "metrics.jsonl" for config in configs)
+    files = (Path(config.run.storage) / config.run.name / METRICS_FILE for config in configs)
     return sum(len(file.read_text().splitlines()) for file in files if file.is_file())
 
 

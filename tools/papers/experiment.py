@@ -25,6 +25,7 @@ import numpy as np
 from raypaml.cli import Parser, run_command
 from raypaml.config import TrainConfig
 from raypaml.data.digits import NUM_SCENES
+from raypaml.runs.run_files import CONFIG
 from tools.papers.compare_schemes import train_alone
 from tools.papers.experiment_runs import (
     ALPHAS,
@@ -151,7 +152,7 @@ def write(setting: Setting, seeds: Sequence[int], asked: Any) -> Path:
 
 def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict[str, Any]:
     """Describes what was run, in words and numbers."""
-    records = [json.loads((folder_of(config) / "config.json").read_text()) for config in configs]
+    records = [json.loads((folder_of(config) / CONFIG).read_text()) for config in configs]
     hours = sum(map(_own_seconds, configs)) / 3600
     commits = sorted({record["commit"] for record in records})
     deltas = [setting.delta_rel(scheme) for scheme in ("ll_r", "ll_ct", "ll_cp")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.digits import CLASS_IDS, NUM_SCENES, digits_folder
 from raypaml.recipes import recipe, resolve
+from raypaml.runs.run_files import RESULT
 
 if TYPE_CHECKING:
     from raypaml.explanations.pairs import Pairs
@@ -89,7 +90,7 @@ def folder_of(config: TrainConfig) -> Path:
 
 def is_finished(config: TrainConfig) -> bool:
     """Whether the run need not be trained."""
-    return (folder_of(config) / "result.json").is_file()
+    return (folder_of(config) / RESULT).is_file()
 
 
 # --- What is measured of a finished run -------------------------------------------------------------------------------

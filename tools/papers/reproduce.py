@@ -25,6 +25,7 @@ from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.files import write_json
 from raypaml.recipes import recipe, resolve
 from raypaml.reports.tables import markdown
+from raypaml.runs.run_files import CONFIG, RESULT
 from raypaml.train import parse as parse_train
 from tools.papers.published_rows import PUBLISHED, Published, Row
 
@@ -176,8 +177,8 @@ def gpu_hours(published: Published, tflops: float) -> float:
 def judge(published: Published, asked: Any, row: Row) -> dict[str, Any]:
     """The figures of one row, and what follows from them."""
     runs = [Path(asked.storage) / run_name(asked, row, seed) for seed in seeds(asked)]
-    scores = [100 * json.loads((run / "result.json").read_text())["mean_ap"] for run in runs]
-    record = json.loads((runs[0] / "config.json").read_text())
+    scores = [100 * json.loads((run / RESULT).read_text())["mean_ap"] for run in runs]
+    record = json.loads((runs[0] / CONFIG).read_text())
     mean, target = statistics.fmean(scores), published.rows[row]
     return {
         "scheme": row[0],

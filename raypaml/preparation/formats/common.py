@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.data.data_folder import VOCABULARY
-from raypaml.labels import IntArray, Vocabulary
+from raypaml.labels import VOCABULARY, IntArray, Vocabulary
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.requests import Classes, Corners, SourceBox
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from raypaml.cli import Parser
-from raypaml.data.data_folder import VOCABULARY
-from raypaml.labels import Vocabulary
+from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.preparation.formats.class_columns import Uncertain
 from raypaml.preparation.formats.common import Source, class_list, classes_of
 from raypaml.preparation.formats.label_cells import BLANK
