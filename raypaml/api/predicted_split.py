@@ -25,6 +25,7 @@ from raypaml.evaluation.prediction_plan import (
 from raypaml.evaluation.result_records import Summary
 from raypaml.evaluation.summary import summary, table
 from raypaml.mapper import Processes
+from raypaml.reports.tables import percent
 from raypaml.runs.ranks import one_thread
 
 
@@ -59,7 +60,7 @@ class PredictedSplit:
 
     def __repr__(self) -> str:
         figures = self.figures
-        about = f"{figures['images']:,} images, mAP {100 * figures['mean_ap']:.2f}"
+        about = f"{figures['images']:,} images, mAP {percent(figures['mean_ap'])}"
         return f"<PredictedSplit {self.split}: {about}, in {self.folder}>"
 
     def _repr_markdown_(self) -> str:
