@@ -78,9 +78,11 @@ class HelpText(argparse.HelpFormatter):
 
     def _format_usage(self, *given: Any) -> str:
         usage = super()._format_usage(*given)
-        if max(map(len, usage.split("\n"))) <= self._width:
-            return usage
-        return re.sub(r"\n {8,}", "\n" + 8 * " ", usage)  # argparse indents by the length of the command
+        fits = max(map(len, usage.split("\n"))) <= self._width  # argparse indents by the length of the command
+        return usage if fits else re.sub(r"\n {8,}", "\n" + 8 * " ", usage)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # a flag stays on one line
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         parts = text.split("\n\n")
@@ -146,8 +148,7 @@ def _how(kind: Any) -> dict[str, Any]:
 
 def requested(kind: type[_Request], asked: argparse.Namespace) -> _Request:
     """A request, which is a dataclass; each field has the value of the flag of its name, or its default without one."""
-    names = (field.name for field in dataclasses.fields(kind))
-    return kind(**{name: getattr(asked, name) for name in names if hasattr(asked, name)})
+    return kind(**{name: value for name, value in vars(asked).items() if name in kind.__dataclass_fields__})
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:

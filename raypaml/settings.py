@@ -32,8 +32,8 @@ class DataConfig:
     """Folder on every node in which shards that come from s3:// or gs:// are kept; default: in XDG_CACHE_HOME or
     ~/.cache."""
     cache_gb: float = 50.0
-    """Disk space on every node for shards kept from s3:// or gs://, in 10^9 bytes; when it is full, those used up or
-    read longest ago are removed."""
+    """Disk space on every node for shards kept from s3:// or gs://, in 10^9 bytes; when it is full, shards that the
+    epoch has used up, or that were read longest ago, are removed."""
     skip_budget: float = 0.0
     """Share of a split's samples, 0 to 1, that may be broken: these are skipped, counted and named. 0: the first broken
     sample is an error."""
@@ -99,8 +99,8 @@ class LossConfig:
     """Settings of the scheme, NAME=VALUE,...; those not named keep the recipe's value for the scheme, or the default.
     The end of this help lists them."""
     scheme_defaults: Literal["published", "earlier"] = "published"
-    """Defaults of the scheme's settings: published, or earlier, as before some of them could be set (detach_focal and
-    epsilon 0, last_epoch 1). Runs begun then keep earlier without being asked."""
+    """Defaults of the scheme's settings: published, or earlier, the values in force before these settings existed
+    (detach_focal=0, epsilon=0, last_epoch=1), which runs begun at that time keep without this flag."""
     priors: str = ""
     """Run trained with --scheme ignore, whose mean scores are the class priors of --scheme csl."""
     pseudo_labels: str = ""
@@ -231,15 +231,15 @@ class RunConfig:
     seed: int = 0
     """Seed of the initial weights, the order of samples, and the mirroring and augmentation of images."""
     checkpoint_steps: int = 0
-    """Steps between checkpoints within an epoch; 0: none there. Always saved: after every epoch, when stopped, and
-    before a preemption."""
+    """Steps between checkpoints within an epoch; 0: none within an epoch. A checkpoint is saved in any case after every
+    epoch, when the run is stopped, and before a preemption."""
     nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """What to do when logits or gradients are not finite. stop: end with an error; skip: leave out the step, whose
     samples then count against --skip-budget; rollback: go back to the last checkpoint, but end where the same step
     fails again."""
     reference: str = ""
-    """Run or checkpoint, best one trained on full labels, with whose class activation maps those of this run are
-    compared after every epoch."""
+    """Run or checkpoint, ideally trained on full labels; after every epoch the class activation maps of this run are
+    compared with its maps."""
     tracker: Literal["none", "tensorboard", "mlflow", "wandb"] = "none"
     """Experiment tracker that also gets the curves. It writes into the run's folder and uses no network unless its own
     environment variables say so."""

@@ -74,10 +74,10 @@ def extra_memory(name: str, images: Tensor) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="[cpu]")
-    parser.add_argument("--images", type=int, default=64, help="a batch [64]")
-    parser.add_argument("--pixels", type=int, default=224, help="of each side [224]")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts [5]")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the batch is changed [cpu]")
+    parser.add_argument("--images", type=int, default=64, help="images of a batch [64]")
+    parser.add_argument("--pixels", type=int, default=224, help="height and width of the images [224]")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements, of which the median counts [5]")
     flags = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -212,10 +212,10 @@ def run_one(name: str, folder: Path) -> None:
 def main() -> None:
     """Write the predictions, run the contestants one after another, print a table."""
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    flags.add_argument("--only", default=",".join(CONTESTANTS), help=f"[{','.join(CONTESTANTS)}]")
-    flags.add_argument("--size", type=int, default=1, help="times the size of the OpenImages V3 test split [1]")
-    flags.add_argument("--one", help="run this contestant here; used by the benchmark itself")
-    flags.add_argument("--folder", help="... on the predictions there")
+    flags.add_argument("--only", default=",".join(CONTESTANTS), help=f"what to measure [{','.join(CONTESTANTS)}]")
+    flags.add_argument("--size", type=int, default=1, help="images, as a multiple of the OpenImages V3 test split [1]")
+    flags.add_argument("--one", help="run this implementation in this process; used by the benchmark itself")
+    flags.add_argument("--folder", help="folder of the predictions for --one; used by the benchmark itself")
     asked = flags.parse()
     if asked.one:
         return run_one(asked.one, Path(asked.folder))

@@ -211,13 +211,15 @@ def _print(
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=PROG, description=__doc__)
-    parser.add_argument("--backbone", default="resnet101", help="as in raypaml.train (default: resnet101)")
-    parser.add_argument("--classes", type=int, default=5000, help="(default: 5000)")
-    parser.add_argument("--images", type=int, default=2, help="of a step (default: 2)")
-    parser.add_argument("--pixels", type=int, default=224, help="their height and width (default: 224)")
-    parser.add_argument("--rounds", type=int, default=5, help="checkpoints of each kind (default: 5)")
     parser.add_argument(
-        "--folder", type=Path, default=None, help="on the disk to write to (default: the system's /tmp)"
+        "--backbone", default="resnet101", help="backbone of the model, as raypaml train names it [resnet101]"
+    )
+    parser.add_argument("--classes", type=int, default=5000, help="number of classes [5000]")
+    parser.add_argument("--images", type=int, default=2, help="images of a training step [2]")
+    parser.add_argument("--pixels", type=int, default=224, help="height and width of the images [224]")
+    parser.add_argument("--rounds", type=int, default=5, help="checkpoints that are saved in each way [5]")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="folder on the disk that is written to [the system's /tmp]"
     )
     return parser.parse(argv)
 

@@ -32,7 +32,7 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     """Measure and print a table."""
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    flags.add_argument("--pairs", type=int, default=10_000, metavar="N", help="(image, class) pairs [10000]")
+    flags.add_argument("--pairs", type=int, default=10_000, metavar="N", help="pairs of image and class [10000]")
     flags.add_argument("--grid", type=int, default=14, metavar="N", help="cells on each side of a map [14]")
     asked = flags.parse()
     rng = np.random.default_rng(0)

@@ -67,10 +67,20 @@ async def serve(store: FarStore) -> None:
 
 def main() -> None:
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    flags.add_argument("folder", type=Path, help="of the files")
-    flags.add_argument("--latency", type=float, default=50.0, metavar="MS", help="of every answer [50]")
-    flags.add_argument("--errors", type=float, default=5.0, metavar="PERCENT", help="of requests answered 503 [5]")
-    flags.add_argument("--rate", type=float, default=25.0, metavar="MB/S", help="of the link [25]")
+    flags.add_argument("folder", type=Path, help="folder of the files that are served")
+    flags.add_argument(
+        "--latency", type=float, default=50.0, metavar="MS", help="milliseconds before every answer [50]"
+    )
+    flags.add_argument(
+        "--errors",
+        type=float,
+        default=5.0,
+        metavar="PERCENT",
+        help="percentage of the requests that are answered 503 [5]",
+    )
+    flags.add_argument(
+        "--rate", type=float, default=25.0, metavar="MB/S", help="megabytes per second that the link carries [25]"
+    )
     asked = flags.parse()
     contents = [path.read_bytes() for path in sorted(asked.folder.iterdir())[:FILES]]
     asyncio.run(serve(FarStore(contents, asked.latency / 1e3, asked.errors / 100, asked.rate * 1e6)))

@@ -270,12 +270,12 @@ def with_ray(work: Path) -> None:
 
 def main() -> None:
     parser = Parser(prog=PROG, description="Loading images: ours beside others.")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="photographs [generated]")
-    parser.add_argument("--count", type=int, default=300, help="different images [300]")
-    parser.add_argument("--samples", type=int, default=6000, help="of the epoch [6000]")
-    parser.add_argument("--rounds", type=int, default=7, help="[7]")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of photographs [generated images]")
+    parser.add_argument("--count", type=int, default=300, help="number of different images [300]")
+    parser.add_argument("--samples", type=int, default=6000, help="samples of an epoch [6000]")
+    parser.add_argument("--rounds", type=int, default=7, help="epochs of each loader, of which the median counts [7]")
     parser.add_argument("--only", default=",".join([*CONTESTANTS, "threads", "store"]), metavar="NAMES")
-    parser.add_argument("--ray", action="store_true", help="also Ray Data")
+    parser.add_argument("--ray", action="store_true", help="measure Ray Data as well")
     asked = parser.parse()
     torch.set_num_threads(1)
     names = asked.only.split(",")

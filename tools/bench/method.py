@@ -247,11 +247,11 @@ def main() -> None:
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     usual = "loss,head,kept,selection"
-    flags.add_argument("--only", default=usual, help=f"[{usual}]")
-    flags.add_argument("--repeats", type=int, default=7, help="turns, of which the median counts [7]")
-    flags.add_argument("--head-images", type=int, default=32, help="images of the head's batch [32]")
-    flags.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on a CPU [all]")
-    flags.add_argument("--one", help="used by the benchmark itself")
+    flags.add_argument("--only", default=usual, help=f"rows to measure [{usual}]")
+    flags.add_argument("--repeats", type=int, default=7, help="measurements, of which the median counts [7]")
+    flags.add_argument("--head-images", type=int, default=32, help="images of the batch for the head [32]")
+    flags.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch on a CPU [all]")
+    flags.add_argument("--one", help="measure this row in this process; used by the benchmark itself")
     asked = flags.parse()
     if asked.one:
         return run_one(*json.loads(asked.one))

@@ -81,8 +81,8 @@ def peak(run: Path, pictures: Path, times: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("run", type=Path, help="folder of a finished run on digits")
+    parser.add_argument("--rounds", type=int, default=8, help="measurements, of which the median counts [8]")
     asked = parser.parse_args()
     config = stored_config(asked.run)
     if config is None:

@@ -87,11 +87,11 @@ def rate(folder: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure [1 2]")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of each run [3]")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements, of which the median counts [3]")
+    parser.add_argument("--data", default="digits", help="data set, as raypaml train names it [digits]")
+    parser.add_argument("--json", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # of both: torch reads it when a process imports it
     storage = Path(tempfile.mkdtemp(prefix="bench-ray-"))

@@ -278,10 +278,10 @@ def rows(parts: list[str], folder: Path, scale: float, images: int) -> Iterator[
 
 def main() -> None:
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    flags.add_argument("--only", default="join,resize,copy,store", help="[join,resize,copy,store]")
-    flags.add_argument("--scale", type=float, default=1.0, help="of the release, to V3 [1]")
-    flags.add_argument("--images", type=int, default=600, metavar="N", help="to shard [600]")
-    flags.add_argument("--dir", type=Path, help="for generated files, removed at the end [the temporary one]")
+    flags.add_argument("--only", default="join,resize,copy,store", help="parts to measure [join,resize,copy,store]")
+    flags.add_argument("--scale", type=float, default=1.0, help="size of the release, as a multiple of V3's [1]")
+    flags.add_argument("--images", type=int, default=600, metavar="N", help="images to prepare as shards [600]")
+    flags.add_argument("--dir", type=Path, help="folder for generated files, removed at the end [the temporary one]")
     flags.add_argument("--one", help="join in this one way, in --dir; used by the benchmark itself")
     asked = flags.parse()
     if asked.one:

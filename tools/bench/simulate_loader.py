@@ -197,14 +197,18 @@ def new_processes(sizes: Ints, windows: list[int], ranks_per_node: int) -> None:
 
 def main() -> None:
     parser = Parser(prog=PROG, description="What a plan would do at full size, without reading an image.")
-    parser.add_argument("--samples", type=int, default=3_660_000)
-    parser.add_argument("--shards", type=int, default=2000)
-    parser.add_argument("--ranks", type=int, default=64)
-    parser.add_argument("--ranks-per-node", type=int, default=8)
-    parser.add_argument("--loader-workers", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=2048, help="global batch [2048]")
-    parser.add_argument("--lanes", type=int, default=64)
-    parser.add_argument("--windows", default="1,2,4,8,0", help="0: a permutation [1,2,4,8,0]")
+    parser.add_argument("--samples", type=int, default=3_660_000, help="samples of the training split [3660000]")
+    parser.add_argument("--shards", type=int, default=2000, help="shards of the training split [2000]")
+    parser.add_argument("--ranks", type=int, default=64, help="training processes [64]")
+    parser.add_argument("--ranks-per-node", type=int, default=8, help="training processes on each node [8]")
+    parser.add_argument("--loader-workers", type=int, default=8, help="threads that read ahead, of each process [8]")
+    parser.add_argument("--batch", type=int, default=2048, help="global batch size [2048]")
+    parser.add_argument("--lanes", type=int, default=64, help="lanes of a global batch [64]")
+    parser.add_argument(
+        "--windows",
+        default="1,2,4,8,0",
+        help="sizes of the shuffle window in shards, with commas between; 0: a permutation of all samples [1,2,4,8,0]",
+    )
     asked = parser.parse()
     sizes = shard_sizes(asked.samples, asked.shards)
     windows = [int(window) for window in asked.windows.split(",")]

@@ -113,8 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a folder as an S3 bucket over HTTP on this machine.")
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--latency", type=float, default=0.05, metavar="SECONDS", help="before every answer [0.05]")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to serve")
+    parser.add_argument(
+        "--latency", type=float, default=0.05, metavar="SECONDS", help="seconds before every answer [0.05]"
+    )
     asked = parser.parse_args()
     store = Store(asked.folder, asked.latency)
     print(store.address, flush=True)

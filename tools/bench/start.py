@@ -97,11 +97,11 @@ def commit(checkout: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers to measure [1 2]")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements, of which the median counts [5]")
     parser.add_argument("--data", default="digits", help="a data set of digits, such as a smaller one [digits]")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
     checkouts = [HERE, *([options.against.resolve()] if options.against else [])]

@@ -143,9 +143,9 @@ def steps(asked: argparse.Namespace, device: str) -> str:
 def main() -> None:
     """Run every form that the device has, print a table."""
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    flags.add_argument("--backbone", default="resnet101", help="[resnet101]")
+    flags.add_argument("--backbone", default="resnet101", help="backbone, as raypaml train names it [resnet101]")
     flags.add_argument("--pixels", type=int, default=448, help="height and width of the images [448]")
-    flags.add_argument("--images", type=int, default=64, help="of a step [64]")
+    flags.add_argument("--images", type=int, default=64, help="images of a step [64]")
     flags.add_argument("--repeats", type=int, default=10, help="steps, of which the median counts [10]")
     about = "compile our network with torch.compile"
     flags.add_argument("--compile", action="store_const", const="inductor", default="", help=about)

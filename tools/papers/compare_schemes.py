@@ -77,16 +77,16 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
 def arguments() -> Parser:
     """The flags of this command."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default=ROWS, help=f"SCHEME:ALPHA,... [{ROWS}]")
-    parser.add_argument("--seeds", default="0,1,2", help="[0,1,2]")
-    parser.add_argument("--recipe", default="digits", help="[digits]")
-    parser.add_argument("--epochs", type=int, default=0, help="of every run [the recipe's]")
-    parser.add_argument("--data", default="", help="[the recipe's]")
+    parser.add_argument("--rows", default=ROWS, help=f"schemes and their alpha, SCHEME:ALPHA,... [{ROWS}]")
+    parser.add_argument("--seeds", default="0,1,2", help="random seeds, with commas between [0,1,2]")
+    parser.add_argument("--recipe", default="digits", help="recipe of every run [digits]")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs of every run [the recipe's]")
+    parser.add_argument("--data", default="", help="data set of every run [the recipe's]")
     parser.add_argument("--storage", default="runs/compare", help="folder of the runs [runs/compare]")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
+    parser.add_argument("--jobs", type=int, default=2, help="runs that are trained at the same time [2]")
     about = "also choose each run's alpha of use on validation, and show test mAP at it"
     parser.add_argument("--choose-alpha", action="store_true", help=about)
-    parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="of python -m raypaml.train, for every run")
+    parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="flags of python -m raypaml.train, for every run")
     return parser
 
 

@@ -183,14 +183,19 @@ def parse() -> tuple[Any, Setting]:
     """The flags, and what follows from them."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--seeds", default="0,1,2,3,4", help="[0,1,2,3,4]")
-    add("--epochs", type=int, default=EPOCHS, help=f"of every run; a third is warm-up [{EPOCHS}; the recipe has 18]")
+    add("--seeds", default="0,1,2,3,4", help="random seeds, with commas between [0,1,2,3,4]")
+    add("--epochs", type=int, default=EPOCHS, help=f"epochs of every run, a third of them warm-up [{EPOCHS}]")
     add("--scenes", type=int, default=NUM_SCENES["train"], help="training images [12000]")
     add("--images", type=int, default=500, help="test images on which maps are compared [500]")
-    add("--storage", type=Path, default=Path("runs/experiment"), help="[runs/experiment]")
-    add("--jobs", type=int, default=2, help="runs at a time, one thread each [2]")
-    add("--quick", action="store_true", help="two seeds, 3 epochs of 960 scenes: for a look at the page")
-    add("--page-only", action="store_true", help="train nothing; the page over what is finished")
+    add(
+        "--storage",
+        type=Path,
+        default=Path("runs/experiment"),
+        help="folder of the runs and the page [runs/experiment]",
+    )
+    add("--jobs", type=int, default=2, help="runs that are trained at the same time, one thread each [2]")
+    add("--quick", action="store_true", help="two seeds and 3 epochs of 960 images, for a look at the page")
+    add("--page-only", action="store_true", help="train nothing; write the page of the runs that have finished")
     asked = parser.parse()
     if asked.quick:
         vars(asked).update(QUICK)

@@ -30,9 +30,13 @@ PROG = "python tools/papers/lite_weights.py"
 def main() -> None:
     """Converts the weights."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    parser.add_argument("weights", type=Path, help="efficientnet-lite*.pth")
-    parser.add_argument("out", type=Path, help="*.safetensors")
-    parser.add_argument("--model", default="timm:tf_efficientnet_lite0", help="[timm:tf_efficientnet_lite0]")
+    parser.add_argument("weights", type=Path, help="weights as published, efficientnet-lite*.pth")
+    parser.add_argument("out", type=Path, help="file to write, *.safetensors")
+    parser.add_argument(
+        "--model",
+        default="timm:tf_efficientnet_lite0",
+        help="model of timm whose names the weights get [timm:tf_efficientnet_lite0]",
+    )
     asked = parser.parse()
     from safetensors.torch import save_file
 

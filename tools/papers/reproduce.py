@@ -54,14 +54,14 @@ def parse() -> Any:
     """Reads the flags."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("data", choices=tuple(PUBLISHED), help="data set")
-    add("--files", default="", metavar="DIR", help="its files as released (openimages: the 2017_11 metadata)")
-    add("--images", default="", metavar="DIR_OR_URL", help="nus and openimages: its images")
-    add("--rows", default=ROWS, help=f"SCHEME:ALPHA,... [{ROWS}]")
-    add("--seeds", default="0,1,2", help="[0,1,2]")
+    add("data", choices=tuple(PUBLISHED), help="data set to reproduce")
+    add("--files", default="", metavar="DIR", help="files as released (openimages: the 2017_11 metadata)")
+    add("--images", default="", metavar="DIR_OR_URL", help="images of the data set, for nus and openimages alone")
+    add("--rows", default=ROWS, help=f"schemes and their alpha, SCHEME:ALPHA,... [{ROWS}]")
+    add("--seeds", default="0,1,2", help="random seeds, with commas between [0,1,2]")
     add("--storage", default="runs/papers", metavar="DIR", help="folder of the data sets and runs [runs/papers]")
-    add("--tflops", type=float, default=100.0, metavar="X", help="TFLOP/s that a GPU sustains, for the hours [100]")
-    add("--run", action="store_true", help="do it, and judge")
+    add("--tflops", type=float, default=100.0, metavar="X", help="TFLOP/s that a GPU sustains, to estimate hours [100]")
+    add("--run", action="store_true", help="run the commands and compare the figures [only print the commands]")
     parser.usage = f"{PROG} DATA [FLAGS] [-- FLAGS_OF_TRAIN]"
     argv, more = sys.argv[1:], []
     if "--" in argv:  # argparse gives a list of positional arguments nothing that comes after flags
