@@ -284,6 +284,14 @@ def test_a_marker_that_is_none_makes_a_checkpoint_invalid(folder: Path, index: I
     assert not is_valid(path)
 
 
+@pytest.mark.parametrize("name", FILES[:3])
+def test_a_file_of_a_right_digest_that_does_not_fit_is_named(folder: Path, index: Index, name: str) -> None:
+    path, model = _save_epoch(folder, index, 1), _model()
+    (path / name).write_bytes(b"\xff" * 100)
+    with pytest.raises(ValueError, match=rf"{name}: does not fit this run \([\s\S]+\); remove the checkpoint"):
+        load_checkpoint(path, model, _adam(model), index)
+
+
 def test_a_run_without_checkpoints_has_none(folder: Path) -> None:
     assert valid_checkpoints(folder) == ([], [])
     retain(folder)

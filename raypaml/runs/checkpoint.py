@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,30 @@ def best_checkpoint(checkpoints: list[Path]) -> Path:
 
 def load_model(checkpoint: Path, model: nn.Module) -> None:
     """Load the weights to evaluate of a checkpoint into a model."""
-    model.load_state_dict(load_file(checkpoint / MODEL))
+    _load_weights(checkpoint / MODEL, model)
+
+
+def _load_weights(path: Path, model: nn.Module) -> None:
+    with _fitting(path):
+        model.load_state_dict(load_file(path))
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    """Turn what libraries raise in the block about a checkpoint's file into a ValueError that names it.
+
+    Digests find damage; whoever wrote them for other files is found here.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        check_readable(path)
+        raise ValueError(
+            f"{path}: does not fit this run ({str(error) or type(error).__name__}); remove the checkpoint to continue "
+            "from the one before"
+        ) from None
 
 
 def load_checkpoint(
@@ -165,16 +189,23 @@ def load_checkpoint(
         raise ValueError(f"{checkpoint}: trained with another vocabulary than {index.where}; give the run another name")
     load_model(checkpoint, model if average is None else average)
     if average is not None:
-        model.load_state_dict(load_file(checkpoint / TRAINED))
-    _load_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
+        _load_weights(checkpoint / TRAINED, model)
+    with _fitting(checkpoint / OPTIMIZER):
+        _load_optimizer(optimizer, load_file(checkpoint / OPTIMIZER))
     overlay = checkpoint / CORRECTIONS
-    return state, Corrections.read(overlay, index) if overlay.is_file() else Corrections(index.num_classes)
+    if not overlay.is_file():
+        return state, Corrections(index.num_classes)
+    with _fitting(overlay):
+        return state, Corrections.read(overlay, index)
 
 
 def read_memory(checkpoint: Path) -> dict[str, Tensor]:
     """Read the scheme's state and the random-number states, by name; most runs have none."""
     path = checkpoint / MEMORY
-    return load_file(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    with _fitting(path):
+        return load_file(path)
 
 
 def retain(folder: Path, valid: Callable[[Path], bool] = is_valid) -> None:
@@ -203,6 +234,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         number, name = key.split(".")
         weight = weights[int(number)]
         is_moment = value.shape == weight.shape  # else the step count; files do not keep strides
+        if not is_moment and value.numel() != 1:
+            raise ValueError(f"{key} has the shape {[*value.shape]}, its weight {[*weight.shape]}")
         state.setdefault(int(number), {})[name] = laid_out_as(weight, value) if is_moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

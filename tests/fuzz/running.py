@@ -81,7 +81,7 @@ class Fuzzer:
         """The counts, a line for each kind."""
         kinds = dict.fromkeys(kind for kind, _ in self.outcomes)
         counts = {kind: {said: n for (of, said), n in self.outcomes.items() if of == kind} for kind in kinds}
-        lines = [f"  {kind:15} " + ", ".join(f"{n} {said}" for said, n in of.items()) for kind, of in counts.items()]
+        lines = [f"  {kind:18} " + ", ".join(f"{n} {said}" for said, n in of.items()) for kind, of in counts.items()]
         wrong = sum(n for (_, said), n in self.outcomes.items() if said not in RIGHT)
         return "\n".join([f"fuzz: {self.outcomes.total()} cases, {wrong} findings", *lines])
 
@@ -153,6 +153,8 @@ def outcome_of(case: Case, folder: Path, *, verbose: bool = False) -> Outcome:
     rng = Random(f"{case.kind} {case.seed}")
     name, mutation, copy = _damaged(sound, subject.files, folder / f"case-{os.getpid()}", rng)
     try:
+        if subject.seal:
+            subject.seal(copy)
         outcomes = [_of_use(subject, number, sound, copy, verbose=verbose) for number in range(len(subject.uses))]
     finally:
         shutil.rmtree(copy)

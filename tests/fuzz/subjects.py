@@ -26,6 +26,7 @@ from raypaml.preparation.formats.own_labels import TableForm, read_table
 from raypaml.preparation.verify_folder import faults_of, indexes_of
 from raypaml.runs.alpha_of_use import AlphaChoice, ModelClasses
 from raypaml.runs.checkpoint import load_checkpoint, read_memory
+from raypaml.runs.mirror import MARKER
 from raypaml.runs.models import build_model, tested_checkpoint
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.weights_of_run import load_weights_of_run
@@ -50,6 +51,8 @@ class Subject:
     """Reads a file that people write independently of raypaml: what the first use returns of other content is that."""
     is_open: bool = False
     """Whether a file may have any content that can be read, such as a picture's pixels."""
+    seal: Callable[[Path], None] | None = None
+    """Makes the digests right again, as a hostile hand does, so that what is behind them is read."""
 
 
 # --- Data sets --------------------------------------------------------------------------------------------------------
@@ -208,12 +211,24 @@ def pictured(folder: Path) -> object:
     return [read_picture(Picture(path.name, str(path)), 32, 32).tobytes() for path in sorted(folder.glob("picture.*"))]
 
 
+def sealed_checkpoint(folder: Path) -> None:
+    """Write the marker of a checkpoint for the files that are there."""
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    files = [path for path in checkpoint.iterdir() if path.name != MARKER]
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (checkpoint / MARKER).unlink()
+    (checkpoint / MARKER).write_text(json.dumps(digests))
+
+
 SUBJECTS: dict[str, Subject] = {
     "shards": Subject("*.tar", examples.make_data, (as_trained, verified)),
     "index": Subject("*.arrow", examples.make_data, (as_trained, verified)),
     "vocabulary": Subject("vocabulary.csv", examples.make_data, (counted, as_trained), is_open=True),
     "tars": Subject("foreign.tar", examples.make_tar, (scanned,), is_open=True),
     "checkpoints": Subject("checkpoints/*/*", examples.make_run, (predicted, resumed, started_from)),
+    "sealed checkpoints": Subject(
+        "checkpoints/*/*.*", examples.make_run, (predicted, resumed, started_from), is_open=True, seal=sealed_checkpoint
+    ),
     "predictions": Subject("part-*", examples.make_predictions, (aggregated,)),
     "scores": Subject("scores.*", examples.make_scores, (aggregated_others,), is_open=True),
     "exports": Subject("export/*", examples.make_run, (exported,), is_open=True),
