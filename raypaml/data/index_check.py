@@ -6,7 +6,6 @@ every number of the index safe to use as an index into an array, a place in a fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,8 @@ CHECK_ROWS = 2048
 """Number of rows whose labels are checked together."""
 _LABELS = ("positives", "negatives", "truth")
 _MAY_BE_NULL = ("truth", "boxes")
+_PIECE = 1 << 22
+"""Bytes of keys that are looked at together."""
 _NAMED = 5
 """Number of keys that a message names."""
 
@@ -84,7 +85,7 @@ class _Checker:
             lists = pa.types.is_list(array.type)
             if array.null_count and (name not in _MAY_BE_NULL or (name == "truth" and self.facts.has_truth)):
                 self._refuse(name, _first(array.is_null()), None, "a value in every row")
-            if lists and array.null_count and pc.any(pc.greater(_lengths(array).filter(array.is_null()), 0)).as_py():
+            if lists and array.null_count and _hidden_values(array):
                 self._refuse(name, _first(array.is_null()), "entries", "none where the list is null")
             for values in _parts(array) if lists else ():
                 if values.null_count:
@@ -106,10 +107,11 @@ class _Checker:
 
     def _keys(self) -> None:
         keys, form = only_chunk(self.table["key"]), self.facts.form
-        usual = pc.match_substring_regex(keys, rf"\A(?:{form.usual_key})\z")
-        for row in np.flatnonzero(~usual.to_numpy(zero_copy_only=False)).tolist():
-            if not form.is_key(keys[row].as_py()):
-                self._refuse("key", row, keys[row].as_py()[:80], f"a key{form.key_rule}")
+        if _only_of(keys, form.usual_characters):
+            return
+        for row, key in enumerate(keys):
+            if not form.is_key(key.as_py()):
+                self._refuse("key", row, key.as_py()[:80], f"a key{form.key_rule}")
 
     def _classes(self, name: str) -> None:
         self._class_values(name, Ragged.of(self.table[name]).values)
@@ -136,35 +138,38 @@ class _Checker:
         return int(np.searchsorted(offsets, place, "right")) - 1
 
     def _contradictions(self) -> None:
-        seen = np.zeros(CHECK_ROWS * self.facts.num_classes, bool)
-        both = [row for start in range(0, len(self.table), CHECK_ROWS) for row in self._contradictory(start, seen)]
+        positives, negatives = (Ragged.of(self.table[name]) for name in ("positives", "negatives"))
+        seen = np.zeros(CHECK_ROWS * self.facts.num_classes, bool)  # scratch, all False before and after each chunk
+        both: list[int] = []
+        for start in range(0, len(self.table), CHECK_ROWS):
+            rows = np.arange(start, min(start + CHECK_ROWS, len(self.table)))
+            there, cells = self._cells(positives, rows), self._cells(negatives, rows)
+            seen[there] = True
+            both += rows[cells[seen[cells]] // self.facts.num_classes].tolist()
+            seen[there] = False
         if both:
             keys = [self.table["key"][row].as_py() for row in both[:_NAMED]]
-            raise ValueError(
-                f"{self.where}: {len(both)} entries both positive and negative, such as in {keys}; {INDEX_AGAIN}"
-            )
+            said = f"{len(both)} entries both positive and negative, such as in {keys}"
+            raise ValueError(f"{self.where}: {said}; {INDEX_AGAIN}")
 
-    def _contradictory(self, start: int, seen: NDArray[np.bool_]) -> Iterator[int]:
-        """The row of every entry that is both positive and negative, from row `start` on, among CHECK_ROWS rows.
-
-        `seen` is scratch memory that is all False before and after.
-        """
-        rows = np.arange(start, min(start + CHECK_ROWS, len(self.table)))
-        positives, negatives = (self._cells(name, rows) for name in ("positives", "negatives"))
-        seen[positives] = True
-        both = negatives[seen[negatives]]
-        seen[positives] = False
-        yield from rows[both // self.facts.num_classes].tolist()
-
-    def _cells(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        position, classes = Ragged.of(self.table[name]).cells(rows)
+    def _cells(self, ragged: Ragged, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        position, classes = ragged.cells(rows)
         return position * self.facts.num_classes + classes
 
 
-def _lengths(lists: pa.Array) -> pa.Array:
-    """The number of values between the offsets of each list, also of one that is null."""
+def _hidden_values(lists: pa.Array) -> int:
+    """The number of values between the offsets of lists that are null."""
     offsets = shared_numbers(lists.offsets)
-    return pa.array(offsets[1:] - offsets[:-1])
+    return int(offsets[-1] - offsets[0]) - int(pc.sum(pc.list_value_length(lists)).as_py() or 0)
+
+
+def _only_of(texts: pa.Array, characters: bytes) -> bool:
+    """Whether each of these texts has characters, all of them among the given ones of ASCII."""
+    _, offsets, content = texts.buffers()
+    ends = np.frombuffer(offsets, np.int32)[: len(texts) + 1]
+    lengths, used = np.diff(ends), memoryview(content or b"")[: ends[-1]]
+    pieces = (used[start : start + _PIECE].tobytes() for start in range(0, len(used), _PIECE))
+    return bool(lengths.all()) and not any(piece.translate(None, characters) for piece in pieces)
 
 
 def _parts(lists: pa.Array) -> list[pa.Array]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,9 @@ Role = Literal["positive", "negative", "truth"]
 ROLES: tuple[Role, ...] = get_args(Role)
 OWN = "json"
 _OWN_KEY = "[0-9A-Za-z_-]+"
-_OTHER_KEY = "[ -.0-~]+"
-"""Printable ASCII but the slash: most keys of tars that raypaml did not write, which may have any printable ones."""
+_OWN_CHARACTERS = (string.ascii_letters + string.digits + "_-").encode()
+_OTHER_CHARACTERS = bytes(range(0x20, 0x7F)).replace(b"/", b"")
+"""Of most keys of tars that raypaml did not write; any printable ones are allowed but the slash."""
 TRUTH_KNOWN = "truth_known"
 BOX_LISTS = ("box_class", "box_x0", "box_y0", "box_x1", "box_y1")
 
@@ -90,9 +92,9 @@ class LabelForm:
         return self.name == OWN
 
     @property
-    def usual_key(self) -> str:
-        """A regular expression: a text that matches it as a whole may be a key; others may be keys as well."""
-        return _OWN_KEY if self.is_own else _OTHER_KEY
+    def usual_characters(self) -> bytes:
+        """ASCII characters: a text of these alone, and at least one of them, may be a key; others may be keys too."""
+        return _OWN_CHARACTERS if self.is_own else _OTHER_CHARACTERS
 
     @property
     def key_rule(self) -> str:
