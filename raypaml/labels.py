@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from raypaml.bounded import read_rows
 from raypaml.cli import command
 from raypaml.files import whole
 from raypaml.spreadsheets import as_cell, from_cell
@@ -126,15 +127,7 @@ class Vocabulary:
         """
         if not path.is_file():
             raise ValueError(f"{path}: no such vocabulary; write it with {command('shard index')} DIR")
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                columns, lines = reader.fieldnames, list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: not a table of UTF-8 text ({error}); put the right vocabulary back") from None
-        if columns is None or not set(_COLUMNS[:4]) <= set(columns):
-            raise ValueError(f"{path}: columns {columns}, expected {_COLUMNS}")
-        rows = [_row(path, line, row) for line, row in enumerate(lines, start=2)]
+        rows = [_row(path, line, row) for line, row in read_rows(path, _COLUMNS[:4])]
         ids, names, positives, negatives = zip(*rows, strict=True) if rows else ((), (), (), ())
         return cls(
             class_ids=ids,

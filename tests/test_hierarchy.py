@@ -109,7 +109,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("h.csv", "a,b\nx,y\n", r"cannot be read \('child'\); expected the columns child,parent"),
+        ("h.csv", "a,b\nx,y\n", r"columns \['a', 'b'\], expected at least child, parent"),
         ("h.csv", "child,parent\nx\n", r"cannot be read .*; expected the columns child,parent"),
         ("h.json", "[1]", r"cannot be read .*; expected nested LabelName and Subcategory"),
         ("h.json", "{", r"cannot be read .*; expected nested LabelName and Subcategory"),

@@ -191,7 +191,7 @@ def test_impossible_counts_are_refused_with_their_line(folder: Path, row: str, s
 
 def test_a_vocabulary_that_is_no_text_is_refused(folder: Path) -> None:
     (folder / "vocabulary.csv").write_bytes(b"class_id,name,train_positives,train_negatives\n\xff,a,1,1\n")
-    with pytest.raises(ValueError, match=r"vocabulary\.csv: not a table of UTF-8 text"):
+    with pytest.raises(ValueError, match=r"vocabulary\.csv: not a CSV file"):
         open_folder(folder)
 
 

@@ -60,8 +60,8 @@ ORDER = (
     ("augmentation",),
     ("data", "model", "losses", "metrics"),
     (
-        *("labels", "files", "sealed", "sealed_tables", "stored_json", "json_types", "mapper", "cli", "extensions"),
-        *("names", "spreadsheets", "share", "collectives", "counting", "credentials", "errors"),
+        *("labels", "files", "sealed", "sealed_tables", "stored_json", "json_types", "bounded", "mapper", "cli"),
+        *("extensions", "names", "spreadsheets", "share", "collectives", "counting", "credentials", "errors"),
     ),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
@@ -75,7 +75,7 @@ COMMANDS |= {"shard", "__main__"}
 
 NO_TORCH = {
     *("labels", "config", "settings", "recipes", "cli", "counting", "credentials", "errors"),
-    *("extensions", "files", "json_types", "stored_json", "mapper", "names", "spreadsheets"),
+    *("extensions", "files", "bounded", "json_types", "stored_json", "mapper", "names", "spreadsheets"),
     "metrics",
     "preparation",
     "data",

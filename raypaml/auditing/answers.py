@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raypaml.bounded import read_rows
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index, write_index
 from raypaml.files import link_or_copy, whole_folder
@@ -86,14 +86,7 @@ def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
 def _lines(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path}: columns {reader.fieldnames}, expected at least {', '.join(_COLUMNS)}")
-            return [{name: from_cell(line[name] or "") for name in _COLUMNS} for line in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a CSV file ({error})") from None
+    return [{name: from_cell(row[name]) for name in _COLUMNS} for _, row in read_rows(path, _COLUMNS)]
 
 
 def _check_unobserved(path: Path, index: Index, rows: IntArray, classes: IntArray) -> None:

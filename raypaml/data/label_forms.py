@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, get_args
 
+from raypaml.stored_json import parse_json
+
 Role = Literal["positive", "negative", "truth"]
 ROLES: tuple[Role, ...] = get_args(Role)
 OWN = "json"
@@ -213,7 +215,7 @@ def _checked_ids(values: Sequence[object], where: str) -> list[str]:
 
 def _object(content: bytes, where: str) -> dict[str, object]:
     try:
-        record = json.loads(content)
+        record = parse_json(content)
     except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error})") from None
     if not isinstance(record, dict):

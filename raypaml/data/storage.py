@@ -101,6 +101,8 @@ def read_file(location: Location, check: Callable[[int], None] = lambda _: None)
             size = file.size()
             check(size)
             return bytes(file.read(size))  # with the size, one request less than without
+    except MemoryError:
+        raise ValueError(f"{location}: {size:,} bytes, as its store says, are more than there is memory for") from None
     except OSError as error:
         if str(error).endswith("is a directory"):  # pyarrow gives no errno
             raise IsADirectoryError(str(error)) from None

@@ -11,14 +11,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypedDict
 
-import numpy as np
-
+from raypaml.bounded import npy_header
 from raypaml.data.hidden_files import PassedOver, is_hidden
 from raypaml.data.label_forms import OWN, LabelForm, SampleLabels
+from raypaml.data.tar_members import check_end, content_of, members_of, open_tar
 from raypaml.files import START_BYTES, came_instead
 
-END_BYTES = 512
-"""The fewest zeros at the end of a tar, after the first block of zeros, which its reader consumes."""
 JPEG_SUFFIXES = ("jpg", "jpeg")
 OTHER_SUFFIXES = ("png", "webp", "jfif", "avif", "jp2", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "pnm")
 """Suffixes of images that are not JPEGs, or do not have a JPEG's suffix."""
@@ -125,8 +123,8 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
     """
     offset = 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with path.open("rb") as file, open_tar("r:", file) as tar:
+            for member in members_of(tar):
                 reason = "" if form.is_own else _passed_over(member)
                 if reason:
                     if passed_over is not None:
@@ -136,12 +134,13 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
                 if not member.isreg() or member.issparse() or not form.is_key(key):
                     raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{form.key_rule}")
                 offset = member.offset_data
-                content = tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
+                content = content_of(tar, member)
                 if _is_pickled(suffix, content):
                     raise ValueError(f"{path}: member {member.name!r} is pickled, which could run anything; remove it")
                 yield key, suffix, offset, content
                 offset = tar.offset
-            _check_end(path, tar.offset)
+            file.seek(tar.offset)
+            check_end(file, tar.offset)
     except (tarfile.TarError, EOFError) as error:
         _refuse_other_file(path)
         raise ValueError(f"{path}: damaged or truncated at byte {offset} ({error}); write the shard again") from None
@@ -189,16 +188,6 @@ def _is_pickled(suffix: str, content: bytes) -> bool:
     if kind != "npy":
         return kind in PICKLED
     try:
-        np.load(io.BytesIO(content), allow_pickle=False)
+        return npy_header(io.BytesIO(content)).dtype.hasobject
     except ValueError:
-        return True  # an array of objects, or not an array
-    return False
-
-
-def _check_end(path: Path, offset: int) -> None:
-    # tarfile mistakes a damaged header, or a missing end, for the end of the archive (cpython #120740)
-    with path.open("rb") as file:
-        file.seek(offset)
-        rest = file.read()
-    if len(rest) < END_BYTES or any(rest):
-        raise ValueError(f"{path}: damaged or truncated at byte {offset}; write the shard again")
+        return True  # not an array

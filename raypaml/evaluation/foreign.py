@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raypaml.bounded import check_rows, one_line, open_npy
 from raypaml.evaluation.parts import BATCH_ROWS, PredictionSet, open_set, read_vocabulary
 from raypaml.files import check_readable
 from raypaml.labels import RealArray, Vocabulary
@@ -159,7 +160,7 @@ def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
                     rows = pa.Table.from_batches([batch])
                     yield rows.set_column(rows.schema.get_field_index("class"), "class", from_cells(rows["class"]))
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            raise ValueError(f"{path}: {error}; expected the columns {', '.join(_COLUMNS)}") from None
+            raise ValueError(f"{path}: {one_line(error)}; expected the columns {', '.join(_COLUMNS)}") from None
 
     return path.stat().st_size // _CSV_ROW_BYTES, batches
 
@@ -167,16 +168,21 @@ def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
 def _parquet(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
     try:
         metadata = pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         check_readable(path)
-        raise ValueError(f"{path}: not a whole Parquet file ({error})") from None
+        raise ValueError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
     if not set(_COLUMNS) <= set(metadata.schema.names):
         raise ValueError(f"{path}: columns {metadata.schema.names}, expected {', '.join(_COLUMNS)}")
 
+    check_rows(metadata.num_rows, path.stat().st_size, str(path))
+
     def batches() -> Iterator[pa.Table]:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(_COLUMNS)):
-                yield pa.Table.from_batches([batch])
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(_COLUMNS)):
+                    yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: a damaged Parquet file ({one_line(error)})") from None
 
     return metadata.num_rows, batches
 
@@ -207,7 +213,7 @@ class _Matrices:
 
     def __init__(self, scores: Path, labels: Path, coding: Coding, num_classes: int):
         self.where, self.coding = labels, coding
-        self.scores, self.labels = _load(scores), _load(labels)
+        self.scores, self.labels = open_npy(scores), open_npy(labels)
         if self.scores.shape != self.labels.shape or self.scores.shape[1:] != (num_classes,):
             raise ValueError(
                 f"{scores}: {list(self.scores.shape)}, labels {list(self.labels.shape)}; expected both "
@@ -222,12 +228,3 @@ class _Matrices:
             keys = pa.array([f"{first + number:09d}" for number in range(len(scores))])
             positive = self.coding.decode(labels.ravel(), str(self.where))
             yield _entries(keys.take(pa.array(row)), pa.array(column), positive, scores.ravel())
-
-
-def _load(path: Path) -> NDArray[np.generic]:
-    try:
-        matrix: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        check_readable(path)
-        raise ValueError(f"{path}: not a readable npy file ({error})") from None
-    return matrix

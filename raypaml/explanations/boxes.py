@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from raypaml.bounded import Unpacked
 from raypaml.data.index import Index
 from raypaml.data.index_table import BOX_SIDES
 from raypaml.files import check_readable
@@ -87,7 +88,8 @@ def _whole(*columns: pa.ChunkedArray) -> list[pa.Array]:
 def _read(path: Path) -> pa.Table:
     try:
         options = csv.ConvertOptions(column_types=_TYPES, include_columns=list(_TYPES))
-        return csv.read_csv(path, convert_options=options)
+        with Unpacked(path, f"boxes={path}") as file:
+            return csv.read_csv(file, convert_options=options)
     except (OSError, KeyError, pa.ArrowException) as error:
         check_readable(path)
         reason = str(error).split("\n")[0]

@@ -17,6 +17,7 @@ from raypaml.data.hidden_files import PassedOver, is_hidden
 from raypaml.data.image_files import IMAGE_SUFFIXES, check_bytes, opened, shrink_early
 from raypaml.data.images import Pixels, decode
 from raypaml.data.storage import Location, brief, read_file, with_retries
+from raypaml.data.tar_members import members_of, open_tar
 from raypaml.preparation.file_tree import files_below, reason_of
 from raypaml.preparation.image_form import upright_rgb
 
@@ -178,5 +179,6 @@ def _members(address: str, background: str, passed_over: PassedOver) -> Iterator
 
 def _scan(where: Location) -> list[tarfile.TarInfo]:
     filesystem, path = where.open()
-    with filesystem.open_input_file(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        return [member for member in tar if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES)]
+    with filesystem.open_input_file(path) as file, open_tar("r:", file) as tar:
+        files = (member for member in members_of(tar) if member.isfile())
+        return [member for member in files if member.name.lower().endswith(IMAGE_SUFFIXES)]

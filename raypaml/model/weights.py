@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError
@@ -57,15 +58,27 @@ def _load(path: Path, is_safetensors: bool) -> object:
     try:
         if is_safetensors:
             return load_file(path)
+        if is_zipfile(path):
+            _check_stored(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about files that are refused below anyway
             content: object = torch.load(path, map_location="cpu", weights_only=True)
             return content
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, BadZipFile) as error:
         check_readable(path)
         raise ValueError(f"weights={path}: not a readable weight file ({_unreadable(error)})") from None
     except Exception as error:  # UnpicklingError, and whatever a damaged pickle stream provokes
         raise ValueError(f"weights={path}: {_refusal(error)}") from None
+
+
+def _check_stored(path: Path) -> None:
+    """Raise ValueError where a state dict is compressed: torch does not compress, and any size may come out of it."""
+    with ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != ZIP_STORED or member.file_size > path.stat().st_size:
+                raise ValueError(
+                    f"{member.filename[:80]!r} is compressed or larger than the file, as torch writes none"
+                )
 
 
 def _unreadable(error: Exception) -> str:

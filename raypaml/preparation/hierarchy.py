@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypaml.bounded import SMALL_BYTES, read_bytes, read_rows
 from raypaml.labels import IntArray
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.requests import SplitLabels
+from raypaml.stored_json import parse_json
 
 Parents = dict[str, set[str]]
 """The ids of the classes directly above each class, whether they are in a vocabulary or not."""
@@ -41,11 +42,12 @@ def read_hierarchy(path: Path) -> Parents:
         ValueError: the file cannot be read, or a class is its own ancestor.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".json":
-                pairs = list(_pairs_below(json.load(file)))
-            else:
-                pairs = [(row["child"].strip(), row["parent"].strip()) for row in csv.DictReader(file)]
+        if path.suffix == ".json":
+            pairs = list(_pairs_below(parse_json(read_bytes(path, SMALL_BYTES))))
+        else:
+            pairs = [(row["child"].strip(), row["parent"].strip()) for _, row in read_rows(path, ("child", "parent"))]
+        if not all(itertools.chain.from_iterable(pairs)):
+            raise ValueError("a row without child or parent")
         parents: Parents = defaultdict(set)
         for child, parent in pairs:
             parents[child].add(parent)

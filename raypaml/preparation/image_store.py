@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from raypaml.data.image_files import check_bytes
 from raypaml.data.storage import Location, brief, read_file, with_retries
-from raypaml.data.tars import END_BYTES
+from raypaml.data.tar_members import check_end, content_of, members_of, open_tar
 from raypaml.preparation.image_form import Converted
 from raypaml.preparation.split_names import folder_names
 
@@ -139,16 +139,16 @@ def archive_members(archive: Location) -> Iterator[tuple[str, Callable[[], bytes
     """
     with _named(archive):
         raw = io.BufferedReader(_Remote(archive), STREAM_BYTES)
-        with gzip.GzipFile(fileobj=raw) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in tar:
+        with gzip.GzipFile(fileobj=raw) as stream, open_tar("r|", stream) as tar:
+            for member in members_of(tar):
                 if member.isfile():
                     yield PurePosixPath(member.name).name.partition(".")[0], partial(_content, archive, tar, member)
-            _check_end(tar)
+            check_end(tar.fileobj, tar.offset)
 
 
 def _content(archive: Location, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     with _named(archive):  # called by the consumer, outside the block that guards the iteration
-        return tar.extractfile(member).read()  # type: ignore[union-attr]  # a file member always opens
+        return content_of(tar, member)
 
 
 @contextmanager
@@ -172,15 +172,6 @@ def fetch_from_archives(source: Archives, images: Sequence[KeyAndFile], convert:
         if len(fetched) == len(wanted):
             break
     return (fetched.get(key, Fetched(key, fate="not_found")) for key, _ in images)
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raises ReadError unless the archive has an end; tarfile takes a damaged header for one (cpython #120740)."""
-    length, zeros = 0, True
-    while block := tar.fileobj.read(STREAM_BYTES):
-        length, zeros = length + len(block), zeros and not any(block)
-    if length < END_BYTES or not zeros:
-        raise tarfile.ReadError(f"no proper end at byte {tar.offset}")
 
 
 class _Remote(io.RawIOBase):

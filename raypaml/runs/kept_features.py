@@ -19,12 +19,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raypaml.bounded import open_npy
 from raypaml.config import TrainConfig
 from raypaml.data.batches import AHEAD, Batch
 from raypaml.data.data_folder import DataFolder
@@ -125,9 +127,9 @@ def open_features(
 def _open(path: Path, rows: int) -> NDArray[np.float16]:
     """Open a part of so many rows as a memory-mapped array."""
     try:
-        part: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: damaged ({error}); remove it, and it is computed again") from None
+        part: NDArray[Any] = open_npy(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, and it is computed again") from None
     if part.dtype != np.float16 or part.ndim != 4 or len(part) != rows:
         held = f"{part.dtype} {list(part.shape)}"
         raise ValueError(f"{path}: holds {held}, not float16 [{rows}, D, h, w]; remove it, and it is computed again")

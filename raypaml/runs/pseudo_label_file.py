@@ -20,6 +20,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from raypaml.bounded import Unpacked, check_rows, one_line
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.tars import key_and_suffix
@@ -65,8 +66,8 @@ def read_pseudo_labels(path: Path, name: str, data: DataFolder) -> PseudoLabels:
     try:
         table = _parquet(path, name) if name.partition("?")[0].lower().endswith(".parquet") else _csv(path, name)
         scores = np.asarray(table["score"].cast(pa.float64()).combine_chunks().fill_null(-1.0))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"pseudo_labels={name}: cannot be read: {' '.join(str(error).split())}; {_HOW}") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"pseudo_labels={name}: cannot be read: {one_line(error)}; {_HOW}") from None
     given = np.asarray(pc.is_valid(table["score"].combine_chunks()))
     _check_scores(scores, given, name)
     skipped = Findings()
@@ -90,7 +91,9 @@ def read_pseudo_labels(path: Path, name: str, data: DataFolder) -> PseudoLabels:
 
 
 def _parquet(path: Path, name: str) -> pa.Table:
-    names = pq.read_schema(path).names
+    metadata = pq.read_metadata(path)
+    check_rows(metadata.num_rows, path.stat().st_size, f"pseudo_labels={name}")
+    names = metadata.schema.to_arrow_schema().names
     columns = _columns(names, name)
     table = pq.read_table(path, columns=list(columns.values()))
     for role, column in columns.items():
@@ -107,14 +110,14 @@ def _parquet(path: Path, name: str) -> pa.Table:
 
 
 def _csv(path: Path, name: str) -> pa.Table:
-    with pa.input_stream(str(path)) as file:  # decompresses `.gz` and the like
+    with Unpacked(path, f"pseudo_labels={name}") as file:
         header = file.read(1 << 16).decode("utf-8-sig", errors="replace").partition("\n")[0]
     headers = {sign: [part.strip().strip('"') for part in header.rstrip("\r").split(sign)] for sign in DELIMITERS}
     sign = max(DELIMITERS, key=lambda sign: len(headers[sign]))
     columns = _columns(headers[sign], name)
 
     def read(*, use_threads: bool) -> pa.Table:
-        with pa.input_stream(str(path)) as file:
+        with Unpacked(path, f"pseudo_labels={name}") as file:
             return pacsv.read_csv(
                 file,
                 read_options=pacsv.ReadOptions(column_names=headers[sign], skip_rows=1, use_threads=use_threads),

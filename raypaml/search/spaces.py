@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
-
 from raypaml.cli import field_types, known_names
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
-from raypaml.files import check_readable
+from raypaml.search.plain_yaml import read_yaml
 
 SUGGESTED = "suggested"
 """The word for a range that is taken from the labels; see search.suggestion."""
@@ -98,11 +97,7 @@ def read_spaces(paths: Iterable[Path], config: TrainConfig) -> dict[str, Space]:
     """The spaces in some YAML files, by name; a later one replaces an earlier one of the same name."""
     spaces: dict[str, Space] = {}
     for path in paths:
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
-            check_readable(path)
-            raise ValueError(f"{path}: not a readable YAML file ({str(error).splitlines()[0]})") from None
+        content = read_yaml(path)
         for entry in content if isinstance(content, list) else [content]:
             space = _space(path, entry, config)
             spaces[space.name] = space
@@ -111,7 +106,7 @@ def read_spaces(paths: Iterable[Path], config: TrainConfig) -> dict[str, Space]:
 
 def _space(path: Path, entry: object, config: TrainConfig) -> Space:
     if not isinstance(entry, dict) or not {"name", "field", "distribution"} <= set(entry) <= _KEYS:
-        raise ValueError(f"{path}: a space has the keys {', '.join(sorted(_KEYS))}, found {entry}")
+        raise ValueError(f"{path}: a space has the keys {', '.join(sorted(_KEYS))}, not {reprlib.repr(entry)}")
     try:
         return make_space(config, **{key: value for key, value in entry.items() if value is not None})
     except (ValueError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,9 +11,9 @@ from typing import NotRequired, TypedDict, cast
 import numpy as np
 
 from raypaml.data.shards import SPLITS
-from raypaml.files import check_readable
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceSplit, box_of, classes_of
+from raypaml.preparation.formats.table_file import read_json
 from raypaml.preparation.requests import SourceBox
 from raypaml.preparation.split_names import split_named
 
@@ -143,11 +142,7 @@ def _prefix(file: Path, content: _Instances, folder: Path) -> str:
 
 def _load(path: Path) -> _Instances:
     """Reads an instances JSON; raises ValueError where an entry is not as it is read later."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        check_readable(path)
-        raise ValueError(f"{path}: not JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: no object with {', '.join(_FIELDS)}; not COCO's instances JSON")
     missing = [part for part in _FIELDS if not isinstance(content.get(part), list)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raypaml.files import check_readable
+from raypaml.bounded import open_npy
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.formats.common import Source, SourceSplit, classes_of, from_matrix, text_lines
 
@@ -73,8 +73,4 @@ def _read_arrays(folder: Path) -> Source:
 
 
 def _load(path: Path) -> NDArray[np.generic]:
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
-        check_readable(path)
-        raise ValueError(f"{path}: not an array that can be read without running code ({error})") from None
+    return np.asarray(open_npy(path, also="U"))  # names of files are text

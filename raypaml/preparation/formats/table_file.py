@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypaml.bounded import TABLE_BYTES, check_rows, csv_fault, one_line, read_bytes
 from raypaml.cli import did_you_mean
+from raypaml.files import check_readable
+from raypaml.stored_json import parse_json, refused_as
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -83,9 +86,10 @@ def load_table(
         if suffix == ".json":
             table = _from_rows(rows or json_rows(read_json(path)))
         else:
-            table = pq.read_table(path) if suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
-    except (pa.ArrowInvalid, OSError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+            table = _read_parquet(path) if suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
+    except (pa.ArrowException, OSError, csv.Error) as error:
+        check_readable(path)
+        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from None
     table = table.rename_columns([name.strip() for name in table.column_names])
     missing = [name for name in needed if not matching(name, table.column_names)]
     if missing:
@@ -93,13 +97,16 @@ def load_table(
     return table
 
 
+def _read_parquet(path: Path) -> pa.Table:
+    check_rows(pq.read_metadata(path).num_rows, path.stat().st_size, str(path))
+    return pq.read_table(path)
+
+
 def read_json(path: Path) -> object:
     """Returns the content of a JSON file; raises ValueError where it is none."""
-    try:
-        content: object = json.loads(path.read_text(encoding="utf-8-sig"))
-        return content
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+    content = read_bytes(path, TABLE_BYTES)
+    with refused_as(path, "a table in JSON"):
+        return parse_json(content)
 
 
 def json_rows(content: object) -> list[dict[str, object]]:
@@ -170,8 +177,7 @@ def _read_text(path: Path, needed: Sequence[str], dialect: Dialect) -> pa.Table:
 
 
 def _decoded(path: Path, encoding: str) -> str:
-    with pa.input_stream(str(path)) as file:  # decompresses `.gz` and the like
-        content: bytes = file.read()
+    content = read_bytes(path, TABLE_BYTES)
     kind = next((kind for start, kind in _NO_TEXT.items() if content.startswith(start)), "")
     if kind:
         raise ValueError(f"{path}: {kind}")
@@ -196,7 +202,7 @@ def _decoded(path: Path, encoding: str) -> str:
         raise ValueError(f"{path}: line {line} is not {encoding or marked or 'UTF-8'}; {advice}") from None
 
 
-csv.field_size_limit(2**31 - 1)  # cells may hold masks; by default Python refuses more than 131,072 characters
+csv.field_size_limit(1 << 24)  # cells may hold masks; by default Python refuses more than 131,072 characters
 
 
 def _reader(text: str, delimiter: str) -> Reader:
@@ -239,6 +245,6 @@ def _rows(path: Path, text: str, delimiter: str) -> Iterator[list[str]]:
                     raise ValueError(f"{path}: line {reader.line_num}: {len(row)} cells instead of {width}; {advice}")
                 yield row
     except csv.Error as error:
-        raise ValueError(f"{path}: line {reader.line_num}: {error}; its quotes do not match") from None
+        raise ValueError(f"{path}: line {reader.line_num}: {csv_fault(error)}") from None
     if not width:
         raise ValueError(f"{path}: {_EMPTY}")

@@ -14,6 +14,8 @@ from typing import IO
 import pyarrow as pa
 from pyarrow import csv
 
+from raypaml.bounded import SMALL_BYTES, whole_of
+from raypaml.data.tar_members import members_of, open_tar
 from raypaml.files import check_readable
 
 BLOCK_BYTES = 16 * 2**20
@@ -55,8 +57,8 @@ class ReleaseFile:
                 with self.path.open("rb") as file:
                     yield file
                 return
-            with tarfile.open(self.path, "r|gz") as tar:
-                member = next((member for member in tar if _within(member.name) == self.member), None)
+            with self.path.open("rb") as file, open_tar("r|gz", file) as tar:
+                member = next((member for member in members_of(tar) if _within(member.name) == self.member), None)
                 if member is None:
                     raise ValueError(f"{self.path}: {self.member} is no longer in this archive")
                 yield tar.extractfile(member)  # type: ignore[misc]  # `find_file` lists files only
@@ -68,7 +70,7 @@ class ReleaseFile:
     def lines(self) -> list[str]:
         """Returns the lines of a small text file, without line ends and byte order mark."""
         with self.open() as file:
-            content = file.read()
+            content = whole_of(file, SMALL_BYTES, str(self))
         try:
             return content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")  # names may hold other separators
         except UnicodeDecodeError as error:
@@ -131,7 +133,7 @@ class ReleaseFile:
     def _line_not_utf8(self) -> str:
         """Describes the first line that is not UTF-8; returns an empty text where all lines are."""
         with self.open() as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(BLOCK_BYTES), b""), start=1):
                 try:
                     line.decode()
                 except UnicodeDecodeError as error:
@@ -182,8 +184,8 @@ def find_file(folder: Path, kind: str, split: str = "") -> ReleaseFile:
 def _members(path: Path) -> list[str]:
     """Returns the names of the files in an archive, without the release's own folder."""
     try:
-        with tarfile.open(path, "r|gz") as tar:
-            return [_within(member.name) for member in tar if member.isfile()]
+        with path.open("rb") as file, open_tar("r|gz", file) as tar:
+            return [_within(member.name) for member in members_of(tar) if member.isfile()]
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, OSError) as error:
         check_readable(path)
         raise ValueError(f"{path}: damaged or truncated archive ({error}); download it again") from None
