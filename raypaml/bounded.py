@@ -124,7 +124,7 @@ def csv_fault(error: csv.Error) -> str:
     return f"{error}; its quotes do not match"
 
 
-def one_line(error: Exception) -> str:
+def arrow_fault(error: Exception) -> str:
     """The message of an error of Arrow, which may hold the text of a file, on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -180,4 +180,4 @@ def open_npy(path: Path, *, also: str = "") -> NDArray[np.generic]:
         return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
     except (OSError, ValueError, EOFError, OverflowError, TypeError, SyntaxError) as error:
         check_readable(path)
-        raise ValueError(f"{path}: not a readable npy file ({one_line(error)})") from None
+        raise ValueError(f"{path}: not a readable npy file ({arrow_fault(error)})") from None

@@ -205,7 +205,10 @@ HEADER = "class_id,name,train_positives,train_negatives\n"
     [
         (HEADER + "a,A,1,2\nb,B,one,2\n", r"vocabulary\.csv:3: invalid literal .*'one'; expected class_id,name,"),
         (HEADER + "a,A,1\n", r"vocabulary\.csv:2: .*expected class_id,name,"),
-        ("class_id,name\na,A\n", r"vocabulary\.csv: columns \['class_id', 'name'\], expected at least class_id, name, t"),
+        (
+            "class_id,name\na,A\n",
+            r"vocabulary\.csv: columns \['class_id', 'name'\], expected at least class_id, name, t",
+        ),
         ("", r"vocabulary\.csv: columns \[\], expected"),
         (HEADER, r"vocabulary: no classes; give at least one class id"),
     ],

@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypaml.bounded import check_rows, one_line, open_npy
+from raypaml.bounded import arrow_fault, check_rows, open_npy
 from raypaml.evaluation.parts import BATCH_ROWS, PredictionSet, open_set, read_vocabulary
 from raypaml.files import check_readable
 from raypaml.labels import RealArray, Vocabulary
@@ -160,7 +160,7 @@ def _csv(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
                     rows = pa.Table.from_batches([batch])
                     yield rows.set_column(rows.schema.get_field_index("class"), "class", from_cells(rows["class"]))
         except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            raise ValueError(f"{path}: {one_line(error)}; expected the columns {', '.join(_COLUMNS)}") from None
+            raise ValueError(f"{path}: {arrow_fault(error)}; expected the columns {', '.join(_COLUMNS)}") from None
 
     return path.stat().st_size // _CSV_ROW_BYTES, batches
 
@@ -170,7 +170,7 @@ def _parquet(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
         metadata = pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
         check_readable(path)
-        raise ValueError(f"{path}: not a whole Parquet file ({one_line(error)})") from None
+        raise ValueError(f"{path}: not a whole Parquet file ({arrow_fault(error)})") from None
     if not set(_COLUMNS) <= set(metadata.schema.names):
         raise ValueError(f"{path}: columns {metadata.schema.names}, expected {', '.join(_COLUMNS)}")
 
@@ -182,7 +182,7 @@ def _parquet(path: Path) -> tuple[int, Callable[[], Iterator[pa.Table]]]:
                 for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(_COLUMNS)):
                     yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path}: a damaged Parquet file ({one_line(error)})") from None
+            raise ValueError(f"{path}: a damaged Parquet file ({arrow_fault(error)})") from None
 
     return metadata.num_rows, batches
 

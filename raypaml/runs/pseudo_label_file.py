@@ -20,7 +20,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypaml.bounded import Unpacked, check_rows, one_line
+from raypaml.bounded import Unpacked, arrow_fault, check_rows
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.tars import key_and_suffix
@@ -67,7 +67,7 @@ def read_pseudo_labels(path: Path, name: str, data: DataFolder) -> PseudoLabels:
         table = _parquet(path, name) if name.partition("?")[0].lower().endswith(".parquet") else _csv(path, name)
         scores = np.asarray(table["score"].cast(pa.float64()).combine_chunks().fill_null(-1.0))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"pseudo_labels={name}: cannot be read: {one_line(error)}; {_HOW}") from None
+        raise ValueError(f"pseudo_labels={name}: cannot be read: {arrow_fault(error)}; {_HOW}") from None
     given = np.asarray(pc.is_valid(table["score"].combine_chunks()))
     _check_scores(scores, given, name)
     skipped = Findings()

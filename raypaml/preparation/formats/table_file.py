@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypaml.bounded import TABLE_BYTES, check_rows, csv_fault, one_line, read_bytes
+from raypaml.bounded import TABLE_BYTES, arrow_fault, check_rows, csv_fault, read_bytes
 from raypaml.cli import did_you_mean
 from raypaml.files import check_readable
 from raypaml.stored_json import parse_json, refused_as
@@ -89,7 +89,7 @@ def load_table(
             table = _read_parquet(path) if suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
     except (pa.ArrowException, OSError, csv.Error) as error:
         check_readable(path)
-        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from None
+        raise ValueError(f"{path}: cannot be read: {arrow_fault(error)}") from None
     table = table.rename_columns([name.strip() for name in table.column_names])
     missing = [name for name in needed if not matching(name, table.column_names)]
     if missing:
