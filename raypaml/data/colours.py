@@ -36,12 +36,7 @@ def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
         ValueError: pixels that have no defined white: 32-bit integers, floating-point values outside 0..1.
     """
     image.load()  # within np.asarray an AttributeError of a decoder would be lost: numpy would make an object array
-    if image.mode.startswith("I;16"):
-        image = _from_16_bits(image)
-    elif image.mode == "I":
-        image = _from_32_bits(image)
-    elif image.mode == "F":
-        image = _from_floats(image)
+    image = _from_16_bits(image) if image.mode.startswith("I;16") else _from_32_bits(image)
     if background != HIDDEN and image.has_transparency_data:
         pixels = image.convert("RGBA")
         ground = Image.new("RGBA", pixels.size, ImageColor.getrgb(background))
@@ -64,15 +59,15 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _from_32_bits(image: Image.Image) -> Image.Image:
-    if image.format != "PPM":  # PPM declares its greatest value, which Pillow scales to 65535
-        low, high = image.getextrema()
-        raise ValueError(f"integer pixels of 32 bits, here {low} to {high}, have no defined white; save 8 or 16 bits")
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-
-
-def _from_floats(image: Image.Image) -> Image.Image:
+    """8-bit grey where pixels are integers or floating-point numbers of 32 bits; another picture as it is."""
+    if image.mode not in ("I", "F"):
+        return image
     values = np.asarray(image)
     low, high = values.min(), values.max()
+    if image.mode == "I":
+        if image.format == "PPM":  # which declares its greatest value, and Pillow scales that to 65535
+            return Image.fromarray((values >> 8).astype(np.uint8))
+        raise ValueError(f"integer pixels of 32 bits, here {low} to {high}, have no defined white; save 8 or 16 bits")
     if not (low >= 0 and high <= 1):  # also true for NaN
         raise ValueError(f"floating-point pixels from {low:g} to {high:g}; expected 0..1: scale them, or save 8 bits")
     return Image.fromarray((values * 255).round().astype(np.uint8))

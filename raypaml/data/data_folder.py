@@ -70,7 +70,10 @@ def open_folder(
     where = Location(str(data))
     if where.is_local:
         path = data if isinstance(data, Path) else Path(where.open()[1])
-        sizes = _listed(path)
+        if not path.is_dir():
+            raise ValueError(f"data={path}: no such folder; shard a data set into it")
+        with os.scandir(path) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         _check_listing(path, sizes)
         return _opened(path, path, sizes, LocalShards(path), lenient=lenient)
     sizes, digest = _listed_remote(where)
@@ -89,14 +92,6 @@ def _opened(
     for index in () if lenient else splits.values():
         _check_shards(index, sizes, shards)
     return DataFolder(where, vocabulary, splits, shards)
-
-
-def _listed(path: Path) -> dict[str, int]:
-    """The size of every file, by its name."""
-    if not path.is_dir():
-        raise ValueError(f"data={path}: no such folder; shard a data set into it")
-    with os.scandir(path) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
 
 
 def _listed_remote(where: Location) -> tuple[dict[str, int], str]:

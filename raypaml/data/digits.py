@@ -63,7 +63,9 @@ def class_weights(seed: int) -> NDArray[np.float64]:
 def draw_scene(rng: Rng, glyphs: NDArray[np.uint8], digits: NDArray[np.int64], weights: NDArray[np.float64]) -> Scene:
     """Compose one scene of one to four different classes that hardly overlap."""
     classes = rng.choice(len(weights), size=rng.integers(1, 5), replace=False, p=weights)
-    pixels = _background(rng)
+    blotches = Image.fromarray(rng.integers(0, 60, (4, 4, 3), dtype=np.uint8))  # a dark background, with noise
+    pixels = np.asarray(blotches.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+    pixels = pixels + rng.normal(0, 8, pixels.shape).astype(np.float32)
     boxes: list[tuple[float, float, float, float]] = []
     for k in classes:
         colour, digit = divmod(int(k), 10)
@@ -73,13 +75,6 @@ def draw_scene(rng: Rng, glyphs: NDArray[np.uint8], digits: NDArray[np.int64], w
         _paint(pixels[y : y + side, x : x + side], glyph, list(COLOURS.values())[colour], rng)
         boxes.append((x, y, x + side, y + side))
     return Scene(pixels.clip(0, 255).astype(np.uint8), tuple(int(k) for k in classes), tuple(boxes))
-
-
-def _background(rng: Rng) -> NDArray[np.float32]:
-    """[64, 64, 3] a dark background with blotches and noise."""
-    blotches = rng.integers(0, 60, (4, 4, 3), dtype=np.uint8)
-    smooth = np.asarray(Image.fromarray(blotches).resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
-    return smooth + rng.normal(0, 8, smooth.shape).astype(np.float32)
 
 
 def _place(rng: Rng, boxes: list[tuple[float, float, float, float]], side: int) -> tuple[int, int]:
@@ -184,13 +179,9 @@ def digits_folder(
     folder = user_cache() / f"digits-v{VERSION}-{hiding}-{size}-seed{seed}"
     if not folder.is_dir():
         say(f"writing the embedded data set into {folder} (once, about 15 s)")
-        _write(folder, hiding, seed, counts)
+        sweep(kept_in(folder.parent), "digits-*", shared=True)
+        splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
+        # whole or not at all; of two processes that write it at the same time, one's result is kept
+        with whole_folder(folder, shared=True) as unfinished:
+            write_dataset(unfinished, splits, CLASS_IDS, NAMES)
     return folder
-
-
-def _write(folder: Path, hiding: str, seed: int, counts: dict[str, int]) -> None:
-    """Write the data set whole or not at all; of two processes that do so at the same time, one's result is kept."""
-    sweep(kept_in(folder.parent), "digits-*", shared=True)
-    splits = {split: scenes(split, hiding, seed, counts[split]) for split in counts}
-    with whole_folder(folder, shared=True) as unfinished:
-        write_dataset(unfinished, splits, CLASS_IDS, NAMES)

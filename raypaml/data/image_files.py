@@ -120,7 +120,9 @@ def _open(content: bytes) -> Image.Image:
         if image.format in _OF_JPEG:
             check_scans(content)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
-            _refuse_raw(image, start)
+            tags = image.tag_v2  # of a camera's raw file Pillow would only decode the thumbnail
+            if start[8:10] == b"CR" or tags.get(_SUBFILE_TYPE, 0) & _REDUCED or _DNG_VERSION in tags:
+                raise ValueError("not an image of a known format (a camera's raw file); export it as JPEG or PNG")
         return image
     named = kind if kind and content[8:12] not in _CONTAINERS else _kind(content)
     raise ValueError(f"not an image of a known format ({named})")
@@ -160,13 +162,6 @@ def _is_one_scan(content: bytes) -> bool:
             return components == segment[4]
         place += 2 + int.from_bytes(segment[2:4], "big")
     return False
-
-
-def _refuse_raw(image: TiffImagePlugin.TiffImageFile, start: bytes) -> None:
-    """Raise ValueError for a camera's raw file, of which Pillow would only decode the thumbnail."""
-    tags = image.tag_v2
-    if start[8:10] == b"CR" or tags.get(_SUBFILE_TYPE, 0) & _REDUCED or _DNG_VERSION in tags:
-        raise ValueError("not an image of a known format (a camera's raw file); export it as JPEG or PNG")
 
 
 def _kind(content: bytes) -> str:

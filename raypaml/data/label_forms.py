@@ -18,7 +18,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NotRequired, TypedDict, TypeGuard, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from raypaml.stored_json import parse_json
 
@@ -184,13 +184,15 @@ def own_labels(content: bytes, where: str) -> SampleLabels:
         ValueError: it is not of this form; the message begins with `where`.
     """
     record = _object(content, where)
-    lists = {name: record.get(name, []) for name in (*ROLES, "boxes", *BOX_LISTS)}
-    if not ({"positive", "negative"} <= set(record) and _are_lists(lists)):
+    lists: dict[str, Any] = {name: record.get(name, []) for name in (*ROLES, "boxes", *BOX_LISTS)}
+    if not {"positive", "negative"} <= set(record) or not all(isinstance(value, list) for value in lists.values()):
         raise ValueError(f"{where}: expected an object with the lists 'positive' and 'negative'")
-    ids = {role: _checked_ids(lists[role], where) for role in ROLES}
-    labels = SampleLabels(positive=ids["positive"], negative=ids["negative"])
+    strange = [value for role in ROLES for value in lists[role] if not isinstance(value, str)]
+    if strange:
+        raise ValueError(f"{where}: {strange[0]!r} is no class; expected ids as texts")
+    labels = SampleLabels(positive=lists["positive"], negative=lists["negative"])
     if "truth" in record and record.get(TRUTH_KNOWN, True):
-        labels["truth"] = ids["truth"]
+        labels["truth"] = lists["truth"]
     if TRUTH_KNOWN in record:
         sides = [lists[name] for name in BOX_LISTS]
         if len(set(map(len, sides))) > 1:
@@ -199,18 +201,6 @@ def own_labels(content: bytes, where: str) -> SampleLabels:
     elif "boxes" in record:
         labels["boxes"] = lists["boxes"]
     return labels
-
-
-def _are_lists(values: dict[str, object]) -> TypeGuard[dict[str, list[Any]]]:
-    return all(isinstance(value, list) for value in values.values())
-
-
-def _checked_ids(values: Sequence[object], where: str) -> list[str]:
-    """The values as class ids. Raises ValueError where one is not a text."""
-    for value in values:
-        if not isinstance(value, str):
-            raise ValueError(f"{where}: {value!r} is no class; expected ids as texts")
-    return [str(value) for value in values]
 
 
 def _object(content: bytes, where: str) -> dict[str, object]:

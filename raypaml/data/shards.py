@@ -162,7 +162,9 @@ def index_dataset(
     """
     form = LabelForm(labels, tuple(class_ids), image_suffix, dotted_keys)
     scans = {split: [_pack(scan(path, form, passed_over)) for path in paths] for split, paths in shards.items()}
-    positives, negatives, others = _count_labels(label for packed in scans["train"] for _, label in _unpack(packed))
+    positives, negatives, others = _count_labels(
+        json.loads(text) for packed in scans["train"] for text in packed["labels"].to_pylist()
+    )
     if not class_ids:
         class_ids = names = sorted(positives.keys() | negatives.keys() | others)
     vocabulary = Vocabulary(
