@@ -66,6 +66,7 @@ def choose_alpha(
     table = alpha_table(predictions, vocabulary, part.alpha, seed)
     tried = candidates(table)
     winner = [candidate for candidate in tried if candidate.wins][-1]
+    alphas = winner.alpha.tolist()
     used = evaluate_set(predictions, vocabulary, EvaluationOptions(alpha=winner.alpha))
     known = (used.positives > 0) & (used.negatives > 0)
     has_thresholds = bool(used.positives.any() and used.negatives.any())
@@ -73,7 +74,7 @@ def choose_alpha(
     entries = (part.samples - len(predictions.skipped)) * part.num_classes
     return AlphaChoice(
         way=winner.way,
-        alpha=_plain(winner),
+        alpha=alphas[0] if len(set(alphas)) == 1 else alphas,  # one number where it is that of all classes
         training_alpha=part.alpha,
         # a class without both labels has the threshold of all classes together
         thresholds=np.where(known, used.best_thresholds, used.pooled_threshold).tolist() if has_thresholds else None,
@@ -104,12 +105,6 @@ def _undecided(used: Evaluation, known: NDArray[np.bool_]) -> str:
         f"The labels of validation can{' hardly' if known.any() else 'not'} decide which alpha is better: {few} both "
         f"positives and negatives{counts}, and AP of the others is the same at every alpha."
     )
-
-
-def _plain(winner: AlphaCandidate) -> float | list[float]:
-    """One number where all classes have the same alpha, else [K]."""
-    alphas = winner.alpha.tolist()
-    return float(alphas[0]) if len(set(alphas)) == 1 else alphas
 
 
 def _record(candidate: AlphaCandidate) -> TriedWay:
@@ -186,12 +181,10 @@ def choice_text(choice: AlphaChoice, vocabulary: Vocabulary) -> str:
             f"{len(choice.few_positives):,} of {len(vocabulary):,} classes have fewer than {SHRINKAGE:g} positives on "
             "validation: their alpha follows mostly that of all classes together."
         )
-    return "\n".join([*lines, _thresholds_text(choice)])
-
-
-def _thresholds_text(choice: AlphaChoice) -> str:
-    if choice.thresholds is None:
-        return "No thresholds: validation has no positives, or no negatives; predict uses probability 0.5."
     pooled = len(choice.pooled_thresholds)
     rest = f"; {pooled:,} classes without both kinds of label share the threshold of all entries" if pooled else ""
-    return f"Thresholds: where each class has its best F1 on validation at this alpha{rest}."
+    if choice.thresholds is None:
+        lines.append("No thresholds: validation has no positives, or no negatives; predict uses probability 0.5.")
+    else:
+        lines.append(f"Thresholds: where each class has its best F1 on validation at this alpha{rest}.")
+    return "\n".join(lines)

@@ -175,13 +175,11 @@ class _Spill:
             table = pa.concat_tables(self._waiting)
             self._waiting.clear()
             for number, mine in _by_bucket(table, self.count):
-                self._writer(number, table.schema).write_table(mine)
-
-    def _writer(self, number: int, schema: pa.Schema) -> pq.ParquetWriter:
-        if number not in self._writers:
-            path = self.folder / f"classes-{number:04d}.parquet"
-            self._writers[number] = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False)
-        return self._writers[number]
+                if number not in self._writers:
+                    path = self.folder / f"classes-{number:04d}.parquet"
+                    writer = pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
+                    self._writers[number] = writer
+                self._writers[number].write_table(mine)
 
 
 def _by_bucket(table: pa.Table, count: int) -> Iterator[tuple[int, pa.Table]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import Part, Plan, default_lanes
 from raypaml.evaluation.parts import PredictionPart, is_predicted, read_part, read_skipped, write_part
 from raypaml.evaluation.predicting import predict_steps
-from raypaml.files import sweep
+from raypaml.files import file_digest, sweep
 from raypaml.labels import POSITIVE, UNOBSERVED, VOCABULARY
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.checkpoint import MODEL
@@ -134,8 +133,8 @@ def plan_prediction(
         vocabulary=data.vocabulary.digest,
         num_classes=len(data.vocabulary),
         alpha=config.model.alpha,
-        model=_digest(checkpoint / MODEL),
-        data=_digest(index.where),
+        model=file_digest(checkpoint / MODEL),
+        data=file_digest(index.where),
         unobserved=unobserved,
         samples=len(index),
         parts=len(chunks),
@@ -151,11 +150,6 @@ def evaluation_plan(config: TrainConfig, samples: int) -> Plan:
     size = config.data.global_batch_size
     lanes = config.data.lanes or default_lanes(size)
     return Plan(num_samples=samples, global_batch_size=size * EVALUATION_BATCHES, lanes=lanes, shuffle=False)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> None:
