@@ -156,7 +156,10 @@ def _locate(
 ) -> list[NDArray[np.float64]]:
     """Pointing game, its chance level, energy and box overlap; NaN for pairs without a known box."""
     boxes_of = [known_boxes.boxes(int(row)) for row in batch.rows]
-    boxes = [_corners(boxes_of[i], int(k)) for i, k in zip(position, class_index, strict=True)]
+    boxes = list[NDArray[np.float64]]()  # for each pair the corners [n, 4] x0 y0 x1 y1 of its class, in pixels
+    for i, k in zip(position, class_index, strict=True):
+        corners = [[box[side] for side in BOX_SIDES] for box in boxes_of[i] if box["class"] == k]
+        boxes.append(np.array(corners, np.float64).reshape(-1, 4))
     known = np.flatnonzero(np.array([len(corners) > 0 for corners in boxes], bool) & positive)
     image = (batch.images.shape[2], batch.images.shape[3])
     targets: list[RealArray] = [boxes[n] for n in known]
@@ -167,9 +170,3 @@ def _locate(
         figures[2, known] = energy_inside(maps[known], targets, grid, image)
         figures[3, known] = max_box_iou(maps[known], targets, grid, image).max(1)
     return list(figures)
-
-
-def _corners(boxes: Sequence[dict[str, float]], class_index: int) -> NDArray[np.float64]:
-    """The corners [n, 4] x0 y0 x1 y1, in pixels, of the boxes of one class."""
-    corners = [[box[side] for side in BOX_SIDES] for box in boxes if box["class"] == class_index]
-    return np.array(corners, np.float64).reshape(-1, 4)
