@@ -45,6 +45,9 @@ _TABLE |= {"convention", "images", "positives", "negatives", "vocabulary", "alph
 
 def card_page(model: Classifier, folder: Path, formats: Sequence[str]) -> str:
     """The page, as Markdown, of an export to `folder` in these formats."""
+    pairs = zip(model.card.class_ids, model.card.names, strict=True)
+    known = [markdown_line(name if name == one else f"{name} ({one})") for one, name in pairs]
+    rest = f", and {len(known) - _NAMED:,} more, in `card.json`" if len(known) > _NAMED else ""
     card, facts = model.card, {name: json.loads(text) for name, text in export_facts(model).items()}
     values = facts | {  # `alpha` as text in the place of the numbers
         "title": markdown_line(str(card.origin.get("run") or folder.absolute().name)),
@@ -54,7 +57,7 @@ def card_page(model: Classifier, folder: Path, formats: Sequence[str]) -> str:
         "chosen": _CHOSEN if card.thresholds else _NOT_CHOSEN,
         "training": list(_training(card)),
         "results": _results(card.metrics),
-        "listed": _listed(card.class_ids, card.names),
+        "listed": ", ".join(known[:_NAMED]) + rest,
     }
     return fill_template(_TEMPLATE, **values)
 
@@ -84,9 +87,3 @@ def _results(metrics: Mapping[str, object]) -> str:
     return "No figures are known."
 
 
-def _listed(class_ids: list[str], names: list[str]) -> str:
-    known = [
-        markdown_line(name if name == one else f"{name} ({one})") for one, name in zip(class_ids, names, strict=True)
-    ]
-    rest = len(known) - _NAMED
-    return ", ".join(known[:_NAMED]) + (f", and {rest:,} more, in `card.json`" if rest > 0 else "")

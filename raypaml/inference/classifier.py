@@ -53,7 +53,11 @@ class Classifier:
     """A trained model, its card, and its device."""
 
     def __init__(self, model: CamClassifier, card: Card, device: torch.device | str = "cpu"):
-        self.card, self.device = card, _usable(device)
+        try:  # whether torch knows the device, and can use it on this machine
+            self.device = torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device={device}: {str(error).splitlines()[0]}") from None
+        self.card = card
         self.model = placed(model, self.device).eval()
         prepare_device(card.optim, self.device)
 
@@ -171,14 +175,6 @@ class Classifier:
 
     def _images(self, pixels: Sequence[NDArray[np.uint8]]) -> Tensor:
         return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
-
-
-def _usable(device: torch.device | str) -> torch.device:
-    """The device of this name; ValueError where torch does not know it or cannot use it on this machine."""
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device}: {str(error).splitlines()[0]}") from None
 
 
 def _is_one(picture: Given | Iterable[Given]) -> TypeGuard[Given]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.evaluation.result_records import read_result
+from raypaml.files import file_digest
 from raypaml.json_types import Within, check_fields, check_length
 from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha, used_alpha
@@ -170,8 +170,7 @@ def digest(path: Path) -> str:
     """SHA-256 of a file; ValueError if there is none."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 def card_of_run(given: Path) -> tuple[Card, Path]:
