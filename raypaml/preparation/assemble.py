@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from raypaml.data.shards import SPLITS
 from raypaml.labels import IntArray
@@ -161,9 +160,9 @@ def _labels(
         columns["truth"] = _lists(split.positives)
     if split.boxes is not None:
         columns["boxes"] = pa.array(split.boxes, REQUEST.field("boxes").type)
-    verified = {
-        name: _count(side, num_classes) for name, side in zip(("positives", "negatives"), observed, strict=True)
-    }
+    classes = (np.concatenate([np.zeros(0, np.int64), *side]) for side in observed)
+    counts = (np.bincount(columns, minlength=num_classes).astype(np.int64) for columns in classes)
+    verified = dict(zip(("positives", "negatives"), counts, strict=True))
     table = as_requests(pa.table(columns))
     asked = np.array([len(a) + len(b) > 0 for a, b in zip(*observed, strict=True)], bool)
     findings = Findings(split.findings.counts.copy(), dict(split.findings.examples))
@@ -177,7 +176,3 @@ def _labels(
 
 def _lists(lists: Sequence[IntArray]) -> pa.Array:
     return pa.array([columns.tolist() for columns in lists], pa.list_(pa.int32()))
-
-
-def _count(lists: Sequence[IntArray], num_classes: int) -> NDArray[np.int64]:
-    return np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]), minlength=num_classes).astype(np.int64)

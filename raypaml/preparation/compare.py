@@ -105,7 +105,9 @@ def _label_differences(
     cells_a, values_a = _entries(a, rows_a, np.array([number[c] for c in classes_a.class_ids]), len(union))
     cells_b, values_b = _entries(b, rows_b, np.array([number[c] for c in classes_b.class_ids]), len(union))
     cells = np.union1d(cells_a, cells_b)
-    state_a, state_b = (_states(cells, *entries) for entries in ((cells_a, values_a), (cells_b, values_b)))
+    state_a, state_b = np.full((2, len(cells)), UNOBSERVED)
+    state_a[np.searchsorted(cells, cells_a)] = values_a
+    state_b[np.searchsorted(cells, cells_b)] = values_b
     differences: Comparison = {}
     for one, two in permutations(STATES, 2):
         cells_of_kind = cells[(state_a == one) & (state_b == two)]
@@ -126,13 +128,6 @@ def _entries(index: Index, rows: Codes, number: Codes, num_classes: int) -> tupl
     every = np.concatenate(cells)
     order = np.argsort(every)
     return every[order], np.concatenate(values)[order]
-
-
-def _states(cells: Codes, known: Codes, values: Codes) -> Codes:
-    """Returns the value of each cell; unobserved where it is not among the known ones."""
-    states = np.full(len(cells), UNOBSERVED)
-    states[np.searchsorted(cells, known)] = values
-    return states
 
 
 def _named(index: Index, rows: Codes) -> Tally:

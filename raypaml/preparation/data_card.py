@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NotRequired, TypedDict, get_args
 
@@ -169,6 +170,8 @@ def write_card(
     path = out / CARD
     before = read_card(out)["splits"] if path.is_file() else {}
     splits = {name: card if name == split else before[name] for name in SPLITS if name == split or name in before}
+    keys = {name: open_index(out / f"{name}.arrow").key_column for name in splits}
+    shared = {(a, b): pc.sum(pc.is_in(keys[b], value_set=keys[a])).as_py() or 0 for a, b in combinations(splits, 2)}
     content: DataCard = {
         "digest": whole_digest(out, splits),
         "parameters": parameters,
@@ -177,7 +180,7 @@ def write_card(
             "digest": vocabulary.digest,
             "class_ids": list(vocabulary.class_ids),
         },
-        "in_two_splits": _in_two_splits(out, list(splits)),
+        "in_two_splits": {f"{a} and {b}": int(count) for (a, b), count in shared.items()},
         "same_pictures": list(same_picture_lines(indexes_in(out, list(splits)))),
         "splits": splits,
     }
@@ -209,13 +212,6 @@ def whole_digest(out: Path, splits: Iterable[str]) -> str:
         with (out / name).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _in_two_splits(out: Path, splits: Sequence[str]) -> dict[str, int]:
-    """Counts the written images that two splits share, which leak from one to the other."""
-    keys = {name: open_index(out / f"{name}.arrow").key_column for name in splits}
-    pairs = [(a, b) for number, a in enumerate(splits) for b in splits[number + 1 :]]
-    return {f"{a} and {b}": int(pc.sum(pc.is_in(keys[b], value_set=keys[a])).as_py() or 0) for a, b in pairs}
 
 
 def card_markdown(whole: DataCard, vocabulary: Vocabulary) -> Iterator[str]:

@@ -74,7 +74,10 @@ def collect_shards(
             if unnamed.is_file():
                 unnamed.replace(final)
             assert final.is_file(), f"{final}: neither there nor in {unnamed}"
-            places.append(_index_rows(receipt.filter(is_written), number))
+            written = receipt.filter(is_written)
+            columns = {name: written[name] for name in ("key", *PLACE, *LABELS, *KNOWN)}
+            columns["shard"] = pa.array(np.full(len(written), number), pa.int32())
+            places.append(pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA))
     asked = pa.chunked_array([chunk for part in finished.ledger for chunk in part["key"].chunks], pa.string())
     lost = requested.filter(pc.invert(pc.is_in(requested, value_set=asked)))
     for fate, keys in {"not_found": lost, **labels.others}.items():
@@ -82,13 +85,6 @@ def collect_shards(
     for fate, files in labels.skipped.items():
         finished.ledger.append(_ledger(split, pa.table({"file": files, "fate": pa.repeat(fate, len(files))})))
     return replace(finished, index=pa.concat_tables(places).combine_chunks())
-
-
-def _index_rows(written: pa.Table, number: int) -> pa.Table:
-    """Returns the rows of one shard, of this number, as the index has them."""
-    columns = {name: written[name] for name in ("key", *PLACE, *LABELS, *KNOWN)}
-    columns["shard"] = pa.array(np.full(len(written), number), pa.int32())
-    return pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
 def _ledger(split: str, rows: pa.Table, shard: pa.Array | None = None) -> pa.Table:

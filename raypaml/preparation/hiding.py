@@ -69,21 +69,16 @@ def hide(positives: Sequence[IntArray], num_classes: int, hiding: Hiding) -> tup
         return _keep(positives, num_classes, hiding)
     if hiding.kind == "long-tailed":
         return _long_tailed(positives, num_classes, hiding)
+    counts = {"none": (None, None), "single-positive": (1, 0)}.get(hiding.kind, (hiding.positives, hiding.negatives))
     rng = np.random.RandomState(hiding.seed)  # the published generator
     shown: tuple[list[IntArray], list[IntArray]] = ([], [])
     for positive in positives:
         negative = np.setdiff1d(np.arange(num_classes), positive, assume_unique=True)
-        for side, columns, count in zip(shown, (np.sort(positive), negative), _counts(hiding), strict=True):
+        for side, columns, count in zip(shown, (np.sort(positive), negative), counts, strict=True):
             if hiding.kind != "none":
                 rng.shuffle(columns)  # also where none is kept, as published: the next image's draw depends on it
             side.append(np.sort(columns[:count]))
     return shown
-
-
-def _counts(hiding: Hiding) -> tuple[int | None, int | None]:
-    if hiding.kind == "none":
-        return None, None
-    return (1, 0) if hiding.kind == "single-positive" else (hiding.positives, hiding.negatives)
 
 
 def _keep(positives: Sequence[IntArray], num_classes: int, hiding: Hiding) -> tuple[list[IntArray], list[IntArray]]:

@@ -112,7 +112,10 @@ def convert(content: bytes, form: ImageForm) -> Converted:
         ValueError: the picture cannot be decoded; the message is the reason.
     """
     with opened(content) as image:
-        if _is_plain(image, content) and form.target(*image.size) == image.size:
+        # a complete upright RGB JPEG, as far as can be told without decoding it
+        is_plain = image.format == "JPEG" and image.mode == "RGB" and END_OF_IMAGE in content[-_END_BYTES:]
+        is_plain = is_plain and image.getexif().get(_ORIENTATION, 1) not in _TURNS
+        if is_plain and form.target(*image.size) == image.size:
             return Converted(content)
         before = image.size
         if form.large_jpegs == "reduced":
@@ -126,12 +129,6 @@ def convert(content: bytes, form: ImageForm) -> Converted:
         encoded = io.BytesIO()
         picture.save(encoded, "JPEG", quality=form.quality, subsampling="4:2:0")
         return Converted(encoded.getvalue(), (size[0] / before[0], size[1] / before[1]))
-
-
-def _is_plain(image: Image.Image, content: bytes) -> bool:
-    """Says whether this is a complete upright RGB JPEG, as far as can be told without decoding it."""
-    whole = image.format == "JPEG" and image.mode == "RGB" and END_OF_IMAGE in content[-_END_BYTES:]
-    return whole and image.getexif().get(_ORIENTATION, 1) not in _TURNS
 
 
 def upright_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:

@@ -84,20 +84,18 @@ def index_folder(request: IndexRequest) -> tuple[DataFolder, PassedOver]:
     missing = [split for split, paths in shards.items() if not paths]
     if missing:
         raise ValueError(f"{where}: no {', '.join(globs[split] for split in missing)}; every split needs a shard")
+    listed = request.classes or where / VOCABULARY
+    known = (
+        class_list(listed) if request.classes or listed.is_file() else ((), ())
+    )  # none: they are taken from the samples
     passed_over = PassedOver(list)
     index_dataset(
         where,
         shards,
-        *_classes(where, request.classes),
+        *known,
         labels=request.labels,
         image_suffix=request.image_ext.removeprefix("."),
         dotted_keys=request.dotted_keys,
         passed_over=passed_over,
     )
     return open_folder(where), passed_over
-
-
-def _classes(folder: Path, given: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns ids and names of the classes; none where they are to be taken from the samples."""
-    path = given or folder / VOCABULARY
-    return ((), ()) if given is None and not path.is_file() else class_list(path)

@@ -58,7 +58,8 @@ def verify(
     if unfinished:
         raise ValueError(f"out={out}: {', '.join(unfinished)} not finished; run the preparation to its end first")
     _check_digest(out)
-    calls = _calls(out, splits)
+    indexes = {split: open_index(out / f"{split}.arrow") for split in splits}
+    calls = [(out, split, index, shard) for split, index in indexes.items() for shard in range(len(index.shards))]
     with open_mapper(workers, address) as run:
         broken = [checked for checked in run(check_shard, calls) if checked.faults]
     broken.sort(key=lambda shard: (splits.index(shard.split), shard.shard))
@@ -78,11 +79,6 @@ def _check_digest(out: Path) -> None:
         raise ValueError(
             f"{out}: an index or vocabulary.csv is not the one that {CARD} knows; put it back or prepare anew"
         )
-
-
-def _calls(out: Path, splits: Sequence[str]) -> list[tuple[Path, str, Index, int]]:
-    indexes = {split: open_index(out / f"{split}.arrow") for split in splits}
-    return [(out, split, index, shard) for split, index in indexes.items() for shard in range(len(index.shards))]
 
 
 def check_shard(out: Path, split: str, index: Index, shard: int) -> Broken:

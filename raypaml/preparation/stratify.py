@@ -37,7 +37,10 @@ def stratified_split(
         ValueError: a split would be empty.
     """
     unit_of, sizes = _units(len(strata), groups)
-    counts = _counts(strata, num_strata, unit_of, len(sizes))
+    units = np.repeat(unit_of, [len(numbers) for numbers in strata])
+    columns = np.concatenate([np.zeros(0, np.int64), *strata])
+    # [units, strata] the number of images of each stratum in each unit
+    counts = sparse.csc_array((np.ones(len(units), np.int64), (units, columns)), shape=(len(sizes), num_strata))
     cut = _assigned(counts, sizes, fraction, np.random.default_rng(seed))[unit_of]
     if cut.all() or not cut.any():
         where = f" in {len(sizes):,} groups" if groups is not None else ""
@@ -54,13 +57,6 @@ def _units(num_images: int, groups: Sequence[str] | None) -> tuple[IntArray, Int
     number: dict[object, int] = {}
     unit_of = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
     return unit_of, np.bincount(unit_of)
-
-
-def _counts(strata: Sequence[IntArray], num_strata: int, unit_of: IntArray, num_units: int) -> sparse.csc_array:
-    """Returns [units, strata] the number of images of each stratum in each unit."""
-    rows = np.repeat(unit_of, [len(numbers) for numbers in strata])
-    columns = np.concatenate([np.zeros(0, np.int64), *strata])
-    return sparse.csc_array((np.ones(len(rows), np.int64), (rows, columns)), shape=(num_units, num_strata))
 
 
 def _assigned(counts: sparse.csc_array, sizes: IntArray, fraction: float, rng: np.random.Generator) -> np.ndarray:

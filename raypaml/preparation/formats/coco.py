@@ -68,8 +68,13 @@ def read_coco(path: Path) -> Source:
     Raises:
         ValueError: a file is wrong; the message names the file, the entry and the fault.
     """
-    files = [path] if path.is_file() else _exported(path)
-    return _read_export(files, path if path.is_dir() else path.parent) if files else _read_released(path)
+    if path.is_file():
+        return _read_export([path], path.parent)
+    instances = sorted((path / "annotations").glob("instances_*.json"))
+    if sum(bool(_RELEASED.fullmatch(file.name)) for file in instances) > 1:
+        return _read_released(path)
+    files = sorted(path.glob("*/_annotations.coco.json")) or instances or sorted(path.glob("*.json"))
+    return _read_export(files, path) if files else _read_released(path)
 
 
 def _read_released(folder: Path) -> Source:
@@ -91,14 +96,6 @@ def _read_released(folder: Path) -> Source:
         for split, content in contents.items()
     }
     return Source(classes_of(names["train"]), splits, folder)
-
-
-def _exported(folder: Path) -> list[Path]:
-    """Returns the files of an export; none where the folder holds COCO as released, or no known layout."""
-    instances = sorted((folder / "annotations").glob("instances_*.json"))
-    if sum(bool(_RELEASED.fullmatch(file.name)) for file in instances) > 1:
-        return []
-    return sorted(folder.glob("*/_annotations.coco.json")) or instances or sorted(folder.glob("*.json"))
 
 
 def _split_of(file: Path) -> str | None:
@@ -198,7 +195,9 @@ def _read_split(path: Path, content: _Instances, column: dict[int | str, int], p
             continue
         classes[image].add(column[category])
         if not annotation.get("iscrowd") and annotation.get("bbox"):
-            boxes[image].append(_box(path, annotation["bbox"], column[category]))
+            x, y, width, height = annotation["bbox"]
+            sides = box_of((x, y, x + width, y + height), f"{path}: bbox {annotation['bbox']}")
+            boxes[image].append({"class": column[category], **sides})
     if content["annotations"] and not classes:
         raise ValueError(
             f"{path}: none of its {len(content['annotations']):,} annotations names an image_id and a category_id that "
@@ -214,8 +213,3 @@ def _read_split(path: Path, content: _Instances, column: dict[int | str, int], p
         boxes=[boxes[image] for image in images],
         findings=findings,
     )
-
-
-def _box(path: Path, corner_and_size: list[float], column: int) -> SourceBox:
-    x, y, width, height = corner_and_size
-    return {"class": column, **box_of((x, y, x + width, y + height), f"{path}: bbox {corner_and_size}")}

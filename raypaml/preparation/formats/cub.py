@@ -39,15 +39,12 @@ def read_cub(folder: Path) -> Source:
     splits = {}
     for split, state in (("train", "1"), ("test", "0")):
         rows = [n for image, n in row.items() if is_train.get(image) == state]
-        splits[split] = _split([list(files.values())[n] for n in rows], labels[rows])
+        findings = Findings()
+        findings.add("images listed", len(rows))
+        findings.add("attributes without a row, taken for negative", int((labels[rows] < 0).sum()))
+        positives = [np.flatnonzero(row == 1) for row in labels[rows]]
+        splits[split] = SourceSplit([list(files.values())[n] for n in rows], positives, findings=findings)
     return Source(classes_of(tuple(names.values())), splits, root / "images")
-
-
-def _split(files: list[str], labels: np.ndarray[tuple[int, ...], np.dtype[np.int8]]) -> SourceSplit:
-    findings = Findings()
-    findings.add("images listed", len(files))
-    findings.add("attributes without a row, taken for negative", int((labels < 0).sum()))
-    return SourceSplit(files, [np.flatnonzero(row == 1) for row in labels], findings=findings)
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from raypaml.preparation.formats.folder_layouts import LAYOUTS, Layout
 from raypaml.preparation.formats.nuswide import read_nuswide
 from raypaml.preparation.formats.table_flags import TableRequest, add_table_flags, table_source
 from raypaml.preparation.formats.voc import read_voc
-from raypaml.preparation.growing import Earlier, open_earlier
+from raypaml.preparation.growing import open_earlier
 from raypaml.preparation.hiding import Hiding
 from raypaml.preparation.label_overview import CHECKS, check_names, overview, positives_of
 from raypaml.preparation.preparation_settings import Preparation
@@ -153,14 +153,6 @@ def _split_method(request: FormatRequest, source: Source, begun: Parameters) -> 
     return "stratified" if _is_own(request, source) else "random"
 
 
-def _check_classes(source: Source, earlier: Earlier | None, allow: str) -> None:
-    """Refuses names of classes that look wrong; for a data set that grows, with the counts of its earlier images."""
-    images = positives_of(source)
-    images += earlier.positives(len(images)) if earlier else 0
-    allowed = [name.strip() for name in allow.split(",") if name.strip()]
-    check_names(source.classes.class_ids, images, allowed, from_text=source.names_from_text)
-
-
 def format_preparation(request: FormatRequest) -> Preparation:
     """Returns the preparation that is asked for, describes the labels to the user, and refuses misread ones.
 
@@ -181,7 +173,11 @@ def format_preparation(request: FormatRequest) -> Preparation:
         check_pictures(source, earlier, images, form_of(request, before))
         source, earlier = grown_source(source, earlier, {"test": cut.test, "validation": cut.validation}, say)
     if _is_own(request, source) and not is_old:
-        _check_classes(source, earlier, request.allow)
+        positives = positives_of(source)
+        if earlier:  # a class that is rare in what is added may be common in what is there
+            positives += earlier.positives(len(positives))
+        allowed = [name.strip() for name in request.allow.split(",") if name.strip()]
+        check_names(source.classes.class_ids, positives, allowed, from_text=source.names_from_text)
     unlabelled: Unlabelled = "left out" if before and before.get("unlabelled") != "kept" else "kept"
     labels = assemble(source, hiding, cut, earlier.keys() if earlier else (), unlabelled=unlabelled)
     for line in overview(source, labels):

@@ -215,14 +215,9 @@ def _two_ways(ways: Mapping[str, Split]) -> str:
     for sign, way in ways.items():
         names = sorted({name for cell in way.values() for name in cell})
         said.append(f"{_between(sign)}, {len(names):,} classes ({some_of([repr(name) for name in names], 4)})")
-    flags = " or ".join(f"--separator {_typed(sign)}" for sign in ways)
+    typed = {sign: word for sign, (_, word) in UNSEEN.items()} | {_WHOLE: _WHOLE}
+    flags = " or ".join("--separator " + typed.get(sign, f"'{sign}'") for sign in ways)
     return f"the labels can be read in {len(ways)} ways: {'; or '.join(said)}. Give {flags}, or --classes FILE"
-
-
-def _typed(sign: str) -> str:
-    """Returns how a separator is typed on the command line."""
-    _, word = UNSEEN.get(sign, ("", f"'{sign}'"))
-    return _WHOLE if sign == _WHOLE else word
 
 
 def listed_names(cell: str, *, is_refused: bool = True) -> tuple[str, ...] | None:

@@ -84,7 +84,9 @@ def load_table(
     try:
         suffix = path.suffix.lower()
         if suffix == ".json":
-            table = _from_rows(rows or json_rows(read_json(path)))
+            rows = rows or json_rows(read_json(path))
+            names = dict.fromkeys(name for row in rows for name in row)
+            table = pa.table({name: pa.array([_as_text(row.get(name)) for row in rows], pa.string()) for name in names})
         else:
             table = _read_parquet(path) if suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
     except (pa.ArrowException, OSError, csv.Error) as error:
@@ -113,13 +115,6 @@ def json_rows(content: object) -> list[dict[str, object]]:
     """Returns the rows of a JSON that is a table, such as Label Studio's JSON_MIN; none where it is something else."""
     rows = content if isinstance(content, list) and all(isinstance(row, dict) for row in content) else []
     return [] if any("annotations" in row or "data" in row for row in rows) else rows
-
-
-def _from_rows(rows: Sequence[dict[str, object]]) -> pa.Table:
-    """Returns a table of text: lists and other values are written as JSON, and a missing value as an empty text."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    texts = {name: [_as_text(row.get(name)) for row in rows] for name in names}
-    return pa.table({name: pa.array(column, pa.string()) for name, column in texts.items()})
 
 
 def _as_text(value: object) -> str:

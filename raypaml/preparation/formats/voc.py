@@ -83,14 +83,14 @@ def _boxes(path: Path) -> list[SourceBox]:
         return []
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
-        return [_box(one) for one in objects if one.findtext("name") in CLASSES]
+        boxes = list[SourceBox]()
+        for one in objects:
+            if (name := one.findtext("name")) in CLASSES:
+                x0, y0, x1, y1 = (
+                    float(str(one.findtext(f"bndbox/{side}"))) for side in ("xmin", "ymin", "xmax", "ymax")
+                )
+                # VOC counts pixels from 1, and its corners are pixels within the box
+                boxes.append({"class": CLASSES.index(str(name)), "x0": x0 - 1, "y0": y0 - 1, "x1": x1, "y1": y1})
+        return boxes
     except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a VOC annotation ({error})") from None
-
-
-def _box(annotated: ElementTree.Element) -> SourceBox:
-    corners = annotated.find("bndbox")
-    assert corners is not None
-    x0, y0, x1, y1 = (float(str(corners.findtext(side))) for side in ("xmin", "ymin", "xmax", "ymax"))
-    # VOC counts pixels from 1, and its corners are pixels within the box
-    return {"class": CLASSES.index(str(annotated.findtext("name"))), "x0": x0 - 1, "y0": y0 - 1, "x1": x1, "y1": y1}

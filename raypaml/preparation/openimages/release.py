@@ -90,7 +90,10 @@ class ReleaseFile:
         Raises:
             ValueError: a column is missing, or a row has another length; the message names file and line.
         """
-        header = self._header()
+        with self.open() as file:
+            header = file.readline(65536).decode("utf-8-sig", "replace").strip().split(",")
+        if header == [""]:
+            raise ValueError(f"{self}:1: empty; download it again")
         missing = [name for name in columns if name not in header]
         if missing:
             raise ValueError(f"{self}:1: no column {', '.join(missing)}; the header is {','.join(header)[:200]!r}")
@@ -100,13 +103,6 @@ class ReleaseFile:
                 yield from _reader(file, types, newlines=newlines)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{self}: {self._row_at_fault(types, newlines) or error}") from None
-
-    def _header(self) -> list[str]:
-        with self.open() as file:
-            line = file.readline(65536).decode("utf-8-sig", "replace").strip()
-        if not line:
-            raise ValueError(f"{self}:1: empty; download it again")
-        return line.split(",")
 
     def _row_at_fault(self, types: Mapping[str, pa.DataType], newlines: bool) -> str:
         """Describes the first row that cannot be parsed, by reading again on one thread, which counts rows."""

@@ -184,7 +184,10 @@ class _LabelReader:
     def _locate(self, batch: pa.RecordBatch, kind: str) -> _Located:
         """Looks up image and class of each row with an id, and counts those that are not known."""
         ids, shaped = parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", self.findings)
-        names, confidence, *source = (_decode(column, shaped) for column in batch.columns[1:])
+        coded = ((column.indices.to_numpy(zero_copy_only=False), column.dictionary) for column in batch.columns[1:])
+        names, confidence, *source = (
+            _Coded(codes if shaped.all() else codes[shaped], values.to_pylist()) for codes, values in coded
+        )
         class_index = names.map(lambda name: self._column.get(name, NOT_A_CLASS))
         image = np.minimum(np.searchsorted(self.images, ids), len(self.images) - 1)
         listed = self.images[image] == ids
@@ -227,11 +230,6 @@ class _Coded:
     def where(self, rows: NDArray[np.bool_]) -> list[str]:
         """Returns the first few texts of these rows."""
         return [self.values[code] for code in self.codes[rows][:EXAMPLES]]
-
-
-def _decode(column: pa.DictionaryArray, rows: NDArray[np.bool_]) -> _Coded:
-    codes = column.indices.to_numpy(zero_copy_only=False)
-    return _Coded(codes if rows.all() else codes[rows], column.dictionary.to_pylist())
 
 
 def _concatenate(parts: list[Packed]) -> Packed:
