@@ -60,7 +60,12 @@ def hue(images: Tensor, values: Tensor) -> Tensor:
     sector = torch.where(high == red, (green - blue).div_(by), sector)
     turned = sector.div_(6).add_(values[:, :1, None])
     sixth = turned.sub_(turned.floor()).mul_(6)
-    planes = [_share(sixth, place).mul_(spread).add_(low) for place in (0.0, 2.0, 4.0)]
+    planes = []
+    for place in (0.0, 2.0, 4.0):
+        away = (sixth - place).abs_()
+        # 1 up to a sixth of the colour circle from the channel's place, 0 from two sixths on
+        share = away.minimum(6 - away).neg_().add_(2).clamp_(0, 1)
+        planes.append(share.mul_(spread).add_(low))
     return torch.stack([plane.mul_(255.999).to(torch.uint8) for plane in planes], -1).permute(0, 3, 1, 2)
 
 
@@ -114,12 +119,6 @@ def _grey(images: Tensor) -> Tensor:
 def _blend(images: Tensor, other: Tensor, values: Tensor) -> Tensor:
     factor, rest = values[:, :2, None, None, None].unbind(1)
     return _whole(images.float().mul_(factor).add_(other * rest))
-
-
-def _share(sixth: Tensor, place: float) -> Tensor:
-    """How much of `spread` a channel has: 1 up to a sixth of the colour circle from its place, 0 from two sixths on."""
-    away = (sixth - place).abs_()
-    return away.minimum(6 - away).neg_().add_(2).clamp_(0, 1)
 
 
 def _whole(values: Tensor) -> Tensor:
