@@ -115,20 +115,15 @@ def _listed(missing: list[Missing]) -> str:
 
 
 def _connect(address: str, **options: object) -> None:
+    host, _, port = address.rpartition(":")
     try:
-        _knock(address)  # Ray would try for minutes
+        if port.isdigit() and "/" not in host:  # where nothing listens, Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         with sigterm_kept():
             ray.init(address=address, **QUIET, **options)
     except Exception as error:
         reason = (str(error).strip() or repr(error)).split("\n")[0]
         raise ValueError(f"address={address}: no Ray cluster answers there ({reason})") from None
-
-
-def _knock(address: str) -> None:
-    """Raise OSError where nothing listens at host:port; other forms of addresses are left to Ray."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def gpus() -> int:

@@ -82,14 +82,11 @@ def sweep_deserted(place: Path) -> None:
     """Remove this user's folders in `place` whose owners have ended, as far as they can be removed."""
     for folder in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            if _is_ours(folder) and _is_deserted(folder):
+            status = folder.lstat()  # does not follow symbolic links
+            # whether this user has created the folder, and no other user could have written into it
+            is_ours = status.st_uid == os.getuid() and status.st_mode == 0o40700
+            if is_ours and _is_deserted(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether this user has created the folder, and no other user could have written into it."""
-    status = folder.lstat()  # does not follow symbolic links
-    return status.st_uid == os.getuid() and status.st_mode == 0o40700
 
 
 def _is_deserted(folder: Path) -> bool:
