@@ -124,17 +124,15 @@ def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
     for field in dataclasses.fields(cls):
         own = dict(field.metadata)
         own.pop("choices", None)
+        value = getattr(group, field.name)
+        shown = ("on" if value else "off") if isinstance(value, bool) else str(value) or "none"
         section.add_argument(
             own.pop("flag", "--" + field.name.replace("_", "-")),
             dest=field.name,
-            help=f"{docs[field.name]} [{_shown(getattr(group, field.name))}]".replace("%", "%%"),
+            help=f"{docs[field.name]} [{shown}]".replace("%", "%%"),
             default=argparse.SUPPRESS,
             **own or _how(types[field.name]),
         )
-
-
-def _shown(value: object) -> str:
-    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value) or "none"
 
 
 def _how(kind: Any) -> dict[str, Any]:

@@ -130,7 +130,11 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ValueError, naming the field to change, where values are out of range or do not go together."""
-        _check_imports(self)
+        if unknown := missing(self.run.imports):
+            raise ValueError(
+                f"imports: the run was begun with --import {self.run.imports}; give --import {','.join(unknown)} "
+                "again, for a module is never imported because a file names it"
+            )
         _check_ranges(self)
         self.augmentation.numbers(self.data.augment_settings)
         _check_loss(self)
@@ -141,14 +145,6 @@ class TrainConfig:
 def rejecting_epochs(epochs: int, warmup_epochs: int) -> int:
     """Number of epochs after the warm-up; in the last of them the rejection rate is this multiple of delta_rel."""
     return max(0, epochs - warmup_epochs)
-
-
-def _check_imports(config: TrainConfig) -> None:
-    if unknown := missing(config.run.imports):
-        raise ValueError(
-            f"imports: the run was begun with --import {config.run.imports}; give --import {','.join(unknown)} again, "
-            "for a module is never imported because a file names it"
-        )
 
 
 _LR_WARMUP = {"constant": "0 steps", "trapezoid": "100 steps", "cosine": "0 steps", "one-cycle": "20%"}

@@ -8,6 +8,7 @@ its own hidden name, `.NAME.TOKEN.unfinished`, and `sweep` removes those that ki
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -161,6 +162,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the content of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, content: str | bytes, *, shared: bool = False) -> None:

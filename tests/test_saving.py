@@ -118,8 +118,8 @@ def test_what_is_there_is_hashed_on_opening_and_once_before_the_test(
     tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    digest = checkpoint._digest
-    monkeypatch.setattr(checkpoint, "_digest", lambda path: (hashed.append(path.name), digest(path))[1])
+    digest = checkpoint.file_digest
+    monkeypatch.setattr(checkpoint, "file_digest", lambda path: (hashed.append(path.name), digest(path))[1])
     stops = {"record": 2}
 
     def report(event: Event) -> bool:

@@ -10,7 +10,6 @@ that training continues with.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raypaml.data.index import Index
-from raypaml.files import check_readable, sweep
+from raypaml.files import check_readable, file_digest, sweep
 from raypaml.model.layout import laid_out_as
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
@@ -85,7 +84,7 @@ def is_valid(checkpoint: Path) -> bool:
     """Whether all files of a checkpoint have the digests in its marker; PermissionError where one may not be read."""
     try:
         digests = read_stored(checkpoint / MARKER, dict[str, str])
-        return bool(digests) and all(_digest(checkpoint / name) == digest for name, digest in digests.items())
+        return bool(digests) and all(file_digest(checkpoint / name) == digest for name, digest in digests.items())
     except (OSError, ValueError):
         for path in (checkpoint, *checkpoint.glob("*")):
             check_readable(path)
@@ -238,8 +237,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
             raise ValueError(f"{key} has the shape {[*value.shape]}, its weight {[*weight.shape]}")
         state.setdefault(int(number), {})[name] = laid_out_as(weight, value) if is_moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -52,16 +52,13 @@ class HostCopies:
 
     def take(self, file: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy the tensors of a file to the host, in their own memory layout; on a GPU the copies are only queued."""
-        return {
-            name: self._place((file, name), value).copy_(value, non_blocking=True) for name, value in tensors.items()
-        }
-
-    def _place(self, key: tuple[str, str], value: Tensor) -> Tensor:
-        kept = self._kept.get(key)
-        if kept is None or (kept.shape, kept.dtype, kept.stride()) != (value.shape, value.dtype, value.stride()):
-            pinned = value.device.type == "cuda"
-            kept = self._kept[key] = torch.empty_like(value, device="cpu", pin_memory=pinned, requires_grad=False)
-        return kept
+        copies = {}
+        for name, value in tensors.items():
+            kept, pinned = self._kept.get((file, name)), value.device.type == "cuda"
+            if kept is None or (kept.shape, kept.dtype, kept.stride()) != (value.shape, value.dtype, value.stride()):
+                kept = torch.empty_like(value, device="cpu", pin_memory=pinned, requires_grad=False)
+            copies[name] = self._kept[file, name] = kept.copy_(value, non_blocking=True)
+        return copies
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,10 @@ def take_snapshot(
         memory: the tensors of the scheme's state and of the random-number generators.
         host: the memory of the snapshot before, to be reused.
     """
+    slots_of = optimizer.state_dict()["state"]
     sources: dict[str, Mapping[str, Tensor]] = {
         MODEL: (model if average is None else average).state_dict(),
-        OPTIMIZER: _optimizer_tensors(optimizer),
+        OPTIMIZER: {f"{n}.{name}": value for n, slots in slots_of.items() for name, value in slots.items()},
     }
     if average is not None:
         sources[TRAINED] = model.state_dict()
@@ -159,7 +157,11 @@ def _write(unfinished: Path, snapshot: Snapshot) -> None:
     unfinished.mkdir(parents=True)
     if snapshot.copied is not None:
         snapshot.copied.synchronize()
-    digests = {name: _write_hashed(unfinished / name, write) for name, write in snapshot.files()}
+    digests = {}
+    for name, write in snapshot.files():
+        with _HashedFile(unfinished / name) as file:
+            write(file)
+        digests[name] = file.hash.hexdigest()
     (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
     for path in unfinished.iterdir():
         sync(path)
@@ -176,13 +178,6 @@ class _HashedFile(io.BufferedWriter):
         """Write and hash all of the content."""
         self.hash.update(content)
         return super().write(content)
-
-
-def _write_hashed(path: Path, write: Callable[[BinaryIO], None]) -> str:
-    """Write a file by a function; returns its digest."""
-    with _HashedFile(path) as file:
-        write(file)
-    return file.hash.hexdigest()
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
@@ -202,8 +197,3 @@ def write_tensors(tensors: Mapping[str, Tensor], file: BinaryIO) -> None:
 
 def _write_text(text: str, file: BinaryIO) -> None:
     file.write(text.encode())
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, slots in state.items() for name, value in slots.items()}

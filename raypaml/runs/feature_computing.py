@@ -151,7 +151,10 @@ def compute_missing(job: FeatureJob) -> bool:
     for turn in range(0, len(missing), ranks.world_size):
         for number in missing[turn + ranks.rank : turn + ranks.rank + 1]:
             chunk = steps[number * _PART_BATCHES : (number + 1) * _PART_BATCHES]
-            _write(paths[number], _compute_part(job, chunk, progress))
+            features = _compute_part(job, chunk, progress)
+            # shared: two runs may compute the same features at the same time
+            with whole(paths[number], shared=True) as unfinished, unfinished.open("wb") as file:
+                np.save(file, features, allow_pickle=False)
         left = len(missing) - turn - ranks.world_size
         if job.listener.stops() and left > 0:
             job.listener.say(f"features of {job.split}: stopped, {len(paths) - left} of {len(paths)} parts are kept")
@@ -208,9 +211,3 @@ def _checked_size(folder: Path, split: str, need: int) -> str:
             "(--resize)"
         )
     return f"{need / 1e9:.2f} GB"
-
-
-def _write(path: Path, features: NDArray[np.float16]) -> None:
-    # shared: two runs may compute the same features at the same time
-    with whole(path, shared=True) as unfinished, unfinished.open("wb") as file:
-        np.save(file, features, allow_pickle=False)

@@ -82,22 +82,18 @@ class Mirror:
         whole = [folder(path) for path in there if path.endswith(MARKER)]
         for old in (self.local / "checkpoints").glob("[0-9]*"):
             name = f"checkpoints/{old.name}"
-            if name not in whole or self._differs(name):
+            marker = old / MARKER
+            is_same = name in whole and marker.is_file() and self.read(f"{name}/{MARKER}") == marker.read_bytes()
+            if not is_same:
                 shutil.rmtree(old, ignore_errors=True)
         for checkpoint in whole:
-            if not (self.local / checkpoint).is_dir():
-                self._fetch_checkpoint(checkpoint, [path for path in there if folder(path) == checkpoint])
-
-    def _differs(self, checkpoint: str) -> bool:
-        marker = self.local / checkpoint / MARKER
-        return not marker.is_file() or self.read(f"{checkpoint}/{MARKER}") != marker.read_bytes()
-
-    def _fetch_checkpoint(self, checkpoint: str, paths: list[str]) -> None:
-        """Copy a checkpoint, whole or not at all; another process of this node may do the same."""
-        final = self.local / checkpoint
-        with whole_folder(final, shared=True) as unfinished:
-            for path in paths:
-                self._fetch(path, unfinished / Path(path).name)
+            if (self.local / checkpoint).is_dir():
+                continue
+            # whole or not at all; another process of this node may do the same
+            with whole_folder(self.local / checkpoint, shared=True) as unfinished:
+                for path in there:
+                    if folder(path) == checkpoint:
+                        self._fetch(path, unfinished / Path(path).name)
 
     def _here(self, names: Iterable[str]) -> dict[str, Path]:
         """The local files of these files and folders, by path below the run."""

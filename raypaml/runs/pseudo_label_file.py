@@ -78,9 +78,11 @@ def read_pseudo_labels(path: Path, name: str, data: DataFolder) -> PseudoLabels:
     )
     kept = given & (rows >= 0) & (classes >= 0)
     if not kept.any():
+        index = data.splits["train"]
+        examples = index.keys(np.arange(min(_NAMED, len(index))))
         raise ValueError(
             f"pseudo_labels={name}: none of its {len(kept):,} rows is about the training split of "
-            f"{data.path}{_skipped_text(skipped)}; {_some_keys(data)}"
+            f"{data.path}{_skipped_text(skipped)}; its keys are such as {some_of(examples)}"
         )
     cells = rows[kept] * len(data.vocabulary) + classes[kept]
     cells, values = _once(cells, scores[kept], name, data, skipped)
@@ -95,7 +97,7 @@ def _parquet(path: Path, name: str) -> pa.Table:
     check_rows(metadata.num_rows, path.stat().st_size, f"pseudo_labels={name}")
     names = metadata.schema.to_arrow_schema().names
     columns = _columns(names, name)
-    table = pq.read_table(path, columns=list(columns.values()))
+    table, read = pq.read_table(path, columns=list(columns.values())), {}
     for role, column in columns.items():
         kind = table.schema.field(column).type
         text = role != "score"
@@ -104,9 +106,12 @@ def _parquet(path: Path, name: str) -> pa.Table:
         if (text and (is_no_text(kind) or pa.types.is_floating(kind))) or not (text or number):
             wanted = "text or whole numbers" if text else "numbers from 0 to 1"
             raise ValueError(f"pseudo_labels={name}: column {column} holds {str(kind)[:60]}; expected {wanted}")
-    return pa.table(
-        {role: _as_codes(table[column]) if role != "score" else table[column] for role, column in columns.items()}
-    )
+        read[role] = table[column]
+        if text:  # the same codes in all chunks
+            coded = pa.types.is_dictionary(table[column].type)
+            codes = table[column] if coded else table[column].cast(pa.string()).dictionary_encode()
+            read[role] = codes.cast(_TEXT).unify_dictionaries()
+    return pa.table(read)
 
 
 def _csv(path: Path, name: str) -> pa.Table:
@@ -163,13 +168,6 @@ def _columns(names: Sequence[str], name: str) -> dict[str, str]:
     if twice := [role for role, columns in matches.items() if len(columns) > 1]:
         raise ValueError(f"pseudo_labels={name}: several columns are called {twice[0]}; rename all but one of them")
     return {role: columns[0] for role, columns in matches.items()}
-
-
-def _as_codes(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Dictionary-encode a column of text, with the same codes in all chunks."""
-    if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string()).dictionary_encode()
-    return column.cast(_TEXT).unify_dictionaries()
 
 
 def _check_scores(scores: NDArray[np.float64], given: NDArray[np.bool_], name: str) -> None:
@@ -277,8 +275,3 @@ def _skipped_text(skipped: Findings) -> str:
         if count
     ]
     return f"; skipped: {', '.join(parts)}" if parts else ""
-
-
-def _some_keys(data: DataFolder) -> str:
-    index = data.splits["train"]
-    return f"its keys are such as {some_of(index.keys(np.arange(min(_NAMED, len(index)))))}"

@@ -15,7 +15,7 @@ from raypaml.data.cache import copy
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.score_table import ScoreTable, open_scores, write_scores
 from raypaml.data.storage import Location, brief
-from raypaml.files import kept_in, sweep, user_cache
+from raypaml.files import file_digest, kept_in, sweep, user_cache
 from raypaml.losses.schemes import scheme_of
 from raypaml.runs.pseudo_label_file import read_pseudo_labels
 
@@ -45,7 +45,10 @@ def with_pseudo_labels(config: TrainConfig, data: DataFolder, say: Callable[[str
             'key, class and score; losses/README.md, "Pseudo labels", says how to make one'
         )
     with _on_this_machine(config) as file:
-        digest = _digest(file, loss.pseudo_labels)
+        try:
+            digest = file_digest(file)
+        except OSError as error:
+            raise ValueError(f"pseudo_labels={loss.pseudo_labels}: cannot be read: {brief(error)}") from None
         if loss.pseudo_labels_sha256 not in ("", digest):
             raise ValueError(
                 f"pseudo_labels={loss.pseudo_labels}: SHA-256 {digest[:12]}, and not {loss.pseudo_labels_sha256[:12]} "
@@ -92,14 +95,6 @@ def _made(file: Path, digest: str, config: TrainConfig, data: DataFolder) -> Sco
             labels = read_pseudo_labels(file, config.loss.pseudo_labels, data)
             write_scores(path, labels.cells, labels.scores, len(index), num_classes, labels.about)
     return open_scores(path, len(index), num_classes)
-
-
-def _digest(file: Path, name: str) -> str:
-    try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"pseudo_labels={name}: cannot be read: {brief(error)}") from None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from raypaml.config import TrainConfig
@@ -40,7 +41,9 @@ def with_weights_of_run(config: TrainConfig, data: DataFolder, say: Callable[[st
         return config
     run, checkpoint = _open(model)
     _check_same_model(run, model, data)
-    unused = ", ".join(_unused(model))
+    asked, usual = asdict(model), asdict(ModelConfig())
+    new_weights = ("weights", "head_weights", "head_init", "head_prior")
+    unused = ", ".join(f"{name}={asked[name]}" for name in new_weights if asked[name] != usual[name])
     about = f"starts from {checkpoint.parent.parent.name}/{checkpoint.name}, backbone and head"
     say(f"from={model.from_run}: {about}" + (f"; not used: {unused}" if unused else ""))
     return config.override({"from_run": full_address(model.from_run), "from_sha256": model_digest(checkpoint)})
@@ -55,14 +58,6 @@ def load_weights_of_run(config: ModelConfig, model: CamClassifier) -> None:
     """Load backbone and head of the run that a configuration starts from into a model."""
     _, checkpoint = _open(config)
     load_model(checkpoint, model)
-
-
-def _unused(model: ModelConfig) -> Iterator[str]:
-    """The settings for new weights, for instance a recipe's, that have no effect."""
-    usual = ModelConfig()
-    for name in ("weights", "head_weights", "head_init", "head_prior"):
-        if getattr(model, name) != getattr(usual, name):
-            yield f"{name}={getattr(model, name)}"
 
 
 def _is_remote(run: str) -> bool:

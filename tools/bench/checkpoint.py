@@ -7,7 +7,6 @@ python tools/bench/checkpoint.py --backbone resnet18 --pixels 64 --rounds 2 --cl
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import statistics
 import tempfile
@@ -26,7 +25,7 @@ from torch import Tensor
 from raypaml.cli import Parser, run_command
 from raypaml.data.index import Index, open_index, write_index
 from raypaml.data.index_table import SCHEMA
-from raypaml.files import sync
+from raypaml.files import file_digest, sync
 from raypaml.labels import Vocabulary
 from raypaml.model.backbones import build_backbone
 from raypaml.model.cam import CamClassifier
@@ -114,7 +113,7 @@ class InStep:
         moments = {f"{number}.{name}": value for number, slot in slots.items() for name, value in slot.items()}
         _save_file(moments, unfinished / "optimizer.safetensors")
         (unfinished / "state.json").write_text(json.dumps(asdict(state), indent=1))
-        digests = {path.name: _digest(path) for path in sorted(unfinished.iterdir())}
+        digests = {path.name: file_digest(path) for path in sorted(unfinished.iterdir())}
         (unfinished / MARKER).write_text(json.dumps(digests, indent=1))
         for path in unfinished.iterdir():
             sync(path)
@@ -128,11 +127,6 @@ class InStep:
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Beside:
