@@ -72,7 +72,10 @@ def draw_scene(rng: Rng, glyphs: NDArray[np.uint8], digits: NDArray[np.int64], w
         glyph = glyphs[rng.choice(np.flatnonzero(digits == digit))]
         side = int(rng.integers(22, 31))
         x, y = _place(rng, boxes, side)
-        _paint(pixels[y : y + side, x : x + side], glyph, list(COLOURS.values())[colour], rng)
+        ink = np.asarray(Image.fromarray(glyph).resize((side, side), Image.Resampling.BICUBIC), np.float32) / 255
+        shade = np.array(list(COLOURS.values())[colour], np.float32) * rng.uniform(0.75, 1.05)
+        patch = pixels[y : y + side, x : x + side]
+        patch[:] = patch * (1 - ink[..., None]) + shade * ink[..., None]
         boxes.append((x, y, x + side, y + side))
     return Scene(pixels.clip(0, 255).astype(np.uint8), tuple(int(k) for k in classes), tuple(boxes))
 
@@ -89,13 +92,6 @@ def _place(rng: Rng, boxes: list[tuple[float, float, float, float]], side: int) 
     covered = (high - low).clip(0).prod(-1).sum(-1)
     x, y = places[int(covered.argmin())]
     return int(x), int(y)
-
-
-def _paint(patch: NDArray[np.float32], glyph: NDArray[np.uint8], colour: tuple[int, int, int], rng: Rng) -> None:
-    side = len(patch)
-    ink = np.asarray(Image.fromarray(glyph).resize((side, side), Image.Resampling.BICUBIC), np.float32)[..., None] / 255
-    shade = np.array(colour, np.float32) * rng.uniform(0.75, 1.05)
-    patch[:] = patch * (1 - ink) + shade * ink
 
 
 def hide_single_positive(

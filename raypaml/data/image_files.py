@@ -173,16 +173,13 @@ def _kind(content: bytes) -> str:
     if instead:
         return instead
     if content[4:8] == b"ftyp":
-        return _kind_of_brand(content[8:12])
+        brand = content[8:12]
+        if brand in (b"avif", b"avis"):
+            return f"AVIF, which Pillow {features.version('pil')} cannot read; install Pillow 11.3 or later"
+        heic = brand[:2] in (b"he", b"mi", b"ms")
+        needs = f"HEIC; reading it needs pillow-heif: {extra('heif')}"
+        return needs if heic else f"ISO media of the brand {brand.decode('latin-1')!r}"
     return next((kind for sign, kind in _SIGNS if start.startswith(sign)), f"it begins with {content[:8]!r}")
-
-
-def _kind_of_brand(brand: bytes) -> str:
-    if brand in (b"avif", b"avis"):
-        return f"AVIF, which Pillow {features.version('pil')} cannot read; install Pillow 11.3 or later"
-    if brand[:2] in (b"he", b"mi", b"ms"):
-        return f"HEIC; reading it needs pillow-heif: {extra('heif')}"
-    return f"ISO media of the brand {brand.decode('latin-1')!r}"
 
 
 def _reason(error: BaseException) -> str:

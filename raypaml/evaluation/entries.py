@@ -111,8 +111,10 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
         ValueError: no rows, though the set does not say of how many images; a score that is not a number (named by
             image and class), a class outside the vocabulary, an image in two parts.
     """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # `ulimit -n`, of which half is for spill files
+    most_files = MOST_FILES if limit == resource.RLIM_INFINITY else min(MOST_FILES, limit // 2)
     with tempfile.TemporaryDirectory(prefix="raypaml-entries-") as folder:
-        count = max(1, min(-(-predictions.rows // ROWS_AT_ONCE), _most_files()))
+        count = max(1, min(-(-predictions.rows // ROWS_AT_ONCE), most_files))
         with _Spill(Path(folder), count, predictions) as spill:
             for part, rows in predictions.batches():
                 spill.add(part, rows)
@@ -122,12 +124,6 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
         keys, canonical = _number_images(predictions, spill.keys, np.concatenate([np.empty(0, np.int64), *spill.parts]))
         pa.default_memory_pool().release_unused()
         yield SpilledSet(predictions, keys, canonical, spill.tally, sorted(Path(folder).iterdir()))
-
-
-def _most_files() -> int:
-    """How many spill files this process may have open at once: half of all that it may open (`ulimit -n`)."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_FILES if limit == resource.RLIM_INFINITY else min(MOST_FILES, limit // 2)
 
 
 class _Spill:

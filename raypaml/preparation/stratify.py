@@ -36,7 +36,11 @@ def stratified_split(
     Raises:
         ValueError: a split would be empty.
     """
-    unit_of, sizes = _units(len(strata), groups)
+    # the unit of an image is its group, or itself
+    names = range(len(strata)) if groups is None else [group or image for image, group in enumerate(groups)]
+    number: dict[object, int] = {}
+    unit_of = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
+    sizes = np.bincount(unit_of)
     units = np.repeat(unit_of, [len(numbers) for numbers in strata])
     columns = np.concatenate([np.zeros(0, np.int64), *strata])
     # [units, strata] the number of images of each stratum in each unit
@@ -49,14 +53,6 @@ def stratified_split(
             "other shares, or a column split"
         )
     return np.flatnonzero(~cut), np.flatnonzero(cut)
-
-
-def _units(num_images: int, groups: Sequence[str] | None) -> tuple[IntArray, IntArray]:
-    """Returns the unit of each image (its group, or itself), and the number of images of each unit."""
-    names = [group or image for image, group in enumerate(groups)] if groups is not None else range(num_images)
-    number: dict[object, int] = {}
-    unit_of = np.array([number.setdefault(name, len(number)) for name in names], np.int64)
-    return unit_of, np.bincount(unit_of)
 
 
 def _assigned(counts: sparse.csc_array, sizes: IntArray, fraction: float, rng: np.random.Generator) -> np.ndarray:

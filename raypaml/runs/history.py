@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict, cast
 
@@ -142,14 +142,10 @@ def read_history(folder: Path) -> History:
     if not path.is_file():
         return []
     with refused_as(path, "the metrics of a run", "train the run again"):
-        return list(_records(read_whole(path, LARGEST_RECORD)))
-
-
-def _records(content: bytes) -> Iterator[EpochRecord]:
-    for number, line in enumerate(content.splitlines(), start=1):
-        record = parse_json(line)
-        check(record, EpochRecord, f"line {number}")
-        yield record
+        records = [parse_json(line) for line in read_whole(path, LARGEST_RECORD).splitlines()]
+        for number, record in enumerate(records, start=1):
+            check(record, EpochRecord, f"line {number}")
+        return records
 
 
 def history_text(history: Iterable[EpochRecord]) -> str:

@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,15 +205,11 @@ def _reader(text: str, delimiter: str) -> Reader:
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
 
 
-def _header(text: str, delimiter: str) -> list[str]:
-    try:
-        return [name.strip() for name in next(filter(any, _reader(text[:_HEADER], delimiter)), [])]
-    except csv.Error:
-        return []
-
-
 def _delimiter(path: Path, text: str, needed: Sequence[str]) -> str:
-    headers = {sign: _header(text, sign) for sign in DELIMITERS}
+    headers: dict[str, list[str]] = {sign: [] for sign in DELIMITERS}
+    for sign in DELIMITERS:
+        with suppress(csv.Error):
+            headers[sign] = [name.strip() for name in next(filter(any, _reader(text[:_HEADER], sign)), [])]
     fits = [sign for sign, names in headers.items() if all(matching(name, names) for name in needed)]
     if not fits:
         names = max(headers.values(), key=len)
