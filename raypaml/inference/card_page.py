@@ -49,16 +49,19 @@ def card_page(model: Classifier, folder: Path, formats: Sequence[str]) -> str:
     known = [markdown_line(name if name == one else f"{name} ({one})") for one, name in pairs]
     rest = f", and {len(known) - _NAMED:,} more, in `card.json`" if len(known) > _NAMED else ""
     card, facts = model.card, {name: json.loads(text) for name, text in export_facts(model).items()}
-    values = facts | {  # `alpha` as text in the place of the numbers
-        "title": markdown_line(str(card.origin.get("run") or folder.absolute().name)),
-        "files": {name: about for one in formats for name, about in FORMAT_FILES[one].items()},
-        "folder": json.dumps(folder.absolute().name),
-        "alpha": alpha_text(card.alpha),
-        "chosen": _CHOSEN if card.thresholds else _NOT_CHOSEN,
-        "training": list(_training(card)),
-        "results": _results(card.metrics),
-        "listed": ", ".join(known[:_NAMED]) + rest,
-    }
+    values = (
+        facts
+        | {  # `alpha` as text in the place of the numbers
+            "title": markdown_line(str(card.origin.get("run") or folder.absolute().name)),
+            "files": {name: about for one in formats for name, about in FORMAT_FILES[one].items()},
+            "folder": json.dumps(folder.absolute().name),
+            "alpha": alpha_text(card.alpha),
+            "chosen": _CHOSEN if card.thresholds else _NOT_CHOSEN,
+            "training": list(_training(card)),
+            "results": _results(card.metrics),
+            "listed": ", ".join(known[:_NAMED]) + rest,
+        }
+    )
     return fill_template(_TEMPLATE, **values)
 
 
@@ -85,5 +88,3 @@ def _results(metrics: Mapping[str, object]) -> str:
     if VALIDATION_MEAN_AP in metrics:
         return f"mAP on the validation split: {percent(result[VALIDATION_MEAN_AP])} percent. It was not tested."
     return "No figures are known."
-
-
