@@ -22,6 +22,7 @@ PUBLIC_BUCKETS = ("open-images-dataset",)
 """Buckets that are read without credentials; `s3://anonymous@bucket/...` reads any other bucket without them."""
 FIRST_WAIT = 0.1
 LONGEST_WAIT = 20.0
+_DENIED = ("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "PERMISSION_DENIED")
 
 _Answer = TypeVar("_Answer")
 
@@ -131,20 +132,13 @@ def with_retries(call: Callable[[], _Answer], what: str, *, patience: float = 60
             return call()
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError):
             raise
-        except OSError as error:
-            if is_denied(error):
+        except OSError as error:  # that access was denied, pyarrow says only in the text
+            if any(sign in str(error) for sign in _DENIED):
                 raise PermissionError(brief(error)) from None
             if time.monotonic() - began + wait > patience:
                 raise OSError(f"{what}: given up after {attempts} attempts: {brief(error)}") from None
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait = min(2 * wait, LONGEST_WAIT)
-
-
-def is_denied(error: OSError) -> bool:
-    """Whether a store denied access, which pyarrow reports only in the text of an OSError."""
-    return isinstance(error, PermissionError) or any(
-        sign in str(error) for sign in ("ACCESS_DENIED", "AccessDenied", "HTTP status 403", "PERMISSION_DENIED")
-    )
 
 
 def brief(error: Exception) -> str:
