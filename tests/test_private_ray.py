@@ -126,6 +126,12 @@ def test_a_start_that_never_ends_is_said_and_left(
     forever.set()
 
 
+def test_ray_init_does_not_wait_for_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for ever, with Python's lock, where none registers."""
+    monkeypatch.delenv(private_ray.PRIVATE, raising=False)
+    assert private_ray._variables(tmp_path)["RAY_prestart_worker_first_driver"] == "0"
+
+
 class Nodes:
     """Stands for a node of Ray, which is found (`services.get_node`) when it is asked for the third time."""
 

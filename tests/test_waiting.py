@@ -9,6 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import ray
+from ray.exceptions import ActorUnschedulableError
 from ray.remote_function import RemoteFunction
 
 from raypaml.cluster import private_ray, waiting
@@ -89,6 +90,15 @@ def test_a_mailbox_that_starts_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
     assert channel.take() == []
     assert channel.take() == ["event"]
     assert mailbox.take.remote.call_count == 1, "asked again, so that an answer would be lost"
+
+
+def test_a_mailbox_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "00" * 28))
+    monkeypatch.setattr(ray, "remote", MagicMock())
+    monkeypatch.setattr(ray, "wait", lambda *_, **__: (["asked"], []))
+    monkeypatch.setattr(ray, "get", MagicMock(side_effect=ActorUnschedulableError("startup failed 5 times.\nSee logs")))
+    with pytest.raises(ValueError, match=r"^a process of Ray does not start: .*startup failed 5 times\.$"):
+        Channel(MagicMock()).take()
 
 
 def test_the_last_error_of_a_private_ray_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -86,7 +86,11 @@ class Channel:
         self._asked = self._asked or self._mailbox.take.remote()
         if not ray.wait([self._asked], timeout=PATIENCE_SECONDS)[0]:
             return []
-        events, self._asked = list[Event | Failure](ray.get(self._asked)), None
+        try:
+            events = list[Event | Failure](ray.get(self._asked))
+        except ray.exceptions.ActorUnschedulableError as error:  # Ray has tried several times
+            raise ValueError(f"a process of Ray does not start: {str(error).strip().splitlines()[0]}") from None
+        self._asked = None
         return events
 
     def stop(self) -> None:

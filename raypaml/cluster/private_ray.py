@@ -36,6 +36,8 @@ QUIET: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": Fal
 _ALONE: dict[str, str | None] = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # its single node is never drained
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train gives it to its controller
+    # else ray.init waits for the first processes without a limit, in C++ and with Python's lock: nothing can be said
+    "RAY_prestart_worker_first_driver": "0",
 }
 START_SECONDS = 180
 """Longest time of a start. Ray allows 30, within which its Python processes do not start on a busy machine."""
