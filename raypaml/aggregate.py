@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raypaml.cli import Parser, command, run_command, show
 from raypaml.extensions import add_import_flag
+from raypaml.outputs import output_files
 
 if TYPE_CHECKING:
     from raypaml.evaluation.foreign import PredictionForm
@@ -46,9 +47,8 @@ def parse(argv: Sequence[str], prog: str = "") -> Namespace:
     add_import_flag(flags)
     asked = flags.parse(argv)
     names = asked.predictions
-    if len(names) > 2 or len(set(names)) < len(names):
-        given = f"{len(names)} given, {len(set(names))} different"
-        raise ValueError(f"predictions: {given}; give one set, or two to compare")
+    if (count := len(names)) > 2 or len(set(names)) < count:
+        raise ValueError(f"predictions: {count} given, {len(set(names))} different; give one set, or two to compare")
     return asked
 
 
@@ -59,8 +59,6 @@ def evaluation_options(asked: Namespace, form: PredictionForm) -> EvaluationOpti
 
     of_use = asked.alpha == "chosen"
     alpha, alphas = read_alphas("" if asked.alpha in ("training", "chosen") else asked.alpha)
-    if asked.bootstrap < 0 or asked.bootstrap == 1:
-        raise ValueError(f"bootstrap={asked.bootstrap}: needs at least 2 replicates, 1000 for an interval; 0 for none")
     thresholds = None
     if asked.thresholds_from:
         options = EvaluationOptions(alpha=alpha, alpha_of_use=of_use)
@@ -82,17 +80,19 @@ def main(argv: Sequence[str] | None = None, prog: str = "") -> int:
     """Evaluate, print the tables and write the files; `prog` is the name of the command in messages."""
     asked = parse(sys.argv[1:] if argv is None else argv, prog)
     from raypaml.evaluation.aggregation import Aggregate  # with scipy
-    from raypaml.evaluation.foreign import PredictionForm, open_predictions
+    from raypaml.evaluation.foreign import PredictionForm, check_form, open_predictions
     from raypaml.evaluation.measures import evaluate_set
 
     form = PredictionForm(
         vocabulary=asked.vocabulary or "", scores=asked.scores, labels=asked.labels or "", coding=asked.coding
     )
-    options = evaluation_options(asked, form)
-    runs = {name: evaluate_set(*open_predictions(name, form), options) for name in asked.predictions}
-    aggregate = Aggregate.of(runs)
-    show(aggregate.text())
-    aggregate.write(json_file=asked.json, csv_file=asked.csv, figure_file=asked.figure)
+    with output_files(asked.json, asked.csv, asked.figure) as files:
+        check_form(form, [*asked.predictions, asked.thresholds_from or ""])
+        options = evaluation_options(asked, form)
+        sets = {name: evaluate_set(*open_predictions(name, form), options) for name in asked.predictions}
+        aggregate = Aggregate.of(sets)
+        show(aggregate.text())
+        aggregate.write(*files)
     return 0
 
 

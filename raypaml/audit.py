@@ -10,6 +10,9 @@ from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command,
 from raypaml.extensions import add_import_flag
 from raypaml.runs.run_files import CONFIG
 
+TOP = 500
+"""Entries of the list where --top does not say."""
+
 
 def parse(argv: Sequence[str]) -> Namespace:
     """Read the flags."""
@@ -18,7 +21,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a finished run of a large-loss scheme, trained with --history")
     add("--data", default="", help="data set (folder of shards, index and vocabulary) [the run's]")
-    add("--top", type=int, default=500, metavar="N", help="number of entries in the list [500]")
+    add("--top", type=int, default=TOP, metavar="N", help="number of entries in the list [500]")
     about = "where the model computes; auto takes a GPU if there is one [auto]"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
     about = "write a data set with the answers in this file instead of a list; needs --out"
@@ -30,11 +33,19 @@ def parse(argv: Sequence[str]) -> Namespace:
     return parser.parse(argv)
 
 
+def _check_apply(asked: Namespace) -> None:
+    if not asked.out:
+        raise ValueError("apply: --apply needs --out DIR, the folder of the new data set")
+    for name, usual in (("top", TOP), ("alpha", ""), ("device", "auto")):
+        if getattr(asked, name) != usual:
+            raise ValueError(f"{name}: has no effect with --apply, which lists nothing; leave --{name} out")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit the run and print the path of the page, or apply answers."""
     asked = parse(sys.argv[1:] if argv is None else argv)
-    if asked.apply and not asked.out:
-        raise ValueError("apply: --apply needs --out DIR, the folder of the new data set")
+    if asked.apply:
+        _check_apply(asked)
     from raypaml.api.audited import Audited  # with torch
     from raypaml.api.run import Run
     from raypaml.auditing.audit_run import AuditRequest, figures_as_text

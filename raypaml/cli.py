@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import difflib
 import importlib.metadata
-import inspect
 import os
 import re
 import signal
@@ -15,9 +13,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar, get_args, get_origin
 
-from raypaml.errors import StoppedAtOnce
+from raypaml.errors import StoppedAtOnce, told_refusal
+from raypaml.fields import field_docs, field_types
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -30,31 +29,6 @@ LONGEST = 2000
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 _Request = TypeVar("_Request", bound="DataclassInstance")
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, on one line."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs: dict[str, str] = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            assert isinstance(field.target, ast.Name)
-            docs[field.target.id] = " ".join(str(below.value.value).split())
-    return docs
-
-
-def field_types(cls: type) -> dict[str, Any]:
-    """The type of each field of a dataclass.
-
-    It is a Literal also where the choices are not known when the dataclass is defined: there the field's metadata hold
-    a function `choices` that lists them, such as the schemes registered by then.
-    """
-    types = get_type_hints(cls)
-    listed = {
-        field.name: field.metadata["choices"]() for field in dataclasses.fields(cls) if "choices" in field.metadata
-    }
-    return types | {name: Literal.__getitem__(choices) for name, choices in listed.items()}
 
 
 def check_flag_fields(cls: type) -> None:
@@ -95,15 +69,29 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(**{"formatter_class": HelpText} | options, allow_abbrev=False)
+        self.settings: set[str] = set()
+        """The flags of settings, for which an empty text is a value."""
 
     def parse(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Parse all arguments."""
+        argv = sys.argv[1:] if argv is None else argv
+        self._check_texts(argv)
         arguments, unknown = self.parse_known_args(argv)
         if unknown:
             flag = unknown[0].split("=")[0]
             hint = did_you_mean(flag, self._option_string_actions, shown=str)
             self.error(f"{flag}: no such flag{hint or ';'} --help lists them")
         return arguments
+
+    def _check_texts(self, argv: Sequence[str]) -> None:
+        """Refuse an empty text, which is a variable of a shell script that is not set, and text that is not UTF-8."""
+        for before, text in zip(["", *argv], argv, strict=False):
+            flag, equals, value = text.partition("=") if text.startswith("--") else (before, "=", text)
+            if equals and not value and flag not in self.settings:
+                named = flag if flag.startswith("--") else "argument"
+                self.error(f"{named} '': the text is empty; give one, or leave it out")
+            if text != (told := text.encode(errors="backslashreplace").decode()):
+                self.error(f"{told}: is not UTF-8, as records and pages are; give a path or a name that is")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and exit with code 2."""
@@ -112,7 +100,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, visible(f"{self.prog}: {message}\n"))
 
 
-def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
+def add_config_flags(parser: Parser, group: Any) -> None:
     """Add one flag for every field of the dataclass instance `group`; only the given ones appear in the result.
 
     A field's metadata may hold its flag, where this is not its name, and how argparse takes it.
@@ -126,8 +114,10 @@ def add_config_flags(parser: argparse.ArgumentParser, group: Any) -> None:
         own.pop("choices", None)
         value = getattr(group, field.name)
         shown = ("on" if value else "off") if isinstance(value, bool) else str(value) or "none"
+        flag = own.pop("flag", "--" + field.name.replace("_", "-"))
+        parser.settings.add(flag)
         section.add_argument(
-            own.pop("flag", "--" + field.name.replace("_", "-")),
+            flag,
             dest=field.name,
             help=f"{docs[field.name]} [{shown}]".replace("%", "%%"),
             default=argparse.SUPPRESS,
@@ -288,11 +278,20 @@ def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:
         code = main() or 0
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has had enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it flushes
+        _drop_output()
         code = 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
-        say(f"{prog}: {one_line(str(error))}")
+        say(f"{prog}: {one_line(told_refusal(error) if isinstance(error, OSError) else str(error))}")
+        _drop_output()
         code = 2
     except KeyboardInterrupt as stop:
         code = 128 + (stop.signal if isinstance(stop, StoppedAtOnce) else signal.SIGINT)
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Drop what is still to be printed where it cannot be, or else Python fails again when it ends, with code 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from raypaml.augmentation.augmentations import AS_PUBLISHED, Augmentation, augmentation_of
-from raypaml.cli import field_types
 from raypaml.credentials import check_no_credentials
 from raypaml.data.storage import Location
 from raypaml.extensions import missing
+from raypaml.fields import field_types
 from raypaml.json_types import check_fields
 from raypaml.losses.schemes import read_settings, scheme_names, scheme_of
 from raypaml.model.pretrained import IMAGENET
 from raypaml.names import check_new_folders, name_fault, shown_name
 from raypaml.settings import (
+    LARGEST_ALPHA,
     ConfigGroup,
     DataConfig,
     LossConfig,
@@ -173,6 +174,13 @@ def lr_warmup_steps(optim: OptimConfig, steps: int) -> float:
     return float(warmup)
 
 
+_AT_MOST = {"alpha": LARGEST_ALPHA, "rejection_alpha": LARGEST_ALPHA, "epochs": 10**6, "global_batch_size": 10**7}
+_AT_MOST |= {"workers": 10**5, "loader_workers": 1024, "threads": 1024, "profile": 10**4, "seed": 2**63 - 1}
+_AT_MOST |= {"lr": 10**3, "head_lr_mult": 10**6, "max_failures": 10**6}
+"""The largest values of settings. Larger ones are slips of the keyboard, which would end in an overflow or in a machine
+without memory, threads or an end; a file of an earlier version with one is refused too."""
+
+
 def _check_ranges(config: TrainConfig) -> None:
     values = config.flat()
     for _, group in config.groups():
@@ -192,6 +200,9 @@ def _check_ranges(config: TrainConfig) -> None:
     for name in ("lr", "head_lr_mult", "cache_gb", "hang_seconds"):
         if not (math.isfinite(values[name]) and values[name] > 0):
             raise ValueError(f"{name}={values[name]}: must be above 0")
+    for name, most in _AT_MOST.items():
+        if values[name] > most:
+            raise ValueError(f"{name}={values[name]}: must be at most {most:,}")
     if not 0 <= values["skip_budget"] < 1:
         raise ValueError(f"skip_budget={values['skip_budget']}: a share of the samples, at least 0 and below 1")
     if values["lanes"] and values["global_batch_size"] % values["lanes"]:

@@ -67,14 +67,20 @@ def whole(path: Path, *, shared: bool = False) -> Iterator[Path]:
     Args:
         path: the final name, in an existing folder. A file of this name is replaced.
         shared: whether other processes, of this or another machine, may be writing the same file; the last one stays.
+
+    Raises:
+        OSError: there is a folder of this name, which is said before the block begins; or writing fails.
     """
     unfinished = _unfinished(path, shared=shared)
+    if path.is_dir():
+        raise _refused(errno.EISDIR, path)
     try:
         yield unfinished
         unfinished.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # the first error is the one to see
             unfinished.unlink()
+        _name(error, path)
         raise
 
 
@@ -87,20 +93,61 @@ def whole_folder(path: Path, *, shared: bool = False) -> Iterator[Path]:
         shared: whether other processes may be writing the same folder with the same content; the first one stays.
 
     Raises:
-        OSError: there is such a folder already, and it is not `shared`.
+        OSError: there is a file or a filled folder of this name already, and it is not `shared`, which is said before
+            the block begins; or writing fails.
     """
     unfinished = _unfinished(path, shared=shared)
+    if not shared and path.is_dir() and any(path.iterdir()):
+        raise _refused(errno.ENOTEMPTY, path)
+    if not shared and not path.is_dir() and os.path.lexists(path):
+        raise _refused(errno.EEXIST, path)
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
+    with made(path.parent):
         try:
-            unfinished.replace(path)
-        except OSError:
-            if not (shared and path.is_dir()):
-                raise
+            unfinished.mkdir()
+            yield unfinished
+            try:
+                unfinished.replace(path)
+            except OSError:
+                if not (shared and path.is_dir()):
+                    raise
+        except BaseException as error:
+            _name(error, path)
+            raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def made(folder: Path, *, stays: bool = True) -> Iterator[bool]:
+    """Make a folder and its parents for a block, which gets whether the folder is new.
+
+    If the block raises, or where they are not to stay, those that are new and empty are removed at its end.
+    """
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:  # which it is, but no folder
+            raise _refused(errno.ENOTDIR, Path(error.filename)) from None
+        yield bool(new)
+    except BaseException:
+        stays = False
+        raise
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for one in [] if stays else new:
+            with suppress(OSError):  # it holds something by now
+                one.rmdir()
+
+
+def _refused(number: int, path: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _name(error: BaseException, path: Path) -> None:
+    """Add the path to an error of the operating system that does not say which file it is about, as of a full disk."""
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = str(path)
 
 
 def _unfinished(path: Path, *, shared: bool) -> Path:

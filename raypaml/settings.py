@@ -9,6 +9,8 @@ from raypaml.augmentation.augmentations import augmentation_names
 from raypaml.extensions import ImportModule
 from raypaml.losses.schemes import scheme_names
 
+LARGEST_ALPHA = 1e6
+"""BoostLU's largest factor; published is 5, and far larger ones overflow float32."""
 SettingValues = dict[str, Any]
 """Values of settings by their names, each of the type of its field."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -12,7 +11,8 @@ from typing import TypeVar
 from raypaml.cli import Parser, command, known_names, listed, requested, run_command, say, show
 from raypaml.cluster.tasks import mapper
 from raypaml.counting import number_of
-from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs
+from raypaml.outputs import output_files
+from raypaml.preparation.compare import add_compare_flags, compare_folders, comparison_as_text, differs, save_comparison
 from raypaml.preparation.formats.format_flags import FORMATS, add_format_flags, format_preparation, format_request
 from raypaml.preparation.index_folder import IndexRequest, add_index_flags, index_folder
 from raypaml.preparation.openimages.openimages_flags import (
@@ -56,10 +56,11 @@ def _verify(flags: Namespace) -> int:
 
 
 def _compare(flags: Namespace) -> int:
-    differences = compare_folders(flags.a, flags.b)
-    show(comparison_as_text(differences))
-    if flags.json:
-        flags.json.write_text(json.dumps(differences, indent=1) + "\n")
+    with output_files(flags.json) as (file,):
+        differences = compare_folders(flags.a, flags.b)
+        show(comparison_as_text(differences))
+        if file:
+            save_comparison(differences, file)
     return int(any(differs(comparison) for comparison in differences.values()))
 
 

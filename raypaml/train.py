@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from raypaml.cli import Parser, command, requested, run_command, say, show
 from raypaml.config import TrainConfig
+from raypaml.runs.idle_settings import idle_settings
 from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_flags import parse_run, spelled_out
 
@@ -30,6 +31,8 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, TrainFlags]:
         parser.add_argument("--plan", action="store_true", help=about)
 
     base, own = parse_run(spelled_out(argv), command("train"), _ABOUT, add_plan)
+    for line in idle_settings(base.config, base.given):
+        say(line)
     return base.config, requested(TrainFlags, own)
 
 

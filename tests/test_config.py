@@ -17,6 +17,7 @@ import pytest
 from raypaml import cli
 from raypaml.config import EXECUTION_FIELDS, TrainConfig, rejecting_epochs
 from raypaml.errors import StoppedAtOnce
+from raypaml.fields import field_docs
 from raypaml.recipes import RECIPES, recipe
 from raypaml.runs.kept_features import keeps_features
 from raypaml.train import parse
@@ -29,7 +30,7 @@ GROUPS = dict(TrainConfig().groups())
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_field_has_a_docstring(group: str) -> None:
-    docs = cli.field_docs(type(GROUPS[group]))
+    docs = field_docs(type(GROUPS[group]))
     assert list(docs) == [field.name for field in dataclasses.fields(GROUPS[group])]
     assert all(doc.endswith(".") and "\n" not in doc for doc in docs.values())
 
@@ -310,7 +311,7 @@ def test_help_lists_every_group_flag_and_default(
     for title in ("Data:", "Model:", "Loss and rejection:", "Optimisation:", "Run:"):
         assert f" {title} " in text
     for group in GROUPS.values():
-        for name, doc in cli.field_docs(type(group)).items():
+        for name, doc in field_docs(type(group)).items():
             value = getattr(group, name)
             shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value) or "none"
             flag = {"imports": "import", "from_run": "from"}.get(name, name.replace("_", "-"))
@@ -341,7 +342,7 @@ def _stopped_at_once() -> int:
     ("main", "answer"),
     [
         (_refuse, (2, "", "raypaml.train: lr=0: must be above 0\n")),
-        (_no_folder, (2, "", "raypaml.train: [Errno 2] No such file or directory: '/nowhere/at/all'\n")),
+        (_no_folder, (2, "", "raypaml.train: /nowhere/at/all: No such file or directory; check the path\n")),
         (_interrupted, (130, "", "")),
         (_stopped_at_once, (143, "", "")),
         (lambda: None, (0, "", "")),

@@ -157,7 +157,7 @@ def test_bad_wishes(runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(explain_runs.ExplainedRuns, "compare", lambda *_: pytest.fail("maps are computed first"))
     with pytest.raises(ValueError, match="classes='red 11': no such class; did you mean 'red 1'"):
         explain.main([str(runs[0]), "--classes", "red 11", "--limit", "5"])
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError):
         explain.main([str(runs[0]), "--out", str(tmp_path / "file"), "--limit", "5"])
     with pytest.raises(ValueError, match="group='G9': must be G1, G2, G3, G4 or G5"):
         explain.main([str(runs[0]), "--group", "G9", "--limit", "5"])

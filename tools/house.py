@@ -62,6 +62,7 @@ ORDER = (
     (
         *("labels", "files", "sealed", "sealed_tables", "stored_json", "json_types", "bounded", "mapper", "cli"),
         *("extensions", "names", "spreadsheets", "share", "collectives", "counting", "credentials", "errors"),
+        *("outputs", "fields", "bounds"),
     ),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
@@ -76,9 +77,7 @@ COMMANDS |= {"shard", "__main__"}
 NO_TORCH = {
     *("labels", "config", "settings", "recipes", "cli", "counting", "credentials", "errors"),
     *("extensions", "files", "bounded", "json_types", "stored_json", "mapper", "names", "spreadsheets"),
-    "metrics",
-    "preparation",
-    "data",
+    *("fields", "bounds", "outputs", "metrics", "preparation", "data"),
     "losses.schemes",
     "augmentation.augmentations",
     "augmentation.draws",

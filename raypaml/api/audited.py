@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from raypaml.auditing.audit_run import AuditedRun, AuditRequest, audit_run
 from raypaml.auditing.candidates import AuditFigures
 from raypaml.cluster.tasks import own_device
+from raypaml.outputs import output_folder
 from raypaml.runs.ranks import one_thread
 
 
@@ -39,7 +40,7 @@ class Audited:
         """
         audited = AuditedRun.open(run, request.data, say)
         folder = Path(request.out) if request.out else audited.folder / "audit"
-        with one_thread():
+        with output_folder(folder), one_thread():
             return cls(folder, audit_run(audited, request, folder, own_device(request.device), say))
 
     @property

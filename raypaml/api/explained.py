@@ -14,6 +14,7 @@ from raypaml.cluster.tasks import device_mapper
 from raypaml.explanations.explain_runs import ExplainedRuns, MapsRequest
 from raypaml.explanations.explanation_figures import MapFigures
 from raypaml.mapper import Processes
+from raypaml.outputs import output_folder
 from raypaml.spreadsheets import from_cells
 from raypaml.stored_json import read_stored, refused_as
 
@@ -59,9 +60,8 @@ def explain_run(run: Path, request: MapsRequest, processes: Processes, say: Call
     shown = request.shown
     runs = ExplainedRuns.open(run, request, say)
     shown.columns(runs.data)  # refused before the maps are computed, as is a folder that cannot be written
-    folder = Path(request.out) if str(request.out) else runs.own_folder
-    folder.mkdir(parents=True, exist_ok=True)
-    boxes = runs.boxes(Path(request.boxes), say) if str(request.boxes) else None
-    with device_mapper(processes) as (mapper, device):
-        pairs = runs.compare(boxes, request.limit, mapper, device, say)
-    return Explained(runs.write(folder, pairs, shown, boosted=not request.raw, boxes=boxes))
+    with output_folder(Path(request.out) if str(request.out) else runs.own_folder) as folder:
+        boxes = runs.boxes(Path(request.boxes), say) if str(request.boxes) else None
+        with device_mapper(processes) as (mapper, device):
+            pairs = runs.compare(boxes, request.limit, mapper, device, say)
+        return Explained(runs.write(folder, pairs, shown, boosted=not request.raw, boxes=boxes))

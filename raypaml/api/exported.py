@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from raypaml.counting import Count
+from raypaml.files import write_whole
 from raypaml.inference import exporting
 from raypaml.inference.card_page import FORMAT_FILES, PAGE, card_page
 from raypaml.inference.classifier import load
+from raypaml.outputs import output_folder
 from raypaml.runs.alpha_of_use import alpha_text
 
 _WAYS: dict[str, tuple[Callable[..., Path], Callable[[Path], Any]]] = {
@@ -65,12 +67,12 @@ def export_model(model: Path, request: ExportRequest, say: Callable[[str], None]
     classifier = load(model, alpha=request.alpha)
     say(f"alpha {alpha_text(classifier.alpha)}: {classifier.card.alpha_origin}")
     folder = Path(request.out) if request.out else model / "export"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in Count("exporting", len(formats), say, unit="formats").each(formats):
-        save, runner = _WAYS[name]
-        path = save(classifier, folder)
-        yield Exported(path, exporting.check_parity(classifier, runner(path), str(path)))
-    for path in (folder / next(iter(FORMAT_FILES[name])) for name in _WAYS if name not in formats):
-        if path.is_file():
-            say(f"{path}: of an earlier export, perhaps of another model; give its format too, or remove it")
-    (folder / PAGE).write_text(card_page(classifier, folder, formats), encoding="utf-8")
+    with output_folder(folder):
+        for name in Count("exporting", len(formats), say, unit="formats").each(formats):
+            save, runner = _WAYS[name]
+            path = save(classifier, folder)
+            yield Exported(path, exporting.check_parity(classifier, runner(path), str(path)))
+        for path in (folder / next(iter(FORMAT_FILES[name])) for name in _WAYS if name not in formats):
+            if path.is_file():
+                say(f"{path}: of an earlier export, perhaps of another model; give its format too, or remove it")
+        write_whole(folder / PAGE, card_page(classifier, folder, formats))

@@ -19,6 +19,7 @@ from raypaml.inference.classifying import classify
 from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import find_pictures
 from raypaml.mapper import Processes
+from raypaml.outputs import output_folder
 from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.ranks import one_thread
 
@@ -88,10 +89,14 @@ def predict_pictures(
         choice = choose(card, request.choosing)
         say(f"alpha {alpha_text(card.alpha)}: {card.alpha_origin}; threshold: {choice.said}")
         passed_over = PassedOver(list)
-        pictures = list(find_pictures(request.images, request.background, passed_over))
         broken: list[tuple[str, str]] = []
-        empty, count = 0, Count("predicting", len(pictures), say)
-        with writer(out) if out else nullcontext(rows) as to, device_mapper(processes) as (run, device):
+        with (
+            writer(out) if out else nullcontext(rows) as to,
+            output_folder(Path(request.overlays)) if request.overlays else nullcontext(),
+            device_mapper(processes) as (run, device),
+        ):
+            pictures = list(find_pictures(request.images, request.background, passed_over))
+            empty, count = 0, Count("predicting", len(pictures), say)
             for name, answer in classify(files, pictures, choice, request.overlays, run, device):
                 count.add()
                 empty += not answer

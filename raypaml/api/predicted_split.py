@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raypaml.cluster.tasks import device_mapper
+from raypaml.bounds import check_bounds
+from raypaml.cluster.tasks import MOST_WORKERS, device_mapper
 from raypaml.counting import Count
 from raypaml.evaluation.aggregation import measures_by_class
 from raypaml.evaluation.choosing import choose_for_use
@@ -25,7 +26,9 @@ from raypaml.evaluation.prediction_plan import (
 from raypaml.evaluation.result_records import Summary
 from raypaml.evaluation.summary import summary, table
 from raypaml.mapper import Processes
+from raypaml.outputs import try_folder
 from raypaml.reports.tables import percent
+from raypaml.runs.models import find_checkpoint
 from raypaml.runs.ranks import one_thread
 
 
@@ -75,8 +78,9 @@ def predict_split_of(
     Raises:
         ValueError: no workers, or what `plan_asked` refuses.
     """
-    if processes.workers < 1:
-        raise ValueError(f"workers={processes.workers}: must be at least 1")
+    check_bounds("workers", processes.workers, 1, MOST_WORKERS)
+    if request.choose_alpha:
+        try_folder(find_checkpoint(given)[0])  # the choice is kept in the run
     plan = plan_asked(given, request, say)
     try:
         _predict(plan, processes, say)

@@ -19,6 +19,7 @@ from raypaml.files import link_or_copy, whole_folder
 from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, VOCABULARY, IntArray, Vocabulary
 from raypaml.names import check_new_folders
+from raypaml.outputs import try_folder
 from raypaml.preparation.data_card import CARD
 from raypaml.spreadsheets import from_cell
 from raypaml.stored_json import read_if_there, refused_as
@@ -121,6 +122,7 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
     record, vocabulary = _record(data, answers, source), _counted(data.vocabulary, answers)
     written = {VOCABULARY, *(index.where.name for index in data.splits.values())}
     with whole_folder(out) as unfinished:
+        try_folder(unfinished)
         for path in sorted(data.path.iterdir()):
             if path.is_file() and not path.name.startswith(".") and path.name not in written:
                 link_or_copy(path, unfinished / path.name)

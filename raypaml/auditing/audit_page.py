@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from raypaml.auditing.candidates import AuditFigures
 from raypaml.explanations.gallery import SHOWN_SIDE, overlay
+from raypaml.files import whole
 from raypaml.labels import RealArray
 from raypaml.reports.pages import write_page
 from raypaml.spreadsheets import as_cell
@@ -82,7 +83,8 @@ def write_tables(out: Path, candidates: Sequence[Candidate]) -> None:
     audit; the answers that are exported from there need the columns key, class and answer.
     """
     rows = [dataclasses.asdict(one) | {"epochs": ", ".join(map(str, one.epochs))} for one in candidates]
-    pq.write_table(pa.Table.from_pylist(rows), out / "candidates.parquet")
+    with whole(out / "candidates.parquet") as unfinished:
+        pq.write_table(pa.Table.from_pylist(rows), unfinished)
     facts = [(one.key, one.class_id, one.name, f"{one.score:.4f}", one.times) for one in candidates]
     header = ("key", "class", "name", "score", "times_rejected")
     local = f"/data/local-files/?d={out.name}/{PICTURES}/"
@@ -95,7 +97,7 @@ def write_tables(out: Path, candidates: Sequence[Candidate]) -> None:
     tables["label_studio.csv"] += [(local + one.picture, *row) for one, row in zip(candidates, facts, strict=True)]
     tables["answers.csv"] += [(one.key, one.class_id, "") for one in candidates]
     for name, lines in tables.items():
-        with (out / name).open("w", newline="", encoding="utf-8") as file:
+        with whole(out / name) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(map(as_cell, line) for line in lines)
 
 

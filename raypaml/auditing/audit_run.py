@@ -21,6 +21,7 @@ from raypaml.auditing.candidates import (
     rejected_entries,
     score,
 )
+from raypaml.bounds import check_bounds
 from raypaml.config import TrainConfig
 from raypaml.counting import Count
 from raypaml.data.batches import Reader
@@ -37,6 +38,8 @@ from raypaml.runs.models import checkpoint_model, tested_checkpoint
 from raypaml.runs.run_files import CONFIG
 from raypaml.runs.run_folder import check_trained_classes, read_config
 
+MOST_ENTRIES = 100_000
+"""The most entries of a list; each has a picture on the page."""
 LENGTHS = (100, 200, 500, 1000, 2000)
 """Lengths of the list at which its precision is given, where the full labels are known."""
 
@@ -74,7 +77,7 @@ class AuditRequest:
     """What `raypaml audit` is asked for; the fields are its flags.
 
     Raises:
-        ValueError: `top` is below 1.
+        ValueError: `top` is out of range.
     """
 
     data: str = ""
@@ -89,8 +92,7 @@ class AuditRequest:
     """Where the model computes: auto (a GPU if there is one), cpu or cuda."""
 
     def __post_init__(self) -> None:
-        if self.top < 1:
-            raise ValueError(f"top={self.top}: must be at least 1")
+        check_bounds("top", self.top, 1, MOST_ENTRIES)
 
 
 def audit_run(

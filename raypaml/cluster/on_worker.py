@@ -13,8 +13,9 @@ import ray.train.torch
 from raypaml.cluster.channel import Channel, Failure
 from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.sent_callbacks import unpacked
-from raypaml.cluster.worker_errors import CHANCE, as_said, is_disk_full
+from raypaml.cluster.worker_errors import CHANCE, as_said
 from raypaml.config import TrainConfig
+from raypaml.errors import is_lasting
 from raypaml.extensions import import_modules
 from raypaml.runs.events import Event, LoopSignal, Message, Report, StepReport
 from raypaml.runs.run_folder import log_into
@@ -90,7 +91,7 @@ class RunReporter:
 
     def failed(self, rank: int, error: Exception) -> None:
         """Tell the driver at once of an error that every other try would meet."""
-        if not isinstance(error, CHANCE) or is_disk_full(error):
+        if not isinstance(error, CHANCE) or is_lasting(error):
             self._channel.put(Failure(as_said(rank, error)))
 
 

@@ -14,8 +14,8 @@ import torch
 
 from raypaml.cluster.own_signals import OwnSignals
 from raypaml.cluster.sole_use import sole_use
-from raypaml.cluster.worker_errors import CHANCE, as_said, brief_cause, is_disk_full
-from raypaml.errors import StoppedAtOnce
+from raypaml.cluster.worker_errors import CHANCE, as_said, brief_cause
+from raypaml.errors import StoppedAtOnce, is_lasting
 from raypaml.reports.progress import Display
 from raypaml.runs.events import Event, LoopSignal, Message, Report
 from raypaml.runs.ranks import own_gpu
@@ -106,7 +106,7 @@ def _train(job: Job, device: torch.device, report: Report, watchdog: _Watchdog, 
             logging.exception("rank 0 failed")
             # after an error of CUDA this process cannot use its GPU
             may_go_better = isinstance(error, CHANCE) and not isinstance(error, torch.AcceleratorError)
-            if not left or not may_go_better or is_disk_full(error):
+            if not left or not may_go_better or is_lasting(error):
                 raise as_said(0, error) from None
             report(Message(f"lost: rank 0 ({brief_cause(error)}); it starts again from the last checkpoint"))
         gc.collect()  # the memory of the failed try may be why it failed

@@ -9,9 +9,14 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
+from raypaml.bounds import check_bounds
 from raypaml.counting import number_of
+from raypaml.errors import told_refusal
 from raypaml.extensions import modules_named, with_imports
 from raypaml.mapper import Mapper, Processes, in_this_process
+
+MOST_WORKERS = 10_000
+"""The most processes that share the work of a command."""
 
 
 @contextmanager
@@ -80,8 +85,7 @@ def own_device(device: str) -> str:
 
 
 def _check_workers(workers: int) -> None:
-    if workers < 1:
-        raise ValueError(f"workers={workers}: must be at least 1")
+    check_bounds("workers", workers, 1, MOST_WORKERS)
 
 
 def _check_device(device: str) -> None:
@@ -118,7 +122,8 @@ def map_tasks(
             yield ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
             kind = ValueError if isinstance(error.cause, ValueError | OSError) else RuntimeError
-            raise kind(str(error.cause)) from None
+            refused = isinstance(error.cause, OSError)
+            raise kind(told_refusal(error.cause) if refused else str(error.cause)) from None
         except ray.exceptions.RayError as error:
             said = f"a process of Ray failed: {brief_cause(error)}"
             raise ValueError(f"{said}; give the command again, with fewer --workers where memory is short") from None

@@ -54,8 +54,8 @@ class Aggregate:
         parts = [f"## {name}\n\n{text}\n" for name, text in zip(self.runs, reports, strict=True)]
         return "\n".join([*parts, f"## Difference\n\n{difference(self.figures['difference'])}"])
 
-    def write(self, *, json_file: str | None, csv_file: str | None, figure_file: str | None) -> None:
-        """Write the files whose paths are given.
+    def write(self, json_file: Path | None, csv_file: Path | None, figure_file: Path | None) -> None:
+        """Write the files whose paths are given, as `outputs.output_files` gives them.
 
         Args:
             json_file: gets all figures.
@@ -64,16 +64,16 @@ class Aggregate:
         """
         evaluations = list(self.runs.values())
         if json_file:
-            Path(json_file).write_text(json.dumps(finite_json(self.figures), indent=2) + "\n")
+            json_file.write_text(json.dumps(finite_json(self.figures), indent=2) + "\n")
         if csv_file:
-            write_class_csv(Path(csv_file), evaluations)
+            write_class_csv(csv_file, evaluations)
         if figure_file:
             from raypaml.reports.figures import ap_by_annotations  # with matplotlib, which is slow to import
 
             vocabulary = evaluations[0].vocabulary
             annotations = vocabulary.train_positives + vocabulary.train_negatives
             by_name = {name: evaluation.ap for name, evaluation in self.runs.items()}
-            Path(figure_file).write_text(ap_by_annotations(annotations, vocabulary.class_group, by_name))
+            figure_file.write_text(ap_by_annotations(annotations, vocabulary.class_group, by_name))
 
 
 def thresholds_from(validation: str, tested: str, form: PredictionForm, options: EvaluationOptions) -> FloatArray:

@@ -5,7 +5,7 @@ Nothing is guessed: the caller says whether scores are logits or probabilities, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,6 +71,16 @@ class PredictionForm:
     """.npy file of the labels of a matrix of scores."""
     coding: str = "1,0,-1"
     """The numbers that stand for positive, negative and unobserved in the labels of another program."""
+
+
+def check_form(form: PredictionForm, places: Sequence[str]) -> None:
+    """Raise ValueError where something is said about files of other programs, and these predictions are none."""
+    foreign = [place for place in places if Path(place).suffix and not Path(place).is_dir()]
+    of_matrix = [place for place in foreign if Path(place).suffix == ".npy"]
+    for name, used in (("scores", foreign), ("labels", of_matrix), ("coding", foreign)):
+        if getattr(form, name) not in (getattr(PredictionForm, name), "") and not used:
+            kind = "a .npy file" if name == "labels" else "a file of another program"
+            raise ValueError(f"{name}={getattr(form, name)}: has no effect, for none of the predictions is {kind}")
 
 
 def open_predictions(where: str, form: PredictionForm) -> tuple[PredictionSet, Vocabulary]:

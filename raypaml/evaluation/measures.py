@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raypaml.bounds import check_bounds
 from raypaml.evaluation.entries import Alpha, Entries, spilled
 from raypaml.evaluation.micro_ap import MicroScores
 from raypaml.evaluation.parts import PredictionSet
@@ -28,9 +29,16 @@ from raypaml.metrics.thresholds import (
     sigmoid,
 )
 from raypaml.runs.alpha_of_use import CHOSEN, ModelClasses, chosen_alpha
+from raypaml.settings import LARGEST_ALPHA
 
 GROUPS = (*GROUP_NAMES, "All")
 """Groups of classes whose means are given: G1 (rarest) to G5, and all classes."""
+MOST_REPLICATES = 100_000
+"""The most bootstrap replicates; 1,000 are usual, and 10,000 are many."""
+LARGEST_SEED = 2**32 - 1
+"""The largest random seed of the bootstrap."""
+_MOST_CELLS = 5 * 10**8
+"""The most AP values of all replicates together, of 8 bytes each."""
 MOST_ALPHAS = 1000
 """The most values of alpha in one curve: each costs a sort of all entries."""
 
@@ -57,6 +65,20 @@ class EvaluationOptions:
     """[K] score of each class from which an entry is predicted positive, in the place of `threshold`."""
     recall: float | None = None
     """Recall at which precision is given; None leaves it out."""
+
+    def __post_init__(self) -> None:
+        if self.replicates == 1:
+            raise ValueError("bootstrap=1: needs at least 2 replicates, 1000 for an interval; 0 for none")
+        check_bounds("bootstrap", self.replicates, 0, MOST_REPLICATES)
+        check_bounds("seed", self.seed, 0, LARGEST_SEED)
+        if self.seed and not self.replicates:
+            raise ValueError(f"seed={self.seed}: has no effect without --bootstrap N; give it too, or leave --seed out")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold:g}: a probability, must be above 0 and below 1")
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise ValueError(f"recall={self.recall}: must be above 0 and at most 1")
+        if self.threshold is not None and self.class_thresholds is not None:
+            raise ValueError("threshold and thresholds-from: give one of them")
 
 
 @dataclass(kw_only=True)
@@ -176,9 +198,11 @@ def _alpha(predictions: PredictionSet, options: EvaluationOptions) -> Alpha | No
             f"{predictions.where}: alpha={alpha} needs P and N of every entry, as python -m raypaml.evaluate writes "
             "them; here each entry has one score"
         )
-    bad = [value for value in given if not 1 <= value < float("inf")]
+    bad = [value for value in given if not 1 <= value <= LARGEST_ALPHA]
     if bad:
-        raise ValueError(f"alpha={bad[0]:g}: must be at least 1 (1 switches BoostLU off)")
+        raise ValueError(
+            f"alpha={bad[0]:g}: must be at least 1 (1 switches BoostLU off) and at most {LARGEST_ALPHA:,g}"
+        )
     if options.alpha_of_use:
         classes = ModelClasses(predictions.vocabulary, predictions.num_classes)
         return np.asarray(chosen_alpha(Path(predictions.where).parent.parent, predictions.model, classes))
@@ -191,6 +215,7 @@ def _allocate(evaluation: Evaluation, options: EvaluationOptions) -> None:
     if (evaluation.tally.sum(1) == images).all():  # the set holds an entry for every image and class
         evaluation.unobserved_ap = np.full(num_classes, np.nan)
     if options.replicates:
+        check_bounds(f"{num_classes:,} classes, bootstrap", options.replicates, 2, _MOST_CELLS // num_classes)
         evaluation.replicates = np.full((options.replicates, num_classes), np.nan)
     if options.threshold is not None or options.class_thresholds is not None:
         evaluation.decisions = Decisions(*np.zeros((3, num_classes), np.int64))
@@ -245,8 +270,6 @@ def _limit(evaluation: Evaluation, options: EvaluationOptions) -> float | FloatA
     if options.class_thresholds is not None:
         return options.class_thresholds
     assert options.threshold is not None
-    if not 0 < options.threshold < 1:
-        raise ValueError(f"threshold={options.threshold:g}: a probability, must be above 0 and below 1")
     odds = options.threshold / (1 - options.threshold)
     return options.threshold if evaluation.predictions.probabilities else float(np.log(odds))
 

@@ -19,6 +19,7 @@ from raypaml.evaluation.predicting import predict_steps
 from raypaml.files import file_digest, sweep
 from raypaml.labels import POSITIVE, UNOBSERVED, VOCABULARY
 from raypaml.model.cam import CamClassifier
+from raypaml.outputs import output_folder
 from raypaml.runs.checkpoint import MODEL
 from raypaml.runs.kept_features import Features
 from raypaml.runs.models import checkpoint_model, find_checkpoint, placed, prepare_device
@@ -116,7 +117,8 @@ def plan_asked(given: Path, request: SplitRequest, say: Callable[[str], None] = 
     usual = run / "predictions" / (split + own + ("-unobserved" if request.unobserved else ""))
     out = Path(request.out) if request.out else usual
     plan = plan_prediction(checkpoint, config, folder, split, out, unobserved=request.unobserved)
-    clear_folder(plan, folder, replace=request.choose_alpha and not request.out)
+    with output_folder(plan.folder, goes_on=True):
+        clear_folder(plan, folder, replace=request.choose_alpha and not request.out)
     return plan
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raypaml.bounds import check_bounds
 from raypaml.cli import did_you_mean
 from raypaml.config import TrainConfig
 from raypaml.counting import Count
@@ -30,6 +31,8 @@ from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, find_checkpoint
 from raypaml.runs.run_folder import check_trained_classes, stored_config
 
+MOST_ROWS = 1000
+"""The most pairs that a page shows; it holds the pictures of all of them."""
 PART_SAMPLES = 512
 """Samples of the split in one task."""
 WAYS_TO_SHOW = ("spread", "high", "low", "errors")
@@ -87,8 +90,7 @@ class ShownPairs:
     def __post_init__(self) -> None:
         if self.show not in WAYS_TO_SHOW:
             raise ValueError(f"show={self.show!r}: must be one of {', '.join(WAYS_TO_SHOW)}")
-        if self.rows < 0:
-            raise ValueError(f"rows={self.rows}: must be at least 0")
+        check_bounds("rows", self.rows, 0, MOST_ROWS)
         if self.group not in ("", *GROUP_NAMES):
             raise ValueError(f"group={self.group!r}: must be G1, G2, G3, G4 or G5")
 

@@ -16,7 +16,7 @@ from typing import IO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypaml.files import whole
+from raypaml.outputs import output_file
 from raypaml.spreadsheets import as_cell
 
 _COLUMNS = ("image", "class", "name", "score")
@@ -44,8 +44,7 @@ def writer(out: str | IO[str]) -> Iterator[Writer]:
         table.begin()
         return
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as unfinished:
+    with output_file(path) as unfinished:
         if path.suffix == ".parquet":
             with pq.ParquetWriter(unfinished, _SCHEMA) as file:
                 rows = _Parquet(file)

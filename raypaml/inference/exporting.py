@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raypaml.cli import extra
+from raypaml.files import whole, write_whole
 from raypaml.inference.classifier import Classifier
 from raypaml.inference.export_facts import export_facts, write_safetensors
 from raypaml.inference.model_card import WEIGHTS, Card, digest
@@ -54,7 +54,8 @@ def save_weights(model: Classifier, folder: Path) -> Path:
     """Write `model.safetensors` and `card.json`, which `raypaml.load` reads."""
     path = folder / WEIGHTS
     weights = {name: value.contiguous() for name, value in model.model.state_dict().items()}
-    write_safetensors(weights, export_facts(model), path)
+    with whole(path) as unfinished:
+        write_safetensors(weights, export_facts(model), unfinished)
     Card(**{**vars(model.card), "weights": digest(path)}).write(folder)
     return path
 
@@ -62,7 +63,8 @@ def save_weights(model: Classifier, folder: Path) -> Path:
 def save_program(model: Classifier, folder: Path) -> Path:
     """Write `model.pt2`, which `torch.export.load` reads."""
     path = folder / PROGRAM
-    torch.export.save(_program(model), path, extra_files=export_facts(model))
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        torch.export.save(_program(model), file, extra_files=export_facts(model))
     return path
 
 
@@ -77,8 +79,9 @@ def save_onnx(model: Classifier, folder: Path) -> Path:
         warnings.simplefilter("ignore")  # the exporter warns about its own code
         program = _as_onnx(model)
         program.model.metadata_props.update(export_facts(model))
-        program.save(path, external_data=False)
-    shutil.copyfile(Path(__file__).with_name(EXAMPLE), folder / EXAMPLE)
+        with whole(path) as unfinished:
+            program.save(unfinished, external_data=False)
+    write_whole(folder / EXAMPLE, Path(__file__).with_name(EXAMPLE).read_bytes())
     return path
 
 

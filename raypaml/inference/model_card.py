@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from raypaml.config import EARLIER, TrainConfig
 from raypaml.evaluation.result_records import read_result
-from raypaml.files import file_digest
+from raypaml.files import file_digest, write_json
 from raypaml.json_types import Within, check_fields, check_length
 from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha, used_alpha
@@ -109,7 +108,7 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""
-        (folder / NAME).write_text(json.dumps({"format": _FORMAT} | dataclasses.asdict(self), indent=1) + "\n")
+        write_json(folder / NAME, {"format": _FORMAT} | dataclasses.asdict(self), indent=1)
 
     @classmethod
     def read(cls, folder: Path) -> Card:

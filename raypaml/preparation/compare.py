@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def add_compare_flags(parser: Parser) -> None:
     """Adds the two folders, and where the comparison is written."""
     parser.add_argument("a", type=Path, metavar="A", help="folder of a prepared data set")
     parser.add_argument("b", type=Path, metavar="B", help="folder of the data set that A is compared with")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison to this file, as JSON")
+    parser.add_argument("--json", metavar="FILE", help="write the comparison to this file, as JSON")
 
 
 def compare_folders(a: Path, b: Path) -> dict[str, Comparison]:
@@ -62,6 +63,11 @@ def comparison_as_text(differences: dict[str, Comparison]) -> str:
             examples = f"  such as {', '.join(difference['examples'])}" if "examples" in difference else ""
             lines.append(f"  {name}: {difference['count']:,}{examples}")
     return "\n".join(lines)
+
+
+def save_comparison(differences: dict[str, Comparison], file: Path) -> None:
+    """Writes a comparison as JSON."""
+    file.write_text(json.dumps(differences, indent=1) + "\n")
 
 
 def compare_vocabularies(a: Vocabulary, b: Vocabulary) -> Comparison:

@@ -18,6 +18,7 @@ from raypaml.data.hidden_files import PassedOver
 from raypaml.data.shards import SPLITS, index_dataset
 from raypaml.data.storage import Location
 from raypaml.labels import VOCABULARY
+from raypaml.outputs import try_folder
 from raypaml.preparation.formats.common import class_list
 
 FORMS = "how labels are written: json (raypaml's own form), json:positive=FIELD[,negative=FIELD] (a.b is field b of "
@@ -88,6 +89,7 @@ def index_folder(request: IndexRequest) -> tuple[DataFolder, PassedOver]:
     known = (
         class_list(listed) if request.classes or listed.is_file() else ((), ())
     )  # none: they are taken from the samples
+    try_folder(where)
     passed_over = PassedOver(list)
     index_dataset(
         where,

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypaml.bounds import check_bounds
 from raypaml.cli import clock
 from raypaml.counting import number_of
 from raypaml.data.shards import SPLITS
@@ -51,6 +52,8 @@ from raypaml.preparation.shard_tasks import (
 )
 from raypaml.preparation.sharding_progress import Progress
 
+BOUNDS = {"concurrency": (1, 1024), "shard_samples": (1, 10**7), "limit": (0, 10**12), "seed": (0, 2**63 - 1)}
+"""The least and the largest value of settings."""
 TAR_BYTES = 2048
 """Approximate bytes of a sample besides its image: two headers, its labels, and padding."""
 
@@ -87,9 +90,8 @@ def prepare_data(
 
 def _check(preparation: Preparation) -> None:
     check_new_folders("out", str(preparation.out))
-    for name, least in {"concurrency": 1, "shard_samples": 1, "limit": 0, "seed": 0, "shard_bytes": 0}.items():
-        if getattr(preparation, name) < least:
-            raise ValueError(f"{name}={getattr(preparation, name)}: must be at least {least}")
+    for name, (least, most) in BOUNDS.items():
+        check_bounds(name, getattr(preparation, name), least, most)
     if preparation.earlier:
         check_settings(preparation.earlier, preparation.parameters())
 

@@ -11,13 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
+from raypaml.bounds import check_bounds
 from raypaml.cli import Parser, say
 from raypaml.data.colours import HIDDEN, WHITE
 from raypaml.data.shards import SPLITS
+from raypaml.files import made
 from raypaml.mapper import OpenMapper
+from raypaml.names import check_new_folders
+from raypaml.outputs import try_folder
 from raypaml.preparation.hierarchy import Parents, expand, read_hierarchy
 from raypaml.preparation.image_form import QUALITY, ImageForm
-from raypaml.preparation.pipeline import describe_preparation, prepare_data
+from raypaml.preparation.pipeline import BOUNDS, describe_preparation, prepare_data
 from raypaml.preparation.preparation_settings import Preparation
 from raypaml.preparation.record import read_record
 from raypaml.preparation.repair import repair, verify
@@ -62,7 +66,11 @@ def add_sharding_flags(parser: Parser) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingRequest:
-    """What every kind of sharding is asked for; the fields are the flags of `add_sharding_flags`, and --images."""
+    """What every kind of sharding is asked for; the fields are the flags of `add_sharding_flags`, and --images.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
 
     out: Path
     """Folder of the data set."""
@@ -98,6 +106,12 @@ class ShardingRequest:
     """Whether to compare every shard of a prepared data set with its index."""
     repair: bool
     """Whether broken shards of a prepared data set are written again."""
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in BOUNDS.items():
+            check_bounds(name, getattr(self, name), least, most)
+        ImageForm.parse(self.resize, self.quality, self.background or WHITE)
+        number_of_bytes(self.shard_bytes)
 
     @property
     def splits(self) -> list[str]:
@@ -191,7 +205,10 @@ def run_sharding(request: _Request, describe: Callable[[_Request], Preparation],
         if request.dry_run:
             describe_preparation(describe(request), request.splits, say)
         else:
-            prepare_data(describe(request), request.splits, open_mapper, say)
+            check_new_folders("out", str(request.out))
+            with made(request.out):
+                try_folder(request.out)
+                prepare_data(describe(request), request.splits, open_mapper, say)
         return 0
     if request.repair and not request.images:
         raise ValueError("--repair: give --images, to fetch the images of broken shards again")

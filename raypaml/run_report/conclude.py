@@ -15,6 +15,7 @@ from raypaml.evaluation.result_records import ChosenAlphaFigures, RunResult, Sum
 from raypaml.evaluation.summary import summary
 from raypaml.explanations.comparing import explain_some
 from raypaml.files import write_json
+from raypaml.outputs import try_folder
 from raypaml.run_report.class_rejections import FILE as CLASS_REJECTIONS
 from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
@@ -46,6 +47,7 @@ def conclude_run(job: Job) -> RunResult:
         mirror.pull_checkpoints()
         mirror.pull(METRICS_FILE, SKIPPED, "predictions", "rejected", ALPHA_FILE)
     history = _whole_history(job)
+    try_folder(job.folder)
     predictions = open_set(job.folder / "predictions" / "test")
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
     result = run_result(evaluate_set(predictions, job.data.vocabulary), job.config, history)

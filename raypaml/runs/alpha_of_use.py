@@ -23,6 +23,7 @@ from raypaml.labels import FloatArray
 from raypaml.metrics.alpha_choice import Way
 from raypaml.runs.checkpoint import MODEL, read_state
 from raypaml.runs.mirror import MARKER
+from raypaml.settings import LARGEST_ALPHA
 from raypaml.stored_json import read_stored, refused_as
 
 ALPHA_FILE = "alpha_of_use.json"
@@ -221,9 +222,12 @@ def asked_alpha(asked: str, training: float) -> UsedAlpha:
         alpha = float(asked)
     except ValueError:
         alpha = float("nan")
-    if not 1 <= alpha <= _LARGEST:
+    if not 1 <= alpha <= LARGEST_ALPHA:
         known = f"{TRAINING} or {CHOSEN}"
-        raise ValueError(f"alpha={asked}: expected a number of at least 1, or {known}; 1 switches BoostLU off")
+        raise ValueError(
+            f"alpha={asked}: expected a number of at least 1 and at most {LARGEST_ALPHA:,g}, or {known}; 1 switches "
+            "BoostLU off"
+        )
     return UsedAlpha(alpha, "as asked for")
 
 

@@ -9,9 +9,10 @@ from typing import Literal, get_origin
 
 import numpy as np
 
-from raypaml.cli import field_types, known_names
+from raypaml.cli import known_names
 from raypaml.config import TrainConfig
 from raypaml.extensions import import_modules
+from raypaml.fields import field_types
 from raypaml.files import Place
 from raypaml.runs.run_flags import AskedConfig, asked_config, base_config
 from raypaml.settings import SettingValues

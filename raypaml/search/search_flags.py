@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from raypaml.bounds import check_bounds
 from raypaml.cli import Parser
 from raypaml.config import EXECUTION_FIELDS
 from raypaml.data.data_folder import DataFolder
@@ -29,6 +30,10 @@ from raypaml.search.suggestion import suggest
 from raypaml.search.trials import Trial, grid_trials, own_trial, random_trials
 
 SEARCHERS = get_args(Searcher)
+POINTS = 4
+"""Values of each range in a grid, where --points does not say."""
+MOST_TRIALS = 10_000
+"""The most trials, points of a range, and seeds."""
 USUAL = {"workers": 1}
 """Defaults of a search in the place of the recipe's: a trial has one worker."""
 NOT_OF_TRIALS = ("max_failures", "hang_seconds", "tracker")
@@ -42,7 +47,7 @@ class SearchSettings:
     """What a search varies, and how; the fields are the flags of `raypaml tune` that do not describe a run.
 
     Raises:
-        ValueError: a count is too small, or there is no such searcher.
+        ValueError: a count is out of range, or there is no such searcher.
     """
 
     search: str
@@ -69,8 +74,9 @@ class SearchSettings:
         for name, least in (("trials", 1), ("share", 1), ("points", 2), ("seeds", 1), ("add", 0)):
             if not isinstance(value := getattr(self, name), int):
                 raise ValueError(f"{name}={value!r}: must be int, not {type(value).__name__}")
-            if value < least:
-                raise ValueError(f"{name}={value}: must be at least {least}")
+            check_bounds(name, value, least, MOST_TRIALS)
+        if self.points != POINTS and self.searcher != "grid":
+            raise ValueError(f"points={self.points}: has no effect with searcher={self.searcher}; use --searcher grid")
 
 
 def add_search_flags(parser: Parser) -> None:
@@ -91,7 +97,7 @@ def add_search_flags(parser: Parser) -> None:
     group.add_argument("--trials", type=int, default=6, metavar="N", help=about)
     group.add_argument("--add", type=int, default=0, metavar="N", help="extend a finished search by N trials")
     about = "number of values of each range with --searcher grid [4]"
-    group.add_argument("--points", type=int, default=4, metavar="N", help=about)
+    group.add_argument("--points", type=int, default=POINTS, metavar="N", help=about)
     group.add_argument(
         "--share",
         type=int,

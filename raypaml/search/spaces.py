@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from raypaml.cli import field_types, known_names
+from raypaml.cli import known_names
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
+from raypaml.fields import field_types
 from raypaml.search.plain_yaml import read_yaml
 
 SUGGESTED = "suggested"

@@ -14,6 +14,7 @@ from raypaml.data.plan import check_world_size, default_lanes
 from raypaml.explanations.drift import make_probe
 from raypaml.losses.schemes import scheme_of
 from raypaml.model.backbones import check_backbone
+from raypaml.outputs import check_writable
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
 from raypaml.runs.pseudo_labels import with_pseudo_labels
@@ -58,6 +59,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
         config = config.override({"feature_cache": str(Path(config.optim.feature_cache).absolute())})
     config = config.override({"name": config.run.name or new_name(config)})
     folder = open_run(config.run.storage, config.run.name)
+    check_writable(folder)
     config, asked = as_begun(folder, config), config.flat()
     if changed := [f"{name}={value}" for name, value in config.flat().items() if value != asked[name]]:
         say(f"{folder}: begun by an earlier version, the run goes on as it began, with {', '.join(changed)}")

@@ -25,7 +25,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from raypaml.cli import run_command
 from raypaml.config import TrainConfig
+from raypaml.files import write_whole
+from raypaml.outputs import check_writable
 from raypaml.recipes import recipe
 from raypaml.runs.history import read_history
 from raypaml.runs.run_folder import claim
@@ -93,6 +96,8 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="data set, as raypaml train names it [digits]")
     parser.add_argument("--json", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
+    if options.json:
+        check_writable(options.json.absolute().parent)
     os.environ["OMP_NUM_THREADS"] = "1"  # of both: torch reads it when a process imports it
     storage = Path(tempfile.mkdtemp(prefix="bench-ray-"))
     values = {"epochs": options.epochs, "warmup_epochs": 1, "data": options.data, "storage": str(storage)}
@@ -113,9 +118,9 @@ def main() -> None:
         print(f"| {workers} | {' | '.join(shown)} |", flush=True)
         found.append(dict(zip(("bare", "ray", "ratio", "more", "saving"), medians, strict=True), workers=workers))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        write_whole(options.json, json.dumps(found, indent=1))
     shutil.rmtree(storage)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "python -m tools.bench.ray_overhead")

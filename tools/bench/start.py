@@ -26,6 +26,10 @@ import time
 from datetime import date
 from pathlib import Path
 
+from raypaml.cli import run_command
+from raypaml.files import write_whole
+from raypaml.outputs import check_writable
+
 HERE = Path(__file__).resolve().parents[2]
 MARKS = {"first line": b"run bench", "first step": b"epoch 1/", "last epoch": b"epoch 1/1  loss", "table": b"| ---"}
 """What a run shows at each moment; the table is on standard output, the rest on the terminal."""
@@ -103,6 +107,8 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
     parser.add_argument("--json", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
+    if options.json:
+        check_writable(options.json.absolute().parent)
     ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
     checkouts = [HERE, *([options.against.resolve()] if options.against else [])]
     print(f"{date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; seconds\n")
@@ -122,8 +128,8 @@ def main() -> None:
             print(f"| {commit(checkout)} | {workers} | {shown} |", flush=True)
             found.append({"commit": commit(checkout), "workers": workers, "rounds": each})
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        write_whole(options.json, json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "python -m tools.bench.start")

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from raypaml.cli import Parser, run_command
+from raypaml.outputs import output_folder
 from tools.gpu.gpu_wheels import use_wheels
 
 PROG = "python -m tools.gpu"
@@ -49,10 +50,9 @@ def main() -> None:
         used = use_wheels(Path(folder) / "wheels")
         if used:
             print(f"from wheels/: {', '.join(used)}", file=sys.stderr)
-        if asked.out:
-            Path(asked.out).mkdir(parents=True, exist_ok=True)
-        asked.logs = asked.out or folder
-        rows = list(_run(asked))
+        with output_folder(Path(asked.out or folder), goes_on=True) as logs:
+            asked.logs = str(logs)
+            rows = list(_run(asked))
     _conclude(rows, asked.out)
 
 

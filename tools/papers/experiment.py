@@ -25,6 +25,7 @@ import numpy as np
 from raypaml.cli import Parser, run_command
 from raypaml.config import TrainConfig
 from raypaml.data.digits import NUM_SCENES
+from raypaml.outputs import check_writable
 from raypaml.runs.run_files import CONFIG
 from tools.papers.compare_schemes import train_alone
 from tools.papers.experiment_runs import (
@@ -208,6 +209,7 @@ def main() -> None:
     from raypaml.runs.run_folder import check_same_run
 
     asked, setting = parse()
+    check_writable(setting.storage)
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     stages = list(setting.stages(seeds))
     for config in (config for stage in stages for config in stage):

@@ -20,9 +20,15 @@ file's authors normalise by (pixel - 127) / 128, timm by (pixel - 127.5) / 127.5
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raypaml.cli import Parser, run_command
+from raypaml.outputs import output_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PROG = "python tools/papers/lite_weights.py"
 
@@ -40,10 +46,18 @@ def main() -> None:
     asked = parser.parse()
     from safetensors.torch import save_file
 
-    from raypaml.model.backbones import build_whole, check_backbone
-    from raypaml.model.weights import read_weights
+    from raypaml.model.backbones import check_backbone
 
     check_backbone(asked.model)
+    with output_file(asked.out) as unfinished:
+        save_file(converted(asked), unfinished)
+
+
+def converted(asked: argparse.Namespace) -> dict[str, Tensor]:
+    """The tensors of the file under the names of timm's model."""
+    from raypaml.model.backbones import build_whole
+    from raypaml.model.weights import read_weights
+
     (found, _), wanted = read_weights(asked.weights), build_whole(asked.model).state_dict()
     pairs = list(zip(wanted, found.values(), strict=False))
     wrong = next((name for name, value in pairs if value.shape != wanted[name].shape), None)
@@ -51,7 +65,7 @@ def main() -> None:
         raise ValueError(
             f"{asked.weights}: {len(found)} tensors are not the {len(wanted)} of {asked.model}; give --model"
         )
-    save_file({name: value.contiguous() for name, value in pairs}, asked.out)
+    return {name: value.contiguous() for name, value in pairs}
 
 
 if __name__ == "__main__":

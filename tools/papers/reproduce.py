@@ -23,6 +23,7 @@ from typing import Any
 from raypaml.cli import Parser, run_command, say
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.files import write_json
+from raypaml.outputs import check_writable
 from raypaml.recipes import recipe, resolve
 from raypaml.reports.tables import markdown
 from raypaml.runs.run_files import CONFIG, RESULT
@@ -41,6 +42,7 @@ def main() -> None:
     print(plan(published, asked, rows), flush=True)
     if not asked.run:
         return
+    check_writable(Path(asked.storage))
     for command in commands(published, asked, rows):
         say(f"$ {shlex.join(command)}")
         if code := subprocess.run(raypaml(command), check=False).returncode:
