@@ -6,17 +6,17 @@ a command that fails has made is removed again.
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from raypaml.files import made, whole
+from raypaml.labels import VOCABULARY
+from raypaml.runs.run_files import CONFIG, METRICS_FILE, RESULT
+from raypaml.writable import try_folder, try_to_fill
 
-_TRIED_BYTES = 4096
-"""So many bytes are written and removed again to find out whether there is room: a full disk takes empty files."""
-_OWN_FILES = {"config.json", "metrics.jsonl", "result.json", "state.json", "vocabulary.csv", "card.json"}
+_OWN_FILES = {CONFIG, METRICS_FILE, RESULT, VOCABULARY, "state.json", "card.json"}
 """Files that no output may replace where a run, a checkpoint, predictions or an export keep them."""
 
 
@@ -34,7 +34,7 @@ def output_file(path: Path) -> Iterator[Path]:
     if kind == "a data set" or (kind and path.name in _OWN_FILES):
         raise ValueError(f"{path}: the folder holds {kind}, which the file would change; give it another folder")
     with made(path.parent), whole(path) as unfinished:
-        _try_to_fill(unfinished)
+        try_to_fill(unfinished)
         yield unfinished
 
 
@@ -77,39 +77,15 @@ def output_folder(path: Path, *, goes_on: bool = False) -> Iterator[Path]:
             raise
 
 
-def check_writable(folder: Path) -> None:
-    """Raise OSError, naming the folder or a parent, unless it can be made and written; nothing of it stays."""
-    with made(folder, stays=False):
-        try_folder(folder)
-
-
-def try_folder(folder: Path) -> None:
-    """Raise OSError, naming the folder, unless files can be written in this folder, which exists."""
-    tried = folder / f".{secrets.token_hex(4)}.unfinished"
-    try:
-        _try_to_fill(tried)
-    except OSError as error:
-        error.filename = str(folder)
-        raise
-    finally:
-        tried.unlink(missing_ok=True)
-
-
 def holds(folder: Path) -> str:
     """What a folder holds that outputs must not be mixed with, such as a data set or a run; "" for nothing of these."""
     signs = {
-        "a data set": ("vocabulary.csv", "*.arrow"),
-        "a run": ("config.json", "vocabulary.csv"),
+        "a data set": (VOCABULARY, "*.arrow"),
+        "a run": (CONFIG, VOCABULARY),
         "a checkpoint": ("state.json", "model.safetensors"),
-        "predictions": ("vocabulary.csv", "part-*.parquet"),
+        "predictions": (VOCABULARY, "part-*.parquet"),
         "an export": ("card.json", "model.safetensors"),
     }
     if not folder.is_dir():
         return ""
     return next((kind for kind, names in signs.items() if all(any(folder.glob(name)) for name in names)), "")
-
-
-def _try_to_fill(path: Path) -> None:
-    """Write some bytes to a file, which is empty afterwards."""
-    path.write_bytes(bytes(_TRIED_BYTES))
-    path.write_bytes(b"")

@@ -52,6 +52,7 @@ ORDER = (
     ("explanations",),
     ("evaluation",),
     ("reports",),
+    ("outputs",),
     ("runs",),
     ("recipes",),
     ("config",),
@@ -62,7 +63,7 @@ ORDER = (
     (
         *("labels", "files", "sealed", "sealed_tables", "stored_json", "json_types", "bounded", "mapper", "cli"),
         *("extensions", "names", "spreadsheets", "share", "collectives", "counting", "credentials", "errors"),
-        *("outputs", "fields", "bounds"),
+        *("writable", "fields", "bounds"),
     ),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
@@ -77,7 +78,7 @@ COMMANDS |= {"shard", "__main__"}
 NO_TORCH = {
     *("labels", "config", "settings", "recipes", "cli", "counting", "credentials", "errors"),
     *("extensions", "files", "bounded", "json_types", "stored_json", "mapper", "names", "spreadsheets"),
-    *("fields", "bounds", "outputs", "metrics", "preparation", "data"),
+    *("fields", "bounds", "writable", "outputs", "metrics", "preparation", "data"),
     "losses.schemes",
     "augmentation.augmentations",
     "augmentation.draws",

@@ -26,10 +26,10 @@ from raypaml.evaluation.prediction_plan import (
 from raypaml.evaluation.result_records import Summary
 from raypaml.evaluation.summary import summary, table
 from raypaml.mapper import Processes
-from raypaml.outputs import try_folder
 from raypaml.reports.tables import percent
 from raypaml.runs.models import find_checkpoint
 from raypaml.runs.ranks import one_thread
+from raypaml.writable import try_folder
 
 
 @dataclass(frozen=True)

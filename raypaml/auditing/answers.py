@@ -19,10 +19,10 @@ from raypaml.files import link_or_copy, whole_folder
 from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, VOCABULARY, IntArray, Vocabulary
 from raypaml.names import check_new_folders
-from raypaml.outputs import try_folder
 from raypaml.preparation.data_card import CARD
 from raypaml.spreadsheets import from_cell
 from raypaml.stored_json import read_if_there, refused_as
+from raypaml.writable import try_folder
 
 _COLUMNS = ("key", "class", "answer")
 YES, NO = ("yes", "1", "true", "positive"), ("no", "0", "false", "negative")

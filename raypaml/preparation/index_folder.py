@@ -18,8 +18,8 @@ from raypaml.data.hidden_files import PassedOver
 from raypaml.data.shards import SPLITS, index_dataset
 from raypaml.data.storage import Location
 from raypaml.labels import VOCABULARY
-from raypaml.outputs import try_folder
 from raypaml.preparation.formats.common import class_list
+from raypaml.writable import try_folder
 
 FORMS = "how labels are written: json (raypaml's own form), json:positive=FIELD[,negative=FIELD] (a.b is field b of "
 FORMS += "a), cls or txt; output.json:positive=FIELD where the files are KEY.output.json [json]"

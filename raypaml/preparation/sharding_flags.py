@@ -18,7 +18,6 @@ from raypaml.data.shards import SPLITS
 from raypaml.files import made
 from raypaml.mapper import OpenMapper
 from raypaml.names import check_new_folders
-from raypaml.outputs import try_folder
 from raypaml.preparation.hierarchy import Parents, expand, read_hierarchy
 from raypaml.preparation.image_form import QUALITY, ImageForm
 from raypaml.preparation.pipeline import BOUNDS, describe_preparation, prepare_data
@@ -26,6 +25,7 @@ from raypaml.preparation.preparation_settings import Preparation
 from raypaml.preparation.record import read_record
 from raypaml.preparation.repair import repair, verify
 from raypaml.preparation.requests import Classes, Parameters, SplitLabels
+from raypaml.writable import try_folder
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _Request = TypeVar("_Request", bound="ShardingRequest")

@@ -15,7 +15,6 @@ from raypaml.evaluation.result_records import ChosenAlphaFigures, RunResult, Sum
 from raypaml.evaluation.summary import summary
 from raypaml.explanations.comparing import explain_some
 from raypaml.files import write_json
-from raypaml.outputs import try_folder
 from raypaml.run_report.class_rejections import FILE as CLASS_REJECTIONS
 from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
@@ -29,6 +28,7 @@ from raypaml.runs.run_files import METRICS_FILE, REPORT, RESULT, SKIPPED
 from raypaml.runs.run_length import lengths
 from raypaml.training.early_stopping import early_stop
 from raypaml.training.job import Job
+from raypaml.writable import try_folder
 
 SMALL_PIXELS = 96 * 96
 """Maps of images of at most so many pixels are computed by one thread, for which a hundred take about a second:

@@ -14,7 +14,6 @@ from raypaml.data.plan import check_world_size, default_lanes
 from raypaml.explanations.drift import make_probe
 from raypaml.losses.schemes import scheme_of
 from raypaml.model.backbones import check_backbone
-from raypaml.outputs import check_writable
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
 from raypaml.runs.pseudo_labels import with_pseudo_labels
@@ -25,6 +24,7 @@ from raypaml.training.estimate import describe_estimate, estimate
 from raypaml.training.going_on import going_on
 from raypaml.training.rejection_counts import nothing_rejected, plan_of
 from raypaml.training.state_builders import scheme_state_of
+from raypaml.writable import check_writable
 
 
 @dataclass(frozen=True)

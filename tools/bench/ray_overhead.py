@@ -28,12 +28,12 @@ from torch.multiprocessing.spawn import spawn
 from raypaml.cli import run_command
 from raypaml.config import TrainConfig
 from raypaml.files import write_whole
-from raypaml.outputs import check_writable
 from raypaml.recipes import recipe
 from raypaml.runs.history import read_history
 from raypaml.runs.run_folder import claim
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
+from raypaml.writable import check_writable
 
 
 def bare(rank: int, world_size: int, port: int, config: TrainConfig, data: str, folder: Path) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from raypaml.cli import run_command
 from raypaml.files import write_whole
-from raypaml.outputs import check_writable
+from raypaml.writable import check_writable
 
 HERE = Path(__file__).resolve().parents[2]
 MARKS = {"first line": b"run bench", "first step": b"epoch 1/", "last epoch": b"epoch 1/1  loss", "table": b"| ---"}

@@ -25,8 +25,8 @@ import numpy as np
 from raypaml.cli import Parser, run_command
 from raypaml.config import TrainConfig
 from raypaml.data.digits import NUM_SCENES
-from raypaml.outputs import check_writable
 from raypaml.runs.run_files import CONFIG
+from raypaml.writable import check_writable
 from tools.papers.compare_schemes import train_alone
 from tools.papers.experiment_runs import (
     ALPHAS,

@@ -23,11 +23,11 @@ from typing import Any
 from raypaml.cli import Parser, run_command, say
 from raypaml.config import EXECUTION_FIELDS, TrainConfig
 from raypaml.files import write_json
-from raypaml.outputs import check_writable
 from raypaml.recipes import recipe, resolve
 from raypaml.reports.tables import markdown
 from raypaml.runs.run_files import CONFIG, RESULT
 from raypaml.train import parse as parse_train
+from raypaml.writable import check_writable
 from tools.papers.published_rows import PUBLISHED, Published, Row
 
 PROG = "python tools/papers/reproduce.py"
