@@ -181,6 +181,7 @@ def test_what_a_node_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray, "wait", lambda calls, **_: (calls, []))  # the true one would start a Ray
     monkeypatch.setattr(ray, "get", fails)
     with pytest.raises(ValueError, match=r"^no home$"):
         session.on_every_node(nodes.look)
