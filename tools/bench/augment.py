@@ -1,9 +1,9 @@
-"""Augmentation of a batch beside torchvision v2, which takes image by image; on one core or, if asked, on a GPU.
+"""Compares the augmentation of a whole batch with torchvision v2, image by image, on one CPU core or on a GPU.
 
     python tools/bench/augment.py [--device cuda] [--images 64] [--pixels 224] [--rounds 5]
 
-Both begin with uint8 images in memory, channels last, and end with such a batch. They take turns; medians.
-On the CPU seconds are those of the processor, which other work on the machine lengthens less.
+Both start from uint8 images in memory, channels last, and return such a batch. They run in turns, and the median of
+the rounds is reported. On the CPU, CPU time is measured, because other work on the machine disturbs it least.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GREY = [128.0] * 3
 
 
 def theirs(name: str, pixels: int) -> v2.Transform:
-    """Returns torchvision's nearest counterpart of one of our augmentations, for one image; without mirroring."""
+    """Returns torchvision's closest counterpart of an augmentation of raypaml, for one image, without mirroring."""
     crop = v2.RandomResizedCrop(pixels, scale=(0.5, 1), antialias=True)
     randaugment = v2.RandAugment(interpolation=BILINEAR, fill=GREY)
     if name == "light":
@@ -38,7 +38,7 @@ def theirs(name: str, pixels: int) -> v2.Transform:
 
 
 def race(name: str, images: Tensor, rounds: int) -> tuple[float, float]:
-    """Images a second of torchvision and of ours."""
+    """Returns the images per second of torchvision and of raypaml."""
     record, transform = augmentation_of(name), theirs(name, images.shape[-1])
 
     def one_by_one(_epoch: int) -> Tensor:
@@ -64,7 +64,7 @@ def timed(call: Callable[[int], Tensor], epoch: int, device: torch.device) -> fl
 
 
 def extra_memory(name: str, images: Tensor) -> int:
-    """Bytes that ours takes on a GPU beside its images and its result, at most."""
+    """Returns the peak GPU memory of raypaml's augmentation in bytes, without its input and its result."""
     record = augmentation_of(name)
     torch.cuda.reset_peak_memory_stats(images.device)
     before = torch.cuda.memory_allocated(images.device)
@@ -86,10 +86,10 @@ def main() -> None:
     print(f"torch {torch.__version__}, {flags.device}, {flags.images} images of {flags.pixels} x {flags.pixels}")
     for name in ("asl", "light", "strong"):
         one_by_one, together = race(name, images, flags.rounds)
-        memory = f", {extra_memory(name, images) / 1e6:,.0f} MB more" if flags.device == "cuda" else ""
+        memory = f", {extra_memory(name, images) / 1e6:,.0f} MB of extra memory" if flags.device == "cuda" else ""
         print(
-            f"{name:<8} torchvision image by image {one_by_one:,.0f} images/s, ours {together:,.0f}: "
-            f"{together / one_by_one:.2f} times{memory}"
+            f"{name:<8} torchvision image by image {one_by_one:,.0f} images/s, raypaml {together:,.0f} images/s: "
+            f"{together / one_by_one:.2f} times as fast{memory}"
         )
 
 

@@ -1,9 +1,10 @@
-"""AP at OpenImages V3 test size: ours beside the published way, scikit-learn class by class, and torchmetrics.
+"""Compares ways to compute AP at the size of the OpenImages V3 test split: raypaml, scikit-learn and torchmetrics.
 
-    python tools/bench/average_precision.py         # needs 12 GiB for the dense matrices of the published way
+    python tools/bench/average_precision.py         # needs 12 GiB for the dense matrices of `published`
     python tools/bench/average_precision.py --only ours,rows --size 10
 
-Every contestant runs in a process of its own on the same synthetic predictions; torchmetrics if it is installed.
+Every implementation runs in a process of its own on the same synthetic predictions. `published` is the method of the
+papers' code: scikit-learn, class by class, on dense matrices. torchmetrics is measured where it is installed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Rows = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
 
 
 def write_predictions(folder: Path, size: int) -> None:
-    """A synthetic prediction set, long-tailed; class 0 has no entry. `size` test splits, one after another."""
+    """Writes a synthetic, long-tailed prediction set of `size` test splits; class 0 has no observed entry."""
     rng = np.random.default_rng(0)
     share = rng.lognormal(0, 1.2, CLASSES)
     share[0] = 0
@@ -90,18 +91,18 @@ def _entries(rng: np.random.Generator, share: NDArray[np.float64], low: int, hig
 
 
 def read_rows(folder: Path) -> Rows:
-    """Image, class, positive and logit of every entry."""
+    """Reads the image number, the class, whether it is positive and the logit of every entry: four arrays [entries]."""
     table = pa.concat_tables(rows for _, rows in open_set(folder).batches())
     image = np.array([int(key, 16) for key in table["key"].to_pylist()])
     logits = np.float32(5) * table["P"].to_numpy() + table["N"].to_numpy()
     return image, table["class"].to_numpy().astype(np.int64), table["positive"].to_numpy(), logits
 
 
-# --- The contestants: each prepares, and returns what is timed ------------------------------------------------------
+# --- The implementations: each prepares its input and returns the function that is timed -----------------------------
 
 
 def ours(folder: Path) -> Callable[[], float]:
-    """Evaluates the Parquet parts: read, check, spill, AP under every convention, calibration, thresholds."""
+    """Evaluates the Parquet parts: reads, checks, spills to disk, and computes AP, calibration and thresholds."""
     predictions = open_set(folder)
     vocabulary = read_vocabulary(folder, predictions)
     return lambda: mean_ap(evaluate_set(predictions, vocabulary).ap)
@@ -114,21 +115,21 @@ def ours_rows(folder: Path) -> Callable[[], float]:
 
 
 def bootstrap(folder: Path) -> Callable[[], float]:
-    """Does what `ours` does, with 1,000 bootstrap replicates of every class and group, on all processors."""
+    """Does what `ours` does, with 1,000 bootstrap replicates of every class and group, on all CPU cores."""
     predictions = open_set(folder)
     vocabulary = read_vocabulary(folder, predictions)
     asked = EvaluationOptions(replicates=1000, threads=os.cpu_count() or 1)
 
     def run() -> float:
-        found = evaluate_set(predictions, vocabulary, asked)
-        assert len(found.replicate_means("paper")["All"]) == 1000
-        return mean_ap(found.ap)
+        evaluation = evaluate_set(predictions, vocabulary, asked)
+        assert len(evaluation.replicate_means("paper")["All"]) == 1000
+        return mean_ap(evaluation.ap)
 
     return run
 
 
 def sklearn_rows(folder: Path) -> Callable[[], float]:
-    """scikit-learn class by class on rows in memory, sorted by class once."""
+    """Calls scikit-learn for each class on rows in memory, which are sorted by class once."""
     from sklearn.metrics import average_precision_score
 
     _, classes, positive, logits = read_rows(folder)
@@ -152,24 +153,24 @@ def _dense(folder: Path, score_kind: type, label_kind: type) -> tuple[NDArray[An
 
 
 def published(folder: Path) -> Callable[[], float]:
-    """Dense float64 matrices in one process, scikit-learn class by class on masked columns."""
+    """Calls scikit-learn for each class on the masked columns of dense float64 matrices, in one process."""
     from sklearn.metrics import average_precision_score
 
     scores, labels = _dense(folder, np.float64, np.float64)
 
     def run() -> float:
-        found = []
+        ap = []
         for k in range(CLASSES):
-            seen = labels[:, k] != UNOBSERVED
-            if seen.any():
-                found.append(average_precision_score(labels[seen, k], scores[seen, k]))
-        return float(np.mean(found))
+            observed = labels[:, k] != UNOBSERVED
+            if observed.any():
+                ap.append(average_precision_score(labels[observed, k], scores[observed, k]))
+        return float(np.mean(ap))
 
     return run
 
 
 def torchmetrics(folder: Path) -> Callable[[], float]:
-    """torchmetrics, exact, unknown labels ignored; classes without labels left out, for with them it crashes."""
+    """Calls torchmetrics without binning; classes without observed labels are left out, as it crashes on them."""
     import torch
     from torchmetrics.functional.classification import multilabel_average_precision
 
@@ -179,13 +180,13 @@ def torchmetrics(folder: Path) -> Callable[[], float]:
     del scores, labels
 
     def run() -> float:
-        found = multilabel_average_precision(values, targets, len(kept), average=None, ignore_index=UNOBSERVED)
-        return float(found.nan_to_num().mean())
+        ap = multilabel_average_precision(values, targets, len(kept), average=None, ignore_index=UNOBSERVED)
+        return float(ap.nan_to_num().mean())
 
     return run
 
 
-CONTESTANTS: dict[str, Callable[[Path], Callable[[], float]]] = {
+IMPLEMENTATIONS: dict[str, Callable[[Path], Callable[[], float]]] = {
     "ours": ours,
     "ours-rows": ours_rows,
     "bootstrap": bootstrap,
@@ -199,9 +200,9 @@ CONTESTANTS: dict[str, Callable[[Path], Callable[[], float]]] = {
 
 
 def run_one(name: str, folder: Path) -> None:
-    """Time one contestant in this process, print its figures as JSON."""
+    """Times one implementation in this process and prints its figures as JSON."""
     warnings.filterwarnings("ignore", "No positive", UserWarning)
-    run = CONTESTANTS[name](folder)
+    run = IMPLEMENTATIONS[name](folder)
     began = time.perf_counter()
     result = run()
     seconds = time.perf_counter() - began
@@ -210,18 +211,20 @@ def run_one(name: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Write the predictions, run the contestants one after another, print a table."""
+    """Writes the predictions, runs the implementations one after another, and prints a table."""
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
-    flags.add_argument("--only", default=",".join(CONTESTANTS), help=f"what to measure [{','.join(CONTESTANTS)}]")
+    names = ",".join(IMPLEMENTATIONS)
+    flags.add_argument("--only", default=names, help=f"implementations to measure [{names}]")
     flags.add_argument("--size", type=int, default=1, help="images, as a multiple of the OpenImages V3 test split [1]")
     flags.add_argument("--one", help="run this implementation in this process; used by the benchmark itself")
     flags.add_argument("--folder", help="folder of the predictions for --one; used by the benchmark itself")
     asked = flags.parse()
     if asked.one:
         return run_one(asked.one, Path(asked.folder))
-    unknown = [name for name in asked.only.split(",") if name not in CONTESTANTS]
-    if unknown or asked.size < 1:
-        raise ValueError(f"only={asked.only}, size={asked.size}: expected some of {', '.join(CONTESTANTS)}, size >= 1")
+    if unknown := [name for name in asked.only.split(",") if name not in IMPLEMENTATIONS]:
+        raise ValueError(f"only={asked.only}: {unknown[0]!r} is not known; choose from {names}")
+    if asked.size < 1:
+        raise ValueError(f"size={asked.size}: must be at least 1")
     rows = []
     with tempfile.TemporaryDirectory(prefix="raypaml-bench-") as folder:
         write_predictions(Path(folder), asked.size)
@@ -240,8 +243,8 @@ def _measured(name: str, folder: str) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return [f"failed: {(done.stderr.strip().splitlines() or [f'exit {done.returncode}'])[-1][:80]}", "", ""]
-    found = json.loads(done.stdout)
-    return [f"{found['seconds']:.2f}", f"{found['peak']:,.0f}", f"{100 * found['mean_ap']:.6f}"]
+    figures = json.loads(done.stdout)
+    return [f"{figures['seconds']:.2f}", f"{figures['peak']:,.0f}", f"{100 * figures['mean_ap']:.6f}"]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What saving a checkpoint takes from a step: written and hashed by the step itself, as until 2026-11, and beside it.
+"""Measures how long training waits for a checkpoint that the step itself writes, or that a thread writes meanwhile.
 
 python tools/bench/checkpoint.py                                                      # ResNet-101, 5,000 classes
 python tools/bench/checkpoint.py --backbone resnet18 --pixels 64 --rounds 2 --classes 50    # to try it
@@ -40,7 +40,7 @@ from raypaml.training.saving import Saving
 
 PROG = "python tools/bench/checkpoint.py"
 BETWEEN = 6
-"""Steps from one checkpoint to the next, at least: the thread has the time that it would have in a run."""
+"""Training steps between two checkpoints, so that the writing thread has as much time as in a run."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     step = partial(_step, model, optimizer, images)
     with tempfile.TemporaryDirectory(dir=asked.folder) as place:
         index = _index(Path(place) / "train.arrow", asked.classes)
-        ways: dict[str, InStep | Beside] = {
+        ways: dict[str, InStep | InThread] = {
             "in the step": InStep(Path(place) / "old", model, optimizer),
-            "beside it": Beside(Path(place) / "new", model, optimizer, index),
+            "by a thread": InThread(Path(place) / "new", model, optimizer, index),
         }
-        for way in ways.values():  # moments of Adam, pages of memory, two checkpoints to retain
+        for way in ways.values():  # the warm-up allocates memory and Adam's moments, and leaves checkpoints to retain
             for _ in range(2):
                 _seconds(step)
                 way.save()
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _epoch(number: int) -> EpochRecord:
-    """The record of an epoch, better than those before it, so that its checkpoint is kept."""
+    """Returns the record of an epoch whose mAP is above that of every earlier one, so that its checkpoint is kept."""
     return {
         "epoch": number,
         "loss": 0.0,
@@ -96,13 +96,13 @@ def _epoch(number: int) -> EpochRecord:
 
 
 class InStep:
-    """The old way: files by safetensors, then read again for their digests, then all digests of all checkpoints."""
+    """Saves within the step: writes the files, reads them again to hash them, and hashes all earlier checkpoints."""
 
     def __init__(self, folder: Path, model: CamClassifier, optimizer: torch.optim.Optimizer):
         self.folder, self.model, self.optimizer, self.count = folder, model, optimizer, 0
 
     def save(self) -> None:
-        """Write the next checkpoint."""
+        """Writes the next checkpoint."""
         self.count += 1
         state = State(epoch=self.count, history=[_epoch(self.count)])
         final = self.folder / f"{state.epoch:04d}-{state.step:06d}"
@@ -129,15 +129,15 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
-class Beside:
-    """Our way: a copy, and a thread for the rest."""
+class InThread:
+    """Saves as raypaml does: the step copies the state, and a thread writes and hashes the copy."""
 
     def __init__(self, folder: Path, model: CamClassifier, optimizer: torch.optim.Optimizer, index: Index):
         self.folder, self.model, self.optimizer, self.index = folder, model, optimizer, index
         self.saving, self.corrections, self.count = Saving(), Corrections(index.num_classes), 0
 
     def save(self) -> None:
-        """Begin the next checkpoint."""
+        """Copies the state and starts the thread that writes it."""
         self.saving.wait()
         self.count += 1
         state = State(epoch=self.count, history=[_epoch(self.count)])
@@ -151,7 +151,7 @@ class Beside:
         return ""
 
     def settle(self) -> None:
-        """Wait for the thread."""
+        """Waits until the thread has written the checkpoint."""
         self.saving.wait()
 
 
@@ -162,7 +162,7 @@ def _step(model: CamClassifier, optimizer: torch.optim.Optimizer, images: Tensor
 
 
 def _seconds(run: Callable[[], None]) -> float:
-    """Measures the host's wall-clock seconds, as the loop waits; a GPU finishes its queue before and after."""
+    """Measures the wall-clock seconds of a call; a GPU is synchronised before and after it."""
     _synchronize()
     began = time.perf_counter()
     run()
@@ -192,15 +192,15 @@ def _print(
     plain = statistics.fmean(steps["no saving"])
     print(
         f"{asked.backbone}, {asked.classes:,} classes, {asked.images} images of {asked.pixels} px on {device}: "
-        f"{size / 1e6:,.0f} MB a checkpoint, {asked.rounds} rounds in turns, {BETWEEN} steps between two\n"
+        f"{size / 1e6:,.0f} MB per checkpoint, {asked.rounds} rounds in turns, {BETWEEN} steps from one to the next\n"
     )
     rows = []
     for name, times in held.items():
         median, slower = statistics.median(times), sum(steps[name]) / asked.rounds - BETWEEN * plain
         cells = (median, min(times), max(times), slower)
         rows.append([name, *(f"{cell:.3f}" for cell in cells), f"{median / old:.1%}", f"{(median + slower) / old:.1%}"])
-    heads = ["saved", "the step waits, s", "least", "most", "the next steps are slower by, s", "waits, of old"]
-    print(markdown([*heads, "waits and slower, of old"], rows))
+    heads = ["checkpoint written", "wait, s (median)", "minimum", "maximum", "slowdown of the next steps, s"]
+    print(markdown([*heads, "wait, relative to in the step", "wait and slowdown, relative"], rows))
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

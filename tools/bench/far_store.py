@@ -1,8 +1,8 @@
-"""A store far away, on loopback: answers S3's HEAD and GET late, some with 503, and no faster than one link.
+"""Imitates a distant S3 store on this machine: with latency, 503 errors and a limited bandwidth for all requests.
 
-    python tools/bench/far_store.py FOLDER --rate 25     # prints its port; s3://anonymous@BUCKET/ANY?endpoint_override=...
+    python tools/bench/far_store.py FOLDER --rate 25     # prints the port that it listens on
 
-Any key is answered with one of the first files of the folder, always the same one.
+It answers HEAD and GET. Every key stands for one of the first 16 files of the folder, always for the same one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ BLOCK = 2**16
 
 
 class FarStore:
-    """Answers every request late, some with 503, and all of them together no faster than the link."""
+    """Answers each request after the latency, some with 503; all answers together share the bandwidth of one link."""
 
     def __init__(self, contents: list[bytes], latency: float, errors: float, rate: float):
         self._contents, self._latency, self._errors, self._rate = contents, latency, errors, rate
         self._free, self._random = 0.0, random.Random(2)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection, one after the other."""
+        """Answers the requests of one connection, one after the other."""
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 method, path, fields = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
@@ -41,12 +41,12 @@ class FarStore:
         if self._random.random() < self._errors:
             writer.write(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
             return
-        found = re.search(rb"(?i)\r\nrange: bytes=(\d+)-(\d+)", fields)
-        first, last = (int(found[1]), min(int(found[2]), len(content) - 1)) if found else (0, len(content) - 1)
+        part = re.search(rb"(?i)\r\nrange: bytes=(\d+)-(\d+)", fields)
+        first, last = (int(part[1]), min(int(part[2]), len(content) - 1)) if part else (0, len(content) - 1)
         head = f'ETag: "0"\r\nLast-Modified: Mon, 23 Nov 2026 00:00:00 GMT\r\nContent-Length: {last - first + 1}'
-        if found:
+        if part:
             head += f"\r\nContent-Range: bytes {first}-{last}/{len(content)}"
-        writer.write(f"HTTP/1.1 {206 if found else 200} OK\r\n{head}\r\n\r\n".encode())
+        writer.write(f"HTTP/1.1 {206 if part else 200} OK\r\n{head}\r\n\r\n".encode())
         if method == b"GET":
             await self._send(writer, content[first : last + 1])
 

@@ -1,4 +1,4 @@
-"""Images for `tools/bench/loader.py`: photographs or generated ones, as originals and as shards."""
+"""Makes the images for `tools/bench/loader.py`, from photographs or generated, as image files and as shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLASSES, PER_SHARD = 5000, 500
 
 
 def generated(number: int) -> Image.Image:
-    """Noise on many scales, mostly large ones, as in a photograph."""
+    """Generates an image of 1024 x 1024 px: noise whose energy lies mostly in low frequencies, as in a photograph."""
     rng = np.random.default_rng(number)
     pixels = rng.normal(0, 1.5, (1024, 1024, 3))
     for cells, weight in ((4, 0.46), (16, 0.31), (64, 0.15), (256, 0.08)):
@@ -46,7 +46,7 @@ def jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def prepare(work: Path, images: Path | None, count: int, samples: int) -> None:
-    """Write originals and shards; samples beyond the images repeat them."""
+    """Writes `originals/` (1024 px) and `shards/` (448 px); where there are more samples than images, they repeat."""
     (work / "originals").mkdir()
     (work / "shards").mkdir()
     small: list[bytes] = []

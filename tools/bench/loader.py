@@ -1,11 +1,11 @@
-"""Loading images: ours beside bare decoding, webdataset, loose originals and Ray Data, in one run.
+"""Compares loading images: raypaml, decoding alone, webdataset, loose image files and Ray Data.
 
     python tools/bench/loader.py [--images DIR] [--rounds 7] [--only ours,bare,...] [--ray]
 
-Images are photographs from DIR (any JPEGs), or else generated: smooth, some noise, of the sizes of photographs. Each is
-kept as an original of 1024 px and, in shards, at 448 px. Contestants take turns, round after round, in one thread each;
-their rates are per second of CPU time, so that other work on the machine moves them little, and ratios are the median
-over rounds. Loader threads and Ray Data are timed by the clock as well, the store by the clock alone.
+Images are JPEGs from DIR, or else generated ones whose files are as large as those of photographs. Each is stored as an
+original of 1024 px and, in shards, at 448 px. The loaders run in turns, with one thread each. Rates are images per
+second of CPU time, which other work on the machine disturbs little, and a ratio is the median over the rounds. Loader
+threads and Ray Data are also timed by the wall clock, the object store by the wall clock alone.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ BATCH = 32
 WARM_UP = 3
 """Batches read before the clock starts."""
 NORMALIZE = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-LATENCY = 0.05
+LATENCY = 0.05  # seconds before every answer of the simulated object store
 
 
-# --- The contestants: each gives batches ------------------------------------------------------------------------------
+# --- The loaders: each yields batches ---------------------------------------------------------------------------------
 
 
 def reader(data: DataFolder) -> Reader:
-    """Ours: an epoch in windows of two shards, four lanes."""
+    """Returns raypaml's reader of one epoch, with a shuffle window of two shards and four lanes."""
     index = data.splits["train"]
     plan = Plan(
         num_samples=len(index), global_batch_size=BATCH, lanes=4, window=2, shard_sizes=index.shard_sizes, seed=1
@@ -63,19 +63,19 @@ def reader(data: DataFolder) -> Reader:
 
 
 def ours(work: Path) -> Iterator[Any]:
-    """Shards of 448 px: read, checked, decoded; uint8 images [B, 3, H, W] and labels [B, 5000]."""
+    """raypaml: shards of 448 px, read, checked and decoded to uint8 images [B, 3, H, W] with labels [B, 5000]."""
     for batch in read(reader(open_folder(work / "shards"))):
         yield batch.images, batch.labels
 
 
 def _contents(work: Path) -> list[bytes]:
-    """The first 2,000 images as they are in the shards."""
+    """Returns the bytes of the first 2,000 images of the shards."""
     ours = reader(open_folder(work / "shards"))
     return [ours._read(row) for row in range(2000)]
 
 
 def bare(work: Path) -> Iterator[Any]:
-    """The same bytes, in memory, decoded by the decoder that ours uses, and nothing else."""
+    """Decoding alone: the same JPEGs, in memory, by simplejpeg, which raypaml uses."""
     contents = _contents(work)
     yield
     for start in range(0, len(contents), BATCH):
@@ -85,7 +85,7 @@ def bare(work: Path) -> Iterator[Any]:
 
 
 def bare_pil(work: Path) -> Iterator[Any]:
-    """The same bytes, in memory, decoded by PIL."""
+    """Decoding alone: the same JPEGs, in memory, by PIL."""
     contents = _contents(work)
     yield
     for start in range(0, len(contents), BATCH):
@@ -95,7 +95,7 @@ def bare_pil(work: Path) -> Iterator[Any]:
 
 
 def with_webdataset(work: Path) -> Iterator[Any]:
-    """webdataset, PIL and torchvision's transforms, on the same shards."""
+    """The package webdataset, with PIL and torchvision's transforms, on the same shards."""
     transform = transforms.Compose([transforms.ToTensor(), NORMALIZE])
     shards = sorted(str(path) for path in (work / "shards").glob("train-*.tar"))
     pipeline = webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("jpg", "json")
@@ -103,7 +103,7 @@ def with_webdataset(work: Path) -> Iterator[Any]:
 
 
 class Originals(Dataset[Any]):
-    """Reads loose image files, starting again after the last."""
+    """Reads loose image files; after the last it starts again with the first."""
 
     def __init__(self, folder: Path):
         self.paths = sorted(folder.iterdir())
@@ -118,25 +118,25 @@ class Originals(Dataset[Any]):
 
 
 def published(work: Path) -> Iterator[Any]:
-    """The published way: PIL on loose originals of 1024 px, Resize, ToTensor, Normalize."""
+    """As the papers' code: PIL on loose originals of 1024 px, then Resize, ToTensor and Normalize."""
     yield from DataLoader(Originals(work / "originals"), batch_size=BATCH)
 
 
-CONTESTANTS: dict[str, tuple[Callable[[Path], Iterator[Any]], int]] = {
+LOADERS: dict[str, tuple[Callable[[Path], Iterator[Any]], int]] = {
     "ours": (ours, 40),
     "bare": (bare, 40),
     "bare-pil": (bare_pil, 30),
     "webdataset": (with_webdataset, 8),
     "originals": (published, 3),
 }
-"""For each name: a function that yields batches, and how many batches a round times."""
+"""For each name, a function that yields batches, and the number of batches that a round times."""
 
 
 # --- Timing ---------------------------------------------------------------------------------------------------------
 
 
 def rate_per_core(batches: Iterator[Any], count: int) -> float:
-    """Images per second of this process's CPU time, after the first batches."""
+    """Measures images per second of this process's CPU time, after the WARM_UP batches."""
     for _ in range(WARM_UP):
         next(batches)
     began = time.process_time()
@@ -145,22 +145,22 @@ def rate_per_core(batches: Iterator[Any], count: int) -> float:
 
 
 def side_by_side(work: Path, names: Iterable[str], rounds: int) -> None:
-    """Rates of all contestants, and how many times as fast as each ours is."""
+    """Prints the rates of the loaders, and how many times as fast as each of them raypaml is."""
     rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, found in rates.items():
-            make, count = CONTESTANTS[name]
-            found.append(rate_per_core(make(work), count))
+        for name, measured in rates.items():
+            make, count = LOADERS[name]
+            measured.append(rate_per_core(make(work), count))
     rows = []
-    for name, found in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(rates["ours"], found, strict=True))
-        doc = (CONTESTANTS[name][0].__doc__ or "").split("\n")[0]
-        rows.append([name, doc, f"{statistics.median(found):,.0f}", f"{ratio:.2f}"])
-    print(markdown(["", "what", "images/s a core", "ours : it"], rows, left=2), "\n", flush=True)
+    for name, measured in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(rates["ours"], measured, strict=True))
+        doc = (LOADERS[name][0].__doc__ or "").split("\n")[0]
+        rows.append([name, doc, f"{statistics.median(measured):,.0f}", f"{ratio:.2f}"])
+    print(markdown(["", "loader", "images/s per core", "raypaml : loader"], rows, left=2), "\n", flush=True)
 
 
 def rate_by_clock(data: DataFolder, skip: int = 20) -> tuple[float, float]:
-    """Images per second from the start, and after the first `skip` batches."""
+    """Measures images per second by the wall clock, of the whole epoch and after its first `skip` batches."""
     began = time.perf_counter()
     times = [began, *(time.perf_counter() for _ in read(reader(data)))]
     count = len(times) - 1
@@ -168,12 +168,12 @@ def rate_by_clock(data: DataFolder, skip: int = 20) -> tuple[float, float]:
 
 
 def read_by(threads: int, data: DataFolder) -> int:
-    """Read an epoch with so many loader threads; its images."""
+    """Reads an epoch with this number of loader threads; returns its number of images."""
     return sum(len(batch.rows) for batch in read(reader(data), loader_workers=threads))
 
 
 def decode_by(threads: int, contents: list[bytes]) -> int:
-    """Only decode, the images shared out to so many threads: what this machine gives at most."""
+    """Only decodes, with this number of threads: the upper bound on this machine. Returns the number of images."""
 
     def decode(number: int) -> None:
         for content in contents[number::threads]:
@@ -185,33 +185,32 @@ def decode_by(threads: int, contents: list[bytes]) -> int:
 
 
 def timed(run: Callable[[], int]) -> tuple[float, float]:
-    """Images per second by the clock, and microseconds of this process's CPU time an image."""
+    """Measures images per second by the wall clock, and microseconds of this process's CPU time per image."""
     clock, cpu = time.perf_counter(), time.process_time()
     count = run()
     return count / (time.perf_counter() - clock), (time.process_time() - cpu) / count * 1e6
 
 
 def loader_threads(work: Path, rounds: int) -> None:
-    """One and two loader threads beside one and two threads that only decode, in turn."""
+    """Compares one and two loader threads with one and two threads that only decode, in turns."""
     data, contents = open_folder(work / "shards"), _contents(work)
     runs: list[tuple[str, int, Callable[[], int]]] = []
     for threads in (1, 2):
-        runs.append(("ours", threads, partial(read_by, threads, data)))
-        runs.append(("bare decoding", threads, partial(decode_by, threads, contents)))
-    found = np.array([[timed(run) for _, _, run in runs] for _ in range(rounds)])  # [rounds, runs, (rate, CPU time)]
-    rates, spent = np.median(found, 0).T
-    ratios = np.median(found[:, :, 0] / np.tile(found[:, :2, 0], 2), 0)  # to one thread of the same round
+        runs.append(("raypaml", threads, partial(read_by, threads, data)))
+        runs.append(("decoding alone", threads, partial(decode_by, threads, contents)))
+    timings = np.array([[timed(run) for _, _, run in runs] for _ in range(rounds)])  # [rounds, runs, (rate, CPU time)]
+    rates, spent = np.median(timings, 0).T
+    ratios = np.median(timings[:, :, 0] / np.tile(timings[:, :2, 0], 2), 0)  # to one thread of the same round
     rows = [
         [name, str(threads), f"{rate:,.0f}", f"{ratio:.2f}", f"{cpu:.0f}"]
         for (name, threads, _), rate, ratio, cpu in zip(runs, rates, ratios, spent, strict=True)
     ]
-    print(
-        markdown(["", "threads", "images/s by the clock", ": one", "CPU us an image"], rows, left=1), "\n", flush=True
-    )
+    heads = ["", "threads", "images/s (wall clock)", "relative to one thread", "CPU time per image, us"]
+    print(markdown(heads, rows, left=1), "\n", flush=True)
 
 
 def through_store(work: Path, rounds: int) -> None:
-    """The same epoch from the folder and from a store of 50 ms latency, by the clock."""
+    """Compares reading an epoch from a local folder and from an object store with LATENCY, by the wall clock."""
     local = open_folder(work / "shards")
     shard = max(local.splits["train"].shard_bytes)
     rows = []
@@ -222,13 +221,13 @@ def through_store(work: Path, rounds: int) -> None:
     ratios = [statistics.median(row[2 + n] / row[n] for row in rows) for n in (0, 1)]
     rates = [statistics.median(column) for column in zip(*rows, strict=True)]
     cold, warm = (f"{rate:,.0f} images/s, {ratio:.2f} of local" for rate, ratio in zip(rates[2:], ratios, strict=True))
-    store = f"store, {LATENCY * 1000:.0f} ms a request, cache of 11 of {len(local.splits['train'].shards)} shards"
-    print(f"{store}: from an empty cache on {cold}; after 20 batches {warm}\n", flush=True)
+    store = f"object store, {LATENCY * 1000:.0f} ms per request, cache of 11 shards"
+    print(f"{store}: starting with an empty cache {cold}; after 20 batches {warm}\n", flush=True)
 
 
 @contextmanager
 def store_process(folder: Path) -> Iterator[str]:
-    """A store in a process of its own; gives its address."""
+    """Runs a simulated store in a process of its own; yields its address."""
     command = [sys.executable, simulated_store.__file__, str(folder), "--latency", str(LATENCY)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -237,11 +236,11 @@ def store_process(folder: Path) -> Iterator[str]:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of all that descend from it and live."""
+    """Returns the CPU time of this process and of its living descendants, in seconds."""
     parents, spent = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # gone meanwhile
-            fields = path.read_text().rpartition(")")[2].split()  # from the third on, proc(5)
+        with suppress(OSError):  # the process has ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()  # the fields from the third on, see proc(5)
             parents[path.parent.name], spent[path.parent.name] = fields[1], int(fields[11]) + int(fields[12])
 
     def is_ours(process: str) -> bool:
@@ -251,7 +250,7 @@ def cpu_seconds() -> float:
 
 
 def with_ray(work: Path) -> None:
-    """Ray Data's read_webdataset: decoded by its default, PIL, to uint8; no transforms."""
+    """Measures Ray Data's read_webdataset, which decodes with PIL to uint8; there are no transforms."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -264,17 +263,18 @@ def with_ray(work: Path) -> None:
         clock, cpu = time.perf_counter(), cpu_seconds()
         count = sum(len(batch["jpg"]) for batch in batches)
         clock, cpu = time.perf_counter() - clock, cpu_seconds() - cpu
-    rates = f"{count / clock:,.0f} images/s by the clock, {count / cpu:,.0f} a core, all its processes together"
+    rates = f"{count / clock:,.0f} images/s by the wall clock, {count / cpu:,.0f} per second of all processes' CPU time"
     print(f"Ray Data, {os.cpu_count()} CPUs, after 20 batches: {rates}\n", flush=True)
 
 
 def main() -> None:
-    parser = Parser(prog=PROG, description="Loading images: ours beside others.")
+    parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=Path, metavar="DIR", help="folder of photographs [generated images]")
     parser.add_argument("--count", type=int, default=300, help="number of different images [300]")
     parser.add_argument("--samples", type=int, default=6000, help="samples of an epoch [6000]")
     parser.add_argument("--rounds", type=int, default=7, help="epochs of each loader, of which the median counts [7]")
-    parser.add_argument("--only", default=",".join([*CONTESTANTS, "threads", "store"]), metavar="NAMES")
+    usual = ",".join([*LOADERS, "threads", "store"])
+    parser.add_argument("--only", default=usual, metavar="NAMES", help=f"parts to measure [{usual}]")
     parser.add_argument("--ray", action="store_true", help="measure Ray Data as well")
     asked = parser.parse()
     torch.set_num_threads(1)
@@ -285,9 +285,9 @@ def main() -> None:
         for kind, pattern in (("originals", "originals/*.jpg"), ("shards", "shards/train-*.tar")):
             sizes = [path.stat().st_size for path in work.glob(pattern)]
             print(f"{kind}: {len(sizes)} files, {statistics.mean(sizes) / 1000:,.0f} kB each", file=sys.stderr)
-        contestants = [name for name in CONTESTANTS if name in names or name == "ours"]
-        if len(contestants) > 1:
-            side_by_side(work, contestants, asked.rounds)
+        loaders = [name for name in LOADERS if name in names or name == "ours"]
+        if len(loaders) > 1:
+            side_by_side(work, loaders, asked.rounds)
         if "threads" in names:
             loader_threads(work, asked.rounds)
         if "store" in names:

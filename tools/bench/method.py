@@ -1,9 +1,9 @@
-"""The method's own cost: loss, CAM head and global selection, beside the published formulas.
+"""Compares time and memory of the loss, the CAM head and the global selection with the published formulas.
 
     python tools/bench/method.py [--only loss,head,kept,selection]
 
-On a GPU where there is one; whole training steps are in tools/bench/step.py. Contestants of one section take turns in
-one process; memory is what a process of its own takes beyond its inputs.
+It runs on a GPU where there is one; tools/bench/step.py measures whole training steps. The forms of one section run in
+turns in one process. Memory is measured in a process of its own, and does not count the inputs.
 """
 
 from __future__ import annotations
@@ -45,9 +45,13 @@ Run = Callable[[], object]
 
 
 def published_losses(logits: Tensor, targets: Tensor, rate: float, *, both: bool) -> Tensor:
-    """LL-R: a loss matrix, and with `both` the one of flipped targets, which published code also computes for it.
+    """Computes LL-R as the published code does.
 
-    Targets are dense floats in {1, 0, -1 unobserved}.
+    Args:
+        logits: [B, K].
+        targets: float [B, K] in {1, 0, -1 unobserved}.
+        rate: share of all entries that is rejected, 0..1.
+        both: also compute the losses of the flipped targets, as the published code does for every scheme.
     """
     unobserved, assumed = targets == UNOBSERVED, targets.clamp(min=0)
     losses = F.binary_cross_entropy_with_logits(logits, assumed, reduction="none")
@@ -63,7 +67,7 @@ def published_logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.where(cam > 0, ALPHA * cam, cam).mean((-2, -1))
 
 
-# --- Contestants: each prepares its inputs, and returns what is timed -----------------------------------------------
+# --- The forms: each prepares its inputs and returns the function that is timed -------------------------------------
 
 
 def labels_of(rows: int, device: str) -> Tensor:
@@ -88,12 +92,12 @@ def loss_run(name: str, device: str, rows: int) -> Run:
 
 
 def head_run(name: str, device: str, images: int) -> Run:
-    """The head, with the gradient by features that the backbone needs; on a GPU these are as autocast gives them."""
+    """Returns forward and backward pass of the head, with the gradient that a backbone needs; bfloat16 on a GPU."""
     return _head_run(name, device, (images, CHANNELS, GRID, GRID), CLASSES, backbone_learns=True)
 
 
 def kept_run(name: str, device: str, images: int) -> Run:
-    """The head alone on the kept features of a frozen backbone, float16 as they are kept, few classes."""
+    """Returns forward and backward pass of the head on float16 features, as stored for a frozen backbone."""
     return _head_run(name, device, (images, CHANNELS, KEPT_GRID, KEPT_GRID), KEPT_CLASSES, backbone_learns=False)
 
 
@@ -135,7 +139,7 @@ NAMES = {
 
 
 def race(runs: dict[str, Run], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each, in turns, after a first turn that does not count."""
+    """Returns the median seconds of each run; they run in turns, and the first turn is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -149,14 +153,14 @@ def race(runs: dict[str, Run], repeats: int, device: str) -> dict[str, float]:
 
 
 def extra_memory(run: Run, device: str) -> int:
-    """Bytes at the peak of `run` beyond those before it."""
+    """Returns by how many bytes `run` raises the peak of memory above what is in use before it."""
     if device == "cuda":
         run()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM) to what is in use now
     before = _status("VmRSS")
     run()
     return _status("VmHWM") - before
@@ -168,19 +172,19 @@ def _status(name: str) -> int:
 
 
 def memory_alone(section: str, name: str, device: str, size: int) -> int:
-    """`extra_memory` in a new process, its tensors apart from the heap, so that what is freed is given back."""
+    """Returns `extra_memory` of a new process, whose tensors are mmapped, so that freed ones go back to the system."""
     command = [sys.executable, __file__, "--one", json.dumps([section, name, device, size])]
     apart = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.run(command, capture_output=True, text=True, check=True, env=apart).stdout)
 
 
 def run_one(section: str, name: str, device: str, size: int) -> None:
-    RUNS[section](name, device, 1)()  # libraries and threads; one image
+    RUNS[section](name, device, 1)()  # loads libraries and starts threads, with one image
     print(extra_memory(RUNS[section](name, device, size), device))
 
 
 def compare(section: str, device: str, size: int, repeats: int) -> str:
-    """A table of time and memory, and their ratios to the published form."""
+    """Returns a table of time and memory, and their ratios to the first form of the section."""
     names = NAMES[section]
     seconds = race({name: RUNS[section](name, device, size) for name in names}, repeats, device)
     memory = {name: memory_alone(section, name, device, size) for name in names}
@@ -195,9 +199,7 @@ def compare(section: str, device: str, size: int, repeats: int) -> str:
         ]
         for name in names
     ]
-    return markdown(
-        [f"{section}, {size} images, {device}", "ms", "of the first", "extra MiB", "of the first"], rows, left=1
-    )
+    return markdown([f"{section}, {size} images, {device}", "ms", "relative", "extra MiB", "relative"], rows, left=1)
 
 
 # --- Global selection -------------------------------------------------------------------------------------------------
@@ -226,32 +228,35 @@ def _select_on_rank(rank: int, port: int, results: Any) -> None:
 
 
 def selection() -> str:
-    """Time and bytes of the selection over gloo processes, beside the head's forward and backward pass alone."""
+    """Returns a table of time and traffic of the selection over gloo processes, and of the head's two passes."""
     results, port = mp.get_context("spawn").SimpleQueue(), 29_000 + os.getpid() % 1000
     context = spawn(_select_on_rank, (port, results), nprocs=RANKS, join=False)
-    found = [results.get() for _ in range(RANKS)]
+    by_rank = [results.get() for _ in range(RANKS)]
     context.join()
-    slowest = {name: max(seconds[name] for _, seconds, _ in found) for name in found[0][1]}
+    slowest = {name: max(seconds[name] for _, seconds, _ in by_rank) for name in by_rank[0][1]}
     rows = [
         ["select over all ranks", f"{slowest['select'] * 1e3:,.1f}"],
-        ["select, this rank's rows alone", f"{slowest['alone'] * 1e3:,.1f}"],
-        ["head forward and backward (without backbone and update)", f"{slowest['head'] * 1e3:,.0f}"],
+        ["select among the rows of one rank", f"{slowest['alone'] * 1e3:,.1f}"],
+        ["head, forward and backward (without backbone and optimizer)", f"{slowest['head'] * 1e3:,.0f}"],
     ]
-    sent, share = found[0][2], slowest["select"] / slowest["head"]
+    sent, share = by_rank[0][2], slowest["select"] / slowest["head"]
     table = markdown([f"{RANKS} gloo processes of {RANK_ROWS} x {CLASSES:,}, one thread each", "ms"], rows, left=1)
-    return f"{table}\n\n{sent:,} bytes from each rank, {sent * RANKS:,} gathered; {share:.1%} of the head's time."
+    return (
+        f"{table}\n\nEach rank sends {sent:,} bytes and gathers {sent * RANKS:,}; the selection takes {share:.1%} of "
+        "the head's time."
+    )
 
 
 def main() -> None:
-    """Run the sections that were asked for and print their tables."""
+    """Runs the sections that were asked for and prints their tables."""
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     usual = "loss,head,kept,selection"
-    flags.add_argument("--only", default=usual, help=f"rows to measure [{usual}]")
+    flags.add_argument("--only", default=usual, help=f"sections to measure [{usual}]")
     flags.add_argument("--repeats", type=int, default=7, help="measurements, of which the median counts [7]")
     flags.add_argument("--head-images", type=int, default=32, help="images of the batch for the head [32]")
     flags.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch on a CPU [all]")
-    flags.add_argument("--one", help="measure this row in this process; used by the benchmark itself")
+    flags.add_argument("--one", help="measure this form in this process; used by the benchmark itself")
     asked = flags.parse()
     if asked.one:
         return run_one(*json.loads(asked.one))
@@ -264,7 +269,7 @@ def main() -> None:
     }
     unknown = [name for name in asked.only.split(",") if name not in sections]
     if unknown:
-        raise ValueError(f"only={asked.only}: expected some of {', '.join(sections)}")
+        raise ValueError(f"only={asked.only}: {unknown[0]!r} is not known; choose from {usual}")
     for name in asked.only.split(","):
         print(sections[name](), end="\n\n", flush=True)
     return None

@@ -1,8 +1,8 @@
-"""Prediction beside evaluation: the same test images as files and as shards, images a second; and memory by count.
+"""Compares the rate of `raypaml predict` on image files with evaluation on shards; measures its peak memory.
 
     python tools/bench/predict.py RUN
 
-RUN is a finished run on digits, such as `make demo` leaves. The model has one thread on both sides.
+RUN is a finished run on digits, such as `make demo` leaves. Both read the same test images, with one thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TOP = 5
 
 
 def write_pictures(data: DataFolder, folder: Path) -> int:
-    """Writes the test split as image files; returns how many."""
+    """Writes the test split as image files; returns their number."""
     reader = Reader(data.shards, data.splits["test"], ())
     count = len(data.splits["test"])
     for row in range(count):
@@ -53,7 +53,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def rates(run: Path, config: TrainConfig, pictures: Path, count: int, data: DataFolder, rounds: int) -> None:
-    """Measures prediction and evaluation in turn, on the same images."""
+    """Measures evaluation and prediction in turns on the same images, and prints their rates."""
     torch.set_num_threads(1)
     model = checkpoint_model(find_checkpoint(run)[1], config.model, len(data.vocabulary))
     ready = load(run)
@@ -69,11 +69,17 @@ def rates(run: Path, config: TrainConfig, pictures: Path, count: int, data: Data
     ]
     one, two = (count / statistics.median(column) for column in zip(*by_round, strict=True))
     ratio = statistics.median(a / b for a, b in by_round)
-    print(f"evaluate {one:,.0f}, predict {two:,.0f} images/s; predict : evaluate {ratio:.3f}, {rounds} rounds in turn")
+    print(
+        f"evaluate {one:,.0f} images/s, predict {two:,.0f} images/s; predict is {ratio:.3f} times as fast ({rounds} "
+        "rounds in turns)"
+    )
 
 
 def peak(run: Path, pictures: Path, times: int) -> int:
-    """MB that the command, or one before it, needed at most; the folder is given so many times."""
+    """Returns the peak memory in MB of `raypaml predict` on a folder that is named `times` times.
+
+    It is the maximum over this call and earlier ones, because the system keeps one maximum for all child processes.
+    """
     given = [sys.executable, "-m", "raypaml.predict", str(run), *[str(pictures)] * times, "--top", str(TOP)]
     subprocess.run(given, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000
@@ -86,13 +92,13 @@ def main() -> None:
     asked = parser.parse_args()
     config = stored_config(asked.run)
     if config is None:
-        raise ValueError(f"{asked.run}: not the folder of a run")
+        raise ValueError(f"{asked.run}: is not the folder of a run")
     data = prepare_job(config, lambda _: None).data
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder)
         count = write_pictures(data, pictures)
-        shown = ", ".join(f"{times * count:,} images {peak(asked.run, pictures, times)} MB" for times in (1, 4))
-        print(f"peak memory up to then: {shown}")
+        shown = ", ".join(f"{peak(asked.run, pictures, times)} MB for {times * count:,} images" for times in (1, 4))
+        print(f"peak memory: {shown}")
         rates(asked.run, config, pictures, count, data, asked.rounds)
 
 

@@ -1,10 +1,9 @@
-"""What Ray costs: the same loop in bare gloo processes and under `raypaml.train`, side by side, as step rates.
+"""Measures the overhead of Ray: training steps per second in plain gloo processes and under `raypaml train`.
 
     python tools/bench/ray_overhead.py --workers 1 2 --rounds 3
 
-Workers of a private Ray have the niceness of the command, and so have the bare processes; --address local puts one
-worker on Ray too. Rates are of the steady state: steps over the seconds of training, from the second epoch on,
-validation and checkpoints left out of both.
+Ray is started with `--address local`, so that one worker runs on it too; all workers have the niceness of the command.
+Rates are training steps per second of training time from the second epoch on, without validation and checkpoints.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ def bare(rank: int, world_size: int, port: int, config: TrainConfig, data: str, 
     if world_size > 1:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     train(config, data, folder, torch.device("cpu"), lambda _: False)
-    os._exit(0)  # threads of gloo would end the interpreter's own shutdown by SIGABRT
+    os._exit(0)  # the interpreter's own shutdown would end in SIGABRT because of gloo's threads
 
 
 def run_bare(config: TrainConfig) -> tuple[float, float]:
-    """Steps per second, and the seconds of the whole."""
+    """Trains in plain processes; returns training steps per second and the seconds from start to end."""
     job = prepare_job(config, lambda _: None)
     claim(job.folder, job.config, job.data)
     with socket.socket() as probe:
@@ -58,7 +57,7 @@ def run_bare(config: TrainConfig) -> tuple[float, float]:
 
 
 def run_ray(config: TrainConfig) -> tuple[float, float]:
-    """Measures the same under `raypaml train`."""
+    """Trains by `raypaml train` on Ray; returns training steps per second and the seconds from start to end."""
     job = prepare_job(config, lambda _: None)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in asked(job.config).items()]
     began = time.monotonic()
@@ -82,7 +81,7 @@ def asked(config: TrainConfig) -> dict[str, object]:
 
 
 def rate(folder: Path) -> float:
-    """Returns the steps per second of the steady state."""
+    """Returns the training steps per second of a run from its second epoch on."""
     history = read_history(folder)
     steps = -(-history[0]["expected"] // 32)
     return steps * (len(history) - 1) / (history[-1]["seconds"] - history[0]["seconds"])
@@ -98,13 +97,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.json:
         check_writable(options.json.absolute().parent)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of both: torch reads it when a process imports it
+    os.environ["OMP_NUM_THREADS"] = "1"  # for both: torch reads it when a process imports it
     storage = Path(tempfile.mkdtemp(prefix="bench-ray-"))
     values = {"epochs": options.epochs, "warmup_epochs": 1, "data": options.data, "storage": str(storage)}
     base = recipe("digits").override(values)
-    print("| workers | bare steps/s | Ray steps/s | ratio | more seconds, whole | time with checkpoints every 20 |")
+    print("| workers | plain steps/s | Ray steps/s | ratio | Ray takes longer by, s | time with checkpoints, ratio |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
-    found: list[dict[str, float]] = []
+    figures: list[dict[str, float]] = []
     for workers in options.workers:
         rounds = []
         for number in range(options.rounds):
@@ -116,9 +115,9 @@ def main() -> None:
         medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
         shown = (f"{value:.{digits}f}" for value, digits in zip(medians, (1, 1, 3, 1, 2), strict=True))
         print(f"| {workers} | {' | '.join(shown)} |", flush=True)
-        found.append(dict(zip(("bare", "ray", "ratio", "more", "saving"), medians, strict=True), workers=workers))
+        figures.append(dict(zip(("bare", "ray", "ratio", "more", "saving"), medians, strict=True), workers=workers))
     if options.json:
-        write_whole(options.json, json.dumps(found, indent=1))
+        write_whole(options.json, json.dumps(figures, indent=1))
     shutil.rmtree(storage)
 
 

@@ -1,9 +1,9 @@
-"""Sharding beside what bounds it: pandas' join, Pillow's resizing, tar's copying, the bandwidth of a store.
+"""Compares steps of sharding with their bounds: pandas' join, Pillow's resizing, tar's copying and a store's bandwidth.
 
-    python tools/bench/sharding.py                            # all, at the size of Open Images V3: 4 GB in --dir
+    python tools/bench/sharding.py                            # all parts at Open Images V3's size; 4 GB in --dir
     python tools/bench/sharding.py --only join --scale 0.1
 
-Contestants of one comparison run alternately in one call; what counts are the ratios.
+The two sides of a comparison run in turns, because on a busy machine only their ratio is meaningful.
 """
 
 from __future__ import annotations
@@ -41,14 +41,13 @@ from raypaml.reports.tables import markdown
 
 PROG = "python tools/bench/sharding.py"
 IMAGES, LABELS, LABELLED = 9_011_219, 20_868_755, 3_657_355
-"""Open Images V3, train: images listed, verified labels, images that have any."""
+"""Open Images V3, training split: images listed, human-verified labels, and images that have such labels."""
 CLASSES, TRAINABLE = 19_995, 5_000
 URLS = "OriginalURL,OriginalLandingURL,License,AuthorProfileURL"
 COLUMNS = f"ImageID,Subset,{URLS},Author,Title,OriginalSize,OriginalMD5,Thumbnail300KURL"
 BLOCK = 200_000
 ROUNDS = 3
-CAP = 25e6
-"""Bytes per second of the simulated store."""
+CAP = 25e6  # bytes per second of the simulated store
 Run = Callable[[], float]
 
 
@@ -56,7 +55,7 @@ Run = Callable[[], float]
 
 
 def write_release(folder: Path, scale: float) -> None:
-    """A training split of V3's size, in its format: rows of images of about 300 bytes, labels grouped by image."""
+    """Writes a synthetic training split in the format of V3; image rows of about 300 bytes, labels grouped by image."""
     rng = np.random.default_rng(0)
     split = folder / "2017_11" / "train"
     split.mkdir(parents=True)
@@ -98,7 +97,7 @@ def ours(metadata: Path) -> int:
 
 
 def pandas(metadata: Path) -> int:
-    """Joins the labels with pandas: read_csv, isin to select rows, groupby to collect classes; nothing is checked."""
+    """Joins the labels with pandas (read_csv, isin, groupby), without the checks of raypaml."""
     import pandas as pd
 
     split = metadata / "2017_11" / "train"
@@ -113,14 +112,14 @@ def pandas(metadata: Path) -> int:
 
 
 def bench_join(folder: Path, scale: float) -> Iterator[list[str]]:
-    """Each in a process of its own, with its peak memory."""
+    """Measures time and peak memory of each join in a process of its own; yields a row of the table for each."""
     write_release(folder, scale)
-    found = {name: _alone(name, folder) for name in ("ours", "pandas")}
-    for name, result in found.items():
-        ratio = found["pandas"]["seconds"] / result["seconds"]
+    results = {name: _alone(name, folder) for name in ("ours", "pandas")}
+    for name, result in results.items():
+        ratio = results["pandas"]["seconds"] / result["seconds"]
         what = f"join {IMAGES * scale / 1e6:.2g} M images, {LABELS * scale / 1e6:.3g} M labels: {name}"
         images = f"{result['images']:,} images with labels, {result['peak']:,.0f} MB peak"
-        yield [what, f"{result['seconds']:.1f} s", images, f"{ratio:.2f}x of pandas"]
+        yield [what, f"{result['seconds']:.1f} s", images, f"{ratio:.2f} times as fast as pandas"]
 
 
 def _alone(name: str, folder: Path) -> Any:
@@ -129,7 +128,7 @@ def _alone(name: str, folder: Path) -> Any:
 
 
 def run_one(name: str, folder: Path) -> None:
-    """Time one way of joining in this process."""
+    """Times one way of joining in this process and prints its figures as JSON."""
     began = time.perf_counter()
     images = {"ours": ours, "pandas": pandas}[name](folder)
     seconds = time.perf_counter() - began
@@ -141,7 +140,7 @@ def run_one(name: str, folder: Path) -> None:
 
 
 def write_images(folder: Path, count: int) -> list[str]:
-    """JPEGs of 1024 x 768 px and about 290 kB, as Open Images' originals; returns their keys."""
+    """Writes JPEGs of 1024 x 768 px and about 290 kB, like the originals of Open Images; returns their keys."""
     rng = np.random.default_rng(1)
     folder.mkdir()
     keys = [f"{k:016x}" for k in range(count)]
@@ -154,7 +153,7 @@ def write_images(folder: Path, count: int) -> list[str]:
 
 
 def sharding(work: Path, keys: list[str], store: Store, form: ImageForm, run: Mapper, shards: int) -> float:
-    """Seconds for all shards; every image must be in one."""
+    """Returns the seconds for writing all shards, after checking that they hold every image."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     job = ShardJob(work, ("/m/0",), form, seed=0, shard_samples=-(-len(keys) // shards))
@@ -175,7 +174,7 @@ def sharding(work: Path, keys: list[str], store: Store, form: ImageForm, run: Ma
 
 
 def bare(folder: Path, keys: list[str], processes: int) -> float:
-    """Seconds for decoding, resizing and encoding these images, the results thrown away."""
+    """Returns the seconds for decoding, resizing and encoding the images with Pillow alone."""
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         pool.map(len, [[]] * processes)
         began = time.perf_counter()
@@ -191,15 +190,15 @@ def _resize(paths: list[Path]) -> None:
 
 
 def tar(work: Path, folder: Path) -> float:
-    """Seconds of `tar cf` on the same files."""
+    """Returns the seconds of `tar cf` on the same files."""
     began = time.perf_counter()
     subprocess.run(["tar", "cf", str(work.with_suffix(".tar")), "-C", str(folder), "."], check=True)
     return time.perf_counter() - began
 
 
 def alternately(name: str, unit: str, amount: float, ours: Run, bound: Run, called: str) -> list[str]:
-    """Runs both a few times in turns; returns a row with their medians."""
-    ours(), bound()  # page cache, imports
+    """Times raypaml and its bound, which has the name `called`, in turns; returns a row of the table."""
+    ours(), bound()  # the warm-up fills the page cache and imports modules
     pairs = [(ours(), bound()) for _ in range(ROUNDS)]
     mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = sorted(theirs / own for own, theirs in pairs)
@@ -210,7 +209,7 @@ def alternately(name: str, unit: str, amount: float, ours: Run, bound: Run, call
 
 @contextmanager
 def cores(count: int) -> Iterator[None]:
-    """Confines both contestants and their threads to the same cores."""
+    """Restricts this process, its threads and its children to the first `count` cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(before)[:count])
     try:
@@ -220,16 +219,16 @@ def cores(count: int) -> Iterator[None]:
 
 
 def bench_resize(folder: Path, keys: list[str], workers: int) -> list[str]:
-    """Compares resizing in this process, or on Ray, whose start is not counted."""
+    """Compares resizing with Pillow alone; several workers run on Ray, whose start is not counted."""
     store, work = Store(Location(str(folder))), folder.with_name("work")
     name = f"{len(keys)} images resized to {SIZE} px, {workers} worker{'s'[: workers - 1]}"
     with cores(workers), mapper(workers) as run:
         ours: Run = lambda: sharding(work, keys, store, ImageForm(), run, 2 * workers)  # noqa: E731
-        return alternately(name, "images/s", len(keys), ours, lambda: bare(folder, keys, workers), "bare Pillow")
+        return alternately(name, "images/s", len(keys), ours, lambda: bare(folder, keys, workers), "Pillow alone")
 
 
 def bench_copy(folder: Path, keys: list[str]) -> list[str]:
-    """Compares copying files in the page cache, with one worker and without Ray."""
+    """Compares copying unchanged files from the page cache with tar; one worker, without Ray."""
     store, work = Store(Location(str(folder))), folder.with_name("work")
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     name = f"{len(keys)} images of {1e3 * size / len(keys):.0f} kB copied as they are"
@@ -242,8 +241,8 @@ def bench_copy(folder: Path, keys: list[str]) -> list[str]:
 
 
 def bench_store(folder: Path, keys: list[str], concurrency: int) -> list[str]:
-    """Copies images unchanged with one worker, so that only the link limits the rate."""
-    import webdataset  # noqa: F401  # it imports torch, which is not to be counted
+    """Copies images unchanged from a simulated store, so that only its bandwidth limits the rate."""
+    import webdataset  # noqa: F401  # imported here, so that its import of torch is not timed
 
     command = [sys.executable, str(Path(__file__).with_name("far_store.py")), str(folder), "--rate", f"{CAP / 1e6:g}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -254,8 +253,9 @@ def bench_store(folder: Path, keys: list[str], concurrency: int) -> list[str]:
         server.kill()
     receipts = [read_receipt(path)[1] for path in folder.with_name("work").glob("*.arrow")]
     rate = sum(receipt["bytes_read"] for receipt in receipts) / seconds / 1e6
-    name, beside = f"{len(keys)} images from a store, {concurrency} at once", f"{1e8 * rate / CAP:.0f} % of the link"
-    return [name, f"{seconds:.2f} s", f"{rate:.1f} MB/s; the link {CAP / 1e6:g}", beside]
+    share = f"{1e8 * rate / CAP:.0f} % of the bandwidth"
+    name = f"{len(keys)} images from a store, {concurrency} at once"
+    return [name, f"{seconds:.2f} s", f"{rate:.1f} MB/s; bandwidth {CAP / 1e6:g}", share]
 
 
 def rows(parts: list[str], folder: Path, scale: float, images: int) -> Iterator[list[str]]:
@@ -282,16 +282,16 @@ def main() -> None:
     flags.add_argument("--scale", type=float, default=1.0, help="size of the release, as a multiple of V3's [1]")
     flags.add_argument("--images", type=int, default=600, metavar="N", help="images to prepare as shards [600]")
     flags.add_argument("--dir", type=Path, help="folder for generated files, removed at the end [the temporary one]")
-    flags.add_argument("--one", help="join in this one way, in --dir; used by the benchmark itself")
+    flags.add_argument("--one", help="time this way of joining in --dir; used by the benchmark itself")
     asked = flags.parse()
     if asked.one:
         return run_one(asked.one, asked.dir)
     with tempfile.TemporaryDirectory(prefix="raypaml-bench-", dir=asked.dir) as folder:
-        found = []
+        lines = []
         for row in rows(asked.only.split(","), Path(folder), asked.scale, asked.images):
             print(row, file=sys.stderr, flush=True)
-            found.append(row)
-    print(markdown(["what", "time", "rate", "beside"], found, left=1))
+            lines.append(row)
+    print(markdown(["what", "time", "rate", "compared"], lines, left=1))
     return None
 
 

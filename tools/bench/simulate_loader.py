@@ -1,11 +1,12 @@
-"""What a plan would do at full size, without reading an image: balance, mixing, traffic, caches, start-up.
+"""Simulates who reads which sample at full size, without reading images: balance, mixing, traffic, caches, start-up.
 
     python tools/bench/simulate_loader.py [--samples 3660000] [--shards 2000] [--ranks 64] [--loader-workers 8]
 
-Shards differ in size by up to a half of the mean. For every --window: the share of batch-mates from the same shard, the
-samples of ranks and loader threads, the bytes a node reads beside its share of the data, and the cache it needs. Then
-a new process opens an index of that many samples and makes its first part, at the start of an epoch and at 90 % of it;
-and the processes of a node do so together and touch every page of it, for the memory that it costs each of them.
+The sizes of shards differ from their mean by up to a half. The first table has, for every shuffle window, the share of
+pairs of a batch that come from the same shard, the numbers of samples of ranks and loader threads, the bytes that a
+node reads, relative to its share of the data, and the cache that it needs. The second has time and memory of a new
+process that opens an index of this size and plans its first step, at the start and at 90 % of an epoch. The third has
+the memory per process when all processes of a node do so and read every page of the index.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Ints = NDArray[np.int64]
 
 
 def shard_sizes(samples: int, shards: int) -> Ints:
-    """Draws the number of samples of each shard; shards differ in size."""
+    """Draws the number of samples of each shard, between half and one and a half times the mean."""
     weights = np.random.default_rng(0).uniform(0.5, 1.5, shards)
     ends = np.round(np.cumsum(weights) / weights.sum() * samples).astype(np.int64)
     sizes: Ints = np.diff(ends, prepend=0)
@@ -43,7 +44,10 @@ def shard_sizes(samples: int, shards: int) -> Ints:
 
 
 def dealt(sizes: Ints, loader_workers: int) -> list[int]:
-    """The samples of each loader thread of a rank, where all are as fast: who is free takes the next piece."""
+    """Returns the numbers of samples of a rank's loader threads, sorted.
+
+    All threads are taken to be equally fast; whichever is free takes the next piece.
+    """
     threads = [0] * loader_workers
     for rows in sizes.tolist():
         for piece in pieces(rows, loader_workers):
@@ -63,12 +67,12 @@ def simulate(plan: Plan, ranks: int, ranks_per_node: int, loader_workers: int) -
         spans = Epoch(plan, 0, *lanes).spans()
         read.append(sum(shard_bytes[span.shard] for span in spans))
         cache.append(cache_bytes(spans, shard_bytes))
-    found = mixing(plan)
+    mixed = mixing(plan)
     least = sum(shard_bytes) / len(read)
     return [
         str(plan.window or "permutation"),
-        f"{found.share:.3%}",
-        f"{found.excess:.3%}",
+        f"{mixed.share:.3%}",
+        f"{mixed.excess:.3%}",
         f"{by_rank.min():,} to {by_rank.max():,}",
         f"{by_loader.min():,} to {by_loader.max():,}",
         f"{max(read) / 1e9:.1f} GB, {max(read) / least:.3f}",
@@ -77,7 +81,7 @@ def simulate(plan: Plan, ranks: int, ranks_per_node: int, loader_workers: int) -
 
 
 def write_big_index(path: Path, sizes: Ints) -> None:
-    """An index of many samples, three labels in eight positive."""
+    """Writes an index of a training split in which each sample has three positive and five negative labels."""
     rng, total = np.random.default_rng(0), int(sizes.sum())
     ids = tuple(f"/m/{k:05d}" for k in range(CLASSES))
     counts = np.zeros(CLASSES, np.int64)
@@ -112,13 +116,13 @@ def write_big_index(path: Path, sizes: Ints) -> None:
 
 
 def memory_mb(kind: str) -> float:
-    """Returns MB of this process: `Pss` divides shared pages among those that share them, `Anonymous` is its own."""
+    """Returns the memory of this process in MB: `Anonymous` is its own; `Pss` adds its share of shared pages."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) * 1024 / 1e6
 
 
 def first_part(index: Index, window: int, at: float) -> None:
-    """The labels of a rank's part of the step there, as a fraction of the epoch."""
+    """Reads the labels of one rank for the step at the fraction `at` of an epoch."""
     plan = Plan(
         num_samples=len(index), global_batch_size=2048, lanes=64, window=window, shard_sizes=index.shard_sizes, seed=1
     )
@@ -126,7 +130,7 @@ def first_part(index: Index, window: int, at: float) -> None:
 
 
 def start(path: Path, window: int, at: float, results: Any) -> None:
-    """Measures what a new process needs until it has its first part."""
+    """Measures, in a new process, time and memory until it has the labels of its first step."""
     before, began, cpu = memory_mb("Anonymous"), time.perf_counter(), time.process_time()
     index = open_index(path)
     opened = time.perf_counter()
@@ -137,7 +141,7 @@ def start(path: Path, window: int, at: float, results: Any) -> None:
 
 
 def share(path: Path, window: int, turn: Any, results: Any) -> None:
-    """Measures the memory that an index costs one of several processes once all have read every page of it."""
+    """Measures the memory that an index takes in one of several processes that have all read every page of it."""
     turn.wait()
     before = [memory_mb(kind) for kind in ("Pss", "Anonymous")]
     turn.wait()
@@ -151,20 +155,20 @@ def share(path: Path, window: int, turn: Any, results: Any) -> None:
 
 
 def shares(path: Path, window: int, processes: int) -> Any:
-    """[processes, 2] MB added to each process of a node: its share of all pages, and what is its own of it."""
+    """Measures the MB that an index adds to each process of a node: [processes, 2], as PSS and as anonymous memory."""
     context = multiprocessing.get_context("spawn")
     turn, results = context.Barrier(processes), context.SimpleQueue()
     started = [context.Process(target=share, args=(path, window, turn, results)) for _ in range(processes)]
     for process in started:
         process.start()
-    found = np.array([results.get() for _ in started])
+    added = np.array([results.get() for _ in started])
     for process in started:
         process.join()
-    return found
+    return added
 
 
 def starts(path: Path, window: int) -> list[list[str]]:
-    """Start-up of new processes, fresh and at 90 % of an epoch, as rows of the table."""
+    """Measures new processes that begin at the start and at 90 % of an epoch; returns rows of the table."""
     context = multiprocessing.get_context("spawn")
     results, rows = context.SimpleQueue(), []
     for at in (0.0, 0.9):
@@ -178,8 +182,8 @@ def starts(path: Path, window: int) -> list[list[str]]:
 
 
 def new_processes(sizes: Ints, windows: list[int], ranks_per_node: int) -> None:
-    """Time and memory of processes that open an index of this size."""
-    head = ["window", "epoch at", "open and check, s", "plan and first part, s", "CPU, s", "MB added", "MB in all"]
+    """Prints time and memory of new processes that open an index of this size."""
+    head = ["window", "epoch at", "open and check, s", "plan and first step, s", "CPU, s", "MB added", "MB in all"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.arrow"
         write_big_index(path, sizes)
@@ -190,13 +194,14 @@ def new_processes(sizes: Ints, windows: list[int], ranks_per_node: int) -> None:
                 pss, own = shares(path, window, processes).max(0)
                 rows.append([str(window or "permutation"), str(processes), f"{pss:.0f}", f"{own:.0f}"])
         print(
-            f"An index of {path.stat().st_size / 1e6:.0f} MB, every page of it touched, costs each process at most:\n"
+            f"Memory that an index of {path.stat().st_size / 1e6:.0f} MB takes at most in each process that has read "
+            "every page of it:\n"
         )
-    print(markdown(["window", "processes", "MB (PSS)", "of it not shared"], rows, left=1))
+    print(markdown(["window", "processes", "MB (PSS)", "of these not shared"], rows, left=1))
 
 
 def main() -> None:
-    parser = Parser(prog=PROG, description="What a plan would do at full size, without reading an image.")
+    parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("--samples", type=int, default=3_660_000, help="samples of the training split [3660000]")
     parser.add_argument("--shards", type=int, default=2000, help="shards of the training split [2000]")
     parser.add_argument("--ranks", type=int, default=64, help="training processes [64]")
@@ -227,8 +232,8 @@ def main() -> None:
         )
         for window in windows
     ]
-    head = ["window, shards", "mates of a shard", "excess", "samples a rank", "a loader thread"]
-    print(markdown([*head, "a node reads, : least", "cache a node"], rows, left=1), "\n", flush=True)
+    head = ["window, shards", "pairs from one shard", "excess", "samples per rank", "samples per loader thread"]
+    print(markdown([*head, "read per node, relative to least", "cache per node"], rows, left=1), "\n", flush=True)
     new_processes(sizes, [window for window in windows if window in (0, 4)], asked.ranks_per_node)
 
 

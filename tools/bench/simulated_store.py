@@ -1,8 +1,8 @@
-"""Serve a folder as an S3 bucket over HTTP, with the latency of a real one; for benchmarks and tests.
+"""Serves a folder as an S3 bucket over HTTP, with the latency of a real one; for benchmarks and tests.
 
-    python tools/bench/simulated_store.py DIR --latency 0.05
+    python tools/bench/simulated_store.py DIR --latency 0.05     # prints the address to give to --data
 
-prints the address to give to --data. Answers HEAD, GET with a range, and ListObjectsV2; everybody may read.
+It answers HEAD, GET (with a range) and ListObjectsV2, without asking for credentials.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ BUCKET = "bucket"
 
 
 class Store(ThreadingHTTPServer):
-    """One bucket, the files of `folder`; `requests` and `sent` count by file."""
+    """A server of one bucket with the files of `folder`; `requests` and `sent` count requests and bytes by file."""
 
     daemon_threads = True
 
     def __init__(self, folder: Path, latency: float = 0.0, disturb: Callable[[str, str], int] = lambda *_: 0):
-        """`disturb(method, file)` answers 0, or the HTTP status of a failure."""
+        """Prepares the server; the system chooses its port.
+
+        Args:
+            folder: the files to serve.
+            latency: seconds before every answer.
+            disturb: called with method and file of a request; returns 0, or the HTTP status to fail with.
+        """
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder, self.latency, self.disturb = folder, latency, disturb
         self.requests, self.sent = Counter[str](), Counter[str]()
@@ -41,7 +47,7 @@ class Store(ThreadingHTTPServer):
         return f"s3://anonymous@{BUCKET}?{options}"
 
     def start(self) -> Store:
-        """Serve in a thread of this process."""
+        """Serves in a thread of this process."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
@@ -112,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve a folder as an S3 bucket over HTTP on this machine.")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to serve")
     parser.add_argument(
         "--latency", type=float, default=0.05, metavar="SECONDS", help="seconds before every answer [0.05]"

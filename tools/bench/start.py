@@ -1,11 +1,11 @@
-"""How long a run takes to start and to end: from `raypaml train digits` to its first line, its first step, its table.
+"""Measures how long `raypaml train digits` takes until its first line, its first step and its table of results.
 
     python tools/bench/start.py --workers 1 2 --rounds 5 --against ../before
 
-With `--against` another checkout, such as a worktree of an earlier commit, is measured in turns with this one. The
-first step is the first line that has one, on a terminal of its own; seconds by the clock, and of CPU time that all
-processes of a run took (user and system), of which a busy machine changes little. The data set lies in the cache: a
-run before the first round draws it.
+With `--against`, another checkout, such as a worktree of an earlier commit, is measured in turns with this one. Each
+run has a pseudo-terminal of its own, in which these lines are awaited. Times are wall-clock seconds; the last column is
+the CPU time of all processes of a run (user and system), which a busy machine changes little. The round before the
+first, which is not counted, draws the data set into the cache.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from raypaml.writable import check_writable
 
 HERE = Path(__file__).resolve().parents[2]
 MARKS = {"first line": b"run bench", "first step": b"epoch 1/", "last epoch": b"epoch 1/1  loss", "table": b"| ---"}
-"""What a run shows at each moment; the table is on standard output, the rest on the terminal."""
-COLUMNS = ("first line", "first step", "to the table", "the whole", "CPU, all processes")
+"""The text by which each moment of a run is recognised; the table is on standard output, the rest on the terminal."""
+COLUMNS = ("first line", "first step", "last epoch to table", "start to end", "CPU, all processes")
 _SUBREAPER = 36
-"""PR_SET_CHILD_SUBREAPER of Linux: processes that a run leaves to themselves become this one's, and are counted."""
+"""PR_SET_CHILD_SUBREAPER of Linux: this process inherits, and so counts, those that a run leaves without a parent."""
 
 
 def measure(checkout: Path, workers: int, data: str, storage: Path) -> dict[str, float]:
-    """Seconds of one run of one epoch, by COLUMNS."""
+    """Trains one epoch; returns the seconds of each of COLUMNS."""
     flags = ["--epochs=1", "--warmup-epochs=1", f"--storage={storage}", "--name=bench"]
     command = [sys.executable, "-m", "raypaml", "train", "digits", f"--workers={workers}", f"--data={data}", *flags]
     environment = os.environ | {"PYTHONPATH": str(checkout), "COLUMNS": "200", "TERM": "xterm"}
@@ -64,12 +64,12 @@ def measure(checkout: Path, workers: int, data: str, storage: Path) -> dict[str,
 
 
 def _watch(descriptor: int, seen: dict[str, float]) -> None:
-    """Note when each mark is first read, until the other side is closed."""
+    """Notes when each mark is first read, until the other side is closed."""
     text = b""
     while True:
         try:
             part = os.read(descriptor, 1 << 16)
-        except OSError:  # so a terminal says that nobody writes any more
+        except OSError:  # a pseudo-terminal answers so once nobody has its other side open
             part = b""
         if not part:
             return
@@ -85,7 +85,7 @@ def _cpu() -> float:
 
 
 def _wait_for_orphans() -> None:
-    """Wait for what a run started and did not wait for, such as Ray's own processes."""
+    """Waits for processes that a run started and did not wait for, such as Ray's own."""
     while True:
         try:
             os.wait()
@@ -94,7 +94,7 @@ def _wait_for_orphans() -> None:
 
 
 def commit(checkout: Path) -> str:
-    """The commit of a checkout, with + where files differ from it."""
+    """Returns the commit of a checkout, followed by + if its files differ from that commit."""
     asked = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=7", "--exclude=*"]
     return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -113,10 +113,10 @@ def main() -> None:
     checkouts = [HERE, *([options.against.resolve()] if options.against else [])]
     print(f"{date.today()}, {os.cpu_count()} cores ({platform.machine()}), load {os.getloadavg()[0]:.1f}; seconds\n")
     print(f"| commit | workers | {' | '.join(COLUMNS)} |\n| --- | ---: |{' ---: |' * len(COLUMNS)}")
-    found: list[dict[str, object]] = []
+    figures: list[dict[str, object]] = []
     for workers in options.workers:
         rounds: dict[Path, list[dict[str, float]]] = {checkout: [] for checkout in checkouts}
-        for number in range(-1, options.rounds):  # the first only fills caches
+        for number in range(-1, options.rounds):  # round -1 only fills caches
             for checkout in checkouts:
                 with tempfile.TemporaryDirectory(prefix="bench-start-") as storage:
                     one = measure(checkout, workers, options.data, Path(storage))
@@ -126,9 +126,9 @@ def main() -> None:
             medians = {name: statistics.median(one[name] for one in each) for name in COLUMNS}
             shown = " | ".join(f"{value:.1f}" for value in medians.values())
             print(f"| {commit(checkout)} | {workers} | {shown} |", flush=True)
-            found.append({"commit": commit(checkout), "workers": workers, "rounds": each})
+            figures.append({"commit": commit(checkout), "workers": workers, "rounds": each})
     if options.json:
-        write_whole(options.json, json.dumps(found, indent=1))
+        write_whole(options.json, json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Whole training steps without data: images per second, memory and share of the matrix peak, ours and published.
+"""Compares whole training steps without data loading, raypaml's with the published form: speed and memory.
 
-python tools/bench/step.py                                                  # as on an H200
+python tools/bench/step.py                                                  # needs a large GPU, such as an H200
 python tools/bench/step.py --backbone resnet18 --pixels 64 --images 8      # to try it on a CPU
 """
 
@@ -40,7 +40,7 @@ PROG = "python tools/bench/step.py"
 
 
 class Published(nn.Module):
-    """Backbone, convolution, boosted map, mean."""
+    """The published form of the model: backbone, 1 x 1 convolution, BoostLU and spatial mean, all maps in memory."""
 
     def __init__(self, model: CamClassifier):
         super().__init__()
@@ -54,13 +54,13 @@ class Published(nn.Module):
 
 
 def step_run(form: str, kind: torch.dtype, asked: argparse.Namespace, device: str) -> Run:
-    """A step that trains on the same images again and again.
+    """Returns a training step that uses the same images each time.
 
     Args:
-        form: "published", or "ours".
-        kind: float32, or what autocast computes in; float16 with its scaling of the loss.
-        asked: backbone, pixels, images, and of our form how its network runs: `compile` is a backend of torch.compile,
-            "graph" for a CUDA graph of the kernels as they are, or empty.
+        form: "published", or "ours" for raypaml.
+        kind: float32, or the type that autocast computes in; with float16 the loss is scaled.
+        asked: `backbone`, `pixels`, `images`, and `compile`, which says how the network of form "ours" runs: a backend
+            of torch.compile, "graph" for a CUDA graph, or "" for neither.
         device: "cuda" or "cpu".
     """
     torch.manual_seed(0)
@@ -101,12 +101,17 @@ def _our_network(model: CamClassifier, images: Tensor, kind: torch.dtype, way: s
 
 
 def type_name(kind: torch.dtype) -> str:
-    """As people write it: bfloat16."""
+    """Returns the name of a type without its module, such as bfloat16."""
     return str(kind).removeprefix("torch.")
 
 
 def matrix_peak(device: str, size: int = 0) -> float:
-    """Operations per second of one matrix product, bfloat16 on a GPU; of a large size unless another is given."""
+    """Measures the operations per second of a matrix product: bfloat16 on a GPU, float32 on a CPU.
+
+    Args:
+        device: "cuda" or "cpu".
+        size: rows and columns of the matrices; 0 for 8192 on a GPU and 2048 on a CPU.
+    """
     usual, kind = (8192, torch.bfloat16) if device == "cuda" else (2048, torch.float32)
     size = size or usual
     left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
@@ -114,7 +119,7 @@ def matrix_peak(device: str, size: int = 0) -> float:
 
 
 def decode_rate(pixels: int) -> float:
-    """JPEG images per second that one core decodes with Pillow: smooth noise, quality 90."""
+    """Measures how many JPEG images per second one core decodes with Pillow; they are smooth noise at quality 90."""
     noise = np.random.default_rng(0).integers(0, 256, (pixels // 8, pixels // 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((pixels, pixels), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
@@ -122,7 +127,7 @@ def decode_rate(pixels: int) -> float:
 
 
 def steps(asked: argparse.Namespace, device: str) -> str:
-    """Images per second, memory and share of the matrix peak of whole steps."""
+    """Returns a table of whole steps: images per second, memory, and share of the matrix peak."""
     flops = measure(asked.backbone, CLASSES, asked.pixels, asked.pixels, torch.float32).training_flops()
     peak, decoded = matrix_peak(device), decode_rate(asked.pixels)
     rows = []
@@ -141,13 +146,13 @@ def steps(asked: argparse.Namespace, device: str) -> str:
 
 
 def main() -> None:
-    """Run every form that the device has, print a table."""
+    """Measures both forms in every type that the device computes in, and prints a table."""
     flags = Parser(prog=PROG, description=__doc__.split("\n")[0])
     flags.add_argument("--backbone", default="resnet101", help="backbone, as raypaml train names it [resnet101]")
     flags.add_argument("--pixels", type=int, default=448, help="height and width of the images [448]")
     flags.add_argument("--images", type=int, default=64, help="images of a step [64]")
     flags.add_argument("--repeats", type=int, default=10, help="steps, of which the median counts [10]")
-    about = "compile our network with torch.compile"
+    about = "compile raypaml's network with torch.compile"
     flags.add_argument("--compile", action="store_const", const="inductor", default="", help=about)
     print(steps(flags.parse(), "cuda" if torch.cuda.is_available() else "cpu"))
 
