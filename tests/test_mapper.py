@@ -51,7 +51,11 @@ def test_a_cluster_is_joined_at_once(starts: list[tuple[int, str]], monkeypatch:
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (RayTaskError("f", "a trace", OSError(28, "No space left on device")), ValueError, r"^No space left on device; make room on the disk"),
+        (
+            RayTaskError("f", "a trace", OSError(28, "No space left on device")),
+            ValueError,
+            r"^No space left on device; make room on the disk",
+        ),
         (RayTaskError("f", "a trace", KeyError("x")), RuntimeError, "^'x'$"),
         (WorkerCrashedError(), ValueError, r"^a process of Ray failed: The worker died .*; give the command again, "),
     ],
