@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import http.server
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from raypaml import doctor
 from raypaml.cluster import checks, nodes
 from raypaml.cluster.checks import FATAL, FINE, WARNING
 from raypaml.cluster.nodes import Node
@@ -169,6 +172,18 @@ def test_fatal_findings_are_the_exit_code(tiny_digits: Path, tmp_path: Path) -> 
     )
     assert (missing.returncode, "fatal" in missing.stdout) == (1, True)
     assert run("--no-such-flag").returncode == 2
+
+
+def test_a_full_disk_is_a_finding(
+    tiny_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: Path) -> float:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(nodes, "_write_rate", full)
+    flags = ["--data", str(tiny_digits), "--storage", str(tmp_path), "--workers", "1", "--device", "cpu"]
+    assert doctor.main(flags) == 1
+    assert "cannot be written: No space left on device" in capsys.readouterr().out
 
 
 def test_what_a_node_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

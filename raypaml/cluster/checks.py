@@ -263,6 +263,5 @@ def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf
     yield from disks(nodes, config, KEPT * size, stored)
     yield memory(nodes, config, needs)
     rate = tflops or RATES[needs.device][1]
-    yield checkpoint_interval(
-        needs, config, size, min(node.write_rate for node in nodes), rate, mtbf_hours / len(nodes)
-    )
+    if slowest := min(node.write_rate for node in nodes):  # else nothing can be written, which is a finding already
+        yield checkpoint_interval(needs, config, size, slowest, rate, mtbf_hours / len(nodes))
