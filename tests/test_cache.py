@@ -256,6 +256,16 @@ def test_a_damaged_copy_is_fetched_again(store: Store, folder: Path, tmp_path: P
     assert images(reader(data)) == images(reader(open_folder(folder)))
 
 
+@pytest.mark.parametrize("name", ["train.arrow", "vocabulary.csv"])
+def test_a_damaged_copy_of_index_or_vocabulary_is_fetched_again(store: Store, tmp_path: Path, name: str) -> None:
+    right = opened(store, tmp_path).vocabulary.content_digest
+    (copied,) = tmp_path.glob(f"*-index/{name}")
+    content = copied.read_bytes()
+    copied.write_bytes(content[: len(content) // 2] + b"7" + content[len(content) // 2 + 1 :])
+    assert opened(store, tmp_path).vocabulary.content_digest == right
+    assert copied.read_bytes() == content
+
+
 def test_a_store_that_stays_silent_is_named_with_the_shard(store: Store, tmp_path: Path) -> None:
     data = opened(store, tmp_path)
     assert isinstance(data.shards, CachedShards)

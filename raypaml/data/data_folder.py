@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,20 +76,37 @@ def open_folder(
         with os.scandir(path) as entries:
             sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         _check_listing(path, sizes)
-        return _opened(path, path, sizes, LocalShards(path), lenient=lenient)
+        return _with_shards(path, *_described(path), sizes, LocalShards(path), lenient=lenient)
     sizes, digest = _listed_remote(where)
     _check_listing(where, sizes)
     root = kept_in(Path(cache), "set --cache") if cache else kept_in(user_cache() / "shards")
     shards = CachedShards(where, root, digest, int(cache_gb * 1e9))
-    _copy_index(where, root / f"{digest}-index", sizes)
-    return _opened(where, root / f"{digest}-index", sizes, shards, lenient=lenient)
+    copied = root / f"{digest}-index"
+    _copy_index(where, copied, sizes)
+    try:
+        described = _described(copied)
+    except ValueError:  # a copy that was damaged in the cache is fetched again, as a shard is
+        shutil.rmtree(copied, ignore_errors=True)
+        _copy_index(where, copied, sizes)
+        described = _described(copied)
+    return _with_shards(where, *described, sizes, shards, lenient=lenient)
 
 
-def _opened(
-    where: Path | Location, metadata: Path, sizes: Mapping[str, int], shards: Shards, *, lenient: bool
+def _described(folder: Path) -> tuple[Vocabulary, dict[str, Index]]:
+    """The vocabulary and the index of each split, which belong together."""
+    vocabulary = Vocabulary.read(folder / VOCABULARY)
+    return vocabulary, {split: _open_split(folder, split, vocabulary) for split in SPLITS}
+
+
+def _with_shards(
+    where: Path | Location,
+    vocabulary: Vocabulary,
+    splits: dict[str, Index],
+    sizes: Mapping[str, int],
+    shards: Shards,
+    *,
+    lenient: bool,
 ) -> DataFolder:
-    vocabulary = Vocabulary.read(metadata / VOCABULARY)
-    splits = {split: _open_split(metadata, split, vocabulary) for split in SPLITS}
     for index in () if lenient else splits.values():
         _check_shards(index, sizes, shards)
     return DataFolder(where, vocabulary, splits, shards)
