@@ -15,7 +15,7 @@ import pytest
 from raypaml.evaluation import entries as entries_module
 from raypaml.evaluation.entries import Entries, spilled
 from raypaml.evaluation.measures import evaluate_set
-from raypaml.evaluation.parts import PredictionPart, is_predicted, open_set, read_vocabulary, write_part
+from raypaml.evaluation.parts import PredictionPart, is_of_set, is_predicted, open_set, read_vocabulary, write_part
 from raypaml.labels import Vocabulary
 
 CLASSES, IMAGES = 12, 30
@@ -74,6 +74,15 @@ def all_entries(folder: Path) -> Iterator[Entries]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_set(tmp_path / "set", rows(), [0, 1, 2])
+
+
+def test_a_part_of_other_names_of_classes_is_of_another_set(folder: Path) -> None:
+    """Else the evaluation would keep it, with a vocabulary that is refused by whoever reads the set."""
+    path, first = folder / part(1, 3, 0).name, part(0, 3, IMAGES // 3)
+    assert is_of_set(path, first, vocabulary().content_digest)
+    assert not is_of_set(path, first, dataclasses.replace(vocabulary(), names=("else",) * CLASSES).content_digest)
+    path.write_bytes(b"damaged")
+    assert is_of_set(path, first, "")  # it is written again
 
 
 def test_every_entry_comes_back_once_in_one_order_from_any_parts(

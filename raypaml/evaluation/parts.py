@@ -137,6 +137,18 @@ def is_predicted(folder: Path, part: PredictionPart) -> bool:
     return True
 
 
+def is_of_set(path: Path, part: PredictionPart, vocabulary_content: str) -> bool:
+    """Whether a file belongs to the same set as `part`, with the same names and counts of classes.
+
+    A damaged one does if its name fits, and is written again.
+    """
+    try:
+        file = _PartFile(path)
+    except ValueError:
+        return dataclasses.replace(part, part=0).name[10:] == path.name[10:]
+    return file.part.of_set == part.of_set and file.vocabulary_content in ("", vocabulary_content)
+
+
 def read_part(path: Path) -> PredictionPart:
     """The metadata of a part; ValueError if it is damaged or was not written by raypaml."""
     return _PartFile(path).part

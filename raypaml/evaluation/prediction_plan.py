@@ -14,7 +14,7 @@ import torch
 from raypaml.config import TrainConfig
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.plan import Part, Plan, default_lanes
-from raypaml.evaluation.parts import PredictionPart, is_predicted, read_part, read_skipped, write_part
+from raypaml.evaluation.parts import PredictionPart, is_of_set, is_predicted, read_skipped, write_part
 from raypaml.evaluation.predicting import predict_steps
 from raypaml.files import file_digest, sweep
 from raypaml.labels import POSITIVE, UNOBSERVED, VOCABULARY
@@ -165,21 +165,14 @@ def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> No
     for path in plan.folder.glob("part-*.unfinished"):  # of versions that did not hide them
         path.unlink()
     for path in plan.folder.glob("part-*.parquet"):
-        if not _belongs(path, plan.parts[0]):
+        if not is_of_set(path, plan.parts[0], data.vocabulary.content_digest):
             if not replace:
                 raise ValueError(
-                    f"{path}: predictions of another checkpoint, data or split; give another --out or remove them"
+                    f"{path}: predictions of another checkpoint, data, classes or split; give another --out or remove "
+                    "them"
                 )
             path.unlink()
     data.vocabulary.write(plan.folder / VOCABULARY)
-
-
-def _belongs(path: Path, part: PredictionPart) -> bool:
-    """Whether a file belongs to the same set as `part`; a damaged one does if its name fits, and is written again."""
-    try:
-        return read_part(path).of_set == part.of_set
-    except ValueError:
-        return dataclasses.replace(part, part=0).name[10:] == path.name[10:]
 
 
 def predict_part(
