@@ -52,7 +52,7 @@ def check_model(config: TrainConfig, data: DataFolder, say: Callable[[str], None
     height, width, _ = Reader(data.shards, data.splits["train"], (), skip_broken=skips).shape
     check_images(build_model(config.model, len(data.vocabulary), say), height, width, config.model.backbone)
     for index in data.splits.values() if isinstance(data.path, Path) else ():
-        assert Reader(data.shards, index, (), skip_broken=skips).shape
+        _ = Reader(data.shards, index, (), skip_broken=skips).shape
 
 
 def check_images(model: CamClassifier, height: int, width: int, name: str) -> None:
