@@ -145,6 +145,12 @@ def test_what_is_done_again_after_a_loss_is_not_logged_again(tmp_path: Path) -> 
     assert points == [("step", 13), ("epoch", 1), ("epoch", 2), ("test", 2), ("epoch", 3), ("test", 3)]
 
 
+def test_a_damaged_note_of_what_was_logged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "slow.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"slow\.json: not a note of what was logged \(.*\); remove it"):
+        Tracking(lambda: Slow(threading.Event()), print, tmp_path / "slow.json")
+
+
 def test_a_tracker_that_is_slow_to_begin_is_said_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "_SLOW", 0.05)
     release, said = threading.Event(), list[str]()

@@ -31,8 +31,6 @@ from raypaml.runs.models import tested_checkpoint
 if TYPE_CHECKING:
     from raypaml.evaluation.prediction_plan import PredictionPlan
 
-"""The only split that alpha is chosen on."""
-
 
 def choose_for_use(plan: PredictionPlan) -> str:
     """Choose alpha and thresholds for the weights that predicted the validation split, and write them into the run.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import queue
 import threading
@@ -19,6 +18,7 @@ from raypaml.files import write_json
 from raypaml.reports.trackers import MlFlow, Settings, TensorBoard, Tracker, Values, WeightsAndBiases
 from raypaml.runs.events import EpochReport, Event, StepReport
 from raypaml.runs.history import VALIDATION_MEAN_AP, column
+from raypaml.stored_json import read_if_there
 
 TrackerName = Literal["none", "tensorboard", "mlflow", "wandb"]
 
@@ -47,7 +47,8 @@ class _Logged:
 
     def __init__(self, path: Path | None):
         self._path = path
-        self._last: dict[str, int] = json.loads(path.read_text()) if path and path.is_file() else {}
+        known = read_if_there(path, dict[str, int], "a note of what was logged", "remove it") if path else None
+        self._last: dict[str, int] = known or {}
 
     def is_new(self, values: Values, place: int) -> bool:
         """Whether the values are the first at their place, which is noted."""

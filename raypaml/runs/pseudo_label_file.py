@@ -140,9 +140,9 @@ def _csv(path: Path, name: str) -> pa.Table:
     except pa.ArrowInvalid:
         table = _read_again(lambda: read(use_threads=False), name)
     table = table.rename_columns(list(columns)).unify_dictionaries()
-    for place, name in enumerate(columns):
-        if name != "score":
-            table = table.set_column(place, name, from_cells(table[name]))
+    for place, role in enumerate(columns):
+        if role != "score":
+            table = table.set_column(place, role, from_cells(table[role]))
     return table
 
 
