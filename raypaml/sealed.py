@@ -156,7 +156,7 @@ def _open_mark(name: str) -> int | None:
 @cache
 def _forget(folder: Path) -> None:
     """Remove marks that are of no more use, once in the life of a process."""
-    for path in folder.iterdir():
-        with suppress(OSError):
+    with suppress(OSError):  # others may remove them at the same time
+        for path in folder.iterdir():
             if time.time() - path.stat().st_mtime > _FORGOTTEN_SECONDS:
                 path.unlink()
