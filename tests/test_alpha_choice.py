@@ -339,7 +339,9 @@ def test_alpha_overrides_and_stale_choices_are_said(chosen: Path, tmp_path: Path
     one = dataclasses.replace(raypaml.load(chosen).card, alpha=3.0)
     assert one.at_alpha("3").thresholds == one.thresholds  # of this very alpha
     for wrong in ("0.5", "much", "nan"):
-        with pytest.raises(ValueError, match=f"alpha={wrong}: expected a number of at least 1, or training or chosen"):
+        with pytest.raises(
+            ValueError, match=f"alpha={wrong}: expected a number of at least 1 and at most .*, or training or chosen"
+        ):
             raypaml.load(chosen, alpha=wrong)
     run = shutil.copytree(chosen, tmp_path / "run")
     stored = json.loads((run / "alpha_of_use.json").read_text())

@@ -374,7 +374,7 @@ def test_a_foreign_folder_is_indexed_verified_and_damage_found(foreign: Path) ->
     broken = _tool("verify_shards.py", foreign, "--split", "train")
     assert broken.returncode == 1
     assert broken.stdout == f"{foreign}/part1.tar: image '10' at byte 512: does not match its CRC-32\n"
-    assert "2 shards, 8 samples: 1 faults" in broken.stderr
+    assert "2 shards, 8 samples: 1 fault\n" in broken.stderr
 
 
 def test_a_changed_label_is_found(foreign: Path) -> None:
