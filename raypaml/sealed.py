@@ -45,12 +45,18 @@ _checked: set[str] = set()
 
 
 def seal(path: Path) -> None:
-    """Write the digest of a finished file into it. Raises ValueError where its metadata have no place for it."""
+    """Write the digest of a finished file into it.
+
+    Raises:
+        ValueError: its metadata have no place for it, or a value would be taken for one and overwritten.
+    """
     file = os.open(path, os.O_RDWR)
     try:
         places = _places(file)
         if not places:
             raise ValueError(f"{path}: its metadata have no {_MARK.decode()} within {_EDGE:,} bytes of an end")
+        if any(os.pread(file, _LENGTH, place) != _ZEROS for place in places):
+            raise ValueError(f"{path}: its values hold {_MARK.decode()!r}, the mark of a digest; call them otherwise")
         digest = _digest(file, places)
         for place in places:
             os.pwrite(file, digest, place)

@@ -156,6 +156,14 @@ def test_other_programs_read_sealed_files(tmp_path: Path) -> None:
     assert map_arrow(tmp_path / "t.arrow", "").equals(table)
 
 
+@pytest.mark.parametrize("write", [write_arrow, write_parquet])
+def test_a_value_that_looks_like_a_digest_is_not_overwritten(tmp_path: Path, write: Callable[..., None]) -> None:
+    key = "raypaml-sha256:" + "7" * 70
+    with pytest.raises(ValueError, match="its values hold 'raypaml-sha256:', the mark of a digest"):
+        write(tmp_path / "table", pa.table({"key": [key]}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
         write_arrow(tmp_path / name, pa.table({"a": [1, 2]}))
