@@ -24,12 +24,16 @@ _OWN_FILES = {CONFIG, METRICS_FILE, RESULT, VOCABULARY, "state.json", "card.json
 def output_file(path: Path) -> Iterator[Path]:
     """Give a path to write to in the block, as `files.whole` does, after trying whether it can be written.
 
-    The folder of the file is made.
+    The folder of the file is made. A device or a pipe, such as /dev/stdout, is written in place.
 
     Raises:
         OSError: the file cannot be written.
         ValueError: the folder holds a data set, or the file would replace one that belongs to a run.
     """
+    is_file = path.is_file() and path.parent != Path("/dev")  # where a file is what the shell has put there
+    if path.exists() and not is_file and not path.is_dir():
+        yield path  # there is nothing to try, and to replace it would take it from everybody
+        return
     kind = holds(path.parent)
     if kind == "a data set" or (kind and path.name in _OWN_FILES):
         raise ValueError(f"{path}: the folder holds {kind}, which the file would change; give it another folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def examined(
 
 def put(path: str, value: object) -> Change:
     """Puts a value at a path of keys and numbers; None takes it away."""
-    *way, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+    *way, last = (int(key) if key.isdigit() else key.replace("~", "/") for key in path.split("/"))
 
     def change(document: Any) -> None:
         for key in way:
@@ -61,6 +62,8 @@ BROKEN = [
     ("spec/submissionMode", "InteractiveMode", FATAL, "backoffLimit does not go with InteractiveMode"),
     ("spec/shutdownAfterJobFinishes", False, FATAL, "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"),
     (f"{HEAD}/template/spec/serviceAccountName", "nobody", FATAL, "serviceAccountName=nobody is made by no file"),
+    (f"{HEAD}/template/spec/serviceAccountName", ["a"], FATAL, "serviceAccountName=['a'] is made by no file"),
+    (f"{GPU}/template/spec/volumes/0/name", {"a": "b"}, FATAL, "no volume cache for its mount"),
     (f"{CLUSTER}/authOptions", None, FATAL, "no token"),
     (f"{CLUSTER}/rayVersion", "2.51.0", FATAL, "a token needs Ray 2.52 or newer"),
     (f"{GPU}/template/spec/restartPolicy", "Always", FATAL, "does not go with the autoscaler v2"),
@@ -142,9 +145,24 @@ def test_the_doctor_takes_a_file_alone(tmp_path: Path, capsys: pytest.CaptureFix
         doctor.main(["digits", "--file", str(CLUSTERS / "kuberay.yaml")])
     with pytest.raises(ValueError, match="neither a RayJob, a RayCluster, nor a file for `ray up`"):
         doctor.main(["--file", str(CLUSTERS / "kuberay_access.yaml")])
-    (tmp_path / "broken.yaml").write_text("a: [")
-    with pytest.raises(ValueError, match="is no YAML"):
-        doctor.main(["--file", str(tmp_path / "broken.yaml")])
+    for broken in (b"a: [", b"\xff\xfe"):
+        (tmp_path / "broken.yaml").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
+            doctor.main(["--file", str(tmp_path / "broken.yaml")])
+
+
+@pytest.mark.parametrize("amount", [".inf", "4 cores", "[4]", "-1"])
+def test_an_amount_that_is_no_number_is_named(amount: str, tmp_path: Path) -> None:
+    limits = put(f"{GPU}/template/spec/containers/0/resources/limits/nvidia.com~gpu", yaml.safe_load(amount))
+    with pytest.raises(
+        ValueError, match=r"^gpu: resources of nvidia.com/gpu: .* is no number, such as 2, 0\.5 or 500m"
+    ):
+        examined(tmp_path, limits)
+
+
+@functools.cache
+def _versions() -> Any:
+    return yaml.load(CRD.read_text(), yaml.CSafeLoader)["spec"]["versions"]  # in seconds
 
 
 @pytest.mark.skipif(not CRD.is_file(), reason=f"no {CRD}")
@@ -152,8 +170,7 @@ def test_the_doctor_takes_a_file_alone(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_operators_own_schema_takes_the_file(name: str) -> None:
     from jsonschema import Draft7Validator
 
-    versions = yaml.load(CRD.read_text(), yaml.CSafeLoader)["spec"]["versions"]
-    (schema,) = (version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    (schema,) = (version["schema"]["openAPIV3Schema"] for version in _versions() if version["name"] == "v1")
     document = yaml.safe_load((CLUSTERS / name).read_text())
     spec = schema["properties"]["spec"]
     if document["kind"] == "RayCluster":

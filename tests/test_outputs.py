@@ -165,6 +165,20 @@ def test_folders_made_for_an_output_go_with_it(error: type[BaseException], tmp_p
     assert names(tmp_path) == []
 
 
+def test_a_pipe_or_device_is_written_in_place(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.json")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with output_file(pipe) as place:
+        place.write_text("{}")
+    assert os.read(reader, 10) == b"{}"
+    os.close(reader)
+    assert pipe.is_fifo()
+    with output_files("/dev/null", "/dev/stdout") as places:
+        assert places == [Path("/dev/null"), Path("/dev/stdout")]
+    assert Path("/dev/null").is_char_device()
+    assert names(tmp_path) == ["pipe.json"]
+
+
 def test_what_was_there_before_stays(tmp_path: Path) -> None:
     (tmp_path / "old").touch()
     with pytest.raises(ValueError, match="half"), output_folder(tmp_path):

@@ -30,16 +30,21 @@ class Failure:
     error: Exception
 
 
+@dataclass(frozen=True)
+class Started:
+    """A worker has started; its first step, and what comes before it, may take long."""
+
+
 class _Mailbox:
     """An actor on the driver's node that keeps what workers report until the driver takes it."""
 
     def __init__(self, watch: Listener) -> None:
-        self._events: list[Event | Failure] = []
+        self._events: list[Event | Started | Failure] = []
         self._stop = False
         self._failed = False
         self._watch = watch
 
-    def put(self, event: Event | Failure) -> bool:
+    def put(self, event: Event | Started | Failure) -> bool:
         self._events.append(event)
         self._failed |= isinstance(event, Failure)
         return self._stop
@@ -50,7 +55,7 @@ class _Mailbox:
     def beat(self, beat: Beat) -> bool:
         return self._watch.hear(beat)
 
-    def take(self) -> list[Event | Failure]:
+    def take(self) -> list[Event | Started | Failure]:
         events, self._events = self._events, []
         return [*events, *map(Message, self._watch.hung())]
 
@@ -69,7 +74,7 @@ class Channel:
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote(watch)
         self._asked: ray.ObjectRef | None = None
 
-    def put(self, event: Event | Failure) -> bool:
+    def put(self, event: Event | Started | Failure) -> bool:
         """Send an event to the driver; whether the driver wants the workers to stop."""
         return bool(ray.get(self._mailbox.put.remote(event)))
 
@@ -81,13 +86,13 @@ class Channel:
         """Send a heartbeat; whether this process is to end at once."""
         return bool(ray.get(self._mailbox.beat.remote(beat)))
 
-    def take(self) -> list[Event | Failure]:
+    def take(self) -> list[Event | Started | Failure]:
         """All events since the last call; none, after PATIENCE_SECONDS, while the mailbox's process starts."""
         self._asked = self._asked or self._mailbox.take.remote()
         if not ray.wait([self._asked], timeout=PATIENCE_SECONDS)[0]:
             return []
         try:
-            events = list[Event | Failure](ray.get(self._asked))
+            events = list[Event | Started | Failure](ray.get(self._asked))
         except ray.exceptions.ActorUnschedulableError as error:  # Ray has tried several times
             raise ValueError(f"a process of Ray does not start: {str(error).strip().splitlines()[0]}") from None
         self._asked = None

@@ -20,10 +20,11 @@ def examine_file(path: Path) -> Iterator[Finding]:
         ValueError: the file is neither.
         OSError: it cannot be read.
     """
+    ray = read_kuberay_file(path)  # which says what is no YAML
     text = path.read_text(encoding="utf-8")
     if names := sorted(set(re.findall(r"YOUR-[A-Z-]+", re.sub("#.*", "", text)))):
         yield Finding(WARNING, f"{path} still has {', '.join(names)}", "put your names in")
-    if ray := read_kuberay_file(path):
+    if ray:
         findings = [*examine_kuberay(ray), *run_fits(ray)]
         yield from findings
         if not any(finding.level == FATAL for finding in findings):

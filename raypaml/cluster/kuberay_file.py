@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +63,17 @@ class PodGroup:
         return "" if value is None else str(value)
 
     def amount(self, resource: str) -> float:
-        """What a pod asks for of a resource (`cpu`, `nvidia.com/gpu`): its limit, else its request; 0 where neither."""
+        """What a pod asks for of a resource (`cpu`, `nvidia.com/gpu`): its limit, else its request; 0 where neither.
+
+        Raises:
+            ValueError: it is no number, such as 2, 0.5 or 500m.
+        """
         resources = part(self.container, "resources")
         value = part(resources, "limits", resource) or part(resources, "requests", resource) or 0
-        text = str(value)
+        if not re.fullmatch(r"\d+(\.\d+)?m?", text := str(value)):
+            raise ValueError(
+                f"{self.name}: resources of {resource}: {text[:80]!r} is no number, such as 2, 0.5 or 500m"
+            )
         return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
 
 

@@ -74,7 +74,8 @@ def _account(file: RayFile) -> Iterator[Finding]:
 
     For other pods Kubernetes itself refuses.
     """
-    there = {part(document, "metadata", "name") for document in file.kinds_beside("ServiceAccount")} | {"default", None}
+    # lists, for what stands in a file may be of any type
+    there = [None, "default", *(part(document, "metadata", "name") for document in file.kinds_beside("ServiceAccount"))]
     for group in file.groups:
         name = part(group.pod, "serviceAccountName")
         if name not in there:
@@ -140,7 +141,7 @@ def _images(file: RayFile) -> Iterator[Finding]:
 def _mounts(file: RayFile) -> Iterator[Finding]:
     """Every mount has its volume."""
     for group in file.groups:
-        volumes = {part(volume, "name") for volume in parts(group.pod, "volumes")}
+        volumes = [part(volume, "name") for volume in parts(group.pod, "volumes")]
         for mount in parts(group.container, "volumeMounts"):
             if part(mount, "name") not in volumes:
                 yield Finding(FATAL, f"{group.name}: no volume {part(mount, 'name')} for its mount", "spec.volumes")

@@ -104,7 +104,10 @@ def _mirror(storage: str) -> Mirror:
 
 
 def _try_disk(storage: Path) -> tuple[str, float]:
-    """Whether files and folders can be renamed atomically, and the speed of writing; as `_try`."""
+    """What the storage lacks that a run needs ("" for nothing), and how many bytes per second it takes.
+
+    A run renames files and folders atomically.
+    """
     folder = storage / f".doctor-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     try:
@@ -133,7 +136,7 @@ def _write_rate(path: Path) -> float:
 
 
 def _try_store(store: Mirror) -> tuple[str, float]:
-    """Whether requests see what the ones before have written, listed and deleted, and the speed; as `_try`."""
+    """Whether requests see what the ones before have written, listed and deleted, and the speed; as `_try_disk`."""
     name = f".doctor-{uuid.uuid4().hex}"
     store.write(f"{name}/marker", b"old")
     store.write(f"{name}/marker", b"new")

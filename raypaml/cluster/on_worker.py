@@ -10,7 +10,7 @@ from typing import Protocol
 import ray.train
 import ray.train.torch
 
-from raypaml.cluster.channel import Channel, Failure
+from raypaml.cluster.channel import Channel, Failure, Started
 from raypaml.cluster.gauges import RunGauges
 from raypaml.cluster.sent_callbacks import unpacked
 from raypaml.cluster.worker_errors import CHANCE, as_said
@@ -70,6 +70,7 @@ class RunReporter:
         """A function that sends events to the driver on rank 0, and asks Ray about preemptions on every rank."""
         if self._channel.has_failed():  # the driver has raised the error; Ray itself would try again
             return None
+        self._channel.put(Started())
         noticed: set[str] = set()
         gauges = RunGauges(folder.name) if rank == 0 else None
 

@@ -14,7 +14,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from raypaml.cluster import ray_variables, session
-from raypaml.cluster.channel import Channel, Failure
+from raypaml.cluster.channel import Channel, Failure, Started
 from raypaml.cluster.on_worker import Reporter, RunReporter, WorkerTask, train_on_worker
 from raypaml.cluster.sent_callbacks import modules_of, packed
 from raypaml.cluster.signals import Signals
@@ -95,7 +95,8 @@ def _show(channel: Channel, display: Display) -> int:
             raise event.error
         if isinstance(event, StepReport):
             _import_conclusion()
-        display.update(event)
+        if not isinstance(event, Started):
+            display.update(event)
     return len(events)
 
 
