@@ -121,7 +121,7 @@ BAD_TARS = {
     "a long name of 2^40": (SAMPLE + header("n", 1 << 40, tarfile.GNUTYPE_LONGNAME) + END, "at most 16,384"),
     "pax headers without end": (SAMPLE + 1100 * pax(comment="x") + member("b.jpg", b"x") + END, "RecursionError"),
     "a pax number of text": (SAMPLE + pax(GNU__sparse__map="x,y") + member("b.jpg", b"x") + END, "no readable header"),
-    "a sparse member": (SAMPLE + header("b.jpg", 512, tarfile.GNUTYPE_SPARSE) + bytes(512) + END, "is sparse"),
+    "a sparse member": (SAMPLE + header("b.jpg", 512, tarfile.GNUTYPE_SPARSE) + bytes(512) + END, "a sparse one"),
     "a sparse claim of 2^60": (
         SAMPLE + pax(GNU__sparse__map=f"0,{1 << 60}", GNU__sparse__size=str(1 << 60)) + member("b.jpg", b"x") + END,
         "'b.jpg' claims 1,152,921,504",
@@ -131,7 +131,7 @@ BAD_TARS = {
         + pax(GNU__sparse__major="1", GNU__sparse__minor="0")
         + member("b.jpg", b"9999999\n" + 500_000 * b"1\n")
         + END,
-        "is sparse",
+        "a sparse one",
     ),
 }
 

@@ -24,6 +24,13 @@ _DESCRIBING = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *(tarfile.XHD
 _DESCRIBING |= {tarfile.SOLARIS_XHDTYPE}
 
 
+class SparseError(tarfile.ReadError):
+    """A member that is not all there: what it is read as may have any length."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"member {name[:80]!r} is not a file but a sparse one; pack it as a plain file")
+
+
 class _Header(tarfile.TarInfo):
     """A header whose sizes are within the limits; tarfile reads what a header claims at once."""
 
@@ -33,11 +40,11 @@ class _Header(tarfile.TarInfo):
         most = HEADER_BYTES if header.type in _DESCRIBING else MAX_BYTES
         _check_size(header, most)
         if header.type == tarfile.GNUTYPE_SPARSE:
-            raise tarfile.ReadError(_sparse(header))
+            raise SparseError(header.name)
         return header
 
     def _proc_gnusparse_10(self, following: tarfile.TarInfo, *_: object) -> None:
-        raise tarfile.ReadError(_sparse(following))  # its map would be read to any length
+        raise SparseError(following.name)  # its map would be read to any length
 
 
 def open_tar(mode: Literal["r:", "r|", "r|gz"], file: IO[bytes] | Any) -> tarfile.TarFile:
@@ -56,7 +63,7 @@ def members_of(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             return
         _check_size(member, MAX_BYTES)  # a pax header may have changed it
         if member.issparse():
-            raise tarfile.ReadError(_sparse(member))
+            raise SparseError(member.name)
         tar.members.clear()  # type: ignore[attr-defined]  # else each header of a stream stays in memory
         yield member
 
@@ -89,7 +96,3 @@ def check_end(stream: IO[bytes] | Any, offset: int) -> None:
 def _check_size(member: tarfile.TarInfo, most: int) -> None:
     if not 0 <= member.size <= most:
         raise tarfile.ReadError(f"the header of {member.name[:80]!r} claims {member.size:,} bytes, at most {most:,}")
-
-
-def _sparse(member: tarfile.TarInfo) -> str:
-    return f"{member.name[:80]!r} is sparse; pack it as a plain file"

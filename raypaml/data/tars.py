@@ -14,7 +14,7 @@ from typing import TypedDict
 from raypaml.bounded import npy_header
 from raypaml.data.hidden_files import PassedOver, is_hidden
 from raypaml.data.label_forms import OWN, LabelForm, SampleLabels
-from raypaml.data.tar_members import check_end, content_of, members_of, open_tar
+from raypaml.data.tar_members import SparseError, check_end, content_of, members_of, open_tar
 from raypaml.files import START_BYTES, came_instead
 
 JPEG_SUFFIXES = ("jpg", "jpeg")
@@ -131,7 +131,7 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
                         passed_over[reason].append(f"{path.name}: {member.name}")
                     continue
                 key, suffix = member.name.partition(".")[::2] if form.is_own else key_and_suffix(member.name, form)
-                if not member.isreg() or member.issparse() or not form.is_key(key):
+                if not member.isreg() or not form.is_key(key):
                     raise ValueError(f"{path}: member {member.name!r} is not a file named by a key{form.key_rule}")
                 offset = member.offset_data
                 content = content_of(tar, member)
@@ -141,6 +141,8 @@ def members(path: Path, form: LabelForm, passed_over: PassedOver | None = None) 
                 offset = tar.offset
             file.seek(tar.offset)
             check_end(file, tar.offset)
+    except SparseError as error:
+        raise ValueError(f"{path}: {error}") from None
     except (tarfile.TarError, EOFError) as error:
         _refuse_other_file(path)
         raise ValueError(f"{path}: damaged or truncated at byte {offset} ({error}); write the shard again") from None

@@ -48,5 +48,5 @@ def summary_of(indexes: list[Index], faults: int) -> Iterator[str]:
     """Yields lines about pictures that occur more than once, which are no faults, and the last line with the counts."""
     yield from same_picture_lines({index.where.stem: index for index in indexes})
     shards, samples = sum(len(index.shards) for index in indexes), sum(map(len, indexes))
-    found = number_of(faults, "fault") if faults else "no fault"
-    yield f"{number_of(shards, 'shard')}, {number_of(samples, 'sample')}: {found}"
+    counted = number_of(faults, "fault") if faults else "no fault"
+    yield f"{number_of(shards, 'shard')}, {number_of(samples, 'sample')}: {counted}"
