@@ -173,7 +173,7 @@ def test_fiftyones_samples(tmp_path: Path) -> None:
         ([{"image": "a.jpg", "choice": "cat"}], "no column labels, and not all others are classes"),
         ([{"data": {"image": "a.jpg"}}], "not Label Studio's JSON of tasks with data and annotations"),
         ({"labels": {"a": 7}, "classes": ["cat"]}, "not the export it seems to be"),
-        ('{"labels": ', "cannot be read: Expecting value"),
+        ('{"labels": ', r"not a table in JSON \(no JSON: Expecting value"),
         (
             [task("a.jpg", [{**result([]), "value": {"choices": "cat"}}])],
             "kind holds 'cat'; expected a list of names",
