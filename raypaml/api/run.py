@@ -81,6 +81,7 @@ class Run:
         """
         from raypaml.reports.progress import Display, progress_console
         from raypaml.runs.run_length import is_finished
+        from raypaml.runs.sole_writer import sole_writer
         from raypaml.training.callbacks import as_callbacks
         from raypaml.training.job import prepare_job
 
@@ -88,14 +89,15 @@ class Run:
         config = configured(config_or_recipe, settings).config
         with Display(progress_console(shown=progress)) as display:
             job = prepare_job(config, display.say)
-            if not is_finished(job.folder, job.config):
-                from raypaml.cluster.launch import fit
+            with sole_writer(job.folder, command("train"), display.say):
+                if not is_finished(job.folder, job.config):
+                    from raypaml.cluster.launch import fit
 
-                if stopped := fit(job, command("train"), display, heard_by):
-                    return cls(job.folder, progress=progress, stopped=stopped)
-            from raypaml.run_report.conclude import conclude_run
+                    if stopped := fit(job, command("train"), display, heard_by):
+                        return cls(job.folder, progress=progress, stopped=stopped)
+                from raypaml.run_report.conclude import conclude_run
 
-            display.conclude(conclude_run(job), job.folder / REPORT)
+                display.conclude(conclude_run(job), job.folder / REPORT)
         return cls(job.folder, progress=progress)
 
     @classmethod

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from raypaml.api.run import Run
-from raypaml.cli import say
+from raypaml.cli import command, say
 from raypaml.config import TrainConfig
 from raypaml.counting import number_of
 from raypaml.data.storage import Location
@@ -20,6 +20,7 @@ from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_flags import AskedConfig
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
+from raypaml.runs.sole_writer import sole_writer
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings
 from raypaml.search.search_folder import Outcome, SearchPlan, outcome, ranked
 from raypaml.search.search_records import BEST_FILE, Searcher, read_best
@@ -122,14 +123,15 @@ class Search:
             search = plan_search(asked, base, data)
             for said in passed_over_by_trials(search):
                 display.say(said)
-            queue, proposals = open_queue(search, asked, display.say)
-            display.begin(search, [outcome(search, trial) for trial in queue.trials])
-            if (proposals and proposals.has_more) or queue.has_more():
-                from raypaml.cluster.ray_tune import run_search
+            with sole_writer(search.folder, command("tune"), display.say):
+                queue, proposals = open_queue(search, asked, display.say)
+                display.begin(search, [outcome(search, trial) for trial in queue.trials])
+                if (proposals and proposals.has_more) or queue.has_more():
+                    from raypaml.cluster.ray_tune import run_search
 
-                if stopped := run_search(search, queue, proposals, display):
-                    return cls(search.folder, progress=progress, stopped=stopped)
-        _conclude(search, [outcome(search, trial) for trial in queue.trials])
+                    if stopped := run_search(search, queue, proposals, display):
+                        return cls(search.folder, progress=progress, stopped=stopped)
+                _conclude(search, [outcome(search, trial) for trial in queue.trials])
         return cls(search.folder, progress=progress)
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -27,6 +28,7 @@ from raypaml.runs.events import EpochReport, Event, LoopSignal, Report
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.run_folder import claim, log_into
 from raypaml.runs.run_settings import typed_settings
+from raypaml.runs.sole_writer import RESTART_SECONDS, sole_writer
 from raypaml.settings import SettingValues
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
@@ -58,13 +60,14 @@ def train_in_worker(run: TrainConfig | str, *, checkpoints: bool = False, **sett
     wanted = settings.get("device", "auto")
     ranks = Ranks.here(ray.train.torch.get_device() if is_train_worker() else torch.device(own_device(wanted)))
     config = _configuration(run, settings, ranks)
-    config, address, folder = _on_rank_0(ranks, lambda: _claimed(config))
-    with log_into(folder / "logs" / f"worker-{ranks.rank}.log"):
-        finished = train(
-            config, address, folder, ranks.device, _reporter(ranks, folder, checkpoints), commit_first=checkpoints
-        )
-    assert finished, "nobody asks it to stop"
-    return _on_rank_0(ranks, lambda: conclude_run(prepare_job(config, logging.info)))
+    with ExitStack() as held:
+        config, address, folder = _on_rank_0(ranks, lambda: _claimed(config, held))
+        with log_into(folder / "logs" / f"worker-{ranks.rank}.log"):
+            finished = train(
+                config, address, folder, ranks.device, _reporter(ranks, folder, checkpoints), commit_first=checkpoints
+            )
+        assert finished, "nobody asks it to stop"
+        return _on_rank_0(ranks, lambda: conclude_run(prepare_job(config, logging.info)))
 
 
 def _configuration(run: TrainConfig | str, settings: SettingValues, ranks: Ranks) -> TrainConfig:
@@ -96,8 +99,10 @@ def _is_trial() -> bool:
     return bool(_in_tune_session())
 
 
-def _claimed(config: TrainConfig) -> tuple[TrainConfig, str, Path]:
+def _claimed(config: TrainConfig, held: ExitStack) -> tuple[TrainConfig, str, Path]:
+    """The run's configuration, data and folder, which this process alone writes until `held` is closed."""
     job = prepare_job(config, logging.info)
+    held.enter_context(sole_writer(job.folder, "raypaml.train_in_worker", logging.warning, RESTART_SECONDS))
     claim(job.folder, job.config, job.data)
     return job.config, job.data.address, job.folder
 

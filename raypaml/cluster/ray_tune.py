@@ -30,6 +30,7 @@ from raypaml.run_report.conclude import conclude_run
 from raypaml.runs.events import EpochReport, Event, Report
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.run_folder import claim
+from raypaml.runs.sole_writer import RESTART_SECONDS, sole_writer
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import SearchPlan, is_stopped, note, outcome
@@ -38,7 +39,7 @@ from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import Trial, TrialProgress, own_trial
 from raypaml.search.warmup import keep, start_from
 from raypaml.settings import SettingValues
-from raypaml.training.job import prepare_job
+from raypaml.training.job import Job, prepare_job
 from raypaml.training.watch import Beats
 
 ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)
@@ -65,6 +66,11 @@ def _run_trial(settings: SettingValues, search: SearchPlan, use_gpu: bool) -> No
 
 def _train_trial(search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bool) -> None:
     job = prepare_job(search.config(trial), lambda _: None)
+    with sole_writer(job.folder, "raypaml tune", logging.warning, RESTART_SECONDS):
+        _train_job(job, search, trial, marks, use_gpu)
+
+
+def _train_job(job: Job, search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bool) -> None:
     claim(job.folder, job.config, job.data)
     warmups = search.warmups(trial)
     if marks and (shared := start_from(warmups, job.folder, job.config.loss.warmup_epochs)):

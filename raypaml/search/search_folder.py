@@ -32,6 +32,7 @@ from raypaml.runs.history import (
 )
 from raypaml.runs.run_files import METRICS_FILE
 from raypaml.runs.run_folder import had_before
+from raypaml.runs.sole_writer import LOCK_FILE
 from raypaml.search.search_records import (
     BEST_FILE,
     SEARCH_FILE,
@@ -179,7 +180,7 @@ def open_search(search: SearchPlan, trials: int) -> int:
     """
     question, stored = json.loads(json.dumps(search.question)), read_search_record(search.folder)
     if stored is None:
-        if search.folder.is_dir() and any(search.folder.iterdir()):
+        if search.folder.is_dir() and any(path.name != LOCK_FILE for path in search.folder.iterdir()):
             raise ValueError(f"{search.folder}: not empty and not of a search; give another --name")
         search.folder.mkdir(parents=True, exist_ok=True)
         write_json(search.folder / SEARCH_FILE, {"question": question, "trials": trials})

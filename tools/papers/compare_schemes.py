@@ -19,7 +19,7 @@ import statistics
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raypaml.cli import Parser, run_command, say
 from raypaml.config import TrainConfig
@@ -30,6 +30,9 @@ from raypaml.recipes import otherwise_than_own
 from raypaml.reports.tables import markdown, seed_interval
 from raypaml.runs.run_files import METRICS_FILE, RESULT
 from raypaml.train import parse
+
+if TYPE_CHECKING:  # with torch, which --help does without
+    from raypaml.training.job import Job
 
 PROG = "python tools/papers/compare_schemes.py"
 ROWS = "full:1,full:5,an:1,an:5,ll_r:1,ll_r:5"
@@ -44,12 +47,9 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
     """
     import torch
 
-    from raypaml.run_report.conclude import conclude_run
-    from raypaml.runs.events import EpochReport, Event
-    from raypaml.runs.run_folder import claim
-    from raypaml.search.warmup import keep, start_from, warmup_key
+    from raypaml.runs.sole_writer import sole_writer
+    from raypaml.search.warmup import warmup_key
     from raypaml.training.job import prepare_job
-    from raypaml.training.loop import train
 
     torch.set_num_threads(1)
     job = prepare_job(config, lambda _: None)
@@ -57,8 +57,23 @@ def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, A
     finished = job.folder / RESULT
     if finished.is_file():
         return dict(json.loads(finished.read_text()))
-    claim(job.folder, config, job.data)
     shared = warmups / warmup_key(config) if warmups else None
+    with sole_writer(job.folder, PROG, print):
+        return _trained(job, shared)
+
+
+def _trained(job: Job, shared: Path | None) -> dict[str, Any]:
+    """Train a run, which starts from a warm-up in `shared` or leaves its own there; returns its result.json."""
+    import torch
+
+    from raypaml.run_report.conclude import conclude_run
+    from raypaml.runs.events import EpochReport, Event
+    from raypaml.runs.run_folder import claim
+    from raypaml.search.warmup import keep, start_from
+    from raypaml.training.loop import train
+
+    config = job.config
+    claim(job.folder, config, job.data)
     if shared:
         start_from(shared, job.folder, config.loss.warmup_epochs)
 
