@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from raypaml.audit import main
-from raypaml.auditing import candidates
+from raypaml.auditing import answers, candidates
 from raypaml.auditing.audit_page import place, strip
 from raypaml.auditing.candidates import Rejected, most_often, precision, ranking, rejected_entries, score
 from raypaml.data.data_folder import open_folder
@@ -179,6 +179,30 @@ def test_answers_become_labels_of_a_new_version(
     assert train_here(0, 1, config(epochs=1), out, tmp_path / "run", None)
     with pytest.raises(ValueError, match="new: exists already"):
         main([str(trained[0]), "--apply", str(tmp_path / "a.csv"), "--out", str(out)])
+
+
+def test_of_two_that_write_one_folder_the_first_to_end_stays_whole(
+    evaluated_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_folder(evaluated_digits)
+    index, out, write_card = data.splits["train"], tmp_path / "new", answers._write_card
+    row, column = np.argwhere(index.labels(np.arange(len(index))) == UNOBSERVED)[0]
+    (key,), name = index.keys(np.array([row])), data.vocabulary.class_ids[column]
+    given = {
+        said: answers.read_answers(answer(tmp_path / f"{said}.csv", [(key, name, said)]), index, data.vocabulary)
+        for said in ("yes", "no")
+    }
+
+    def begin_the_second(*written: Any) -> None:
+        write_card(*written)
+        monkeypatch.setattr(answers, "_write_card", write_card)
+        answers.apply_answers(data, given["no"], out, tmp_path / "no.csv")
+
+    monkeypatch.setattr(answers, "_write_card", begin_the_second)
+    with pytest.raises(ValueError, match="new: exists already"):
+        answers.apply_answers(data, given["yes"], out, tmp_path / "yes.csv")
+    assert open_folder(out).splits["train"].labels(np.array([row]))[0, column] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "no.csv", "yes.csv"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from raypaml.bounded import read_rows
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index, write_index
-from raypaml.files import link_or_copy, whole_folder
+from raypaml.files import link_or_copy, sweep, whole_folder
 from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, VOCABULARY, IntArray, Vocabulary
 from raypaml.names import check_new_folders
@@ -117,11 +118,11 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
     if not isinstance(data.path, Path):
         raise ValueError(f"{data.path}: answers are applied to a data set on disk; copy it first")
     check_new_folders("out", str(out))
-    if out.exists():
-        raise ValueError(f"{out}: exists already; give another --out")
+    _check_absent(out)
     record, vocabulary = _record(data, answers, source), _counted(data.vocabulary, answers)
     written = {VOCABULARY, *(index.where.name for index in data.splits.values())}
-    with whole_folder(out) as unfinished:
+    sweep(out.parent, f"{glob.escape(out.name)}.*", shared=True)
+    with whole_folder(out, shared=True) as unfinished:  # two may be written at once, and the first to end stays
         try_folder(unfinished)
         for path in sorted(data.path.iterdir()):
             if path.is_file() and not path.name.startswith(".") and path.name not in written:
@@ -131,7 +132,13 @@ def apply_answers(data: DataFolder, answers: Answers, out: Path, source: Path) -
             table = _answered(index.table, answers) if split == "train" else index.table
             _write_index(index, table, vocabulary, unfinished / index.where.name)
         _write_card(unfinished, record)
+        _check_absent(out)
     return record
+
+
+def _check_absent(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out}: exists already; give another --out")
 
 
 def _counted(vocabulary: Vocabulary, answers: Answers) -> Vocabulary:

@@ -36,7 +36,7 @@ from raypaml.runs.checkpoint import STATE
 from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, tested_checkpoint
 from raypaml.runs.run_files import CONFIG
-from raypaml.runs.run_folder import check_trained_classes, read_config
+from raypaml.runs.run_folder import changed_data, check_trained_classes, read_config
 
 MOST_ENTRIES = 100_000
 """The most entries of a list; each has a picture on the page."""
@@ -64,6 +64,8 @@ class AuditedRun:
         config = read_config(run / CONFIG)
         folder = open_folder(resolve_data(data or config.data.data, say), **config.data.opening)
         check_trained_classes(run, folder.vocabulary.digest, folder.address)
+        if not data and (changed := changed_data(run, folder, ["train"])):
+            say(changed)
         return cls(run, config, folder)
 
     def apply(self, answers: Path, out: Path) -> AnswersRecord:

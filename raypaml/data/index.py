@@ -19,6 +19,7 @@ from raypaml.data.index_check import check_table
 from raypaml.data.index_facts import INDEX_AGAIN, IndexFacts
 from raypaml.data.index_table import Ragged, only_chunk, shared_numbers
 from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, Vocabulary
+from raypaml.sealed import SEAL
 from raypaml.sealed_tables import map_arrow, write_arrow
 
 _CHECKS = "index-1"
@@ -37,6 +38,8 @@ class Index:
         self.shards, self.shard_bytes = facts.shards, facts.shard_bytes
         self.vocabulary_digest, self.vocabulary_content = facts.vocabulary, facts.vocabulary_content
         self.num_classes, self.has_truth, self.tar_form = facts.num_classes, facts.has_truth, facts.tar_form
+        self.digest = (table.schema.metadata or {}).get(SEAL.encode(), b"").decode()
+        """The file's own digest; empty in files of earlier versions."""
         self.key_column: pa.ChunkedArray = table["key"]
         self.shard, self.offset, self.size, self.crc32 = (
             shared_numbers(only_chunk(table[name])) for name in ("shard", "offset", "size", "crc32")

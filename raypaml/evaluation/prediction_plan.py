@@ -23,7 +23,7 @@ from raypaml.outputs import output_folder
 from raypaml.runs.checkpoint import MODEL
 from raypaml.runs.kept_features import Features
 from raypaml.runs.models import checkpoint_model, find_checkpoint, placed, prepare_device
-from raypaml.runs.run_folder import check_trained_classes, stored_config
+from raypaml.runs.run_folder import changed_data, check_trained_classes, stored_config
 from raypaml.runs.skips import check_budget, named
 
 ALPHA_SPLIT = "validation"
@@ -113,6 +113,8 @@ def plan_asked(given: Path, request: SplitRequest, say: Callable[[str], None] = 
     if split not in folder.splits:
         raise ValueError(f"split={split!r}: the data set has {', '.join(folder.splits)}")
     check_trained_classes(run, folder.vocabulary.digest, folder.address)
+    if not request.data and (changed := changed_data(run, folder, [split])):
+        say(changed)
     own = f"-{checkpoint.name}" if given == checkpoint else ""
     usual = run / "predictions" / (split + own + ("-unobserved" if request.unobserved else ""))
     out = Path(request.out) if request.out else usual

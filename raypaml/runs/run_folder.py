@@ -114,9 +114,31 @@ def check_same_run(
     changed = [f"{k}={old[k]} (asked: {new[k]})" for k in new if k not in may_change and old[k] != new[k]]
     if changed:
         raise ValueError(f"{folder}: the run was started with {', '.join(changed)}; give this one another --name")
-    digest = read_run_record(folder)["data"]["vocabulary"]
-    if digest != data.vocabulary.digest:
+    trained = read_run_record(folder)["data"]
+    if trained["vocabulary"] != data.vocabulary.digest:
         raise ValueError(f"{folder}: the run was started with another vocabulary than {data.path}'s")
+    if (had := trained["samples"]["train"]) != (has := len(data.splits["train"])):
+        raise ValueError(
+            f"{folder}: the run was started with {had:,} training samples, {data.path} now has {has:,}; put the data "
+            "set back, or give this one another --name"
+        )
+
+
+def changed_data(folder: Path, data: DataFolder, splits: Collection[str]) -> str:
+    """Which of these splits of a run's data have changed since it was started, for messages; empty for none.
+
+    Records and indexes of early versions have no digests: only the number of samples is compared then.
+    """
+    trained = read_run_record(folder)["data"]
+    had, digests = trained["samples"], trained.get("digests", {})
+    changed = []
+    for split in splits:
+        has, digest, before = len(data.splits[split]), data.splits[split].digest, digests.get(split, "")
+        if had.get(split, has) != has:
+            changed.append(f"{split} has {has:,} samples, not {had[split]:,}")
+        elif digest and before and digest != before:
+            changed.append(f"the index of {split} is another one")
+    return f"{data.path}: changed since {folder} was started: {'; '.join(changed)}" if changed else ""
 
 
 def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
@@ -160,6 +182,7 @@ def _record(config: TrainConfig, data: DataFolder) -> RunRecord:
             "num_classes": len(data.vocabulary),
             "image_size": (height, width),
             "samples": {split: len(index) for split, index in data.splits.items()},
+            "digests": {split: index.digest for split, index in data.splits.items()},
         },
         "versions": versions(),
         "commit": _commit(),

@@ -21,6 +21,8 @@ class TrainedData(TypedDict):
     """Height and width in pixels; lacking in records of early versions."""
     samples: dict[str, int]
     """Number of samples by split."""
+    digests: NotRequired[dict[str, str]]
+    """The digest of each split's index; empty where the index has none. Lacking in records of early versions."""
 
 
 class Length(TypedDict):

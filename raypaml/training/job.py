@@ -17,7 +17,7 @@ from raypaml.model.backbones import check_backbone
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.models import check_model
 from raypaml.runs.pseudo_labels import with_pseudo_labels
-from raypaml.runs.run_folder import as_begun, check_same_run, new_name, open_run, stored_config
+from raypaml.runs.run_folder import as_begun, changed_data, check_same_run, new_name, open_run, stored_config
 from raypaml.runs.run_length import LENGTH_FIELDS
 from raypaml.runs.weights_of_run import full_address, with_weights_of_run
 from raypaml.training.estimate import describe_estimate, estimate
@@ -68,6 +68,7 @@ def prepare_job(config: TrainConfig, say: Callable[[str], None]) -> Job:
     other_length = going_on(folder, config, plan_of(config, data.splits["train"]).steps)
     _say_threads(config, say)
     for line in (
+        changed_data(folder, data, data.splits) if stored_config(folder) else "",
         other_length,
         nothing_rejected(config, data.splits["train"]),
         *_without_effect(config, data),
