@@ -37,7 +37,7 @@ def test_both_run_on_a_cpu_without_what_a_gpu_machine_may_lack(tmp_path: Path) -
     assert done.stdout == (tmp_path / "table.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
     named = {row[0]: row for row in rows}
-    assert named["digits reproducible: continued"][1:] == ["weights equal to the bit", "differ by 0", "ok"]
+    assert named["digits reproducible: continued"][1:] == ["bitwise equal weights", "differ by 0", "ok"]
     assert named["gloo, one rank: sum, gather"][2] == "3, [0 1 2]"
     assert "images/s" in named["published, float32, 1 images, cudnn.benchmark off"][2]
     assert named["gloo, one rank: warnings"][2] == "none"
@@ -77,19 +77,19 @@ def hangs_after_a_row(given: argparse.Namespace) -> Iterator[Row]:
     [
         (fails_after_a_row, r"RuntimeError: CUDA error: an illegal memory access (test_gpu_tools.py:"),
         (dies_after_a_row, "its process ended with code -9"),
-        (hangs_after_a_row, "still running, ended"),
+        (hangs_after_a_row, "ended, because it was still running"),
     ],
 )
 def test_an_entry_that_fails_is_a_row_after_those_it_had(check: object, found: str, tmp_path: Path) -> None:
     rows = list(run_entry(Entry("it", check, 2.0), asked(tmp_path), 1000.0))  # type: ignore[arg-type]
     assert [(row.what, row.passed) for row in rows] == [("first", True), ("it", False)]
-    assert rows[1].found.startswith(found)
+    assert rows[1].result.startswith(found)
     assert ("a line of output" in (tmp_path / "it.log").read_text()) == (check is hangs_after_a_row)
 
 
 def test_an_entry_for_which_no_time_is_left_is_not_run(tmp_path: Path) -> None:
     (row,) = run_entry(Entry("it", says_a_row, 2.0), asked(tmp_path), -1.0)
-    assert "--minutes" in row.found
+    assert "--minutes" in row.result
     assert not row.passed
 
 

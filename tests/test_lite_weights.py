@@ -22,5 +22,5 @@ def test_names_are_paired_by_position_and_shapes_must_agree(tmp_path: Path, monk
     assert all(torch.equal(found[name], value) for name, value in weights.items())
     build_backbone("timm:tf_efficientnet_lite0", str(out))
     monkeypatch.setattr("sys.argv", ["lite_weights", str(tmp_path / "a.pth"), str(out), "--model", "timm:resnet10t"])
-    with pytest.raises(ValueError, match=r"a.pth: 296 tensors are not the \d+ of timm:resnet10t; give --model"):
+    with pytest.raises(ValueError, match=r"not the weights of timm:resnet10t: .*; give another --model"):
         main()

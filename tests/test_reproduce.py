@@ -75,7 +75,7 @@ def test_hours_are_those_of_the_counted_operations() -> None:
 def test_a_row_that_is_not_published_is_refused() -> None:
     assert reproduce.read_rows("ll_r:1,ll_r:5", "voc") == [("ll_r", 1.0), ("ll_r", 5.0)]
     for row in ("an:5", "ll_r", "ll_r:five"):
-        with pytest.raises(ValueError, match=f"rows: '{row}': no such row is published for voc; known: full:1, an:1"):
+        with pytest.raises(ValueError, match=f"rows: '{row}': is not published for voc; known: full:1, an:1"):
             reproduce.read_rows(row, "voc")
 
 
@@ -116,8 +116,8 @@ def record(train: int = 4574, test: int = 5823, classes: int = 20, **changes: ob
     ("found", "said"),
     [
         (record(), []),
-        (record(train=32), ["32 images of train, published are 4,574"]),
-        (record(classes=19), ["19 classes of 20"]),
+        (record(train=32), ["32 train images instead of 4,574"]),
+        (record(classes=19), ["19 classes instead of 20"]),
         (record(epochs=1), ["epochs 1 instead of 10"]),
         (record(scheme="em"), []),  # as published for it
         (record(scheme="gr", epochs=10), ["epochs 10 instead of 8"]),
@@ -176,7 +176,7 @@ def test_from_released_files_to_a_verdict(
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "voc", *found, *rows, "--", *small])
     reproduce.main()
     first = capsys.readouterr().out
-    assert "no verdict: 32 images of train, published are 4,574; 24 images of test" in first
+    assert "no verdict: 32 train images instead of 4,574; 24 test images" in first
     assert "backbone 'small' instead of 'resnet50'" in first
     reproduce.main()  # goes on: nothing is trained again
     assert first.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]

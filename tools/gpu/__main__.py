@@ -1,12 +1,12 @@
-"""Checks and measures training on this machine's GPU, in the order of risk; prints one table.
+"""Checks training on this machine's GPU, or measures its speed, and prints one table.
 
     python -m tools.gpu check    # make gpu-check: is training right?
     python -m tools.gpu bench    # make gpu-bench: is training fast?
     python -m tools.gpu check bench --device cpu --small    # both in seconds
 
-Neither needs Ray, nor raypaml to be installed; packages that are missing are taken from the wheels in `wheels/`. Every
-entry runs in a process of its own with a time limit; one that fails is a row with its error. Exit code 1: some row is
-not as expected.
+Neither needs Ray, nor raypaml to be installed; packages that the machine lacks are taken from the wheels in `wheels/`.
+Every entry runs in a process of its own with a time limit; if it fails, its row has the error. The exit code is 1 if
+any row is not as expected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MARKS = {True: "ok", False: "NOT OK", None: ""}
 
 
 def main() -> None:
-    """Run the entries of the sets that were asked for, print the table, exit."""
+    """Runs the entries of the sets that were asked for, and prints the table."""
     flags = Parser(prog=PROG, description=__doc__)
     flags.add_argument("sets", nargs="+", choices=("check", "bench"), metavar="check|bench", help="what to run")
     flags.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device to check [cuda]")
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _run(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
-    """Every row of the table as text, reported as it comes."""
+    """Runs the entries; yields the cells of each row as text, and also prints them at once to standard error."""
     from tools.gpu.gpu_entries import chosen_entries  # what it imports may come from the wheels
     from tools.gpu.gpu_rows import run_entry
 
@@ -65,7 +65,7 @@ def _run(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     deadline = time.monotonic() + 60 * asked.minutes
     for entry in entries:
         for row in run_entry(entry, asked, deadline - time.monotonic()):
-            cells = (row.what, row.expected, row.found.replace("|", "/"), MARKS[row.passed])
+            cells = (row.what, row.expected, row.result.replace("|", "/"), MARKS[row.passed])
             print("  ".join(cells), file=sys.stderr, flush=True)
             yield cells
 
@@ -73,7 +73,7 @@ def _run(asked: argparse.Namespace) -> Iterator[tuple[str, ...]]:
 def _conclude(rows: list[tuple[str, ...]], out: str) -> None:
     from raypaml.reports.tables import markdown
 
-    table = markdown(["what", "expected", "found", ""], [list(row) for row in rows], left=4)
+    table = markdown(["what", "expected", "result", ""], [list(row) for row in rows], left=4)
     print(table)
     if out:
         (Path(out) / "table.md").write_text(table + "\n")

@@ -1,4 +1,4 @@
-"""Whether training on this device is right: device, tests, a run stopped and continued, mAP, NCCL."""
+"""Checks that training on this device is right: device, tests, a run stopped and continued, mAP, process group."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ OLDEST_TORCH = (2, 10)
 SCENES = {"train": 4096, "validation": 500, "test": 500}
 SMALL_SCENES = {"train": 96, "validation": 40, "test": 40}
 PYTEST = "[pytest]\nfilterwarnings = error\nmarkers = gpu: needs a CUDA device\n"
-"""Settings of pytest: those of pyproject.toml ask for plugins that a GPU machine may lack."""
+"""Settings of pytest, because those of pyproject.toml need plugins that a GPU machine may lack."""
 SAME_LOSS = 0.05
-"""Relative difference of losses that runs may have which round differently."""
+"""Largest relative difference between the losses of two runs that differ only in rounding."""
 SAME_MAP = {"float32": 0.001, "auto": 0.005}
-"""Difference of mAP that one model may have on two devices, by precision; on a GPU `auto` is bfloat16."""
+"""Largest difference between the mAP of a model on two devices, by precision; on a GPU `auto` is bfloat16."""
 
 
 def data_folder(asked: argparse.Namespace) -> Path:
-    """The embedded data set, of a few hundred images with --small."""
+    """Returns the folder of the embedded data set digits, with a few hundred images if --small."""
     return digits_folder(num_scenes=SMALL_SCENES if asked.small else SCENES)
 
 
 def digits_config(asked: argparse.Namespace, **values: Any) -> TrainConfig:
-    """A short digits run on the asked device."""
+    """Returns the configuration of a short digits run on the device of --device."""
     short = {"epochs": 2 if asked.small else 4, "warmup_epochs": 1, "delta_rel": 0.5, "workers": 1}
     return recipe("digits").override(short | {"device": asked.device} | values)
 
@@ -64,7 +64,7 @@ def digits_config(asked: argparse.Namespace, **values: Any) -> TrainConfig:
 
 def check_device(asked: argparse.Namespace) -> Iterator[Row]:
     """Checks Python, torch and the device itself."""
-    assert not torch.cuda._is_in_bad_fork(), "something in this command's own process asked for CUDA"
+    assert not torch.cuda._is_in_bad_fork(), "the parent process has used CUDA, which a forked one cannot use then"
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     yield Row(
         "torch", "at least 2.10", f"{torch.__version__}, Python {platform.python_version()}", version >= OLDEST_TORCH
@@ -72,20 +72,20 @@ def check_device(asked: argparse.Namespace) -> Iterator[Row]:
     if asked.device == "cpu":
         yield Row("device", "the CPU, as asked", f"{platform.machine()}, {torch.get_num_threads()} threads", True)
         return
-    facts = torch.cuda.get_device_properties(0)  # raises where there is none
+    facts = torch.cuda.get_device_properties(0)  # raises an error if there is no GPU
     kind = f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
     yield Row("device", "a CUDA device", kind, True)
     has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     yield Row("bfloat16", "yes", "yes" if has_bfloat16 else "no", has_bfloat16)
     product = torch.ones(256, 256, device="cuda") @ torch.ones(256, 256, device="cuda")
-    yield Row("a product on it", "256", f"{product[0, 0].item():g}", product[0, 0].item() == 256)
+    yield Row("a matrix product on it", "256", f"{product[0, 0].item():g}", product[0, 0].item() == 256)
 
 
 # --- Tests ------------------------------------------------------------------------------------------------------------
 
 
 class Outcomes:
-    """A plugin of pytest that keeps what became of every test."""
+    """A plugin of pytest that records the outcome of every test."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
@@ -105,7 +105,7 @@ class Outcomes:
 
 
 def check_tests(asked: argparse.Namespace) -> Iterator[Row]:
-    """`pytest -m gpu`; on a CPU its tests are only collected, and skipped."""
+    """Runs `pytest -m gpu`; on a CPU all of its tests are skipped."""
     outcomes = Outcomes()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "pytest.ini"
@@ -127,8 +127,8 @@ def check_tests(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 def check_resume(asked: argparse.Namespace) -> Iterator[Row]:
-    """Digits by training.loop in this process: undisturbed, and stopped in the middle and continued."""
-    often = 1 if asked.small else 64  # half an epoch: a run hears that it should stop when it saves a checkpoint
+    """Compares a digits run with one that is stopped in the middle and continued."""
+    often = 1 if asked.small else 64  # steps: half an epoch; a run can only be stopped where it saves a checkpoint
     runs = {
         "reproducible": digits_config(asked, reproducible=True, checkpoint_steps=often),
         "with ema": digits_config(asked, reproducible=False, ema=0.9, checkpoint_steps=often),
@@ -148,14 +148,14 @@ def _resumed(name: str, config: TrainConfig, asked: argparse.Namespace, folder: 
 
     assert train(config, data, whole, device, lambda _: False)
     stopped = not train(config, data, parted, device, stop_in_the_middle)
-    yield Row(f"digits {name}: asked to stop", "stopped", "stopped" if stopped else "went on", stopped)
+    yield Row(f"digits {name}: asked to stop", "stopped", "stopped" if stopped else "not stopped", stopped)
     assert train(config, data, parted, device, lambda _: False)
     one, other = history(whole), history(parted)
     fell = f"{one[0]['loss']:.4f} to {one[-1]['loss']:.4f}"
     yield Row(f"digits {name}: loss by epoch", "falls", fell, one[-1]["loss"] < one[0]["loss"])
     largest = largest_difference(final_weights(whole), final_weights(parted))
     if config.optim.reproducible:
-        yield Row(f"digits {name}: continued", "weights equal to the bit", f"differ by {largest:.2g}", largest == 0)
+        yield Row(f"digits {name}: continued", "bitwise equal weights", f"differ by {largest:.2g}", largest == 0)
         return
     relative = abs(one[-1]["loss"] / other[-1]["loss"] - 1)
     told = f"loss differs by {relative:.2%}, weights by {largest:.2g}"
@@ -168,12 +168,12 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def final_weights(run: Path) -> dict[str, Tensor]:
-    """The weights of the run's last checkpoint."""
+    """Returns the weights of the run's last checkpoint."""
     return load_file(valid_checkpoints(run / "checkpoints")[0][-1] / MODEL)
 
 
 def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """The largest absolute difference of two sets of weights, over all values."""
+    """Returns the largest absolute difference between two sets of weights."""
     assert one.keys() == other.keys()
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
@@ -182,7 +182,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 
 def check_map(asked: argparse.Namespace) -> Iterator[Row]:
-    """Training here and on the CPU in float32, and the weights trained here, evaluated on both."""
+    """Compares this device with the CPU: the loss of a float32 training on each, and the mAP of the same weights."""
     exact = {"precision": "float32", "matmul_precision": "highest"}
     config, data = digits_config(asked, **exact), open_folder(data_folder(asked))
     with tempfile.TemporaryDirectory() as folder:
@@ -192,18 +192,18 @@ def check_map(asked: argparse.Namespace) -> Iterator[Row]:
         one, other = history(here)[-1]["loss"], history(there)[-1]["loss"]
         model = build_model(config.model, len(data.vocabulary))
         load_model(tested_checkpoint(here), model)
-    told = f"{one:.5f} here, {other:.5f} on the CPU"
+    told = f"{one:.5f} on this device, {other:.5f} on the CPU"
     yield Row("loss of the last epoch", f"within {SAME_LOSS:.0%}", told, abs(one / other - 1) < SAME_LOSS)
     wanted = validation_map(config, data, model, "cpu")
     for precision, tolerance in SAME_MAP.items():
         value = validation_map(config.override({"precision": precision}), data, model, asked.device)
-        told = f"{100 * value:.3f} here, {100 * wanted:.3f} on the CPU"
+        told = f"{100 * value:.3f} on this device, {100 * wanted:.3f} on the CPU"
         name, expected = f"validation mAP, precision {precision}", f"within {100 * tolerance:g} points"
         yield Row(name, expected, told, abs(value - wanted) < tolerance)
 
 
 def validation_map(config: TrainConfig, data: DataFolder, model: CamClassifier, device: str) -> float:
-    """The mAP on the validation split, 0..1, computed on this device."""
+    """Returns the mAP on the validation split, 0..1, computed on the device that is named."""
     ranks = Ranks(0, 1, torch.device(device), None)
     prepare_device(config.optim, ranks.device)
     entries = predict_split(
@@ -223,7 +223,7 @@ def validation_map(config: TrainConfig, data: DataFolder, model: CamClassifier, 
 
 
 def check_group(asked: argparse.Namespace) -> Iterator[Row]:
-    """One training step alone, and in a group of one rank; what two do on a GPU each stays unproved here."""
+    """Compares a training step without a process group with one in a group of a single rank."""
     backend = "nccl" if asked.device == "cuda" else "gloo"
     alone = one_step(asked)
     with tempfile.TemporaryDirectory() as folder:
@@ -241,12 +241,12 @@ def check_group(asked: argparse.Namespace) -> Iterator[Row]:
     yield Row(f"{backend}, one rank: sum, gather", "3, [0 1 2]", f"{total.item():g}, {rows}", total.item() == 3)
     relative = ((alone - grouped).norm() / alone.norm()).item()
     yield Row(f"{backend}, one rank: gradient of a step", "as alone", f"differs by {relative:.2g}", relative < 1e-3)
-    told = "; ".join(str(each.message).splitlines()[0] for each in said) or "none"  # such as that strides differ
+    told = "; ".join(str(each.message).splitlines()[0] for each in said) or "none"  # such as DDP's about strides
     yield Row(f"{backend}, one rank: warnings", "none", told, not said)
 
 
 def one_step(asked: argparse.Namespace) -> Tensor:
-    """The head's gradient of the first step of a run, on the CPU."""
+    """Returns the gradient of the head's weights after the first step of a run, as a tensor on the CPU."""
     config = digits_config(asked, reproducible=False, precision="float32")
     worker = build_worker(config, data_folder(asked), Path("nowhere"), torch.device(asked.device), lambda _: False)
     train_step(worker, Reader(worker.data.shards, worker.data.splits["train"], worker.plan.epoch(0, 0, 1))[0])

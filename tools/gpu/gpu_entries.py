@@ -1,4 +1,4 @@
-"""What `python -m tools.gpu` runs, in the order of risk: what everything else needs comes first."""
+"""The entries that `python -m tools.gpu` runs; those that others depend on come first."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ ENTRIES = {
 
 
 def chosen_entries(sets: Iterable[str], only: str) -> list[Entry]:
-    """The entries of these sets, each once.
+    """Returns the entries of these sets, each once.
 
     Args:
-        sets: names of ENTRIES.
-        only: how the names of those to run begin, separated by commas; empty for all.
+        sets: some keys of ENTRIES.
+        only: beginnings of names, separated by commas, to choose entries by; empty for all.
 
     Raises:
-        ValueError: no entry's name begins so.
+        ValueError: there is no entry whose name begins like that.
     """
     entries = list(dict.fromkeys(entry for name in sets for entry in ENTRIES[name]))
     wanted = [name for name in only.split(",") if name]

@@ -1,4 +1,4 @@
-"""What the device computes in a call: how long it is busy, in how many kernels, and of which kinds."""
+"""Measures the kernels that a call runs on the device: their time, their number and their kinds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KINDS = (
     ("sums", r"reduce_kernel"),
     ("elementwise", r"elementwise"),
 )
-"""Kinds of kernels by what is in their names; the first that fits."""
+"""Kinds of kernels and a pattern of their names; the first that matches is the kind."""
 
 
 def kernels_told(run: Run, device: str) -> str:
-    """Milliseconds and kernels of a call, the mean of a few after one that does not count.
+    """Describes the kernels of a call: the mean over a few calls, after a warm-up.
 
-    A CPU has no kernels: there it is the number of operations, those within others included.
+    A CPU has no kernels: there the text is the number of operations, including nested ones.
     """
     run()
     is_cuda = device == "cuda"
@@ -50,5 +50,5 @@ def kernels_told(run: Run, device: str) -> str:
 
 
 def kernel_kind(name: str) -> str:
-    """The kind of a kernel of this name."""
+    """Returns the kind of the kernel of this name."""
     return next((kind for kind, pattern in KINDS if re.search(pattern, name)), "others")

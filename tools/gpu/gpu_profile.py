@@ -1,4 +1,4 @@
-"""What the host waits for in a training step, and which layouts are changed: 20 steps under torch.profiler."""
+"""Looks in training steps, by torch.profiler, for waits of the host and changes of memory layout."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tools.gpu.gpu_speed import TARS_BATCH, first_batches, tars_config, tars_wor
 
 STEPS, SMALL_STEPS, WARM_UP = 20, 2, 5
 BATCHES = 4
-"""How many different batches take turns."""
+"""Number of different batches that the steps use in turn."""
 WINDOW = "profiled steps"
 WAITS = re.compile(r"cuda(Stream|Device)Synchronize|cu(Stream|Ctx)Synchronize|cudaMemcpy|Memcpy.*Pageable.*")
-"""Events in which the host waits for the device: asked for, or by copies from and to memory that is not pinned."""
+"""Events in which the host waits for the device: synchronisation, and copies from or to memory that is not pinned."""
 BOUNDED = re.compile(r"cu(da)?EventSynchronize")
-"""The host waits until the step before has come so far: the device keeps the work of a step, and does not run dry."""
-LAYOUTS = re.compile(r"(?!aten::).*(nchwToNhwc|nhwcToNchw|[Tt]ranspose).*")  # aten::transpose moves nothing
+"""Events in which the host waits for the step before; the device still has a step of work queued and is never idle."""
+LAYOUTS = re.compile(r"(?!aten::).*(nchwToNhwc|nhwcToNchw|[Tt]ranspose).*")  # aten::transpose copies nothing
 
 
 def measure_profile(asked: argparse.Namespace) -> Iterator[Row]:
-    """Waits and changes of layout in training steps on tars; on a CPU nothing is a wait."""
+    """Lists waits and changes of layout in training steps on shards; on a CPU there are no waits."""
     is_cuda, count = asked.device == "cuda", SMALL_STEPS if asked.small else STEPS
     with tempfile.TemporaryDirectory() as folder:
         worker = tars_worker(tars_config(asked, Path(folder), BATCHES * TARS_BATCH))
@@ -57,7 +57,7 @@ def _row(what: str, seen: Counter[str], *, asked: bool) -> Row:
 
 
 def profiled_steps(worker: Worker, batches: Iterator[Batch], count: int) -> profile:
-    """The trace of so many steps, after some without."""
+    """Returns the trace of `count` steps, after a few steps of warm-up that are not traced."""
     is_cuda = worker.ranks.device.type == "cuda"
     for batch in itertools.islice(batches, WARM_UP if is_cuda else 1):
         train_step(worker, batch)
@@ -68,13 +68,13 @@ def profiled_steps(worker: Worker, batches: Iterator[Batch], count: int) -> prof
             for batch in itertools.islice(batches, count):
                 train_step(worker, batch)
         if is_cuda:
-            torch.cuda.synchronize()  # outside the window: what the steps started is traced to its end
+            torch.cuda.synchronize()  # outside the window, so that this wait is not counted but all kernels are traced
     settle(worker)
     return tracer
 
 
 def inside(tracer: profile) -> Counter[str]:
-    """How often each event began while the steps were called, or was work on the device."""
+    """Counts the events of each name: those of the host that began within the window, and all of the device."""
     events = list(tracer.events())
     window = next(event for event in events if event.name == WINDOW).time_range
     return Counter(
@@ -85,7 +85,7 @@ def inside(tracer: profile) -> Counter[str]:
 
 
 def waiting_lines(worker: Worker, batches: Iterable[Batch]) -> Counter[str]:
-    """The lines of Python in which torch says that the host waits for the GPU."""
+    """Counts the lines of Python for which torch warns that the host waits for the GPU."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

@@ -1,4 +1,4 @@
-"""Rows of the table of `python -m tools.gpu`, each from a process of its own, so that no failure stops the others."""
+"""Runs every entry of `python -m tools.gpu` in a process of its own, so that a failure does not stop the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("fork")
-"""A fork has imported everything already; the command itself never touches CUDA, which a fork would not survive."""
+"""Forked processes need not import everything again. CUDA must not be used before a fork, so the command never does."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Row:
 
     what: str
     expected: str
-    found: str
+    result: str
     passed: bool | None
-    """None where nothing is expected, or where this device cannot show it."""
+    """Whether the result is as expected; None where nothing is expected, or where this device cannot show it."""
 
 
 Check = Callable[[argparse.Namespace], Iterator[Row]]
@@ -33,25 +33,25 @@ Check = Callable[[argparse.Namespace], Iterator[Row]]
 
 @dataclass(frozen=True)
 class Entry:
-    """One check or measurement; it may have several rows."""
+    """One check or measurement, which yields one or more rows."""
 
     name: str
     check: Check
     seconds: float
-    """Seconds after which it is ended."""
+    """Time limit in seconds, after which its process is ended."""
 
 
 def run_entry(entry: Entry, asked: argparse.Namespace, seconds: float) -> Iterator[Row]:
-    """Run the entry in a process of its own and give its rows as they come; how it failed is one more row.
+    """Runs an entry in a process of its own; yields its rows as they come, and a last one with the error if it fails.
 
     Args:
-        entry: what to run.
+        entry: the check or measurement to run.
         asked: the command's arguments.
-        seconds: left for all entries together.
+        seconds: time that is left for all entries together.
     """
     limit = min(entry.seconds, seconds)
     if limit <= 0:
-        yield Row(entry.name, "to be run", "the time for all entries is used up; --minutes gives more", False)
+        yield Row(entry.name, "to be run", "not run: the time for all entries is used up; raise --minutes", False)
         return
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_send_rows, args=(entry, asked, sender))
@@ -60,10 +60,10 @@ def run_entry(entry: Entry, asked: argparse.Namespace, seconds: float) -> Iterat
     try:
         yield from _rows(receiver, time.monotonic() + limit)
     except TimeoutError:
-        yield Row(entry.name, f"at most {limit:.0f} s", "still running, ended", False)
+        yield Row(entry.name, f"at most {limit:.0f} s", "ended, because it was still running", False)
     except EOFError:
         process.join()
-        yield Row(entry.name, "an end without an error", f"its process ended with code {process.exitcode}", False)
+        yield Row(entry.name, "no error", f"its process ended with code {process.exitcode}", False)
     finally:
         _end(process.pid)
         process.join()
@@ -79,7 +79,7 @@ def _rows(receiver: Connection, deadline: float) -> Iterator[Row]:
 
 
 def _end(group: int | None) -> None:
-    """End the entry's process, where it still is, with those that it started."""
+    """Ends the entry's process, if it still runs, and the processes that it started."""
     assert group is not None
     try:
         os.killpg(group, signal.SIGKILL)
@@ -88,7 +88,7 @@ def _end(group: int | None) -> None:
 
 
 def _send_rows(entry: Entry, asked: argparse.Namespace, sender: Connection) -> None:
-    """In the new process: send every row, then None; its own output goes into a log."""
+    """Runs an entry in its process: sends every row, then None; standard output and error go into a log file."""
     os.setsid()
     log = os.open(Path(asked.logs) / f"{entry.name.replace(' ', '-')}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -98,12 +98,12 @@ def _send_rows(entry: Entry, asked: argparse.Namespace, sender: Connection) -> N
             sender.send(row)
     except BaseException as error:
         traceback.print_exc()
-        sender.send(Row(entry.name, "an end without an error", error_line(error), False))
+        sender.send(Row(entry.name, "no error", error_line(error), False))
     sender.send(None)
 
 
 def error_line(error: BaseException) -> str:
-    """The kind of an error, the first line of what it says, and the last line of ours on the way to it."""
+    """Describes an error by its type, the first line of its message, and the innermost line outside site-packages."""
     said = (str(error).strip() or "no message").splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)
     last = next(frame for frame in reversed(frames) if "site-packages" not in frame.filename)

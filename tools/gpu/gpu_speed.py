@@ -1,4 +1,4 @@
-"""How fast training on this device is: whole steps without data, the goals, and end to end from tars."""
+"""Measures how fast training on this device is, without data loading and from shards, and compares it with goals."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ GOAL_OF_PEAK, GOAL_OF_PUBLISHED, GOAL_HEAD, GOAL_TARS = 0.45, 3.0, 0.05, 0.95
 SIZES = (8, 32, 64)
 PHOTOS, SAMPLES, TARS_BATCH = 32, 8192, 64
 TARS_SECONDS = 20.0
-"""For the end to end run to measure in, and for the loader."""
+"""Seconds that the end-to-end run is measured for; the loader alone gets half of them."""
 
 
 def network(asked: argparse.Namespace) -> tuple[str, int]:
-    """Backbone and pixels: ResNet-101 at 448 px, or one that a CPU computes at once."""
+    """Returns backbone and image size: ResNet-101 at 448 px, or a tiny one at 64 px if --small."""
     return ("small", 64) if asked.small else ("resnet101", 448)
 
 
 def sizes(asked: argparse.Namespace, usual: tuple[int, ...]) -> tuple[int, ...]:
-    """Numbers of images in a step."""
+    """Returns the numbers of images per step to measure: `usual`, or 1 if --small."""
     return (1,) if asked.small else usual
 
 
 def repeats(asked: argparse.Namespace) -> int:
-    """Timed turns, of which the median counts."""
+    """Returns the number of timed runs, of which the median is reported."""
     return 1 if asked.small else 10
 
 
@@ -58,7 +58,7 @@ def repeats(asked: argparse.Namespace) -> int:
 
 
 class Steps:
-    """Rates of whole steps of one device, beside the largest rate of its matrix products."""
+    """Rates of whole training steps on one device, also relative to the rate of a large matrix product on it."""
 
     def __init__(self, asked: argparse.Namespace):
         self.asked = asked
@@ -66,9 +66,9 @@ class Steps:
         self.peak = matrix_peak(asked.device, 256 if asked.small else 0)
         self.flops = measure(self.backbone, CLASSES, self.pixels, self.pixels, torch.float32).training_flops()
         self.half = torch.bfloat16 if asked.device == "cuda" else torch.float32
-        """What our step computes in by itself."""
+        """The type that raypaml computes in by default on this device."""
         self.rates: dict[tuple[str, torch.dtype], float] = {}
-        """Best images per second of (form, type that it computes in)."""
+        """The best rate in images per second, by form and type."""
 
     def rows(
         self,
@@ -80,20 +80,20 @@ class Steps:
         benchmark: bool = True,
         with_kernels: bool = False,
     ) -> Iterator[Row]:
-        """Time one form of the step; where memory does not suffice, the row says so.
+        """Times one form of the step; if memory does not suffice, the row says so.
 
         Args:
-            form: "published", or "ours".
+            form: "published", or "ours" for raypaml.
             kind: float32, bfloat16 or float16.
-            images: of a step.
-            way: of ours, "compiled", "CUDA graph", or empty.
-            benchmark: whether cuDNN tries its algorithms.
-            with_kernels: whether a second row says what the device computes.
+            images: number of images per step.
+            way: "compiled" or "CUDA graph", for the form "ours" alone; "" for neither.
+            benchmark: the value of torch.backends.cudnn.benchmark.
+            with_kernels: whether a second row lists the kinds of kernels.
         """
         settings = f"{type_name(kind)}, {f'{way}, ' if way else ''}"
         name = f"{form}, {settings}{images} images, cudnn.benchmark {'on' if benchmark else 'off'}"
         _prepare(self.asked.device, form, benchmark=benchmark)
-        torch.compiler.reset()  # else a second size would be compiled for any size
+        torch.compiler.reset()  # else torch would compile the second size with dynamic shapes
         try:
             run = step_run(form, kind, self._wanted(images, way), self.asked.device)
             yield Row(name, "-", self._time(run, form, kind, images), None)
@@ -121,7 +121,7 @@ class Steps:
         return told
 
     def goals(self, how: str) -> Iterator[Row]:
-        """What the best of these rates should reach; on a CPU float32 stands for bfloat16, and nothing is asked."""
+        """Compares the best of these rates with the goals; on a CPU float32 is used, and no goal has to be met."""
         is_cuda = self.asked.device == "cuda"
         best = self.rates.get(("ours", self.half), 0.0)
         share = best * self.flops / self.peak
@@ -133,7 +133,7 @@ class Steps:
 
 
 def _prepare(device: str, form: str, *, benchmark: bool = True) -> None:
-    """Ours has its own default precision of products, the published form torch's."""
+    """Sets the precision of matrix products: raypaml's default, or torch's default for the published form."""
     optim = OptimConfig(matmul_precision="high" if form == "ours" else "torch", cudnn_benchmark=benchmark)
     prepare_device(optim, torch.device(device))
 
@@ -143,7 +143,7 @@ def _goal(value: float, least: float, text: str, counts: bool) -> tuple[str, str
 
 
 def measure_steps(asked: argparse.Namespace) -> Iterator[Row]:
-    """Published form and ours in both precisions, with and without cudnn.benchmark; then the goals."""
+    """Measures the published form and raypaml in both types, with and without cudnn.benchmark; then the goals."""
     steps = Steps(asked)
     yield Row("matrix peak", "-", f"{steps.peak / 1e12:,.2f} TFLOP/s", None)
     for images, form, kind, benchmark in itertools.product(
@@ -154,7 +154,7 @@ def measure_steps(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 def measure_ways(asked: argparse.Namespace) -> Iterator[Row]:
-    """Our step in bfloat16 and in float16, and a small one kernel by kernel and as a CUDA graph, with their kernels."""
+    """Measures raypaml's step in bfloat16 and float16, and a small one with and without a CUDA graph."""
     steps, large, small = Steps(asked), sizes(asked, SIZES)[-1], sizes(asked, SIZES)[0]
     for kind in dict.fromkeys((steps.half, torch.float16 if asked.device == "cuda" else steps.half)):
         yield from steps.rows("ours", kind, large, with_kernels=True)
@@ -163,12 +163,12 @@ def measure_ways(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 def measure_compiled(asked: argparse.Namespace) -> Iterator[Row]:
-    """Our step compiled, beside the published float32 form; bfloat16 on a GPU."""
+    """Compares raypaml's compiled step (bfloat16 on a GPU) with the published form in float32."""
     yield from _compiled(asked, sizes(asked, SIZES)[-1])
 
 
 def measure_compiled_small(asked: argparse.Namespace) -> Iterator[Row]:
-    """The same of few images, where starting kernels costs more than computing them."""
+    """Measures compiled steps of few images, where launching the kernels takes longer than running them."""
     yield from _compiled(asked, sizes(asked, SIZES)[0])
 
 
@@ -180,7 +180,7 @@ def _compiled(asked: argparse.Namespace, images: int) -> Iterator[Row]:
 
 
 def measure_head(asked: argparse.Namespace) -> Iterator[Row]:
-    """Head and loss alone, forward and backward with their gradients, of the whole step; and their kernels."""
+    """Measures which share of a step's time head and loss take, forward and backward, and lists their kernels."""
     images, device = sizes(asked, (32,))[0], asked.device
     backbone, pixels = network(asked)
     _prepare(device, "ours")
@@ -194,8 +194,8 @@ def measure_head(asked: argparse.Namespace) -> Iterator[Row]:
     seconds = race(runs, repeats(asked), device)
     share = (seconds["head"] + seconds["loss"]) / seconds["step"]
     told = f"{share:.1%}: {1e3 * seconds['head']:.2f} + {1e3 * seconds['loss']:.2f} of {1e3 * seconds['step']:.1f} ms"
-    passed = share < GOAL_HEAD if device == "cuda" else None  # of a small network the head is most
-    yield Row("goal: head and loss of a step", f"under {GOAL_HEAD:.0%}", told, passed)
+    passed = share < GOAL_HEAD if device == "cuda" else None  # in a small network the head takes most of the time
+    yield Row("goal: head and loss, share of a step", f"under {GOAL_HEAD:.0%}", told, passed)
     for name, run in runs.items():
         yield Row(f"kernels of the {name}", "-", kernels_told(run, device), None)
 
@@ -204,7 +204,7 @@ def measure_head(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 def tars_config(asked: argparse.Namespace, work: Path, samples: int = SAMPLES) -> TrainConfig:
-    """A run on so many generated images of 448 px in tars, which are written into `work`."""
+    """Returns the configuration of a run on `samples` generated images of 448 px; writes their shards into `work`."""
     if asked.small:
         data, size, threads = digits_folder(num_scenes=SMALL_SCENES), 16, 0
     else:
@@ -216,19 +216,19 @@ def tars_config(asked: argparse.Namespace, work: Path, samples: int = SAMPLES) -
 
 
 def tars_worker(config: TrainConfig) -> Worker:
-    """What trains on them."""
+    """Returns a worker that trains this run in this process."""
     return build_worker(config, config.data.data, Path("nowhere"), torch.device(config.run.device), lambda _: False)
 
 
 def first_batches(worker: Worker) -> Iterator[Batch]:
-    """The first epoch's batches, as training reads them."""
+    """Reads the batches of the first epoch as training does."""
     reader = Reader(worker.data.shards, worker.data.splits["train"], worker.plan.epoch(0, 0, 1), with_truth=True)
     pin = worker.ranks.device.type == "cuda"
     return read(reader, loader_workers=worker.config.data.loader_workers, pin_memory=pin)
 
 
 def measure_tars(asked: argparse.Namespace) -> Iterator[Row]:
-    """The loader alone, steps alone, and a run that reads tars."""
+    """Compares a run that reads shards with the loader alone and with steps alone."""
     with tempfile.TemporaryDirectory() as folder:
         config = tars_config(asked, Path(folder))
         worker = tars_worker(config)
@@ -239,14 +239,14 @@ def measure_tars(asked: argparse.Namespace) -> Iterator[Row]:
     told = f"{share:.2f}: {whole:,.0f} images/s; loader {loader:,.0f}, step without data {steps:,.0f}"
     yield Row(
         "goal: end to end from tars",
-        f"at least {GOAL_TARS} of the smaller",
+        f"at least {GOAL_TARS} of the lower rate",
         told,
         share >= GOAL_TARS if counts else None,
     )
 
 
 def loader_rate(worker: Worker) -> float:
-    """Images per second of reading alone, of an epoch or what a few seconds hold, after the first batches."""
+    """Measures images per second of reading alone, for an epoch or half of TARS_SECONDS, after the first batches."""
     batches = first_batches(worker)
     for _ in range(2):
         next(batches)
@@ -259,7 +259,7 @@ def loader_rate(worker: Worker) -> float:
 
 
 def step_rate(worker: Worker, asked: argparse.Namespace) -> float:
-    """Images per second of the training step on one batch again and again."""
+    """Measures images per second of training steps on one and the same batch."""
     batch = next(first_batches(worker))
     count = 3 if asked.small else 30
     for _ in range(count // 3):
@@ -274,7 +274,7 @@ def step_rate(worker: Worker, asked: argparse.Namespace) -> float:
 
 
 def run_rate(config: TrainConfig, run: Path, asked: argparse.Namespace) -> float:
-    """Images per second that a run itself reports from step to step, the median after the first ones."""
+    """Returns the median of the images per second that a run reports for its steps, without the first two."""
     rates: list[float] = []
     began = time.monotonic()
 

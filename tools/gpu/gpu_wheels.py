@@ -1,4 +1,4 @@
-"""What this machine lacks comes from wheels beside the checkout: `make gpu-wheels` fills the folder `wheels/`."""
+"""Imports packages that this machine lacks from the wheels in the folder `wheels/`, which `make gpu-wheels` fills."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ WHEELS = Path(__file__).parents[2] / "wheels"
 
 
 def use_wheels(into: Path, wheels: Path = WHEELS) -> list[str]:
-    """Unpack the wheels of distributions that are not installed here, and import them from there; their names.
+    """Unpacks the wheels of packages that are not installed, and adds them to the path; returns their names.
 
-    A wheel is a zip file of what belongs on the path, so no pip and no network is needed.
+    A wheel is a zip file of modules that can be imported, so neither pip nor a network is needed.
     """
     missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_installed(wheel.name.split("-")[0])]
     for wheel in missing:

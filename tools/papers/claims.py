@@ -1,7 +1,7 @@
-"""Whether the papers' claims hold in an experiment: verdicts worked out from figures paired by seed, never written.
+"""Computes from the figures of an experiment, paired by seed, whether the papers' claims hold in it.
 
-A claim says that a difference lies above a bound. It holds where the whole 95 % interval of the mean over seeds does
-(Student's t), does not hold where the whole interval lies below, and is undecided otherwise, as with a single seed.
+A claim says that a difference is above a bound. It holds if the whole 95 % interval of the mean over seeds is above the
+bound (Student's t), does not hold if the whole interval is below, and is undecided otherwise, as with a single seed.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from raypaml.reports.tables import seed_interval
 Row = tuple[str, str]
 """A scheme, and where BoostLU was used: `none`, in evaluation alone (`inference`), or in both (`training`)."""
 Figures = Mapping[Row, Mapping[int, Mapping[str, float]]]
-"""For each row and seed, by name: `All` and G1..G5 (mAP, 0..1); `recall` and `precision` of rejection; and, comparing
-maps, `rank_correlation`, `control` and `scale_ratio`. Unknown figures are missing."""
+"""For each row and seed, by name: `All` and G1..G5 (mAP, 0..1); `recall` and `precision` of rejection; and, of the
+comparison of maps, `rank_correlation`, `control` and `scale_ratio`. Unknown figures are missing."""
 Floats = NDArray[np.float64]
 KEPT = 0.75
-"""For "the order stays": the share that must remain of the rank correlation between two trainings on full labels, as
-far as it exceeds that with a centred Gaussian."""
+"""The bound of the claim that the order of places stays. It is compared with (r - g) / (f - g), where r is the rank
+correlation of AN's maps with those of full labels, f that between two trainings on full labels, and g that of these
+with a centred Gaussian."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement, and what was measured about it."""
+    """A statement of the papers, and the differences that it is judged by."""
 
     letter: str
     statement: str
     measure: str
-    """What the difference compares."""
+    """The difference in words."""
     values: Floats
-    """One difference a seed."""
+    """One difference for each seed."""
     bound: float = 0.0
     unit: str = ""
     note: str = ""
-    """A remark on this claim."""
+    """A remark that is shown with the verdict."""
 
     @property
     def mean(self) -> float:
-        """The mean over seeds."""
+        """The mean of the differences over seeds; NaN if there are none."""
         return float(self.values.mean()) if len(self.values) else float("nan")
 
     @property
@@ -54,7 +55,7 @@ class Claim:
 
     @property
     def verdict(self) -> str:
-        """The verdict: holds, does not hold, or undecided."""
+        """The verdict: "holds", "does not hold" or "undecided"."""
         low, high = self.interval
         if low > self.bound:
             return "holds"
@@ -62,7 +63,7 @@ class Claim:
 
 
 def half_interval(values: Floats) -> float:
-    """Half the 95 % interval of the mean; nan below two values."""
+    """Returns half the width of the 95 % interval of the mean; NaN for fewer than two values."""
     if len(values) < 2:
         return float("nan")
     mean, _, high = seed_interval(values.tolist())
@@ -70,41 +71,41 @@ def half_interval(values: Floats) -> float:
 
 
 def value(figures: Figures, row: Row, name: str) -> dict[int, float]:
-    """A figure by seed, of the seeds that have it."""
-    return {seed: found[name] for seed, found in figures.get(row, {}).items() if name in found}
+    """Returns a figure of a row by seed, for the seeds that have it."""
+    return {seed: by_name[name] for seed, by_name in figures.get(row, {}).items() if name in by_name}
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> dict[int, float]:
-    """The difference for each seed that both have."""
+    """Returns `first` minus `second` for each seed that both have."""
     return {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
 
 
 def points(figures: Figures, first: Row, second: Row, name: str = "All") -> dict[int, float]:
-    """How many points of mAP the first row stands above the second, by seed."""
-    found = difference(value(figures, first, name), value(figures, second, name))
-    return {seed: 100 * gained for seed, gained in found.items()}
+    """Returns by how many points of mAP the first row is above the second, by seed."""
+    gains = difference(value(figures, first, name), value(figures, second, name))
+    return {seed: 100 * gain for seed, gain in gains.items()}
 
 
 def claims(figures: Figures) -> list[Claim]:
-    """Every claim of the papers that the figures can speak to."""
+    """Returns the papers' claims with the differences that the figures give."""
     return [*_maps(figures), *_inference(figures), *_rejection(figures), *_rare(figures)]
 
 
 def controls(figures: Figures) -> list[Claim]:
-    """What no paper claims, and what the claims have to be read beside: BoostLU where no label is missing."""
+    """Returns claims that no paper makes, to be read with the papers': BoostLU's gain where no label is missing."""
     none, inference, training = (("full", mode) for mode in ("none", "inference", "training"))
     return [
         Claim(
             "full",
             "BoostLU helps even where no label is missing, in training",
-            "mAP of full labels with BoostLU less without",
+            "mAP with full labels, trained with BoostLU minus trained without",
             _array(points(figures, training, none)),
             unit="points",
         ),
         Claim(
             "full",
             "BoostLU helps even where no label is missing, at inference alone",
-            "mAP of full labels with BoostLU at inference less without",
+            "mAP with full labels, BoostLU at inference minus without",
             _array(points(figures, inference, none)),
             unit="points",
         ),
@@ -125,14 +126,14 @@ def _maps(figures: Figures) -> list[Claim]:
         Claim(
             "a",
             "AN shrinks the top attributions of positives",
-            "scale ratio of full labels less that of AN, against full labels of another seed",
+            "scale ratio of full labels minus that of AN, both relative to full labels of another seed",
             _array(smaller),
         ),
         Claim(
             "a",
             "while the order of places stays",
-            "rank correlation of AN's maps with full labels of another seed, beyond a centred Gaussian's, as a share "
-            "of the one between two full-label trainings",
+            "rank correlation of AN's maps with those of full labels and another seed, relative to that between two "
+            "trainings on full labels; the correlation with a centred Gaussian is subtracted from both",
             _array(kept),
             KEPT,
             note="the bound is our choice",
@@ -145,14 +146,14 @@ def _inference(figures: Figures) -> list[Claim]:
         Claim(
             "b",
             "BoostLU at inference alone helps AN",
-            "mAP of AN with BoostLU at inference less without",
+            "mAP of AN with BoostLU at inference minus without",
             _array(points(figures, ("an", "inference"), ("an", "none"))),
             unit="points",
         ),
         Claim(
             "c",
             "Training AN with BoostLU helps less than inference only",
-            "mAP of AN with BoostLU at inference less trained with it",
+            "mAP of AN with BoostLU at inference minus that of AN trained with it",
             _array(points(figures, ("an", "inference"), ("an", "training"))),
             unit="points",
         ),
@@ -167,25 +168,25 @@ def _rejection(figures: Figures) -> list[Claim]:
         Claim(
             "d",
             "LL-R + BoostLU rejects more missed positives than LL-R",
-            "share of missed positives rejected, over the rejecting epochs, less LL-R's",
+            "recall of missed positives over the epochs that reject, LL-R + BoostLU minus LL-R",
             100 * _array(recall),
             unit="points",
         ),
         Claim(
             "d",
             "and is the best of AN and the large-loss schemes",
-            "mAP of LL-R + BoostLU less the best other's",
+            "mAP of LL-R + BoostLU minus that of the best other scheme",
             _array(points(figures, best, rival)) if rival else _array({}),
             unit="points",
-            note=f"best other: {title(rival)}" if rival else "",
+            note=f"best other scheme: {title(rival)}" if rival else "",
         ),
     ]
 
 
 def nearest_rival(figures: Figures, best: Row) -> Row | None:
-    """The row of partial labels that comes nearest to `best`, or stands above it most."""
+    """Returns the row of partial labels with the highest mean mAP apart from `best`, on the seeds of both."""
     rivals = {row: _array(points(figures, best, row)) for row in figures if row[0] != "full" and row != best}
-    known = {row: found.mean() for row, found in rivals.items() if len(found)}
+    known = {row: leads.mean() for row, leads in rivals.items() if len(leads)}
     return min(known, key=known.__getitem__, default=None)
 
 
@@ -194,7 +195,7 @@ def _rare(figures: Figures) -> list[Claim]:
         Claim(
             "e",
             f"Rare groups gain most: {title(better)} over {title(base)}",
-            "mean gain of G1 and G2 less that of G4 and G5",
+            "mean gain of G1 and G2 minus that of G4 and G5",
             _array(_tilt(figures, better, base)),
             unit="points",
         )
@@ -207,7 +208,7 @@ GAINS: tuple[tuple[Row, Row], ...] = (
     (("ll_r", "training"), ("ll_r", "none")),
     (("ll_r", "training"), ("an", "none")),
 )
-"""The comparisons that are made by class group."""
+"""Pairs of rows whose difference is shown for each class group."""
 
 
 def _tilt(figures: Figures, better: Row, base: Row) -> dict[int, float]:
@@ -216,7 +217,7 @@ def _tilt(figures: Figures, better: Row, base: Row) -> dict[int, float]:
 
 
 def title(row: Row) -> str:
-    """The name of a row for people, such as `LL-R + BoostLU`."""
+    """Returns the name of a row for people, such as `LL-R + BoostLU`."""
     scheme, mode = row
     name = {"full": "full labels", "an": "AN", "ll_r": "LL-R", "ll_ct": "LL-Ct", "ll_cp": "LL-Cp"}[scheme]
     return name + {"none": "", "inference": ", BoostLU at inference", "training": " + BoostLU"}[mode]

@@ -1,12 +1,12 @@
-"""Train the same recipe with several schemes and seeds, and print the table of tools/papers/README.md.
+"""Trains the same recipe with several schemes and seeds, and prints the table of tools/papers/README.md.
 
-    python tools/papers/compare_schemes.py                     # 47 minutes on two cores, beside other work
+    python tools/papers/compare_schemes.py                     # took 47 minutes on two busy cores
     python tools/papers/compare_schemes.py --rows an:1,ll_r:5 --seeds 0 --epochs 5
     python tools/papers/compare_schemes.py --recipe voc2012_single --data DIR --rows full:1,an:1,ll_r:1,ll_r:5 -- \\
         --backbone timm:tf_efficientnet_lite0 --weights FILE --freeze-backbone 10 --no-flip     # flags of raypaml.train
 
-Two runs at a time, one process and one thread each; the weights are those of `python -m raypaml.train` on any number
-of workers, where the recipe is reproducible. Finished runs are kept: the same command continues.
+Two runs are trained at a time, with one process and one thread each. If the recipe is reproducible, their weights equal
+those of `raypaml train` with any number of workers. The same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ ROWS = "full:1,full:5,an:1,an:5,ll_r:1,ll_r:5"
 
 
 def train_alone(config: TrainConfig, warmups: Path | None = None) -> dict[str, Any]:
-    """One run in this process; returns its result.json.
+    """Trains one run in this process; returns its result.json.
 
     Args:
-        config: of the run.
-        warmups: folder of the warm-ups that runs share: a run takes its own from there, one of scheme `an` leaves it.
+        config: the configuration of the run.
+        warmups: folder of warm-up checkpoints. A run of scheme `an` puts its own there, and runs of other schemes with
+            the same settings start from it. None: every run does its own warm-up.
     """
     import torch
 
@@ -90,7 +91,7 @@ def _trained(job: Job, shared: Path | None) -> dict[str, Any]:
 
 
 def arguments() -> Parser:
-    """The flags of this command."""
+    """Returns the parser of this command's flags."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("--rows", default=ROWS, help=f"schemes and their alpha, SCHEME:ALPHA,... [{ROWS}]")
     parser.add_argument("--seeds", default="0,1,2", help="random seeds, with commas between [0,1,2]")
@@ -99,14 +100,14 @@ def arguments() -> Parser:
     parser.add_argument("--data", default="", help="data set of every run [the recipe's]")
     parser.add_argument("--storage", default="runs/compare", help="folder of the runs [runs/compare]")
     parser.add_argument("--jobs", type=int, default=2, help="runs that are trained at the same time [2]")
-    about = "also choose each run's alpha of use on validation, and show test mAP at it"
+    about = "also choose an alpha for each run on the validation split, and show the test mAP at it"
     parser.add_argument("--choose-alpha", action="store_true", help=about)
     parser.add_argument("more", nargs="*", metavar="-- FLAGS", help="flags of python -m raypaml.train, for every run")
     return parser
 
 
 def main() -> None:
-    """Run what is missing, print the table."""
+    """Trains the runs that are missing and prints the table."""
     asked = arguments().parse()
     rows = [(scheme, float(alpha)) for scheme, _, alpha in (row.partition(":") for row in asked.rows.split(","))]
     seeds = [int(seed) for seed in asked.seeds.split(",")]
@@ -135,7 +136,7 @@ def main() -> None:
 
 
 def with_chosen_alpha(config: TrainConfig) -> dict[str, Any]:
-    """The result.json of a finished run, with the figures at the alpha that validation chooses."""
+    """Returns the result.json of a finished run, with the figures at the alpha that is best on validation."""
     from raypaml.evaluate import main as evaluate
 
     folder = Path(config.run.storage) / config.run.name
@@ -148,7 +149,7 @@ def with_chosen_alpha(config: TrainConfig) -> dict[str, Any]:
 
 
 def epochs_done(configs: list[TrainConfig]) -> int:
-    """Finished epochs of these runs, also of those that other processes train at the moment."""
+    """Returns the number of finished epochs of these runs, also while other processes train them."""
     files = (Path(config.run.storage) / config.run.name / METRICS_FILE for config in configs)
     return sum(len(file.read_text().splitlines()) for file in files if file.is_file())
 
@@ -158,18 +159,18 @@ def _failed(run: Future[dict[str, Any]]) -> bool:
 
 
 def given_to_all(flags: list[str]) -> tuple[str, str]:
-    """The file of pseudo labels and the settings among flags of `raypaml.train`, which not every scheme uses."""
+    """Returns the values of --pseudo-labels and --scheme-settings among flags; not every scheme uses them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--pseudo-labels", default="")
     parser.add_argument("--scheme-settings", default="")
-    found, _ = parser.parse_known_args(flags)
-    return found.pseudo_labels, found.scheme_settings
+    known, _ = parser.parse_known_args(flags)
+    return known.pseudo_labels, known.scheme_settings
 
 
 def run_config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
-    """A run as `raypaml.train` has it: with what the recipe has for the scheme, or as it was begun.
+    """Returns the configuration that `raypaml train` would use; a run that has begun keeps its own.
 
-    Of flags for every run, pseudo labels and settings are passed over where the scheme has no use for them.
+    The flags for every run apply, except that a scheme without use for pseudo labels or settings does not get them.
     """
     file, settings = given_to_all(asked.more)
     flags = [asked.recipe, *asked.more, "--scheme", scheme, "--alpha", f"{alpha}", "--seed", f"{seed}"]
@@ -188,9 +189,9 @@ def run_config(asked: Any, scheme: str, alpha: float, seed: int) -> TrainConfig:
 
 
 def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) -> str:
-    """Markdown: mean over seeds per group, mean with its 95 % interval over seeds, mAP of each seed.
+    """Returns a Markdown table: the mean of each class group, the mean mAP with its 95 % interval, and every seed's.
 
-    Where every run has a chosen alpha, one column more: mean at the chosen one, with its interval.
+    If an alpha was chosen for every run, another column has the mean mAP at the chosen ones, with its interval.
     """
     chosen = all("chosen_alpha" in run for runs in results for run in runs)
     head = ["scheme", "alpha", *GROUP_NAMES, "mAP", *(["at the chosen alpha"] if chosen else []), "by seed"]
@@ -206,7 +207,7 @@ def table(rows: list[tuple[str, float]], results: list[list[dict[str, Any]]]) ->
 
 
 def with_interval(scores: list[float]) -> str:
-    """The mean of the scores of some seeds; from two seeds on with half its 95 % interval (Student's t)."""
+    """Returns the mean over seeds, followed by ± half its 95 % interval (Student's t) if there are several."""
     if len(scores) < 2:
         return f"{scores[0]:.1f}"
     mean, _, high = seed_interval(scores)

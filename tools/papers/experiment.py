@@ -1,13 +1,13 @@
-"""Train the papers' comparison on digits over several seeds, and say in one page which of their claims hold here.
+"""Trains the papers' schemes on digits with several seeds, and writes a page that says which of their claims hold.
 
     python tools/papers/experiment.py                 # what `make experiment` does
     python tools/papers/experiment.py --seeds 0,1 --epochs 18 --jobs 1
-    python tools/papers/experiment.py --quick         # a few minutes, for a look at the page; its figures mean nothing
-    python tools/papers/experiment.py --page-only     # the page over what is finished
+    python tools/papers/experiment.py --quick         # a few minutes, to try the page; its figures mean nothing
+    python tools/papers/experiment.py --page-only     # writes the page from the runs that have finished
 
-Seed by seed, and after each seed the page; finished runs are kept: the same command continues. A run is one of
-`raypaml.train` in one process and one thread, without the exact sums of `--reproducible`. The rejecting schemes go on
-from the assume-negative run of their alpha and seed: until the first rejection they are one run.
+It trains one seed after the other and writes the page after each. The same command continues after an interruption.
+Every run has one process and one thread, without the exact sums of `--reproducible`. The schemes that reject start from
+the warm-up of the run of `an` with the same alpha and seed, because until the first rejection they would be equal.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ LOOKED_AT = (
     *(("full", "none"), ("an", "none"), ("an", "inference")),
     *(("an", "training"), ("ll_r", "none"), ("ll_r", "training")),
 )
-"""Side by side in the gallery."""
+"""The rows whose maps the gallery shows side by side."""
 QUICK = {"seeds": "0,1", "epochs": 3, "scenes": 960, "images": 60}
 
 
 def beside_each_other(jobs: int, call: Callable[..., Any], *arguments: Iterable[Any]) -> None:
-    """The calls, so many at a time, in processes of their own."""
+    """Makes the calls in processes of their own, `jobs` at a time."""
     calls = list(zip(*arguments, strict=True))
     if calls:
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
@@ -69,12 +69,12 @@ def beside_each_other(jobs: int, call: Callable[..., Any], *arguments: Iterable[
 
 
 def collect(setting: Setting, hiding: str, seeds: Sequence[int]) -> Findings:
-    """The figures of all finished runs of one way of hiding."""
+    """Collects the figures of all finished runs of one way of hiding labels."""
     from raypaml.data.data_folder import open_folder
     from tools.papers.experiment_figures import SCHEMES, Findings
 
     groups = open_folder(setting.data(hiding)).vocabulary.class_group
-    found: Any = (defaultdict(dict), defaultdict(dict), defaultdict(dict))
+    collected: Any = (defaultdict(dict), defaultdict(dict), defaultdict(dict))
     for scheme in SCHEMES:
         for seed in seeds:
             for alpha, mode in zip(ALPHAS, ("none", "training"), strict=True):
@@ -82,17 +82,17 @@ def collect(setting: Setting, hiding: str, seeds: Sequence[int]) -> Findings:
                 if not is_finished(config):
                     continue
                 by_alpha, history, more = _read(config, setting.reference(seed, seeds), groups)
-                figures, curves, histories = (each[scheme, mode] for each in found)
+                figures, curves, histories = (each[scheme, mode] for each in collected)
                 curves[seed] = {a: means["All"] for a, means in by_alpha.items()}
                 histories[seed] = history
                 figures[seed] = by_alpha[alpha] | more
                 if mode == "none":
-                    found[0][scheme, "inference"][seed] = by_alpha[ALPHAS[-1]]
-    return Findings(hiding, *found)
+                    collected[0][scheme, "inference"][seed] = by_alpha[ALPHAS[-1]]
+    return Findings(hiding, *collected)
 
 
 def _read(config: TrainConfig, reference: TrainConfig, groups: Any) -> tuple[dict[float, dict[str, float]], Any, Any]:
-    """Mean AP by alpha of every group and All, the epochs, and figures of rejection and maps."""
+    """Returns a run's mAP of each class group and of all, by alpha; its epochs; its figures of rejection and maps."""
     from raypaml.metrics.average_precision import group_means, mean_ap
     from raypaml.runs.history import read_history, rejection_quality
     from tools.papers.experiment_figures import map_figures
@@ -107,21 +107,24 @@ def _read(config: TrainConfig, reference: TrainConfig, groups: Any) -> tuple[dic
 
 
 def collect_sweep(setting: Setting, seeds: Sequence[int]) -> dict[float, dict[int, dict[str, float]]]:
-    """Figures by delta_rel and seed, of the seeds that have all of them."""
+    """Collects the figures of the sweep by delta_rel and seed, for the seeds whose runs have all finished."""
     from raypaml.data.data_folder import open_folder
 
     groups = open_folder(setting.data(HIDINGS[0])).vocabulary.class_group
-    found: dict[float, dict[int, dict[str, float]]] = defaultdict(dict)
+    figures: dict[float, dict[int, dict[str, float]]] = defaultdict(dict)
     for seed in seeds[:SWEEP_SEEDS]:
         configs = [setting.config(HIDINGS[0], "ll_r", ALPHAS[-1], seed, times) for times in (*SWEEP, 1.0)]
         for config in configs if all(map(is_finished, configs)) else []:
             by_alpha, _, more = _read(config, setting.reference(seed, seeds), groups)
-            found[config.loss.delta_rel][seed] = by_alpha[ALPHAS[-1]] | more
-    return found
+            figures[config.loss.delta_rel][seed] = by_alpha[ALPHAS[-1]] | more
+    return figures
 
 
 def look(setting: Setting, hiding: str, seeds: Sequence[int], images: int) -> Looks | None:
-    """The maps of the first seed: AN against full labels, several models side by side; None if not all are there."""
+    """Compares the maps of the first seed's models: AN with full labels, and LOOKED_AT side by side.
+
+    The result is None if not all of these runs have finished.
+    """
     from raypaml.explanations.gallery import of_every_group, side_by_side
     from tools.papers.claims import title
     from tools.papers.experiment_page import Looks
@@ -139,15 +142,16 @@ def look(setting: Setting, hiding: str, seeds: Sequence[int], images: int) -> Lo
 
 
 def write(setting: Setting, seeds: Sequence[int], asked: Any) -> Path:
-    """Measure what is not measured yet, and write the page over all that is finished."""
+    """Measures the finished runs that have not been measured, and writes the page of all finished runs."""
     from tools.papers.experiment_page import write_experiment_page
 
     configs = [config for stage in setting.stages(list(seeds)) for config in stage if is_finished(config)]
     references = [setting.reference(config.run.seed, seeds) for config in configs]
     beside_each_other(asked.jobs, measure, configs, references, [asked.images] * len(configs))
-    found = [collect(setting, hiding, seeds) for hiding in HIDINGS]
+    findings = [collect(setting, hiding, seeds) for hiding in HIDINGS]
     looks = {hiding: seen for hiding in HIDINGS if (seen := look(setting, hiding, seeds, asked.images))}
-    write_experiment_page(setting.storage, _about(setting, configs, asked), found, collect_sweep(setting, seeds), looks)
+    about, by_delta = _about(setting, configs, asked), collect_sweep(setting, seeds)
+    write_experiment_page(setting.storage, about, findings, by_delta, looks)
     return setting.storage / "experiment.html"
 
 
@@ -159,17 +163,17 @@ def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict
     deltas = [setting.delta_rel(scheme) for scheme in ("ll_r", "ll_ct", "ll_cp")]
     text = (
         f"{len(configs)} runs of the recipe digits, {setting.scenes:,} training scenes, {setting.epochs} epochs of "
-        f"which {setting.warmup_epochs} warm-up (the recipe: 18, 6), delta_rel {deltas[0]:g} % per epoch for LL-R, "
-        f"{deltas[1]:g} for LL-Ct and {deltas[2]:g} for LL-Cp (the recipe's, scaled to reach the same by the last "
-        f"epoch), one thread each, without the exact sums of --reproducible; {hours:.1f} h of training by the clock, "
-        f"the warm-up of the rejecting schemes taken from AN's runs. Commit {', '.join(commits)}."
+        f"which {setting.warmup_epochs} are warm-up (the recipe has 18 and 6). delta_rel is {deltas[0]:g} % per epoch "
+        f"for LL-R, {deltas[1]:g} % for LL-Ct and {deltas[2]:g} % for LL-Cp: the recipe's, scaled so that the last "
+        f"epoch rejects as much. Every run has one thread and is not --reproducible. Training took {hours:.1f} h of "
+        f"wall-clock time; the schemes that reject start from the warm-up of AN's runs. Commit {', '.join(commits)}."
     )
     cost = {"runs": len(configs), "training_hours": hours, "commits": commits, "images": asked.images}
     return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": deltas[0]} | cost
 
 
 def _own_seconds(config: TrainConfig) -> float:
-    """Seconds of this run's training, without a warm-up that it took from another run."""
+    """Returns the seconds that this run was trained for, without a warm-up that it took from another run."""
     from raypaml.runs.history import read_history
 
     history = read_history(folder_of(config))
@@ -181,7 +185,7 @@ def _own_seconds(config: TrainConfig) -> float:
 
 
 def parse() -> tuple[Any, Setting]:
-    """The flags, and what follows from them."""
+    """Reads the flags; returns them, and the setting that all runs share."""
     parser = Parser(prog=PROG, description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--seeds", default="0,1,2,3,4", help="random seeds, with commas between [0,1,2,3,4]")
@@ -195,7 +199,7 @@ def parse() -> tuple[Any, Setting]:
         help="folder of the runs and the page [runs/experiment]",
     )
     add("--jobs", type=int, default=2, help="runs that are trained at the same time, one thread each [2]")
-    add("--quick", action="store_true", help="two seeds and 3 epochs of 960 images, for a look at the page")
+    add("--quick", action="store_true", help="two seeds and 3 epochs of 960 images, to try the page")
     add("--page-only", action="store_true", help="train nothing; write the page of the runs that have finished")
     asked = parser.parse()
     if asked.quick:
@@ -204,7 +208,7 @@ def parse() -> tuple[Any, Setting]:
 
 
 def main() -> None:
-    """Train what is missing, stage by stage, and write the page after each seed."""
+    """Trains the runs that are missing, and writes the page after each seed."""
     from raypaml.data.data_folder import open_folder
     from raypaml.runs.run_folder import check_same_run
 

@@ -1,4 +1,4 @@
-"""What an experiment of several schemes and seeds found: its table, and its drawings."""
+"""The table and the figures of an experiment with several schemes and seeds."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ MARKS = {"none": (GREY, "o"), "inference": (BLUE, "s"), "training": (ORANGE, "D"
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found for one way of hiding labels."""
+    """The results for one way of hiding labels."""
 
     hiding: str
     figures: Figures
     curves: Mapping[Row, Mapping[int, Mapping[float, float]]]
-    """mAP by alpha at evaluation, by seed, of what was trained without (`none`) and with BoostLU (`training`)."""
+    """mAP by row, seed and alpha at evaluation; the rows are those trained without (`none`) and with (`training`)
+    BoostLU."""
     histories: Mapping[Row, Mapping[int, History]]
-    """The epochs of each run, by seed."""
+    """The epochs of each run, by row and seed."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table: means over seeds, nan where there are none."""
+    """A row of the table, with means over seeds; NaN where there are none."""
 
     title: str
     seeds: int
@@ -46,28 +47,32 @@ class Line:
 
 
 def table(figures: Figures) -> list[Line]:
-    """One line a row of the figures, mAP in percent."""
+    """Returns the rows of the table, with mAP in percent."""
     rows = [(scheme, mode) for scheme in SCHEMES for mode in MODES]
     return [_line(figures, row) for row in rows if figures.get(row)]
 
 
 def _line(figures: Figures, row: Row) -> Line:
     per_seed = figures[row].values()
-    names = sorted({name for found in per_seed for name in found})
-    values = {name: float(np.mean([found[name] for found in per_seed if name in found])) for name in names}
+    names = sorted({name for by_name in per_seed for name in by_name})
+    values = {name: float(np.mean([each[name] for each in per_seed if name in each])) for name in names}
     scores = 100 * np.array(list(value(figures, row, "All").values()))
     percent = {name: 100 * values[name] for name in (*NAMES, "recall", "precision") if name in values}
     return Line(title(row), len(scores), values | percent, half_interval(scores))
 
 
-def map_figures(found: Mapping[str, Any]) -> dict[str, float]:
-    """What the table says of a comparison of maps, `explanations.summary`; without what was not there to count."""
+def map_figures(compared: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the table's figures of a comparison of maps, without those that could not be computed.
+
+    Args:
+        compared: what `explanations.explanation_figures.map_summary` returns.
+    """
     figures = {
-        "rank_correlation": found["rank_correlation"]["p50"],
-        "control": found["rank_correlation_control"]["p50"],
-        "scale_ratio": found["scale_ratio"],
-        "pointing_game": found["localisation"]["pointing_game"],
-        "chance": found["localisation"]["pointing_game_chance"],
+        "rank_correlation": compared["rank_correlation"]["p50"],
+        "control": compared["rank_correlation_control"]["p50"],
+        "scale_ratio": compared["scale_ratio"],
+        "pointing_game": compared["localisation"]["pointing_game"],
+        "chance": compared["localisation"]["pointing_game_chance"],
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
 
@@ -77,7 +82,7 @@ def map_figures(found: Mapping[str, Any]) -> dict[str, float]:
 
 @mpl.rc_context(STYLE)
 def overview(found: Sequence[Findings]) -> str:
-    """Test mAP of every scheme without BoostLU, with it at inference, and trained with it; a pale mark a seed."""
+    """Draws the test mAP of every scheme without BoostLU, with it at inference and trained with it; pale: each seed."""
     figure, axes = panels(len(found))
     for axis, each in zip(axes, found, strict=True):
         for n, scheme in enumerate(SCHEMES):
@@ -96,7 +101,7 @@ def overview(found: Sequence[Findings]) -> str:
 
 @mpl.rc_context(STYLE)
 def alpha_curves(found: Sequence[Findings]) -> str:
-    """Test mAP by alpha at evaluation; the line is the mean over seeds, the band their range."""
+    """Draws test mAP by alpha at evaluation; the line is the mean over seeds, the band their range."""
     figure, axes = panels(len(found))
     for axis, each in zip(axes, found, strict=True):
         for scheme, colour in (("full", GREY), ("an", BLUE), ("ll_r", ORANGE)):
@@ -113,14 +118,14 @@ def alpha_curves(found: Sequence[Findings]) -> str:
 def _band(
     axis: Axes, x: Sequence[float], values: NDArray[np.float64], colour: Any, style: str, label: str | None
 ) -> None:
-    """[n, x] values of n seeds: their mean and range."""
+    """Draws the mean of several seeds as a line and their range as a band; `values` is [seeds, x]."""
     axis.plot(x, values.mean(0), style, color=colour, marker=".", label=label)
     axis.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
 
 
 @mpl.rc_context(STYLE)
 def gains(found: Findings) -> str:
-    """Points of mAP gained in each class group, mean over seeds and its 95 % interval."""
+    """Draws the points of mAP gained in each class group: the mean over seeds and its 95 % interval."""
     figure, axes = panels(len(GAINS))
     for axis, (better, base) in zip(axes, GAINS, strict=True):
         by_group = [np.array(list(points(found.figures, better, base, name).values())) for name in GROUP_NAMES]
@@ -135,12 +140,12 @@ def gains(found: Findings) -> str:
 
 @mpl.rc_context(STYLE)
 def sweep(by_delta: Mapping[float, Mapping[int, Mapping[str, float]]]) -> str:
-    """mAP, and recall and precision of rejection, by delta_rel; a pale mark a seed."""
+    """Draws mAP, and recall and precision of rejection, by delta_rel; pale marks are single seeds."""
     figure, axes = panels(2)
     deltas = sorted(by_delta)
     for axis, names in ((axes[0], ("All",)), (axes[1], ("recall", "precision"))):
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
-            values = [[100 * found.get(name, np.nan) for found in by_delta[delta].values()] for delta in deltas]
+            values = [[100 * each.get(name, np.nan) for each in by_delta[delta].values()] for delta in deltas]
             axis.plot(deltas, [np.mean(each) for each in values], color=colour, marker="o", label=name)
             for delta, each in zip(deltas, values, strict=True):
                 axis.plot([delta] * len(each), each, "o", color=colour, alpha=0.35, ms=4)
@@ -154,7 +159,7 @@ def sweep(by_delta: Mapping[float, Mapping[int, Mapping[str, float]]]) -> str:
 
 
 def rejecting_runs(found: Findings) -> dict[str, list[History]]:
-    """The epochs of the runs that reject, by the row's title."""
+    """Returns the epochs of the runs that reject, by the title of the row."""
     rows = [(scheme, mode) for scheme in SCHEMES for mode in MODES]
     by_row = {title(row): list(found.histories.get(row, {}).values()) for row in rows if row[0].startswith("ll_")}
     return {name: histories for name, histories in by_row.items() if histories}

@@ -1,4 +1,4 @@
-"""`experiment.html` and `experiment.json`: which of the papers' claims hold, with the figures, as one file."""
+"""Writes `experiment.html` and `experiment.json`: which of the papers' claims hold, and all figures."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ def write_experiment_page(
     by_delta: Mapping[float, Mapping[int, Mapping[str, float]]],
     looks: Mapping[str, Looks],
 ) -> None:
-    """Write the page, and every verdict and table as JSON.
+    """Writes the page, and every verdict and table as JSON.
 
     Args:
-        about: settings and cost, shown as they are.
-        found: of each way of hiding labels.
-        by_delta: figures by delta_rel and seed, of the sweep; empty for none.
-        looks: by the name of the hiding.
+        folder: the folder to write both files to.
+        about: settings and cost of the experiment; the page shows its `text`.
+        found: the results for each way of hiding labels.
+        by_delta: the figures of the sweep by delta_rel and seed; empty if there is none.
+        looks: the compared maps, by the way of hiding labels.
     """
     judged = {each.hiding: claims(each.figures) for each in found}
     beside = {each.hiding: controls(each.figures) for each in found}

@@ -1,4 +1,4 @@
-"""The runs of `tools/papers/experiment.py`: which, in what order, and what is measured of each when it is finished."""
+"""The runs of `tools/papers/experiment.py`, their order, and the measurements of finished ones."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 HIDINGS = ("single_positive", "verified")
 FIRST, LATER = ("full", "an"), ("ll_r", "ll_ct", "ll_cp")
-"""Schemes that need nobody's warm-up, and those that go on from that of `an`."""
+"""Schemes that do their own warm-up, and those that start from the warm-up of `an`."""
 ALPHAS = (1.0, 5.0)
 CURVE = tuple(float(alpha) for alpha in range(1, 11))
-"""Values of alpha at which every run is evaluated."""
+"""The values of alpha at which every run is evaluated."""
 EPOCHS = 12
 SWEEP = (0.25, 0.5, 2.0, 4.0)
-"""Multiples of the other runs' delta_rel that ll_r with BoostLU is trained at, for the first way of hiding."""
+"""The sweep trains `ll_r` with BoostLU at these multiples of the delta_rel of the other runs, for HIDINGS[0] alone."""
 SWEEP_SEEDS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all runs of an experiment share."""
+    """The settings that all runs of an experiment share."""
 
     storage: Path
     epochs: int
@@ -37,17 +37,27 @@ class Setting:
 
     @property
     def warmup_epochs(self) -> int:
-        """A third of the epochs, as in the recipe."""
+        """The number of warm-up epochs: a third of all, as in the recipe."""
         return max(1, self.epochs // 3)
 
     def delta_rel(self, scheme: str, times: float = 1.0) -> float:
-        """Percent: by the last epoch it reaches `times` what the recipe's for this scheme reaches by its last."""
-        ours = resolve(recipe("digits"), {"scheme": scheme})
-        reached = ours.loss.delta_rel * rejecting_epochs(ours.optim.epochs, ours.loss.warmup_epochs)
+        """Returns the percent per epoch with which the last epoch rejects `times` as much as the recipe's last."""
+        usual = resolve(recipe("digits"), {"scheme": scheme})
+        reached = usual.loss.delta_rel * rejecting_epochs(usual.optim.epochs, usual.loss.warmup_epochs)
         return float(f"{times * reached / rejecting_epochs(self.epochs, self.warmup_epochs):.3g}")
 
     def config(self, hiding: str, scheme: str, alpha: float, seed: int, times: float = 1.0) -> TrainConfig:
-        """One run; `times` the experiment's delta_rel. With full labels nothing is hidden: one run for all hidings."""
+        """Returns the configuration of one run.
+
+        With full labels nothing is hidden, so all ways of hiding share a run.
+
+        Args:
+            hiding: one of HIDINGS, the way in which labels are hidden.
+            scheme: its loss.
+            alpha: BoostLU's factor in training.
+            seed: its random seed.
+            times: factor on the experiment's delta_rel, for the sweep.
+        """
         hiding = HIDINGS[0] if scheme == "full" else hiding
         name = f"{hiding}-{scheme}-alpha{alpha:g}-seed{seed}" + (f"-delta{times:g}" if times != 1 else "")
         values = {"data": self.data(hiding), "scheme": scheme, "alpha": alpha, "seed": seed, "epochs": self.epochs}
@@ -56,20 +66,21 @@ class Setting:
         return resolve(recipe("digits"), values)
 
     def data(self, hiding: str) -> str:
-        """The data set's folder, written on first use."""
+        """Returns the folder of the data set, which is written on first use."""
         share = self.scenes / NUM_SCENES["train"]
         counts = {split: round(share * count) for split, count in NUM_SCENES.items()}
         return str(digits_folder(hiding, num_scenes=counts))
 
     def reference(self, seed: int, seeds: Sequence[int]) -> TrainConfig:
-        """The run of full labels that maps of this seed are compared with: of the next seed, so that even a run of
-        full labels shares no initial weights with it; its own where there is one seed only.
+        """Returns the run with full labels that the maps of this seed's runs are compared with.
+
+        It has the next seed, so that no run shares its initial weights; if there is only one seed, it has that seed.
         """
         following = seeds[(seeds.index(seed) + 1) % len(seeds)]
         return self.config(HIDINGS[0], "full", ALPHAS[0], following)
 
     def stages(self, seeds: list[int]) -> Iterator[list[TrainConfig]]:
-        """Runs that may be trained beside each other, stage after stage; two stages a seed, the sweep last."""
+        """Yields lists of runs that may be trained at the same time: two for each seed, then the sweep."""
         for seed in seeds:
             for schemes in (FIRST, LATER):
                 yield [
@@ -84,20 +95,26 @@ class Setting:
 
 
 def folder_of(config: TrainConfig) -> Path:
-    """The folder of a run."""
+    """Returns the folder of a run."""
     return Path(config.run.storage) / config.run.name
 
 
 def is_finished(config: TrainConfig) -> bool:
-    """Whether the run need not be trained."""
+    """Returns whether the run has finished."""
     return (folder_of(config) / RESULT).is_file()
 
 
-# --- What is measured of a finished run -------------------------------------------------------------------------------
+# --- Measuring finished runs -----------------------------------------------------------------------------------------
 
 
 def measure(config: TrainConfig, reference: TrainConfig, images: int) -> None:
-    """Write AP by alpha, and the comparison of maps with those of a run of full labels, beside a finished run."""
+    """Writes into a finished run's folder its AP by alpha, and the comparison of its maps with the reference's.
+
+    Args:
+        config: the finished run.
+        reference: the run with full labels to compare with.
+        images: number of test images whose maps are compared.
+    """
     import torch
 
     from raypaml.explanations.explanation_figures import map_summary
@@ -113,7 +130,7 @@ def measure(config: TrainConfig, reference: TrainConfig, images: int) -> None:
 
 
 def comparison(config: TrainConfig, reference: TrainConfig) -> Path:
-    """The path of the figures that compare the maps of two runs."""
+    """Returns the path of the file with the comparison of the maps of two runs."""
     return folder_of(config) / f"maps-against-{reference.run.name}.json"
 
 
@@ -130,7 +147,7 @@ def _ap_by_alpha(config: TrainConfig) -> dict[str, list[float | None]]:
 
 
 def compare(config: TrainConfig, reference: TrainConfig, images: int) -> tuple[Pairs, Any]:
-    """The maps of two runs on evenly spaced test images of the first's data; and that data."""
+    """Computes the maps of two runs on evenly spaced test images of the first run's data; returns them and the data."""
     import torch
 
     from raypaml.data.data_folder import open_folder
@@ -142,7 +159,7 @@ def compare(config: TrainConfig, reference: TrainConfig, images: int) -> tuple[P
 
 
 def model_of(config: TrainConfig) -> Any:
-    """The tested model of a finished run."""
+    """Returns the model of a finished run that its test mAP belongs to."""
     from raypaml.runs.models import tested_model
 
     return tested_model(folder_of(config), config.model, len(CLASS_IDS))

