@@ -188,9 +188,10 @@ class OptimConfig:
     threads: int = 1
     """CPU threads of each worker's arithmetic, on which the last bits of results depend; 0: as OMP_NUM_THREADS says."""
     micro_batch_size: int = 0
-    """Images that a worker takes through the network at once; its part of the batch is then accumulated in two passes,
-    and rejection still sees the global batch. With --reproducible at least a whole lane, which is the batch divided by
-    --lanes. 0: all at once (published)."""
+    """Images that a worker passes through the network at once, to save memory; 0: its whole part of the global batch
+    (published). Less than that part costs a second forward pass: the first gives all logits, so that rejection still
+    compares the whole global batch, and the second gives the gradients, which are summed. With --reproducible it must
+    be at least the global batch size divided by --lanes."""
     clip_gradient: float = 0.0
     """Largest Euclidean norm of the whole gradient; 0: no limit (published)."""
     ema: float = 0.0

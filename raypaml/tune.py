@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in NOT_OF_TRIALS:
         if name in asked.base.given:
             flag = "--" + name.replace("_", "-")
-            say(f"{flag} has no effect: trials are neither watched, nor started again, nor tracked")
+            say(f"{flag} has no effect: trials have no watchdog, restart or tracker")
     from raypaml.api.search import Search  # --help needs neither torch nor matplotlib
 
     if asked.suggest:  # needs labels only: no weights, no folder of a run

@@ -58,7 +58,7 @@ def test_what_is_planted_is_found_and_its_opposite_denied() -> None:
     found = claims(figures)
     assert verdicts(found) == [(letter, "holds") for letter in "aabcddeee"]
     assert [claim.verdict for claim in controls(figures)] == ["holds", "holds"]
-    assert found[5].note == "best other: LL-Cp + BoostLU"
+    assert found[5].note == "best other scheme: LL-Cp + BoostLU"
     assert found[5].mean == pytest.approx(1, abs=0.1)
     assert found[6].mean == pytest.approx(2, abs=0.1)
 

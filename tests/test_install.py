@@ -82,7 +82,7 @@ def test_two_installations_do_not_disturb_each_other(checkout: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = install(checkout)
     assert done.returncode == 1
-    assert ".venv: another installation is at work there; wait for it" in done.stderr
+    assert ".venv: another installation into it is running; wait until it ends" in done.stderr
     assert not (checkout / ".venv").exists()
 
 

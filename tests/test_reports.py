@@ -126,7 +126,7 @@ def test_the_epoch_line_says_what_the_comparison_of_maps_cost() -> None:
     said = io.StringIO()
     with Display(Console(file=said, width=200)) as display:
         display.update(EpochReport(HISTORY[1] | USAGE | {"drift": {"share_of_epoch": 0.0231}}, 3))
-    assert "maps against the reference 2.3% of the epoch" in said.getvalue()
+    assert "comparing maps with the reference took 2.3% of the epoch" in said.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

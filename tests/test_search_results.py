@@ -207,7 +207,7 @@ def test_a_search_that_has_ended_is_given_again_without_ray(
         ({"searcher": "best"}, "searcher='best': must be one of random, grid, tpe"),
         ({"trials": 0}, "trials=0: must be at least 1"),
         ({"trials": 1.5}, "trials=1.5: must be int, not float"),
-        ({"tracker": "mlflow"}, "tracker='mlflow': trials are neither watched"),
+        ({"tracker": "mlflow"}, "tracker='mlflow': has no effect on trials"),
         ({"epoch": 3}, "epoch=3: no such setting; did you mean 'epochs'"),
         ({"lr": 0.1}, r"started with lr=0.004 \(asked: 0.1\); give this search another"),
         ({"add": 1, "searcher": "grid", "name": "g"}, "add=1: a grid has a fixed number of trials"),

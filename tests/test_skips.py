@@ -152,7 +152,7 @@ def test_reports_and_probes_leave_broken_images_out(damaged: Path, tmp_path: Pat
     settings = skipping(data=str(folder), storage=str(tmp_path), name="run", workers=1, epochs=2)
     job = conftest.train_here(settings)
     assert conclude_run(job)["skipped"] == 2
-    assert "38 test images, evenly spaced" in (job.folder / "report.html").read_text()
+    assert "Maps of 38 evenly spaced test images" in (job.folder / "report.html").read_text()
     watched = conftest.train_here(settings.override({"name": "watched", "reference": str(job.folder)}))
     assert all(
         "share_of_epoch" in record["drift"] for record in history(watched.folder)

@@ -162,7 +162,7 @@ def test_a_tracker_that_is_slow_to_begin_is_said_meanwhile(monkeypatch: pytest.M
 
     Tracking(make, said.append).close()
     assert said == [
-        "the tracker has not begun after 0.05 seconds; training goes on, and what is to be logged waits",
+        "the tracker has not started after 0.05 seconds; training goes on, and events wait to be logged",
         "the tracker failed, training goes on without it: no server",
     ]
 

@@ -133,7 +133,7 @@ def test_the_maps_of_a_split_without_labels_are_explained(empty_run: raypaml.Run
     assert explained.figures["rejection"] == {"run": {"recall": None, "precision": 0.0}}
     assert explained.pairs.num_rows == 0
     page = explained.page.read_text()
-    assert "<code>run</code> no positive was missed,\n0.0 % of what it rejected" in page
+    assert "<code>run</code> no positive was missed,\n0.0 % of the rejected entries" in page
     assert ">nan" not in page
     against = empty_run.explain(against=empty_run.path, out=empty_run.folder / "against")
     assert "rank_correlation" not in against.figures

@@ -1,7 +1,7 @@
-"""Evaluate predictions: the table G1..G5 and All, every published convention, and other measures, from one pass.
+"""Evaluates predictions: mAP by class group and of all classes, under every published convention, and other measures.
 
 python tools/aggregate_map.py runs/NAME                      # a run, or a folder of python -m raypaml.evaluate
-python tools/aggregate_map.py runs/A runs/B --bootstrap 1000  # both, and the paired difference with its interval
+python tools/aggregate_map.py runs/A runs/B --bootstrap 1000  # both, and their paired difference with its interval
 python tools/aggregate_map.py scores.npy --labels labels.npy --scores logits --vocabulary vocabulary.csv
 
 The same as `raypaml aggregate`.
@@ -18,7 +18,7 @@ PROG = "python tools/aggregate_map.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `raypaml aggregate` with these arguments."""
+    """Runs `raypaml aggregate` with these arguments."""
     return aggregate.main(argv, PROG)
 
 

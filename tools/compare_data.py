@@ -1,4 +1,4 @@
-"""Say in which samples, images and labels two prepared data sets differ; the exit code is 1 if they do.
+"""Prints in which samples, images and labels two prepared data sets differ; the exit code is 1 if they do.
 
 python tools/compare_data.py A B [--json FILE]
 

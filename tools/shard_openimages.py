@@ -2,7 +2,7 @@
 
 python tools/shard_openimages.py --metadata DIR --images DIR_OR_URL --out DIR       # prepares all three splits
 python tools/shard_openimages.py ... --split validation --limit 1000 --dry-run       # says what would be written
-python tools/shard_openimages.py --out DIR --verify                                  # reads all of it again
+python tools/shard_openimages.py --out DIR --verify                                  # checks every shard
 
 After an interruption the same command continues where it stopped, and ends with the same bytes.
 

@@ -88,7 +88,7 @@ def imports(root: Path) -> tuple[Import, ...]:
 
 
 def told(edges: Iterable[Import]) -> list[str]:
-    """Describes imports: a statement that imports several names of one module is told once."""
+    """Describes imports; a statement that imports several names of one module is described once."""
     return list({(edge.module.path, edge.line, edge.target): str(edge) for edge in edges}.values())
 
 
@@ -116,7 +116,7 @@ def _base(node: ast.ImportFrom, module: Module) -> str:
 
 
 def _target(name: str, module: Module, names: set[str]) -> str:
-    """Returns the module of the checkout that holds a name; a tool may name a tool beside it without a path."""
+    """Returns the module of the checkout that holds a name; tools may import others of their folder by bare names."""
     folder = module.name.split(".")[:-1] if module.is_tool else []
     for above in [folder, []]:
         parts = name.split(".")

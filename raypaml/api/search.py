@@ -105,8 +105,8 @@ class Search:
         )
         if useless := [name for name in NOT_OF_TRIALS if name in settings]:
             raise ValueError(
-                f"{useless[0]}={settings[useless[0]]!r}: trials are neither watched, nor started again, nor tracked; "
-                "leave it out"
+                f"{useless[0]}={settings[useless[0]]!r}: has no effect on trials, which have no watchdog, restart or "
+                "tracker; leave it out"
             )
         return cls.run_asked(configured(config_or_recipe, settings, USUAL), asked, progress=progress)
 
@@ -147,10 +147,10 @@ class Search:
     def suggest(
         cls, config_or_recipe: TrainConfig | Place = "digits", *, progress: bool = True, **settings: Any
     ) -> Suggestion:
-        """What the labels suggest for delta_rel: `.low` and `.high`, and `.text` in words; nothing is trained.
+        """Suggests a range of delta_rel from the labels, without training: `.low`, `.high`, and `.text` in words.
 
         Raises:
-            UserError: the labels do not tell, and the message says why.
+            UserError: the labels do not suffice for that; the message says why.
         """
         from raypaml.search.suggestion import suggest
         from raypaml.training.job import checked_data

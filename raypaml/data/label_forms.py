@@ -28,7 +28,7 @@ OWN = "json"
 _OWN_KEY = "[0-9A-Za-z_-]+"
 _OWN_CHARACTERS = (string.ascii_letters + string.digits + "_-").encode()
 _OTHER_CHARACTERS = bytes(range(0x20, 0x7F)).replace(b"/", b"")
-"""Those of most keys of tars that raypaml did not write; any printable ones are allowed but the slash."""
+"""The characters of most keys in tars that raypaml did not write; every printable one but the slash is allowed."""
 TRUTH_KNOWN = "truth_known"
 BOX_LISTS = ("box_class", "box_x0", "box_y0", "box_x1", "box_y1")
 

@@ -223,8 +223,8 @@ FORMULA_SCHEMES = (
     ),
     Scheme(
         name="gr",
-        about="Generalised robust loss: an unobserved entry counts as a missed positive with probability k(p), else as "
-        "a negative; both costs are bounded, and v(p) is its weight.",
+        about="Generalised robust loss: an unobserved entry of probability p is a missed positive with probability "
+        "k(p), else a negative. The losses of both cases are bounded, and their expectation is weighted with v(p).",
         paper="Y. Chen et al., IJCAI 2024",
         equation="section 3",
         loss="raypaml.losses.scheme_losses:gr_loss",

@@ -1,4 +1,4 @@
-"""What figures share, colours, panels and SVG text, and the figures that several pages show."""
+"""Colours, panels and SVG text that all figures use, and the figures that several pages show."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ STYLE: dict[Any, Any] = {
 
 @mpl.rc_context(STYLE)
 def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
-    """Rejected entries that were missed positives, and precision and recall of rejection, by epoch, of several runs.
+    """Draws for several runs, by epoch: the missed positives that were rejected, and precision and recall of rejection.
 
     Args:
-        runs: by name, the epochs of each of its seeds; a line is their mean, a band their range.
+        runs: for each name, the epochs of every seed; the line is their mean, the band their range.
     """
     figure, axes = panels(3)
     drawings = (

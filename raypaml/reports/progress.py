@@ -103,7 +103,7 @@ class Display:
 
     def _step(self, event: StepReport) -> None:
         rate = event.images_per_second
-        self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # forgets slowly
+        self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # exponential moving average
         left = f"{clock(event.samples_left / self._rate)} left" if self._rate else "time left not known yet"
         state = f"loss {figure(event.loss, '.4f')}  rejected {event.rejected:,}  {self._rate:,.0f} images/s  {left}"
         state += self._validation
@@ -128,7 +128,7 @@ def _epoch_line(record: EpochRecord, epochs: int) -> str:
     took = f"{clock(record['epoch_seconds'])} ({clock(record['seconds'])} in all)"
     line += f"  validation mAP {percent(record[VALIDATION_MEAN_AP])}  {took}  {_usage_text(record)}"
     if "drift" in record:
-        line += f"  maps against the reference {record['drift']['share_of_epoch']:.1%} of the epoch"
+        line += f"  comparing maps with the reference took {record['drift']['share_of_epoch']:.1%} of the epoch"
     return line
 
 

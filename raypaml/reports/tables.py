@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 
 def figure(value: float | None, form: str = ".2f") -> str:
-    """A number in a format of Python's; a dash where there is none: None, or NaN as that of nothing divided by nothing.
+    """Formats a number; None and NaN, such as the precision of no rejections, become a dash.
 
     Args:
         value: the number.
-        form: how it is written, such as `.4g`, or `+.2f` for a difference.
+        form: a format specification of Python, such as `.4g`, or `+.2f` for a difference.
     """
     return "–" if value is None or math.isnan(value) else format(value, form)
 

@@ -36,7 +36,7 @@ EPOCH_CURVES = (
 _PATIENCE = 30.0
 """Seconds that the end of a run waits for a tracker."""
 _SLOW = 15.0
-"""Seconds after which it is said that a tracker, such as a server that is away, has not begun."""
+"""Seconds after which a message says that a tracker has not started, such as when its server cannot be reached."""
 
 
 class _Logged:
@@ -66,9 +66,9 @@ class Tracking:
     """Hands the events of training workers, and the result, to a tracker in the background.
 
     Args:
-        make: begins to track.
+        make: starts the tracker.
         say: prints a line.
-        logged: the file that notes how far the run has been logged; None: it is noted in this process only.
+        logged: the file that records how far the run has been logged; None: only this process remembers it.
     """
 
     def __init__(self, make: Callable[[], Tracker], say: Callable[[str], None], logged: Path | None = None):
@@ -92,7 +92,7 @@ class Tracking:
     def close(self) -> None:
         """Wait at most _PATIENCE seconds for the queued events to be logged, and print how many were not."""
         until = time.monotonic() + _PATIENCE
-        with suppress(queue.Full):  # of a tracker that hangs
+        with suppress(queue.Full):  # the queue stays full if the tracker hangs
             self._waiting.put(None, timeout=_PATIENCE)
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
@@ -120,8 +120,8 @@ class Tracking:
             self._say(f"the tracker failed, training goes on without it: {reason}")
 
     def _begun(self, make: Callable[[], Tracker]) -> Tracker:
-        """The tracker; where it takes long to begin, that is said meanwhile."""
-        text = f"the tracker has not begun after {_SLOW:g} seconds; training goes on, and what is to be logged waits"
+        """Starts the tracker; prints a message meanwhile if that takes long."""
+        text = f"the tracker has not started after {_SLOW:g} seconds; training goes on, and events wait to be logged"
         slow = threading.Timer(_SLOW, self._say, [text])
         slow.daemon = True
         slow.start()

@@ -31,8 +31,8 @@ from raypaml.training.job import Job
 from raypaml.writable import try_folder
 
 SMALL_PIXELS = 96 * 96
-"""Maps of images of at most so many pixels are computed by one thread, for which a hundred take about a second:
-several threads wait for each other longer than they compute, by far on a busy machine."""
+"""Maps of images with at most this number of pixels are computed by one thread, which takes about a second for a
+hundred images; several threads would wait for each other longer than they compute, especially on a busy machine."""
 
 
 def conclude_run(job: Job) -> RunResult:
@@ -69,7 +69,7 @@ def conclude_run(job: Job) -> RunResult:
 
 
 def _whole_history(job: Job) -> History:
-    """The records of a run that was trained to its end; with a result, any other run would count as finished."""
+    """Returns the records of a run; ValueError if it was not trained to its end, for a result marks it as finished."""
     epochs, history = job.config.optim.epochs, read_history(job.folder)
     if len(history) < epochs and not early_stop(history, job.config.optim):
         storage = job.folder.parent if Location(job.config.run.storage).is_local else job.config.run.storage

@@ -27,9 +27,9 @@ from raypaml.training.out_of_memory import read_halving
 
 
 def usage_by_epoch(history: History) -> History:
-    """The same records; where earlier versions did not write what an epoch used, the time and rate that follow from it.
+    """Returns the records with time and memory of every epoch, which earlier versions did not write.
 
-    What does not follow from the record is None there.
+    For their records, seconds and rate are computed from the other fields, and the rest is None.
     """
     before = [0.0, *(record["seconds"] for record in history[:-1])]
     spent = [record["seconds"] - earlier for record, earlier in zip(history, before, strict=True)]
