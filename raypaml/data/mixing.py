@@ -22,7 +22,7 @@ class Mixing:
 
     @property
     def excess(self) -> float:
-        """How far the order is from a permutation of all samples (0) towards reading shard after shard (1)."""
+        """Where the order lies between a permutation of all samples (0) and reading shard after shard (1)."""
         return (self.share - self.permuted) / (1 - self.permuted) if self.permuted < 1 else 0.0
 
 
@@ -46,7 +46,7 @@ def _pairs(counts: NDArray[np.int64]) -> int:
 
 
 def cache_bytes(spans: Sequence[Span], shard_bytes: Sequence[int]) -> int:
-    """The bytes of the shards that are needed at the same time, at the step that needs most."""
+    """The largest number of bytes of shards that any step needs at the same time."""
     if not spans:
         return 0
     change = np.zeros(max(span.last_step for span in spans) + 2, np.int64)

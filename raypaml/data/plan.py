@@ -47,7 +47,7 @@ class Part:
     lane_sizes: tuple[int, ...]
     """Number of samples of each of this rank's lanes, in order; their sum is B."""
     flip: NDArray[np.bool_]
-    """[B] whether to mirror each image, if the run mirrors; drawn for each sample, whatever its rank."""
+    """[B] whether to mirror each image, if the run mirrors images; the same whichever rank reads the sample."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class Windows:
         return np.concatenate(pieces)
 
     def visits(self, lane: int) -> Iterator[tuple[int, int, int]]:
-        """For every window of a lane and every shard in it: the shard, and the samples [begin, end) of the window."""
+        """Yields every shard of every window of a lane, with the samples [begin, end) of that window in the lane."""
         cuts = self._cuts[lane]
         for begin, end in pairwise(cuts):
             low, high = self._positions(lane, begin, end)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 class Pairs:
     """Figures of n pairs of image and class, each [n]; NaN where one does not apply.
 
-    The model that is explained may be compared with another one. Maps are raw, before BoostLU, where nothing is said.
+    The model that is explained may be compared with another one. Maps are raw, that is, before BoostLU, unless a field
+    says otherwise.
     """
 
     row: NDArray[np.int64]
@@ -39,11 +40,11 @@ class Pairs:
     pointing: NDArray[np.float64]
     """1 where the largest attribution lies in a known box of the class, else 0."""
     chance: NDArray[np.float64]
-    """The value of `pointing` that a cell drawn at random has on average."""
+    """The mean value of `pointing` if a random cell is taken instead."""
     energy: NDArray[np.float64]
     """Share of positive attribution inside the boxes."""
     box_iou: NDArray[np.float64]
-    """Largest overlap, over all thresholds of the map, of the box around its largest part with a known box."""
+    """Greatest IoU, over all thresholds, of a known box with the box around the map's largest part above one."""
     top_boosted: NDArray[np.float64]
     """As `top`, after BoostLU with the model's alpha."""
     bottom_boosted: NDArray[np.float64]
