@@ -86,10 +86,10 @@ def test_a_row_that_is_not_published_is_refused() -> None:
         (("--seeds", "0,0"), "seeds='0,0': give whole numbers, each once"),
         (("--tflops", "0"), "tflops=0: must be above 0"),
         (("--tflops", "nan"), "tflops=nan: must be above 0"),
-        (("--images", "DIR"), "images: voc has its images among its files"),
+        (("--images", "DIR"), "images: the images of voc are among its files"),
         (("--run",), "run: give --files"),
-        (("--", "--seed", "1"), "--seed: is given by the rows"),
-        (("--", "--data=x"), "--data=x: is given by the rows"),
+        (("--", "--seed", "1"), "--seed: follows from DATA, --rows"),
+        (("--", "--data=x"), "--data=x: follows from DATA, --rows"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(
