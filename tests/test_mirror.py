@@ -8,6 +8,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from raypaml.data.data_folder import open_folder
 from raypaml.data.storage import Location
 from raypaml.runs import mirror
-from raypaml.runs.checkpoint import valid_checkpoints
+from raypaml.runs.checkpoint import State, valid_checkpoints
 from raypaml.runs.events import Event, StepReport
 from raypaml.runs.mirror import MARKER, Mirror, local_folder
 from raypaml.runs.run_folder import claim, open_run, stored_config
@@ -165,7 +166,7 @@ def test_a_finished_run_in_a_store_goes_on_from_another_machine_and_gives_its_we
     digest = hashlib.sha256(b"x").hexdigest()
     whole = checkpoint(first, "0002-000000")
     (whole / MARKER).write_text(json.dumps({"model.safetensors": digest}))
-    (whole / "state.json").write_text("{}")
+    (whole / "state.json").write_text(json.dumps(asdict(State())))
     for name in ("result.json", "report.html"):
         (first / name).write_text("{}")
     kept = Mirror.of(bucket, first)
