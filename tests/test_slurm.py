@@ -38,7 +38,7 @@ wait
 RAY = """#!/bin/sh
 echo "$@" >> "$NOTES/told-ray"
 case "$1" in
-  start) stat -c %a "$TEMP_OF_RAY" >> "$NOTES/mode"; touch "$NOTES/up"; exec sleep 60;;
+  start) stat -c %a "$TEMP_OF_RAY" >> "$NOTES/mode"; touch "$NOTES/up"; exec sleep "${RAY_LASTS:-60}";;
   health-check) [ -e "$NOTES/up" ];;
 esac
 """
@@ -74,6 +74,7 @@ def job(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
         started.append(subprocess.Popen(command, env=told, stderr=subprocess.PIPE, start_new_session=True))
         return started[-1]
 
+    start.told = told  # type: ignore[attr-defined]
     yield start
     for process in started:
         if process.poll() is None:
@@ -112,7 +113,7 @@ def test_ray_runs_on_every_node_in_a_private_folder_and_goes_with_the_job(
 def test_before_the_limit_the_run_saves_and_the_job_is_queued_again(
     number: signal.Signals, queued: bool, job: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    """Slurm itself queues a job again that it preempts, with SIGTERM; one that is cancelled stays away."""
+    """A job that is cancelled is not queued again."""
     running = job("60")
     wait_for((tmp_path / "ready").exists)
     running.send_signal(number)
@@ -122,6 +123,21 @@ def test_before_the_limit_the_run_saves_and_the_job_is_queued_again(
     told = tmp_path / "told-scontrol"
     assert told.exists() == queued
     assert not queued or told.read_text() == f"requeue {os.getpid()}\n"
+
+
+@pytest.mark.parametrize(("restarts", "queued"), [("0", True), ("50", False)])
+def test_where_ray_is_taken_away_the_job_is_queued_again_until_that_is_no_accident(
+    restarts: str,
+    queued: bool,
+    job: Callable[[str], subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    """So it is when a job is preempted: Slurm sends SIGTERM to Ray's processes, not to the script."""
+    job.told.update({"RAY_LASTS": "1.5", "SLURM_RESTART_COUNT": restarts})  # type: ignore[attr-defined]
+    failed = job("3")
+    failed.communicate(timeout=60)
+    assert failed.returncode == 3
+    assert (tmp_path / "told-scontrol").exists() == queued
 
 
 def test_a_ray_that_does_not_start_ends_the_job_with_a_line(
@@ -212,10 +228,11 @@ def slurm(tmp_path: Path) -> Iterator[Callable[[str], str]]:
         wait_for(lambda: call("sinfo -h -o %T || true") == "idle")
         yield call
         call("for job in $(squeue -h -o %i); do scancel --signal=KILL --full $job; scancel $job; done || true")
+        wait_for(lambda: not call("squeue -h"))
     finally:
         for process in reversed(running):
-            process.terminate()
-            process.wait(60)
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.cluster
