@@ -128,7 +128,7 @@ def _flaw_of_union(value: object, kind: object, where: str, lacking: Collection[
     return inside[0] if len(inside) == 1 else _wrong(value, kind, where)
 
 
-def _flaw_of_list(value: list[Any], kind: object, where: str, lacking: Collection[str]) -> str:
+def _flaw_of_list(value: list[object], kind: object, where: str, lacking: Collection[str]) -> str:
     base, parts = get_origin(kind), get_args(kind)
     if base is tuple and parts[-1] is not Ellipsis:
         if len(value) != len(parts):

@@ -82,7 +82,7 @@ def is_intact(file: int, path: Path, remedy: str) -> bool:
     return bool(places)
 
 
-def once_on_node(file: int, kind: str, check: Callable[[], None]) -> None:
+def once_on_node(file: int, kind: str, check: Callable[[], object]) -> None:
     """Check an open file unless a process of this user has done so on this node since it last changed.
 
     A mark in the user's cache names what the system says of the file: device, inode, size, and when content and inode

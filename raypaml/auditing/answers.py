@@ -60,7 +60,9 @@ def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
         ValueError: no such file or columns; a sample, class or answer that is unknown; an entry that is observed
             already, or answered both ways. The message names the line.
     """
-    lines = _lines(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    lines = [{name: from_cell(row[name]) for name in _COLUMNS} for _, row in read_rows(path, _COLUMNS)]
     try:
         numbers = index.rows_of(pa.chunked_array([[line["key"] for line in lines]], pa.string())).tolist()
     except ValueError as error:
@@ -83,12 +85,6 @@ def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
     rows, classes = (np.array([entry[n] for entry in labels], np.int64) for n in (0, 1))
     _check_unobserved(path, index, rows, classes)
     return Answers(rows, classes, np.array(list(labels.values()), np.int8), undecided)
-
-
-def _lines(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    return [{name: from_cell(row[name]) for name in _COLUMNS} for _, row in read_rows(path, _COLUMNS)]
 
 
 def _check_unobserved(path: Path, index: Index, rows: IntArray, classes: IntArray) -> None:

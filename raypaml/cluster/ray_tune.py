@@ -58,16 +58,12 @@ def _run_trial(settings: SettingValues, search: SearchPlan, use_gpu: bool) -> No
     trial = Trial.of(settings)
     (search.run_folder(trial) / "error.json").unlink(missing_ok=True)
     try:
-        _train_trial(search, trial, settings["marks"], use_gpu)
+        job = prepare_job(search.config(trial), lambda _: None)
+        with sole_writer(job.folder, "raypaml tune", logging.warning, RESTART_SECONDS):
+            _train_job(job, search, trial, settings["marks"], use_gpu)
     except Exception as error:
         note(search, trial, "error", {"error": str(error)})
         raise
-
-
-def _train_trial(search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bool) -> None:
-    job = prepare_job(search.config(trial), lambda _: None)
-    with sole_writer(job.folder, "raypaml tune", logging.warning, RESTART_SECONDS):
-        _train_job(job, search, trial, marks, use_gpu)
 
 
 def _train_job(job: Job, search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bool) -> None:

@@ -161,7 +161,16 @@ def index_dataset(
         passed_over: takes the names of members that are not part of a sample.
     """
     form = LabelForm(labels, tuple(class_ids), image_suffix, dotted_keys)
-    scans = {split: [_pack(scan(path, form, passed_over)) for path in paths] for split, paths in shards.items()}
+    scans = {  # in Arrow memory, about a hundred bytes a sample, where Python's objects take thousands
+        split: [
+            pa.Table.from_pylist(
+                [place | {"labels": json.dumps(label)} for place, label in scan(path, form, passed_over)],
+                schema=_PACKED,
+            )
+            for path in paths
+        ]
+        for split, paths in shards.items()
+    }
     positives, negatives, others = _count_labels(
         json.loads(text) for packed in scans["train"] for text in packed["labels"].to_pylist()
     )
@@ -177,11 +186,6 @@ def index_dataset(
     for split, paths in shards.items():
         index_split(out, split, paths, map(_unpack, scans[split]), vocabulary, form)
     return vocabulary
-
-
-def _pack(scanned: Iterable[Scanned]) -> pa.Table:
-    """The samples of a shard in Arrow memory, about a hundred bytes each, where Python's objects take thousands."""
-    return pa.Table.from_pylist([place | {"labels": json.dumps(label)} for place, label in scanned], schema=_PACKED)
 
 
 def _unpack(packed: pa.Table) -> Iterator[Scanned]:

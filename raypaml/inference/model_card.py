@@ -188,7 +188,10 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
         )
     config = read_config(run / CONFIG)
     data = read_run_record(run)["data"]
-    vocabulary = _vocabulary(run)
+    written = [path for path in (run / VOCABULARY, run / "predictions" / "test" / VOCABULARY) if path.is_file()]
+    if not written:
+        raise ValueError(f"{run}: has no vocabulary.csv; copy that of its data set into it")
+    vocabulary = Vocabulary.read(written[0])
     state = read_state(checkpoint)
     for what, other in ((run / CONFIG, data["vocabulary"]), (checkpoint, state.vocabulary)):
         if other != vocabulary.digest:
@@ -241,10 +244,3 @@ def _test_figures(given: Path, run: Path, checkpoint: Path) -> dict[str, object]
     if result is None or (given != run and tested_checkpoint(run).name != checkpoint.name):
         return {}
     return dict(result)
-
-
-def _vocabulary(run: Path) -> Vocabulary:
-    written = [path for path in (run / VOCABULARY, run / "predictions" / "test" / VOCABULARY) if path.is_file()]
-    if not written:
-        raise ValueError(f"{run}: has no vocabulary.csv; copy that of its data set into it")
-    return Vocabulary.read(written[0])

@@ -41,17 +41,13 @@ def compare_folders(a: Path, b: Path) -> dict[str, Comparison]:
     for split in SPLITS:
         there = [(folder / f"{split}.arrow").is_file() for folder in (a, b)]
         if all(there):
-            in_a, in_b = (_open(folder, split, known) for folder, known in zip((a, b), classes, strict=True))
-            differences[split] = compare_split(in_a, in_b, *classes)
+            indexes = [open_index(folder / f"{split}.arrow") for folder in (a, b)]
+            for index, known, folder in zip(indexes, classes, (a, b), strict=True):
+                check_vocabulary(index, known, folder / VOCABULARY)
+            differences[split] = compare_split(indexes[0], indexes[1], *classes)
         elif any(there):
             differences[split] = {f"split only in {'AB'[there.index(True)]}": {"count": 1}}
     return differences
-
-
-def _open(folder: Path, split: str, vocabulary: Vocabulary) -> Index:
-    index = open_index(folder / f"{split}.arrow")
-    check_vocabulary(index, vocabulary, folder / VOCABULARY)
-    return index
 
 
 def comparison_as_text(differences: dict[str, Comparison]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raypaml.bounded import open_npy
 from raypaml.preparation.findings import Findings
@@ -59,7 +58,8 @@ def _read_lists(folder: Path, name: str, concepts: list[str]) -> SourceSplit:
 def _read_arrays(folder: Path) -> Source:
     splits = {}
     for split, name in (("train", "train"), ("test", "val")):
-        files, labels = (_load(folder / f"formatted_{name}_{part}.npy") for part in ("images", "labels"))
+        paths = (folder / f"formatted_{name}_{part}.npy" for part in ("images", "labels"))
+        files, labels = (np.asarray(open_npy(path, also="U")) for path in paths)  # names of files are text
         if labels.ndim != 2 or len(files) != len(labels) or not np.isin(labels, (0, 1)).all():
             raise ValueError(f"{folder}: {name} has {len(files)} images and labels {labels.shape}; expected 0 and 1")
         findings = Findings()
@@ -70,7 +70,3 @@ def _read_arrays(folder: Path) -> Source:
     concepts = [line.strip() for line in text_lines(listed) if line.strip()] if listed.is_file() else []
     names = concepts if len(concepts) == num_classes else [f"concept_{k:02d}" for k in range(num_classes)]
     return Source(classes_of(names), splits, folder / "Flickr")
-
-
-def _load(path: Path) -> NDArray[np.generic]:
-    return np.asarray(open_npy(path, also="U"))  # names of files are text

@@ -88,8 +88,11 @@ def load_table(
             rows = rows or json_rows(read_json(path))
             names = dict.fromkeys(name for row in rows for name in row)
             table = pa.table({name: pa.array([_as_text(row.get(name)) for row in rows], pa.string()) for name in names})
+        elif suffix == ".parquet":
+            check_rows(pq.read_metadata(path).num_rows, path.stat().st_size, str(path))
+            table = pq.read_table(path)
         else:
-            table = _read_parquet(path) if suffix == ".parquet" else _read_text(path, needed, dialect or Dialect())
+            table = _read_text(path, needed, dialect or Dialect())
     except (pa.ArrowException, OSError, csv.Error) as error:
         check_readable(path)
         raise ValueError(f"{path}: cannot be read: {arrow_fault(error)}") from None
@@ -98,11 +101,6 @@ def load_table(
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)}; it has {columns_shown(table.column_names)}")
     return table
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    check_rows(pq.read_metadata(path).num_rows, path.stat().st_size, str(path))
-    return pq.read_table(path)
 
 
 def read_json(path: Path) -> object:
