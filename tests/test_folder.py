@@ -90,7 +90,7 @@ def test_bad_digits_are_refused(data: str) -> None:
 def test_an_empty_text_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(ValueError, match=r"data='': must not be empty; give a folder, such as data=\."):
-        open_folder("")
+        resolve_data("")
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:

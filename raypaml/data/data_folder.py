@@ -43,6 +43,8 @@ def resolve_data(data: str, say: Callable[[str], None] = lambda _: None) -> Path
 
     The data set `digits` is written on its first use, which `say` is told.
     """
+    if not data:
+        raise ValueError("data='': must not be empty; give a folder, such as data=.")
     name, *options = data.split(":")
     if name != "digits":
         where = Location(data)
@@ -68,8 +70,6 @@ def open_folder(
         ValueError: the folder is missing or empty; shards have no index; an index is damaged or was made with another
             vocabulary; shards are missing or have another size than indexed; or the store does not answer.
     """
-    if not str(data):
-        raise ValueError("data='': must not be empty; give a folder, such as data=.")
     where = Location(str(data))
     if where.is_local:
         path = data if isinstance(data, Path) else Path(where.open()[1])
