@@ -222,3 +222,13 @@ def test_a_box_file_that_does_not_fit_is_said(runs: tuple[Path, Path], tmp_path:
     (tmp_path / "odd.csv").write_text("image,class\n1,2\n")
     with pytest.raises(ValueError, match="not a table with the columns ImageID, LabelName, XMin, YMin, XMax, YMax"):
         explain.main([str(runs[0]), "--boxes", str(tmp_path / "odd.csv")])
+
+
+def test_data_that_changed_since_the_run_began_are_said(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    changed = shutil.copytree(runs[0], tmp_path / "changed")
+    record = json.loads((changed / "config.json").read_text())
+    record["data"]["digests"]["test"] = "0" * 64
+    (changed / "config.json").write_text(json.dumps(record))
+    said: list[str] = []
+    explain_runs.ExplainedRuns.open(changed, explain_runs.MapsRequest(), said.append)
+    assert [line for line in said if f"changed since {changed} was started: the index of test" in line]

@@ -38,9 +38,12 @@ wait
 RAY = """#!/bin/sh
 echo "$@" >> "$NOTES/told-ray"
 case "$1" in
-  start) stat -c %a "$TEMP_OF_RAY" >> "$NOTES/mode"; touch "$NOTES/up"; exec sleep "${RAY_LASTS:-60}";;
+  start) stat -c %a "$TEMP_OF_RAY" >> "$NOTES/mode"; touch "$NOTES/up"; sleep "${RAY_LASTS:-60}"; rm -f "$NOTES/up";;
   health-check) [ -e "$NOTES/up" ];;
 esac
+"""
+SLEEP = """#!/bin/sh
+case "$1" in 10) exec /bin/sleep 0.5;; *) exec /bin/sleep "$1";; esac
 """
 RUN = """
 import os, pathlib, signal, sys, time
@@ -60,7 +63,7 @@ sys.exit(3)
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
     """Starts the script as Slurm would on the first node, with stand-ins for Slurm's and Ray's commands."""
-    for name, text in {"scontrol": SCONTROL, "srun": SRUN, "ray": RAY}.items():
+    for name, text in {"scontrol": SCONTROL, "srun": SRUN, "ray": RAY, "sleep": SLEEP}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (tmp_path / "run.py").write_text(RUN)

@@ -29,7 +29,7 @@ from raypaml.names import output_name
 from raypaml.runs.alpha_of_use import UsedAlpha, alpha_text, used_alpha
 from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, find_checkpoint
-from raypaml.runs.run_folder import check_trained_classes, stored_config
+from raypaml.runs.run_folder import changed_data, check_trained_classes, stored_config
 
 MOST_ROWS = 1000
 """The most pairs that a page shows; it holds the pictures of all of them."""
@@ -199,6 +199,8 @@ class ExplainedRuns:
             raise ValueError(f"{folders}: two runs of one name could not be told apart; give a folder another name")
         for subject in everyone:
             check_trained_classes(subject.run, folder.vocabulary.digest, folder.address)
+            if not request.data and (changed := changed_data(subject.run, folder, [split])):
+                say(changed)
             say(f"{subject.name}: alpha {alpha_text(subject.used.alpha)}, {subject.used.alpha_origin}")
         return runs
 
