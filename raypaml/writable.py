@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import tempfile
 from pathlib import Path
 
 from raypaml.files import made
@@ -18,15 +18,16 @@ def check_writable(folder: Path) -> None:
 
 
 def try_folder(folder: Path) -> None:
-    """Raise OSError, naming the folder, unless files can be written in this folder, which exists."""
-    tried = folder / f".{secrets.token_hex(4)}.unfinished"
+    """Raise OSError, naming the folder, unless files can be written in this folder, which exists.
+
+    The file that is tried has no name, or loses it at once, so that a process that is killed leaves none behind.
+    """
     try:
-        try_to_fill(tried)
+        with tempfile.TemporaryFile(dir=folder) as tried:
+            tried.write(bytes(_TRIED_BYTES))
     except OSError as error:
         error.filename = str(folder)
         raise
-    finally:
-        tried.unlink(missing_ok=True)
 
 
 def try_to_fill(path: Path) -> None:

@@ -70,8 +70,8 @@ def before_each_change(out: Path, act: Callable[[str, tuple[Any, ...]], None]) -
         nonlocal busy
         if busy or event not in CHANGES:
             return
-        if event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR):
-            return
+        if event == "open" and (not args[2] & (os.O_WRONLY | os.O_RDWR) or Path(str(args[0])).is_dir()):
+            return  # read, or a file without a name
         if str(args[0]).startswith(str(out)) or (event in ("os.remove", "os.rmdir") and args[1] >= 0):
             busy = True
             act(event, args)

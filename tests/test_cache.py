@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,12 @@ def images(reader: Reader, **options: Any) -> list[Any]:
 
 
 def cached_tars(cache: Path) -> dict[str, int]:
-    return {path.name.partition("-")[2]: path.stat().st_size for path in cache.iterdir() if path.is_file()}
+    sizes = {}
+    for path in cache.iterdir():
+        with suppress(FileNotFoundError):  # given up meanwhile
+            if path.is_file():
+                sizes[path.name.partition("-")[2]] = path.stat().st_size
+    return sizes
 
 
 def train_shards(store: Store) -> dict[str, int]:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
     monkeypatch.setattr(*WORK[name.split()[0]], lambda *_, **__: pytest.fail("the work has begun"))
     if fault in NUMBERS:
         monkeypatch.setattr(Path, "write_bytes", failing(NUMBERS[fault]))
+        monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: failing(NUMBERS[fault])(Path(dir), b""))  # noqa: A006
     assert run(name, place, trained, evaluated_digits, pictures) == 2
     last = capfd.readouterr().err.splitlines()[-1]
     assert re.search(FAULTS[fault], last), last
@@ -139,7 +141,7 @@ def failing(number: int) -> Callable[[Path, bytes], int]:
     """A Path.write_bytes that fails as a disk does: a full one still takes the names of files."""
 
     def write(path: Path, content: bytes) -> int:
-        if number == errno.ENOSPC:
+        if number == errno.ENOSPC and not path.is_dir():
             path.touch()
         raise OSError(number, os.strerror(number))
 

@@ -241,7 +241,12 @@ def _add(evaluation: Evaluation, options: EvaluationOptions, bucket: Entries, mi
     if evaluation.at_recall is not None and options.recall is not None:
         _put(evaluation.at_recall, precision_at_recall(ranking, options.recall))
     if evaluation.decisions is not None:
-        evaluation.decisions += decide(ranking, ranking.scores, _limit(evaluation, options))
+        least: float | FloatArray | None = options.class_thresholds
+        if least is None:
+            assert options.threshold is not None
+            odds = options.threshold / (1 - options.threshold)
+            least = options.threshold if evaluation.predictions.probabilities else float(np.log(odds))
+        evaluation.decisions += decide(ranking, ranking.scores, least)
     if evaluation.replicates is not None:
         # a bootstrap draws images; those without an entry would add nothing, so only the others are drawn
         _put(
@@ -264,14 +269,6 @@ def _rank(entries: Entries, alpha: Alpha | None, num_classes: int) -> Ranking:
 def _put(values: FloatArray, new: FloatArray) -> None:
     """Copy the columns [..., K] of `new` that are not NaN."""
     np.copyto(values, new, where=~np.isnan(new))
-
-
-def _limit(evaluation: Evaluation, options: EvaluationOptions) -> float | FloatArray:
-    if options.class_thresholds is not None:
-        return options.class_thresholds
-    assert options.threshold is not None
-    odds = options.threshold / (1 - options.threshold)
-    return options.threshold if evaluation.predictions.probabilities else float(np.log(odds))
 
 
 def read_alphas(text: str) -> tuple[float | None, tuple[float, ...]]:

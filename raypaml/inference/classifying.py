@@ -16,7 +16,6 @@ from raypaml.inference.choice import Choice, Chosen
 from raypaml.inference.classifier import Classifier, of_files
 from raypaml.inference.model_card import ModelFiles
 from raypaml.inference.pictures import Picture, read_picture
-from raypaml.labels import RealArray
 from raypaml.mapper import Mapper, in_this_process
 from raypaml.names import output_name
 
@@ -119,16 +118,12 @@ def _of_batch(
             continue
         row, classes = next(chosen)
         if maps is not None and classes:
-            best = classes[0][0]
-            _write_overlay(Path(overlays), picture.name, pixels, maps[row][best], model, best)
+            best, folder = classes[0][0], Path(overlays)
+            heat = maps[row][best].clip(0) / max(float(maps[row][best].max()), 1e-9)
+            folder.mkdir(parents=True, exist_ok=True)
+            name = output_name(f"{picture.name}-{model.card.class_ids[best]}", ".png")
+            overlay(pixels, heat, None).save(folder / name)
         yield picture.name, classes
-
-
-def _write_overlay(folder: Path, name: str, pixels: Pixels, cam: RealArray, model: Classifier, k: int) -> None:
-    """Write `NAME-CLASS.png`, made a file name by `output_name`: the picture with the map of class `k` over it."""
-    heat = cam.clip(0) / max(float(cam.max()), 1e-9)
-    folder.mkdir(parents=True, exist_ok=True)
-    overlay(pixels, heat, None).save(folder / output_name(f"{name}-{model.card.class_ids[k]}", ".png"))
 
 
 def batched(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:

@@ -74,11 +74,14 @@ def _utilisation(worker: Worker, samples: float, together: float) -> float | Non
     peak = peak_flops(torch.cuda.get_device_name(device), _arithmetic(worker)) if device.type == "cuda" else None
     if peak is None or math.isnan(together) or not together:
         return None
+    return _flops_an_image(worker) * samples / (together * peak)
+
+
+def _flops_an_image(worker: Worker) -> int:
     index, skip = worker.data.splits["train"], worker.config.data.skip_budget > 0
     height, width, _ = Reader(worker.data.shards, index, (), skip_broken=skip).shape
     shape = measure(worker.config.model.backbone, len(worker.data.vocabulary), height, width, torch.float32)
-    flops = shape.training_flops(frozen=worker.model.frozen, kept=bool(worker.features))  # an image
-    return flops * samples / (together * peak)
+    return shape.training_flops(frozen=worker.model.frozen, kept=bool(worker.features))
 
 
 def _arithmetic(worker: Worker) -> Arithmetic:
