@@ -276,6 +276,4 @@ def test_a_job_goes_on_after_its_time_limit_and_after_a_preemption(
     wait_for(lambda: state() == "COMPLETED", 300)
     log = (tmp_path / f"raypaml-{job}.log").read_text()
     assert log.count("continues from epoch") == 2, log
-    equal = weights(run) == weights(alone)
-    note(Row("Slurm: time limit and preemption, queued again", 0, "equal" if equal else "NOT EQUAL"))
-    assert equal
+    assert weights(run) == weights(alone)
