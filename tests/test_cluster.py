@@ -128,7 +128,7 @@ def test_a_search_spreads_its_trials_over_the_nodes(cluster: str, tiny_digits: P
         env=os.environ | TOKEN,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 at once, each with 1 CPUs" in done.stderr
+    assert "2 at once, each with 1 CPU" in done.stderr
     assert done.stdout.count("finished") == 4
     found = [json.loads(path.read_text())["node"] for path in (tmp_path / "here" / "s" / "trials").glob("*/where.json")]
     assert (len(found), len(set(found))) == (4, 2)

@@ -119,7 +119,7 @@ def test_killed_and_given_again_it_leaves_the_table_of_an_undisturbed_search(tin
     wait_for(first, process)
     process.kill()
     _, said = process.communicate()
-    assert "2 at once, each with 1 CPUs" in said
+    assert "2 at once, each with 1 CPU" in said
     both = [line for line in said.splitlines() if line.endswith((": starts", "finished")) or "failed" in line]
     assert [line.endswith(": starts") for line in both[:2]] == [True, True]
     before = first.stat().st_mtime_ns

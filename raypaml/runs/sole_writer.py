@@ -6,6 +6,7 @@ run that lost some of them does not block itself; it ends with that process, als
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 from raypaml.runs.shared_lock import SharedLock, is_missing
 
 LOCK_FILE = ".lock"
-"""File in the folder, which stays there; the holder's name and since when it holds the lock are in it."""
+"""File in the folder, which stays there beside what is written; in it are the holder and since when it has it."""
 RESTART_SECONDS = 60.0
 """Time for which a process that Ray started again waits for the one before, which Ray may still be ending."""
 _POLL_SECONDS = 0.2
@@ -36,6 +37,7 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
     Raises:
         ValueError: another process is writing there; the message says which, where and since when.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = SharedLock(folder / LOCK_FILE)
     deadline = time.monotonic() + patience
@@ -49,6 +51,10 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
     try:
         yield
     finally:
+        if is_new and {path.name for path in folder.glob("*")} <= {
+            LOCK_FILE
+        }:  # refused before there was anything of a run
+            shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
 
