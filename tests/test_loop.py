@@ -244,3 +244,14 @@ def test_boosted_logits_rank_for_rejection(tiny_digits: Path, tmp_path: Path) ->
     assert found["plain"][0][0] == found["one"][0][0]  # the warm-up rejects nothing, and loss and gradient have alpha 1
     assert len(found["plain"][1]) == len(found["one"][1])
     assert found["plain"][1] != found["one"][1]
+
+
+def test_records_that_a_kill_left_behind_their_checkpoint_are_written_when_the_run_goes_on(
+    tiny_digits: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    records = run / "metrics.jsonl"
+    whole = records.read_text()
+    records.write_text(whole[: whole.rstrip().rindex("\n") + 1])  # without the last epoch
+    assert train_here(0, 1, config(), tiny_digits, run, None)
+    assert records.read_text() == whole

@@ -45,6 +45,8 @@ def restore(worker: Worker) -> None:
         valid[-1], worker.model, worker.optimizer, worker.data.splits["train"], worker.average
     )
     worker.calls.load(worker.state.callbacks)
+    if worker.ranks.rank == 0:  # a run that was killed after it wrote the checkpoint has not written its records yet
+        write_whole(worker.run_folder / METRICS_FILE, history_text(worker.state.history))
     kept = checkpoint.read_memory(valid[-1])
     worker.scheme_state.restore(kept)
     if not continue_stream(kept, worker.ranks):  # saved by an earlier version, or by another number of workers
