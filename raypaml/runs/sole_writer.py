@@ -6,10 +6,9 @@ run that lost some of them does not block itself; it ends with that process, als
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
     Raises:
         ValueError: another process is writing there; the message says which, where and since when.
     """
-    is_new = not folder.exists()
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = SharedLock(folder / LOCK_FILE)
     deadline = time.monotonic() + patience
@@ -51,10 +50,11 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
     try:
         yield
     finally:
-        if is_new and {path.name for path in folder.glob("*")} <= {
-            LOCK_FILE
-        }:  # refused before there was anything of a run
-            shutil.rmtree(folder, ignore_errors=True)
+        if missing and {path.name for path in folder.glob("*")} == {LOCK_FILE}:  # refused before the work began
+            (folder / LOCK_FILE).unlink()
+            with suppress(OSError):  # others have put something there
+                for one in missing:
+                    one.rmdir()
         lock.release()
 
 
