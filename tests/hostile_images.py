@@ -49,6 +49,17 @@ def scans(count: int, side: int, *, progressive: bool = True) -> bytes:
     return b"\xff\xd8" + table + codes + frame + components + first + later * (count - 1) + b"\xff\xd9"
 
 
+def _scans_behind_a_fill_byte() -> bytes:
+    """50,000 scans after a comment that is preceded by a fill byte, and holds the head of a sequential JPEG.
+
+    Whoever takes the fill byte for a marker finds this head at byte 65,283, for the length begins with 0xfe then.
+    """
+    head = b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, 16, 16, 1) + b"\1\x11\0" + b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+    whole, before = scans(50_000, 8000), b"\xff\xff\xfe\xff\xff"
+    comment = bytes(4 + 0xFEFF - len(whole[:2] + before)) + head
+    return whole[:2] + before + comment.ljust(65533, b"x") + whole[2:]
+
+
 def _gif() -> bytes:
     one = encoded(PLAIN.convert("P"), "GIF")
     start = 13 + 3 * 2 ** ((one[10] & 7) + 1)
@@ -130,6 +141,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: scans(50_000, 8000, progressive=False),
         "50,000 scans; the limit is 100",
     ),
+    "progressive JPEG behind a fill byte": (_scans_behind_a_fill_byte, "50,001 scans; the limit is 100"),
     "TIFF with a field of 2^32 values": (_tiff_count, ""),
 }
 """They are refused, and what is said of the limit."""

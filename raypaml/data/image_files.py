@@ -62,6 +62,8 @@ _OF_JPEG = ("JPEG", "MPO")
 """Pillow's names of a JPEG's format; MPO are several in one file."""
 _SCAN, _SEQUENTIAL = b"\xff\xda", (0xC0, 0xC1)
 """The marker of a scan, and the second bytes of those of a sequential frame, in a JPEG."""
+_NO_LENGTH = (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)
+"""Second bytes of what is no segment: stuffed and fill bytes, and markers that no length follows."""
 _MOST_SEGMENTS = 1000
 """Segments of a JPEG before its picture that are looked at."""
 _PNG_LIMITS = f"{PngImagePlugin.MAX_TEXT_CHUNK:,} bytes each, {PngImagePlugin.MAX_TEXT_MEMORY:,} together"
@@ -154,8 +156,8 @@ def _is_one_scan(content: bytes) -> bool:
     place, components = 2, 0
     for _ in range(_MOST_SEGMENTS):
         segment = content[place : place + 10]
-        if len(segment) < 10 or segment[0] != 0xFF:
-            return False
+        if len(segment) < 10 or segment[0] != 0xFF or segment[1] in _NO_LENGTH:
+            return False  # decoders step over some of these, after which the segments are others than here
         if segment[1] in _SEQUENTIAL:
             components = segment[9]
         if segment[:2] == _SCAN:
