@@ -85,6 +85,23 @@ def test_a_part_of_other_names_of_classes_is_of_another_set(folder: Path) -> Non
     assert is_of_set(path, first, "")  # it is written again
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("alpha", 0.5), ("alpha", None), ("samples", "30"), ("num_classes", "12"), ("model", [1])]
+)
+def test_what_a_part_says_of_itself_has_its_types(folder: Path, field: str, value: object) -> None:
+    first = part(0, 3, 10)
+    object.__setattr__(first, field, value)
+    write_part(folder, first, rows().slice(0, 0))
+    with pytest.raises(ValueError, match=rf"part-00000-of-00003\.parquet: .* \({field}=.*: must be "):
+        open_set(folder)
+
+
+def test_a_set_of_another_number_of_classes_is_refused(folder: Path) -> None:
+    predictions = dataclasses.replace(open_set(folder), num_classes=CLASSES + 1)
+    with pytest.raises(ValueError, match=r"predicted with another vocabulary \(13 classes"):
+        read_vocabulary(folder, predictions)
+
+
 def test_every_entry_comes_back_once_in_one_order_from_any_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import pyarrow as pa
 
 from raypaml.files import check_readable
+from raypaml.json_types import Within, check, check_fields
 from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.sealed_tables import open_parquet, parquet_batches, write_parquet
+from raypaml.stored_json import parse_json
 
 if TYPE_CHECKING:
     from raypaml.runs.skips import SkippedSample  # with torch, which reading predictions does without
@@ -42,7 +45,7 @@ class PredictionPart:
     vocabulary: str
     """Digest of the classes."""
     num_classes: int
-    alpha: float
+    alpha: Annotated[float, Within(1, math.inf)]
     """BoostLU's factor in training, >= 1."""
     model: str
     """SHA-256 of the weights."""
@@ -170,10 +173,15 @@ class _PartFile:
         self.vocabulary_content: str = metadata.get(_CONTENT, b"").decode(errors="replace")
         """Digest of the names and counts of the classes too; empty where an earlier version wrote the part."""
         try:
-            self.part = PredictionPart(**json.loads(metadata[b"raypaml"]))
-            self.skipped: list[SkippedSample] = list(json.loads(metadata.get(b"skipped", b"[]")))
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path}: Parquet, but not a part of a prediction set of this version; {AGAIN}") from None
+            part, skipped = parse_json(metadata.get(b"raypaml", b"")), parse_json(metadata.get(b"skipped", b"[]"))
+            check_fields(part, PredictionPart)
+            check(skipped, list[dict[str, object]], "skipped")
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: Parquet, but not a part of a prediction set of this version ({error}); {AGAIN}"
+            ) from None
+        self.part = PredictionPart(**part)
+        self.skipped: list[SkippedSample] = skipped
         if schema != _SCHEMA:
             raise ValueError(f"{path}: columns {_columns(schema)}, expected {_columns(_SCHEMA)}; {AGAIN}")
 
@@ -218,10 +226,10 @@ def _check_one_set(folder: Path, parts: list[PredictionPart]) -> None:
         differs = [f"{name} {one[name]!r} and {value!r}" for name, value in part.of_set.items() if one[name] != value]
         if differs:
             raise ValueError(f"{folder}: {parts[0].name} and {part.name} are of two sets ({differs[0]}); {AGAIN}")
-    wanted = parts[0].parts
-    missing = sorted(set(range(wanted)) - {part.part for part in parts})
-    if missing or len(parts) != wanted:
-        lost = f", part {missing[0]} is missing" if missing else ""
+    wanted, there = parts[0].parts, {part.part for part in parts}
+    missing = next((number for number in range(wanted) if number not in there), None)
+    if missing is not None or len(parts) != wanted:
+        lost = f", part {missing} is missing" if missing is not None else ""
         raise ValueError(f"{folder}: {len(parts)} files are not the {wanted} parts of one set{lost}; {AGAIN}")
     predicted = sum(part.part_samples for part in parts)
     if predicted != parts[0].samples:
@@ -252,7 +260,7 @@ def read_vocabulary(folder: Path, predictions: PredictionSet, given: Path | None
 
 def check_predicted_classes(predictions: PredictionSet, vocabulary: Vocabulary, where: str) -> None:
     """Raise ValueError unless the predictions were made with this vocabulary, which lies at `where`."""
-    if predictions.vocabulary != vocabulary.digest:
+    if (predictions.vocabulary, predictions.num_classes) != (vocabulary.digest, len(vocabulary)):
         raise ValueError(
             f"{predictions.where}: predicted with another vocabulary ({predictions.num_classes} classes, digest "
             f"{predictions.vocabulary[:12]}) than {where} ({len(vocabulary)} classes, digest "
