@@ -212,6 +212,7 @@ def test_of_two_that_write_one_folder_the_first_to_end_stays_whole(
         ([("KEY", "purple_77", "yes")], r"a.csv:2: class 'purple_77' is not in the vocabulary"),
         ([("KEY", "CLASS", "maybe")], r"a.csv:2: answer 'maybe'; give yes, no, or nothing"),
         ([("KEY", "CLASS", "yes"), ("KEY", "CLASS", "no")], r"a.csv:3: .* was answered the other way"),
+        ([("KEY", "CLASS", "\n"), ("KEY", "CLASS", "maybe")], r"a.csv:4: answer 'maybe'"),  # after a blank line
         ([("KEY", "OBSERVED", "no")], r"1 answers for entries that are observed already, such as of"),
     ],
 )

@@ -62,15 +62,15 @@ def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    lines = [{name: from_cell(row[name]) for name in _COLUMNS} for _, row in read_rows(path, _COLUMNS)]
+    lines = [(at, {name: from_cell(row[name]) for name in _COLUMNS}) for at, row in read_rows(path, _COLUMNS)]
     try:
-        numbers = index.rows_of(pa.chunked_array([[line["key"] for line in lines]], pa.string())).tolist()
+        rows_of_keys = index.rows_of(pa.chunked_array([[line["key"] for _, line in lines]], pa.string())).tolist()
     except ValueError as error:
         raise ValueError(f"{path}: samples that are not in the training split: {error}") from None
     labels: dict[tuple[int, int], int] = {}
     undecided = 0
-    for number, (row, line) in enumerate(zip(numbers, lines, strict=True), start=2):
-        where = f"{path}:{number}"
+    for row, (at, line) in zip(rows_of_keys, lines, strict=True):
+        where = f"{path}:{at}"
         if line["class"] not in vocabulary.index_of:
             raise ValueError(f"{where}: class {line['class']!r} is not in the vocabulary")
         answer = line["answer"].strip().lower()
