@@ -141,7 +141,7 @@ def _row(path: Path, line: int, row: dict[str, str]) -> tuple[str, str, int, int
     try:
         ids = from_cell(row["class_id"]), from_cell(row["name"])
         counts = int(row["train_positives"]), int(row["train_negatives"])
-    except (AttributeError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}:{line}: {error}; expected {','.join(_COLUMNS)}") from None
     if not all(0 <= count <= _MOST for count in counts):
         raise ValueError(f"{path}:{line}: counts {counts[0]} and {counts[1]} of training labels, expected 0..{_MOST}")

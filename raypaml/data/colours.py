@@ -36,7 +36,10 @@ def as_rgb(image: Image.Image, background: str = WHITE) -> Image.Image:
         ValueError: pixels that have no defined white: 32-bit integers, floating-point values outside 0..1.
     """
     image.load()  # within np.asarray an AttributeError of a decoder would be lost: numpy would make an object array
-    image = _from_16_bits(image) if image.mode.startswith("I;16") else _from_32_bits(image)
+    if image.mode.startswith("I;16"):
+        image = _from_16_bits(image)
+    elif image.mode in ("I", "F"):
+        image = _from_32_bits(image)
     if background != HIDDEN and image.has_transparency_data:
         pixels = image.convert("RGBA")
         ground = Image.new("RGBA", pixels.size, ImageColor.getrgb(background))
@@ -59,9 +62,7 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 
 def _from_32_bits(image: Image.Image) -> Image.Image:
-    """8-bit grey where pixels are integers or floating-point numbers of 32 bits; another picture as it is."""
-    if image.mode not in ("I", "F"):
-        return image
+    """8-bit grey of pixels that are integers or floating-point numbers."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "I":

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from raypaml.cli import command
 from raypaml.data.label_forms import LabelForm
+from raypaml.stored_json import parse_json
 
 _FORMAT = 1
 INDEX_AGAIN = f"copy it again or write it again with {command('shard index')} DIR"
@@ -54,7 +55,7 @@ class IndexFacts:
                 f"{where}: not an index of format {_FORMAT}; write it again with {command('shard index')} DIR"
             )
         reader = _Reader(meta, where)
-        shards = reader.list_of(str, "shards")
+        shards = reader.names("shards")
         return cls(
             shards=shards,
             shard_bytes=reader.sizes(len(shards)),
@@ -116,11 +117,11 @@ class _Reader:
             self.refuse(name, f"a number in {least}..{most}")
         return int(text)
 
-    def list_of(self, kind: type, name: str) -> list[str]:
-        values = self._json(name)
-        if not isinstance(values, list) or len(values) > _MOST or not all(type(value) is kind for value in values):
-            self.refuse(name, f"a JSON list of {kind.__name__}")
-        return values
+    def names(self, name: str) -> list[str]:
+        names = self._json(name)
+        if not isinstance(names, list) or len(names) > _MOST or not all(isinstance(one, str) for one in names):
+            self.refuse(name, "a JSON list of texts")
+        return names
 
     def sizes(self, count: int) -> list[int]:
         sizes = self._json("shard_bytes")
@@ -131,6 +132,6 @@ class _Reader:
 
     def _json(self, name: str) -> object:
         try:
-            return json.loads(self.meta.get(name, ""))
-        except (ValueError, RecursionError):
+            return parse_json(self.meta.get(name, ""))
+        except ValueError:
             return self.refuse(name, "JSON")

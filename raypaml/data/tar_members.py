@@ -20,8 +20,10 @@ END_BYTES = 512
 MOST_END_BYTES = 1 << 24
 """The most zeros at the end of a tar; tar itself fills its last record, usually to 10,240 bytes."""
 _PIECE = 1 << 20
-_DESCRIBING = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *(tarfile.XHDTYPE, tarfile.XGLTYPE)}
-_DESCRIBING |= {tarfile.SOLARIS_XHDTYPE}
+_DESCRIBING = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
 
 
 class SparseError(tarfile.ReadError):
@@ -37,8 +39,7 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
-        most = HEADER_BYTES if header.type in _DESCRIBING else MAX_BYTES
-        _check_size(header, most)
+        _check_size(header, HEADER_BYTES if header.type in _DESCRIBING else MAX_BYTES)
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise SparseError(header.name)
         return header
