@@ -19,11 +19,13 @@ import pytest
 import raypaml
 from raypaml.cluster import as_loop
 from raypaml.runs.history import read_history
+from raypaml.runs.shared_lock import SharedLock
 from raypaml.runs.sole_writer import LOCK_FILE, sole_writer
 
 SHORT = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "workers": 1, "name": "run", "progress": False}
 HOLD = """
 import sys, time, pathlib
+from raypaml.runs.shared_lock import SharedLock
 from raypaml.runs.sole_writer import sole_writer
 with sole_writer(pathlib.Path(sys.argv[1]), "raypaml train", print):
     print("held", flush=True)
@@ -99,11 +101,13 @@ def test_a_search_is_refused_too(tiny_digits: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "search").exists()  # nothing of a search was begun
 
 
-def test_who_is_started_again_waits_for_the_process_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [".", "which/is/removed"])  # the one before leaves nothing in a folder that it made
+def test_who_is_started_again_waits_for_the_process_before(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
     held, ended = threading.Event(), threading.Event()
 
     def before() -> None:
-        with sole_writer(tmp_path, "before", said_nothing):
+        with sole_writer(folder, "before", said_nothing):
             held.set()
             ended.wait(30)
 
@@ -111,9 +115,28 @@ def test_who_is_started_again_waits_for_the_process_before(tmp_path: Path) -> No
     thread.start()
     assert held.wait(30)
     threading.Timer(0.1, ended.set).start()
-    with sole_writer(tmp_path, "again", said_nothing, patience=30):
+    with sole_writer(folder, "again", said_nothing, patience=30):
         thread.join(30)
-        assert "again, since" in (tmp_path / LOCK_FILE).read_text()
+        assert "again, since" in (folder / LOCK_FILE).read_text()
+
+
+def test_a_lock_on_a_file_that_its_holder_removes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock, path = fcntl.flock, tmp_path / LOCK_FILE
+
+    def late(file: int, how: int) -> None:
+        monkeypatch.undo()
+        path.unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert SharedLock(path).take("one")
+    assert not SharedLock(path).take("another")
+
+
+def test_what_others_put_into_a_new_folder_stays(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "storage" / "run", "raypaml train", said_nothing):
+        (tmp_path / "storage" / "another run").mkdir()
+    assert [path.name for path in (tmp_path / "storage").iterdir()] == ["another run"]
 
 
 def test_a_trainer_of_the_users_own_holds_its_run(

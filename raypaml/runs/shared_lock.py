@@ -1,7 +1,8 @@
 """A lock among the processes of all machines that see a folder: one holds it, and the others can read its name.
 
-It is `flock`, which the system releases when the holder dies, also on NFS (Linux, since 2.6.12). The lock file is never
-removed: otherwise two processes could hold locks on two files of the same name.
+It is `flock`, which the system releases when the holder dies, also on NFS (Linux, since 2.6.12). Only the holder may
+remove the lock file, and a process that then locks the removed file takes the one of that name instead: otherwise two
+processes could hold locks on two files of the same name.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class SharedLock:
         except OSError:
             os.close(file)
             raise
+        if not os.fstat(file).st_nlink:  # its holder has removed it
+            os.close(file)
+            return self.take(name)
         os.ftruncate(file, 0)
         os.write(file, f"{name} ({socket.gethostname()}, process {os.getpid()})".encode())
         self._file = file
@@ -45,10 +49,15 @@ class SharedLock:
 
     def holder(self) -> str:
         """The name of the holder, where that is another process."""
-        return self._path.read_text(errors="replace") or "another process"
+        try:
+            return self._path.read_text(errors="replace") or "another process"
+        except FileNotFoundError:  # it has ended, and removed the file
+            return "another process"
 
-    def release(self) -> None:
-        """Release the lock, if it is held."""
+    def release(self, *, remove: bool = False) -> None:
+        """Release the lock, if it is held, after removing its file where that is asked for."""
+        if remove:
+            self._path.unlink(missing_ok=True)
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from raypaml.files import made
 from raypaml.runs.shared_lock import SharedLock, is_missing
 
 LOCK_FILE = ".lock"
@@ -28,7 +29,8 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
     For a run in a store the folder is this machine's copy of it, so that other machines are not kept out.
 
     Args:
-        folder: of the run or the search; created where it is missing.
+        folder: of the run or the search. It is made where it is missing, and removed again with what was made for it
+            where the block leaves nothing in it, as for a run that is refused before it begins.
         command: what others read as the name of the holder, such as "raypaml train".
         say: is called with a line where the file system has no locks, which keeps nobody out.
         patience: seconds to wait for another process to end.
@@ -36,30 +38,28 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
     Raises:
         ValueError: another process is writing there; the message says which, where and since when.
     """
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = SharedLock(folder / LOCK_FILE)
-    deadline = time.monotonic() + patience
-    name = f"{command}, since {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
-    while not _taken(lock, name, folder, say):
-        if time.monotonic() >= deadline:
-            raise ValueError(
-                f"{folder}: is being written by {lock.holder()}; wait for it, end it, or give this one another --name"
-            )
-        time.sleep(_POLL_SECONDS)
-    try:
-        yield
-    finally:
-        if missing and {path.name for path in folder.glob("*")} == {LOCK_FILE}:  # refused before the work began
-            (folder / LOCK_FILE).unlink()
-            with suppress(OSError):  # others have put something there
-                for one in missing:
-                    one.rmdir()
-        lock.release()
+    with made(folder, stays=False) as is_new:
+        lock = SharedLock(folder / LOCK_FILE)
+        deadline = time.monotonic() + patience
+        name = f"{command}, since {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
+        while not _taken(lock, name, folder, say):
+            if time.monotonic() >= deadline:
+                raise ValueError(
+                    f"{folder}: is being written by {lock.holder()}; wait for it, end it, or give this one another "
+                    "--name"
+                )
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            lock.release(remove=is_new and list(folder.glob("*")) == [folder / LOCK_FILE])
 
 
 def _taken(lock: SharedLock, name: str, folder: Path, say: Callable[[str], None]) -> bool:
     try:
+        return lock.take(name)
+    except FileNotFoundError:  # a process that was refused has just removed the folder that it had made
+        folder.mkdir(parents=True, exist_ok=True)
         return lock.take(name)
     except OSError as error:
         if not is_missing(error):
