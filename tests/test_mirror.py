@@ -21,6 +21,7 @@ from raypaml.runs import mirror
 from raypaml.runs.checkpoint import State, valid_checkpoints
 from raypaml.runs.events import Event, StepReport
 from raypaml.runs.mirror import MARKER, Mirror, local_folder
+from raypaml.runs.run_files import METRICS_FILE
 from raypaml.runs.run_folder import claim, open_run, stored_config
 from raypaml.runs.run_length import is_finished, lengths
 from raypaml.runs.weights_of_run import with_weights_of_run
@@ -149,6 +150,19 @@ def test_a_run_in_a_store_is_stopped_and_goes_on_elsewhere(
     assert train(settings, tiny_digits, two, CPU, lambda _: False)
     assert weights(two) == weights(undisturbed)
     assert any(path.startswith("predictions/test/part") for path in there(Mirror(two, Location(bucket) / "r")))
+
+
+def test_records_that_a_kill_kept_from_the_store_are_there_when_the_run_goes_on(
+    bucket: str, tiny_digits: Path, tmp_path: Path
+) -> None:
+    settings, store = config(storage=bucket, name="late", epochs=1), Location(bucket) / "late"
+    assert train(settings, tiny_digits, tmp_path / "one" / "late", CPU, lambda _: False)
+    other = Mirror(tmp_path / "two" / "late", store)
+    whole = other.read(METRICS_FILE)
+    assert whole
+    other.write(METRICS_FILE, b"")  # killed between the checkpoint and the records
+    assert train(settings, tiny_digits, other.local, CPU, lambda _: False)
+    assert other.read(METRICS_FILE) == whole
 
 
 def test_a_finished_run_in_a_store_goes_on_from_another_machine_and_gives_its_weights_to_a_third(

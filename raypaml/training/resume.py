@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from raypaml.counting import number_of
+from raypaml.data.index import Index
 from raypaml.files import write_whole
 from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
@@ -46,7 +48,10 @@ def restore(worker: Worker) -> None:
     )
     worker.calls.load(worker.state.callbacks)
     if worker.ranks.rank == 0:  # a run that was killed after it wrote the checkpoint has not written its records yet
-        write_whole(worker.run_folder / METRICS_FILE, history_text(worker.state.history))
+        metrics, index = history_text(worker.state.history), worker.data.splits["train"]
+        _write_records(worker.run_folder, metrics, worker.state.skipped, index)
+        if worker.store and (warning := _push(worker, worker.store, worker.place)):
+            worker.say(warning)
     kept = checkpoint.read_memory(valid[-1])
     worker.scheme_state.restore(kept)
     if not continue_stream(kept, worker.ranks):  # saved by an earlier version, or by another number of workers
@@ -152,11 +157,16 @@ def _commit(
     written = write_checkpoint(folder, snapshot)
     verified.note(written)
     checkpoint.retain(folder, verified.is_valid)
-    write_whole(worker.run_folder / METRICS_FILE, metrics)
+    _write_records(worker.run_folder, metrics, skipped, snapshot.index)
     worker.calls.committed.append(written)
-    if skipped:
-        write_skipped(worker.run_folder / SKIPPED, skipped, snapshot.index)
     return _push(worker, worker.store, place) if worker.store else ""
+
+
+def _write_records(folder: Path, metrics: str, skipped: list[tuple[int, int, Reason]], index: Index) -> None:
+    """Write the records of a run's epochs and of its skipped samples."""
+    write_whole(folder / METRICS_FILE, metrics)
+    if skipped:
+        write_skipped(folder / SKIPPED, skipped, index)
 
 
 def share_checkpoints(worker: Worker) -> None:
