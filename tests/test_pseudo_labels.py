@@ -29,6 +29,7 @@ from raypaml.losses.pseudo_label_losses import pseudo_labels_of
 from raypaml.losses.scheme_losses import StepContext, regularised, scheme_loss
 from raypaml.losses.schemes import SCHEMES, passed_over, read_settings
 from raypaml.recipes import recipe
+from raypaml.runs import pseudo_labels
 from raypaml.runs.pseudo_label_file import read_pseudo_labels
 from raypaml.runs.pseudo_labels import open_pseudo_labels, with_pseudo_labels
 from raypaml.runs.run_folder import claim
@@ -315,6 +316,15 @@ def test_a_file_in_a_store_is_read_as_one_here(data: DataFolder, tmp_path: Path)
     one, two = (open_pseudo_labels(settings, data).scores(rows) for settings in (here, found))
     np.testing.assert_array_equal(one, two)
     assert [each.suffix for each in sorted((tmp_path / "cache" / "pseudo_labels").iterdir())] == [".arrow", ".lock"]
+
+
+def test_a_compressed_file_in_a_store_is_unpacked(
+    data: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"key,class,score\n{keys_of(data)[0]},{data.vocabulary.class_ids[0]},0.5"
+    monkeypatch.setattr(pseudo_labels, "copy", lambda _, target, __: target.write_bytes(gzip.compress(text.encode())))
+    settings = gpr_config(tmp_path, pseudo_labels="s3://bucket/a.csv.gz?region=us-east-1", cache=str(tmp_path))
+    assert open_pseudo_labels(with_pseudo_labels(settings, data, print), data).scores(np.arange(1))[0, 0] == 0.5
 
 
 def test_plan_and_doctor_look_at_the_file(data: DataFolder, tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def _on_this_machine(config: TrainConfig) -> Iterator[Path]:
         yield Path(where.open()[1])
         return
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        target = Path(unfinished) / f"copy{'.parquet' if name.partition('?')[0].endswith('.parquet') else '.csv'}"
+        # the suffix says whether it is compressed; the rest of the name may be anything
+        target = Path(unfinished) / f"copy{Path(name.partition('?')[0]).suffix[:9]}"
         try:
             copy(where, target, 1 << 62)
         except OSError as error:
