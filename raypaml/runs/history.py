@@ -83,7 +83,7 @@ class EpochRecord(TypedDict):
     epoch: int
     """From 0."""
     loss: float
-    """Mean over the samples; NaN where all of them were left out."""
+    """Mean over the samples."""
     expected: int
     """Samples of the training split."""
     samples: int

@@ -43,7 +43,7 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
     rates, usage = learning_rates(worker.optimizer), epoch_usage(worker, totals, seconds)
     record: EpochRecord = {
         "epoch": state.epoch,
-        "loss": totals["loss"] / totals["samples"] if totals["samples"] else math.nan,
+        "loss": totals["loss"] / totals["samples"],
         "expected": worker.plan.num_samples,
         "samples": int(totals["samples"]),
         "skipped": sum(epoch == state.epoch for epoch, _, _ in state.skipped),
