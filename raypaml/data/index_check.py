@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raypaml.data.index_facts import INDEX_AGAIN, IndexFacts
 from raypaml.data.index_table import BOX_SIDES, SCHEMA, Ragged, only_chunk, shared_numbers
 
-CHECK_ROWS = 2048
+_CHECK_ROWS = 2048
 """Number of rows whose labels are checked together."""
 _LABELS = ("positives", "negatives", "truth")
 _MAY_BE_NULL = ("truth", "boxes")
@@ -139,10 +139,10 @@ class _Checker:
 
     def _contradictions(self) -> None:
         positives, negatives = (Ragged.of(self.table[name]) for name in ("positives", "negatives"))
-        seen = np.zeros(CHECK_ROWS * self.facts.num_classes, bool)  # scratch, all False before and after each chunk
+        seen = np.zeros(_CHECK_ROWS * self.facts.num_classes, bool)  # scratch, all False before and after each chunk
         both: list[int] = []
-        for start in range(0, len(self.table), CHECK_ROWS):
-            rows = np.arange(start, min(start + CHECK_ROWS, len(self.table)))
+        for start in range(0, len(self.table), _CHECK_ROWS):
+            rows = np.arange(start, min(start + _CHECK_ROWS, len(self.table)))
             there, cells = self._cells(positives, rows), self._cells(negatives, rows)
             seen[there] = True
             both += rows[cells[seen[cells]] // self.facts.num_classes].tolist()

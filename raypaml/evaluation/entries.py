@@ -108,8 +108,8 @@ def spilled(predictions: PredictionSet) -> Iterator[SpilledSet]:
     """Read a set once, check every row, and sort the rows by class into spill files, which live as long as the context.
 
     Raises:
-        ValueError: no rows, though the set does not say of how many images; a score that is not a number (named by
-            image and class), a class outside the vocabulary, an image in two parts.
+        ValueError: no rows and no number of images; a score that is not a number (named by image and class), a class
+            outside the vocabulary, an image in two parts.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # `ulimit -n`, of which half is for spill files
     most_files = MOST_FILES if limit == resource.RLIM_INFINITY else min(MOST_FILES, limit // 2)
