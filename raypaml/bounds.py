@@ -12,7 +12,7 @@ def check_bounds(name: str, value: float, least: float, most: float) -> None:
         raise ValueError(f"{name}={value}: must be at least {least:,} and at most {most:,}")
 
 
-def bounded(kind: type[int | float], least: float, most: float) -> Callable[[str], float]:
+def between(kind: type[int | float], least: float, most: float) -> Callable[[str], float]:
     """The type of a flag whose number, of this kind, lies between two limits, both of them allowed."""
 
     def read(text: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raypaml.bounds import bounded
+from raypaml.bounds import between
 from raypaml.cli import Parser, command, requested, run_command, show
 from raypaml.config import TrainConfig
 from raypaml.runs.run_flags import parse_run, spelled_out
@@ -41,9 +41,9 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, DoctorFlags]:
 
 def _add_own(parser: Parser) -> None:
     about = "TFLOP/s that a worker sustains, for the estimate of hours; 0: a guess by device [0]"
-    parser.add_argument("--tflops", type=bounded(float, 0, 10**6), default=0.0, metavar="X", help=about)
+    parser.add_argument("--tflops", type=between(float, 0, 10**6), default=0.0, metavar="X", help=about)
     about = "mean hours until a node, such as a spot instance, is lost, for the estimate of lost work [24]"
-    parser.add_argument("--node-hours", type=bounded(float, 0.01, 10**6), default=24.0, metavar="X", help=about)
+    parser.add_argument("--node-hours", type=between(float, 0.01, 10**6), default=24.0, metavar="X", help=about)
     about = "check a cluster file (for KubeRay or `ray up`) instead of a run, and start nothing"
     parser.add_argument("--file", type=Path, metavar="FILE", help=about)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from raypaml.files import made, whole
 from raypaml.labels import VOCABULARY
-from raypaml.runs.run_files import CONFIG, METRICS_FILE, RESULT
+from raypaml.runs.run_files import CONFIG, METRICS_FILE, MODEL, MODEL_CARD, RESULT, STATE
 from raypaml.writable import try_folder, try_to_fill
 
-_OWN_FILES = {CONFIG, METRICS_FILE, RESULT, VOCABULARY, "state.json", "card.json"}
+_OWN_FILES = {CONFIG, METRICS_FILE, RESULT, VOCABULARY, MODEL, STATE, MODEL_CARD}
 """Files that no output may replace where a run, a checkpoint, predictions or an export keep them."""
 
 
@@ -86,9 +86,9 @@ def holds(folder: Path) -> str:
     signs = {
         "a data set": (VOCABULARY, "*.arrow"),
         "a run": (CONFIG, VOCABULARY),
-        "a checkpoint": ("state.json", "model.safetensors"),
+        "a checkpoint": (STATE, MODEL),
         "predictions": (VOCABULARY, "part-*.parquet"),
-        "an export": ("card.json", "model.safetensors"),
+        "an export": (MODEL_CARD, MODEL),
     }
     if not folder.is_dir():
         return ""

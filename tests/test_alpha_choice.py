@@ -27,7 +27,7 @@ from raypaml.evaluation.measures import read_alphas
 from raypaml.evaluation.parts import PredictionPart, PredictionSet, open_set, write_part
 from raypaml.evaluation.result_records import Summary
 from raypaml.evaluation.summary import table
-from raypaml.inference.model_card import WEIGHTS, digest
+from raypaml.inference.model_card import digest
 from raypaml.labels import Vocabulary, class_groups
 from raypaml.metrics.alpha_choice import FOLDS, SHRINKAGE, AlphaTable, candidates, fold_of_images
 from raypaml.metrics.thresholds import sigmoid
@@ -35,6 +35,7 @@ from raypaml.run_report.conclude import add_chosen_alpha
 from raypaml.runs import models as run_models
 from raypaml.runs.alpha_of_use import AlphaChoice, ModelClasses, model_digest
 from raypaml.runs.mirror import MARKER
+from raypaml.runs.run_files import MODEL
 from raypaml.runs.run_folder import stored_config
 from raypaml.training.job import Job
 
@@ -366,9 +367,9 @@ def test_alpha_overrides_and_stale_choices_are_said(chosen: Path, tmp_path: Path
 
 
 def raise_biases(checkpoint: Path, by: float) -> None:
-    weights = load_file(checkpoint / WEIGHTS)
-    save_file(weights | {"head.bias": weights["head.bias"] + by}, checkpoint / WEIGHTS)
-    marker = json.loads((checkpoint / MARKER).read_text()) | {WEIGHTS: digest(checkpoint / WEIGHTS)}
+    weights = load_file(checkpoint / MODEL)
+    save_file(weights | {"head.bias": weights["head.bias"] + by}, checkpoint / MODEL)
+    marker = json.loads((checkpoint / MARKER).read_text()) | {MODEL: digest(checkpoint / MODEL)}
     (checkpoint / MARKER).write_text(json.dumps(marker))
 
 

@@ -258,6 +258,12 @@ def test_what_cannot_be_predicted_is_refused(
     assert not capsys.readouterr().out, "a table was begun before the refusal"
 
 
+def test_pictures_are_found_before_other_processes_start(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raypaml.api.predicted.device_mapper", lambda _: pytest.fail("processes have started"))
+    with pytest.raises(ValueError, match=r"nowhere\.jpg: no such file"):
+        main([str(trained[0]), "nowhere.jpg", "--workers", "2"])
+
+
 def test_without_pictures_the_table_is_its_header(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

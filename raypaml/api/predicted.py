@@ -93,17 +93,17 @@ def predict_pictures(
         with (
             writer(out) if out else nullcontext(rows) as to,
             output_folder(Path(request.overlays)) if request.overlays else nullcontext(),
-            device_mapper(processes) as (run, device),
         ):
             pictures = list(find_pictures(request.images, request.background, passed_over))
             empty, count = 0, Count("predicting", len(pictures), say)
-            for name, answer in classify(files, pictures, choice, request.overlays, run, device):
-                count.add()
-                empty += not answer
-                if isinstance(answer, str):
-                    broken.append((name, answer))
-                else:
-                    to.write(name, [(card.class_ids[k], card.names[k], score) for k, score in answer])
+            with device_mapper(processes) as (run, device):
+                for name, answer in classify(files, pictures, choice, request.overlays, run, device):
+                    count.add()
+                    empty += not answer
+                    if isinstance(answer, str):
+                        broken.append((name, answer))
+                    else:
+                        to.write(name, [(card.class_ids[k], card.names[k], score) for k, score in answer])
     _say_left_out(say, count, broken, empty, passed_over)
     return Predicted(len(pictures), None if out else rows.table(), file, empty, tuple(broken))
 

@@ -14,7 +14,7 @@ from raypaml.evaluation.result_records import RunResult, read_result
 from raypaml.files import Place, as_texts
 from raypaml.mapper import Processes
 from raypaml.runs.history import read_history
-from raypaml.runs.run_files import CONFIG, REPORT, RESULT
+from raypaml.runs.run_files import CONFIG, REPORT, RESULT, STATE
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_settings import configured
 
@@ -123,7 +123,7 @@ class Run:
     @property
     def is_checkpoint(self) -> bool:
         """Whether the run was opened by one of its checkpoints."""
-        return (self.path / "state.json").is_file()
+        return (self.path / STATE).is_file()
 
     @property
     def name(self) -> str:

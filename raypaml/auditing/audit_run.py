@@ -32,10 +32,9 @@ from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.model.cam import CamClassifier
 from raypaml.runs.alpha_of_use import alpha_text, used_alpha
-from raypaml.runs.checkpoint import STATE
 from raypaml.runs.history import read_history
 from raypaml.runs.models import checkpoint_model, tested_checkpoint
-from raypaml.runs.run_files import CONFIG
+from raypaml.runs.run_files import CONFIG, STATE
 from raypaml.runs.run_folder import changed_data, check_trained_classes, read_config
 
 MOST_ENTRIES = 100_000

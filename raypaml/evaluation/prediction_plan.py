@@ -20,9 +20,9 @@ from raypaml.files import file_digest, sweep
 from raypaml.labels import POSITIVE, UNOBSERVED, VOCABULARY
 from raypaml.model.cam import CamClassifier
 from raypaml.outputs import output_folder
-from raypaml.runs.checkpoint import MODEL
 from raypaml.runs.kept_features import Features
 from raypaml.runs.models import checkpoint_model, find_checkpoint, placed, prepare_device
+from raypaml.runs.run_files import MODEL
 from raypaml.runs.run_folder import changed_data, check_trained_classes, stored_config
 from raypaml.runs.skips import check_budget, named
 

@@ -19,6 +19,7 @@ from raypaml.reports.pages import fill_template
 from raypaml.reports.tables import percent
 from raypaml.runs.alpha_of_use import alpha_text
 from raypaml.runs.history import VALIDATION_MEAN_AP
+from raypaml.runs.run_files import MODEL, MODEL_CARD
 
 PAGE = "model_card.md"
 _TEMPLATE = Path(__file__).with_name("model_card.md.j2")
@@ -26,8 +27,8 @@ _NAMED = 100
 """Classes that the page names; `card.json` names all of them."""
 FORMAT_FILES = {
     "safetensors": {
-        "model.safetensors": "the weights; what this page says of classes, pictures and alpha stands in its metadata",
-        "card.json": "classes, thresholds, origin and figures, for programs; `raypaml.load` reads both files",
+        MODEL: "the weights; what this page says of classes, pictures and alpha stands in its metadata",
+        MODEL_CARD: "classes, thresholds, origin and figures, for programs; `raypaml.load` reads both files",
     },
     "onnx": {
         "model.onnx": "the model for onnxruntime and others, with the same metadata",
@@ -49,20 +50,17 @@ def card_page(model: Classifier, folder: Path, formats: Sequence[str]) -> str:
     known = [markdown_line(name if name == one else f"{name} ({one})") for one, name in pairs]
     rest = f", and {len(known) - _NAMED:,} more, in `card.json`" if len(known) > _NAMED else ""
     card, facts = model.card, {name: json.loads(text) for name, text in export_facts(model).items()}
-    values = (
-        facts
-        | {  # `alpha` as text in the place of the numbers
-            "title": markdown_line(str(card.origin.get("run") or folder.absolute().name)),
-            "files": {name: about for one in formats for name, about in FORMAT_FILES[one].items()},
-            "folder": json.dumps(folder.absolute().name),
-            "alpha": alpha_text(card.alpha),
-            "chosen": _CHOSEN if card.thresholds else _NOT_CHOSEN,
-            "training": list(_training(card)),
-            "results": _results(card.metrics),
-            "listed": ", ".join(known[:_NAMED]) + rest,
-        }
-    )
-    return fill_template(_TEMPLATE, **values)
+    own = {
+        "title": markdown_line(str(card.origin.get("run") or folder.absolute().name)),
+        "files": {name: about for one in formats for name, about in FORMAT_FILES[one].items()},
+        "folder": json.dumps(folder.absolute().name),
+        "alpha": alpha_text(card.alpha),  # text in the place of the numbers
+        "chosen": _CHOSEN if card.thresholds else _NOT_CHOSEN,
+        "training": list(_training(card)),
+        "results": _results(card.metrics),
+        "listed": ", ".join(known[:_NAMED]) + rest,
+    }
+    return fill_template(_TEMPLATE, **facts | own)
 
 
 def _training(card: Card) -> Iterator[str]:

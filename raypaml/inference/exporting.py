@@ -20,9 +20,10 @@ from raypaml.cli import extra
 from raypaml.files import whole, write_whole
 from raypaml.inference.classifier import Classifier
 from raypaml.inference.export_facts import export_facts, write_safetensors
-from raypaml.inference.model_card import WEIGHTS, Card, digest
+from raypaml.inference.model_card import Card, digest
 from raypaml.model.cam import CamClassifier, pool_parts
 from raypaml.model.tokens import TokenMap
+from raypaml.runs.run_files import MODEL
 
 ONNX = "model.onnx"
 PROGRAM = "model.pt2"
@@ -52,7 +53,7 @@ class LogitsAndMap(nn.Module):
 
 def save_weights(model: Classifier, folder: Path) -> Path:
     """Write `model.safetensors` and `card.json`, which `raypaml.load` reads."""
-    path = folder / WEIGHTS
+    path = folder / MODEL
     weights = {name: value.contiguous() for name, value in model.model.state_dict().items()}
     with whole(path) as unfinished:
         write_safetensors(weights, export_facts(model), unfinished)

@@ -16,14 +16,12 @@ from raypaml.runs.alpha_of_use import CHOSEN, AlphaValues, OneAlpha, asked_alpha
 from raypaml.runs.checkpoint import read_state
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.runs.models import find_checkpoint, tested_checkpoint
-from raypaml.runs.run_files import CONFIG
+from raypaml.runs.run_files import CONFIG, MODEL, MODEL_CARD
 from raypaml.runs.run_folder import read_config
 from raypaml.runs.run_record import read_run_record
 from raypaml.settings import OptimConfig
 from raypaml.stored_json import read_stored, refused_as
 
-NAME = "card.json"
-WEIGHTS = "model.safetensors"
 _FORMAT = 1
 _Side = Annotated[int, Within(1, 1 << 14)]
 _LATER = ("training_alpha", "alpha_origin", "alpha_chosen", "thresholds")
@@ -108,12 +106,12 @@ class Card:
 
     def write(self, folder: Path) -> None:
         """Write `card.json`."""
-        write_json(folder / NAME, {"format": _FORMAT} | dataclasses.asdict(self), indent=1)
+        write_json(folder / MODEL_CARD, {"format": _FORMAT} | dataclasses.asdict(self), indent=1)
 
     @classmethod
     def read(cls, folder: Path) -> Card:
         """Read and check `card.json`; ValueError if it is no card, or the weights beside it are not those it names."""
-        path = folder / NAME
+        path = folder / MODEL_CARD
         with refused_as(path, "the card of a model", "export it again"):
             card = read_stored(path, cls, version=_FORMAT, lacking=_LATER)
             for name in ("names", "alpha", "thresholds"):
@@ -123,8 +121,8 @@ class Card:
             check_fields(card.origin.get("config", {}), TrainConfig, _SETTINGS, "origin.config")
         if Vocabulary.digest_of(card.class_ids) != card.vocabulary:
             raise ValueError(f"{path}: its classes are not those of its vocabulary digest; export it again")
-        if digest(folder / WEIGHTS) != card.weights:
-            raise ValueError(f"{folder / WEIGHTS}: not the weights that {NAME} names; export it again")
+        if digest(folder / MODEL) != card.weights:
+            raise ValueError(f"{folder / MODEL}: not the weights that {MODEL_CARD} names; export it again")
         return card
 
 
@@ -153,8 +151,8 @@ class ModelFiles:
             raise ValueError(
                 f"{path}: a file; give the folder of a run, a checkpoint or an export (nothing is unpickled)"
             )
-        card, folder = (Card.read(path), path) if (path / NAME).is_file() else card_of_run(path)
-        return cls(card=card.at_alpha(alpha), weights=(folder / WEIGHTS).absolute())
+        card, folder = (Card.read(path), path) if (path / MODEL_CARD).is_file() else card_of_run(path)
+        return cls(card=card.at_alpha(alpha), weights=(folder / MODEL).absolute())
 
     def __hash__(self) -> int:
         return hash(self.card.weights)  # the card has lists, which have none
@@ -184,7 +182,7 @@ def card_of_run(given: Path) -> tuple[Card, Path]:
     if not (run / CONFIG).is_file():
         raise ValueError(
             f"{given}: not a run (it has no config.json), not a checkpoint (in the checkpoints of a run), not an "
-            f"export (it has no {NAME}); give one of them"
+            f"export (it has no {MODEL_CARD}); give one of them"
         )
     config = read_config(run / CONFIG)
     data = read_run_record(run)["data"]
@@ -228,7 +226,7 @@ def _card(
         thresholds=used.thresholds,
         height=size[0],
         width=size[1],
-        weights=digest(checkpoint / WEIGHTS),
+        weights=digest(checkpoint / MODEL),
         metrics=metrics,
         origin={"run": run.absolute().name, "checkpoint": checkpoint.name, "config": config.to_dict()},
     )

@@ -86,9 +86,8 @@ def index_folder(request: IndexRequest) -> tuple[DataFolder, PassedOver]:
     if missing:
         raise ValueError(f"{where}: no {', '.join(globs[split] for split in missing)}; every split needs a shard")
     listed = request.classes or where / VOCABULARY
-    known = (
-        class_list(listed) if request.classes or listed.is_file() else ((), ())
-    )  # none: they are taken from the samples
+    is_listed = request.classes or listed.is_file()
+    known = class_list(listed) if is_listed else ((), ())  # none: they are taken from the samples
     try_folder(where)
     passed_over = PassedOver(list)
     index_dataset(

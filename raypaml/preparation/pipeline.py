@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypaml.bounds import check_bounds
 from raypaml.cli import clock
 from raypaml.counting import number_of
 from raypaml.data.shards import SPLITS
@@ -23,7 +22,6 @@ from raypaml.data.storage import Location
 from raypaml.files import write_whole
 from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
-from raypaml.names import check_new_folders
 from raypaml.preparation.data_card import same_pictures_in, split_card, write_card
 from raypaml.preparation.finish import collect_shards, ledger_summary, write_implied, write_ledger, write_split_index
 from raypaml.preparation.growing import check_settings, group_changes, joined, joined_vocabulary
@@ -52,8 +50,6 @@ from raypaml.preparation.shard_tasks import (
 )
 from raypaml.preparation.sharding_progress import Progress
 
-BOUNDS = {"concurrency": (1, 1024), "shard_samples": (1, 10**7), "limit": (0, 10**12), "seed": (0, 2**63 - 1)}
-"""The least and the largest value of settings."""
 TAR_BYTES = 2048
 """Approximate bytes of a sample besides its image: two headers, its labels, and padding."""
 
@@ -66,8 +62,7 @@ def prepare_data(
     Raises:
         ValueError: files, folders, images or settings are wrong; finished shards stay.
     """
-    _check(preparation)
-    record = check_folder(preparation.out, preparation.parameters())
+    record = _checked_record(preparation)
     with claimed(preparation.out) as work:
         write_record(preparation.out, record)
         left = [split for split in splits if not is_split_finished(record, split)]
@@ -88,12 +83,11 @@ def prepare_data(
     say(ledger_summary(preparation.out))
 
 
-def _check(preparation: Preparation) -> None:
-    check_new_folders("out", str(preparation.out))
-    for name, (least, most) in BOUNDS.items():
-        check_bounds(name, getattr(preparation, name), least, most)
+def _checked_record(preparation: Preparation) -> Record:
+    """Returns the record of the folder; ValueError where its settings, or those of the earlier one, are others."""
     if preparation.earlier:
         check_settings(preparation.earlier, preparation.parameters())
+    return check_folder(preparation.out, preparation.parameters())
 
 
 def _prepare_split(
@@ -255,8 +249,7 @@ def _calls(
 
 def describe_preparation(preparation: Preparation, splits: list[str], say: Callable[[str], None]) -> None:
     """Says what would be written, how large it would be and how long it would take; writes nothing."""
-    _check(preparation)
-    check_folder(preparation.out, preparation.parameters())
+    _checked_record(preparation)
     total = 0.0
     cores = preparation.workers if preparation.address else os.cpu_count() or 1  # those of a cluster are not known here
     for split in splits:

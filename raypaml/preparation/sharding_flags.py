@@ -20,7 +20,7 @@ from raypaml.mapper import OpenMapper
 from raypaml.names import check_new_folders
 from raypaml.preparation.hierarchy import Parents, expand, read_hierarchy
 from raypaml.preparation.image_form import QUALITY, ImageForm
-from raypaml.preparation.pipeline import BOUNDS, describe_preparation, prepare_data
+from raypaml.preparation.pipeline import describe_preparation, prepare_data
 from raypaml.preparation.preparation_settings import Preparation
 from raypaml.preparation.record import read_record
 from raypaml.preparation.repair import repair, verify
@@ -28,6 +28,8 @@ from raypaml.preparation.requests import Classes, Parameters, SplitLabels
 from raypaml.writable import try_folder
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+BOUNDS = {"concurrency": (1, 1024), "shard_samples": (1, 10**7), "limit": (0, 10**12), "seed": (0, 2**63 - 1)}
+"""The least and the largest value of settings."""
 _Request = TypeVar("_Request", bound="ShardingRequest")
 
 
@@ -69,7 +71,7 @@ class ShardingRequest:
     """What every kind of sharding is asked for; the fields are the flags of `add_sharding_flags`, and --images.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or a folder that would be made has an unfit name.
     """
 
     out: Path
@@ -108,6 +110,7 @@ class ShardingRequest:
     """Whether broken shards of a prepared data set are written again."""
 
     def __post_init__(self) -> None:
+        check_new_folders("out", str(self.out))
         for name, (least, most) in BOUNDS.items():
             check_bounds(name, getattr(self, name), least, most)
         ImageForm.parse(self.resize, self.quality, self.background or WHITE)
@@ -205,7 +208,6 @@ def run_sharding(request: _Request, describe: Callable[[_Request], Preparation],
         if request.dry_run:
             describe_preparation(describe(request), request.splits, say)
         else:
-            check_new_folders("out", str(request.out))
             with made(request.out):
                 try_folder(request.out)
                 prepare_data(describe(request), request.splits, open_mapper, say)

@@ -79,9 +79,7 @@ def write_report(
         caption=caption(result),
         group_names=[*GROUP_NAMES, "All"],
         group_values=_percents(result),
-        chosen={"text": alpha_text(chosen["alpha"]), "said": chosen["said"], "percents": _percents(chosen)}
-        if chosen
-        else None,
+        chosen=chosen and {"text": alpha_text(chosen["alpha"]), "said": chosen["said"], "percents": _percents(chosen)},
         samples={split: len(index) for split, index in data.splits.items()},
         judged=best_epoch(history) is not None,
         curves=training_curves(history, result["best_epoch"]),

@@ -21,8 +21,9 @@ from raypaml.files import write_json
 from raypaml.json_types import Within, check_length
 from raypaml.labels import FloatArray
 from raypaml.metrics.alpha_choice import Way
-from raypaml.runs.checkpoint import MODEL, read_state
+from raypaml.runs.checkpoint import read_state
 from raypaml.runs.mirror import MARKER
+from raypaml.runs.run_files import MODEL
 from raypaml.settings import LARGEST_ALPHA
 from raypaml.stored_json import read_stored, refused_as
 

@@ -28,15 +28,14 @@ from raypaml.model.layout import laid_out_as
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
 from raypaml.runs.mirror import MARKER
+from raypaml.runs.run_files import MODEL, STATE
 from raypaml.runs.skips import Reason
 from raypaml.stored_json import read_stored, refused_as
 
-MODEL = "model.safetensors"
 TRAINED = "trained.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 MEMORY = "memory.safetensors"
 CORRECTIONS = "corrections.parquet"
-STATE = "state.json"
 CallbackState = dict[str, Any]
 """What a checkpoint keeps of a callback: JSON values by name."""
 _NAME = re.compile(r"\d{4,}-\d{6,}")

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from raypaml.data.index import Index
 from raypaml.files import sync
-from raypaml.runs.checkpoint import CORRECTIONS, MEMORY, MODEL, OPTIMIZER, STATE, TRAINED, State
+from raypaml.runs.checkpoint import CORRECTIONS, MEMORY, OPTIMIZER, TRAINED, State
 from raypaml.runs.corrections import Corrections
 from raypaml.runs.mirror import MARKER
+from raypaml.runs.run_files import MODEL, STATE
 
 _TYPES = {
     torch.float64: "F64",

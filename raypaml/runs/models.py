@@ -14,8 +14,8 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.model.backbones import build_backbone, linear_classifier
 from raypaml.model.cam import CamClassifier, load_classifier
 from raypaml.model.layout import memory_format
-from raypaml.runs.checkpoint import MODEL, best_checkpoint, is_valid, load_model, valid_checkpoints
-from raypaml.runs.run_files import CONFIG
+from raypaml.runs.checkpoint import best_checkpoint, is_valid, load_model, valid_checkpoints
+from raypaml.runs.run_files import CONFIG, MODEL, MODEL_CARD
 from raypaml.settings import ModelConfig, OptimConfig
 
 
@@ -94,7 +94,7 @@ def find_checkpoint(given: Path) -> tuple[Path, Path]:
     """
     if (given / CONFIG).is_file():
         return given, tested_checkpoint(given)
-    if (given / "card.json").is_file():
+    if (given / MODEL_CARD).is_file():
         raise ValueError(f"{given}: an export; give the run that it was made from, or a checkpoint of that")
     if (given / MODEL).is_file() and not is_valid(given):
         raise ValueError(f"{given}: a damaged checkpoint; give the run's folder to use its best valid one")

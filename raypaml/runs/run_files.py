@@ -1,4 +1,4 @@
-"""The names of the files in the folder of a run that more than one room reads or writes."""
+"""The names of the files of runs, of their checkpoints and of exports that more than one room reads or writes."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ RESULT = "result.json"
 """The figures of the test; written when the run has finished."""
 REPORT = "report.html"
 """The page of the run, or of a search, one file."""
+MODEL = "model.safetensors"
+"""The weights of a checkpoint or an export."""
+STATE = "state.json"
+"""Everything besides tensors that a checkpoint keeps."""
+MODEL_CARD = "card.json"
+"""What an export knows of its model."""

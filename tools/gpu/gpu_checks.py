@@ -26,11 +26,11 @@ from raypaml.evaluation.predicting import predict_split
 from raypaml.metrics.average_precision import mean_ap
 from raypaml.model.cam import CamClassifier
 from raypaml.recipes import recipe
-from raypaml.runs.checkpoint import MODEL, load_model, valid_checkpoints
+from raypaml.runs.checkpoint import load_model, valid_checkpoints
 from raypaml.runs.events import Event, StepReport
 from raypaml.runs.models import build_model, placed, prepare_device, tested_checkpoint
 from raypaml.runs.ranks import Ranks
-from raypaml.runs.run_files import METRICS_FILE
+from raypaml.runs.run_files import METRICS_FILE, MODEL
 from raypaml.training.loop import train
 from raypaml.training.step import settle, train_step
 from raypaml.training.worker import build_worker

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast, get_args
 
-from raypaml.bounds import bounded
+from raypaml.bounds import between
 from raypaml.cli import Parser, requested, say
 from raypaml.preparation.assemble import Cut, Method, Unlabelled, assemble
 from raypaml.preparation.formats.added_images import check_pictures, grown_source
@@ -64,15 +64,15 @@ def add_format_flags(parser: Parser, kind: str = "") -> None:
     about = "hide training labels: single-positive, keep:0.3, verified:1:4 or long-tailed:10 [none]"
     add("--hide", default="none", metavar="KIND", help=about)
     about = "seed of the draw that hides labels [1200, the published draw]"
-    add("--hide-seed", type=bounded(int, 0, 2**32 - 1), default=1200, metavar="N", help=about)
+    add("--hide-seed", type=between(int, 0, 2**32 - 1), default=1200, metavar="N", help=about)
     about = "share of the training images cut off as validation, where the source has no validation split [0.2]"
-    add("--validation", type=bounded(float, 0, 1), default=0.2, metavar="X", help=about)
+    add("--validation", type=between(float, 0, 1), default=0.2, metavar="X", help=about)
     about = "share of all images cut off as the test split, where the source has none [0.2]"
-    add("--test", type=bounded(float, 0, 1), default=0.2, metavar="X", help=about)
+    add("--test", type=between(float, 0, 1), default=0.2, metavar="X", help=about)
     about = "prepared data set, of which --out becomes a version with more images"
     add("--grow", type=Path, metavar="DIR", help=about)
     about = "seed with which validation and test are cut off [1200, the published split]"
-    add("--split-seed", type=bounded(int, 0, 2**32 - 1), default=1200, metavar="N", help=about)
+    add("--split-seed", type=between(int, 0, 2**32 - 1), default=1200, metavar="N", help=about)
     about = "how validation and test are cut off [stratified by class; random for published formats]"
     add("--split-method", choices=get_args(Method), help=about)
     about = f"accept labels that look wrong, by the name of the check: {', '.join(CHECKS)}"
