@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -56,6 +57,8 @@ GPU = "spec/rayClusterSpec/workerGroupSpecs/0"
 BROKEN = [
     ("metadata/name", "Raypaml", FATAL, "metadata.name='Raypaml' is refused"),
     ("metadata/name", "r" * 48, FATAL, "at most 47"),
+    ("metadata", {"generateName": "raypaml-"}, None, ""),
+    ("metadata", {"generateName": "r" * 43}, FATAL, "at most 47"),
     (f"{HEAD}/rayStartParams/dashboard-host", "127.0.0.1", FATAL, "a dashboard that it cannot reach"),
     (f"{HEAD}/rayStartParams/dashboard-host", "localhost", FATAL, "a dashboard that it cannot reach"),
     ("spec/submissionMode", "HttpMode", FATAL, "there are K8sJobMode, HTTPMode, SidecarMode, InteractiveMode"),
@@ -71,15 +74,18 @@ BROKEN = [
     (f"{GPU}/resources", {"CPU": "4"}, None, ""),
     (f"{HEAD}/resources", {"CPU": "4"}, FATAL, "resources stand in rayStartParams and in `resources`"),
     (f"{GPU}/template/spec/containers", [], FATAL, "gpu: has no container"),
-    (f"{GPU}/template/spec/containers/0/resources/requests", {"cpu": "10"}, FATAL, "differs in requests and limits"),
+    (f"{GPU}/template/spec/containers/0/resources/requests/nvidia.com~gpu", "2", FATAL, "differs in requests"),
+    (f"{GPU}/template/spec/containers/0/resources/requests/nvidia.com~gpu", 1, None, ""),
+    (f"{GPU}/template/spec/containers/0/resources/requests", {"cpu": "10"}, None, ""),
     (f"{GPU}/template/spec/containers/0/resources/limits/memory", None, WARNING, "without a memory limit"),
-    (f"{GPU}/template/spec/containers/0/image", "raypaml:1", FATAL, "images differ"),
+    (f"{GPU}/template/spec/containers/0/image", "raypaml:1", WARNING, "images differ"),
     (f"{GPU}/template/spec/volumes", None, FATAL, "no volume cache for its mount"),
     (f"{GPU}/template/metadata/labels/app", "other", WARNING, "no NetworkPolicy in"),
     (f"{HEAD}/template/spec/containers/0/lifecycle", None, WARNING, "no preStop hook"),
     (f"{GPU}/template/spec/terminationGracePeriodSeconds", 30, WARNING, "cuts the preStop hook short"),
     ("metadata/labels", {"kueue.x-k8s.io/queue-name": "q"}, WARNING, "Kueue admits the pods that stand in the file"),
     (f"{GPU}/maxReplicas", 4, WARNING, "--workers 8, the worker groups have 4 nvidia.com/gpu at most"),
+    (f"{CLUSTER}/enableInTreeAutoscaling", False, WARNING, "the worker groups have 2 nvidia.com/gpu at most"),
     (
         "spec/entrypoint",
         "python -m raypaml.train digits --name a --storage s3://b/c --workers 9 --device cuda",
@@ -120,13 +126,19 @@ def test_the_files_as_they_are_break_no_rule_but_have_names_to_be_put_in(tmp_pat
         ([], "keeps Ray's pods from each other"),
         ([{"from": [{"podSelector": {"matchLabels": {"app": "raypaml"}}}]}], "keeps the operator from the dashboard"),
         ([{"from": [{"podSelector": {"matchLabels": {"app": "raypaml"}}}]}, {"ports": [{"port": 80}]}], "the operator"),
+        ([{"from": [{"namespaceSelector": {}}], "ports": [{"protocol": "TCP"}]}], ""),
         ([{}], ""),
+        (None, ""),
     ],
 )
-def test_a_network_policy_must_let_the_pods_and_the_operator_in(rules: list[Any], text: str, tmp_path: Path) -> None:
+def test_a_network_policy_must_let_the_pods_and_the_operator_in(
+    rules: list[Any] | None, text: str, tmp_path: Path
+) -> None:
+    """One without rules for what comes in, `None` here, keeps nobody out."""
+
     def close(documents: Any) -> None:
         (policy,) = (document for document in documents if document["kind"] == "NetworkPolicy")
-        policy["spec"]["ingress"] = rules
+        policy["spec"] |= {"ingress": rules} if rules is not None else {"policyTypes": ["Egress"]}
 
     fatal = [finding.what for finding in examined(tmp_path, lambda _: None, access=close) if finding.level == FATAL]
     assert bool(fatal) == bool(text)
@@ -149,6 +161,24 @@ def test_the_doctor_takes_a_file_alone(tmp_path: Path, capsys: pytest.CaptureFix
         (tmp_path / "broken.yaml").write_bytes(broken)
         with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
             doctor.main(["--file", str(tmp_path / "broken.yaml")])
+
+
+def test_aliases_are_followed_until_they_stand_for_too_much(tmp_path: Path) -> None:
+    """kubectl and `ray up` follow them too; a small file of them may stand for 10^9 values."""
+    text = (CLUSTERS / "kuberay.yaml").read_text().replace("image: YOUR", "image: &image YOUR", 1)
+    first, image, rest = text.partition(
+        "            - name: ray-worker\n                image: YOUR-REGISTRY/raypaml:0.1.0"
+    )
+    assert image
+    (tmp_path / "kuberay.yaml").write_text(f"{first}{image.partition('YOUR')[0]}*image{rest}")
+    shutil.copy(CLUSTERS / "kuberay_access.yaml", tmp_path)
+    assert [finding.level for finding in examine_file(tmp_path / "kuberay.yaml")] == [WARNING, "fine"]
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+    for hostile in (bomb, "- &a [*a]\n", "[" * 200 + "]" * 200):
+        (tmp_path / "hostile.yaml").write_text(hostile)
+        with pytest.raises(ValueError, match="write out its aliases"):
+            list(examine_file(tmp_path / "hostile.yaml"))
 
 
 @pytest.mark.parametrize("amount", [".inf", "4 cores", "[4]", "-1"])

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from raypaml.cluster.checks import FATAL, FINE, WARNING, Finding
-from raypaml.cluster.kuberay_file import RayFile, read_kuberay_file
+from raypaml.cluster.kuberay_file import RayFile, parts, read_documents, read_kuberay_file
 from raypaml.cluster.kuberay_rules import RULES, examine_kuberay
+from raypaml.cluster.worker_errors import brief_cause
 
 
 def examine_file(path: Path) -> Iterator[Finding]:
@@ -21,7 +20,7 @@ def examine_file(path: Path) -> Iterator[Finding]:
         OSError: it cannot be read.
     """
     ray = read_kuberay_file(path)  # which says what is no YAML
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if names := sorted(set(re.findall(r"YOUR-[A-Z-]+", re.sub("#.*", "", text)))):
         yield Finding(WARNING, f"{path} still has {', '.join(names)}", "put your names in")
     if ray:
@@ -30,7 +29,7 @@ def examine_file(path: Path) -> Iterator[Finding]:
         if not any(finding.level == FATAL for finding in findings):
             yield Finding(FINE, f"{path}: the {len(RULES)} rules of the KubeRay operator let this {ray.kind} come up")
     else:
-        yield _ray_schema(path, text)
+        yield _ray_schema(path)
 
 
 def run_fits(file: RayFile) -> Iterator[Finding]:
@@ -42,30 +41,30 @@ def run_fits(file: RayFile) -> Iterator[Finding]:
         what = "the command has no --name: what is submitted again begins again, under another name"
         yield Finding(WARNING, what, "--name NAME")
     storage = re.search(r"--storage[= ](\S+)", command)
-    mounts = any("mountPath" in str(group.container) for group in file.groups if group.is_head)
+    mounts = parts(file.groups[0].container, "volumeMounts")
     if not (storage and "://" in storage[1]) and not mounts:
         what = f"--storage {storage[1] if storage else 'runs'} is a folder of the head's own, and goes with its pod"
         yield Finding(FATAL, what, "--storage s3://..., or a volume that all pods mount")
     workers = re.search(r"--workers[= ](\d+)(?::(\d+))?", command)
     least, most = (int(workers[1]), int(workers[2] or workers[1])) if workers else (1, 1)
     resource = "nvidia.com/gpu" if re.search(r"--device[= ]cuda", command) else "cpu"
-    room = sum(int(group.amount(resource)) * group.most for group in file.groups if not group.is_head)
+    room = sum(int(group.amount(resource)) * group.most(scales=file.scales) for group in file.groups[1:])
     if room < least:
         what = f"--workers {least} at least, the worker groups have {room} {resource} at most: the run waits for ever"
-        yield Finding(FATAL, what, "maxReplicas, or fewer workers")
+        yield Finding(FATAL, what, "more pods, or fewer workers")
     elif room < most:
-        yield Finding(WARNING, f"--workers {most}, the worker groups have {room} {resource} at most", "maxReplicas")
+        yield Finding(WARNING, f"--workers {most}, the worker groups have {room} {resource} at most", "more pods")
 
 
-def _ray_schema(path: Path, text: str) -> Finding:
+def _ray_schema(path: Path) -> Finding:
     """Whether `ray up` takes the file, by Ray's own schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    documents = list(yaml.safe_load_all(text))
+    documents = read_documents(path)
     if len(documents) != 1 or not isinstance(documents[0], dict) or "provider" not in documents[0]:
         raise ValueError(f"{path} is neither a RayJob, a RayCluster, nor a file for `ray up`")
     try:
         validate_config(prepare_config(documents[0]))
     except Exception as error:  # whatever Ray's checks raise
-        return Finding(FATAL, f"{path}: `ray up` refuses it: {str(error).splitlines()[0]}", "the field that it names")
+        return Finding(FATAL, f"{path}: `ray up` refuses it: {brief_cause(error)}", "the field that it names")
     return Finding(FINE, f"{path}: Ray's schema takes it")

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import yaml
 
+from raypaml.bounded import read_bytes
+
 Tree = Mapping[str, object]
 """A mapping of YAML; `part` and `parts` look into it."""
 RAY_KINDS = ("RayJob", "RayCluster")
+_BYTES, _VALUES, _DEEPEST = 1 << 22, 100_000, 100
+"""The most bytes of a file, and the most values and levels in it: an alias (*name) counts as what it stands for."""
 
 
 def part(tree: object, *path: str) -> object:
@@ -51,10 +55,10 @@ class PodGroup:
         """The labels of its pods."""
         return part(self.spec, "template", "metadata", "labels")
 
-    @property
-    def most(self) -> int:
-        """The most pods that it may have."""
-        most = self.spec.get("maxReplicas", self.spec.get("replicas", 0))
+    def most(self, *, scales: bool) -> int:
+        """The most pods that it may have, where the autoscaler adds some and where it does not."""
+        names = ("maxReplicas", "replicas") if scales else ("replicas", "minReplicas")
+        most = self.spec.get(names[0], self.spec.get(names[1], 0))
         return most if isinstance(most, int) else 0
 
     def start(self, name: str) -> str:
@@ -120,7 +124,7 @@ def read_kuberay_file(path: Path) -> RayFile | None:
     Raises:
         ValueError: no YAML, more than one RayJob or RayCluster, or one without a spec.
     """
-    own = _documents(path)
+    own = _mappings(path)
     rays = [document for document in own if document.get("kind") in RAY_KINDS]
     if not rays:
         return None
@@ -133,17 +137,36 @@ def read_kuberay_file(path: Path) -> RayFile | None:
         raise ValueError(f"{path}: the {kind} has no spec{'.rayClusterSpec' if kind == 'RayJob' else ''}")
     others = [document for document in own if document is not ray]
     for other in sorted(path.parent.glob("*.y*ml")):
-        others += _documents(other) if other.name != path.name else []
-    name = str(part(ray, "metadata", "name") or "")
+        others += _mappings(other) if other.name != path.name else []
+    name = str(part(ray, "metadata", "name") or f"{part(ray, 'metadata', 'generateName') or ''}12345")
     return RayFile(
         path, kind, name, part(ray, "metadata", "labels"), spec if kind == "RayJob" else {}, cluster, tuple(others)
     )
 
 
-def _documents(path: Path) -> list[Tree]:
-    """The mappings of a YAML file."""
+def _mappings(path: Path) -> list[Tree]:
+    return [document for document in read_documents(path) if isinstance(document, Mapping)]
+
+
+def read_documents(path: Path) -> list[object]:
+    """The documents of a YAML file, whose aliases are followed, as kubectl and `ray up` do.
+
+    Raises:
+        ValueError: no YAML, or too much of it.
+    """
+    content = read_bytes(path, _BYTES)
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        documents = list(yaml.safe_load_all(content.decode("utf-8-sig")))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    return [document for document in documents if isinstance(document, Mapping)]
+    left, count = [(document, 0) for document in documents], len(documents)
+    while left:
+        value, depth = left.pop()
+        inner = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        count += len(inner)
+        if count > _VALUES or depth > _DEEPEST:
+            raise ValueError(
+                f"{path}: more than {_VALUES:,} values or {_DEEPEST} levels; write out its aliases (*name)"
+            )
+        left += [(one, depth + 1) for one in inner]
+    return documents

@@ -119,9 +119,10 @@ def _resources(file: RayFile) -> Iterator[Finding]:
             yield Finding(FATAL, f"{group.name}: has no container", "template.spec.containers")
             continue
         resources = part(group.container, "resources")
-        if part(resources, "requests", "nvidia.com/gpu") != part(resources, "limits", "nvidia.com/gpu"):
+        asked, most = (part(resources, key, "nvidia.com/gpu") for key in ("requests", "limits"))
+        if asked is not None and str(asked) != str(most):
             what = f"{group.name}: nvidia.com/gpu differs in requests and limits; Kubernetes refuses that"
-            yield Finding(FATAL, what, "the same in both")
+            yield Finding(FATAL, what, "the same in both, or in limits alone")
         if not part(resources, "limits", "memory"):
             what = f"{group.name}: without a memory limit Ray takes the node's memory for its own"
             yield Finding(WARNING, what, "limits: {memory: ...}")
@@ -129,9 +130,10 @@ def _resources(file: RayFile) -> Iterator[Finding]:
 
 def _images(file: RayFile) -> Iterator[Finding]:
     """All pods have one image, by a version; whoever runs it has put names in."""
-    images = {str(part(group.container, "image")) for group in file.groups}
+    images = {str(image) for group in file.groups if (image := part(group.container, "image"))}
     if len(images) > 1:
-        yield Finding(FATAL, f"images differ: {', '.join(sorted(images))}; Ray asks for equal versions", "one image")
+        what = f"images differ: {', '.join(sorted(images))}; Ray needs equal versions of Ray and Python in all"
+        yield Finding(WARNING, what, "one image")
     for image in sorted(images):
         if "@" not in image and (":" not in image.rpartition("/")[2] or image.endswith(":latest")):
             what = f"image {image}: pods that start at different times may differ"
@@ -149,7 +151,8 @@ def _mounts(file: RayFile) -> Iterator[Finding]:
 
 def _doors(file: RayFile) -> Iterator[Finding]:
     """A NetworkPolicy selects the pods, lets them reach each other, and lets the operator in where it must."""
-    policies = list(file.kinds_beside("NetworkPolicy"))
+    there = file.kinds_beside("NetworkPolicy")
+    policies = [one for one in there if "Ingress" in (parts(one, "spec", "policyTypes") or ["Ingress"])]
     for group in file.groups:
         chosen = [policy for policy in policies if _selects(part(policy, "spec", "podSelector"), group.labels)]
         if not chosen:
@@ -170,11 +173,15 @@ def _selects(selector: object, labels: object) -> bool:
 
 
 def _lets_in(policy: object, labels: object, port: int) -> bool:
-    """Whether a policy lets pods with these labels in, to a port; port 0: to all ports."""
+    """Whether a policy may let pods with these labels in, to a port; port 0: to all ports.
+
+    Namespaces and addresses are not looked at: whom a rule names by them alone it may let in.
+    """
     for rule in parts(policy, "spec", "ingress"):
         ports = [part(entry, "port") for entry in parts(rule, "ports")]
-        peers = parts(rule, "from")
-        if (not ports or port in ports) and (not peers or any(_selects(part(p, "podSelector"), labels) for p in peers)):
+        is_open = not ports or port in ports or None in ports  # a protocol alone means all its ports
+        pods = [part(peer, "podSelector") for peer in parts(rule, "from")]
+        if is_open and (not pods or any(chosen is None or _selects(chosen, labels) for chosen in pods)):
             return True
     return False
 
