@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from raypaml.cli import run_command
 from raypaml.config import TrainConfig
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, "python tools/bench/predict.py")

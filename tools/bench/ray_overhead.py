@@ -122,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "python -m tools.bench.ray_overhead")
+    run_command(main, "python tools/bench/ray_overhead.py")

@@ -5,8 +5,9 @@
 The sizes of shards differ from their mean by up to a half. The first table has, for every shuffle window, the share of
 pairs of a batch that come from the same shard, the numbers of samples of ranks and loader threads, the bytes that a
 node reads, relative to its share of the data, and the cache that it needs. The second has time and memory of a new
-process that opens an index of this size and plans its first step, at the start and at 90 % of an epoch. The third has
-the memory per process when all processes of a node do so and read every page of the index.
+process that opens an index of this size and plans its first step, at the start and at 90 % of an epoch; a large index
+is checked once on a node, here by the process of the first row. The third has the memory per process when all processes
+of a node do so and read every page of the index.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def starts(path: Path, window: int) -> list[list[str]]:
 
 def new_processes(sizes: Ints, windows: list[int], ranks_per_node: int) -> None:
     """Prints time and memory of new processes that open an index of this size."""
-    head = ["window", "epoch at", "open and check, s", "plan and first step, s", "CPU, s", "MB added", "MB in all"]
+    head = ["window", "epoch at", "open, s", "plan and first step, s", "CPU, s", "MB added", "MB in all"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.arrow"
         write_big_index(path, sizes)

@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "python -m tools.bench.start")
+    run_command(main, "python tools/bench/start.py")

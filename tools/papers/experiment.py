@@ -164,9 +164,9 @@ def _about(setting: Setting, configs: Sequence[TrainConfig], asked: Any) -> dict
     text = (
         f"{len(configs)} runs of the recipe digits, {setting.scenes:,} training scenes, {setting.epochs} epochs of "
         f"which {setting.warmup_epochs} are warm-up (the recipe has 18 and 6). delta_rel is {deltas[0]:g} % per epoch "
-        f"for LL-R, {deltas[1]:g} % for LL-Ct and {deltas[2]:g} % for LL-Cp: the recipe's, scaled so that the last "
-        f"epoch rejects as much. Every run has one thread and is not --reproducible. Training took {hours:.1f} h of "
-        f"wall-clock time; the schemes that reject start from the warm-up of AN's runs. Commit {', '.join(commits)}."
+        f"for LL-R, {deltas[1]:g} % for LL-Ct and {deltas[2]:g} % for LL-Cp: the recipe's, multiplied to make up for "
+        f"the fewer epochs that reject. Every run has one thread and is not --reproducible. Training took {hours:.1f} "
+        f"h of wall-clock time; rejecting schemes start from the warm-up of AN's runs. Commit {', '.join(commits)}."
     )
     cost = {"runs": len(configs), "training_hours": hours, "commits": commits, "images": asked.images}
     return {"text": text, "epochs": setting.epochs, "scenes": setting.scenes, "delta_rel": deltas[0]} | cost

@@ -41,7 +41,11 @@ class Setting:
         return max(1, self.epochs // 3)
 
     def delta_rel(self, scheme: str, times: float = 1.0) -> float:
-        """Returns the percent per epoch with which the last epoch rejects `times` as much as the recipe's last."""
+        """Returns `times` the recipe's delta_rel in percent, multiplied to make up for the fewer epochs that reject.
+
+        With `times` 1, the last epoch of LL-R and LL-Ct, whose rates grow, rejects as much as the recipe's last. LL-Cp
+        has the same rate in all epochs, and so rejects more in each of them than with the recipe.
+        """
         usual = resolve(recipe("digits"), {"scheme": scheme})
         reached = usual.loss.delta_rel * rejecting_epochs(usual.optim.epochs, usual.loss.warmup_epochs)
         return float(f"{times * reached / rejecting_epochs(self.epochs, self.warmup_epochs):.3g}")
