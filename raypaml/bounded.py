@@ -25,7 +25,7 @@ TABLE_BYTES = 1 << 31
 SMALL_BYTES = 1 << 28
 """The most bytes of a text file with a line for each class, or for each answer of a person."""
 UNPACKED_TIMES = 200
-"""The most bytes that come out of each byte of a compressed table of keys and numbers, which shrink to a tenth or so."""
+"""The most bytes that come out of each byte of a compressed table of keys and numbers, which shrink tenfold."""
 ROWS_PER_BYTE = 1000
 """The most rows that a Parquet file has for each of its bytes; rows that differ take more room than that."""
 _PIECE = 1 << 20
