@@ -3,7 +3,8 @@
     python tools/bench/ray_overhead.py --workers 1 2 --rounds 3
 
 Ray is started with `--address local`, so that one worker runs on it too; all workers have the niceness of the command.
-Rates are training steps per second of training time from the second epoch on, without validation and checkpoints.
+Rates are training steps per second of training time from the second epoch on, without validation and checkpoints. Plain
+processes and Ray take turns at being first.
 """
 
 from __future__ import annotations
@@ -107,11 +108,13 @@ def main() -> None:
     for workers in options.workers:
         rounds = []
         for number in range(options.rounds):
-            settings = {"workers": workers, "name": f"{workers}-{number}"}
-            one, one_seconds = run_bare(base.override(settings | {"name": f"bare-{settings['name']}"}))
-            two, two_seconds = run_ray(base.override(settings | {"name": f"ray-{settings['name']}"}))
-            _, saving = run_bare(base.override(settings | {"name": f"save-{settings['name']}", "checkpoint_steps": 20}))
+            config = base.override({"workers": workers, "name": f"{workers}-{number}"})
+            both = [run_ray, run_bare] if number % 2 else [run_bare, run_ray]  # no drift of the machine helps either
+            took = {run: run(config.override({"name": f"{run.__name__}-{config.run.name}"})) for run in both}
+            (one, one_seconds), (two, two_seconds) = took[run_bare], took[run_ray]
+            _, saving = run_bare(config.override({"name": f"save-{config.run.name}", "checkpoint_steps": 20}))
             rounds.append((one, two, two / one, two_seconds - one_seconds, saving / one_seconds))
+            print(f"{workers} workers: {one:.1f} and {two:.1f} steps/s", file=sys.stderr, flush=True)
         medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
         shown = (f"{value:.{digits}f}" for value, digits in zip(medians, (1, 1, 3, 1, 2), strict=True))
         print(f"| {workers} | {' | '.join(shown)} |", flush=True)
