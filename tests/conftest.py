@@ -31,7 +31,8 @@ for _, _group in TrainConfig().groups():
     check_flag_fields(type(_group))  # a field that cannot be a flag stops the suite here, with its name
 
 MEASURED = {"seconds", "epoch_seconds", "images_per_second", "data_wait_share", "collective_share"}
-MEASURED |= {"peak_memory_bytes", "model_flop_utilisation"}
+MEASURED |= {"peak_memory_bytes", "model_flop_utilisation", "workers"}
+MEASURED |= {"trained_worker_seconds", "held_worker_seconds", "lost_worker_seconds"}
 """What an epoch's record says of the machine, and no second run repeats."""
 TINY = {"train": 96, "validation": 40, "test": 40}
 

@@ -190,7 +190,7 @@ def test_a_finished_run_in_a_store_goes_on_from_another_machine_and_gives_its_we
     assert is_finished(machine("two"), settings)
     claim(machine("two"), longer, data)
     files = {name for name in there(kept) if "/" not in name}
-    assert files == {"config.json", "vocabulary.csv", "report-1.html", "result-1.json"}
+    assert files == {"config.json", "vocabulary.csv", "report-1.html", "result-1.json", "worker_time.json"}
     assert stored_config(machine("one")) == longer
     assert not is_finished(first, longer)  # though its own result.json was there
     assert [(one["epoch"], one["result"]) for one in lengths(first)] == [(0, "result-1.json"), (2, "")]

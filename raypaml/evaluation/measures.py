@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypaml.bounds import check_bounds
+from raypaml.evaluation.class_details import ClassDetails
 from raypaml.evaluation.entries import Alpha, Entries, spilled
 from raypaml.evaluation.micro_ap import MicroScores
 from raypaml.evaluation.parts import PredictionSet
@@ -65,6 +66,8 @@ class EvaluationOptions:
     """[K] score of each class from which an entry is predicted positive, in the place of `threshold`."""
     recall: float | None = None
     """Recall at which precision is given; None leaves it out."""
+    details: bool = False
+    """Whether to keep each class's curve and most surprising images, for a page."""
 
     def __post_init__(self) -> None:
         if self.replicates == 1:
@@ -112,6 +115,8 @@ class Evaluation:
     """Counts of true and false predictions at the thresholds of `EvaluationOptions`; None where these name none."""
     at_recall: FloatArray | None = None
     """[K] precision at the recall of `EvaluationOptions`; None where these name none."""
+    details: ClassDetails | None = None
+    """What a page shows of each class; None where `EvaluationOptions` do not ask for it."""
     metrics: dict[str, FloatArray] = field(default_factory=dict)
     """[K] values of every registered metric, by its name."""
 
@@ -180,6 +185,7 @@ def evaluate_set(
             bins=np.zeros((BINS, 3)),
             best_thresholds=np.full(num_classes, np.inf),
             curve={value: np.full(num_classes, np.nan) for value in options.alphas},
+            details=ClassDetails.empty(num_classes) if options.details else None,
             metrics={name: np.full(num_classes, np.nan) for name in METRICS},
         )
         _allocate(evaluation, options)
@@ -190,8 +196,7 @@ def evaluate_set(
 
 
 def _alpha(predictions: PredictionSet, options: EvaluationOptions) -> Alpha | None:
-    alone = [] if options.alpha is None else np.atleast_1d(options.alpha).tolist()
-    given = [*alone, *options.alphas]
+    given = [*([] if options.alpha is None else np.atleast_1d(options.alpha).tolist()), *options.alphas]
     if predictions.alpha is None and (given or options.alpha_of_use):
         alpha = CHOSEN if options.alpha_of_use else f"{given[0]:g}"
         raise ValueError(
@@ -238,6 +243,8 @@ def _add(evaluation: Evaluation, options: EvaluationOptions, bucket: Entries, mi
     evaluation.best_thresholds = np.minimum(evaluation.best_thresholds, best_thresholds(ranking))
     for name, values in own_metrics(ranking).items():
         _put(evaluation.metrics[name], values)
+    if evaluation.details is not None:
+        evaluation.details.add(ranking, entries.image)
     if evaluation.at_recall is not None and options.recall is not None:
         _put(evaluation.at_recall, precision_at_recall(ranking, options.recall))
     if evaluation.decisions is not None:

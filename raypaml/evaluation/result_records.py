@@ -8,6 +8,7 @@ from typing import Literal, NotRequired, TypedDict
 from raypaml.cli import command
 from raypaml.json_types import Figure
 from raypaml.metrics.conventions import Convention
+from raypaml.runs.run_cost import RunCost
 from raypaml.runs.run_files import RESULT
 from raypaml.runs.run_record import Length
 from raypaml.stored_json import read_if_there
@@ -91,6 +92,8 @@ class RunResult(Summary, Training):
 
     lengths: NotRequired[list[Length]]
     """The lengths in epochs that the run was given one after the other, where it was lengthened."""
+    cost: NotRequired[RunCost]
+    """Hours of the run's workers; missing in results of earlier versions."""
     validation_labels: NotRequired[Literal["complete", "partial"]]
     """Whether every entry of the validation split is observed; missing in results of earlier versions."""
 

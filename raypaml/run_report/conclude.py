@@ -24,7 +24,8 @@ from raypaml.runs.history import History, read_history
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.models import tested_checkpoint, tested_model
 from raypaml.runs.ranks import one_thread
-from raypaml.runs.run_files import METRICS_FILE, REPORT, RESULT, SKIPPED
+from raypaml.runs.run_cost import run_cost
+from raypaml.runs.run_files import METRICS_FILE, REPORT, RESULT, SKIPPED, WORKER_TIME
 from raypaml.runs.run_length import lengths
 from raypaml.training.early_stopping import early_stop
 from raypaml.training.job import Job
@@ -45,12 +46,13 @@ def conclude_run(job: Job) -> RunResult:
     mirror = Mirror.of(job.config.run.storage, job.folder)
     if mirror:
         mirror.pull_checkpoints()
-        mirror.pull(METRICS_FILE, SKIPPED, "predictions", "rejected", ALPHA_FILE)
+        mirror.pull(METRICS_FILE, SKIPPED, WORKER_TIME, "predictions", "rejected", ALPHA_FILE)
     history = _whole_history(job)
     try_folder(job.folder)
     predictions = open_set(job.folder / "predictions" / "test")
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
     result = run_result(evaluate_set(predictions, job.data.vocabulary), job.config, history)
+    result["cost"] = run_cost(job.folder, job.config, history)
     if job_lengths := lengths(job.folder):
         result["lengths"] = job_lengths
     validation = job.data.splits["validation"]

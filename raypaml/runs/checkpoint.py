@@ -39,7 +39,7 @@ CORRECTIONS = "corrections.parquet"
 CallbackState = dict[str, Any]
 """What a checkpoint keeps of a callback: JSON values by name."""
 _NAME = re.compile(r"\d{4,}-\d{6,}")
-_LATER = ("class_counts", "kept", "callbacks")
+_LATER = ("class_counts", "kept", "callbacks", "held_seconds", "lost_seconds")
 """Fields of the state that checkpoints of earlier versions lack."""
 
 
@@ -59,6 +59,10 @@ class State:
     """(epoch, sample, reason) of every broken sample skipped so far, all ranks together."""
     seconds: float = 0.0
     """Time spent training so far."""
+    held_seconds: float = 0.0
+    """Worker-seconds of the run so far (`runs.worker_time`), those lost to restarts included."""
+    lost_seconds: float = 0.0
+    """Those of them that were lost to restarts."""
     history: list[EpochRecord] = field(default_factory=list)
     """One record per finished epoch, the lines of metrics.jsonl."""
     vocabulary: str = ""

@@ -127,6 +127,15 @@ class EpochRecord(TypedDict):
     collective_share: NotRequired[float | None]
     peak_memory_bytes: NotRequired[int | None]
     model_flop_utilisation: NotRequired[float | None]
+    workers: NotRequired[int]
+    """Workers at the end of the epoch."""
+    trained_worker_seconds: NotRequired[float | None]
+    """Time of this epoch's steps, summed over the workers that there were; None where it was not counted."""
+    held_worker_seconds: NotRequired[float]
+    """Worker-seconds of the run so far (`runs.worker_time`): training, validation, saving, starting, and what was lost.
+    This and the next are in the records that rank 0 writes."""
+    lost_worker_seconds: NotRequired[float]
+    """Those of them that were lost to restarts."""
     drift: NotRequired[Drift]
     """Where the run has a reference."""
     stop: NotRequired[CallbackStop]

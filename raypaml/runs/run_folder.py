@@ -18,9 +18,10 @@ from raypaml.data.data_folder import DataFolder
 from raypaml.files import write_json
 from raypaml.labels import VOCABULARY
 from raypaml.runs.mirror import Mirror, local_folder
-from raypaml.runs.run_files import CONFIG, RESULT
+from raypaml.runs.run_files import CONFIG, RESULT, WORKER_TIME
 from raypaml.runs.run_length import change_length
 from raypaml.runs.run_record import ConfigFile, RunRecord, read_run_record
+from raypaml.runs.worker_time import begin_command
 from raypaml.settings import SettingValues
 from raypaml.stored_json import read_stored, refused_as
 
@@ -142,14 +143,21 @@ def changed_data(folder: Path, data: DataFolder, splits: Collection[str]) -> str
 
 
 def claim(folder: Path, config: TrainConfig, data: DataFolder) -> None:
-    """Write the record and the vocabulary of a new run; where a run is continued, record the length asked for."""
+    """Write the record and the vocabulary of a new run; where a run is continued, record the length asked for.
+
+    Either way it is noted that a command begins.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / CONFIG).is_file():
         data.vocabulary.write(folder / VOCABULARY)
         write_json(folder / CONFIG, _record(config, data))
     change_length(folder, config)
-    if mirror := Mirror.of(config.run.storage, folder):
-        mirror.push(CONFIG, VOCABULARY)
+    mirror = Mirror.of(config.run.storage, folder)
+    if mirror:
+        mirror.pull(WORKER_TIME)
+    begin_command(folder)
+    if mirror:
+        mirror.push(CONFIG, VOCABULARY, WORKER_TIME)
 
 
 @contextmanager

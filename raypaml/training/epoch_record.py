@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raypaml.files import number_or_null
 from raypaml.metrics.average_precision import group_means, mean_ap
 from raypaml.runs.history import VALIDATION_MEAN_AP, EpochRecord
 from raypaml.training.class_counts import rejections_by_class
@@ -68,7 +69,11 @@ def epoch_record(worker: Worker, ap: NDArray[np.float64], validation_skipped: in
         "collective_share": usage["collective_share"],
         "peak_memory_bytes": usage["peak_memory_bytes"],
         "model_flop_utilisation": usage["model_flop_utilisation"],
+        "workers": worker.ranks.world_size,
+        "trained_worker_seconds": number_or_null(totals["rank_seconds"]),
     }
+    if worker.held is not None:
+        record["held_worker_seconds"], record["lost_worker_seconds"] = worker.held.look(), worker.held.lost
     if worker.probe is not None:
         record["drift"] = worker.probe.measure(worker.evaluated, seconds)
     return record

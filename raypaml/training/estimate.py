@@ -24,6 +24,7 @@ from raypaml.model.pooling import tile_images
 from raypaml.recipes import otherwise_than_own
 from raypaml.runs.kept_features import keeps_features
 from raypaml.runs.models import check_images
+from raypaml.runs.run_cost import hours_text
 from raypaml.training.optimizers import moments
 from raypaml.training.rejection_counts import most_rejected, nothing_rejected, plan_of, step_parts
 
@@ -237,18 +238,30 @@ def describe_estimate(config: TrainConfig, needs: Estimate) -> str:
         f"memory      {_size(sum(needs.memory.values()))} a {where}:",
         *(f"            {_size(size):>10}  {name}" for name, size in needs.memory.items() if size),
         f"work        {needs.flops / 1e9:,.3g} GFLOP an image, {needs.flops * needs.images / 1e15:,.3g} PFLOP an epoch",
-        "            a worker sustains  images/s, all  a worker    from shards   an epoch",
+        "            a worker sustains  images/s, all  a worker    from shards   an epoch  "
+        f"{_unit(needs)} an epoch  of the run",
     ]
     return "\n".join(lines + [_rate_line(config, needs, rate) for rate in RATES[needs.device]])
 
 
+def _unit(needs: Estimate) -> str:
+    return "GPU-hours" if needs.device == "cuda" else "worker-hours"
+
+
 def _rate_line(config: TrainConfig, needs: Estimate, rate: float) -> str:
-    """What loading must deliver if every worker sustains `rate` TFLOP/s."""
+    """What loading must deliver if every worker sustains `rate` TFLOP/s, and the hours of the workers together.
+
+    These are of training alone; validation, saving and starting come in addition.
+    """
     each = rate * 1e12 / needs.flops
     together = each * config.run.workers
     hours = needs.images / together / 3600
     read = f"{_size(together * needs.image_bytes)}/s"
-    return f"            {rate:>9,g} TFLOP/s  {together:>13,.0f}  {each:>8,.0f}  {read:>13}  {hours:>7,.2f} h"
+    cost = hours * config.run.workers  # training alone
+    return (
+        f"            {rate:>9,g} TFLOP/s  {together:>13,.0f}  {each:>8,.0f}  {read:>13}  {hours:>7,.2f} h  "
+        f"{hours_text(cost):>{len(_unit(needs)) + 9}}  {hours_text(cost * config.optim.epochs):>10}"
+    )
 
 
 def _size(size: float) -> str:

@@ -22,6 +22,7 @@ from raypaml.runs.run_length import LENGTH_FIELDS
 from raypaml.runs.weights_of_run import full_address, with_weights_of_run
 from raypaml.training.estimate import describe_estimate, estimate
 from raypaml.training.going_on import going_on
+from raypaml.training.planned_cost import cost_lines
 from raypaml.training.rejection_counts import nothing_rejected, plan_of
 from raypaml.training.state_builders import scheme_state_of
 from raypaml.writable import check_writable
@@ -83,7 +84,8 @@ def plan_job(config: TrainConfig, say: Callable[[str], None]) -> str:
     """Describe what a run would need; nothing is started, and no weights are loaded."""
     data = checked_data(config, say)
     config = with_weights_of_run(with_pseudo_labels(config, data, say), data, say)
-    return describe_estimate(config, estimate(config, data))
+    needs = estimate(config, data)
+    return "\n".join([describe_estimate(config, needs), *cost_lines(config, needs.images)])
 
 
 def _with_weights(folder: Path, config: TrainConfig, data: DataFolder, say: Callable[[str], None]) -> TrainConfig:

@@ -16,7 +16,7 @@ from raypaml.runs.events import Message
 from raypaml.runs.history import history_text
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.random_streams import begin_stream, continue_stream, random_streams
-from raypaml.runs.run_files import METRICS_FILE, SKIPPED
+from raypaml.runs.run_files import METRICS_FILE, SKIPPED, WORKER_TIME
 from raypaml.runs.skips import Reason, write_skipped
 from raypaml.runs.weights_of_run import load_weights_of_run
 from raypaml.training import rejections
@@ -31,6 +31,8 @@ def restore(worker: Worker) -> None:
         worker.now("fetching checkpoints")
         worker.store.pull_checkpoints()
         worker.store.pull("predictions")
+        if worker.held:
+            worker.held.merge(worker.store)
     valid, damaged = checkpoint.valid_checkpoints(worker.run_folder / "checkpoints")
     for path in valid:
         worker.saving.verified.note(path)
@@ -41,6 +43,7 @@ def restore(worker: Worker) -> None:
         checkpoint.sweep_unfinished(worker.run_folder / "checkpoints")
     if not valid:
         _begin(worker)
+        _note_restart(worker)
         return
     worker.now("loading a checkpoint")
     worker.state, worker.corrections = checkpoint.load_checkpoint(
@@ -56,8 +59,17 @@ def restore(worker: Worker) -> None:
     worker.scheme_state.restore(kept)
     if not continue_stream(kept, worker.ranks):  # saved by an earlier version, or by another number of workers
         begin_stream(worker.config.run.seed, worker.ranks.rank, worker.state.epoch, worker.state.step)
+    _note_restart(worker)
     count = worker.ranks.world_size
     worker.report(Message(f"continues from {worker.place} with {number_of(count, 'worker')}"))
+
+
+def _note_restart(worker: Worker) -> None:
+    """Note on rank 0 what of the workers' time was lost, if they or others have trained past this state before."""
+    if worker.held:
+        state = worker.state
+        again = bool(worker.rolled_back)
+        worker.held.restored(state.held_seconds, state.lost_seconds, state.seconds, again=again)
 
 
 def _begin(worker: Worker) -> None:
@@ -79,7 +91,7 @@ def roll_back(worker: Worker, error: DivergedError) -> Worker:
     ranks = worker.ranks
     ranks.barrier()  # the checkpoint is there for all
     fresh = build_worker(worker.config, worker.data.address, worker.run_folder, ranks.device, worker.report)
-    fresh.saving, fresh.calls = worker.saving, worker.calls
+    fresh.saving, fresh.calls, fresh.held = worker.saving, worker.calls, worker.held
     fresh.rolled_back = worker.rolled_back | {error.place}
     restore(fresh)
     return fresh
@@ -101,6 +113,8 @@ def saving(current: Callable[[], Worker]) -> Iterator[None]:
             settle_saving(current())
         finally:
             current().saving.close()
+            if held := current().held:
+                held.write()
 
 
 def settle_saving(worker: Worker) -> None:
@@ -130,6 +144,8 @@ def save_state(worker: Worker) -> None:
     streams = {} if worker.config.optim.reproducible else random_streams(worker.ranks)  # it draws nothing
     if worker.ranks.rank == 0:
         worker.state.callbacks |= worker.calls.states()
+        if worker.held:
+            worker.state.held_seconds, worker.state.lost_seconds = worker.held.look(), worker.held.lost
         snapshot = take_snapshot(
             worker.state,
             worker.model,
@@ -190,7 +206,7 @@ def _push(worker: Worker, store: Mirror, place: str) -> str:
             store.push_new(rejections.FOLDER)  # each rank writes its own
         if worker.ranks.rank == 0:
             store.push_checkpoints()
-            store.push(METRICS_FILE, SKIPPED, "logs")
+            store.push(METRICS_FILE, SKIPPED, WORKER_TIME, "logs")
     except PermissionError as error:
         raise ValueError(f"storage={worker.config.run.storage}: {error}; give this machine's role the right") from None
     except OSError as error:

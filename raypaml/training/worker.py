@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from raypaml.runs.models import build_model, placed, prepare_device
 from raypaml.runs.random_streams import begin_stream
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.skips import Skip
+from raypaml.runs.worker_time import HeldTime
 from raypaml.training.callbacks import CallbackHandler
 from raypaml.training.class_counts import ClassCounts
 from raypaml.training.gradients import check_draws_nothing, check_reproducible
@@ -80,6 +82,8 @@ class Worker:
     data_seconds: float = 0.0
     """Seconds that this rank has waited for batches since the last agreement."""
     saving: Saving = field(default_factory=Saving)
+    held: HeldTime | None = None
+    """The record of the run's workers, on rank 0."""
     probe: DriftProbe | None = None
     """Comparison with the reference, on rank 0, if the run has one."""
     features: dict[str, Features] = field(default_factory=dict)
@@ -105,6 +109,8 @@ class Worker:
         """Note what this worker does from now on."""
         self.doing = doing
         self.moves += 1
+        if self.held:
+            self.held.note()
 
     @property
     def evaluated(self) -> CamClassifier:
@@ -141,7 +147,7 @@ def build_worker(
     config: TrainConfig, data_folder: Path | str, run_folder: Path, device: torch.device, report: Report
 ) -> Worker:
     """Build a new worker: its data, its plan, a model initialised from the seed, and its optimizer."""
-    ranks = Ranks.here(device)
+    began, ranks = time.time(), Ranks.here(device)
     data = open_folder(data_folder, **config.data.opening)
     index = data.splits["train"]
     size = config.data.global_batch_size
@@ -194,6 +200,7 @@ def build_worker(
         store=Mirror.of(config.run.storage, run_folder),
         tally=torch.zeros(len(TALLY), dtype=torch.float64, device=device),
         class_counts=ClassCounts(len(data.vocabulary), device),
+        held=HeldTime(run_folder, ranks.world_size, device.type, began) if ranks.rank == 0 else None,
         probe=make_probe(config, data, device) if ranks.rank == 0 else None,
     )
 
