@@ -81,10 +81,19 @@ def output_name(text: str, suffix: str = "") -> str:
     """
     if not name_fault(text + suffix):
         return text + suffix
-    plain = _NOT_IN_OUTPUT.sub("_", unicodedata.normalize("NFKC", text)).strip("._- ")
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    kept = plain.encode("utf-8", "ignore")[-(MOST_BYTES // 2) :].decode("utf-8", "ignore").strip("._- ")
+    kept, digest = readable(text, MOST_BYTES // 2), text_digest(text)
     return f"{kept}-{digest}{suffix}" if kept else f"{digest}{suffix}"
+
+
+def readable(text: str, most: int) -> str:
+    """What a name may hold of a text of unknown origin: its last `most` bytes, other signs as `_`, and not hidden."""
+    plain = _NOT_IN_OUTPUT.sub("_", unicodedata.normalize("NFKC", text)).strip("._- ")
+    return plain.encode("utf-8", "ignore")[-most:].decode("utf-8", "ignore").strip("._- ")
+
+
+def text_digest(text: str) -> str:
+    """Twelve hexadecimal digits that tell a text from others."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def markdown_line(text: str) -> str:

@@ -29,7 +29,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("--threshold", type=float, metavar="P", help=about)
     about = "answer each class from the threshold of its best F1 in these predictions of a validation split"
     add("--thresholds-from", default="", metavar="PREDICTIONS", help=about)
-    about = "write each picture with the class activation map of its best class into this folder"
+    about = "write each picture, at its own size, with the map of each class that is answered into this folder"
     add("--overlays", default="", metavar="DIR", help=about)
     about = "colour under transparent pixels, the same as when the data set was prepared [white]"
     add("--background", default="white", metavar="COLOUR", help=about)

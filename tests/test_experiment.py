@@ -116,7 +116,7 @@ def test_the_page_is_whole_and_says_each_claim(finished: Path) -> None:
     page = (finished / "experiment.html").read_text()
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page)
     assert all(link.startswith(("data:", "#")) for link in links)
-    assert page.count("data:image/png;base64,") == 2 * 10 * 7  # hidings, two images a group, six models and the image
+    assert page.count("data:image/jpeg;base64,") == 2 * 10 * 7  # hidings, two images a group, six models and the image
     stored = json.loads((finished / "experiment.json").read_text())
     for claim in stored["claims"]["verified"]:
         assert claim["statement"] in page

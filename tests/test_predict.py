@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,10 @@ import raypaml
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
 from raypaml.inference.choice import ChoiceRequest, choose
+from raypaml.inference.classifying import overlay_name
 from raypaml.inference.pictures import find_pictures, fit_to_size, read_picture
 from raypaml.metrics.thresholds import sigmoid
+from raypaml.names import name_fault
 from raypaml.predict import main
 from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.mirror import MARKER
@@ -230,12 +233,31 @@ def test_answers_about_shards_are_pseudo_labels_as_they_are(
     assert dict(zip(classes, found.scores[mine].tolist(), strict=True)) == pytest.approx(said, rel=1e-5)
 
 
-def test_overlays_show_the_best_class(trained: Run, pictures: Path, tmp_path: Path) -> None:
-    one = str(sorted(pictures.glob("*.jpg"))[0])
-    assert main([str(trained[0]), one, "--top", "2", "--overlays", str(tmp_path / "maps")]) == 0
-    (written,) = (tmp_path / "maps").iterdir()
-    with Image.open(written) as picture:
-        assert picture.size == (160, 160)
+def test_overlays_show_every_answered_class_on_the_picture_as_it_is(
+    trained: Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tmp_path / ".hidden" / ".a picture.jpg"
+    wide.parent.mkdir()
+    Image.new("RGB", (300, 100), (0, 0, 250)).save(wide, quality=95)
+    assert main([str(trained[0]), str(wide), "--top", "3", "--overlays", str(tmp_path / "maps")]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    written = sorted((tmp_path / "maps").iterdir())
+    assert [re.sub("-[0-9a-f]{12}.jpg$", "", file.name) for file in written] == [
+        f"a_picture-{place}-{row['name'].replace(' ', '_')}" for place, row in enumerate(rows, start=1)
+    ]
+    for file in written:
+        with Image.open(file) as picture:
+            assert picture.size == (300, 100)
+            red, green, blue = np.asarray(picture).reshape(-1, 3).astype(int).T
+            assert np.mean((blue > 100) & (red < 60) & (green < 60)) > 0.8  # blue stays blue, with a few lines over it
+
+
+def test_overlays_of_pictures_with_one_name_do_not_overwrite_each_other() -> None:
+    names = {overlay_name(picture, 1, "a/b: c") for picture in ("x/cat.jpg", "y/cat.jpg", "y/cat.png", "../.cat")}
+    assert len(names) == 4
+    assert {name.split("-")[0] for name in names} == {"cat"}
+    assert overlay_name("é" * 300, 12, "/").count("-") == 2
+    assert all(not name_fault(overlay_name(picture, 1, ".")) for picture in ("", "...", "é" * 300, "x\n"))
 
 
 @pytest.mark.parametrize(

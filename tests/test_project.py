@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("raypaml", "clusters", "tune", "tests", "tools", ".ci", ".github")
-TEXTS = {".py", ".md", ".yaml", ".yml", ".j2", ".sh", ".toml", ".txt", ".ipynb", ""}
+TEXTS = {".py", ".md", ".yaml", ".yml", ".j2", ".css", ".js", ".sh", ".toml", ".txt", ".ipynb", ""}
 OUTSIDE = re.compile(r"(\.\./shared|\bshared/(cases|data|facts|hooks)|\bfacts/\w+|\bDESIGN|\bmethod\.md)\b")
 """Names of pages and folders beside which this code was written, and which a checkout does not have."""
 HINTS = ("../shared", "shared/", "facts/", "DESIGN", "method.md")

@@ -155,7 +155,7 @@ def test_the_report_has_the_seconds_of_each_epoch_also_of_earlier_versions_recor
 def test_figures_are_svg_and_the_same_bytes_twice(known: bool, figures: dict[str, Any]) -> None:
     history = HISTORY if known else [record(n, 10 * n, None) for n in range(3)]
     for draw in (lambda: training_curves(history, 2), lambda: rejections(history), lambda: groups(figures)):
-        assert draw().startswith("<svg")
+        assert draw().startswith('<figure class="plot">')
         assert draw() == draw()
     assert ("recall" in rejections(history)) == known
 
@@ -210,10 +210,10 @@ def test_rejections_by_class_are_summed_over_epochs_and_judged(tmp_path: Path) -
 
 def test_several_runs_stand_in_one_figure_of_missed_positives(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("raypaml.reports.figures.svg", drawn.append)
+    monkeypatch.setattr("raypaml.reports.figures.plots", lambda *axes: drawn.append(axes))
     other = [record(0), record(1, 20, 5), record(2, 40, 30)]
     missed_positives({"two seeds": [HISTORY, other], "one": [HISTORY]})
-    counts, precision, recall = drawn[0].axes
+    counts, precision, recall = drawn[0]
     lines = {line.get_label(): line.get_xydata().tolist() for line in counts.lines}
     assert lines == {"two seeds": [[1, 0], [2, 10], [3, 20]], "one": [[1, 0], [2, 15], [3, 10]]}
     assert precision.lines[0].get_xydata().tolist() == [[2, 50.0], [3, 50.0]]  # nothing rejected yet: no precision
@@ -222,9 +222,9 @@ def test_several_runs_stand_in_one_figure_of_missed_positives(monkeypatch: pytes
 
 def test_the_axis_of_one_epoch_names_that_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("raypaml.reports.figures.svg", drawn.append)
+    monkeypatch.setattr("raypaml.reports.figures.plots", lambda *axes: drawn.append(axes))
     missed_positives({"one": [[record(0), record(1, 20, 5)]]})  # precision has a value in the second alone
-    _, precision, _ = drawn[0].axes
+    _, precision, _ = drawn[0]
     low, high = precision.get_xlim()
     assert [tick for tick in precision.get_xticks() if low <= tick <= high] == [2]
 
@@ -238,11 +238,11 @@ def test_a_report_says_what_the_model_looked_at(trained: tuple[Path, str]) -> No
     parts = Plan(num_samples=600, global_batch_size=1, lanes=1, shuffle=False).epoch(0, 0, 1)
     pairs = explain_steps(model, None, data, "test", [parts[row] for row in rows], torch.device("cpu"))
     page = (trained[0] / "report.html").read_text()
-    assert "<th>waiting for data</th><th>in collectives</th>" in page
+    assert '<th scope="col">waiting for data</th><th scope="col">in collectives</th>' in page
     with (trained[0] / "rejections.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(int(row["rejected"]) for row in rows) == sum(epoch["rejected"] for epoch in read_history(trained[0])) > 0
-    assert f'<td style="text-align: left">{rows[0]["name"]}</td><td>{int(rows[0]["rejected"]):,}</td>' in page
+    assert f'<th scope="row" class="text">{rows[0]["name"]}</th><td>{int(rows[0]["rejected"]):,}</td>' in page
     assert f"{pairs.positive.sum():,} positive and {(~pairs.positive).sum():,} negative labels" in page
     for figure in (np.nanmean(pairs.pointing), np.nanmean(pairs.chance)):
         assert f"<td>{figure:.3f}</td>" in page

@@ -137,7 +137,7 @@ def test_what_a_search_leaves(searched: tuple[SearchPlan, list[Trial]]) -> None:
     assert float(rows[1]["test_mean_ap"]) == outcomes[1].test_mean_ap
     assert rows[3]["error"] == "rank 0: logits are not finite"
     page = (search.folder / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 5  # map of scores, three of curves, alpha
     assert "src=" not in page
     assert "rank 0: logits are not finite" in page
     assert "failed: " + trials[3].name in trial_table(search, outcomes)

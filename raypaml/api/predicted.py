@@ -57,7 +57,7 @@ class PicturesRequest:
     choosing: ChoiceRequest
     """The classes that are answered."""
     overlays: str = ""
-    """Folder for pictures with the map of their best class; "" for none."""
+    """Folder for pictures, at their own size, with the map of each answered class; "" for none."""
     background: str = "white"
     """Colour under transparent pixels."""
     alpha: str = ""

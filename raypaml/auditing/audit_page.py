@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from raypaml.auditing.candidates import AuditFigures
-from raypaml.explanations.gallery import SHOWN_SIDE, overlay
+from raypaml.explanations.overlays import SHOWN_SIDE, outlined, overlay
 from raypaml.files import whole
 from raypaml.labels import RealArray
 from raypaml.reports.pages import write_page
@@ -64,14 +64,13 @@ def place(cam: RealArray, height: int, width: int) -> tuple[int, int, int, int]:
 
 def strip(pixels: NDArray[np.uint8], cam: RealArray, box: tuple[int, int, int, int]) -> Image.Image:
     """Three pictures side by side: the image with the box outlined, the image under the map, and the box enlarged."""
+    side = (SHOWN_SIDE, SHOWN_SIDE)
     image = Image.fromarray(pixels)
-    plain = image.resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
-    scale = np.array([SHOWN_SIDE / pixels.shape[1], SHOWN_SIDE / pixels.shape[0]] * 2)
-    ImageDraw.Draw(plain).rectangle(tuple(np.array(box) * scale - [0, 0, 1, 1]), outline=(90, 200, 255))
+    plain, place = (one.resize(side, Image.Resampling.BILINEAR) for one in (image, image.crop(box)))
     row = Image.new("RGB", (3 * SHOWN_SIDE, SHOWN_SIDE))
-    row.paste(plain, (0, 0))
-    row.paste(overlay(pixels, cam.clip(0) / max(float(cam.max()), 1e-9), None), (SHOWN_SIDE, 0))
-    row.paste(image.crop(box).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR), (2 * SHOWN_SIDE, 0))
+    row.paste(overlay(plain, cam.clip(0) / max(float(cam.max()), 1e-9)), (SHOWN_SIDE, 0))
+    row.paste(outlined(plain, box, pixels.shape), (0, 0))
+    row.paste(place, (2 * SHOWN_SIDE, 0))
     return row
 
 

@@ -15,6 +15,7 @@ from raypaml.explanations.boxes import Boxes
 from raypaml.explanations.explanation_figures import MapFigures, attributions, by_group, correlations, map_summary
 from raypaml.explanations.gallery import side_by_side
 from raypaml.explanations.pairs import Pairs
+from raypaml.explanations.words import meaning
 from raypaml.model.cam import CamClassifier
 from raypaml.reports.figures import missed_positives
 from raypaml.reports.pages import write_page
@@ -56,6 +57,7 @@ def write_explain_page(
     figures["rejection"] = judged
     figures["alpha"] = {name: {"alpha": alpha.alpha, "origin": alpha.alpha_origin} for name, alpha in alphas.items()}
     compared = "rank_correlation" in figures
+    shown_names = names if compared else names[:1]
     write_page(
         out / "explanations.html",
         Path(__file__).with_name("explain.html.j2"),
@@ -64,12 +66,17 @@ def write_explain_page(
         images=len(np.unique(pairs.row)),
         figures=figures,
         compared=compared,
-        names=names if compared else names[:1],
+        names=shown_names,
         not_compared="" if compared else names[1],
         alphas={name: f"{alpha_text(alpha.alpha)} ({alpha.alpha_origin})" for name, alpha in alphas.items()},
         places={**figures["groups"], "all": figures["localisation"]},
         correlations=correlations(pairs) if compared else "",
         attributions=attributions(pairs, names) if compared else "",
+        meaning=meaning(figures, names) if compared else [],
+        attribution_columns=[
+            "mean of a map's",
+            *(f"{name}, {kind}" for name in shown_names for kind in ("raw", "boosted")),
+        ],
         by_group=by_group(figures),
         rejections=missed_positives({name: [histories[name]] for name in judged}) if judged else "",
         gallery=side_by_side(models, data, split, shown, boosted=boosted, boxes=boxes),

@@ -14,7 +14,7 @@ from raypaml.explanations.pairs import Pairs
 from raypaml.files import number_or_null
 from raypaml.labels import GROUP_NAMES, FloatArray
 from raypaml.metrics.maps import scale_ratio
-from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.reports.plots import BLUE, GREY, ORANGE, STYLE, panels, plots
 from raypaml.reports.tables import figure as figure_text
 
 QUARTILES = (25, 50, 75)
@@ -166,7 +166,7 @@ def _mean(values: FloatArray) -> float | None:
 @mpl.rc_context(STYLE)
 def correlations(pairs: Pairs) -> str:
     """Histograms of the rank correlation of the two models' maps and, as a control, with a centred Gaussian."""
-    figure, (axis,) = panels(1)
+    (axis,) = panels(1)
     bins = np.linspace(-1, 1, 61).tolist()
     for values, colour, label in (
         (pairs.rank_correlation, BLUE, "this model and the other"),
@@ -176,21 +176,20 @@ def correlations(pairs: Pairs) -> str:
         # the density of nothing is 0 / 0
         axis.hist(kept, bins, density=len(kept) > 0, color=colour, alpha=0.7, label=label)
     axis.set(title="rank correlation of maps, positive labels", xlabel="Spearman", ylabel="density", xlim=(-1, 1))
-    axis.margins(y=0.3)
-    axis.legend(frameon=False, loc="upper left")
-    return svg(figure)
+    return plots(axis)
 
 
 @mpl.rc_context(STYLE)
 def attributions(pairs: Pairs, names: tuple[str, str]) -> str:
     """Box plots of the largest and smallest 5 % of attributions, for positive and for negative labels."""
-    figure, axes = panels(2)
+    axes = panels(2)
     sides = (("top 5 %", pairs.top, pairs.top_other), ("bottom 5 %", pairs.bottom, pairs.bottom_other))
     for axis, (title, own, others) in zip(axes, sides, strict=True):
-        drawn = _boxes(axis, [values[mask] for mask in (pairs.positive, ~pairs.positive) for values in (own, others)])
+        boxes = _boxes(axis, [values[mask] for mask in (pairs.positive, ~pairs.positive) for values in (own, others)])
         axis.set(title=f"mean of the {title} of attributions")
-    figure.legend(drawn[:2], names, loc="outside lower center", frameon=False)
-    return svg(figure)
+        for box, name in zip(boxes, names, strict=False):  # the first two, of the positive labels
+            box.set_label(name)
+    return plots(*axes)
 
 
 def _boxes(axis: Axes, values: list[FloatArray]) -> list[Patch]:
@@ -218,7 +217,7 @@ def by_group(figures: MapFigures) -> str:
     shown = [(key, title) for key, title in drawings if any(g.get(key) is not None for g in groups.values())]
     if not shown:
         return ""
-    figure, axes = panels(len(shown))
+    axes = panels(len(shown))
     for axis, (key, title) in zip(axes, shown, strict=True):
         values = [group.get(key) for group in groups.values()]
         bars = axis.bar(list(groups), [value or 0 for value in values], color=BLUE)
@@ -227,4 +226,4 @@ def by_group(figures: MapFigures) -> str:
         if key == "pointing_game":
             chance = [group["pointing_game_chance"] or np.nan for group in groups.values()]
             axis.plot(list(groups), chance, color=ORANGE, marker="_", ms=30, ls="")
-    return svg(figure)
+    return plots(*axes)

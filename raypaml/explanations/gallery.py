@@ -1,29 +1,25 @@
-"""Test images with the class activation map of each true class over them."""
+"""Images with the class activation maps of their classes over them, and of classes that the model sees wrongly."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
 from raypaml.data.plan import Plan
 from raypaml.explanations.boxes import Boxes
+from raypaml.explanations.overlays import BoxCorners, data_uri, enlarged, outlined, overlay
 from raypaml.explanations.pairs import Pairs
-from raypaml.labels import POSITIVE, RealArray
+from raypaml.labels import NEGATIVE, POSITIVE, RealArray
 from raypaml.model.cam import CamClassifier, pool_parts
 
-SHOWN_SIDE = 160
-"""Width and height of a shown picture, in pixels."""
 MOST_CLASSES = 6
 """Most classes whose maps are shown for one image."""
 
@@ -33,8 +29,17 @@ class Tile:
     """One picture of the gallery."""
 
     picture: str
-    """PNG as a data URI."""
+    """JPEG as a data URI."""
     caption: str
+    told: str
+    """The picture in words, for those who do not see it."""
+    width: int
+    height: int
+
+    @classmethod
+    def of(cls, picture: Image.Image, caption: str, told: str) -> Tile:
+        """The tile of a picture."""
+        return cls(data_uri(picture), caption, told, picture.width, picture.height)
 
 
 @dataclass(frozen=True)
@@ -108,16 +113,17 @@ def _compared(
     *,
     boosted: bool,
 ) -> Row:
-    pixels = reader.image(row)
+    pixels, key = reader.image(row), reader.index.keys(np.array([row]))[0]
     seen = {name: _look(model, pixels) for name, model in models.items()}
     maps = {name: cam[k].clip(0) * (models[name].alpha_of(k) if boosted else 1) for name, (cam, _) in seen.items()}
     peak = max(float(values.max()) for values in maps.values())
     box = next((_corners(box) for box in known.boxes(row) if box["class"] == k), None)
-    key = reader.index.keys(np.array([row]))[0]
-    tiles = [Tile(data_uri(_enlarged(pixels)), f"{data.vocabulary.names[k]} · {key}")]
+    is_there = reader.index.labels(np.array([row]))[0, k] == POSITIVE
+    title = f"{'' if is_there else 'no '}{data.vocabulary.names[k]}"
+    tiles = [Tile.of(enlarged(pixels), f"{title} · {key}", f"image {key}")]
     for name, values in maps.items():
-        picture = overlay(pixels, values / max(peak, 1e-9), box)
-        tiles.append(Tile(data_uri(picture), f"{name} {seen[name][1][k]:.2f}"))
+        caption = f"{name} · {seen[name][1][k]:.2f}"
+        tiles.append(Tile.of(_drawn(pixels, values, peak, box), caption, f"map of {title} by {caption}"))
     return Row(key, tiles, peak)
 
 
@@ -134,47 +140,30 @@ def _look(model: CamClassifier, pixels: NDArray[np.uint8]) -> tuple[RealArray, R
     return cam[0].float().numpy(), torch.sigmoid(model.alpha * above + below)[0].numpy()
 
 
-def _corners(box: dict[str, float]) -> tuple[float, float, float, float]:
+def _corners(box: dict[str, float]) -> BoxCorners:
     return box["x0"], box["y0"], box["x1"], box["y1"]
 
 
 def _row(model: CamClassifier, data: DataFolder, reader: Reader, split: str, row: int, k: int) -> Row:
-    """The image, the map of class `k`, and those of a few other positive classes."""
-    index, group = data.splits[split], data.vocabulary.class_group
-    pixels = reader.image(row)
+    """The image, the map of class `k`, those of a few other positive classes, and that of the surest false positive."""
+    index, group, names = data.splits[split], data.vocabulary.class_group, data.vocabulary.names
+    pixels, key = reader.image(row), index.keys(np.array([row]))[0]
     cam, scores = _look(model, pixels)
-    others = np.flatnonzero(index.labels(np.array([row]))[0] == POSITIVE)
-    classes = [k, *(int(other) for other in others if other != k)][:MOST_CLASSES]
+    labels = index.labels(np.array([row]))[0]
+    others = [int(other) for other in np.flatnonzero(labels == POSITIVE) if other != k]
+    wrong = np.flatnonzero((labels == NEGATIVE) & (scores >= 0.5))
+    classes = [k, *others][:MOST_CLASSES] + wrong[np.argsort(-scores[wrong])][:1].tolist()
     maps: dict[int, RealArray] = {k: model.alpha_of(k) * cam[k].clip(0) for k in classes}
     peak = max((float(values.max()) for values in maps.values()), default=0.0)
     boxes = {int(box["class"]): _corners(box) for box in index.boxes(row)}
-    key = index.keys(np.array([row]))[0]
-    tiles = [Tile(data_uri(_enlarged(pixels)), f"G{group[k]} · {key}")]
+    tiles = [Tile.of(enlarged(pixels), f"G{group[k]} · {key}", f"image {key}")]
     for each, values in maps.items():
-        picture = overlay(pixels, values / max(peak, 1e-9), boxes.get(each))
-        tiles.append(Tile(data_uri(picture), f"{data.vocabulary.names[each]} {scores[each]:.2f} · G{group[each]}"))
+        what = "" if labels[each] == POSITIVE else "false: "
+        caption = f"{what}{names[each]} · {scores[each]:.2f} · G{group[each]}"
+        tiles.append(Tile.of(_drawn(pixels, values, peak, boxes.get(each)), caption, f"map of {caption}"))
     return Row(key, tiles, peak)
 
 
-def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.NEAREST)
-
-
-def overlay(pixels: NDArray[np.uint8], heat: RealArray, box: tuple[float, float, float, float] | None) -> Image.Image:
-    """The image in grey, with a map of values 0..1 in colour over it and, if given, a box outlined."""
-    grey = np.asarray(_enlarged(pixels).convert("L").convert("RGB"), np.float32)
-    smooth = Image.fromarray(heat.astype(np.float32)).resize((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.BILINEAR)
-    strength = np.asarray(smooth).clip(0, 1)[..., None]
-    colour = 255 * mpl.colormaps["inferno"](strength[..., 0])[..., :3]
-    mixed = Image.fromarray((grey * 0.75 * (1 - strength) + colour * strength).clip(0, 255).astype(np.uint8))
-    if box is not None:
-        scale = np.array([SHOWN_SIDE / pixels.shape[1], SHOWN_SIDE / pixels.shape[0]] * 2)
-        ImageDraw.Draw(mixed).rectangle(tuple(np.array(box) * scale - [0, 0, 1, 1]), outline=(90, 200, 255))
-    return mixed
-
-
-def data_uri(picture: Image.Image) -> str:
-    """The picture as a PNG in a data URI, which a page holds without a further file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _drawn(pixels: NDArray[np.uint8], values: RealArray, peak: float, box: BoxCorners | None) -> Image.Image:
+    """The image with a map over it, on the scale that ends at `peak`, and a known box."""
+    return outlined(overlay(enlarged(pixels), values / max(peak, 1e-9)), box, pixels.shape)

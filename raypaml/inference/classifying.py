@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from raypaml.data.images import Pixels
-from raypaml.explanations.gallery import overlay
+from raypaml.explanations.overlays import overlay
 from raypaml.inference.choice import Choice, Chosen
 from raypaml.inference.classifier import Classifier, of_files
-from raypaml.inference.model_card import ModelFiles
-from raypaml.inference.pictures import Picture, read_picture
+from raypaml.inference.model_card import Card, ModelFiles
+from raypaml.inference.pictures import Picture, read_original, read_picture
+from raypaml.labels import RealArray
 from raypaml.mapper import Mapper, in_this_process
-from raypaml.names import output_name
+from raypaml.names import readable, text_digest
 
 _BATCH = 32
 _CHUNK = 1024
@@ -38,7 +39,7 @@ def classify(
         model: the files of the model; where another process writes new ones, a ValueError is raised.
         pictures: the pictures, as `inference.pictures.find_pictures` yields them.
         choice: the rule by which classes are answered.
-        overlays: folder for pictures with the map of their best class; "" for none.
+        overlays: folder for pictures with the maps of the answered classes; "" for none.
         run: maps calls over processes.
         device: "cuda" or "cpu", where each of these processes computes.
     """
@@ -117,13 +118,39 @@ def _of_batch(
             yield picture.name, pixels
             continue
         row, classes = next(chosen)
-        if maps is not None and classes:
-            best, folder = classes[0][0], Path(overlays)
-            heat = maps[row][best].clip(0) / max(float(maps[row][best].max()), 1e-9)
-            folder.mkdir(parents=True, exist_ok=True)
-            name = output_name(f"{picture.name}-{model.card.class_ids[best]}", ".png")
-            overlay(pixels, heat, None).save(folder / name)
-        yield picture.name, classes
+        fault = "" if maps is None else _write_overlays(Path(overlays), picture, model.card, maps[row], classes)
+        yield picture.name, fault or classes
+
+
+def _write_overlays(folder: Path, picture: Picture, card: Card, maps: RealArray, classes: Chosen) -> str:
+    """Write a picture at its own size with the map of each answered class; returns why it cannot be read again, or "".
+
+    Each map has its own scale, which ends at its largest value.
+    """
+    try:
+        original = read_original(picture)
+    except ValueError as error:
+        return str(error)
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, (k, _) in enumerate(classes, start=1):
+        heat = maps[k].clip(0) / max(float(maps[k].max()), 1e-9)
+        name = overlay_name(picture.name, place, card.names[k])
+        overlay(original, heat).save(folder / name, quality=92, subsampling=0)
+    return ""
+
+
+def overlay_name(picture: str, place: int, class_name: str) -> str:
+    """The name of a picture's overlay, such as `cat-1-Tabby_cat-0123456789ab.jpg`.
+
+    The digits at its end tell pictures of one name in different folders apart.
+
+    Args:
+        picture: the picture's name, usually a path.
+        place: the place of the class among the answers, from 1.
+        class_name: the class.
+    """
+    parts = readable(Path(picture).stem, 80), str(place), readable(class_name, 80), text_digest(picture)
+    return "-".join(filter(None, parts)) + ".jpg"
 
 
 def batched(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:

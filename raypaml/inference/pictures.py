@@ -69,6 +69,12 @@ def read_picture(picture: Picture, height: int, width: int) -> Pixels:
         return fit_to_size(image, height, width, picture.background)
 
 
+def read_original(picture: Picture) -> Image.Image:
+    """The picture at its own size, upright and in RGB; ValueError as `read_picture`."""
+    with opened(_content(picture)) as image:
+        return upright_rgb(image, picture.background)
+
+
 def _as_trained(content: bytes, height: int, width: int) -> bool:
     """Whether a file is an upright JPEG of the model's size, which is decoded as in training."""
     if not simplejpeg.is_jpeg(content) or any(sign in content for sign in _TURNING):

@@ -1,30 +1,17 @@
-"""Colours, panels and SVG text that all figures use, and the figures that several pages show."""
+"""The figures that several pages show."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raypaml.reports.plots import BLUE, ORANGE, STYLE, panels, plots, svg
 from raypaml.runs.history import History, column
-
-BLUE, ORANGE, GREY = "#2f6db5", "#d9772b", "#b9c0c8"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "raypaml",  # the same figure gives the same bytes
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "text.parse_math": False,  # a dollar in the name of a run or a class is a dollar
-}
 
 
 @mpl.rc_context(STYLE)
@@ -34,7 +21,7 @@ def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
     Args:
         runs: for each name, the epochs of every seed; the line is their mean, the band their range.
     """
-    figure, axes = panels(3)
+    axes = panels(3)
     drawings = (
         ("rejected_missed", 1, "missed positives rejected per epoch"),
         ("rejection_precision", 100, "precision of rejection, %"),
@@ -50,8 +37,7 @@ def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
             axis.fill_between(x, values.min(0), values.max(0), color=f"C{n}", alpha=0.15, lw=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(title=words, xlabel="epoch", ylim=(0, 100) if times == 100 else (0, None))
-    axes[0].legend(frameon=False, fontsize=7)
-    return svg(figure)
+    return plots(*axes)
 
 
 @mpl.rc_context(STYLE)
@@ -60,13 +46,16 @@ def ap_by_annotations(
 ) -> str:
     """AP of every class against its training annotations, with a panel for each run and the mean of each class group.
 
+    Returns an SVG that is a file of its own.
+
     Args:
         annotations: [K] training labels of each class.
         class_group: [K] 1..5.
         runs: [K] AP by the run's name, nan where not scored.
     """
-    figure, axes = panels(len(runs))
-    for axis, (name, ap) in zip(axes, runs.items(), strict=True):
+    figure = Figure(figsize=(4.6 * len(runs), 2.9), layout="constrained")
+    for n, (name, ap) in enumerate(runs.items(), start=1):
+        axis = figure.add_subplot(1, len(runs), n)
         x = np.maximum(annotations, 0.5)  # a class without annotations at the left of a logarithmic axis
         axis.scatter(x, 100 * ap, s=5, color=BLUE, alpha=0.5, linewidths=0)
         for group in np.unique(class_group):
@@ -77,17 +66,3 @@ def ap_by_annotations(
                 axis.annotate(f"G{group}\n{mean:.1f}", (centre, 103), ha="center", va="bottom", color=ORANGE, size=7)
         axis.set(title=f"{name}: AP, %", xlabel="training annotations of the class", xscale="log", ylim=(-3, 120))
     return svg(figure)
-
-
-def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels side by side."""
-    figure = Figure(figsize=(4.6 * count, 2.9), layout="constrained")
-    return figure, [figure.add_subplot(1, count, n + 1) for n in range(count)]
-
-
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element; the same figure gives the same text."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from raypaml.counting import epoch_number
 from raypaml.files import write_whole
 from raypaml.reports.tables import figure, percent
 
 SHARED = Path(__file__).parent
-"""Folder of the macros that templates share."""
+"""Folder of what templates share: the frame of a page, its style, and macros."""
 
 
 def fill_template(template: Path, **values: object) -> str:
     """The text of a template with its values; a value that the template names and does not get is an error.
 
     Args:
-        template: Jinja file. An HTML template (`.html.j2`) escapes values and may import `macros.html.j2`; any template
-            has the filter `epoch_number` and the functions `figure` and `percent` of `reports.tables`.
+        template: Jinja file. An HTML template (`.html.j2`) escapes values, extends `page.html.j2` and may import
+            `macros.html.j2`; any template has the filter `epoch_number` and the functions `figure` and `percent` of
+            `reports.tables`.
         values: the values, by the names that the template uses.
     """
     environment = jinja2.Environment(
@@ -28,9 +32,15 @@ def fill_template(template: Path, **values: object) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=not template.name.endswith(".html.j2"),
     )
-    environment.filters["epoch_number"] = epoch_number
+    environment.filters.update(epoch_number=epoch_number, script_source=script_source)
     environment.globals.update(figure=figure, percent=percent)
     return environment.get_template(template.name).render(values)
+
+
+def script_source(program: str) -> Markup:
+    """The source of a Content-Security-Policy that lets this one script of a page run, and none where there is none."""
+    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode()
+    return Markup(f"'sha256-{digest}'" if program else "'none'")
 
 
 def write_page(page: Path, template: Path, **values: object) -> None:

@@ -1,4 +1,4 @@
-"""Figures of one run as inline SVG: curves, rejections, drift from a reference, mAP by class group."""
+"""Figures of one run as panels for a page: curves, rejections, drift from a reference, mAP by class group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from raypaml.counting import epoch_number
 from raypaml.evaluation.result_records import GroupFigures
-from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.reports.plots import BLUE, GREY, ORANGE, STYLE, panels, plots
 from raypaml.reports.tables import figure as figure_text
 from raypaml.runs.history import VALIDATION_MEAN_AP, History, column
 
@@ -16,7 +16,7 @@ from raypaml.runs.history import VALIDATION_MEAN_AP, History, column
 @mpl.rc_context(STYLE)
 def training_curves(history: History, best_epoch: int) -> str:
     """Training loss and validation mAP by epoch."""
-    figure, (left, right) = panels(2)
+    left, right = panels(2)
     epochs = [epoch_number(record["epoch"]) for record in history]
     left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
     for axis in (left, right):
@@ -28,15 +28,14 @@ def training_curves(history: History, best_epoch: int) -> str:
         [epoch_number(best_epoch)], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint"
     )
     right.set(title="validation mAP, %", xlabel="epoch", ylim=(0, None))
-    right.legend(frameon=False)
-    return svg(figure)
+    return plots(left, right)
 
 
 @mpl.rc_context(STYLE)
 def rejections(history: History) -> str:
     """Entries rejected per epoch and, where the truth is known, how many were missed positives."""
     known = history[0]["missed"] is not None
-    figure, axes = panels(2 if known else 1)
+    axes = panels(2 if known else 1)
     epochs = [epoch_number(record["epoch"]) for record in history]
     rejected = [record["rejected"] for record in history]
     for axis in axes:
@@ -53,15 +52,13 @@ def rejections(history: History) -> str:
                 [epoch_number(record["epoch"]) for record in judged], values, color=colour, marker=".", label=name
             )
         axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
-        axes[1].legend(frameon=False)
-    axes[0].legend(frameon=False)
-    return svg(figure)
+    return plots(*axes)
 
 
 @mpl.rc_context(STYLE)
 def drift(history: History) -> str:
     """How the maps compare with the reference's, by epoch: rank correlation, and the ratio of top attributions."""
-    figure, axes = panels(2)
+    axes = panels(2)
     seen = [record for record in history if "drift" in record]
     for axis, name, title in (
         (axes[0], "rank_correlation", "rank correlation with the reference's maps"),
@@ -72,16 +69,16 @@ def drift(history: History) -> str:
         axis.axhline(1, color=GREY, lw=0.8)
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return svg(figure)
+    return plots(*axes)
 
 
 @mpl.rc_context(STYLE)
 def groups(result: GroupFigures) -> str:
     """Bars of the test mAP of the five class groups and of all classes."""
-    figure, (axis,) = panels(1)
+    (axis,) = panels(1)
     names = [*result["groups"], "All"]
     values = [100 * value for value in (*result["groups"].values(), result["mean_ap"])]
     bars = axis.bar(names, np.nan_to_num(values), color=[BLUE] * 5 + [ORANGE])
     axis.bar_label(bars, [figure_text(value, ".1f") for value in values], padding=2)
     axis.set(title="test mAP by class group, %", ylim=(0, 105))
-    return svg(figure)
+    return plots(axis)

@@ -1,4 +1,4 @@
-"""Figures of a search as inline SVG."""
+"""Figures of a search as panels for its page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raypaml.counting import epoch_number, number_of
-from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.reports.plots import BLUE, GREY, ORANGE, STYLE, figure_of, panels, plots
 from raypaml.runs.history import VALIDATION_MEAN_AP, column
 from raypaml.search.search_folder import Outcome
 from raypaml.search.spaces import Space, Value
@@ -22,11 +22,11 @@ def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) 
     x, *rest = spaces
     scores = [100 * one.history[epoch - 1][VALIDATION_MEAN_AP] for one in outcomes]
     places: list[list[Value]] = [[dict(one.trial.values)[space.field] for space in spaces] for one in outcomes]
-    figure, (axis,) = panels(1)
+    (axis,) = panels(1)
     if rest:
         across, up = zip(*places, strict=True)
         points = axis.scatter(across, up, c=scores, cmap="viridis", s=120, edgecolors="white")
-        figure.colorbar(points, ax=axis, label="validation mAP, %")
+        figure_of(axis).colorbar(points, ax=axis, label="validation mAP, %")
         for place, score in zip(places, scores, strict=True):
             axis.annotate(
                 f"{score:.1f}", (place[0], place[1]), xytext=(0, 8), textcoords="offset points", ha="center", size=7
@@ -38,7 +38,7 @@ def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) 
     _scale(axis, x, "x")
     if rest:
         _scale(axis, rest[0], "y")
-    return svg(figure)
+    return plots(axis)
 
 
 def _label(space: Space) -> str:
@@ -57,7 +57,7 @@ def _scale(axis: Axes, space: Space, which: str) -> None:
 def trial_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome | None) -> str:
     """Validation mAP, rejected entries and, where known, the share of missed positives in them, by epoch and trial."""
     known = any(record["missed"] is not None for one in outcomes for record in one.history)
-    figure, axes = panels(3 if known else 2)
+    axes = panels(3 if known else 2)
     names = [VALIDATION_MEAN_AP, "rejected", "rejection_precision"]
     titles = ["validation mAP, %", "rejected entries per epoch", "missed positives among the rejected, %"]
     for axis, name, title in zip(axes, names, titles, strict=False):
@@ -70,8 +70,7 @@ def trial_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome
             axis.plot(epochs, values, color=colour, lw=width, label=label, zorder=width)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(title=title, xlabel="epoch")
-    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
-    return svg(figure)
+    return plots(*axes)
 
 
 def _line(one: Outcome, best: Outcome | None, own: Outcome | None) -> tuple[str, float, str | None]:
@@ -86,22 +85,21 @@ def _line(one: Outcome, best: Outcome | None, own: Outcome | None) -> tuple[str,
 @mpl.rc_context(STYLE)
 def alpha_curves(outcomes: Sequence[Outcome], best: Outcome | None, own: Outcome | None) -> str:
     """Validation mAP of finished trials by alpha at evaluation."""
-    figure, (axis,) = panels(1)
+    (axis,) = panels(1)
     for one in outcomes:
         colour, width, label = _line(one, best, own)
         values = [100 * ap for ap in one.curve.values()]
         axis.plot(list(one.curve), values, color=colour, lw=width, label=label, marker=".", zorder=width)
     axis.set(title="validation mAP by alpha at evaluation, %", xlabel="alpha")
-    axis.legend(frameon=False, fontsize=7)
-    return svg(figure)
+    return plots(axis)
 
 
 @mpl.rc_context(STYLE)
 def importances(shares: dict[str, float]) -> str:
     """Bars of the importance of each field; `shares` are 0..1."""
-    figure, (axis,) = panels(1)
+    (axis,) = panels(1)
     bars = axis.barh(list(shares), 100 * np.array(list(shares.values())), color=BLUE)
     axis.bar_label(bars, fmt="%.0f", padding=2)
     axis.set(title="importance of each field, %", xlim=(0, 110))
     axis.invert_yaxis()
-    return svg(figure)
+    return plots(axis)

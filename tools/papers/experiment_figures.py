@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from raypaml.labels import GROUP_NAMES
-from raypaml.reports.figures import BLUE, GREY, ORANGE, STYLE, panels, svg
+from raypaml.reports.plots import BLUE, GREY, ORANGE, STYLE, panels, plots
 from raypaml.runs.history import History
 from tools.papers.claims import GAINS, Figures, Row, half_interval, points, title, value
 
@@ -83,7 +83,7 @@ def map_figures(compared: Mapping[str, Any]) -> dict[str, float]:
 @mpl.rc_context(STYLE)
 def overview(found: Sequence[Findings]) -> str:
     """Draws the test mAP of every scheme without BoostLU, with it at inference and trained with it; pale: each seed."""
-    figure, axes = panels(len(found))
+    axes = panels(len(found))
     for axis, each in zip(axes, found, strict=True):
         for n, scheme in enumerate(SCHEMES):
             for shift, (mode, (colour, marker)) in zip((-0.22, 0, 0.22), MARKS.items(), strict=True):
@@ -95,14 +95,13 @@ def overview(found: Sequence[Findings]) -> str:
         axis.set(title=f"{each.hiding}: test mAP, %", yticks=range(len(SCHEMES)), ylim=(len(SCHEMES) - 0.5, -0.5))
         axis.set_yticklabels([title((scheme, "none")) for scheme in SCHEMES])
         axis.grid(axis="x", color=GREY, lw=0.4)
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
-    return svg(figure)
+    return plots(*axes)
 
 
 @mpl.rc_context(STYLE)
 def alpha_curves(found: Sequence[Findings]) -> str:
     """Draws test mAP by alpha at evaluation; the line is the mean over seeds, the band their range."""
-    figure, axes = panels(len(found))
+    axes = panels(len(found))
     for axis, each in zip(axes, found, strict=True):
         for scheme, colour in (("full", GREY), ("an", BLUE), ("ll_r", ORANGE)):
             for mode, style in (("none", "-"), ("training", "--")):
@@ -111,8 +110,7 @@ def alpha_curves(found: Sequence[Findings]) -> str:
                     values = 100 * np.array([list(curve.values()) for curve in by_seed])
                     _band(axis, list(by_seed[0]), values, colour, style, title((scheme, mode)))
         axis.set(title=f"{each.hiding}: test mAP, % by alpha at evaluation", xlabel="alpha")
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
-    return svg(figure)
+    return plots(*axes)
 
 
 def _band(
@@ -126,7 +124,7 @@ def _band(
 @mpl.rc_context(STYLE)
 def gains(found: Findings) -> str:
     """Draws the points of mAP gained in each class group: the mean over seeds and its 95 % interval."""
-    figure, axes = panels(len(GAINS))
+    axes = panels(len(GAINS))
     for axis, (better, base) in zip(axes, GAINS, strict=True):
         by_group = [np.array(list(points(found.figures, better, base, name).values())) for name in GROUP_NAMES]
         means = [values.mean() if len(values) else 0 for values in by_group]
@@ -134,14 +132,14 @@ def gains(found: Findings) -> str:
         bars = axis.bar(GROUP_NAMES, means, yerr=error, color=BLUE, ecolor=ORANGE, capsize=3)
         axis.bar_label(bars, [f"{mean:.1f}" for mean in means], label_type="center", color="white")
         axis.axhline(0, color=GREY, lw=0.8)
-        axis.set_title(f"{found.hiding}, points:\n{title(better)}\nover {title(base)}")
-    return svg(figure)
+        axis.set_title(f"{found.hiding}, points: {title(better)} over {title(base)}")
+    return plots(*axes)
 
 
 @mpl.rc_context(STYLE)
 def sweep(by_delta: Mapping[float, Mapping[int, Mapping[str, float]]]) -> str:
     """Draws mAP, and recall and precision of rejection, by delta_rel; pale marks are single seeds."""
-    figure, axes = panels(2)
+    axes = panels(2)
     deltas = sorted(by_delta)
     for axis, names in ((axes[0], ("All",)), (axes[1], ("recall", "precision"))):
         for name, colour in zip(names, (BLUE, ORANGE), strict=False):
@@ -154,8 +152,7 @@ def sweep(by_delta: Mapping[float, Mapping[int, Mapping[str, float]]]) -> str:
         axis.minorticks_off()
     axes[0].set_title("LL-R + BoostLU: test mAP, %")
     axes[1].set_title("its rejections, %")
-    axes[1].legend(frameon=False)
-    return svg(figure)
+    return plots(*axes)
 
 
 def rejecting_runs(found: Findings) -> dict[str, list[History]]:

@@ -1,0 +1,70 @@
+"""Pages opened in a real headless Chromium, which is asked how they look at several widths, light and dark."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+WHY_NOT = "there is no Chromium on this machine (on Debian: apt-get install chromium)"
+SECONDS = 60
+DARK = "--blink-settings=preferredColorScheme=0"
+_FLAGS = "--headless --no-sandbox --disable-gpu --hide-scrollbars --allow-file-access-from-files --no-first-run"
+_PROBE = Path(__file__).with_name("probe.js").read_text()
+_FRAME = """<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">
+<body>{frames}<pre id="said"></pre><script>
+addEventListener("message", event => document.getElementById("said").textContent += JSON.stringify(event.data) + "\\n");
+</script>"""
+
+
+def measured(
+    pages: Mapping[str, Path], folder: Path, widths: tuple[int, ...] = (390, 1280), *flags: str
+) -> dict[str, Any]:
+    """What a browser says of each page at each width, by "NAME WIDTH": errors, width of its content, what sticks out.
+
+    Each page is opened in a frame of that width, because a window of Chromium is never narrower than 500 pixels. The
+    frame holds a copy beside the page, with a script that measures; the policy of the copy allows that script too.
+
+    Args:
+        pages: the pages by name.
+        folder: an empty folder for the frames.
+        widths: in CSS pixels.
+        flags: more flags of Chromium, such as DARK.
+    """
+    frames = []
+    for name, page in pages.items():
+        copy = page.with_name(f"probed-{page.name}")
+        copy.write_text(probed(page.read_text()))
+        frames += [
+            f'<iframe name="{name} {width}" src="{html.escape(copy.as_uri())}" style="width: {width}px; height: 900px; '
+            f'border: 0; color-scheme: light dark"></iframe>'
+            for width in widths
+        ]
+    (folder / "frames.html").write_text(_FRAME.format(frames="".join(frames)))
+    said = chromium("--virtual-time-budget=10000", "--dump-dom", *flags, (folder / "frames.html").as_uri())
+    lines = html.unescape(said.split('<pre id="said">')[1].split("</pre>")[0]).splitlines()
+    return {one["page"]: one for one in map(json.loads, lines)}
+
+
+def probed(page: str) -> str:
+    """A page with the script that measures it, which its policy allows."""
+    digest = base64.b64encode(hashlib.sha256(_PROBE.encode()).digest()).decode()
+    allowed = re.sub(r"script-src ('none')?", f"script-src 'sha256-{digest}' ", page, count=1)
+    return allowed.replace("<title>", f"<script>{_PROBE}</script><title>", 1)
+
+
+def chromium(*arguments: str) -> str:
+    """What Chromium prints."""
+    command = [CHROMIUM, *_FLAGS.split(), *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=os.environ | {"TZ": "UTC"})
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout

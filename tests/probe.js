@@ -1,0 +1,19 @@
+// Runs in a page that tests/browser.py opens in a frame, and tells the frame's owner how the page looks.
+const errors = [];
+const refused = event => errors.push(`refused: ${event.violatedDirective} ${event.blockedURI}`);
+addEventListener("error", event => errors.push(event.message || `not loaded: ${event.target.src}`), true);
+addEventListener("unhandledrejection", event => errors.push(String(event.reason)));
+addEventListener("securitypolicyviolation", refused);
+for (const kind of ["error", "warn"]) console[kind] = (...said) => errors.push(said.join(" "));
+
+const scrolls = element =>
+  element && (["auto", "scroll"].includes(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
+const sticksOut = element =>
+  element.getBoundingClientRect().right > innerWidth + 1 && !scrolls(element.parentElement);
+
+addEventListener("load", () => setTimeout(() => {
+  const {scrollWidth: scroll, scrollHeight: height} = document.documentElement;
+  const {backgroundColor: background, color: ink} = getComputedStyle(document.body);
+  const wide = [...document.body.querySelectorAll("*")].filter(sticksOut).map(element => element.outerHTML.slice(0, 120));
+  parent.postMessage({page: window.name, errors, width: innerWidth, scroll, height, wide, background, ink}, "*");
+}, 50));

@@ -1,0 +1,215 @@
+"""The one look of all pages: colours that can be read, the frame of every page, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+import raypaml
+from raypaml.recipes import recipe
+from raypaml.reports.pages import fill_template, script_source
+from raypaml.reports.plots import BLUE, STYLE, TOKENS, panels, plots
+from raypaml.search.search_folder import Outcome, SearchPlan
+from raypaml.search.search_page import write_search_page
+from raypaml.search.search_result import Verdict
+from raypaml.search.spaces import parse_search
+from raypaml.search.trials import random_trials
+from tests.browser import CHROMIUM, DARK, WHY_NOT, measured
+from tests.test_reports import USAGE, record
+
+CHECKOUT = Path(raypaml.__file__).parent.parent
+STYLE_SHEET = (CHECKOUT / "raypaml/reports/style.css").read_text()
+TEMPLATES = sorted(path for room in ("raypaml", "tools") for path in (CHECKOUT / room).rglob("*.html.j2"))
+FRAME = {"page.html.j2", "macros.html.j2"}
+HOSTILE = '"><script>alert(1)</script>' + 60 * "Ȧ_" + " $x$ {{ 7 }} ‮"
+"""A name that would break out of a page that took it as it is, and that is longer than any column."""
+
+
+# --- Colours ----------------------------------------------------------------------------------------------------------
+
+
+def palette(*, dark: bool) -> dict[str, str]:
+    """The variables of the style sheet with a colour."""
+    light, night = re.split(r"@media screen and \(prefers-color-scheme: dark\)", STYLE_SHEET)
+    own = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", light))
+    return own | dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", night)) if dark else own
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours by WCAG 2.2."""
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_pair_of_colours_can_be_told_apart(dark: bool) -> None:
+    colours = palette(dark=dark)
+    text = {(name, "page"): 4.5 for name in ("ink", "muted", "link", "good", "bad", "unsure", "orange", "blue")}
+    text |= {(name, "raised"): 4.5 for name in ("ink", "muted", "link")}
+    marks = {(name, "page"): 3.0 for name in ("grey", "green", "purple", "red")}
+    low = {pair: contrast(*(colours[name] for name in pair)) for pair in text | marks}
+    assert {pair: found for pair, found in low.items() if found < (text | marks)[pair]} == {}
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)  # as published
+
+
+def test_the_colours_of_drawings_are_those_of_the_style_sheet() -> None:
+    light, dark = palette(dark=False), palette(dark=True)
+    assert set(light) == set(dark) == {name for name in light if light[name] != dark[name]}
+    assert {colour: light[name] for colour, name in TOKENS.items() if name != "ink"} == {
+        colour: colour for colour in TOKENS if TOKENS[colour] != "ink"
+    }
+
+
+# --- Templates and panels ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [path for path in TEMPLATES if path.name not in FRAME], ids=lambda path: path.name)
+def test_every_page_has_the_frame_and_no_style_of_its_own(template: Path) -> None:
+    text = template.read_text()
+    assert text.startswith('{% extends "page.html.j2" %}')
+    assert not re.search(r"<style|style=|<table|<script|https?:|\son\w+=", text)
+
+
+def test_a_page_lets_its_own_script_run_and_no_other(tmp_path: Path) -> None:
+    page = '{% extends "page.html.j2" %}{% block title %}{{ name }}{% endblock %}{% block main %}{% endblock %}'
+    (tmp_path / "still.html.j2").write_text(page)
+    still = fill_template(tmp_path / "still.html.j2", name=HOSTILE)
+    program = 'const name = "a";'
+    (tmp_path / "moving.html.j2").write_text(page + "{% block script %}" + program + "{% endblock %}")
+    moving = fill_template(tmp_path / "moving.html.j2", name="")
+    assert "default-src 'none'" in still
+    assert "script-src 'none'" in still
+    assert "<script" not in still
+    assert f"script-src {script_source(program)};" in moving
+    assert f"<script>{program}</script>" in moving
+    assert script_source("alert(1)") == "'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI='"
+
+
+def test_a_panel_has_title_legend_and_words_as_text() -> None:
+    with mpl.rc_context(STYLE):
+        left, right = panels(2)
+        left.plot([1, 2, 3], [3, 2, 5], color=BLUE, label=HOSTILE)
+        left.axhline(4, color=BLUE)
+        left.set(title="loss <b>", xlabel="epoch")
+        right.bar(["G1", "G2"], [0.25, 2], label="bars")
+        drawn = plots(left, right)
+    first, second = drawn.split("</figure>")[:2]
+    assert "<figcaption>loss &lt;b&gt;<span" in first
+    assert '<span class="key line" style="--key: var(--blue, #2f6db5)">' in first
+    assert "&lt;script&gt;" in first
+    assert "<script" not in drawn
+    assert re.search(r'role="img" aria-label="loss &lt;b&gt;. epoch. .*: 3 at 1, 5 at 3"', first)
+    assert 'aria-label="G1 0.25, G2 2"' in second
+    assert "stroke: var(--blue, #2f6db5)" in first
+    assert ">epoch</text>" in first
+    assert "loss" not in first.split("<svg")[1].split(">", 1)[1]  # the title does not stand in the drawing again
+
+
+# --- Pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pages(trained: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The pages of a run, of its maps, and of a search with hostile names."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copy(trained[0] / "report.html", folder / "run.html")
+    run = raypaml.Run.open(trained[0], progress=False)
+    run.explain(limit=40, rows=6, out=folder / "maps")
+    return {
+        "run": folder / "run.html",
+        "maps": folder / "maps" / "explanations.html",
+        "search": _search_page(folder),
+    }
+
+
+def _search_page(folder: Path) -> Path:
+    base = recipe("digits").override({"storage": str(folder), "name": "search", "epochs": 3})
+    spaces = (*parse_search("alpha=1:10,delta_rel=0.05:1", base, {}, None),)
+    search = SearchPlan(base=base, spaces=spaces)
+    search.folder.mkdir()
+    history = [record(n, 10 * n, 5 * n) | USAGE for n in range(3)]
+    trials = random_trials(base, spaces, 9, share=3, seed=0)
+    outcomes = [
+        Outcome(trial=trial, state="finished", history=history, curve={1.0: 0.5, 5.0: 0.6}) for trial in trials[:6]
+    ]  # type: ignore[arg-type]
+    outcomes += [Outcome(trial=trials[6], state="failed", error=HOSTILE), Outcome(trial=trials[7], state="planned")]
+    write_search_page(search, outcomes, Verdict(best=outcomes[1], own=outcomes[0], text=HOSTILE))
+    return search.folder / "report.html"
+
+
+class Outline(HTMLParser):
+    """What a screen reader goes by."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def faults(self) -> Iterator[str]:
+        """What is missing or in the wrong order."""
+        levels = [int(tag[1]) for tag, _ in self.tags if re.fullmatch("h[1-6]", tag)]
+        if levels[:1] != [1] or levels.count(1) != 1 or any(after > before + 1 for before, after in pairwise(levels)):
+            yield f"headings {levels}"
+        for tag, given in self.tags:
+            if (tag == "img" and not given.get("alt")) or (tag == "svg" and not given.get("aria-label")):
+                yield f"{tag} without words"
+            if tag == "th" and given.get("scope") not in ("col", "row"):
+                yield f"th {given}"
+            if tag in ("link", "iframe") or (given.get("src") or "data:")[:5] not in ("data:", "data/"):
+                yield f"{tag} {given}"
+        ids = [given["id"] for tag, given in self.tags if "id" in given and tag not in ("path", "clippath", "image")]
+        yield from {f"id {one} stands twice" for one in ids if ids.count(one) > 1}
+
+
+def test_a_screen_reader_finds_its_way(pages: dict[str, Path]) -> None:
+    for name, page in pages.items():
+        assert list(Outline(page.read_text()).faults()) == [], name
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)
+def test_a_browser_shows_every_page_without_errors_or_overflow(pages: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "light").mkdir()
+    (tmp_path / "dark").mkdir()
+    light, dark = measured(pages, tmp_path / "light"), measured(pages, tmp_path / "dark", (390,), DARK)
+    assert set(light) == {f"{name} {width}" for name in pages for width in (390, 1280)}
+    for name, one in [*light.items(), *dark.items()]:
+        assert (one["errors"], one["wide"], one["scroll"]) == ([], [], one["width"]), name
+    backgrounds = {one["background"] for one in light.values()}, {one["background"] for one in dark.values()}
+    assert backgrounds == ({_rgb(palette(dark=False)["page"])}, {_rgb(palette(dark=True)["page"])})
+
+
+@pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)
+def test_the_browser_test_sees_what_is_wrong(tmp_path: Path) -> None:
+    wide = (
+        '{% extends "page.html.j2" %}{% block main %}<div style="width: 700px">x</div><img src="https://x.org/y.png">'
+    )
+    (tmp_path / "wide.html.j2").write_text(wide + "<script>alert(1)</script>{% endblock %}")
+    (tmp_path / "wide.html").write_text(fill_template(tmp_path / "wide.html.j2"))
+    (tmp_path / "frames").mkdir()
+    one: dict[str, Any] = measured({"wide": tmp_path / "wide.html"}, tmp_path / "frames", (390,))["wide 390"]
+    assert one["scroll"] > 700
+    assert one["wide"]
+    assert any(error.startswith("refused: img-src https://x.org") for error in one["errors"])
+    assert any(error.startswith("refused: script-src-elem inline") for error in one["errors"])
+
+
+def _rgb(colour: str) -> str:
+    return f"rgb({', '.join(str(int(colour[n : n + 2], 16)) for n in (1, 3, 5))})"
