@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +30,9 @@ from raypaml.augmentation.draws import Draws
 from raypaml.augmentation.operations import OPERATIONS, Steps, take_steps
 from raypaml.data.batches import Batch, Reader
 from raypaml.data.score_table import ScoreTable
+from raypaml.losses import selection
 from raypaml.losses.schemes import scheme_names
+from raypaml.losses.selection import select
 from raypaml.model.cam import FeatureClassifier
 from raypaml.runs import transfer
 from raypaml.runs.corrections import Corrections
@@ -262,6 +265,21 @@ def test_rolling_back_does_not_wait(training: Training, monkeypatch: pytest.Monk
 
 def test_micro_batches_do_not_wait(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     assert waits(training, monkeypatch, scheme="ll_cp", micro_batch_size=20) == []
+
+
+@pytest.mark.parametrize("most", [0, selection.MOST_GATHERED])
+def test_the_selection_over_all_ranks_does_not_wait(
+    most: int, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(monkeypatch)
+    monkeypatch.setattr(selection, "MOST_GATHERED", most)
+    monkeypatch.setattr(selection, "all_reduce", lambda *_: None)
+    monkeypatch.setattr(selection, "all_gather", lambda *_: None)
+    monkeypatch.setattr(dist, "get_world_size", lambda _: 2)
+    with training.mode, Waiting(machine.pinned) as waiting:
+        logits, labels = torch.empty((4, 50), device=CUDA), torch.empty((4, 50), dtype=torch.int8, device=CUDA)
+        assert select(logits, labels, 9, group=cast("dist.ProcessGroup", "all")).device == CUDA
+    assert waiting.found == []
 
 
 @pytest.mark.parametrize("name", augmentation_names())

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raypaml.collectives import all_gather
+from raypaml.collectives import all_gather, all_reduce
 from raypaml.labels import UNOBSERVED
 
 Rounding = Literal["up", "half_up"]
@@ -20,6 +20,10 @@ Rounding = Literal["up", "half_up"]
 FIRST_STRETCH = 1 << 14
 """The least number of entries that the selection on a CPU ranks first."""
 _NEVER = torch.iinfo(torch.int64).max
+MOST_GATHERED = 1 << 18
+"""The most keys that ranks gather (2 MB); where there are more, they add up histograms, which stay as large."""
+_DIGIT_BITS = 16
+_SIGN = torch.iinfo(torch.int64).min
 _ENTRY = (1 << 32) - 1
 """The low bits of a sort key, which hold the entry's position; the high bits hold its logit."""
 
@@ -71,8 +75,8 @@ def select(
 
     For an unobserved entry the assume-negative loss is softplus(logit), which strictly increases, so that ranking by
     logit is ranking by loss, without the ties that arise where the loss underflows. Entries of equal logit are taken by
-    (row, class), smallest first. The ranks exchange `count` keys of 8 bytes each and no matrix. On a GPU the host never
-    waits for the device.
+    (row, class), smallest first. The ranks gather `count` keys of 8 bytes from each or, where these are many, add up
+    four histograms of 256 KB, and no matrix. On a GPU the host never waits for the device.
 
     Args:
         logits: [B, K] finite, of this rank's rows; compared in float32.
@@ -90,7 +94,8 @@ def select(
     best = _best_streamed if logits.device.type == "cpu" else _best_at_once
     offered = best(logits.detach().flatten().float(), labels.flatten(), count, first)
     if group is not None:
-        last = _smallest(_gather(offered, count, group), count).max()
+        is_few = dist.get_world_size(group) * count <= MOST_GATHERED
+        last = _smallest(_gather(offered, count, group), count).max() if is_few else _last(offered, count, group)
         offered = offered.masked_fill(offered > last, _NEVER)
     entries = (offered & _ENTRY).sub_(first).clamp_(max=logits.numel())
     rejected = torch.zeros(logits.numel() + 1, dtype=torch.bool, device=logits.device)  # the last is for _NEVER
@@ -142,3 +147,24 @@ def _gather(offered: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
     all_gather(parts, padded, group)
     return torch.cat(parts)
+
+
+def _last(offered: Tensor, count: int, group: dist.ProcessGroup) -> Tensor:
+    """The largest of the `count` smallest keys that all ranks offer; _NEVER where there are fewer.
+
+    A radix selection: the digits of that key are found from the highest to the lowest, each from a histogram of those
+    keys that have the digits before it.
+    """
+    keys = offered ^ _SIGN  # such that their bits compare as unsigned integers
+    matching = torch.ones_like(keys, dtype=torch.int32)
+    left, last = keys.new_full((1,), count), keys.new_zeros(1)
+    for shift in range(64 - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        digits = (keys >> shift) & ((1 << _DIGIT_BITS) - 1)
+        histogram = matching.new_zeros(1 << _DIGIT_BITS).index_add_(0, digits, matching)
+        all_reduce(histogram, group)
+        seen = histogram.cumsum(0)
+        digit = torch.searchsorted(seen, left).clamp_(max=len(seen) - 1)
+        left = left - (seen - histogram).take(digit)
+        matching = matching * (digits == digit)
+        last = (last << _DIGIT_BITS) | digit
+    return last ^ _SIGN
