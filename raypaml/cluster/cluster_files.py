@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from raypaml.cluster.aws_checks import examine_aws
+from raypaml.cluster.aws_file import read_aws_file
 from raypaml.cluster.checks import FATAL, FINE, WARNING, Finding
-from raypaml.cluster.kuberay_file import RayFile, parts, read_documents, read_kuberay_file
+from raypaml.cluster.kuberay_file import RayFile, part, parts, read_documents, read_kuberay_file
 from raypaml.cluster.kuberay_rules import RULES, examine_kuberay
 from raypaml.cluster.worker_errors import brief_cause
 
 
-def examine_file(path: Path) -> Iterator[Finding]:
-    """Yield the findings about one file: for KubeRay, or for `ray up`.
+def examine_file(path: Path, addresses: Sequence[str] = ()) -> Iterator[Finding]:
+    """Yield the findings about one file: for KubeRay, or for `ray up`; for AWS, the account is asked too.
+
+    Args:
+        path: the file.
+        addresses: of data and runs; the account is asked about their buckets.
 
     Raises:
-        ValueError: the file is neither.
+        ValueError: the file is neither, or addresses are given and it is not for AWS.
         OSError: it cannot be read.
     """
     ray = read_kuberay_file(path)  # which says what is no YAML
+    documents = read_documents(path)
+    if addresses and part(documents[0] if documents else None, "provider", "type") != "aws":
+        raise ValueError(f"{path}: --data and --storage go with a file for AWS alone, whose buckets are looked for")
     text = path.read_text(encoding="utf-8-sig")
     if names := sorted(set(re.findall(r"YOUR-[A-Z-]+", re.sub("#.*", "", text)))):
         yield Finding(WARNING, f"{path} still has {', '.join(names)}", "put your names in")
@@ -29,7 +38,10 @@ def examine_file(path: Path) -> Iterator[Finding]:
         if not any(finding.level == FATAL for finding in findings):
             yield Finding(FINE, f"{path}: the {len(RULES)} rules of the KubeRay operator let this {ray.kind} come up")
     else:
-        yield _ray_schema(path)
+        yield (taken := _ray_schema(path, documents))
+        file = read_aws_file(path, text, documents[0], addresses) if taken.level == FINE else None
+        if file:
+            yield from examine_aws(file)
 
 
 def run_fits(file: RayFile) -> Iterator[Finding]:
@@ -56,11 +68,10 @@ def run_fits(file: RayFile) -> Iterator[Finding]:
         yield Finding(WARNING, f"--workers {most}, the worker groups have {room} {resource} at most", "more pods")
 
 
-def _ray_schema(path: Path) -> Finding:
+def _ray_schema(path: Path, documents: list[object]) -> Finding:
     """Whether `ray up` takes the file, by Ray's own schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    documents = read_documents(path)
     if len(documents) != 1 or not isinstance(documents[0], dict) or "provider" not in documents[0]:
         raise ValueError(f"{path} is neither a RayJob, a RayCluster, nor a file for `ray up`")
     try:
