@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar, get_args, get_origin
@@ -239,9 +240,20 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
 
 
+class ProgressLine(str):
+    """A line that says how far some work is, printed every few seconds; in a log it needs the time with it."""
+
+
+def stamped(text: str) -> str:
+    """A line of a log, with the local time before it."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
+
+
 def say(text: str) -> None:
-    """Print a line of progress on standard error."""
-    print(visible(text), file=sys.stderr, flush=True)
+    """Print a line on standard error; a `ProgressLine` with the time, unless people see it on a terminal."""
+    line = visible(text)
+    in_a_log = isinstance(text, ProgressLine) and not sys.stderr.isatty()
+    print(stamped(line) if in_a_log else line, file=sys.stderr, flush=True)
 
 
 def show(text: object) -> None:

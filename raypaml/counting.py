@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from raypaml.cli import clock
+from raypaml.cli import ProgressLine, clock
 
 LINE_SECONDS = 5.0
 """Seconds between two progress lines of the same work."""
@@ -29,7 +29,7 @@ def number_of(count: int, unit: str) -> str:
     return f"{count:,} {unit}" if count == 1 else f"{count:,} {unit}s"
 
 
-def progress_line(what: str, done: int, total: int, unit: str, rate: float, *more: str) -> str:
+def progress_line(what: str, done: int, total: int, unit: str, rate: float, *more: str) -> ProgressLine:
     """Returns the progress line that every command prints: done of total, further figures, rate, time left.
 
     Args:
@@ -41,7 +41,8 @@ def progress_line(what: str, done: int, total: int, unit: str, rate: float, *mor
     """
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
     timing = [f"{speed} {unit}/s", f"{clock((total - done) / rate)} left"] if rate else ["time left not known yet"]
-    return ", ".join([f"{what}: {done:,} of {total:,} {unit}", *more, *(timing if done < total else timing[:1])])
+    timing = timing if done < total else timing[:1]
+    return ProgressLine(", ".join([f"{what}: {done:,} of {total:,} {unit}", *more, *timing]))
 
 
 class Count:

@@ -6,19 +6,13 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-WHY_NOT = "there is no Chromium on this machine (on Debian: apt-get install chromium)"
-SECONDS = 60
-DARK = "--blink-settings=preferredColorScheme=0"
-_FLAGS = "--headless --no-sandbox --disable-gpu --hide-scrollbars --allow-file-access-from-files --no-first-run"
+from tools.browser import chromium
+
 _PROBE = Path(__file__).with_name("probe.js").read_text()
 _FRAME = """<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">
 <body>{frames}<pre id="said"></pre><script>
@@ -50,7 +44,7 @@ def measured(
             for width in widths
         ]
     (folder / "frames.html").write_text(_FRAME.format(frames="".join(frames)))
-    said = chromium("--virtual-time-budget=10000", "--dump-dom", *flags, (folder / "frames.html").as_uri())
+    said = chromium("--dump-dom", *flags, (folder / "frames.html").as_uri())
     lines = html.unescape(said.split('<pre id="said">')[1].split("</pre>")[0]).splitlines()
     return {one["page"]: one for one in map(json.loads, lines)}
 
@@ -60,11 +54,3 @@ def probed(page: str) -> str:
     digest = base64.b64encode(hashlib.sha256(_PROBE.encode()).digest()).decode()
     allowed = re.sub(r"script-src ('none')?", f"script-src 'sha256-{digest}' ", page, count=1)
     return allowed.replace("<title>", f"<script>{_PROBE}</script><title>", 1)
-
-
-def chromium(*arguments: str) -> str:
-    """What Chromium prints."""
-    command = [CHROMIUM, *_FLAGS.split(), *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=os.environ | {"TZ": "UTC"})
-    assert answer.returncode == 0, answer.stderr
-    return answer.stdout

@@ -117,7 +117,7 @@ def test_an_audit_leaves_tables_pictures_and_a_page(trained: Run, audited: Path,
     index = open_folder(evaluated_digits).splits["train"]
     for row in table:
         with Image.open(audited / "data" / row["picture"]) as picture:
-            assert picture.size == (576, 192)
+            assert picture.size == (720, 240)
         assert index.rows_of(pa.chunked_array([[row["key"]]]))
     for name, column in (("labels.csv", "filepath"), ("label_studio.csv", "image")):
         with (audited / name).open(newline="") as file:
@@ -136,7 +136,7 @@ def test_the_place_is_where_the_map_is_large() -> None:
     cam[1, 2], cam[2, 2] = 2.0, 1.2
     assert place(cam, 64, 80) == (40, 16, 60, 48)
     assert place(-np.ones((4, 4), np.float32), 64, 80) == (0, 0, 80, 64)
-    assert strip(np.zeros((64, 80, 3), np.uint8), cam, (40, 16, 60, 48)).size == (576, 192)
+    assert strip(np.zeros((64, 80, 3), np.uint8), cam, (40, 16, 60, 48)).size == (720, 240)
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------

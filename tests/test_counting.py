@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from raypaml import counting
+from raypaml.cli import say
 from raypaml.counting import Count, number_of, progress_line
 from raypaml.preparation import shard_tasks
 from raypaml.preparation.image_form import ImageForm
@@ -24,6 +25,19 @@ def test_the_line_of_every_command() -> None:
     assert begun == "predicting test: 1,000 of 13,000 images, 100 images/s, 2:00 left"
     assert progress_line("a", 0, 5, "parts", 0.0) == "a: 0 of 5 parts, time left not known yet"
     assert progress_line("a", 5, 5, "parts", 0.251, "2 broken") == "a: 5 of 5 parts, 2 broken, 0.25 parts/s"
+
+
+def test_a_log_has_the_time_of_progress_and_of_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = progress_line("a", 1, 5, "parts", 1.0)
+    say(line)
+    say("8 shards read")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    say(line)
+    logged, *shown = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  a: 1 of 5 parts, 1 parts/s, 0:04 left", logged)
+    assert shown == ["8 shards read", line]
 
 
 def test_one_is_no_plural() -> None:

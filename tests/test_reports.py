@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ from raypaml.labels import Vocabulary
 from raypaml.recipes import recipe
 from raypaml.reports.figures import missed_positives
 from raypaml.reports.pages import fill_template
-from raypaml.reports.progress import Display
+from raypaml.reports.progress import Display, progress_console
 from raypaml.run_report import conclude
 from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
 from raypaml.run_report.run_figures import groups, rejections, training_curves
 from raypaml.run_report.run_page import usage_by_epoch
 from raypaml.runs import models as run_models
-from raypaml.runs.events import EpochReport, Message, StepReport
+from raypaml.runs.events import Activity, EpochReport, Message, StepReport
 from raypaml.runs.history import read_history, rejection_quality
 from raypaml.runs.run_folder import stored_config
 from raypaml.training.job import Job
@@ -119,6 +120,8 @@ STEP = StepReport(
     learning_rate=0.1,
     samples_left=7200,
     images_per_second=100.0,
+    data_wait_share=0.25,
+    memory_bytes=1_500_000_000,
 )
 
 
@@ -129,20 +132,68 @@ def test_the_epoch_line_says_what_the_comparison_of_maps_cost() -> None:
     assert "comparing maps with the reference took 2.3% of the epoch" in said.getvalue()
 
 
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+STAMP = r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  "
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_shows_everything_once(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raypaml.reports.progress.PLAIN_SECONDS", -1.0)
     said = io.StringIO()
-    with Display(Console(file=said, force_terminal=terminal, width=200)) as display:
+    with Display(Console(file=said, force_terminal=terminal, width=300)) as display:
         display.update(EpochReport(HISTORY[1] | USAGE, 3))
         display.update(STEP)
         display.update(Message("continues from epoch 2, step 3"))
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.getvalue())
-    for shown in ("epoch 2/3", "loss 0.2500", "rejected 1,234", "100 images/s", "1:12 left", "validation mAP 20.00"):
+    text = ESCAPES.sub("", said.getvalue())
+    for shown in ("epoch 2/3", "loss 0.2500", "rejected 1,234", "1:12 of training left", "validation mAP 20.00"):
         assert shown in text, shown
+    assert "100 images/s, 25% waiting for data, 1.50 GB" in text
     assert "rejected 20 (75% of them missed positives, 38% of all missed)" in text
     assert "1:01 (2:02 in all)  1,234 images/s, 25% waiting for data, 12% in collectives, 2.50 GB at most" in text
     assert "continues from epoch 2, step 3" in text
+    assert len(re.findall(STAMP, text)) == (0 if terminal else 3)
+
+
+def test_the_time_left_is_of_the_whole_run_with_its_validations(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said = [100.0], io.StringIO()
+    monkeypatch.setattr("raypaml.reports.progress.time.monotonic", lambda: now[0])
+    with Display(Console(file=said, width=300)) as display:
+        display.update(replace(STEP, epoch=0, step=100))
+        now[0] += 30.0  # of validation
+        display.update(EpochReport(HISTORY[0] | USAGE, 3))
+        now[0] += 20.0
+        display.update(STEP)
+    assert "  2:12 left" in said.getvalue()  # 7200 images at 100 a second, and two validations
+
+
+def test_nothing_wraps_on_a_terminal_of_eighty_columns() -> None:
+    said = io.StringIO()
+    busy = replace(STEP, rejected=123_456_789, samples_left=10**9, images_per_second=12_345.0, epochs=1000, steps=10**6)
+    drift = {"drift": {"share_of_epoch": 0.0231}}
+    with Display(Console(file=said, force_terminal=True, width=80)) as display:
+        display.update(Activity("features of validation: " + 200 * "long "))
+        display._progress.refresh()
+        display.update(EpochReport(HISTORY[2] | USAGE | drift | {"rejected": 123_456_789}, 1000))
+        display.update(busy)
+        display._progress.refresh()
+    lines = re.split(r"[\r\n]+", ESCAPES.sub("", said.getvalue()))
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    for shown in ("validation mAP 30.00", "25% waiting for data", "1.50 GB", ":04 of training left", "long …"):
+        assert shown in text, shown
+
+
+def test_no_color_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    said = io.StringIO()
+    monkeypatch.setattr("sys.stderr", said)
+    console = progress_console()
+    console._force_terminal = True
+    with Display(console) as display:
+        display.update(STEP)
+        display._progress.refresh()
+    assert "loss 0.2500" in said.getvalue()
+    assert not re.search(r"\x1b\[[0-9;]*(3[0-7]|38;|4[0-7]|9[0-7])[0-9;]*m", said.getvalue())
 
 
 def test_the_report_has_the_seconds_of_each_epoch_also_of_earlier_versions_records() -> None:

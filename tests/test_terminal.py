@@ -67,7 +67,7 @@ def test_an_argument_is_visible_in_the_message_that_refuses_it(capsys: pytest.Ca
 
 def test_the_live_display_is_visible() -> None:
     file = io.StringIO()
-    Display(Console(file=file)).say(HOSTILE)
+    Display(Console(file=file, force_terminal=True, highlight=False)).say(HOSTILE)
     assert file.getvalue().strip() == SHOWN
 
 

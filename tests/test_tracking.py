@@ -18,7 +18,8 @@ from raypaml.reports.tracking import Tracking, tracked_values
 from raypaml.runs.events import EpochReport, Event, Message, StepReport
 
 OF_ALL = {"epoch": 1, "step": 3, "steps": 10, "epochs": 2, "rejected": 4, "samples_left": 9}
-STEP = StepReport(**OF_ALL, loss=0.5, images_per_second=20.0, learning_rate=0.5, rejection_rate=0.0625)
+COST = {"data_wait_share": 0.5, "memory_bytes": 1}
+STEP = StepReport(**OF_ALL, loss=0.5, images_per_second=20.0, learning_rate=0.5, rejection_rate=0.0625, **COST)
 OF_STEP = {"step/loss": 0.5, "step/images_per_second": 20.0, "step/learning_rate": 0.5, "step/rejection_rate": 0.0625}
 RECORD = {"epoch": 1, "loss": 0.25, "rejected": 7, "corrected": 0, "seconds": 2.0, "samples": 96}
 RECORD |= {"validation_mean_ap": 0.75, "validation_groups": {"G1": 0.5}, "rejection_precision": None}

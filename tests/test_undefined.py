@@ -71,7 +71,9 @@ def test_progress_says_what_is_not_known() -> None:
         display.update(replace(STEP, loss=NAN, rejected=0, images_per_second=0.0))
     epoch, step = said.getvalue().strip().split("\n")
     assert "loss –  rejected 4 (0% of them missed positives, no positive was missed)  validation mAP –" in epoch
-    assert "loss –  rejected 0  0 images/s  time left not known yet" in step
+    assert (
+        "loss –  rejected 0  validation mAP –  0 images/s, 25% waiting for data, 1.50 GB  time left not known" in step
+    )
 
 
 def test_a_run_without_a_validation_map_says_so() -> None:

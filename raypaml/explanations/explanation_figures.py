@@ -175,7 +175,13 @@ def correlations(pairs: Pairs) -> str:
         kept = values[np.isfinite(values)]
         # the density of nothing is 0 / 0
         axis.hist(kept, bins, density=len(kept) > 0, color=colour, alpha=0.7, label=label)
-    axis.set(title="rank correlation of maps, positive labels", xlabel="Spearman", ylabel="density", xlim=(-1, 1))
+    axis.set(
+        title="rank correlation of maps, positive labels",
+        xlabel="Spearman",
+        ylabel="density",
+        xlim=(-1, 1),
+        xticks=(-1, -0.5, 0, 0.5, 1),
+    )
     return plots(axis)
 
 

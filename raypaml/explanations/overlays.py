@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from raypaml.labels import RealArray
 
-SHOWN_SIDE = 192
+SHOWN_SIDE = 240
 """The longer side of a shown picture, in pixels."""
 DARKEST = 0.5
 """Brightness of the picture where the map is zero; the colours there can still be told apart."""

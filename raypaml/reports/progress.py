@@ -1,19 +1,20 @@
-"""Progress of a run on the driver: one live display on a terminal, plain lines elsewhere."""
+"""Progress of a run on the driver: one live display on a terminal, lines with the time elsewhere."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
-from raypaml.cli import clock, visible
+from raypaml.cli import clock, stamped, visible
 from raypaml.config import TrainConfig
 from raypaml.counting import epoch_number
 from raypaml.reports.tables import figure, percent
@@ -36,6 +37,23 @@ def shows_live(console: Console) -> bool:
     return not console.quiet and (console.is_terminal or has_widgets)
 
 
+def print_line(console: Console, text: str) -> None:
+    """Print a line above a live display; where there is none, a log gets the time with it."""
+    line = visible(text) if console.is_terminal or console.is_jupyter else stamped(visible(text))
+    console.print(line, soft_wrap=True, markup=False)
+
+
+class _Bar(Progress):
+    """A progress bar and lines of figures below it, each cut at the width of the terminal."""
+
+    figures: tuple[str, ...] = ()
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, and the lines."""
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(line, no_wrap=True, overflow="ellipsis", style="default") for line in self.figures)
+
+
 class Display:
     """Shows the events that training workers report."""
 
@@ -46,13 +64,17 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[left]}"),
         )
-        self._progress = Progress(*columns, console=self.console, disable=not self._live)
-        self._task = self._progress.add_task("starting", total=None, state="")
+        self._progress = _Bar(*columns, console=self.console, disable=not self._live)
+        self._task = self._progress.add_task("starting", total=None, left="")
         self._last_line = time.monotonic()
         self._rate = 0.0
         self._validation = ""
+        self._epoch_ended: float | None = None
+        """When the last step of an epoch was reported that is being validated."""
+        self._between: float | None = None
+        """Seconds of the last validation, with what else is done between two epochs; None before the first."""
         self.tracking: Tracking | None = None
         """The tracker that gets every event too; None where the run has none."""
 
@@ -82,7 +104,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print one line above the display."""
-        self._progress.console.print(visible(text), soft_wrap=True, markup=False)
+        print_line(self.console, text)
 
     def update(self, event: Event) -> None:
         """Show one event."""
@@ -92,24 +114,46 @@ class Display:
             case Message():
                 self.say(event.text)
             case EpochReport():
-                self.say(_epoch_line(event.record, event.epochs))
-                self._validation = f"  validation mAP {percent(event.record[VALIDATION_MEAN_AP])}"
-                self._last_line = time.monotonic()
+                self._epoch(event)
             case Activity():
-                self._progress.update(self._task, description=event.text, total=None, state="")
+                self._progress.figures = (f"  {event.text}",)
+                self._progress.update(self._task, total=None, left="")
                 self._say_sometimes(event.text)
             case StepReport():
                 self._step(event)
 
+    def _epoch(self, event: EpochReport) -> None:
+        if self._epoch_ended is not None:
+            self._between, self._epoch_ended = time.monotonic() - self._epoch_ended, None
+        self.say(in_lines(_epoch_parts(event.record, event.epochs), self.console.width if self._live else 0))
+        self._validation = f"validation mAP {percent(event.record[VALIDATION_MEAN_AP])}"
+        self._last_line = time.monotonic()
+
     def _step(self, event: StepReport) -> None:
         rate = event.images_per_second
         self._rate = 0.9 * self._rate + 0.1 * rate if self._rate else rate  # exponential moving average
-        left = f"{clock(event.samples_left / self._rate)} left" if self._rate else "time left not known yet"
-        state = f"loss {figure(event.loss, '.4f')}  rejected {event.rejected:,}  {self._rate:,.0f} images/s  {left}"
-        state += self._validation
-        title = f"epoch {epoch_number(event.epoch)}/{event.epochs}"
-        self._progress.update(self._task, description=title, total=event.steps, completed=event.step, state=state)
+        if event.step == event.steps:
+            self._epoch_ended = time.monotonic()
+        title, left = f"epoch {epoch_number(event.epoch)}/{event.epochs}", self._left(event)
+        learned = f"loss {figure(event.loss, '.4f')}", f"rejected {event.rejected:,}", self._validation
+        used = (
+            f"{self._rate:,.0f} images/s",
+            f"{event.data_wait_share:.0%} waiting for data",
+            _memory(event.memory_bytes),
+        )
+        self._progress.figures = "  " + "  ".join(filter(None, learned)), "  " + ", ".join(used)
+        self._progress.update(self._task, description=title, total=event.steps, completed=event.step, left=left)
+        state = "  ".join([*filter(None, learned), ", ".join(used), left])
         self._say_sometimes(f"{title}  step {event.step}/{event.steps}  {state}")
+
+    def _left(self, event: StepReport) -> str:
+        """The time left of the whole run, with the validations to come once the first has been timed."""
+        if not self._rate:
+            return "time left not known yet"
+        training = event.samples_left / self._rate
+        if self._between is None:
+            return f"{clock(training)} of training left"
+        return f"{clock(training + self._between * (event.epochs - event.epoch))} left"
 
     def _say_sometimes(self, text: str) -> None:
         """Print a line where there is no live display, at most one in PLAIN_SECONDS."""
@@ -118,18 +162,32 @@ class Display:
             self._last_line = time.monotonic()
 
 
-def _epoch_line(record: EpochRecord, epochs: int) -> str:
-    line = f"epoch {epoch_number(record['epoch'])}/{epochs}  loss {figure(record['loss'], '.4f')}"
-    line += f"  rejected {record['rejected']:,}"
+def in_lines(parts: Iterable[str], width: int) -> str:
+    """Parts of a line as one line, or as lines of at most `width` signs, of which the later ones are indented."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]}  {part}" if lines[-1].strip() else lines[-1] + part
+        if width and len(longer) > width and lines[-1].strip():
+            lines.append("    " + part)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def _epoch_parts(record: EpochRecord, epochs: int) -> Iterable[str]:
+    yield f"epoch {epoch_number(record['epoch'])}/{epochs}"
+    yield f"loss {figure(record['loss'], '.4f')}"
+    rejected = f"rejected {record['rejected']:,}"
     if record["rejection_precision"] is not None:
         share = f"{record['rejection_precision']:.0%} of them missed positives"
         recall = record["rejection_recall"]
-        line += f" ({share}, {'no positive was missed' if recall is None else f'{recall:.0%} of all missed'})"
-    took = f"{clock(record['epoch_seconds'])} ({clock(record['seconds'])} in all)"
-    line += f"  validation mAP {percent(record[VALIDATION_MEAN_AP])}  {took}  {_usage_text(record)}"
+        rejected += f" ({share}, {'no positive was missed' if recall is None else f'{recall:.0%} of all missed'})"
+    yield rejected
+    yield f"validation mAP {percent(record[VALIDATION_MEAN_AP])}"
+    yield f"{clock(record['epoch_seconds'])} ({clock(record['seconds'])} in all)"
+    yield _usage_text(record)
     if "drift" in record:
-        line += f"  comparing maps with the reference took {record['drift']['share_of_epoch']:.1%} of the epoch"
-    return line
+        yield f"comparing maps with the reference took {record['drift']['share_of_epoch']:.1%} of the epoch"
 
 
 def _usage_text(record: EpochRecord) -> str:
@@ -141,5 +199,8 @@ def _usage_text(record: EpochRecord) -> str:
     )
     parts = [f"{share:.0%} {said}" for share, said in shares if share is not None]
     rate = f"{record['images_per_second']:,.0f} images/s"
-    memory = f"{(record['peak_memory_bytes'] or 0) / 1e9:.2f} GB at most"
-    return ", ".join([rate, *parts, memory])
+    return ", ".join([rate, *parts, f"{_memory(record['peak_memory_bytes'] or 0)} at most"])
+
+
+def _memory(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

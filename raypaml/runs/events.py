@@ -47,6 +47,10 @@ class StepReport:
     """Samples to train on until the end of the run."""
     images_per_second: float
     """Recent rate of all ranks together."""
+    data_wait_share: float
+    """Recent share of their time, 0..1, in which the ranks waited for batches."""
+    memory_bytes: int
+    """Most bytes that this worker has held: on a GPU in this epoch, on the CPU since it started."""
 
     @property
     def steps_done(self) -> int:

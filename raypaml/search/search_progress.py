@@ -6,21 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from raypaml.cli import visible
 from raypaml.counting import number_of
-from raypaml.reports.progress import progress_console, shows_live
+from raypaml.reports.progress import print_line, progress_console, shows_live
 from raypaml.reports.tables import percent
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.search.search_folder import Outcome, SearchPlan
 from raypaml.search.trials import Trial, TrialProgress
 
-_COLUMNS = ("trial", "state", "epoch", "validation mAP", "best", "rejected", "of them missed")
+_COLUMNS = ("trial", "state", "epoch", "validation\nmAP", "best", "rejected", "of them\nmissed")
 ENDED = ["finished", "stopped", "failed"]
 
 
@@ -61,7 +60,7 @@ class SearchDisplay:
 
     def say(self, text: str) -> None:
         """Print one line above the table."""
-        self.console.print(visible(text), soft_wrap=True, markup=False)
+        print_line(self.console, text)
 
     def begin(self, search: SearchPlan, outcomes: Sequence[Outcome]) -> None:
         """Show the trials that are known so far."""
@@ -119,7 +118,9 @@ class SearchDisplay:
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for number, name in enumerate(_COLUMNS):
-            table.add_column(name, justify="left" if number < 2 else "right")
+            width = 1 if number == 0 else len("finished") if number == 1 else 6  # the name of a trial gives way
+            justify: Literal["left", "right"] = "left" if number < 2 else "right"
+            table.add_column(name, justify=justify, no_wrap=True, overflow="ellipsis", min_width=width)
         for name, row in self._rows.items():
             cells = [""] * 5
             if row.epochs_done:

@@ -37,7 +37,7 @@ from raypaml.training.resume import (
     share_checkpoints,
 )
 from raypaml.training.step import settle, train_step
-from raypaml.training.usage import awaited
+from raypaml.training.usage import awaited, peak_memory
 from raypaml.training.watch import Beats
 from raypaml.training.watchdog import beating
 from raypaml.training.worker import READING, Worker, build_worker, drop_features, enter_epoch
@@ -214,6 +214,8 @@ def _agree(worker: Worker, seconds: float, steps: int) -> LoopSignal:
             learning_rate=learning_rates(worker.optimizer).backbone,
             samples_left=worker.plan.num_samples * (epochs - state.epoch) - int(totals["samples"]),
             images_per_second=fresh["samples"] / seconds,
+            data_wait_share=fresh["data_seconds"] / max(fresh["rank_seconds"], 1e-9),
+            memory_bytes=peak_memory(ranks.device),
         )
     )
     return _any_rank(worker, asked)

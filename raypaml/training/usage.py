@@ -57,10 +57,16 @@ def _share(part: float, whole: float) -> float | None:
 
 def _take_peak_memory(device: torch.device) -> int:
     """Most bytes that this process held: on a GPU since the last call, on the CPU since it started."""
+    most = peak_memory(device)
     if device.type == "cuda":
-        most = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return most
+    return most
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process held: on a GPU since its peak was last taken, on the CPU since it started."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
