@@ -11,13 +11,13 @@ import re
 import signal
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TextIO, TypeVar, get_args, get_origin
 
 from raypaml.errors import StoppedAtOnce, told_refusal
 from raypaml.fields import field_docs, field_types
+from raypaml.log_lines import ProgressLine, stamped
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -238,15 +238,6 @@ def one_line(text: str) -> str:
     """A message on one line, without its middle where it quotes more of a file than a person reads."""
     line = " ".join(filter(None, map(str.strip, text.split("\n"))))
     return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-
-
-class ProgressLine(str):
-    """A line that says how far some work is, printed every few seconds; in a log it needs the time with it."""
-
-
-def stamped(text: str) -> str:
-    """A line of a log, with the local time before it."""
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}"
 
 
 def say(text: str) -> None:

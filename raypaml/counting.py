@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from raypaml.cli import ProgressLine, clock
+from raypaml.cli import clock
+from raypaml.log_lines import ProgressLine
 
 LINE_SECONDS = 5.0
 """Seconds between two progress lines of the same work."""

@@ -63,7 +63,7 @@ ORDER = (
     (
         *("labels", "files", "sealed", "sealed_tables", "stored_json", "json_types", "bounded", "mapper", "cli"),
         *("extensions", "names", "spreadsheets", "share", "collectives", "counting", "credentials", "errors"),
-        *("writable", "fields", "bounds"),
+        *("writable", "fields", "bounds", "log_lines"),
     ),
 )
 """The rooms from the top down, as in raypaml/README.md. Rooms of one row may import each other one way."""
@@ -78,7 +78,7 @@ COMMANDS |= {"shard", "__main__"}
 NO_TORCH = {
     *("labels", "config", "settings", "recipes", "cli", "counting", "credentials", "errors"),
     *("extensions", "files", "bounded", "json_types", "stored_json", "mapper", "names", "spreadsheets"),
-    *("fields", "bounds", "writable", "outputs", "metrics", "preparation", "data"),
+    *("fields", "bounds", "log_lines", "writable", "outputs", "metrics", "preparation", "data"),
     "losses.schemes",
     "augmentation.augmentations",
     "augmentation.draws",

@@ -14,9 +14,10 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from raypaml.cli import clock, stamped, visible
+from raypaml.cli import clock, visible
 from raypaml.config import TrainConfig
 from raypaml.counting import epoch_number
+from raypaml.log_lines import stamped
 from raypaml.reports.tables import figure, percent
 from raypaml.reports.tracking import Tracking, tracking
 from raypaml.runs.events import Activity, EpochReport, Event, Message, StepReport
@@ -114,20 +115,18 @@ class Display:
             case Message():
                 self.say(event.text)
             case EpochReport():
-                self._epoch(event)
+                if self._epoch_ended is not None:
+                    self._between, self._epoch_ended = time.monotonic() - self._epoch_ended, None
+                width = self.console.width if self._live else 0
+                self.say(in_lines(_epoch_parts(event.record, event.epochs), width))
+                self._validation = f"validation mAP {percent(event.record[VALIDATION_MEAN_AP])}"
+                self._last_line = time.monotonic()
             case Activity():
                 self._progress.figures = (f"  {event.text}",)
                 self._progress.update(self._task, total=None, left="")
                 self._say_sometimes(event.text)
             case StepReport():
                 self._step(event)
-
-    def _epoch(self, event: EpochReport) -> None:
-        if self._epoch_ended is not None:
-            self._between, self._epoch_ended = time.monotonic() - self._epoch_ended, None
-        self.say(in_lines(_epoch_parts(event.record, event.epochs), self.console.width if self._live else 0))
-        self._validation = f"validation mAP {percent(event.record[VALIDATION_MEAN_AP])}"
-        self._last_line = time.monotonic()
 
     def _step(self, event: StepReport) -> None:
         rate = event.images_per_second

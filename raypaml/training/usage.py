@@ -45,7 +45,7 @@ def epoch_usage(worker: Worker, totals: dict[str, float], seconds: float) -> Usa
         "images_per_second": totals["samples"] / max(seconds, 1e-9),
         "data_wait_share": _share(totals["data_seconds"], together),
         "collective_share": _share(totals["collective_seconds"], together),
-        "peak_memory_bytes": int(worker.ranks.gather(np.array([_take_peak_memory(worker.ranks.device)])).max()),
+        "peak_memory_bytes": int(worker.ranks.gather(np.array([peak_memory(worker.ranks.device, anew=True)])).max()),
         "model_flop_utilisation": _utilisation(worker, totals["samples"], together),
     }
 
@@ -55,18 +55,13 @@ def _share(part: float, whole: float) -> float | None:
     return None if math.isnan(whole) or not whole else part / whole
 
 
-def _take_peak_memory(device: torch.device) -> int:
-    """Most bytes that this process held: on a GPU since the last call, on the CPU since it started."""
-    most = peak_memory(device)
+def peak_memory(device: torch.device, *, anew: bool = False) -> int:
+    """Most bytes that this process held: on a GPU since its peak was last taken anew, on the CPU since it started."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    return most
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process held: on a GPU since its peak was last taken, on the CPU since it started."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        most = torch.cuda.max_memory_allocated(device)
+        if anew:
+            torch.cuda.reset_peak_memory_stats(device)
+        return most
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
