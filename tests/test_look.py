@@ -30,7 +30,7 @@ from tools.browser import CHROMIUM, DARK, WHY_NOT
 CHECKOUT = Path(raypaml.__file__).parent.parent
 STYLE_SHEET = (CHECKOUT / "raypaml/reports/style.css").read_text()
 TEMPLATES = sorted(path for room in ("raypaml", "tools") for path in (CHECKOUT / room).rglob("*.html.j2"))
-FRAME = {"page.html.j2", "macros.html.j2"}
+FRAME = {"page.html.j2", "macros.html.j2", "classes.html.j2"}  # the last is a part of a run's page
 HOSTILE = '"><script>alert(1)</script>' + 60 * "Ȧ_" + " $x$ {{ 7 }} ‮"
 """A name that would break out of a page that took it as it is, and that is longer than any column."""
 

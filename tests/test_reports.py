@@ -30,8 +30,9 @@ from raypaml.reports.progress import Display, progress_console
 from raypaml.run_report import conclude
 from raypaml.run_report.class_rejections import class_rejections, write_class_rejections
 from raypaml.run_report.result import run_result
-from raypaml.run_report.run_figures import groups, rejections, training_curves
+from raypaml.run_report.run_figures import groups, rejections
 from raypaml.run_report.run_page import usage_by_epoch
+from raypaml.run_report.training_figures import training_curves
 from raypaml.runs import models as run_models
 from raypaml.runs.events import Activity, EpochReport, Message, StepReport
 from raypaml.runs.history import read_history, rejection_quality
@@ -293,7 +294,9 @@ def test_a_report_says_what_the_model_looked_at(trained: tuple[Path, str]) -> No
     with (trained[0] / "rejections.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert sum(int(row["rejected"]) for row in rows) == sum(epoch["rejected"] for epoch in read_history(trained[0])) > 0
-    assert f'<th scope="row" class="text">{rows[0]["name"]}</th><td>{int(rows[0]["rejected"]):,}</td>' in page
+    assert (
+        f'<th scope="row" class="text"><bdi>{rows[0]["name"]}</bdi></th><td>{int(rows[0]["rejected"]):,}</td>' in page
+    )
     assert f"{pairs.positive.sum():,} positive and {(~pairs.positive).sum():,} negative labels" in page
     for figure in (np.nanmean(pairs.pointing), np.nanmean(pairs.chance)):
         assert f"<td>{figure:.3f}</td>" in page
@@ -325,5 +328,5 @@ def test_names_are_text_in_pages(tmp_path: Path) -> None:
     assert page == '<td title="{0}">{0}</td>'.format("&#34;&lt;script&gt;alert(1)&lt;/script&gt;")
     templates = sorted(Path(raypaml.__file__).parent.rglob("*.html.j2"))
     as_it_is = [name for path in templates for name in re.findall(r"(\w+)\s*\|\s*safe", path.read_text())]
-    figures = "alphas attributions by_group by_group correlations curves curves drift groups importances rejections"
-    assert sorted(as_it_is) == [*figures.split(), "rejections", "score_map"]
+    figures = "alphas attributions by_group by_group correlations curves curves drift figure groups importances"
+    assert sorted(as_it_is) == [*figures.split(), "rejections", "rejections", "score_map", "time_and_cost"]

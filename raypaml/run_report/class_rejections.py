@@ -80,6 +80,19 @@ def _sums(counted: list[RejectedClasses], column: str, num_classes: int) -> IntA
     return sums
 
 
+def budget_text(rows: list[ClassRejections], num_classes: int) -> str:
+    """How few classes take half of all rejections, and how few nine tenths; empty where nothing is counted by class."""
+    if not rows:
+        return ""
+    reached = np.cumsum([row.share for row in rows])
+    half, most = (int(np.searchsorted(reached, share - 1e-9)) + 1 for share in (0.5, 0.9))
+    untouched = num_classes - sum(row.rejected > 0 for row in rows)
+    return (
+        f"Half of all rejections fall on {half:,} of {num_classes:,} classes, nine tenths on {most:,}; "
+        f"{untouched:,} have none."
+    )
+
+
 def write_class_rejections(folder: Path, rows: list[ClassRejections]) -> None:
     """Write `rejections.csv` of a run, or remove it where there are no rows; cells are empty for unknown values."""
     if not rows:

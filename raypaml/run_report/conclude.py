@@ -51,7 +51,8 @@ def conclude_run(job: Job) -> RunResult:
     try_folder(job.folder)
     predictions = open_set(job.folder / "predictions" / "test")
     check_predicted_classes(predictions, job.data.vocabulary, str(job.data.path))
-    result = run_result(evaluate_set(predictions, job.data.vocabulary), job.config, history)
+    evaluation = evaluate_set(predictions, job.data.vocabulary, EvaluationOptions(details=True))
+    result = run_result(evaluation, job.config, history)
     result["cost"] = run_cost(job.folder, job.config, history)
     if job_lengths := lengths(job.folder):
         result["lengths"] = job_lengths
@@ -59,11 +60,12 @@ def conclude_run(job: Job) -> RunResult:
     is_complete = validation.num_labels == len(validation) * validation.num_classes
     result["validation_labels"] = "complete" if is_complete else "partial"
     add_chosen_alpha(result, job, predictions)
+    rejected = class_rejections(history, job.data.vocabulary)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
     with _threads(job):
         pairs = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
-        write_report(job.folder, job.config, job.data, model, result, history, pairs)
-    write_class_rejections(job.folder, class_rejections(history, job.data.vocabulary))
+        write_report(job, model, evaluation, result, history, rejected, pairs)
+    write_class_rejections(job.folder, rejected)
     write_json(job.folder / RESULT, result)
     if mirror:
         mirror.push(REPORT, RESULT, CLASS_REJECTIONS, ALPHA_FILE)

@@ -8,27 +8,11 @@ from matplotlib.ticker import MaxNLocator
 
 from raypaml.counting import epoch_number
 from raypaml.evaluation.result_records import GroupFigures
+from raypaml.labels import FloatArray
 from raypaml.reports.plots import BLUE, GREY, ORANGE, STYLE, panels, plots
 from raypaml.reports.tables import figure as figure_text
-from raypaml.runs.history import VALIDATION_MEAN_AP, History, column
-
-
-@mpl.rc_context(STYLE)
-def training_curves(history: History, best_epoch: int) -> str:
-    """Training loss and validation mAP by epoch."""
-    left, right = panels(2)
-    epochs = [epoch_number(record["epoch"]) for record in history]
-    left.plot(epochs, [record["loss"] for record in history], color=BLUE, marker=".")
-    for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    left.set(title="training loss", xlabel="epoch", ylim=(0, None))
-    scores = [100 * record[VALIDATION_MEAN_AP] for record in history]
-    right.plot(epochs, scores, color=BLUE, marker=".")
-    right.plot(
-        [epoch_number(best_epoch)], [scores[best_epoch]], "o", mfc="none", color=ORANGE, ms=9, label="tested checkpoint"
-    )
-    right.set(title="validation mAP, %", xlabel="epoch", ylim=(0, None))
-    return plots(left, right)
+from raypaml.run_report.training_figures import over_epochs
+from raypaml.runs.history import History, column
 
 
 @mpl.rc_context(STYLE)
@@ -39,9 +23,9 @@ def rejections(history: History) -> str:
     epochs = [epoch_number(record["epoch"]) for record in history]
     rejected = [record["rejected"] for record in history]
     for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        over_epochs(axis, len(history))
     axes[0].bar(epochs, rejected, color=GREY, label="rejected")
-    axes[0].set(title="rejected entries per epoch", xlabel="epoch")
+    axes[0].set(title="rejected entries per epoch")
     if known:
         hits = [record["rejected_missed"] or 0 for record in history]
         axes[0].bar(epochs, hits, color=ORANGE, label="of them missed positives")
@@ -51,7 +35,7 @@ def rejections(history: History) -> str:
             axes[1].plot(
                 [epoch_number(record["epoch"]) for record in judged], values, color=colour, marker=".", label=name
             )
-        axes[1].set(title="rejection as a detector of missed positives, %", xlabel="epoch", ylim=(0, 100))
+        axes[1].set(title="precision and recall of rejection, %", ylim=(0, 100))
     return plots(*axes)
 
 
@@ -80,5 +64,31 @@ def groups(result: GroupFigures) -> str:
     values = [100 * value for value in (*result["groups"].values(), result["mean_ap"])]
     bars = axis.bar(names, np.nan_to_num(values), color=[BLUE] * 5 + [ORANGE])
     axis.bar_label(bars, [figure_text(value, ".1f") for value in values], padding=2)
-    axis.set(title="test mAP by class group, %", ylim=(0, 105))
+    axis.set(title="test mAP by class group, %", ylim=(0, 100))
     return plots(axis)
+
+
+@mpl.rc_context(STYLE)
+def calibration(bins: FloatArray) -> str:
+    """A reliability diagram, and how many labels each bin of the predicted probability has.
+
+    Args:
+        bins: [bins, 3] as `metrics.thresholds.calibration_bins`: entries, sum of probabilities, positives.
+    """
+    reliability, counts = panels(2)
+    entries, probabilities, positives = bins.T
+    some = entries > 0
+    reliability.plot([0, 100], [0, 100], color=GREY, ls="--", label="perfectly calibrated")
+    x, y = (100 * values[some] / entries[some] for values in (probabilities, positives))
+    reliability.plot(x, y, color=BLUE, marker=".", label="this model")
+    reliability.set(
+        title="positives among labels, %", xlabel="mean predicted probability, %", xlim=(0, 100), ylim=(0, 100)
+    )
+    edges = 100 * np.arange(len(bins)) / len(bins)
+    width = 100 / len(bins)
+    counts.bar(edges, entries, width, align="edge", color=GREY, label="labels")
+    counts.bar(edges, positives, width, align="edge", color=ORANGE, label="of them positive")
+    counts.set_yscale("log")
+    counts.yaxis.set_major_formatter("{x:,.0f}")
+    counts.set(title="number of labels", xlabel="predicted probability, %", xlim=(0, 100), ylim=(0.8, None))
+    return plots(reliability, counts)
