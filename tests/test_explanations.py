@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy import ndimage, stats
 
+from raypaml.explanations.words import meaning
 from raypaml.metrics.localisation import largest_parts, max_box_iou
 from raypaml.metrics.maps import (
     average_ranks,
@@ -153,3 +155,30 @@ def test_the_largest_part_gives_the_box() -> None:
     assert max_box_iou(values.reshape(1, -1), [known], (6, 6), (60, 60), np.array([0.5])).tolist() == [[1.0]]
     flat = np.ones((1, 36))
     assert max_box_iou(flat, [known], (6, 6), (60, 60), np.array([0.5])).item() == pytest.approx(600 / 3600)
+
+
+# --- Words --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_comparison_of_two_models_is_said_in_whole_sentences() -> None:
+    figures: Any = {"rank_correlation": {"p50": 0.83}, "rank_correlation_control": {"p50": 0.31}}
+    figures |= {"scale_ratio": 0.5, "scale_ratio_boosted": 0.9}
+    assert meaning(figures, ("partial", "full")) == [
+        "partial looks at almost the same places as full: the median rank correlation of their maps is 0.83, where 1 "
+        "means that they rank all places alike, and 0 that they have nothing in common.",
+        "A bell in the middle of every image, which knows nothing of the image, reaches 0.31.",
+        "The top attributions of partial are 0.50 times those of full: partial is less sure of what is there.",
+        "After BoostLU, each model with its own alpha, they are 0.90 times the other's: nearer to each other than before.",
+    ]
+
+
+def test_a_figure_that_does_not_exist_has_no_sentence() -> None:
+    figures: Any = {"rank_correlation": {"p50": None}, "rank_correlation_control": {"p50": 0.31}}
+    figures |= {"scale_ratio": None, "scale_ratio_boosted": 0.9}
+    assert meaning(figures, ("partial", "full")) == []
+    figures["rank_correlation"], figures["scale_ratio"] = {"p50": 0.1}, 1.05
+    figures["scale_ratio_boosted"] = None
+    places, bell, strength = meaning(figures, ("a", "b"))
+    assert places.startswith("a and b look at different places")
+    assert bell.endswith("reaches 0.31, so that this likeness says nothing.")
+    assert strength.endswith("1.05 times those of b: both are about equally sure of what is there.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from raypaml.cli import visible
 from raypaml.counting import epoch_number
 from raypaml.files import write_whole
 from raypaml.reports.tables import figure, percent
@@ -30,11 +31,17 @@ def fill_template(template: Path, **values: object) -> str:
         loader=jinja2.FileSystemLoader([template.parent, SHARED]),
         autoescape=lambda name: name is not None and name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
+        finalize=shown,
         keep_trailing_newline=not template.name.endswith(".html.j2"),
     )
     environment.filters.update(epoch_number=epoch_number, script_source=script_source)
     environment.globals.update(figure=figure, percent=percent)
     return environment.get_template(template.name).render(values)
+
+
+def shown(value: object) -> object:
+    """A value as a template shows it: of a text, what would turn or hide the text around it becomes visible."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def script_source(program: str) -> Markup:

@@ -18,6 +18,8 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from raypaml.cli import visible
+
 BLUE, ORANGE, GREY, GREEN, PURPLE, RED = "#2f6db5", "#b3560f", "#868f99", "#1a7f37", "#7d4cc2", "#b83a5e"
 TOKENS = {BLUE: "blue", ORANGE: "orange", GREY: "grey", GREEN: "green", PURPLE: "purple", RED: "red"}
 TOKENS |= {"#000000": "ink", "#ffffff": "page"}
@@ -66,10 +68,10 @@ def _plot(axis: Axes) -> str:
     axis.set_title("")
     for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
         kind, colour = _mark(handle)
-        keys += f'<span class="key {kind}" style="--key: {variable(to_hex(colour))}">{escape(name)}</span>'
+        keys += f'<span class="key {kind}" style="--key: {variable(to_hex(colour))}">{escape(visible(name))}</span>'
     legend = f'<span class="legend">{keys}</span>' if keys else ""
-    drawing = svg(figure_of(axis)).replace("<svg", f'<svg role="img" aria-label="{escape(said)}"', 1)
-    return f'<figure class="plot"><figcaption>{escape(title)}{legend}</figcaption>{drawing}</figure>'
+    drawing = svg(figure_of(axis)).replace("<svg", f'<svg role="img" aria-label="{escape(visible(said))}"', 1)
+    return f'<figure class="plot"><figcaption>{escape(visible(title))}{legend}</figcaption>{drawing}</figure>'
 
 
 def _mark(handle: Any) -> tuple[str, Any]:
