@@ -157,7 +157,7 @@ def test_the_largest_part_gives_the_box() -> None:
     assert max_box_iou(flat, [known], (6, 6), (60, 60), np.array([0.5])).item() == pytest.approx(600 / 3600)
 
 
-# --- Words --------------------------------------------------------------------------------------------------------------
+# --- Words ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_comparison_of_two_models_is_said_in_whole_sentences() -> None:
@@ -168,7 +168,8 @@ def test_the_comparison_of_two_models_is_said_in_whole_sentences() -> None:
         "means that they rank all places alike, and 0 that they have nothing in common.",
         "A bell in the middle of every image, which knows nothing of the image, reaches 0.31.",
         "The top attributions of partial are 0.50 times those of full: partial is less sure of what is there.",
-        "After BoostLU, each model with its own alpha, they are 0.90 times the other's: nearer to each other than before.",
+        "After BoostLU, each model with its own alpha, they are 0.90 times the other's: nearer to each other than "
+        "before.",
     ]
 
 
