@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from botocore.parsers import ResponseParserError
 from botocore.stub import ANY, Stubber
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -276,6 +277,35 @@ def test_where_the_account_never_asked_for_a_quota_the_value_that_all_have_count
 def test_credentials_that_are_refused_end_the_questions() -> None:
     (finding,) = examined([("sts", "get_caller_identity", ANY, "ExpiredToken")])
     assert (finding.level, "ExpiredToken" in finding.what) == (FATAL, True)
+
+
+def test_an_answer_that_is_none_is_told_and_the_other_questions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the page of a proxy, which is no error of boto3's own kind."""
+    monkeypatch.setattr(client("ssm"), "get_parameters", lambda **_: page_of_a_proxy())
+    findings = examined(after(parameter=None, image=None))
+    assert [one.what for one in findings if one.level == FATAL] == [
+        "images: no answer that can be read: Unable to parse response"
+    ]
+    assert findings[-1].what.startswith("bucket bucket")
+
+
+def page_of_a_proxy() -> None:
+    raise ResponseParserError("Unable to parse response\n<!doctype html>")
+
+
+def test_what_the_account_is_not_asked_about() -> None:
+    """A kind of node without a type ends it; credentials in the file are not used, and a kind without nodes neither."""
+    file = read(TEXT.replace("InstanceType: g5.12xlarge", "Type: g5.12xlarge"))
+    *_, finding = examined(after()[:1], file)
+    assert (finding.level, finding.what) == (FATAL, "gpu_spot: node_config has no InstanceType")
+    text = TEXT.replace("  region:", "  aws_credentials: {aws_access_key_id: x}\n  region:")
+    file = read(text.replace("    max_workers: 4", "    max_workers: 0"))
+    workers = ("spot", "spot role", "worker", "worker again")
+    answers = {name: one for name, one in healthy().items() if name not in workers and not about_workers(one)}
+    findings = examined([one for name, one in answers.items() if "ssm:" not in name], file)
+    assert [one.what for one in findings if one.level != FINE] == [
+        "provider.aws_credentials: Ray uses these, and the account was asked with the others"
+    ]
 
 
 @pytest.fixture

@@ -50,31 +50,35 @@ def examine_aws(file: AwsFile) -> Iterator[Finding]:
 
 def examine_account(file: AwsFile, client: Client) -> Iterator[Finding]:
     """Yield the findings of every check; a question that the account does not answer is a finding too."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
     try:
         arn = client("sts").get_caller_identity()["Arn"]
-    except (BotoCoreError, ClientError) as error:
-        yield Finding(FATAL, f"these credentials are refused: {brief_cause(error)}", "AWS_PROFILE, or `aws sso login`")
+    except Exception as error:  # whatever boto3 raises
+        yield _unanswered("credentials", error, "AWS_PROFILE, `aws sso login`, or the network")
         return
     yield Finding(FINE, f"in {file.region} as {arn}")
+    if file.has_credentials:
+        what = "provider.aws_credentials: Ray uses these, and the account was asked with the others"
+        yield Finding(WARNING, what, "AWS_PROFILE, and no credentials in the file")
+    if untyped := [node.name for node in file.started if not node.instance_type]:
+        yield Finding(FATAL, f"{', '.join(untyped)}: node_config has no InstanceType", "such as g5.12xlarge")
+        return
     for check in (zones, quotas, images, profiles, spot_role, permissions, buckets):
         try:
             yield from check(file, client)
-        except (BotoCoreError, ClientError) as error:
-            yield _unanswered(check.__name__, error)
+        except Exception as error:  # whatever boto3 raises; a proxy may answer with anything
+            yield _unanswered(check.__name__, error, "what it names, the network, or provider.region")
 
 
-def _unanswered(about: str, error: Any) -> Finding:
+def _unanswered(about: str, error: Any, remedy: str) -> Finding:
     """What is said of a question that was refused, or that nobody answered."""
     if not hasattr(error, "response"):
-        return Finding(FATAL, f"{about}: AWS does not answer: {brief_cause(error)}", "the network, or provider.region")
+        return Finding(FATAL, f"{about}: no answer that can be read: {brief_cause(error)}", remedy)
     call, code = error.operation_name, error.response["Error"]["Code"]
     if code in DENIED:
         what = f"{about}: not checked, for these credentials may not call {call}"
         return Finding(WARNING, what, "clusters/policies/person.json allows it")
     said = " ".join(error.response["Error"].get("Message", "").split())
-    return Finding(FATAL, f"{about}: {call}: {code}: {said[:300]}", "what it names")
+    return Finding(FATAL, f"{about}: {call}: {code}: {said[:300]}", remedy)
 
 
 def zones(file: AwsFile, client: Client) -> Iterator[Finding]:
@@ -86,7 +90,7 @@ def zones(file: AwsFile, client: Client) -> Iterator[Finding]:
         for subnet in page["Subnets"]
         if subnet["State"] == "available" and (file.is_internal or subnet["MapPublicIpOnLaunch"])
     ]
-    types = sorted({node.instance_type for node in file.started if node.instance_type})
+    types = sorted({node.instance_type for node in file.started})
     asked = {"LocationType": "availability-zone", "Filters": [{"Name": "instance-type", "Values": types}]}
     pages = ec2.get_paginator("describe_instance_type_offerings").paginate(**asked)
     offers = {(one["InstanceType"], one["Location"]) for page in pages for one in page["InstanceTypeOfferings"]}
@@ -99,8 +103,6 @@ def _zones_of(node: NodeType, file: AwsFile, subnets: list[Any], offers: set[tup
     there = {subnet["AvailabilityZone"] for subnet in subnets if not chosen or subnet["SubnetId"] in chosen}
     there &= set(file.zones) or there
     where = ", ".join(file.zones) or file.region
-    if not node.instance_type:
-        return Finding(FATAL, f"{node.name}: node_config has no InstanceType", "such as g5.12xlarge")
     if not there:
         kind = "subnet" if file.is_internal else "subnet that gives instances public addresses"
         return Finding(FATAL, f"{node.name}: no {kind} in {where}", "`aws ec2 create-default-vpc`, or other zones")
@@ -116,7 +118,7 @@ def _zones_of(node: NodeType, file: AwsFile, subnets: list[Any], offers: set[tup
 
 def quotas(file: AwsFile, client: Client) -> Iterator[Finding]:
     """Whether the account may run as many vCPUs as the cluster can have; in new accounts none with a GPU."""
-    types = sorted({node.instance_type for node in file.started if node.instance_type})
+    types = sorted({node.instance_type for node in file.started})
     described = client("ec2").describe_instance_types(InstanceTypes=types)["InstanceTypes"]
     vcpus = {one["InstanceType"]: int(one["VCpuInfo"]["DefaultVCpus"]) for one in described}
     wanted: dict[Quota, list[tuple[NodeType, int]]] = {}

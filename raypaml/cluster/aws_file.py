@@ -71,6 +71,8 @@ class AwsFile:
     is_internal: bool
     """Whether nodes are reached at their private addresses."""
     nodes: tuple[NodeType, ...]
+    has_credentials: bool
+    """Whether credentials stand in it."""
     buckets: tuple[str, ...]
     """Those that the file and --storage and --data name."""
 
@@ -112,6 +114,7 @@ def read_aws_file(path: Path, text: str, document: object, addresses: Sequence[s
         zones=tuple(zone.strip() for zone in zones.split(",") if zone.strip()),
         is_internal=bool(part(provider, "use_internal_ips")),
         nodes=tuple(nodes),
+        has_credentials=bool(part(provider, "aws_credentials")),
         buckets=tuple(dict.fromkeys(named)),
     )
 
