@@ -10,6 +10,7 @@ from pathlib import Path
 from raypaml.bounds import between
 from raypaml.cli import Parser, command, requested, run_command, show
 from raypaml.config import TrainConfig
+from raypaml.counting import number_of
 from raypaml.runs.run_flags import parse_run, spelled_out
 
 _ABOUT = (
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(finding)
         fatal += finding.level == FATAL
     stopped = "cluster" if asked.file else "run"
-    show(f"\n{fatal} fatal findings" if fatal else f"\nnothing that would stop the {stopped}")
+    show(f"\n{number_of(fatal, 'fatal finding')}" if fatal else f"\nnothing that would stop the {stopped}")
     return int(fatal > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -166,6 +167,7 @@ def test_an_account_in_which_all_is_there() -> None:
 
 SSM = next(f"head {n} {need.action}" for n, need in enumerate(needed(HEAD)) if need.action == "ssm:GetParameters")
 FAULTS: list[tuple[dict[str, Any], str, str, str]] = [
+    ({"image": {"Images": []}}, FATAL, "ImageId: there is no image ami-1 in us-east-1", "another one"),
     (
         {"spot": quota(0)},
         FATAL,
@@ -277,6 +279,17 @@ def test_where_the_account_never_asked_for_a_quota_the_value_that_all_have_count
 def test_credentials_that_are_refused_end_the_questions() -> None:
     (finding,) = examined([("sts", "get_caller_identity", ANY, "ExpiredToken")])
     assert (finding.level, "ExpiredToken" in finding.what) == (FATAL, True)
+
+
+def test_an_image_of_rays_own_is_told() -> None:
+    text = re.sub("ImageId: &image .*", "ImageId: &image latest_dlami", TEXT)
+    answers = {
+        name: one for name, one in healthy().items() if name not in ("parameter", "image") and "ssm:" not in name
+    }
+    said = [one.what for one in examined(list(answers.values()), read(text)) if one.level == WARNING]
+    assert said == [
+        f"{name}: no ImageId: Ray takes an image of its own, of Ubuntu 18.04" for name in ("head", "gpu_spot")
+    ]
 
 
 def test_an_answer_that_is_none_is_told_and_the_other_questions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,11 +296,15 @@ def test_nothing_was_refused_and_what_is_allowed_was_needed(up: Cloud) -> None:
     for made in up.account.notes():
         assert not [one for one in made["refused"] if not one[1].endswith(PROBE)], made
         called[names[made["who"].rpartition(":")[2]]].add(OF_S3.get(made["action"], made["action"]))
-    rare = {"s3:AbortMultipartUpload", "ec2:TerminateInstances"}
+    rare = {  # a file that cannot be finished; idle nodes; `raypaml doctor` on the head, which cleans up after itself
+        PERSON: set[str](),
+        HEAD: {"s3:AbortMultipartUpload", "ec2:TerminateInstances", "s3:DeleteObject"},
+        WORKER: {"s3:AbortMultipartUpload"},
+    }
     for who, actions in called.items():
         ours = {call.needs[0].action for call in CALLS if who in call.by and not call.unless}
         assert actions <= ours
-        assert ours - actions <= rare, (who, ours - actions)
+        assert ours - actions <= rare[who], (who, ours - actions)
 
 
 def test_what_is_not_allowed_is_refused(up: Cloud) -> None:

@@ -43,7 +43,7 @@ def test_it_lists_its_commands_and_where_its_files_are(site: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert "train " in done.stdout
     assert "shard " in done.stdout
-    for name in ("clusters/aws.yaml", "tune/alpha.yaml"):
+    for name in ("clusters/aws.yaml", "clusters/policies/head.json", "tune/alpha.yaml"):
         assert str(site / "raypaml" / "share") in done.stdout
         assert (site / "raypaml" / "share" / name).is_file()
     assert (site / "raypaml" / "py.typed").is_file()

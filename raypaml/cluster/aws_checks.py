@@ -6,18 +6,16 @@ credentials may not ask is said, and left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from raypaml.cluster.aws_file import AwsFile, NodeType
+from raypaml.cluster.aws_file import AwsFile, Client, NodeType
 from raypaml.cluster.aws_quotas import Quota, quota_of
 from raypaml.cluster.aws_roles import buckets, permissions, profiles, spot_role
 from raypaml.cluster.checks import FATAL, FINE, WARNING, Finding
 from raypaml.cluster.kuberay_file import parts
 from raypaml.cluster.worker_errors import brief_cause
 
-Client = Callable[[str], Any]
-"""Gives a client of boto3 for a service, in the file's region."""
 DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 
 
@@ -161,8 +159,14 @@ def images(file: AwsFile, client: Client) -> Iterator[Finding]:
     for name in answer.get("InvalidParameters", ()):
         yield Finding(FATAL, f"ImageId: there is no parameter {name} in {file.region}", "another one, or an ami-... id")
     nodes = [(node, ids.get(node.parameter, "") if node.parameter else node.image) for node in file.started]
+    for node in file.started:
+        if node.image in ("", "latest_dlami"):
+            what = f"{node.name}: no ImageId: Ray takes an image of its own, of Ubuntu 18.04"
+            yield Finding(WARNING, what, "the ImageId of clusters/aws.yaml")
     known = sorted({one for _, one in nodes if one.startswith("ami-")})
     described = client("ec2").describe_images(ImageIds=known)["Images"] if known else []
+    for missing in sorted(set(known) - {one["ImageId"] for one in described}):
+        yield Finding(FATAL, f"ImageId: there is no image {missing} in {file.region}", "another one")
     for one in described:
         of = [node for node, its in nodes if its == one["ImageId"]]
         yield Finding(FINE, f"image {one['ImageId']} ({one.get('Name', '')}) of {', '.join(node.name for node in of)}")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from raypaml.cluster.kuberay_file import Tree, part, parts
 
+Client = Callable[[str], Any]
+"""Gives a client of boto3 for a service, in the region of a file."""
 RESOLVE = "resolve:ssm:"
 """Before the name of a parameter that holds the id of an image."""
 

@@ -144,7 +144,7 @@ CALLS = (
     _bucket("s3:ListBucket", "", _NODES, "raypaml/data/storage.py, raypaml/runs/mirror.py"),
     _bucket("s3:GetObject", "/*", _NODES, "raypaml/data/storage.py, raypaml/data/cache.py"),
     _bucket("s3:PutObject", "/*", _NODES, "raypaml/runs/mirror.py"),
-    _bucket("s3:DeleteObject", "/*", _NODES, "raypaml/runs/mirror.py, which removes older checkpoints"),
+    _bucket("s3:DeleteObject", "/*", _NODES, "raypaml/runs/mirror.py (older checkpoints), raypaml/cluster/nodes.py"),
     _bucket("s3:AbortMultipartUpload", "/*", _NODES, "pyarrow, of a large file that cannot be finished"),
     # `raypaml doctor --file` (raypaml/cluster/aws_checks.py, aws_roles.py). sts:GetCallerIdentity needs no permission.
     _seen("ec2:DescribeInstanceTypeOfferings", (PERSON,), "aws_checks.py, zones"),

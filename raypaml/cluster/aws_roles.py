@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from raypaml.cluster.aws_file import AwsFile
+from raypaml.cluster.aws_file import AwsFile, Client
 from raypaml.cluster.aws_permissions import HEAD, SPOT_ROLE, WORKER, Permission, names, needed
 from raypaml.cluster.checks import FATAL, FINE, WARNING, Finding
 
 ONCE = "the commands of 'Once per AWS account' in clusters/README.md"
 
 
-def profiles(file: AwsFile, client: Any) -> Iterator[Finding]:
+def profiles(file: AwsFile, client: Client) -> Iterator[Finding]:
     """Whether the instance profiles are there, each with a role."""
     iam = client("iam")
     for node in file.started:
@@ -43,7 +43,7 @@ def _roles(iam: Any, profile: str) -> list[Any] | None:
         return None
 
 
-def permissions(file: AwsFile, client: Any) -> Iterator[Finding]:
+def permissions(file: AwsFile, client: Client) -> Iterator[Finding]:
     """Whether IAM says that the roles may make the calls that a head and a worker make."""
     iam = client("iam")
     heads = _roles(iam, file.head.profile) if file.head and file.head.profile else None
@@ -93,7 +93,7 @@ def _is_allowed(iam: Any, role: str, asked: Permission) -> bool:
     return all(one["EvalDecision"] == "allowed" for one in answer["EvaluationResults"])
 
 
-def spot_role(file: AwsFile, client: Any) -> Iterator[Finding]:
+def spot_role(file: AwsFile, client: Client) -> Iterator[Finding]:
     """Whether the role is there with which EC2 starts spot instances; the head may not make it."""
     if not any(node.is_spot for node in file.workers):
         return
@@ -105,7 +105,7 @@ def spot_role(file: AwsFile, client: Any) -> Iterator[Finding]:
         yield Finding(WARNING, what, "aws iam create-service-linked-role --aws-service-name spot.amazonaws.com")
 
 
-def buckets(file: AwsFile, client: Any) -> Iterator[Finding]:
+def buckets(file: AwsFile, client: Client) -> Iterator[Finding]:
     """Whether the buckets are there, and in the region of the machines."""
     from botocore.exceptions import ClientError
 
