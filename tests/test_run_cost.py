@@ -130,7 +130,7 @@ def test_cost_of_epochs_and_points(tmp_path: Path) -> None:
     assert cost["per_epoch"] == 14 / 3  # what came after the last epoch is in in_all alone
     assert (cost["points"], cost["per_point"]) == (50, 10 / 50)
     assert (cost["points_after_first"], cost["per_point_after_first"]) == (30, 6 / 30)
-    assert "3 lost to 1 restarts" in cost_text(cost)
+    assert "3 lost to 1 restart" in cost_text(cost)
 
 
 @pytest.mark.parametrize(

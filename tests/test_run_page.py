@@ -108,13 +108,14 @@ def test_the_table_has_every_class_its_support_and_its_rejections(some: Evaluati
     columns = {column["title"]: column["values"] for column in table["columns"]}
     assert all(len(values) == 70 for values in columns.values())
     assert columns["class"][0] == f"{HOSTILE[0]} 0"
+    assert columns["class"][2] == "\\u202eabc עברית 2"  # what would turn the text round is visible
     assert columns["test positives"] == some.positives.tolist()
     assert (columns["rejected"][9], columns["missed positives"][9]) == (10, 10)
-    assert (columns["precision of rejection, %"][9], columns["recall of rejection, %"][9]) == (50, 50)
+    assert (columns["rejection precision, %"][9], columns["rejection recall, %"][9]) == (50, 50)
     assert len(table["curves"]) == 70
     unknown = [record(0, 0, None), record(1, 3, None) | by_class([3], None, None, [1])]
     titles = [column["title"] for column in class_table(some, class_rejections(unknown, some.vocabulary))["columns"]]
-    assert titles[-1] == "rejected"
+    assert titles[-2:] == ["rejected", "id"]
 
 
 def test_few_classes_that_take_the_budget_are_counted() -> None:

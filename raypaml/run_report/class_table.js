@@ -7,13 +7,14 @@
   const SVG = "http://www.w3.org/2000/svg";
   const part = (id) => document.getElementById(id);
   const { columns, curves } = JSON.parse(part("classes-data").textContent);
-  const [names, ids] = [columns[0].values, columns[1].values];
+  const titled = (title) => columns.findIndex((column) => column.title === title);
+  const [names, ids] = ["class", "id"].map((title) => columns[titled(title)].values);
   const searched = names.map((name, k) => `${name}\n${ids[k]}`.toLowerCase());
   const collator = new Intl.Collator(undefined, { numeric: true });
   const view = part("classes-view"), body = part("classes-rows"), search = part("classes-search");
   const isText = (column) => column.digits === undefined;
 
-  let sorted = { column: columns.findIndex((column) => column.title === "AP, %"), up: true };
+  let sorted = { column: titled("AP, %"), up: true };
   let order = []; // classes that match, in the order of the table
   let chosen = -1;
   let drawn = new Map(); // rows in the page, by class
@@ -126,7 +127,7 @@
     const points = [];
     for (let n = 0; n < curves[k].length; n += 2) points.push([curves[k][n] / 1000, curves[k][n + 1] / 1000]);
     if (!points.length) return make("p", { className: "muted", textContent: "No positive in the test split, and so no curve." });
-    const [positives, negatives] = ["test positives", "test negatives"].map((title) => columns.find((one) => one.title === title).values[k]);
+    const [positives, negatives] = ["test positives", "test negatives"].map((title) => columns[titled(title)].values[k]);
     return plot(points, positives / (positives + negatives));
   }
 
@@ -162,6 +163,7 @@
   view.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
   addEventListener("resize", draw);
   search.addEventListener("input", arrange);
+  part("classes-table").style.minWidth = `${8 + 6.2 * (columns.length - 1)}rem`;
   part("classes").hidden = false;
   drawHead();
   arrange();

@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict
 
 import numpy as np
 
+from raypaml.cli import visible
 from raypaml.evaluation.measures import Evaluation
 from raypaml.labels import IntArray
 from raypaml.run_report.class_rejections import ClassRejections
@@ -85,16 +86,17 @@ def class_table(evaluation: Evaluation, rejections: Sequence[ClassRejections]) -
     assert details is not None
     ap = [None if math.isnan(value) else round(100 * value, 2) for value in evaluation.ap.tolist()]
     columns = [
-        Column(title="class", values=vocabulary.names),
-        Column(title="id", values=vocabulary.class_ids),
-        _counts("group", vocabulary.class_group),
+        Column(title="class", values=list(map(visible, vocabulary.names))),
         Column(title="AP, %", values=ap, digits=2),
         _counts("test positives", evaluation.positives),
         _counts("test negatives", evaluation.negatives),
         _counts("train positives", vocabulary.train_positives),
         _counts("train negatives", vocabulary.train_negatives),
+        _counts("group", vocabulary.class_group),
+        *_rejection_columns(rejections, vocabulary.index_of),
+        Column(title="id", values=list(map(visible, vocabulary.class_ids))),
     ]
-    return {"columns": [*columns, *_rejection_columns(rejections, vocabulary.index_of)], "curves": details.curves}
+    return {"columns": columns, "curves": details.curves}
 
 
 def _counts(title: str, values: IntArray) -> Column:
@@ -112,7 +114,7 @@ def _rejection_columns(rejections: Sequence[ClassRejections], index_of: dict[str
         return
     yield Column(title="missed positives", values=[row.missed if row else 0 for row in rows], digits=0)
     for title, shares in (
-        ("precision of rejection, %", [row.precision if row else None for row in rows]),
-        ("recall of rejection, %", [row.recall if row else None for row in rows]),
+        ("rejection precision, %", [row.precision if row else None for row in rows]),
+        ("rejection recall, %", [row.recall if row else None for row in rows]),
     ):
         yield Column(title=title, values=[None if one is None else round(100 * one, 1) for one in shares], digits=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from raypaml.config import TrainConfig
+from raypaml.counting import number_of
 from raypaml.runs.history import VALIDATION_MEAN_AP, History, best_epoch
 from raypaml.runs.worker_time import TimeRecord, held_seconds, read_worker_time, worker_counts
 
@@ -123,7 +124,7 @@ def cost_text(cost: RunCost) -> str:
     if cost["per_point_after_first"] is not None:
         said.append(f"{hours_text(cost['per_point_after_first'])} a point gained after the first epoch")
     if cost["starts"] > 1:
-        said.append(f"{hours_text(cost['lost'])} lost to {cost['starts'] - 1} restarts")
+        said.append(f"{hours_text(cost['lost'])} lost to {number_of(cost['starts'] - 1, 'restart')}")
     if cost["estimated"]:
         said.append(f"{hours_text(cost['estimated'])} of it estimated from training time, which alone was counted")
     return "; ".join(said)
