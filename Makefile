@@ -27,12 +27,16 @@ test: export OMP_NUM_THREADS := 1
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 3 -m "not cluster and not gpu"
 
-# Three processes beside each other, for these tests wait even more; each prints its own dots, table and summary. They
-# are make's and not xdist's, which would kill them ten seconds after Ctrl-C, before the hosts are taken down.
+# Three processes beside each other, for these tests wait even more; each prints its own dots and summary, and the table
+# of faults comes last. They are make's and not xdist's, which would kill them ten seconds after Ctrl-C, before the
+# hosts are taken down.
 # Several hosts on one machine need root, and what install-hosts installs on Debian. Where that cannot be had, their
 # tests are skipped and say why; RAYPAML_HOSTS=1 makes that a failure.
+test-cluster: export RAYPAML_FAULT_ROWS := $(CURDIR)/.pytest_cache/fault_rows.jsonl
 test-cluster: $(VENV)/cluster
-	$(MAKE) --no-print-directory -j3 test-cluster-hosts test-cluster-ray test-cluster-rest
+	@mkdir -p $(dir $(RAYPAML_FAULT_ROWS)) && rm -f $(RAYPAML_FAULT_ROWS)
+	@$(MAKE) --no-print-directory -j3 test-cluster-hosts test-cluster-ray test-cluster-rest; \
+	    code=$$?; $(BIN)/python -m tests.fault_table $(RAYPAML_FAULT_ROWS); exit $$code
 
 test-cluster-hosts: KIND := hosts
 test-cluster-ray: KIND := ray

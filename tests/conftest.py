@@ -183,10 +183,10 @@ def prepared(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of faults, where any was put to the test, and the counts of the fuzzer."""
-    from tests.fault_table import ROWS, table
+    from tests.fault_table import FILE, ROWS, table
 
     for report in (one for of in terminalreporter.stats.values() for one in of if getattr(one, "when", "") == "call"):
         if counts := dict(report.user_properties).get("fuzz"):
             terminalreporter.write_line(f"\n{counts}")
-    if ROWS:
-        terminalreporter.write_line(f"\n{table()}\n")
+    if ROWS and FILE not in os.environ:
+        terminalreporter.write_line(f"\n{table(ROWS)}")
