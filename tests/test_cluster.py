@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,69 +17,17 @@ from raypaml.runs.checkpoint import valid_checkpoints
 from tests.conftest import train_here
 from tests.fault_table import Row, note
 from tests.test_train import weights
+from tests.two_nodes import TOKEN, drain, two_nodes, worker_node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
-RAY = Path(sys.executable).with_name("ray")
 PORT = 26379
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-alone"}
-"""Said to every process, so that a token in the user's home does not decide who may join."""
 TRAIN = [sys.executable, "-m", "raypaml.train"]
-
-
-def node(temp: str, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-    """A Ray node with one CPU, in the foreground, so that it can be ended by its own process."""
-    flags = [
-        "--num-cpus=1",
-        "--block",
-        "--node-ip-address=127.0.0.1",
-        "--include-dashboard=false",
-        "--disable-usage-stats",
-    ]
-    if "--head" in arguments:
-        flags.append(f"--temp-dir={temp}")
-    else:
-        flags.remove("--include-dashboard=false")
-    command = [str(RAY), "start", *arguments, *flags]
-    variables = os.environ | TOKEN | environment
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=variables)
-
-
-@contextmanager
-def two_nodes(port: int, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Address of a cluster, and the node that is not its head."""
-    temp = tempfile.mkdtemp(prefix="rp-")
-    address = f"127.0.0.1:{port}"
-    nodes = [node(temp, "--head", f"--port={port}", **environment)]
-    try:
-        wait_for_cpus(address, 1)
-        nodes.append(node(temp, f"--address={address}", **environment))
-        wait_for_cpus(address, 2)
-        yield address, nodes[1]
-    finally:
-        for process in reversed(nodes):
-            process.terminate()
-            process.wait(60)
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    with two_nodes(PORT) as (address, _):
-        yield address
-
-
-def wait_for_cpus(address: str, count: int) -> None:
-    code = (
-        "import sys, time\nfrom raypaml.cluster import session\n"
-        "for _ in range(120):\n"
-        "    try:\n"
-        "        with session.join(sys.argv[1]):\n"
-        "            if session.cpus() >= int(sys.argv[2]): sys.exit(0)\n"
-        "    except ValueError: pass\n"
-        "    time.sleep(1)\n"
-        "sys.exit('no cluster')"
-    )
-    subprocess.run([sys.executable, "-c", code, address, str(count)], check=True, timeout=200, env=os.environ | TOKEN)
+    with two_nodes(PORT) as up:
+        yield up.address
 
 
 def test_two_nodes_train_the_weights_of_one_process(cluster: str, tiny_digits: Path, tmp_path: Path) -> None:
@@ -142,44 +86,26 @@ def test_the_doctor_looks_at_every_node(cluster: str, tiny_digits: Path, tmp_pat
     assert "2 nodes, all with " in done.stdout
 
 
-DRAIN = """
-import sys, ray
-from raypaml.cluster import session
-with session.join(sys.argv[1]):
-    (worker,) = [node["NodeID"] for node in ray.nodes() if "node:__internal_head__" not in node["Resources"]]
-print(worker)
-"""
-
-
 def test_a_node_is_taken_away_with_notice(tiny_digits: Path, tmp_path: Path) -> None:
     epochs = {"epochs": 160, "warmup_epochs": 1, "delta_rel": 0.02}  # enough to be there still when the node is gone
     place = {"data": str(tiny_digits), "storage": str(tmp_path)}
     alone = train_here(recipe("digits").override(epochs | place | {"name": "alone", "workers": 1})).folder
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in (epochs | place).items()]
     log = tmp_path / "two" / "logs" / "worker-0.log"
-    with two_nodes(PORT + 1) as (address, lost):
-        told = os.environ | TOKEN | {"RAY_ADDRESS": address}
+    with two_nodes(PORT + 1) as up:
+        told = os.environ | TOKEN | {"RAY_ADDRESS": up.address}
         command = [*TRAIN, *flags, "--workers=1:2", "--name=two"]
         run = subprocess.Popen(command, env=told, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         wait_for_text(log, "rank 0 of 2 starts", run)
         workers = "grep -laP '^ray::RayTrainWorker' /proc/[0-9]*/cmdline"  # as in clusters/pod_leaves.sh
         assert len(subprocess.run(workers, shell=True, capture_output=True, check=False).stdout.split()) >= 2
-        found = subprocess.run(
-            [sys.executable, "-c", DRAIN, address], env=told, capture_output=True, text=True, check=True
-        )
+        lost = worker_node(up.address)
         began = time.monotonic()
-        drain = [
-            "drain-node",
-            f"--address={address}",
-            f"--node-id={found.stdout.strip()}",
-            "--reason-message=gone soon",
-        ]
-        notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=60"]
-        subprocess.run([str(RAY), *drain, *notice], env=told, check=True, stdout=subprocess.DEVNULL)
+        drain(up.address, lost, 60)
         wait_for_text(log, "saved, for a machine is about to be taken away", run)
         note(Row("preemption notice: a checkpoint", time.monotonic() - began, "saved"))
         began = time.monotonic()
-        os.killpg(lost.pid, signal.SIGKILL)
+        up.kill(1)
         wait_for_text(log, "with 1 worker", run)
         seconds = time.monotonic() - began
         _, said = run.communicate(timeout=300)

@@ -18,7 +18,7 @@ from raypaml.cluster import private_ray, shipping
 from raypaml.cluster.as_loop import _configuration
 from raypaml.cluster.shipping import OURS, Missing, runtime_env, what_is_missing
 from raypaml.runs.ranks import Ranks
-from tests.test_cluster import TOKEN, two_nodes
+from tests.two_nodes import TOKEN, two_nodes
 
 CHECKOUT = Path(__file__).parent.parent
 PORT = 26479
@@ -166,10 +166,10 @@ def test_nodes_without_raypaml_are_sent_it(tiny_digits: Path, tmp_path: Path, mo
     (tmp_path / "nodes" / "sitecustomize.py").write_text(HIDE)
     flags = ["digits", "--data", str(tiny_digits), "--storage", str(tmp_path / "runs"), "--workers", "2"]
     flags += ["--device", "cpu", "--epochs", "1", "--warmup-epochs", "1", "--delta-rel", "0"]
-    with two_nodes(PORT, PYTHONPATH=str(tmp_path / "nodes")) as (address, _):
+    with two_nodes(PORT, PYTHONPATH=str(tmp_path / "nodes")) as up:
         done = [
             subprocess.run(
-                [sys.executable, "-m", f"raypaml.{command}", *flags, "--address", address],
+                [sys.executable, "-m", f"raypaml.{command}", *flags, "--address", up.address],
                 cwd=tmp_path,
                 env={name: value for name, value in inherited.items() if value is not None},
                 capture_output=True,
