@@ -6,12 +6,15 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from raypaml.cli import Parser, add_alpha_flag, command, requested, run_command, say, show
+from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
+from raypaml.mapper import Processes
 from raypaml.runs.run_files import CONFIG
 
 TOP = 500
 """Entries of the list where --top does not say."""
+CLASS_SHARE = 0.25
+"""Share of the list where --class-share does not say."""
 
 
 def parse(argv: Sequence[str]) -> Namespace:
@@ -19,16 +22,17 @@ def parse(argv: Sequence[str]) -> Namespace:
     about = "List the training labels that are likely missing, or write a data set with people's answers to the list."
     parser = Parser(prog=command("audit"), description=about)
     add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a finished run of a large-loss scheme, trained with --history")
+    add("run", metavar="RUN", help="folder of a trained run, of any scheme")
     add("--data", default="", help="data set (folder of shards, index and vocabulary) [the run's]")
     add("--top", type=int, default=TOP, metavar="N", help="number of entries in the list [500]")
-    about = "where the model computes; auto takes a GPU if there is one [auto]"
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=about)
+    about = f"largest share of the list, 0 to 1, that one class gets while others have entries; 1: all [{CLASS_SHARE}]"
+    add("--class-share", type=float, default=CLASS_SHARE, metavar="S", help=about)
     about = "write a data set with the answers in this file instead of a list; needs --out"
     add("--apply", default="", metavar="ANSWERS.CSV", help=about)
     about = "folder of the list [audit in the run's folder], or of the new data set with --apply"
     add("--out", default="", metavar="DIR", help=about)
     add_alpha_flag(parser)
+    add_worker_flags(parser)
     add_import_flag(parser)
     return parser.parse(argv)
 
@@ -36,9 +40,11 @@ def parse(argv: Sequence[str]) -> Namespace:
 def _check_apply(asked: Namespace) -> None:
     if not asked.out:
         raise ValueError("apply: --apply needs --out DIR, the folder of the new data set")
-    for name, usual in (("top", TOP), ("alpha", ""), ("device", "auto")):
-        if getattr(asked, name) != usual:
-            raise ValueError(f"{name}: has no effect with --apply, which lists nothing; leave --{name} out")
+    usual = {"top": TOP, "class_share": CLASS_SHARE, "alpha": "", "workers": 1, "address": "", "device": "auto"}
+    for name, value in usual.items():
+        if getattr(asked, name) != value:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{name}: has no effect with --apply, which lists nothing; leave {flag} out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
         say(f"next: {command('train')} --data {asked.out} --config {run.folder / CONFIG}")
         return 0
-    audited = Audited.of(run.path, requested(AuditRequest, asked), say)
+    audited = Audited.of(run.path, requested(AuditRequest, asked), requested(Processes, asked), say)
     if audited.figures is not None and audited.figures["precision"]:
         show(figures_as_text(audited.figures))
     show(audited.page)

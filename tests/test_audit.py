@@ -16,14 +16,12 @@ import torch
 from PIL import Image
 
 from raypaml.audit import main
-from raypaml.auditing import answers, candidates
+from raypaml.auditing import answers
 from raypaml.auditing.audit_page import place, strip
-from raypaml.auditing.candidates import Rejected, most_often, precision, ranking, rejected_entries, score
+from raypaml.auditing.candidates import history, precision, times_rejected
 from raypaml.data.data_folder import open_folder
 from raypaml.labels import POSITIVE, UNOBSERVED
-from raypaml.runs import models
 from raypaml.runs.history import read_history
-from raypaml.runs.run_folder import read_config
 from raypaml.runs.transfer import HostCopy
 from raypaml.training.rejections import Rejections, read_epochs
 from tests.conftest import run_distributed
@@ -42,15 +40,15 @@ def audited(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_training_rejected_is_what_it_wrote(trained: Run, evaluated_digits: Path) -> None:
     index = open_folder(evaluated_digits).splits["train"]
     epochs = dict(read_epochs(trained[0], index))
-    history = read_history(trained[0])
-    assert {record["epoch"]: record["rejected"] for record in history if record["rejected"]} == {
+    records = read_history(trained[0])
+    assert {record["epoch"]: record["rejected"] for record in records if record["rejected"]} == {
         epoch: len(entries) for epoch, entries in epochs.items()
     }
     labels = index.labels(np.arange(len(index))).ravel()
     for entries in epochs.values():
         assert (labels[entries] == UNOBSERVED).all()
     hits = sum(int(precision(index, entries, len(entries)) * len(entries) + 0.5) for entries in epochs.values())
-    assert hits == sum(record["rejected_missed"] for record in history)
+    assert hits == sum(record["rejected_missed"] for record in records)
 
 
 def test_rejections_are_the_same_over_workers_and_interruptions(tiny_digits: Path, tmp_path: Path) -> None:
@@ -78,42 +76,19 @@ def written(folder: Path, index: Any, epochs: dict[int, list[int]]) -> Path:
     return folder
 
 
-def test_entries_are_ranked_by_times_then_score(tiny_digits: Path, tmp_path: Path) -> None:
+def test_the_epochs_of_an_entry_are_those_that_rejected_it(tiny_digits: Path, tmp_path: Path) -> None:
     index = open_folder(tiny_digits).splits["train"]
     run = written(tmp_path, index, {1: [3, 70, 90], 2: [70, 90], 4: [5, 90]})
-    found = rejected_entries(run, index, keeping=False, epochs=6)
-    assert dict(zip(found.entries.tolist(), found.times.tolist(), strict=True)) == {3: 1, 5: 1, 70: 2, 90: 3}
-    order = ranking(found, np.array([0.5, 0.9, -1.0, np.nan], np.float32))
-    assert found.entries[order].tolist() == [70, 5, 3]  # a broken image has no place
-    kept = rejected_entries(run, index, keeping=True, epochs=6)
-    assert dict(zip(kept.entries.tolist(), kept.times.tolist(), strict=True))[5] == 2  # from epoch 4 on
-    assert most_often(found, 2).entries.tolist() == [90]
-    assert most_often(Rejected(found.entries, np.ones(4, np.int32)), 2).entries.tolist() == [3, 5, 70, 90]
-    assert candidates.history(run, index, np.array([90])) == {90: [1, 2, 4]}
-
-
-def test_scores_are_those_of_the_model_and_the_best_are_the_best(trained: Run, evaluated_digits: Path) -> None:
-    data = open_folder(evaluated_digits)
-    index = data.splits["train"]
-    model = models.tested_model(trained[0], read_config(trained[0] / "config.json").model, 50)
-    rows = np.arange(70)
-    entries = np.array([0, 51, 2000, 3499])
-    found = score(model, data, entries, rows, 9)
-    from raypaml.data.batches import Reader
-
-    reader = Reader(data.shards, index, ())
-    images = torch.from_numpy(np.stack([reader.image(row) for row in rows])).permute(0, 3, 1, 2)
-    with torch.inference_mode():
-        logits = model.eval()(images).numpy().ravel()
-    np.testing.assert_allclose(found.logits, logits[entries], atol=1e-5)
-    free = np.flatnonzero(index.labels(rows).ravel() == UNOBSERVED)
-    assert found.best.tolist() == free[np.argsort(-logits[free], kind="stable")[:9]].tolist()
+    assert history(run, index, np.array([90, 5, 8])) == {90: [1, 2, 4], 5: [4], 8: []}
+    assert [times_rejected(epochs, 6, keeping=False) for epochs in ([1, 2, 4], [4], [])] == [3, 1, 0]
+    assert [times_rejected(epochs, 6, keeping=True) for epochs in ([4], [5], [])] == [2, 1, 0]  # from then on
 
 
 def test_an_audit_leaves_tables_pictures_and_a_page(trained: Run, audited: Path, evaluated_digits: Path) -> None:
     table = pq.read_table(audited / "candidates.parquet").to_pylist()
     assert [row["rank"] for row in table] == list(range(1, 13))
-    assert [row["times"] for row in table] == sorted((row["times"] for row in table), reverse=True)
+    assert any(row["times"] for row in table)
+    assert [row["chance"] for row in table] == sorted((row["chance"] for row in table), reverse=True)
     index = open_folder(evaluated_digits).splits["train"]
     for row in table:
         with Image.open(audited / "data" / row["picture"]) as picture:
@@ -247,8 +222,6 @@ def test_other_files_and_runs_are_refused(trained: Run, tiny_digits: Path, tmp_p
     with pytest.raises(ValueError, match="top=0"):
         main([str(trained[0]), "--top", "0"])
     index = open_folder(tiny_digits).splits["train"]
-    with pytest.raises(ValueError, match="rejected nothing, or did not record it"):
-        rejected_entries(tmp_path, index, keeping=False, epochs=3)
     run = written(tmp_path / "other", index, {1: [3]})
     (path,) = list((run / "rejected").glob("*-2.parquet")) or list((run / "rejected").glob("*.parquet"))[:1]
     table = pq.read_table(path)

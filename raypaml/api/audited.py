@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from raypaml.auditing.audit_run import AuditedRun, AuditRequest, audit_run
 from raypaml.auditing.candidates import AuditFigures
-from raypaml.cluster.tasks import own_device
+from raypaml.cluster.tasks import device_mapper
+from raypaml.mapper import Processes
 from raypaml.outputs import output_folder
 from raypaml.runs.ranks import one_thread
 
@@ -27,21 +28,22 @@ class Audited:
     """How good the list is, where the full labels are known; else None."""
 
     @classmethod
-    def of(cls, run: Path, request: AuditRequest, say: Callable[[str], None]) -> Self:
+    def of(cls, run: Path, request: AuditRequest, processes: Processes, say: Callable[[str], None]) -> Self:
         """Audit a run.
 
         Args:
             run: folder of the run.
-            request: the data set, the length of the list, its folder, the alpha and the device.
+            request: the data set, the length of the list, the share of a class in it, its folder and the alpha.
+            processes: the processes that share the images; the list is the same for any number of them.
             say: prints a line of progress.
 
         Raises:
             ValueError: the run cannot be audited; the message says why.
         """
-        audited = AuditedRun.open(run, request.data, say)
+        audited = AuditedRun.open(run, str(request.data), say)
         folder = Path(request.out) if request.out else audited.folder / "audit"
-        with output_folder(folder), one_thread():
-            return cls(folder, audit_run(audited, request, folder, own_device(request.device), say))
+        with output_folder(folder), one_thread(), device_mapper(processes) as (mapper, device):
+            return cls(folder, audit_run(audited, request, folder, mapper, device, say))
 
     @property
     def page(self) -> Path:

@@ -271,15 +271,12 @@ class Run:
         return explain_run(self.path, MapsRequest(**settings), Processes(workers, address, device), self._say)
 
     @told_as_user_errors()
-    def audit(
-        self, *, top: int = 500, data: Place = "", out: Place = "", alpha: float | str = "", device: str = "auto"
-    ) -> Audited:
-        """List the training labels that are likely missing; for runs of a large-loss scheme with `history=True`."""
+    def audit(self, *, workers: int = 1, address: str = "", device: str = "auto", **settings: Any) -> Audited:
+        """List the training labels that are likely missing; the settings are those of AuditRequest."""
         from raypaml.api.audited import Audited
         from raypaml.auditing.audit_run import AuditRequest
 
-        request = AuditRequest(top=top, data=str(data), out=str(out), alpha=str(alpha), device=device)
-        return Audited.of(self.path, request, self._say)
+        return Audited.of(self.path, AuditRequest(**settings), Processes(workers, address, device), self._say)
 
     @told_as_user_errors()
     def apply_answers(self, answers: Place, out: Place, *, data: Place = "") -> AnswersRecord:

@@ -46,6 +46,8 @@ class Candidate:
     """Pixels x0 y0 x1 y1 of the box around the largest attributions of the map."""
     picture: str
     """Name of the picture below `data/`."""
+    chance: float | None = None
+    """Estimated chance, 0..1, that the label is missing; None where the labels of validation cannot say."""
 
 
 def place(cam: RealArray, height: int, width: int) -> tuple[int, int, int, int]:
@@ -109,7 +111,7 @@ def write_audit_page(
         out: folder of the audit.
         run: folder of the run.
         candidates: the list.
-        epochs: epochs that the run was trained.
+        epochs: epochs that the run was trained; 0 where it did not record which labels it rejected.
         figures: how good the list is, where the full labels are known.
     """
     write_page(

@@ -1,4 +1,4 @@
-"""Audits a run: ranks the entries that training rejected and writes the first of them with a picture each."""
+"""Audits a run: ranks its unobserved training entries and writes the first of them with a picture each."""
 
 from __future__ import annotations
 
@@ -11,31 +11,24 @@ import torch
 
 from raypaml.auditing.answers import AnswersRecord, apply_answers, read_answers
 from raypaml.auditing.audit_page import PICTURES, Candidate, place, strip, write_audit_page, write_tables
-from raypaml.auditing.candidates import (
-    AuditFigures,
-    Rejected,
-    audit_figures,
-    history,
-    most_often,
-    ranking,
-    rejected_entries,
-    score,
-)
+from raypaml.auditing.candidates import AuditFigures, Likeliest, find_likeliest, history, times_rejected
+from raypaml.auditing.entry_scores import AuditedModel, opened_model
 from raypaml.bounds import check_bounds
 from raypaml.config import TrainConfig
 from raypaml.counting import Count
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
-from raypaml.files import write_json
-from raypaml.labels import IntArray, RealArray
+from raypaml.data.index import Index
+from raypaml.files import Place, write_json
+from raypaml.labels import IntArray
 from raypaml.losses.schemes import scheme_of
-from raypaml.metrics.thresholds import sigmoid
-from raypaml.model.cam import CamClassifier
-from raypaml.runs.alpha_of_use import alpha_text, used_alpha
+from raypaml.mapper import Mapper
+from raypaml.runs.alpha_of_use import alpha_text, model_digest, used_alpha
 from raypaml.runs.history import read_history
-from raypaml.runs.models import checkpoint_model, tested_checkpoint
+from raypaml.runs.models import tested_checkpoint
 from raypaml.runs.run_files import CONFIG, STATE
 from raypaml.runs.run_folder import changed_data, check_trained_classes, read_config
+from raypaml.training.rejections import OtherDataError
 
 MOST_ENTRIES = 100_000
 """The most entries of a list; each has a picture on the page."""
@@ -78,87 +71,75 @@ class AuditRequest:
     """What `raypaml audit` is asked for; the fields are its flags.
 
     Raises:
-        ValueError: `top` is out of range.
+        ValueError: `top` or `class_share` is out of range.
     """
 
-    data: str = ""
+    data: Place = ""
     """A data set of the same classes, in the place of the run's own; "" for the run's own."""
     top: int = 500
     """Number of entries in the list."""
-    out: str = ""
+    out: Place = ""
     """Folder of the audit; "" for `audit` in the run's folder."""
-    alpha: str = ""
+    alpha: float | str = ""
     """The alpha of the scores, as `used_alpha` takes it."""
-    device: str = "auto"
-    """Where the model computes: auto (a GPU if there is one), cpu or cuda."""
+    class_share: float = 0.25
+    """The largest share of the list, above 0, that one class gets while other classes have further entries."""
 
     def __post_init__(self) -> None:
         check_bounds("top", self.top, 1, MOST_ENTRIES)
+        if not 0 < self.class_share <= 1:
+            raise ValueError(f"class_share={self.class_share:g}: must be above 0 and at most 1, which is no limit")
 
 
 def audit_run(
-    run: AuditedRun, request: AuditRequest, out: Path, device: str, say: Callable[[str], None]
+    run: AuditedRun, request: AuditRequest, out: Path, mapper: Mapper, device: str, say: Callable[[str], None]
 ) -> AuditFigures | None:
-    """Rank the rejected entries of a run, and write the folder of the audit with the first of them.
+    """Rank the unobserved training entries of a run, and write the folder of the audit with the first of them.
 
     Args:
-        run: a run of a large-loss scheme that was trained with --history.
-        request: the length of the list and the alpha of its scores.
+        run: a trained run.
+        request: the length of the list, the share of a class in it, and the alpha of its scores.
         out: folder of the audit.
-        device: "cuda" or "cpu", where the model computes.
+        mapper: maps calls over processes; the list is the same for any number of them.
+        device: "cuda" or "cpu", where each of these processes computes.
         say: prints a line of progress.
 
     Returns:
         How good the ranking is, where the full labels are known; else None.
-
-    Raises:
-        ValueError: the run rejected nothing.
     """
-    config, data, index = run.config, run.data, run.data.splits["train"]
-    keeping, epochs = scheme_of(config.loss.scheme).corrects, len(read_history(run.folder))
-    rejected = most_often(rejected_entries(run.folder, index, keeping=keeping, epochs=epochs))
+    config, data = run.config, run.data
     (out / PICTURES).mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be written
-    torch.set_num_threads(1)  # as for prediction: several threads wait for each other on a busy machine
     checkpoint = tested_checkpoint(run.folder)
-    used = used_alpha(run.folder, checkpoint, config.model.alpha, request.alpha)
+    used = used_alpha(run.folder, checkpoint, config.model.alpha, str(request.alpha))
     say(f"alpha {alpha_text(used.alpha)}: {used.alpha_origin}")
-    model = checkpoint_model(checkpoint, config.model, len(data.vocabulary), used.alpha).to(device)
-    rows = np.arange(len(index)) if index.has_truth else np.unique(rejected.entries // index.num_classes)
-    say(f"{len(rejected.entries):,} entries were rejected; scoring them on {len(rows):,} images")
-    scored = score(model, data, rejected.entries, rows, max(request.top, *LENGTHS), say)
-    if scored.broken:
-        say(f"{scored.broken:,} broken images left out")
-    order = ranking(rejected, scored.logits)
-    known = audit_figures(index, rejected.entries[order], scored.best, LENGTHS) if index.has_truth else None
-    candidates = _candidates(order[: request.top], rejected, scored.logits, run, model, out / PICTURES, say)
+    model = AuditedModel(checkpoint, model_digest(checkpoint), config, data.address, device)
+    listed = find_likeliest(model, data, used.alpha, request.top, request.class_share, mapper, say)
+    known = listed.figures(data.splits["train"], LENGTHS)
+    candidates = _candidates(listed, run, model, out / PICTURES, say)
     write_tables(out, candidates)
-    write_json(out / "audit.json", {"entries": len(order), "figures": known, "alpha": used.alpha})
+    facts = {"entries": len(candidates), "figures": known, "alpha": used.alpha, "class_share": request.class_share}
+    write_json(out / "audit.json", facts | {"ranking": listed.said})
+    epochs = len(read_history(run.folder)) if any(one.times for one in candidates) else 0
     write_audit_page(out, run.folder, candidates, epochs, known)
     return known
 
 
 def _candidates(
-    order: IntArray,
-    rejected: Rejected,
-    logits: RealArray,
-    run: AuditedRun,
-    model: CamClassifier,
-    pictures: Path,
-    say: Callable[[str], None],
+    listed: Likeliest, run: AuditedRun, model: AuditedModel, pictures: Path, say: Callable[[str], None]
 ) -> list[Candidate]:
-    """The candidates at the positions `order` among the rejected entries; writes the picture of each."""
-    index, vocabulary = run.data.splits["train"], run.data.vocabulary
+    """The entries of the list as candidates; writes the picture of each."""
+    index, vocabulary, (classifier, _) = run.data.splits["train"], run.data.vocabulary, opened_model(model)
     reader = Reader(run.data.shards, index, (), skip_broken=True)
-    entries = rejected.entries[order]
-    epochs = history(run.folder, index, entries)
+    keeping, trained = scheme_of(run.config.loss.scheme).corrects, len(read_history(run.folder))
+    epochs = _history(run.folder, index, listed.entries, say)
     made = []
-    listed = Count("drawing", len(order), say, unit="entries").each(zip(order, entries.tolist(), strict=True))
-    for rank, (position, entry) in enumerate(listed, start=1):
+    entries = Count("drawing", len(listed.entries), say, unit="entries").each(listed.entries.tolist())
+    for rank, entry in enumerate(entries, start=1):
         row, k = divmod(entry, index.num_classes)
         pixels = reader.image(row)
         with torch.inference_mode():
-            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(next(model.parameters()).device)
-            cam = model.cam(image)[0, k].float().cpu().numpy()
+            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(model.device)
+            cam = classifier.cam(image)[0, k].float().cpu().numpy()
         box = place(cam, *pixels.shape[:2])
         strip(pixels, cam, box).save(pictures / f"{rank:05d}.jpg", quality=90)
         made.append(
@@ -167,14 +148,24 @@ def _candidates(
                 key=index.keys(np.array([row]))[0],
                 class_id=vocabulary.class_ids[k],
                 name=vocabulary.names[k],
-                score=float(sigmoid(logits[position : position + 1])[0]),
-                times=int(rejected.times[position]),
+                score=float(listed.scores[rank - 1]),
+                times=times_rejected(epochs[entry], trained, keeping=keeping),
                 epochs=tuple(epochs[entry]),
                 box=box,
                 picture=f"{rank:05d}.jpg",
+                chance=None if listed.chances is None else float(listed.chances[rank - 1]),
             )
         )
     return made
+
+
+def _history(run: Path, index: Index, entries: IntArray, say: Callable[[str], None]) -> dict[int, list[int]]:
+    """The epochs in which each entry was rejected; none where the run recorded that for another data set."""
+    try:
+        return history(run, index, entries)
+    except OtherDataError as error:
+        say(f"which labels training rejected is not shown: {error}")
+        return {entry: [] for entry in entries.tolist()}
 
 
 def figures_as_text(figures: AuditFigures) -> str:

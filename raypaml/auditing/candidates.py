@@ -1,38 +1,24 @@
-"""Ranks likely missing positives: unobserved training entries, by how often training rejected them, then by score."""
+"""Finds the training labels that are likely missing, those that rank first, and tells how good the ranking is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from raypaml.counting import Count
-from raypaml.data.batches import Reader, read
+from raypaml.auditing.entry_scores import AuditedModel, likeliest, observed_scores
+from raypaml.auditing.ranking import ChanceEstimate, EntryRanking, fit_estimate
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
-from raypaml.explanations.comparing import batch_of
-from raypaml.labels import UNOBSERVED, IntArray
-from raypaml.model.cam import CamClassifier
+from raypaml.labels import FloatArray, IntArray
+from raypaml.mapper import Mapper
+from raypaml.metrics.thresholds import sigmoid
+from raypaml.runs.alpha_of_use import AlphaValues
 from raypaml.training.rejections import read_epochs
-
-POOL = 1_000_000
-"""The most entries that are scored; of entries that were rejected equally often, all are scored or none."""
-_BATCH = 64
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """The n entries that a run rejected at least once."""
-
-    entries: IntArray
-    """[n] sample number x K + class column, sorted."""
-    times: NDArray[np.int32]
-    """[n] number of epochs in which each entry was rejected."""
 
 
 class AuditFigures(TypedDict):
@@ -46,34 +32,82 @@ class AuditFigures(TypedDict):
     """The same for a ranking of all unobserved entries by the model's score alone."""
 
 
-def rejected_entries(run: Path, index: Index, *, keeping: bool, epochs: int) -> Rejected:
-    """The entries that a run rejected, and how often.
+@dataclass(frozen=True, eq=False)
+class Likeliest:
+    """The n unobserved entries that are most likely missed positives, the likeliest first."""
+
+    entries: IntArray
+    """[n] sample number x K + class column."""
+    scores: FloatArray
+    """[n] probabilities, 0..1, that the model gives at the alpha of use."""
+    chances: FloatArray | None
+    """[n] estimated chance, 0..1, that each is a positive; None where the labels of validation cannot say."""
+    by_score: IntArray
+    """[n] the unobserved entries with the highest scores."""
+    said: str
+    """What ranked the entries, for the user."""
+
+    def figures(self, index: Index, ats: tuple[int, ...]) -> AuditFigures | None:
+        """How good the ranking is at several lengths of the list; None where the full labels are not known."""
+        return audit_figures(index, self.entries, self.by_score, ats) if index.has_truth else None
+
+
+def find_likeliest(
+    audited: AuditedModel,
+    data: DataFolder,
+    alpha: AlphaValues,
+    top: int,
+    class_share: float,
+    run: Mapper,
+    say: Callable[[str], None],
+) -> Likeliest:
+    """Rank all unobserved entries of the training split by the estimated chance that they are missed positives.
 
     Args:
-        run: folder of the run.
-        index: the training split.
-        keeping: whether the scheme keeps rejected entries positive, so that they count as rejected in all later epochs.
-        epochs: epochs that the run was trained.
-
-    Raises:
-        ValueError: the run rejected nothing, or did not record what it rejected.
+        audited: the model, which `run` hands to processes.
+        data: its data set.
+        alpha: the alpha that the model is used with, one for all classes or [K].
+        top: number of entries that are listed.
+        class_share: the largest share of the list that one class gets while other classes have further entries.
+        run: maps calls over processes.
+        say: prints a line of progress.
     """
-    entries, times = np.empty(0, np.int64), np.empty(0, np.int32)
-    for epoch, fresh in read_epochs(run, index):
-        both = np.union1d(entries, fresh)
-        counts = np.zeros(len(both), np.int32)
-        counts[np.searchsorted(both, entries)] = times
-        counts[np.searchsorted(both, fresh)] += max(1, epochs - epoch) if keeping else 1
-        entries, times = both, counts
-    if not len(entries):
-        raise ValueError(
-            f"{run}: rejected nothing, or did not record it; an audit needs a run of a large-loss scheme with --history"
-        )
-    return Rejected(entries, times)
+    samples, num_classes = len(data.splits["train"]), len(data.vocabulary)
+    estimate, said, is_chance = estimated(audited, data, run, say)
+    say(said)
+    alone = EntryRanking(ChanceEstimate.score_alone(alpha, num_classes), top, top)
+    ranking = EntryRanking(estimate or alone.estimate, top, math.ceil(class_share * top))
+    (listed, by_score), broken = likeliest(audited, samples, [ranking, alone], run, say)
+    if broken:
+        say(f"{broken:,} broken images left out")
+    chances = sigmoid(ranking.log_odds(listed)) if is_chance else None
+    return Likeliest(listed.entries, sigmoid(alone.log_odds(listed)), chances, by_score.entries, said)
+
+
+def estimated(
+    audited: AuditedModel, data: DataFolder, run: Mapper, say: Callable[[str], None]
+) -> tuple[ChanceEstimate | None, str, bool]:
+    """The estimate from validation or None, how entries are then ranked, in words, and whether it gives a chance.
+
+    Partial labels were not drawn at random: people were asked about what a machine had proposed. They say which classes
+    have too high scores, but not how often a class is there.
+    """
+    validation = data.splits["validation"]
+    seen = observed_scores(audited, validation, run, say)
+    estimate, why_not = fit_estimate(seen, len(data.vocabulary))
+    if estimate is None:
+        return None, f"ranked by score alone: {why_not}", False
+    complete = validation.num_labels == len(validation) * len(data.vocabulary)
+    labels = f"{len(validation):,} images, {'complete' if complete else 'partial'} labels"
+    return estimate, f"ranked by the chance that validation suggests ({labels})", complete
 
 
 def history(run: Path, index: Index, entries: IntArray) -> dict[int, list[int]]:
-    """The epochs, from 0, in which each of these entries was rejected."""
+    """The epochs, from 0, in which each of these entries was rejected; none where the run did not record it.
+
+    Raises:
+        OtherDataError: what the run recorded belongs to another data set.
+    """
     epochs: dict[int, list[int]] = {int(entry): [] for entry in entries}
     for epoch, rejected in read_epochs(run, index):
         for entry in np.intersect1d(entries, rejected).tolist():
@@ -81,83 +115,15 @@ def history(run: Path, index: Index, entries: IntArray) -> dict[int, list[int]]:
     return epochs
 
 
-def most_often(rejected: Rejected, most: int = POOL) -> Rejected:
-    """The at most `most` entries that were rejected most often, without splitting entries rejected equally often.
-
-    Where more than `most` entries share the highest number of rejections, all of these are returned.
-    """
-    if len(rejected.entries) <= most:
-        return rejected
-    least = np.sort(rejected.times)[-most]
-    kept = rejected.times > least
-    kept = kept if kept.any() else rejected.times >= least
-    return Rejected(rejected.entries[kept], rejected.times[kept])
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Logits of given entries, and the unobserved entries with the highest logits in the images that were read."""
-
-    logits: NDArray[np.float32]
-    """[n] logits of the given entries; NaN where an image is broken."""
-    best: IntArray
-    """The unobserved entries with the highest logits, the highest first."""
-    broken: int
-    """Images that could not be read."""
-
-
-def score(
-    model: CamClassifier,
-    data: DataFolder,
-    entries: IntArray,
-    rows: NDArray[np.int64],
-    best: int,
-    say: Callable[[str], None] = lambda _: None,
-) -> Scored:
-    """Compute the logits of some entries and find the unobserved entries with the highest logits, in one pass.
+def times_rejected(epochs_of_entry: list[int], epochs: int, *, keeping: bool) -> int:
+    """In how many epochs an entry was rejected.
 
     Args:
-        model: the model, on its device.
-        data: the data set, whose training split is read.
-        entries: sorted entries, each sample number x K + class column.
-        rows: the samples that are read.
-        best: how many unobserved entries with the highest logits are returned.
-        say: prints a line of progress.
+        epochs_of_entry: the epochs, from 0, in which training rejected it.
+        epochs: epochs that the run was trained.
+        keeping: whether the scheme keeps rejected entries positive, so that they count as rejected in all later epochs.
     """
-    index, device = data.splits["train"], next(model.parameters()).device
-    logits = np.full(len(entries), np.nan, np.float32)
-    highest, values, broken = np.empty(0, np.int64), np.empty(0, np.float32), 0
-    model.eval()
-    with torch.inference_mode():
-        count = Count("scoring", len(rows), say)
-        steps = [batch_of(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
-        batches = read(Reader(data.shards, index, steps, skip_broken=True))
-        for batch in count.each(batches, lambda batch: len(batch.rows) + len(batch.skipped)):
-            broken += len(batch.skipped)
-            if not len(batch.rows):
-                continue
-            predicted = model(batch.images.to(device)).cpu().numpy()
-            cells = (batch.rows[:, None] * index.num_classes + np.arange(index.num_classes)).ravel()
-            places = np.searchsorted(entries, cells).clip(max=len(entries) - 1)
-            asked = entries[places] == cells
-            logits[places[asked]] = predicted.ravel()[asked]
-            unobserved = (batch.labels.numpy() == UNOBSERVED).ravel()
-            highest = np.concatenate([highest, cells[unobserved]])
-            values = np.concatenate([values, predicted.ravel()[unobserved]])
-            order = np.lexsort((highest, -values))[:best]
-            highest, values = highest[order], values[order]
-    return Scored(logits, highest, broken)
-
-
-def ranking(rejected: Rejected, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Positions among the rejected entries, the likeliest missing positive first.
-
-    Entries that were rejected more often come first, and among equals those with the higher logit. Entries without a
-    logit (NaN) are left out.
-    """
-    order = np.lexsort((rejected.entries, -logits, -rejected.times))
-    ranked: NDArray[np.int64] = order[~np.isnan(logits[order])]
-    return ranked
+    return sum(max(1, epochs - epoch) for epoch in epochs_of_entry) if keeping else len(epochs_of_entry)
 
 
 def precision(index: Index, entries: IntArray, at: int) -> float:

@@ -24,6 +24,10 @@ _SCHEMA = pa.schema([("row", pa.int64()), ("class", pa.int32())])
 _NAME = re.compile(r"(\d{4,})-\d{6,}-\d+\.parquet")
 
 
+class OtherDataError(ValueError):
+    """What was rejected belongs to another data set."""
+
+
 class Rejections:
     """Entries that one rank has rejected, until they are written to a file."""
 
@@ -45,7 +49,7 @@ class Rejections:
 
 
 def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]]:
-    """Yield each epoch and the entries rejected in it, in order; ValueError where they belong to another data set."""
+    """Yield each epoch and the entries rejected in it, in order; OtherDataError where they are of another data set."""
     by_epoch: dict[int, list[Path]] = {}
     for path in sorted((run_folder / FOLDER).glob("*.parquet")):
         if match := _NAME.fullmatch(path.name):
@@ -60,6 +64,6 @@ def _read(path: Path, index: Index) -> IntArray:
     table = read_parquet(path, "remove it to go on without these steps, or train the run again")
     about = table.schema.metadata or {}
     if about.get(b"vocabulary") != index.vocabulary_digest.encode() or about.get(b"samples") != b"%d" % len(index):
-        raise ValueError(f"{path}: rejections of another data set than {index.where}")
+        raise OtherDataError(f"{path}: rejections of another data set than {index.where}")
     entries: IntArray = table["row"].to_numpy() * index.num_classes + table["class"].to_numpy()
     return entries
