@@ -32,6 +32,8 @@ from tests.browser import measured
 from tests.conftest import train_here
 from tests.test_reports import USAGE, record
 from tools.browser import CHROMIUM, DARK, WHY_NOT, chromium
+from tools.papers.experiment_figures import MODES, NAMES, SCHEMES, Findings
+from tools.papers.experiment_page import write_experiment_page
 
 CHECKOUT = Path(raypaml.__file__).parent.parent
 STYLE_SHEET = (CHECKOUT / "raypaml/reports/style.css").read_text()
@@ -134,7 +136,7 @@ def test_a_panel_has_title_legend_and_words_as_text() -> None:
 
 @pytest.fixture(scope="module")
 def pages(trained: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The pages of a run, of its maps, and of a search with hostile names."""
+    """The pages of a run and of its maps, of a search, and of an experiment, with hostile names."""
     folder = tmp_path_factory.mktemp("pages")
     shutil.copy(trained[0] / "report.html", folder / "run.html")
     run = raypaml.Run.open(trained[0], progress=False)
@@ -143,6 +145,7 @@ def pages(trained: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -
         "run": folder / "run.html",
         "maps": folder / "maps" / "explanations.html",
         "search": _search_page(folder),
+        "experiment": _experiment_page(folder),
     }
 
 
@@ -159,6 +162,19 @@ def _search_page(folder: Path) -> Path:
     outcomes += [Outcome(trial=trials[6], state="failed", error=HOSTILE), Outcome(trial=trials[7], state="planned")]
     write_search_page(search, outcomes, Verdict(best=outcomes[1], own=outcomes[0], text=HOSTILE))
     return search.folder / "report.html"
+
+
+def _experiment_page(folder: Path) -> Path:
+    rows = [(scheme, mode) for scheme in SCHEMES for mode in MODES]
+    names = (*NAMES, "recall", "precision", "rank_correlation", "scale_ratio", "pointing_game", "chance", "control")
+    draw = np.random.default_rng(0).uniform
+    figures = {row: {seed: {name: draw(0.4, 0.9) for name in names} for seed in range(2)} for row in rows}
+    curves = {row: {0: {float(alpha): 0.5 + alpha / 99 for alpha in range(1, 11)}} for row in rows}
+    histories: Any = {row: {0: [record(n, 10 * n, 5 * n) for n in range(4)]} for row in rows if "ll_" in row[0]}
+    found = [Findings(hiding, figures, curves, histories) for hiding in ("one", HOSTILE)]
+    sweep = {delta: {0: {"All": 0.5, "recall": 0.3, "precision": 0.6}} for delta in (0.05, 0.1)}
+    write_experiment_page(folder, {"text": HOSTILE, "images": 40}, found, sweep, {})
+    return folder / "experiment.html"
 
 
 @pytest.fixture(scope="module")

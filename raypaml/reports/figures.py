@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from raypaml.reports.plots import BLUE, ORANGE, STYLE, panels, plots, svg
+from raypaml.reports.plots import BLUE, CYCLE, ORANGE, STYLE, panels, plots, svg
 from raypaml.runs.history import History, column
 
 
@@ -33,7 +33,7 @@ def missed_positives(runs: Mapping[str, Sequence[History]]) -> str:
             values = np.array([column(history[:epochs], key) for history in histories], np.float64)  # None: nan
             shown = np.flatnonzero(np.isfinite(values).all(0))
             x, values = shown + 1, times * values[:, shown]
-            axis.plot(x, values.mean(0), color=f"C{n}", marker=".", label=name)
+            axis.plot(x, values.mean(0), ("-", "--", ":")[n // CYCLE % 3], color=f"C{n}", marker=".", label=name)
             axis.fill_between(x, values.min(0), values.max(0), color=f"C{n}", alpha=0.15, lw=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set(title=words, xlabel="epoch", ylim=(0, 100) if times == 100 else (0, None))

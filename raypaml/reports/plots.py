@@ -24,12 +24,15 @@ BLUE, ORANGE, GREY, GREEN, PURPLE, RED = "#2f6db5", "#b3560f", "#868f99", "#1a7f
 TOKENS = {BLUE: "blue", ORANGE: "orange", GREY: "grey", GREEN: "green", PURPLE: "purple", RED: "red"}
 TOKENS |= {"#000000": "ink", "#ffffff": "page"}
 """The variable of `style.css` that stands for each colour of a drawing; any other colour is data and stays."""
+_LINES = [BLUE, ORANGE, GREEN, PURPLE, RED, GREY]
+CYCLE = len(_LINES)
+"""Lines of a panel that have colours of their own; further ones are dashed."""
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"],
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": f"cycler('color', {[BLUE, ORANGE, GREEN, PURPLE, RED, GREY]})",
+    "axes.prop_cycle": f"cycler('color', {_LINES})",
     "svg.hashsalt": "raypaml",  # the same figure gives the same bytes
     "svg.fonttype": "none",  # text stays text: it can be selected, found and read aloud
     "axes.titlesize": 10,

@@ -26,7 +26,7 @@ def score_map(outcomes: Sequence[Outcome], epoch: int, spaces: Sequence[Space]) 
     if rest:
         across, up = zip(*places, strict=True)
         points = axis.scatter(across, up, c=scores, cmap="viridis", s=120, edgecolors="white")
-        figure_of(axis).colorbar(points, ax=axis, label="validation mAP, %")
+        figure_of(axis).colorbar(points, ax=axis).set_label("validation mAP, %", labelpad=9)
         for place, score in zip(places, scores, strict=True):
             axis.annotate(
                 f"{score:.1f}", (place[0], place[1]), xytext=(0, 8), textcoords="offset points", ha="center", size=7
