@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from raypaml.cli import Parser, command, requested, run_command, say, show
 from raypaml.config import TrainConfig
+from raypaml.counting import number_of
 from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_flags import AskedConfig, parse_run
 from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in NOT_OF_TRIALS:
         if name in asked.base.given:
             flag = "--" + name.replace("_", "-")
-            say(f"{flag} has no effect: trials have no watchdog, restart or tracker")
+            say(f"{flag} has no effect on trials; metrics.jsonl in a trial's folder has what a tracker would get")
     from raypaml.api.search import Search  # --help needs neither torch nor matplotlib
 
     if asked.suggest:  # needs labels only: no weights, no folder of a run
@@ -63,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + search.stopped
     from raypaml.search.search_result import trial_table
 
-    table = trial_table(search.plan, search.outcomes)
-    show(f"{table}\n\n{search.verdict}\n\nReport: {search.folder / REPORT}")
-    return 0
+    outcomes = search.outcomes
+    show(f"{trial_table(search.plan, outcomes)}\n\n{search.verdict}\n\nReport: {search.folder / REPORT}")
+    if failed := sum(one.may_go_better for one in outcomes):
+        say(f"{number_of(failed, 'trial')} failed and may succeed in another try: give the command again")
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from raypaml.cluster import ray_train
-from raypaml.cluster.signals import Signals, sigterm_as_ctrl_c
+from raypaml.cluster.signals import Signals
 from raypaml.errors import StoppedAtOnce
 from raypaml.recipes import recipe
 from raypaml.reports.progress import Display
@@ -64,22 +64,10 @@ def test_handlers_are_those_of_the_main_thread_only_and_come_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def handlers() -> list[Any]:
-        with sigterm_as_ctrl_c(), Signals():
+        with Signals():
             return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     with ThreadPoolExecutor(1) as elsewhere:
         assert elsewhere.submit(handlers).result() == before
     assert all(now != then for now, then in zip(handlers(), before, strict=True))
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-@pytest.mark.parametrize("ctrl_c", [signal.default_int_handler, signal.SIG_IGN])
-def test_sigterm_is_a_ctrl_c_for_those_who_know_only_that(ctrl_c: Any) -> None:
-    """Also in a background job of a shell, where Ctrl-C is ignored."""
-    before = signal.signal(signal.SIGINT, ctrl_c)
-    try:
-        with pytest.raises(KeyboardInterrupt), sigterm_as_ctrl_c() as received:
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert received == [signal.SIGTERM]

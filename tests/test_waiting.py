@@ -17,6 +17,7 @@ from raypaml.cluster.channel import Channel, Started
 from raypaml.cluster.on_worker import RunReporter
 from raypaml.cluster.ray_train import _show
 from raypaml.cluster.waiting import FirstEvent, NoProcessError, quick_answers
+from raypaml.training.watchdog import process_name
 
 NEVER = "has not started within 5:00; the machine may be too busy or short of memory: give the command again later"
 
@@ -91,14 +92,17 @@ def test_a_mailbox_that_starts_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
     channel = Channel(MagicMock())
     assert channel.take() == []
     assert channel.take() == ["event"]
-    assert mailbox.take.remote.call_count == 1, "asked again, so that an answer would be lost"
+    assert mailbox.ask.remote.call_count == 1, "asked again, so that an answer would be lost"
 
 
-def test_a_worker_that_has_started_may_take_long_before_its_first_step(tmp_path: Path) -> None:
-    sent, display = list[Any](), MagicMock()
-    worker = MagicMock(has_failed=lambda: False, put=sent.append)
+def test_a_worker_that_has_started_may_take_long_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, display, here = list[Any](), MagicMock(), SimpleNamespace(current_actor="actor")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    worker = MagicMock(failure=lambda: None, put=sent.append)
     RunReporter(worker, private=True).on_worker(0, tmp_path)
-    assert sent == [Started()]
+    assert sent == [Started(process_name(), here.current_actor)]
     assert _show(MagicMock(take=lambda: sent), display) == 1, "FirstEvent would end the run after LIMIT_SECONDS"
     display.update.assert_not_called()
 

@@ -104,10 +104,7 @@ class Search:
             early_stop=early_stop,
         )
         if useless := [name for name in NOT_OF_TRIALS if name in settings]:
-            raise ValueError(
-                f"{useless[0]}={settings[useless[0]]!r}: has no effect on trials, which have no watchdog, restart or "
-                "tracker; leave it out"
-            )
+            raise ValueError(f"{useless[0]}={settings[useless[0]]!r}: has no effect on trials; leave it out")
         return cls.run_asked(configured(config_or_recipe, settings, USUAL), asked, progress=progress)
 
     @classmethod

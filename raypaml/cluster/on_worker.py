@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import ray
 import ray.train
 import ray.train.torch
 
@@ -21,6 +22,7 @@ from raypaml.runs.events import Event, LoopSignal, Message, Report, StepReport
 from raypaml.runs.run_folder import log_into
 from raypaml.training.loop import train
 from raypaml.training.watch import Beats
+from raypaml.training.watchdog import process_name
 
 
 class Reporter(Protocol):
@@ -68,9 +70,9 @@ class RunReporter:
 
     def on_worker(self, rank: int, folder: Path) -> Report | None:
         """A function that sends events to the driver on rank 0, and asks Ray about preemptions on every rank."""
-        if self._channel.has_failed():  # the driver has raised the error; Ray itself would try again
+        if self._channel.failure():  # every try would meet it; Ray itself would try again
             return None
-        self._channel.put(Started())
+        self._channel.put(Started(process_name(), ray.get_runtime_context().current_actor))
         noticed: set[str] = set()
         gauges = RunGauges(folder.name) if rank == 0 else None
 

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 
 from ray.train import FailureConfig, ScalingConfig, UserCallback
@@ -15,17 +15,18 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from raypaml.cluster import ray_variables, session
 from raypaml.cluster.channel import Channel, Failure, Started
+from raypaml.cluster.lost_workers import LostWorkers, told_of_limit
 from raypaml.cluster.on_worker import Reporter, RunReporter, WorkerTask, train_on_worker
 from raypaml.cluster.sent_callbacks import modules_of, packed
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.trainers import torch_config, trainer_class
 from raypaml.cluster.waiting import FirstEvent
-from raypaml.cluster.worker_errors import as_user_error, brief_cause
+from raypaml.cluster.worker_errors import as_user_error
 from raypaml.counting import number_of
 from raypaml.data.storage import Location
 from raypaml.errors import StoppedAtOnce
 from raypaml.reports.progress import Display
-from raypaml.runs.events import Message, StepReport
+from raypaml.runs.events import StepReport
 from raypaml.runs.run_folder import claim
 from raypaml.settings import RunConfig
 from raypaml.training.callbacks import Callback
@@ -41,6 +42,11 @@ SHRINKS_SOON = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
 Then it looks again at what there is. The limit is on the reservation alone (Ray 2.60, `WorkerGroup._start_impl`), which
 takes no time where there is room; workers' processes start later, without a limit.
 """
+
+
+def patience_of(run: RunConfig) -> dict[str, str]:
+    """Variables of Ray Train for a run: one that may shrink does not wait long for lost CPUs."""
+    return SHRINKS_SOON if 0 < run.min_workers < run.workers else {}
 
 
 @dataclass
@@ -59,12 +65,11 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
     count = f"{least} to " if least < run.workers else ""
     display.say(f"run {run.name}: {count}{number_of(run.workers, 'worker')}, in {job.folder}")
     again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
-    patience = SHRINKS_SOON if least < run.workers else {}
-    with ray_variables(**patience), session.join(run.address, least, needs=modules_of(callbacks)) as private:
+    with ray_variables(**patience_of(run)), session.join(run.address, least, needs=modules_of(callbacks)) as private:
         use_gpu = gpu_wanted(run, display.say)
         claim(job.folder, job.config, job.data)
         display.track(job.config, job.folder)
-        channel = Channel(Watch(run.hang_seconds))
+        channel = Channel(partial(Watch, run.hang_seconds))
         outcome = _Outcome()
         asked = (job, channel, private, use_gpu, outcome, sent)
         thread = threading.Thread(target=_fit_in_thread, args=asked, daemon=True)
@@ -134,11 +139,10 @@ def _fit_in_thread(job: Job, channel: Channel, private: bool, use_gpu: bool, out
         outcome.finished = run_workers(
             job,
             RunReporter(channel, private),
+            channel,
             private=private,
             use_gpu=use_gpu,
-            callbacks=[_LostWorkers(channel)],
             heard_by=sent,
-            max_failures=job.config.run.max_failures,
         )
     except BaseException as error:
         outcome.error = error
@@ -147,31 +151,34 @@ def _fit_in_thread(job: Job, channel: Channel, private: bool, use_gpu: bool, out
 def run_workers(
     job: Job,
     reporter: Reporter,
+    channel: Channel,
     *,
     use_gpu: bool,
     private: bool = False,
     splits: Sequence[str] = ("test",),
     callbacks: Sequence[UserCallback] = (),
     heard_by: bytes = b"",
-    max_failures: int = 0,
 ) -> bool:
     """Train a job in workers, and predict splits; whether training finished, rather than being stopped.
 
     Args:
         job: the run.
         reporter: takes the workers' progress.
+        channel: takes what is said of lost workers, which are started again up to `max_failures` times in all.
         use_gpu: whether every worker gets a GPU.
         private: whether Ray is a private one, which ends with this process. A trial, which a search may stop, needs all
             that Ray Train starts.
         splits: the splits to predict.
         callbacks: callbacks of Ray Train, called by its controller.
         heard_by: the program's callbacks, called on rank 0, as `sent_callbacks.packed` gives them.
-        max_failures: how many times lost workers are started again.
 
     Raises:
         ValueError: the error of the first rank that failed; a RuntimeError where it was not the user's fault.
     """
     run = job.config.run
+    left = run.max_failures - channel.losses()
+    if left < 0:
+        raise told_of_limit(RuntimeError("its process was lost"), run.max_failures)
     elastic = 0 < run.min_workers < run.workers
     task = WorkerTask(
         config=job.config,
@@ -195,24 +202,15 @@ def run_workers(
         run_config=RayRunConfig(
             name="ray",
             storage_path=str(job.folder if where.is_local else where / run.name),
-            callbacks=list(callbacks),
-            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=[LostWorkers(channel, left, run.max_failures), *callbacks],
+            failure_config=FailureConfig(max_failures=left),
         ),
     )
     try:
         return bool(trainer.fit().return_value)
     except WorkerGroupError as error:
-        raise as_user_error(error.worker_failures) from None
+        raise told_of_limit(as_user_error(error.worker_failures), run.max_failures) from None
     except (ControllerError, TrainingFailedError) as error:
-        raise RuntimeError(f"Ray Train failed: {error}") from None
-
-
-class _LostWorkers(UserCallback):  # type: ignore[misc]
-    """A callback of Ray Train's controller that reports which workers were lost, and why."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        lost = ", ".join(f"rank {rank} ({brief_cause(error)})" for rank, error in sorted(worker_exceptions.items()))
-        self._channel.put(Message(f"lost: {lost}; all start again from the last checkpoint"))
+        raise channel.failure() or RuntimeError(f"Ray Train failed: {error}") from None
+    finally:
+        channel.forget()

@@ -1,123 +1,43 @@
-"""A search on Ray Tune over Ray Train: every trial is a training run in a folder of its own."""
+"""A search on Ray Tune: which trials (`trial.py`) run, how many at once, and which are stopped early."""
 
 from __future__ import annotations
 
 import logging
 import signal
-import socket
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import ray
-import ray.train
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from raypaml.cluster import session, waiting
-from raypaml.cluster.ray_train import gpu_wanted, run_workers
-from raypaml.cluster.signals import sigterm_as_ctrl_c
+from raypaml.cluster import ray_variables, session, waiting
+from raypaml.cluster.channel import Channel
+from raypaml.cluster.ray_train import gpu_wanted
+from raypaml.cluster.signals import Signals
+from raypaml.cluster.trial import run_trial
+from raypaml.cluster.trial_news import TrialNews
 from raypaml.counting import number_of
-from raypaml.evaluation.measures import alpha_curve
-from raypaml.evaluation.parts import open_set
-from raypaml.extensions import import_modules
-from raypaml.files import write_json
-from raypaml.run_report.conclude import conclude_run
-from raypaml.runs.events import EpochReport, Event, Report
+from raypaml.errors import StoppedAtOnce
 from raypaml.runs.history import VALIDATION_MEAN_AP
-from raypaml.runs.run_folder import claim
-from raypaml.runs.sole_writer import RESTART_SECONDS, sole_writer
 from raypaml.search.proposals import Proposals
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import SearchPlan, is_stopped, note, outcome
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import Trial, TrialProgress, own_trial
-from raypaml.search.warmup import keep, start_from
-from raypaml.settings import SettingValues
-from raypaml.training.job import Job, prepare_job
-from raypaml.training.watch import Beats
+from raypaml.settings import RunConfig, SettingValues
+from raypaml.training.watch import Watch
 
-ALPHAS = (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10)
-"""Values of alpha at which every trial's validation mAP is computed."""
 REDUCTION = 2
 """ASHA's reduction factor: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)."""
-
-
-# --- A trial, in a process of the cluster ---------------------------------------------------------------------------
-
-
-def _run_trial(settings: SettingValues, search: SearchPlan, use_gpu: bool) -> None:
-    """Tune's trainable: it starts a training run in workers of its own, and waits for it."""
-    if search.base.run.imports:
-        import_modules(search.base.run.imports)
-    trial = Trial.of(settings)
-    (search.run_folder(trial) / "error.json").unlink(missing_ok=True)
-    try:
-        job = prepare_job(search.config(trial), lambda _: None)
-        with sole_writer(job.folder, "raypaml tune", logging.warning, RESTART_SECONDS):
-            _train_job(job, search, trial, settings["marks"], use_gpu)
-    except Exception as error:
-        note(search, trial, "error", {"error": str(error)})
-        raise
-
-
-def _train_job(job: Job, search: SearchPlan, trial: Trial, marks: list[int], use_gpu: bool) -> None:
-    claim(job.folder, job.config, job.data)
-    warmups = search.warmups(trial)
-    if marks and (shared := start_from(warmups, job.folder, job.config.loss.warmup_epochs)):
-        write_json(job.folder / "shared.json", {"epochs": shared})
-    before = outcome(search, trial)
-    for record in before.history[search.longest_warmup :]:  # by which ASHA compares it
-        tune.report(search.progress(record))
-    if before.state == "finished":
-        return
-    reporter = TrialReporter(search, warmups, marks)
-    splits = ("validation", "test")
-    if run_workers(job, reporter, use_gpu=use_gpu, splits=splits, callbacks=[TuneReportCallback()]):
-        predictions = open_set(job.folder / "predictions" / "validation")
-        alphas = sorted({*ALPHAS, job.config.model.alpha})
-        write_json(job.folder / "alpha_curve.json", alpha_curve(predictions, job.data.vocabulary, alphas))
-        conclude_run(job)
-
-
-class TrialReporter:
-    """Reports a trial's epochs to Tune, and keeps its warm-up for other trials; a note in its folder stops it."""
-
-    beats: Beats | None = None
-
-    def __init__(self, search: SearchPlan, warmups: Path, marks: list[int]) -> None:
-        self._search = search
-        self._warmups = warmups
-        self._marks = marks
-        self.commit_first = bool(marks)  # the checkpoints of these epochs are copied
-
-    def on_worker(self, rank: int, folder: Path) -> Report:
-        """A function that reports epochs to Tune on every rank; rank 0 also writes where the trial runs."""
-        first = rank == 0
-        if first:
-            where = {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
-            write_json(folder / "where.json", where)
-
-        def report(event: Event) -> bool:
-            if isinstance(event, EpochReport):
-                epoch = event.record["epoch"] + 1
-                if first and epoch in self._marks:
-                    keep(folder, self._warmups, epoch)
-                ray.train.report(self._search.progress(event.record))
-            return first and is_stopped(folder)
-
-        return report
-
-    def failed(self, rank: int, error: Exception) -> None:
-        """Do nothing: Tune gets the error itself."""
-
-
-# --- Tune, in this process ------------------------------------------------------------------------------------------
+_OWN_SIGNALS = {"TUNE_DISABLE_SIGINT_HANDLER": "1"}
+"""Lets this package handle Ctrl-C, for Tune would end the trials without a checkpoint."""
 
 
 def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> int:
@@ -130,33 +50,43 @@ def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
         display: shows the progress.
 
     Returns:
-        0 where all trials have ended; else the number of the signal that stopped the search.
+        0 where all trials have ended; else the number of the signal that stopped the search: the first one lets the
+        running trials save.
+
+    Raises:
+        StoppedAtOnce: a second signal came.
     """
-    address, workers = search.base.run.address, search.base.run.workers
-    with redirect_stdout(sys.stderr), session.join(address, workers), sigterm_as_ctrl_c() as received:  # Tune takes it
+    run = search.base.run
+    joined = session.join(run.address, run.workers)
+    # Tune prints, and has a handler of Ctrl-C of its own
+    with redirect_stdout(sys.stderr), ray_variables(**_OWN_SIGNALS), joined as private, Signals() as signals:
         waiting.first_process()
-        _run_tuner(search, queue, proposals, display)
-    if queue.is_finished:
+        news = TrialNews(search, Channel(partial(Watch, run.hang_seconds)), display, signals)
+        try:
+            _run_tuner(search, queue, proposals, news, private=private)
+        except StoppedAtOnce:
+            display.say("stopped at once; what came after the last checkpoints is lost; the same command goes on")
+            raise
+    if queue.is_finished and not signals.received:
         return 0
     display.say("stopped; the same command goes on, finished trials are kept")
-    return received[0] if received else signal.SIGINT
+    return signals.received or signal.SIGINT
 
 
-def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+def _run_tuner(
+    search: SearchPlan, queue: Queue, proposals: Proposals | None, news: TrialNews, *, private: bool
+) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are reported in one line, not by Tune
     run = search.base.run
-    use_gpu = gpu_wanted(run, display.say)
-    at_once = (session.gpus() if use_gpu else session.cpus()) // run.workers
-    display.say(f"{at_once} at once, each with {number_of(run.workers, 'GPU' if use_gpu else 'CPU')}")
+    use_gpu = gpu_wanted(run, news.display.say)
     scheduler = _scheduler(search, queue)
-    trainable = tune.with_parameters(_run_trial, search=search, use_gpu=use_gpu)
+    trainable = tune.with_parameters(run_trial, search=search, use_gpu=use_gpu, channel=news.channel, private=private)
     tuner = tune.Tuner(
         # the trial's workers take the CPUs; the trial itself only waits, but Tune requires some resource: one byte
         tune.with_resources(trainable, {"CPU": 0, "memory": 1}),
         tune_config=tune.TuneConfig(
-            search_alg=_Conductor(queue, proposals),
+            search_alg=_Conductor(queue, proposals, Room(run, use_gpu, news.display.say), news),
             scheduler=scheduler,
-            max_concurrent_trials=at_once,  # one more would wait for workers for ever
             num_samples=-1,
             reuse_actors=False,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -164,27 +94,68 @@ def _run_tuner(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
         run_config=tune.RunConfig(
             name="ray",
             storage_path=str(search.folder),
-            callbacks=[_Watcher(search, queue, proposals, display)],
+            callbacks=[_Watcher(search, queue, proposals, news)],
+            stop=_Stopper(news),
+            failure_config=tune.FailureConfig(max_failures=run.max_failures),  # of a trial's own process
             verbose=0,
         ),
     )
     tuner.fit()
 
 
-class _Conductor(Searcher):  # type: ignore[misc]
-    """Tune's searcher, which takes trials from the queue, after refilling it by proposals where it is empty."""
+class Room:
+    """How many trials the cluster has room for, now; a line says so whenever that changes.
 
-    def __init__(self, queue: Queue, proposals: Proposals | None) -> None:
+    Where nodes may be added, as many trials more may wait for them, which is how the cluster learns that it is to grow.
+    One trial may always wait, for the last node may be lost.
+    """
+
+    def __init__(self, run: RunConfig, use_gpu: bool, say: Callable[[str], None]) -> None:
+        self._workers, self._use_gpu, self._say = run.workers, use_gpu, say
+        self._said = -1
+
+    def trials(self) -> int:
+        """How many trials may run or wait at once."""
+        at_once = (session.gpus() if self._use_gpu else session.cpus()) // self._workers
+        if at_once != self._said:
+            self._say(f"{at_once} at once, each with {number_of(self._workers, 'GPU' if self._use_gpu else 'CPU')}")
+            self._said = at_once
+        return max(1, at_once * (2 if session.may_grow() else 1))
+
+
+class _Stopper(tune.Stopper):  # type: ignore[misc]
+    """Ends the search once a signal has come and all trials that were at work have saved."""
+
+    def __init__(self, news: TrialNews) -> None:
+        self._news = news
+
+    def __call__(self, trial_id: str, result: TrialProgress) -> bool:  # noqa: ARG002
+        return False
+
+    def stop_all(self) -> bool:
+        return self._news.is_over
+
+
+class _Conductor(Searcher):  # type: ignore[misc]
+    """Tune's searcher, which takes trials from the queue while there is room, and refills an empty one by proposals."""
+
+    def __init__(self, queue: Queue, proposals: Proposals | None, room: Room, news: TrialNews) -> None:
         super().__init__(metric=VALIDATION_MEAN_AP, mode="max")
         self._queue = queue
         self._proposals = proposals
+        self._room = room
+        self._news = news
 
     def suggest(self, trial_id: str) -> SettingValues | str | None:  # noqa: ARG002
+        finished: str = Searcher.FINISHED
+        if self._news.is_stopping:
+            return finished
+        if len(self._queue.running) >= self._room.trials():
+            return None
         if self._proposals and not self._queue.waiting:
             self._proposals.propose()
         trial = self._queue.next()
         if trial is None:
-            finished: str = Searcher.FINISHED
             return finished if self._queue.is_finished else None
         return trial.settings | {"marks": sorted(self._queue.marks(trial))}
 
@@ -241,32 +212,38 @@ def _scheduler(search: SearchPlan, queue: Queue) -> TrialScheduler:
 class _Watcher(tune.Callback):  # type: ignore[misc]
     """Tune's callback, which shows what happens, and records how trials end."""
 
-    def __init__(self, search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> None:
+    def __init__(self, search: SearchPlan, queue: Queue, proposals: Proposals | None, news: TrialNews) -> None:
         self._search = search
         self._queue = queue
         self._proposals = proposals
-        self._display = display
+        self._news = news
+
+    def on_step_end(self, **_: object) -> None:
+        self._news.poll()
 
     def on_trial_start(self, trial: TuneTrial, **_: object) -> None:
-        self._display.start(Trial.of(trial.config))
+        self._news.start(Trial.of(trial.config))
 
     def on_trial_result(self, trial: TuneTrial, result: TrialProgress, **_: object) -> None:
         if VALIDATION_MEAN_AP in result:  # not in Tune's own result at the end
-            self._display.update(Trial.of(trial.config), result)
+            self._news.display.update(Trial.of(trial.config), result)
+
+    def on_trial_recover(self, trial: TuneTrial, **_: object) -> None:
+        self._news.process_lost(Trial.of(trial.config), trial.get_error(), goes_on=True)
 
     def on_trial_complete(self, trial: TuneTrial, **_: object) -> None:
         self._ended(Trial.of(trial.config))
 
-    def on_trial_error(self, trial: TuneTrial, **_: object) -> None:
+    def on_trial_error(self, trial: TuneTrial, **_: object) -> None:  # run_trial raises nothing: its process has died
         ours = Trial.of(trial.config)
-        if not outcome(self._search, ours).error:  # no exception in the trial: its process has died
-            said = str(trial.get_error()).strip().splitlines()[-1]
-            note(self._search, ours, "error", {"error": f"its process died ({said})"})
+        loss = self._news.process_lost(ours, trial.get_error(), goes_on=False)
+        note(self._search, ours, "error", {"error": loss.text, "may_go_better": True})
         self._ended(ours)
 
     def _ended(self, ours: Trial) -> None:
+        self._news.end(ours)
         self._queue.done(ours)
         if self._proposals:
             self._proposals.learn(ours)
-        self._display.end(outcome(self._search, ours))
+        self._news.display.end(outcome(self._search, ours))
         write_csv(self._search, [outcome(self._search, trial) for trial in self._queue.trials])

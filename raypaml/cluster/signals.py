@@ -55,27 +55,6 @@ class Signals:
 
 
 @contextmanager
-def sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """In the block SIGTERM acts like Ctrl-C, and its number is added to the yielded list; only in the main thread."""
-    received: list[int] = []
-    if not _may_install():
-        yield received
-        return
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in background jobs of a shell
-            raise KeyboardInterrupt
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """In the block a SIGTERM that would kill this process raises StoppedAtOnce, so that resources are released."""
 

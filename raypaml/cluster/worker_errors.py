@@ -41,7 +41,18 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def _unwrapped(error: BaseException) -> BaseException:
+    """An error without Ray's wrapping."""
+    inner: BaseException | None = getattr(error, "cause", None) or getattr(error, "health_check_failure", None)
+    return inner or error
+
+
+def is_preempted(error: BaseException) -> bool:
+    """Whether a worker ended because its node was taken away with notice; Ray Train counts these apart."""
+    return bool(getattr(_unwrapped(error), "preempted", False))
+
+
 def brief_cause(error: BaseException) -> str:
     """The first line of an error, without Ray's wrapping."""
-    cause = getattr(error, "cause", None) or error
+    cause = _unwrapped(error)
     return (str(cause).strip() or repr(cause)).splitlines()[0][:160]

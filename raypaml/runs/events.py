@@ -17,6 +17,16 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Resumed(Message):
+    """Training continues from a checkpoint."""
+
+    epoch: int
+    """From 0."""
+    step: int
+    """Steps of that epoch that are done."""
+
+
+@dataclass(frozen=True)
 class Activity:
     """What a worker does between steps, reported often, such as how far it is with computing features."""
 

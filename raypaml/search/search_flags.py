@@ -36,8 +36,8 @@ MOST_TRIALS = 10_000
 """The most trials, points of a range, and seeds."""
 USUAL = {"workers": 1}
 """Defaults of a search in the place of the recipe's: a trial has one worker."""
-NOT_OF_TRIALS = ("max_failures", "hang_seconds", "tracker")
-"""Settings of a run that have no effect in a search, because a trial has no watchdog, restart or tracker."""
+NOT_OF_TRIALS = ("tracker",)
+"""Settings of a run that have no effect in a search."""
 _OF_THE_BASE = (*EXECUTION_FIELDS, "data", "pseudo_labels_sha256")
 """Fields whose value every trial takes from the starting point, whatever its scheme."""
 

@@ -1,7 +1,8 @@
 """The folder of a search: its question, and the state of every trial, which is read from the folder of its run.
 
 <storage>/<search>/search.json       the question; only a search with the same one may continue here
-                   trials/NAME/      the run folder of a trial, with error.json or stopped.json where it did not finish
+                   trials/NAME/      the run folder of a trial, with error.json or stopped.json where it did not finish,
+                                      and faults.json where faults ended its workers
                    warmups/KEY/after-EPOCH/    the checkpoint from which trials with the same warm-up start
                    proposed.json     the trials that a searcher proposed from the results of earlier ones
                    best.json  trials.csv  report.html
@@ -22,7 +23,7 @@ from raypaml.counting import epoch_number
 from raypaml.evaluation.result_records import read_result
 from raypaml.files import write_json
 from raypaml.losses.schemes import settings_it_has
-from raypaml.recipes import recipe, resolve
+from raypaml.recipes import resolve
 from raypaml.runs.history import (
     VALIDATION_MEAN_AP,
     EpochRecord,
@@ -33,8 +34,8 @@ from raypaml.runs.history import (
 from raypaml.runs.run_files import METRICS_FILE
 from raypaml.runs.run_folder import had_before
 from raypaml.runs.sole_writer import LOCK_FILE
+from raypaml.search.faults import Fault, read_faults
 from raypaml.search.search_records import (
-    BEST_FILE,
     SEARCH_FILE,
     FailedTrial,
     Proposed,
@@ -245,6 +246,10 @@ class Outcome:
     """Validation mAP of a finished trial by alpha at evaluation."""
     error: str = ""
     """The first line of the error of a failed trial."""
+    may_go_better: bool = False
+    """Whether a failed trial may succeed in another try, as after too many losses."""
+    faults: list[Fault] = field(default_factory=list)
+    """The faults that ended its workers."""
 
     @property
     def score(self) -> float:
@@ -263,17 +268,18 @@ class Outcome:
 def outcome(search: SearchPlan, trial: Trial) -> Outcome:
     """Read a trial's state from its run folder."""
     folder = search.run_folder(trial)
-    now = Outcome(trial=trial, state="planned")
+    now = Outcome(trial=trial, state="planned", faults=read_faults(folder))
     if (folder / METRICS_FILE).is_file():
         now.state, now.history = "running", read_history(folder)
     if shared := read_if_there(folder / "shared.json", SharedWarmup, "the length of a shared warm-up"):
         now.shared = min(shared["epochs"], len(now.history))
     if failed := read_if_there(folder / "error.json", FailedTrial, "the error of a trial"):
         now.state, now.error = "failed", failed["error"].strip().split("\n")[0]
+        now.may_go_better = failed.get("may_go_better", False)
     if is_stopped(folder):
-        now.state, now.error = "stopped", ""  # Ray Train reports a trial that was stopped as an error
+        now.state, now.error, now.may_go_better = "stopped", "", False  # earlier versions noted an error too
     if result := read_result(folder):
-        now.state, now.error = "finished", ""
+        now.state, now.error, now.may_go_better = "finished", "", False
         now.test_mean_ap, now.best_epoch = result["mean_ap"], result["best_epoch"]
         now.stopped_early = result.get("stopped_early") or ""
         now.curve = read_alpha_curve(folder)
@@ -284,17 +290,3 @@ def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Finished trials of the plan, best validation mAP first."""
     finished = [one for one in outcomes if one.state == "finished" and not one.trial.repeats]
     return sorted(finished, key=lambda one: -one.score)
-
-
-def write_best(search: SearchPlan, best: Outcome, verdict: str) -> None:
-    """Write `best.json`: the best trial's configuration, for `python -m raypaml.train --config`."""
-    own = recipe(search.base.recipe).run
-    values = {"name": "", "storage": own.storage, "address": "", "workers": own.workers}
-    summary = {
-        "trial": best.trial.name,
-        VALIDATION_MEAN_AP: best.score,
-        "verdict": verdict,
-        "folder": str(search.folder),
-    }
-    config = search.config(best.trial).override(values).to_dict()
-    write_json(search.folder / BEST_FILE, {"found": summary, "config": config})

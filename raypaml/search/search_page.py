@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raypaml.reports.pages import write_page
 from raypaml.runs.run_files import REPORT
+from raypaml.search.faults import told_fault
 from raypaml.search.importance import LEAST, comparable, importance
 from raypaml.search.search_figures import alpha_curves, importances, score_map, trial_curves
 from raypaml.search.search_folder import Outcome, SearchPlan
@@ -37,5 +38,6 @@ def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: 
         epoch=epoch,
         least=LEAST,
         rows=[row(one) for one in sorted(outcomes, key=lambda one: -one.score)],
+        faults=[f"{one.trial.name}, {fault['time']}: {told_fault(fault)}" for one in outcomes for fault in one.faults],
         cost=cost(search, outcomes),
     )

@@ -79,6 +79,9 @@ class SearchDisplay:
     def update(self, trial: Trial, report: TrialProgress) -> None:
         """Show the report of a trial on an epoch."""
         row, score = self._row(trial.name), report[VALIDATION_MEAN_AP]
+        if report["epoch"] <= row.epochs_done:  # again, after a loss
+            row.state = "running"
+            return
         row.state, row.epochs_done, row.best = "running", report["epoch"], max(score, row.best)
         row.validation_mean_ap, row.rejected = score, report["rejected"]
         row.rejection_precision = report["rejection_precision"]
@@ -95,6 +98,7 @@ class SearchDisplay:
             "finished": f"finished, best validation mAP {percent(one.score)}{early}",
             "stopped": f"stopped after epoch {len(one.history)}: behind the others",
             "failed": f"failed: {one.error}",
+            "running": f"stopped after {number_of(len(one.history), 'epoch')}; the same command goes on with it",
         }
         self._refresh(f"{one.trial.name}: {why.get(one.state, one.state)}")
 

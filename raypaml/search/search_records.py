@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_type_hints
+from typing import Any, Literal, NotRequired, TypedDict, get_type_hints
 
 from raypaml.config import EARLIER, EXECUTION_FIELDS, ConfigRecord, TrainConfig
 from raypaml.json_types import Figure, check_fields
@@ -64,6 +64,8 @@ class FailedTrial(TypedDict):
     """The content of a trial's `error.json`."""
 
     error: str
+    may_go_better: NotRequired[bool]
+    """Whether another try may succeed, as after too many losses; earlier versions did not say."""
 
 
 def _question_type() -> type:

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from raypaml.evaluation.aggregation import comparison
 from raypaml.evaluation.measures import EvaluationOptions, evaluate_set
 from raypaml.evaluation.parts import open_set, read_vocabulary
+from raypaml.files import write_json
+from raypaml.recipes import recipe
 from raypaml.reports.tables import markdown, percent, seed_interval
+from raypaml.runs.history import VALIDATION_MEAN_AP
+from raypaml.search.faults import told_fault
 from raypaml.search.queue import DONE
-from raypaml.search.search_folder import Outcome, SearchPlan, ranked, write_best
+from raypaml.search.search_folder import Outcome, SearchPlan, ranked
+from raypaml.search.search_records import BEST_FILE
 from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import own_trial
 
@@ -42,8 +47,22 @@ def conclude_search(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
     verdict = judge(search, outcomes)
     write_csv(search, outcomes)
     if verdict.best is not None:
-        write_best(search, verdict.best, verdict.text)
+        _write_best(search, verdict.best, verdict.text)
     return verdict
+
+
+def _write_best(search: SearchPlan, best: Outcome, verdict: str) -> None:
+    """Write `best.json`: the best trial's configuration, for `python -m raypaml.train --config`."""
+    own = recipe(search.base.recipe).run
+    values = {"name": "", "storage": own.storage, "address": "", "workers": own.workers}
+    summary = {
+        "trial": best.trial.name,
+        VALIDATION_MEAN_AP: best.score,
+        "verdict": verdict,
+        "folder": str(search.folder),
+    }
+    config = search.config(best.trial).override(values).to_dict()
+    write_json(search.folder / BEST_FILE, {"found": summary, "config": config})
 
 
 def judge(search: SearchPlan, outcomes: Sequence[Outcome]) -> Verdict:
@@ -138,6 +157,7 @@ def trial_table(search: SearchPlan, outcomes: Sequence[Outcome]) -> str:
         for one in order
     ]
     lines = [markdown(["trial", "state", "epochs", "validation mAP", "test mAP"], rows, left=2)]
+    lines += [f"lost: {one.trial.name}: {told_fault(fault)}" for one in order for fault in one.faults]
     return "\n".join([*lines, *(f"failed: {one.trial.name}: {one.error}" for one in order if one.error)])
 
 

@@ -14,7 +14,7 @@ from raypaml.spreadsheets import as_cell
 _COLUMNS = [
     *("trial", "state", "seed", "epochs_done", "epochs_shared", VALIDATION_MEAN_AP, "best_epoch", "test_mean_ap"),
     *("best_alpha", "validation_mean_ap_at_best_alpha", "rejected", "rejection_precision", "rejection_recall"),
-    *("seconds", "error"),
+    *("seconds", "faults", "error"),
 ]
 
 
@@ -34,6 +34,7 @@ def row(one: Outcome) -> dict[str, Value | None]:
         "best_alpha": best,
         "validation_mean_ap_at_best_alpha": one.curve[best] if best else None,
         "seconds": round(one.seconds, 1),
+        "faults": len(one.faults),
         "error": one.error,
     }
     return dict.fromkeys(_COLUMNS) | {k: last.get(k) for k in _COLUMNS if k.startswith("reject")} | values

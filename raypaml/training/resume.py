@@ -12,7 +12,7 @@ from raypaml.data.index import Index
 from raypaml.files import write_whole
 from raypaml.runs import checkpoint
 from raypaml.runs.checkpoint_writer import Snapshot, take_snapshot, write_checkpoint
-from raypaml.runs.events import Message
+from raypaml.runs.events import Message, Resumed
 from raypaml.runs.history import history_text
 from raypaml.runs.mirror import Mirror
 from raypaml.runs.random_streams import begin_stream, continue_stream, random_streams
@@ -60,8 +60,8 @@ def restore(worker: Worker) -> None:
     if not continue_stream(kept, worker.ranks):  # saved by an earlier version, or by another number of workers
         begin_stream(worker.config.run.seed, worker.ranks.rank, worker.state.epoch, worker.state.step)
     _note_restart(worker)
-    count = worker.ranks.world_size
-    worker.report(Message(f"continues from {worker.place} with {number_of(count, 'worker')}"))
+    said = f"continues from {worker.place} with {number_of(worker.ranks.world_size, 'worker')}"
+    worker.report(Resumed(said, worker.state.epoch, worker.state.step))
 
 
 def _note_restart(worker: Worker) -> None:

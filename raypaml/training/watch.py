@@ -53,6 +53,8 @@ class Watch:
     """The last heartbeat of each rank."""
     condemned: set[str] = field(default_factory=set)
     """Processes that are to end."""
+    silent: set[str] = field(default_factory=set)
+    """Those of them that cannot be told, for their heartbeats have stopped."""
 
     def hear(self, beat: Beat, now: float | None = None) -> bool:
         """Note a heartbeat; whether its process is to end. A process that was suspended gets the whole limit again."""
@@ -74,9 +76,14 @@ class Watch:
         if not known or now - max(known.moved for known in known) < limit:
             return []
         self.condemned |= {known.beat.process for known in known}
+        self.silent |= {known.beat.process for known in silent}
         behind = min(known.beat.moves for known in known)
         blamed = silent or [known for known in known if known.beat.moves == behind]
         return [_line(known, now, known in silent) for known in blamed]
+
+    def forget(self) -> None:
+        """Forget all workers, for they have ended; others may follow after any time."""
+        self.known.clear()
 
 
 def _line(known: _Known, now: float, silent: bool) -> str:

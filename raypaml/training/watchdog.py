@@ -44,8 +44,13 @@ def beating(current: Callable[[], Worker], hear: Beats | None) -> Iterator[None]
         over.set()
 
 
+def process_name() -> str:
+    """The name of this process in heartbeats: host and process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> None:
-    process, before = f"{socket.gethostname()}:{os.getpid()}", -1
+    process, before = process_name(), -1
     while True:
         worker = current()
         place = worker.whereabouts(stuck=worker.moves == before)

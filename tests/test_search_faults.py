@@ -1,0 +1,215 @@
+"""Searches on real Ray that meet faults: every trial ends with the weights and scores of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raypaml.recipes import recipe
+from raypaml.search.faults import read_faults
+from tests.conftest import MEASURED, train_here
+from tests.fault_table import Row, note
+from tests.test_cluster import DRAIN, RAY, TOKEN, node, wait_for_cpus
+from tests.test_train import weights
+
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
+SHORT = {"epochs": 40, "warmup_epochs": 1, "delta_rel": 0.5}
+FIRST, SECOND = "delta_rel=0.5", "delta_rel=1"
+PORT = 26479
+
+
+class Searching:
+    """A search at work."""
+
+    def __init__(self, data: Path, storage: Path, *flags: str, **environment: str) -> None:
+        short = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+        plan = ["--searcher=grid", "--no-early-stop", "--share=1", "--checkpoint-steps=1", "--name=s"]
+        where = [f"--data={data}", f"--storage={storage}"]
+        self._command = [sys.executable, "-m", "raypaml.tune", *where, *short, *plan, *flags]
+        self._environment = os.environ | environment
+        self.folder = storage / "s"
+        self.start()
+
+    def start(self) -> None:
+        """Give the command, for the first time or again."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen(self._command, env=self._environment, **streams)  # type: ignore[call-overload]
+
+    def trial(self, name: str) -> Path:
+        return self.folder / "trials" / name
+
+    def said(self, name: str) -> str:
+        """The log of a trial's worker."""
+        log = self.trial(name) / "logs" / "worker-0.log"
+        return log.read_text() if log.is_file() else ""
+
+    def wait(self, condition: Callable[[], object]) -> float:
+        """Wait until something is so; the seconds that it took."""
+        began = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() - began < 200, self.said(FIRST) + self.said(SECOND)
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    def wait_for_epoch(self, name: str, epoch: int) -> None:
+        folder = self.trial(name) / "checkpoints"
+        self.wait(lambda: any(path.name >= f"{epoch:04d}" for path in folder.glob("[0-9]*")))
+
+    def kill_worker(self, name: str, number: signal.Signals) -> Callable[[], bool]:
+        """Send a signal to the worker of a trial; a function that says whether another one has gone on since."""
+        lives = self.said(name).count("continues from")
+        os.kill(int(re.findall(r":(\d+) rank 0 of", self.said(name))[-1]), number)
+        return lambda: self.said(name).count("continues from") > lives
+
+    def end(self, code: int = 0) -> str:
+        """Wait for the end; what was said."""
+        said: str = self.process.communicate(timeout=300)[0]
+        assert self.process.returncode == code, said
+        return said
+
+
+def figures(folder: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of both trials, each trained here without Ray or faults."""
+    place = {"data": str(tiny_digits), "storage": str(tmp_path_factory.mktemp("alone")), "workers": 1}
+    values = {FIRST: 0.5, SECOND: 1.0}
+    return {
+        name: train_here(recipe("digits").override(SHORT | place | {"name": name, "delta_rel": value})).folder
+        for name, value in values.items()
+    }
+
+
+def is_equal(searching: Searching, alone: dict[str, Path]) -> bool:
+    pairs = [(searching.trial(name), folder) for name, folder in alone.items()]
+    return all(weights(ours) == weights(theirs) and figures(ours) == figures(theirs) for ours, theirs in pairs)
+
+
+def conclude(rows: dict[str, float], searching: Searching, alone: dict[str, Path]) -> None:
+    equal = is_equal(searching, alone)
+    for fault, seconds in rows.items():
+        note(Row(f"search: {fault}", seconds, "equal" if equal else "NOT EQUAL"))
+    assert equal
+
+
+def test_trials_survive_what_runs_survive(tiny_digits: Path, tmp_path: Path, alone: dict[str, Path]) -> None:
+    searching, rows = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", "--hang-seconds=10"), {}
+    for name in (FIRST, SECOND):
+        searching.wait_for_epoch(name, 1)
+    hung = searching.kill_worker(SECOND, signal.SIGSTOP)
+    began = time.monotonic()
+    rows["a trial's worker killed"] = searching.wait(searching.kill_worker(FIRST, signal.SIGKILL))
+    searching.wait(hung)
+    rows["a trial's worker hung, limit 10 s"] = time.monotonic() - began
+    lives = searching.said(FIRST).count("continues from")
+    holder = re.findall(r"process (\d+)\)", (searching.trial(FIRST) / ".lock").read_text())
+    os.kill(int(holder[0]), signal.SIGKILL)
+    rows["a trial's own process killed"] = searching.wait(lambda: searching.said(FIRST).count("continues from") > lives)
+    time.sleep(1)  # until it is said
+    searching.process.kill()
+    before = searching.process.communicate()[0]
+    counts = {name: searching.said(name).count("continues from") for name in (FIRST, SECOND)}
+    searching.start()
+    rows["driver killed, command given again"] = searching.wait(
+        lambda: all(searching.said(name).count("continues from") > count for name, count in counts.items())
+    )
+    said = searching.end()
+    conclude(rows, searching, alone)
+    again = r"{}: lost: {}; all start again from the last checkpoint"
+    assert re.search(again.format(FIRST, r"rank 0 \(.*died.*\)"), before), before
+    assert re.search(again.format(FIRST, r"its process \(.*died.*\)"), before), before
+    hangs = r"rank 0 \(\S+:\d+\) hangs, no heartbeat for \d+ s: epoch \d+, step \d, \w+"
+    assert re.search(f"{SECOND}: {hangs}", before), before
+    assert len(re.findall(rf"{FIRST}: continues from epoch \d+, step \d with 1 worker", before)) == 2, before
+    faults = [read_faults(searching.trial(name)) for name in (FIRST, SECOND)]
+    assert [len(some) for some in faults] == [2, 1]
+    assert all(one["steps"] is not None and not one["preempted"] for some in faults for one in some)
+    assert len(re.findall(r"(?m)^lost: delta_rel=\S+: (rank 0|its process) \(.*\); .* trained again$", said)) == 3, said
+
+
+def test_a_trial_that_is_lost_too_often_fails_alone(tiny_digits: Path, tmp_path: Path, alone: dict[str, Path]) -> None:
+    searching = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", "--max-failures=1")
+    searching.wait_for_epoch(SECOND, 1)
+    searching.wait(searching.kill_worker(SECOND, signal.SIGKILL))
+    searching.wait_for_epoch(SECOND, 3)
+    searching.kill_worker(SECOND, signal.SIGKILL)
+    said = searching.end(code=1)
+    limit = "there are more losses than --max-failures 1 allows"
+    assert re.search(rf"{SECOND}: lost: rank 0 \(.*\); {limit}", said), said
+    assert re.search(rf"(?m)^failed: {SECOND}: rank 0: .*died.*; {limit}", said), said
+    assert re.search(rf"\| {FIRST} +\| finished", said), said
+    assert "1 trial failed and may succeed in another try: give the command again" in said
+    searching.start()
+    said = searching.end()
+    assert f"{SECOND}: continues from epoch " in said, said
+    assert is_equal(searching, alone)
+
+
+def test_sigterm_saves_every_trial(tiny_digits: Path, tmp_path: Path) -> None:
+    searching = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", "--checkpoint-steps=0")
+    searching.wait_for_epoch(SECOND, 1)
+    began = time.monotonic()
+    searching.process.send_signal(signal.SIGTERM)
+    said = searching.end(code=143)
+    note(Row("search: SIGTERM: checkpoints of all trials and exit code 143", time.monotonic() - began, "saved"))
+    assert "stopping all trials after a step, with a checkpoint" in said
+    assert "stopped; the same command goes on, finished trials are kept" in said
+    assert f"{SECOND}: stopped after " in said
+
+
+def test_a_node_comes_and_is_taken_away(tiny_digits: Path, tmp_path: Path, alone: dict[str, Path]) -> None:
+    temp, address, rows = tempfile.mkdtemp(prefix="rp-"), f"127.0.0.1:{PORT}", {}
+    nodes = [node(temp, "--head", f"--port={PORT}")]
+    try:
+        wait_for_cpus(address, 1)
+        told = TOKEN | {"RAY_ADDRESS": address}
+        searching = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", **told)
+        searching.wait_for_epoch(FIRST, 1)
+        assert not searching.said(SECOND)
+        nodes.append(node(temp, f"--address={address}"))
+        rows["a node added: a waiting trial starts there"] = searching.wait(
+            lambda: "rank 0 of" in searching.said(SECOND)
+        )
+        places = {name: json.loads((searching.trial(name) / "where.json").read_text()) for name in (FIRST, SECOND)}
+        assert places[FIRST]["node"] != places[SECOND]["node"]
+        searching.wait_for_epoch(SECOND, 1)
+        found = subprocess.run(
+            [sys.executable, "-c", DRAIN, address], env=os.environ | told, capture_output=True, text=True, check=True
+        )
+        drain = ["drain-node", f"--address={address}", f"--node-id={found.stdout.strip()}", "--reason-message=gone"]
+        notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=60"]
+        began = time.monotonic()
+        subprocess.run([str(RAY), *drain, *notice], env=os.environ | told, check=True, stdout=subprocess.DEVNULL)
+        searching.wait(lambda: "saved, for a machine is about to be taken away" in searching.said(SECOND))
+        note(Row("search: preemption notice: a checkpoint", time.monotonic() - began, "saved"))
+        began = time.monotonic()
+        os.killpg(nodes[1].pid, signal.SIGKILL)
+        lives = searching.said(SECOND).count("continues from")
+        searching.wait(lambda: searching.said(SECOND).count("continues from") > lives)
+        rows["the node is gone, its trial waits for the other and goes on"] = time.monotonic() - began
+        said = searching.end()
+    finally:
+        for process in reversed(nodes):
+            process.terminate()
+            process.wait(60)
+        shutil.rmtree(temp, ignore_errors=True)
+    conclude(rows, searching, alone)
+    assert re.findall(r"(\d) at once, each with 1 CPU", said) == ["1", "2", "1"]
+    assert all(fault["preempted"] for fault in read_faults(searching.trial(SECOND))), said
