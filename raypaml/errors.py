@@ -19,6 +19,10 @@ class UserError(ValueError):
     """A request cannot be carried out; the message says what was asked, the limit, and the remedy."""
 
 
+class RemediableError(ValueError):
+    """Another try succeeds after the message's remedy, such as room on a disk; the settings need not be others."""
+
+
 class CallbackError(UserError):
     """A callback raised an error; the message names the callback, its method, the epoch and step, and that error."""
 

@@ -12,7 +12,7 @@ from raypaml.config import TrainConfig
 from raypaml.counting import number_of
 from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_flags import AskedConfig, parse_run
-from raypaml.search.search_flags import NOT_OF_TRIALS, USUAL, SearchSettings, add_search_flags
+from raypaml.search.search_flags import NOT_OF_TRIALS, OF_EACH_TRIAL, USUAL, SearchSettings, add_search_flags
 
 _ABOUT = (
     "Search the best values of a run's settings; every trial is a run of raypaml.train. After an interruption the same "
@@ -44,6 +44,9 @@ def _add_own(parser: Parser) -> None:
     for action in parser._actions:
         if action.dest in NOT_OF_TRIALS:
             action.help = argparse.SUPPRESS
+        elif action.dest in OF_EACH_TRIAL:
+            value = str(action.help).rpartition(" ")[2]
+            action.help = f"{OF_EACH_TRIAL[action.dest]} {value}"
     add_search_flags(parser)
 
 

@@ -229,14 +229,14 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self._news.display.update(Trial.of(trial.config), result)
 
     def on_trial_recover(self, trial: TuneTrial, **_: object) -> None:
-        self._news.process_lost(Trial.of(trial.config), trial.get_error(), goes_on=True)
+        self._news.process_lost(Trial.of(trial.config), trial.get_pickled_error(), goes_on=True)
 
     def on_trial_complete(self, trial: TuneTrial, **_: object) -> None:
         self._ended(Trial.of(trial.config))
 
     def on_trial_error(self, trial: TuneTrial, **_: object) -> None:  # run_trial raises nothing: its process has died
         ours = Trial.of(trial.config)
-        loss = self._news.process_lost(ours, trial.get_error(), goes_on=False)
+        loss = self._news.process_lost(ours, trial.get_pickled_error(), goes_on=False)
         note(self._search, ours, "error", {"error": loss.text, "may_go_better": True})
         self._ended(ours)
 

@@ -21,6 +21,7 @@ from raypaml.cluster.channel import Channel
 from raypaml.cluster.epochs_in_order import EpochsInOrder
 from raypaml.cluster.on_worker import RunReporter
 from raypaml.cluster.ray_train import patience_of, run_workers
+from raypaml.errors import RemediableError
 from raypaml.evaluation.measures import alpha_curve
 from raypaml.evaluation.parts import open_set
 from raypaml.extensions import import_modules
@@ -54,7 +55,7 @@ def run_trial(settings: SettingValues, search: SearchPlan, use_gpu: bool, channe
         with sole_writer(job.folder, "raypaml tune", logging.warning, RESTART_SECONDS):
             _train_job(job, search, trial, mine, settings["marks"], use_gpu=use_gpu, private=private)
     except Exception as error:
-        may_go_better = not isinstance(error, ValueError)
+        may_go_better = isinstance(error, RemediableError) or not isinstance(error, ValueError)
         note(search, trial, "error", {"error": str(error) or repr(error), "may_go_better": may_go_better})
 
 

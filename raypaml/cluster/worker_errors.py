@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from raypaml.errors import CallbackError, is_lasting, told_refusal
+from raypaml.errors import CallbackError, RemediableError, is_lasting, told_refusal
 from raypaml.training.out_of_memory import HalvedError
 
 CHANCE = (OSError, RuntimeError)
@@ -25,12 +25,13 @@ def as_said(rank: int, error: BaseException) -> Exception:
     """The error to raise for the user: a ValueError where one line explains it; a callback's error as it is."""
     if isinstance(error, CallbackError):
         return error
-    kind = ValueError if isinstance(error, ValueError | FloatingPointError) or is_lasting(error) else RuntimeError
+    kind = ValueError if isinstance(error, ValueError | FloatingPointError) else RuntimeError
+    kind = RemediableError if is_lasting(error) else kind
     message = str(error) if isinstance(error, (*CHANCE, ValueError, FloatingPointError)) else repr(error)
     if isinstance(error, OSError) and is_lasting(error):
         message = told_refusal(error)
     if isinstance(error, HalvedError):
-        return ValueError(f"{message}; give the command again, with this --name")
+        return RemediableError(f"{message}; give the command again, with this --name")
     if is_disk_full(error):
         message += ". The last checkpoint is whole: make room and give the command again, with this --name"
     return kind(message if message.startswith(f"rank {rank}") else f"rank {rank}: {message}")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from raypaml.errors import RemediableError
 from raypaml.files import made
 from raypaml.runs.shared_lock import SharedLock, is_missing
 
@@ -36,7 +37,7 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
         patience: seconds to wait for another process to end.
 
     Raises:
-        ValueError: another process is writing there; the message says which, where and since when.
+        RemediableError: another process is writing there; the message says which, where and since when.
     """
     with made(folder, stays=False) as is_new:
         lock = SharedLock(folder / LOCK_FILE)
@@ -44,7 +45,7 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
         name = f"{command}, since {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
         while not _taken(lock, name, folder, say):
             if time.monotonic() >= deadline:
-                raise ValueError(
+                raise RemediableError(
                     f"{folder}: is being written by {lock.holder()}; wait for it, end it, or give this one another "
                     "--name"
                 )

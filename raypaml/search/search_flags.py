@@ -38,6 +38,15 @@ USUAL = {"workers": 1}
 """Defaults of a search in the place of the recipe's: a trial has one worker."""
 NOT_OF_TRIALS = ("tracker",)
 """Settings of a run that have no effect in a search."""
+OF_EACH_TRIAL = {
+    "workers": "Training processes of each trial, each with a GPU of its own where there are GPUs; 2:8 stands for "
+    "--min-workers 2 --workers 8.",
+    "max_failures": "How many times a trial's lost workers are started again from its last checkpoint; preempted nodes "
+    "do not count. After one more the trial fails, the others go on, and the exit code is 1.",
+    "hang_seconds": "Seconds without progress of any worker of a trial after which these are ended, the one that holds "
+    "the others up is named, and they are started again; six times as long while a network is compiled.",
+}
+"""What --help says of settings that mean something for each trial, in the place of what they are for a run."""
 _OF_THE_BASE = (*EXECUTION_FIELDS, "data", "pseudo_labels_sha256")
 """Fields whose value every trial takes from the starting point, whatever its scheme."""
 
