@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,21 @@ def figures(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
 
 
+@pytest.fixture
+def begin(tiny_digits: Path, tmp_path: Path) -> Iterator[Callable[..., Searching]]:
+    """Begins a search; none is left behind."""
+    begun: list[Searching] = []
+
+    def call(*flags: str, **environment: str) -> Searching:
+        begun.append(Searching(tiny_digits, tmp_path, *flags, **environment))
+        return begun[-1]
+
+    yield call
+    for one in begun:
+        one.process.kill()
+        one.process.wait()
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of both trials, each trained here without Ray or faults."""
@@ -109,19 +124,19 @@ def conclude(rows: dict[str, float], searching: Searching, alone: dict[str, Path
     assert equal
 
 
-def test_trials_survive_what_runs_survive(tiny_digits: Path, tmp_path: Path, alone: dict[str, Path]) -> None:
-    searching, rows = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", "--hang-seconds=10"), {}
+def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
+    searching, rows = begin("--search=delta_rel=1", "--hang-seconds=10"), {}
     for name in (FIRST, SECOND):
         searching.wait_for_epoch(name, 1)
     hung = searching.kill_worker(SECOND, signal.SIGSTOP)
     began = time.monotonic()
     rows["a trial's worker killed"] = searching.wait(searching.kill_worker(FIRST, signal.SIGKILL))
-    searching.wait(hung)
-    rows["a trial's worker hung, limit 10 s"] = time.monotonic() - began
     lives = searching.said(FIRST).count("continues from")
     holder = re.findall(r"process (\d+)\)", (searching.trial(FIRST) / ".lock").read_text())
     os.kill(int(holder[0]), signal.SIGKILL)
     rows["a trial's own process killed"] = searching.wait(lambda: searching.said(FIRST).count("continues from") > lives)
+    searching.wait(hung)
+    rows["a trial's worker hung, limit 10 s"] = time.monotonic() - began
     time.sleep(1)  # until it is said
     searching.process.kill()
     before = searching.process.communicate()[0]
@@ -144,8 +159,8 @@ def test_trials_survive_what_runs_survive(tiny_digits: Path, tmp_path: Path, alo
     assert len(re.findall(r"(?m)^lost: delta_rel=\S+: (rank 0|its process) \(.*\); .* trained again$", said)) == 3, said
 
 
-def test_a_trial_that_is_lost_too_often_fails_alone(tiny_digits: Path, tmp_path: Path, alone: dict[str, Path]) -> None:
-    searching = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", "--max-failures=1")
+def test_a_trial_that_is_lost_too_often_fails_alone(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
+    searching = begin("--search=delta_rel=1", "--max-failures=1")
     searching.wait_for_epoch(SECOND, 1)
     searching.wait(searching.kill_worker(SECOND, signal.SIGKILL))
     searching.wait_for_epoch(SECOND, 3)
@@ -162,8 +177,8 @@ def test_a_trial_that_is_lost_too_often_fails_alone(tiny_digits: Path, tmp_path:
     assert is_equal(searching, alone)
 
 
-def test_sigterm_saves_every_trial(tiny_digits: Path, tmp_path: Path) -> None:
-    searching = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", "--checkpoint-steps=0")
+def test_sigterm_saves_every_trial(begin: Callable[..., Searching]) -> None:
+    searching = begin("--search=delta_rel=1", "--checkpoint-steps=0")
     searching.wait_for_epoch(SECOND, 1)
     began = time.monotonic()
     searching.process.send_signal(signal.SIGTERM)
@@ -174,25 +189,25 @@ def test_sigterm_saves_every_trial(tiny_digits: Path, tmp_path: Path) -> None:
     assert f"{SECOND}: stopped after " in said
 
 
-def test_a_node_comes_and_is_taken_away(tiny_digits: Path, tmp_path: Path, alone: dict[str, Path]) -> None:
+def test_a_node_comes_and_is_taken_away(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
     temp, address, rows = tempfile.mkdtemp(prefix="rp-"), f"127.0.0.1:{PORT}", {}
     nodes = [node(temp, "--head", f"--port={PORT}")]
     try:
         wait_for_cpus(address, 1)
         told = TOKEN | {"RAY_ADDRESS": address}
-        searching = Searching(tiny_digits, tmp_path, "--search=delta_rel=1", **told)
-        searching.wait_for_epoch(FIRST, 1)
+        searching = begin("--search=delta_rel=1", **told)
+        searching.wait(lambda: "rank 0 of" in searching.said(FIRST))
         assert not searching.said(SECOND)
         nodes.append(node(temp, f"--address={address}"))
         rows["a node added: a waiting trial starts there"] = searching.wait(
             lambda: "rank 0 of" in searching.said(SECOND)
         )
-        places = {name: json.loads((searching.trial(name) / "where.json").read_text()) for name in (FIRST, SECOND)}
-        assert places[FIRST]["node"] != places[SECOND]["node"]
-        searching.wait_for_epoch(SECOND, 1)
         found = subprocess.run(
             [sys.executable, "-c", DRAIN, address], env=os.environ | told, capture_output=True, text=True, check=True
         )
+        places = {name: json.loads((searching.trial(name) / "where.json").read_text()) for name in (FIRST, SECOND)}
+        assert places[SECOND]["node"] == found.stdout.strip() != places[FIRST]["node"]
+        searching.wait_for_epoch(SECOND, 1)
         drain = ["drain-node", f"--address={address}", f"--node-id={found.stdout.strip()}", "--reason-message=gone"]
         notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=60"]
         began = time.monotonic()

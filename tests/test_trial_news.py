@@ -162,7 +162,10 @@ def test_a_mailbox_counts_losses_and_ends_workers_that_are_silent(monkeypatch: p
     assert killed == ["actor 1"]
     mailbox.put(Lost("lost", "rank 1", False))
     mailbox.put(Lost("lost", "rank 1", True))
-    assert (mailbox.losses(), watch.known, mailbox.failure()) == (1, {}, None)
+    assert not mailbox.beat(Beat(rank=0, world_size=2, process="h:0", moves=1, place="here"))
+    assert (mailbox.losses(), watch.known, mailbox.failure()) == (1, {}, None), (
+        "rank 0 would be missed while others wait"
+    )
     mailbox.put(Failure(ValueError("x")))
     assert str(mailbox.failure()) == "x"
 

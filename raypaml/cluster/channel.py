@@ -73,6 +73,7 @@ class _Mailbox:
         self._failure: Exception | None = None
         self._losses = 0
         self._actors: dict[str, ray.actor.ActorHandle] = {}
+        self._gone: set[str] = set()
         self._watch = watch
 
     def put(self, event: News) -> bool:
@@ -88,6 +89,7 @@ class _Mailbox:
 
     def forget(self) -> None:
         self._watch.forget()
+        self._gone |= self._actors.keys()  # some may send heartbeats until they are ended
         self._actors.clear()
 
     def failure(self) -> Exception | None:
@@ -97,7 +99,7 @@ class _Mailbox:
         return self._losses
 
     def beat(self, beat: Beat) -> bool:
-        return self._watch.hear(beat)
+        return beat.process not in self._gone and self._watch.hear(beat)
 
     def take(self) -> list[News]:
         events, self._events = self._events, []
