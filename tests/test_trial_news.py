@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +26,10 @@ from raypaml.runs.events import Message, Resumed, StepReport
 from raypaml.search.faults import read_faults
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import SearchPlan, note, outcome
-from raypaml.search.search_result import trial_table
+from raypaml.search.search_page import write_search_page
+from raypaml.search.search_result import Verdict, trial_table
 from raypaml.search.spaces import parse_search
+from raypaml.search.trial_rows import write_csv
 from raypaml.search.trials import Trial
 from raypaml.training.watch import Beat, Watch
 from tests.whole_records import EPOCH_RECORD
@@ -102,6 +106,12 @@ def test_lost_before_the_first_checkpoint_lost_twice_and_lost_for_good(tmp_path:
     table = trial_table(told.search, [one])
     assert "lost: lr=0.1: a; hardly a step trained again\n" in table
     assert table.endswith("lost: lr=0.1: c; did not go on")
+    write_csv(told.search, [one])
+    (row,) = csv.DictReader((told.search.folder / "trials.csv").read_text().splitlines())
+    assert row["faults"] == "3"
+    write_search_page(told.search, [one], Verdict(best=None, own=None, text="none"))
+    page = (told.search.folder / "report.html").read_text()
+    assert re.search(r"<li>lr=0\.1, 20\S+: b; at least 2 steps trained again</li>", page)
 
 
 def test_a_lost_process_of_a_trial_is_put_where_losses_are_counted(tmp_path: Path) -> None:
