@@ -25,7 +25,7 @@ from tests.test_cluster import DRAIN, RAY, TOKEN, node, wait_for_cpus
 from tests.test_train import weights
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
-SHORT = {"epochs": 40, "warmup_epochs": 1, "delta_rel": 0.5}
+SHORT = {"epochs": 90, "warmup_epochs": 1, "delta_rel": 0.5}
 FIRST, SECOND = "delta_rel=0.5", "delta_rel=1"
 PORT = 26479
 
@@ -73,6 +73,13 @@ class Searching:
         lives = self.said(name).count("continues from")
         os.kill(int(re.findall(r":(\d+) rank 0 of", self.said(name))[-1]), number)
         return lambda: self.said(name).count("continues from") > lives
+
+    def again(self) -> Callable[[], bool]:
+        """Give the command again; a function that says whether all trials that are left go on."""
+        left = [name for name in (FIRST, SECOND) if not (self.trial(name) / "result.json").exists()]
+        lives = {name: self.said(name).count("continues from") for name in left}
+        self.start()
+        return lambda: all(self.said(name).count("continues from") > count for name, count in lives.items())
 
     def end(self, code: int = 0) -> str:
         """Wait for the end; what was said."""
@@ -137,19 +144,23 @@ def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone
     rows["a trial's own process killed"] = searching.wait(lambda: searching.said(FIRST).count("continues from") > lives)
     searching.wait(hung)
     rows["a trial's worker hung, limit 10 s"] = time.monotonic() - began
-    time.sleep(1)  # until it is said
+    began = time.monotonic()
+    searching.process.send_signal(signal.SIGTERM)
+    before = searching.end(code=143)
+    note(Row("search: SIGTERM: checkpoints and exit code 143", time.monotonic() - began, "saved"))
+    searching.wait(searching.again())
+    rows["SIGTERM, command given again"] = time.monotonic() - began
     searching.process.kill()
-    before = searching.process.communicate()[0]
-    counts = {name: searching.said(name).count("continues from") for name in (FIRST, SECOND)}
-    searching.start()
-    rows["driver killed, command given again"] = searching.wait(
-        lambda: all(searching.said(name).count("continues from") > count for name, count in counts.items())
-    )
+    searching.process.wait()
+    rows["driver killed, command given again"] = searching.wait(searching.again())
     said = searching.end()
     conclude(rows, searching, alone)
     again = r"{}: lost: {}; all start again from the last checkpoint"
     assert re.search(again.format(FIRST, r"rank 0 \(.*died.*\)"), before), before
     assert re.search(again.format(FIRST, r"its process \(.*died.*\)"), before), before
+    assert "stopping all trials after a step, with a checkpoint" in before
+    assert "stopped; the same command goes on, finished trials are kept" in before
+    assert re.search(r"delta_rel=\S+: stopped after \d+ epochs; the same command goes on with it", before), before
     hangs = r"rank 0 \(\S+:\d+\) hangs, no heartbeat for \d+ s: epoch \d+, step \d, \w+"
     assert re.search(f"{SECOND}: {hangs}", before), before
     assert len(re.findall(rf"{FIRST}: continues from epoch \d+, step \d with 1 worker", before)) == 2, before
@@ -157,36 +168,6 @@ def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone
     assert [len(some) for some in faults] == [2, 1]
     assert all(one["steps"] is not None and not one["preempted"] for some in faults for one in some)
     assert len(re.findall(r"(?m)^lost: delta_rel=\S+: (rank 0|its process) \(.*\); .* trained again$", said)) == 3, said
-
-
-def test_a_trial_that_is_lost_too_often_fails_alone(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
-    searching = begin("--search=delta_rel=1", "--max-failures=1")
-    searching.wait_for_epoch(SECOND, 1)
-    searching.wait(searching.kill_worker(SECOND, signal.SIGKILL))
-    searching.wait_for_epoch(SECOND, 3)
-    searching.kill_worker(SECOND, signal.SIGKILL)
-    said = searching.end(code=1)
-    limit = "there are more losses than --max-failures 1 allows"
-    assert re.search(rf"{SECOND}: lost: rank 0 \(.*\); {limit}", said), said
-    assert re.search(rf"(?m)^failed: {SECOND}: rank 0: .*died.*; {limit}", said), said
-    assert re.search(rf"\| {FIRST} +\| finished", said), said
-    assert "1 trial failed and may succeed in another try: give the command again" in said
-    searching.start()
-    said = searching.end()
-    assert f"{SECOND}: continues from epoch " in said, said
-    assert is_equal(searching, alone)
-
-
-def test_sigterm_saves_every_trial(begin: Callable[..., Searching]) -> None:
-    searching = begin("--search=delta_rel=1", "--checkpoint-steps=0")
-    searching.wait_for_epoch(SECOND, 1)
-    began = time.monotonic()
-    searching.process.send_signal(signal.SIGTERM)
-    said = searching.end(code=143)
-    note(Row("search: SIGTERM: checkpoints of all trials and exit code 143", time.monotonic() - began, "saved"))
-    assert "stopping all trials after a step, with a checkpoint" in said
-    assert "stopped; the same command goes on, finished trials are kept" in said
-    assert f"{SECOND}: stopped after " in said
 
 
 def test_a_node_comes_and_is_taken_away(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
@@ -228,3 +209,21 @@ def test_a_node_comes_and_is_taken_away(begin: Callable[..., Searching], alone: 
     conclude(rows, searching, alone)
     assert re.findall(r"(\d) at once, each with 1 CPU", said) == ["1", "2", "1"]
     assert all(fault["preempted"] for fault in read_faults(searching.trial(SECOND))), said
+
+
+def test_a_trial_that_is_lost_too_often_fails_alone(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
+    searching = begin("--search=delta_rel=1", "--max-failures=1")
+    searching.wait_for_epoch(SECOND, 1)
+    searching.wait(searching.kill_worker(SECOND, signal.SIGKILL))
+    searching.wait_for_epoch(SECOND, 3)
+    searching.kill_worker(SECOND, signal.SIGKILL)
+    said = searching.end(code=1)
+    limit = "there are more losses than --max-failures 1 allows"
+    assert re.search(rf"{SECOND}: lost: rank 0 \(.*\); {limit}", said), said
+    assert re.search(rf"(?m)^failed: {SECOND}: rank 0: .*died.*; {limit}", said), said
+    assert re.search(rf"\| {FIRST} +\| finished", said), said
+    assert "1 trial failed and may succeed in another try: give the command again" in said
+    searching.start()
+    said = searching.end()
+    assert f"{SECOND}: continues from epoch " in said, said
+    assert is_equal(searching, alone)

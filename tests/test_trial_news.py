@@ -116,7 +116,7 @@ def test_lost_before_the_first_checkpoint_lost_twice_and_lost_for_good(tmp_path:
 
 def test_a_lost_process_of_a_trial_is_put_where_losses_are_counted(tmp_path: Path) -> None:
     told = Told(tmp_path)
-    told.news.process_lost(told.trial, DIED, goes_on=True)
+    told.news.process_lost(told.trial, "The actor died unexpectedly.", preempted=False, goes_on=True)
     (loss,) = told.events
     assert loss.text == ("lost: its process (The actor died unexpectedly.); all start again from the last checkpoint")
     assert not loss.preempted

@@ -11,7 +11,6 @@ from raypaml.cluster.lost_workers import lost
 from raypaml.cluster.ray_train import POLL_SECONDS
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.waiting import FirstEvent
-from raypaml.cluster.worker_errors import brief_cause, is_preempted
 from raypaml.counting import number_of
 from raypaml.runs.events import EpochReport, Message, Resumed, StepReport
 from raypaml.search.faults import Fault, add_fault
@@ -96,11 +95,10 @@ class TrialNews:
             self._told_to_stop.add(trial)
         self._polled = time.monotonic()
 
-    def process_lost(self, trial: Trial, error: BaseException | None, *, goes_on: bool) -> Lost:
+    def process_lost(self, trial: Trial, why: str, *, preempted: bool, goes_on: bool) -> Lost:
         """Note that the process of a trial, and with it its workers, was lost; returns that loss."""
         limit = self._search.base.run.max_failures
-        cause = f"its process ({brief_cause(error) if error else 'for an unknown reason'})"
-        loss = lost(cause, preempted=error is not None and is_preempted(error), goes_on=goes_on, limit=limit)
+        loss = lost(f"its process ({why})", preempted=preempted, goes_on=goes_on, limit=limit)
         self._of(trial).channel.put(loss)
         return loss
 
