@@ -95,7 +95,8 @@ def test_preemptions_are_asked_for_elsewhere_than_on_a_private_ray(
 ) -> None:
     notice = SimpleNamespace(preempted_node_ids=["a"])
     monkeypatch.setattr("ray.train.get_preemption_info", lambda: notice)
-    channel = MagicMock(has_failed=lambda: False, put=lambda _: False)
+    monkeypatch.setattr("ray.get_runtime_context", MagicMock())
+    channel = MagicMock(failure=lambda: None, put=lambda _: False)
     report = on_worker.RunReporter(channel, private).on_worker(1, tmp_path)
     assert report is not None
     assert report(STEP) == (LoopSignal.NOTHING if private else LoopSignal.SAVE)

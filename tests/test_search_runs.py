@@ -79,7 +79,7 @@ def left(folder: Path) -> dict[str, Any]:
     found["records"] = [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
     found |= {path.name: path.read_bytes() for path in (folder / "predictions").rglob("*.parquet")}
     result = json.loads((folder / "result.json").read_text())
-    return found | {"result": {k: v for k, v in result.items() if k != "training_seconds"}}
+    return found | {"result": {k: v for k, v in result.items() if k not in ("training_seconds", "cost")}}
 
 
 # --- The shared warm-up ---------------------------------------------------------------------------------------------

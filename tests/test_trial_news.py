@@ -41,6 +41,7 @@ TAKEN = SimpleNamespace(cause=SimpleNamespace(preempted=True))
 def step(done: int) -> StepReport:
     figures: dict[str, Any] = {"loss": 1.0, "rejected": 0, "rejection_rate": 0.0, "learning_rate": 0.1}
     figures |= {"samples_left": 1, "images_per_second": 1.0, "epochs": 9, "steps": 4}
+    figures |= {"data_wait_share": 0.0, "memory_bytes": 1}
     return StepReport(epoch=done // 4, step=done % 4, **figures)
 
 

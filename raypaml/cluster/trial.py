@@ -10,6 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import ray
@@ -71,7 +72,8 @@ def _train_job(
         tune.report(search.progress(record))
     if before.state == "finished":
         return
-    reporter = TrialReporter(search, warmups, marks, RunReporter(channel, private))
+    home = "" if private else ray.get_runtime_context().get_node_id()
+    reporter = TrialReporter(search, warmups, marks, RunReporter(channel, private), home)
     with ray_variables(**patience_of(job.config.run)):
         finished = run_workers(
             job,
@@ -91,15 +93,16 @@ def _train_job(
 class TrialReporter:
     """A run's reporter that also reports epochs to Tune, and keeps a warm-up for other trials.
 
-    A note in the trial's folder stops it. Made in the trial's process.
+    A note in the trial's folder stops it. A checkpoint is made where the node of the trial's own process, `home`, is
+    about to be taken away, for the workers end with that process; empty on a private Ray, whose node stays.
     """
 
-    def __init__(self, search: SearchPlan, warmups: Path, marks: list[int], run: RunReporter) -> None:
+    def __init__(self, search: SearchPlan, warmups: Path, marks: list[int], run: RunReporter, home: str) -> None:
         self._search = search
         self._warmups = warmups
         self._marks = marks
         self._run = run
-        self._home = ray.get_runtime_context().get_node_id()
+        self._home = home
         self.beats = run.beats
         self.commit_first = bool(marks)  # the checkpoints of these epochs are copied
 
@@ -112,7 +115,7 @@ class TrialReporter:
         if first:
             where = {"host": socket.gethostname(), "node": ray.get_runtime_context().get_node_id()}
             write_json(folder / "where.json", where)
-        home_goes = _told_once(self._home) if first else lambda: False
+        home_goes = _told_once(self._home) if first and self._home else lambda: False
 
         def report(event: Event) -> LoopSignal:
             signal = LoopSignal(tell(event))
@@ -141,7 +144,8 @@ def _told_once(node: str) -> Callable[[], bool]:
         if told or time.monotonic() - asked < HOME_SECONDS:
             return False
         asked = time.monotonic()
-        told = node in ray._private.state.state.get_draining_nodes()
+        with suppress(Exception):  # whatever Ray raises where it cannot be asked now
+            told = node in ray._private.state.state.get_draining_nodes()
         return told
 
     return is_news
