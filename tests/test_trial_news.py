@@ -19,10 +19,11 @@ from raypaml.cluster import ray_tune
 from raypaml.cluster.channel import Failure, Lost, Started, _Mailbox
 from raypaml.cluster.epochs_in_order import EpochsInOrder
 from raypaml.cluster.lost_workers import LostWorkers, told_of_limit
+from raypaml.cluster.trial import HOME_SECONDS, TrialReporter
 from raypaml.cluster.trial_news import TrialNews
 from raypaml.files import write_json
 from raypaml.recipes import recipe
-from raypaml.runs.events import Message, Resumed, StepReport
+from raypaml.runs.events import EpochReport, LoopSignal, Message, Resumed, StepReport
 from raypaml.search.faults import read_faults
 from raypaml.search.queue import Queue
 from raypaml.search.search_folder import SearchPlan, note, outcome
@@ -117,10 +118,13 @@ def test_lost_before_the_first_checkpoint_lost_twice_and_lost_for_good(tmp_path:
 
 def test_a_lost_process_of_a_trial_is_put_where_losses_are_counted(tmp_path: Path) -> None:
     told = Told(tmp_path)
-    told.news.process_lost(told.trial, "The actor died unexpectedly.", preempted=False, goes_on=True)
-    (loss,) = told.events
+    told.channel.of().losses = lambda: 8
+    told.news.process_lost(told.trial, "The actor died unexpectedly.", preempted=True, recovers=True)
+    told.news.process_lost(told.trial, "it", preempted=False, recovers=True)
+    loss, last = told.events
+    assert last.text == "lost: its process (it); there are more losses than --max-failures 8 allows"
     assert loss.text == ("lost: its process (The actor died unexpectedly.); all start again from the last checkpoint")
-    assert not loss.preempted
+    assert (loss.preempted, last.preempted) == (True, False)
 
 
 def test_a_signal_stops_what_is_at_work_and_does_not_wait_for_what_waits(tmp_path: Path) -> None:
@@ -193,6 +197,32 @@ def test_epochs_whose_reports_were_lost_are_made_again(tmp_path: Path, monkeypat
     for epoch in (2, 2, 1, 5):
         epochs.after_report(None, [{"epoch": epoch}], None)
     assert passed == [2, 3, 4, 5]
+
+
+def test_a_trial_saves_where_the_node_of_its_own_process_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, reported, now, drained = Told(tmp_path), list[Any](), [100.0], dict[str, int]()
+    folder = told.search.run_folder(told.trial)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("raypaml.cluster.trial.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ray.get_runtime_context", MagicMock(return_value=SimpleNamespace(get_node_id=lambda: "w")))
+    monkeypatch.setattr("ray.train.report", reported.append)
+    monkeypatch.setattr("ray._private.state.state", MagicMock(get_draining_nodes=lambda: drained))
+    run = MagicMock(on_worker=lambda *_: lambda _: LoopSignal.NOTHING)
+    report = TrialReporter(told.search, tmp_path, [], run, "home").on_worker(0, folder)
+    assert report is not None
+    assert report(step(1)) == LoopSignal.NOTHING
+    drained["home"] = 0
+    answers = []
+    for seconds in (1.0, HOME_SECONDS, HOME_SECONDS):
+        now[0] += seconds
+        answers.append(report(step(2)))
+    assert answers == [LoopSignal.NOTHING, LoopSignal.SAVE, LoopSignal.NOTHING]
+    report(EpochReport(EPOCH_RECORD, 9))
+    assert [one["epoch"] for one in reported] == [EPOCH_RECORD["epoch"] + 1]
+    note(told.search, told.trial, "stopped", {"epochs": 1})
+    assert report(step(3)) == LoopSignal.STOP
+    run.on_worker = lambda *_: None
+    assert TrialReporter(told.search, tmp_path, [], run, "").on_worker(0, folder) is None
 
 
 def test_there_is_room_for_as_many_as_the_cluster_holds_now(monkeypatch: pytest.MonkeyPatch) -> None:

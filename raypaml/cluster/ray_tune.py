@@ -230,24 +230,24 @@ class _Watcher(tune.Callback):  # type: ignore[misc]
             self._news.display.update(Trial.of(trial.config), result)
 
     def on_trial_recover(self, trial: TuneTrial, **_: object) -> None:
-        self._process_lost(trial, goes_on=True)
+        self._process_lost(trial, recovers=True)
 
     def on_trial_complete(self, trial: TuneTrial, **_: object) -> None:
         self._ended(Trial.of(trial.config))
 
     def on_trial_error(self, trial: TuneTrial, **_: object) -> None:  # run_trial raises nothing: its process has died
         ours = Trial.of(trial.config)
-        note(self._search, ours, "error", {"error": self._process_lost(trial, goes_on=False), "may_go_better": True})
+        note(self._search, ours, "error", {"error": self._process_lost(trial, recovers=False), "may_go_better": True})
         self._ended(ours)
 
-    def _process_lost(self, trial: TuneTrial, *, goes_on: bool) -> str:
+    def _process_lost(self, trial: TuneTrial, *, recovers: bool) -> str:
         """Tell of the loss of a trial's process; returns what was said. Tune counts no preemptions as failures."""
         ours = Trial.of(trial.config)
         preempted = trial.num_failures == self._failures.get(ours, 0)
         self._failures[ours] = trial.num_failures
         said = Path(trial.error_file).read_text() if trial.error_file else ""
         latest = said.rpartition("Failure # ")[2].splitlines()[1:] or ["for an unknown reason"]
-        return self._news.process_lost(ours, latest[0].strip(), preempted=preempted, goes_on=goes_on).text
+        return self._news.process_lost(ours, latest[0].strip(), preempted=preempted, recovers=recovers).text
 
     def _ended(self, ours: Trial) -> None:
         self._news.end(ours)

@@ -95,11 +95,19 @@ class TrialNews:
             self._told_to_stop.add(trial)
         self._polled = time.monotonic()
 
-    def process_lost(self, trial: Trial, why: str, *, preempted: bool, goes_on: bool) -> Lost:
-        """Note that the process of a trial, and with it its workers, was lost; returns that loss."""
-        limit = self._search.base.run.max_failures
+    def process_lost(self, trial: Trial, why: str, *, preempted: bool, recovers: bool) -> Lost:
+        """Note that the process of a trial, and with it its workers, was lost; returns that loss.
+
+        Args:
+            trial: the trial.
+            why: the reason, as Ray says it.
+            preempted: whether its node was taken away with notice.
+            recovers: whether Tune starts the process again, which then looks whether there are too many losses.
+        """
+        mine, limit = self._of(trial).channel, self._search.base.run.max_failures
+        goes_on = recovers and mine.losses() + (not preempted) <= limit
         loss = lost(f"its process ({why})", preempted=preempted, goes_on=goes_on, limit=limit)
-        self._of(trial).channel.put(loss)
+        mine.put(loss)
         return loss
 
     def end(self, trial: Trial) -> None:
