@@ -21,6 +21,7 @@ from raypaml.evaluation.parts import PredictionSet
 from raypaml.evaluation.summary import summary
 from raypaml.labels import Vocabulary
 from raypaml.recipes import recipe
+from raypaml.reports.figures import ap_by_annotations
 from raypaml.run_report import run_page
 from raypaml.run_report.class_rejections import budget_text, class_rejections
 from raypaml.run_report.class_table import best_and_worst, class_table
@@ -155,7 +156,18 @@ def test_figures_have_legends_and_mark_the_tested_checkpoint(tmp_path: Path, som
     assert "waiting for data" in spent
     assert "validation mAP, %, by cost" in spent
     assert "by cost" not in time_and_cost([record(0)], [record(0) | USAGE], cost, 0)  # type: ignore[list-item]
-    assert "perfectly calibrated" in calibration(some.bins)
+    bins = calibration(100 * some.bins)
+    assert "perfectly calibrated" in bins
+    assert ">10,000</text>" in bins  # a power of ten as a number, and not as a formula
+    assert "mathdefault" not in bins
+
+
+def test_the_figure_of_ap_ends_at_100_and_its_groups_stand_below_the_title() -> None:
+    drawn = ap_by_annotations(np.arange(1, 11) ** 3, np.repeat(np.arange(1, 6), 2), {"a run": np.linspace(0, 1, 10)})
+    assert all(f">G{group}<" in drawn for group in range(1, 6))
+    assert ">100</text>" in drawn
+    assert ">120</text>" not in drawn
+    assert "mathdefault" not in drawn
 
 
 def test_settings_commands_and_the_origin_of_labels(tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def test_aggregate_map_prints_the_same_table(undisturbed: tuple[Path, str]) -> N
 def test_report_is_one_file_with_pictures_and_needs_no_network(undisturbed: tuple[Path, str]) -> None:
     page = (undisturbed[0] / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") > 10
-    assert page.count("<svg") == 6  # groups, two of curves, two of rejections, pointing game
+    # groups, two of calibration, four of training, time, cost, two of rejections, pointing game
+    assert page.count("<svg") == 12
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page)
     assert all(link.startswith(("data:", "#")) for link in links)
     assert re.search(r"(red|green|blue|yellow|pink) \d 0\.\d\d", page)

@@ -218,7 +218,7 @@ def by_group(figures: MapFigures) -> str:
     drawings: list[tuple[Literal["scale_ratio", "scale_ratio_boosted", "pointing_game"], str]] = [
         ("scale_ratio", "raw top attributions over the other's"),
         ("scale_ratio_boosted", "boosted top attributions over the other's"),
-        ("pointing_game", "pointing game; line: chance"),
+        ("pointing_game", "pointing game: largest attribution in a known box"),
     ]
     shown = [(key, title) for key, title in drawings if any(g.get(key) is not None for g in groups.values())]
     if not shown:
@@ -226,10 +226,10 @@ def by_group(figures: MapFigures) -> str:
     axes = panels(len(shown))
     for axis, (key, title) in zip(axes, shown, strict=True):
         values = [group.get(key) for group in groups.values()]
-        bars = axis.bar(list(groups), [value or 0 for value in values], color=BLUE)
+        bars = axis.bar(list(groups), [value or 0 for value in values], color=BLUE, label="this model")
         axis.bar_label(bars, [figure_text(value) for value in values], padding=2)
         axis.set(title=title)
         if key == "pointing_game":
             chance = [group["pointing_game_chance"] or np.nan for group in groups.values()]
-            axis.plot(list(groups), chance, color=ORANGE, marker="_", ms=30, ls="")
+            axis.plot(list(groups), chance, color=ORANGE, marker="_", ms=30, ls="", label="a random cell")
     return plots(*axes)

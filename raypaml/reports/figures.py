@@ -57,12 +57,14 @@ def ap_by_annotations(
     for n, (name, ap) in enumerate(runs.items(), start=1):
         axis = figure.add_subplot(1, len(runs), n)
         x = np.maximum(annotations, 0.5)  # a class without annotations at the left of a logarithmic axis
-        axis.scatter(x, 100 * ap, s=5, color=BLUE, alpha=0.5, linewidths=0)
+        axis.scatter(x, 100 * ap, s=5, color=BLUE, alpha=0.5, linewidths=0, clip_on=False)
         for group in np.unique(class_group):
             mine = (class_group == group) & ~np.isnan(ap)
             if mine.any():
                 mean, centre = 100 * ap[mine].mean(), np.exp(np.log(x[mine]).mean())
                 axis.plot([x[mine].min(), x[mine].max()], [mean, mean], color=ORANGE, lw=2)
-                axis.annotate(f"G{group}\n{mean:.1f}", (centre, 103), ha="center", va="bottom", color=ORANGE, size=7)
-        axis.set(title=f"{name}: AP, %", xlabel="training annotations of the class", xscale="log", ylim=(-3, 120))
+                said = f"G{group}\n{mean:.1f}"
+                axis.text(float(centre), 102, said, ha="center", va="bottom", color=ORANGE, size=7)
+        axis.set_title(f"{name}: AP, %", pad=28)  # above the names and means of the groups
+        axis.set(xlabel="training annotations of the class", xscale="log", ylim=(0, 100))
     return svg(figure)

@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 
 from raypaml.cli import visible
 
@@ -121,6 +122,10 @@ def variable(colour: str) -> str:
 
 def svg(figure: Figure) -> str:
     """The figure as an SVG element; the same figure gives the same text."""
+    for axis in (side for axes in figure.axes for side in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext):  # its formulas would stand there as text
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_formatter(LogFormatter())
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     text = buffer.getvalue()

@@ -89,6 +89,5 @@ def calibration(bins: FloatArray) -> str:
     counts.bar(edges, entries, width, align="edge", color=GREY, label="labels")
     counts.bar(edges, positives, width, align="edge", color=ORANGE, label="of them positive")
     counts.set_yscale("log")
-    counts.yaxis.set_major_formatter("{x:,.0f}")
     counts.set(title="number of labels", xlabel="predicted probability, %", xlim=(0, 100), ylim=(0.8, None))
     return plots(reliability, counts)
