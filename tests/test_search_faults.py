@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +19,8 @@ from raypaml.recipes import recipe
 from raypaml.search.faults import read_faults
 from tests.conftest import MEASURED, train_here
 from tests.fault_table import Row, note
-from tests.test_cluster import DRAIN, RAY, TOKEN, node, wait_for_cpus
 from tests.test_train import weights
+from tests.two_nodes import TOKEN, TwoNodes, drain, worker_node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 SHORT = {"epochs": 90, "warmup_epochs": 1, "delta_rel": 0.5}
@@ -171,41 +169,32 @@ def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone
 
 
 def test_a_node_comes_and_is_taken_away(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
-    temp, address, rows = tempfile.mkdtemp(prefix="rp-"), f"127.0.0.1:{PORT}", {}
-    nodes = [node(temp, "--head", f"--port={PORT}")]
+    cluster, rows = TwoNodes(PORT, {}), dict[str, float]()
     try:
-        wait_for_cpus(address, 1)
-        told = TOKEN | {"RAY_ADDRESS": address}
-        searching = begin("--search=delta_rel=1", **told)
+        cluster.start_head()
+        searching = begin("--search=delta_rel=1", **TOKEN, RAY_ADDRESS=cluster.address)
         searching.wait(lambda: "rank 0 of" in searching.said(FIRST))
         assert not searching.said(SECOND)
-        nodes.append(node(temp, f"--address={address}"))
+        cluster.add()
         rows["a node added: a waiting trial starts there"] = searching.wait(
             lambda: "rank 0 of" in searching.said(SECOND)
         )
-        found = subprocess.run(
-            [sys.executable, "-c", DRAIN, address], env=os.environ | told, capture_output=True, text=True, check=True
-        )
         places = {name: json.loads((searching.trial(name) / "where.json").read_text()) for name in (FIRST, SECOND)}
-        assert places[SECOND]["node"] == found.stdout.strip() != places[FIRST]["node"]
+        added = worker_node(cluster.address)
+        assert places[SECOND]["node"] == added != places[FIRST]["node"]
         searching.wait_for_epoch(SECOND, 1)
-        drain = ["drain-node", f"--address={address}", f"--node-id={found.stdout.strip()}", "--reason-message=gone"]
-        notice = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=60"]
         began = time.monotonic()
-        subprocess.run([str(RAY), *drain, *notice], env=os.environ | told, check=True, stdout=subprocess.DEVNULL)
+        drain(cluster.address, added, 60)
         searching.wait(lambda: "saved, for a machine is about to be taken away" in searching.said(SECOND))
         note(Row("search: preemption notice: a checkpoint", time.monotonic() - began, "saved"))
         began = time.monotonic()
-        os.killpg(nodes[1].pid, signal.SIGKILL)
+        cluster.kill(1)
         lives = searching.said(SECOND).count("continues from")
         searching.wait(lambda: searching.said(SECOND).count("continues from") > lives)
         rows["the node is gone, its trial waits for the other and goes on"] = time.monotonic() - began
         said = searching.end()
     finally:
-        for process in reversed(nodes):
-            process.terminate()
-            process.wait(60)
-        shutil.rmtree(temp, ignore_errors=True)
+        cluster.stop()
     conclude(rows, searching, alone)
     assert re.findall(r"(\d) at once, each with 1 CPU", said) == ["1", "2", "1"]
     assert all(fault["preempted"] for fault in read_faults(searching.trial(SECOND))), said

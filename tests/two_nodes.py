@@ -45,11 +45,15 @@ class TwoNodes:
         """Of the cluster, for `--address`."""
         return f"127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start both nodes, and wait until they are there."""
+    def start_head(self) -> None:
+        """Start the head, and wait until it is there."""
         self.temp = tempfile.mkdtemp(prefix="rp-")
         self.nodes = [node(self.temp, "--head", f"--port={self.port}", cwd=self.cwd, **self.environment)]
         wait_for_cpus(self.address, 1)
+
+    def start(self) -> None:
+        """Start both nodes, and wait until they are there."""
+        self.start_head()
         self.add()
         wait_for_cpus(self.address, 2)
 
