@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
@@ -16,6 +17,7 @@ from raypaml.runs.events import EpochReport, Event
 from raypaml.runs.history import read_history
 from raypaml.runs.run_cost import MIXED, cost_text, run_cost
 from raypaml.runs.run_files import WORKER_TIME
+from raypaml.runs.run_folder import claim
 from raypaml.runs.worker_time import (
     Attempt,
     HeldTime,
@@ -26,8 +28,9 @@ from raypaml.runs.worker_time import (
     read_worker_time,
     worker_counts,
 )
-from raypaml.training.job import plan_job
-from tests.conftest import train_here
+from raypaml.training.job import plan_job, prepare_job
+from raypaml.training.loop import train
+from tests.conftest import run_distributed, train_here
 from tests.whole_records import EPOCH_RECORD
 
 HOUR = 3600.0
@@ -112,6 +115,14 @@ def test_copies_of_two_machines_are_joined() -> None:
     assert [(a["began"], a["seen"]) for a in both["attempts"]] == [(0, 30), (40, 50)]
 
 
+def test_a_damaged_record_is_a_line_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / WORKER_TIME).write_text('{"command": 1}')
+    with pytest.raises(
+        ValueError, match=r"worker_time.json: not the record .*before is missing.*; remove it; what came"
+    ):
+        begin_command(tmp_path)
+
+
 def epoch(number: int, score: float, held: float | None, trained: float = HOUR) -> dict[str, Any]:
     counted = {"held_worker_seconds": held, "trained_worker_seconds": trained} if held is not None else {}
     return EPOCH_RECORD | {"epoch": number, "validation_mean_ap": score, "seconds": HOUR * (number + 1)} | counted
@@ -191,3 +202,28 @@ def test_a_plan_without_an_earlier_run_gives_no_price_of_a_point(tiny_digits: Pa
     hours, whole_run = map(float, line.split()[-2:])
     assert whole_run == pytest.approx(3 * hours, rel=0.01)
     assert not list(tmp_path.iterdir())
+
+
+def _train_rank(_rank: int, _world_size: int, config: TrainConfig, folder: Path) -> None:
+    train(config, config.data.data, folder, torch.device("cpu"), lambda _: False)
+
+
+@pytest.mark.cluster
+def test_a_run_that_goes_on_with_fewer_workers_counts_those_that_there_were(tiny_digits: Path, tmp_path: Path) -> None:
+    two = asked(tiny_digits, tmp_path, workers=2, epochs=2)
+    job = prepare_job(two, lambda _: None)
+    claim(job.folder, job.config, job.data)
+    run_distributed(_train_rank, 2, job.config, job.folder)
+    job = train_here(two.override({"workers": 1, "epochs": 3}))
+    history, record = read_history(job.folder), read_worker_time(job.folder)
+    assert record is not None
+    assert [one["workers"] for one in history] == [2, 2, 1]
+    assert [one["workers"] for one in record["attempts"]] == [2, 1]
+    first, second = record["attempts"]
+    held = 2 * (first["seen"] - first["began"]) + second["seen"] - second["began"]
+    assert held_seconds(record) == pytest.approx(held)
+    # both workers' steps are counted, and never more than was held
+    for before, one in zip([None, *history], history, strict=False):
+        spent = one["held_worker_seconds"] - (before["held_worker_seconds"] if before else 0.0)
+        assert 0.9 * one["workers"] * one["epoch_seconds"] < one["trained_worker_seconds"] < spent
+    assert conclude_run(job)["cost"]["workers"] == [2, 1]

@@ -51,7 +51,7 @@ class TimeRecord(TypedDict):
 
 def read_worker_time(folder: Path) -> TimeRecord | None:
     """Read a run's record; None for a run of an earlier version, ValueError where the file is damaged."""
-    remedy = "remove it, and the time so far is estimated"
+    remedy = "remove it; what came after the last checkpoint is then not counted"
     return read_if_there(folder / WORKER_TIME, TimeRecord, "the record of workers' time", remedy)
 
 
