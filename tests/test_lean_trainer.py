@@ -114,14 +114,14 @@ def test_a_ray_that_is_not_known_is_started_and_used_as_it_documents(
 
     def init(**options: Any) -> None:
         found.append((options["address"], Node.start_api_server, ray_constants.ENABLE_RAY_CLUSTER))
-        found.append((session.is_on_loopback(), trainers.torch_config()))
+        found.append(trainers.torch_config())
         found.append({name for name in os.environ if name.startswith("RAY_AUTH")} - auth)
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with session.join() as private:
-        assert found == [("local", *before), (False, None), set()]
+        assert found == [("local", *before), None, set()]
         assert not private
     assert "Ray 2.61.0 listens on its default addresses" in capsys.readouterr().err
 
@@ -133,7 +133,7 @@ def test_what_the_end_needs_is_imported_once_while_workers_train(monkeypatch: py
     channel = MagicMock()
     for events, count in (([Message("rank 0 starts")], 0), ([STEP, STEP], 2), ([STEP], 2)):
         channel.take.return_value = events
-        ray_train._show(channel, MagicMock())
+        ray_train._show(channel, MagicMock(), MagicMock())
         assert threading.Thread.call_count == count
     names = [call.kwargs["args"][0] for call in threading.Thread.call_args_list]
     assert names == ["raypaml.run_report.conclude", "scipy.ndimage"]

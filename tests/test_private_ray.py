@@ -188,14 +188,30 @@ def test_variables_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> 
     assert dict(os.environ) == before
 
 
+def test_variables_of_threads_that_overlap_hold_until_the_last_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs of one program, of which the first to begin is the first to end."""
+    monkeypatch.delenv("RAY_CHDIR_TO_TRIAL_DIR", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "theirs")
+    before = dict(os.environ)
+    first, second = ray_variables(RAY_AUTH_MODE="token"), ray_variables()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert os.environ["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+    assert os.environ["RAY_AUTH_MODE"] == "theirs"
+    with ray_variables(RAY_AUTH_MODE="1"), ray_variables(RAY_AUTH_MODE=None):
+        assert "RAY_AUTH_MODE" not in os.environ
+    second.__exit__(None, None, None)
+    assert dict(os.environ) == before
+
+
 # --- Real Ray ---------------------------------------------------------------------------------------------------------
 
 LOOK = """
 import json, os, sys
 import ray
 from raypaml.cluster.private_ray import private_ray
-from raypaml.cluster.loopback import LoopbackConfig
-from raypaml.cluster.session import is_on_loopback
+from raypaml.cluster.process_group import NodeAddressConfig
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 import psutil
@@ -213,10 +229,9 @@ def loop():
     return seen
 
 with private_ray(4):
-    assert is_on_loopback()
     trainer = TorchTrainer(
         loop, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(name="x", storage_path=sys.argv[1]),
-        torch_config=LoopbackConfig(),
+        torch_config=NodeAddressConfig(),
     )
     worker = trainer.fit().return_value
     token = os.environ["RAY_AUTH_TOKEN_PATH"]

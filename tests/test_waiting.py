@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import pytest
 import ray
@@ -13,7 +13,7 @@ from ray.exceptions import ActorUnschedulableError
 from ray.remote_function import RemoteFunction
 
 from raypaml.cluster import private_ray, waiting
-from raypaml.cluster.channel import Channel, Started
+from raypaml.cluster.channel import Channel, Lost, Started
 from raypaml.cluster.on_worker import RunReporter
 from raypaml.cluster.ray_train import _show
 from raypaml.cluster.waiting import FirstEvent, NoProcessError, quick_answers
@@ -81,6 +81,34 @@ def test_the_first_event_is_waited_for_in_words(monkeypatch: pytest.MonkeyPatch)
         limited.came(0)
 
 
+def test_what_is_lacking_is_said_at_once_and_again_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, said, lacks = [0.0], list[str](), ["2 CPUs wanted"]
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    first = FirstEvent(said.append, "the first worker", limited=False, lack=lambda: lacks[0])
+    assert said == ["waiting for the first worker to start: 2 CPUs wanted"]
+    for now[0], lacks[0] in ((1.0, "1 CPU wanted"), (21.0, "1 CPU wanted"), (42.0, "1 CPU wanted"), (63.0, "")):
+        first.came(0)
+    assert said[1:] == [f"waiting for the first worker to start{more}" for more in (": 1 CPU wanted", "")]
+    first.came(1)
+    lacks[0] = "2 CPUs wanted"
+    first.came(0)
+    assert len(said) == 3, "a run that trains waits for nothing"
+
+
+def test_a_run_that_lost_its_workers_says_who_took_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+    first = FirstEvent(said.append, "the first worker", limited=True, lack=lambda: "run other holds 2")
+    first.came(1)
+    said.clear()
+    lost = MagicMock(take=lambda: [Started(), Lost("lost: rank 0", "rank 0", preempted=False)])
+    _show(lost, MagicMock(), first)
+    assert said == ["waiting for the first worker to start: run other holds 2"]
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(monotonic=lambda: 1e9))
+    _show(MagicMock(take=lambda: [Started()]), MagicMock(), first)
+    _show(MagicMock(take=list), MagicMock(), first)
+    assert len(said) == 1
+
+
 def test_a_mailbox_that_starts_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     actor, here = MagicMock(), SimpleNamespace(get_node_id=lambda: "00" * 28)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
@@ -98,12 +126,13 @@ def test_a_mailbox_that_starts_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
 def test_a_worker_that_has_started_may_take_long_before_its_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent, display, here = list[Any](), MagicMock(), SimpleNamespace(current_actor="actor")
+    sent, display, first, here = list[Any](), MagicMock(), MagicMock(), SimpleNamespace(current_actor="actor")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
     worker = MagicMock(failure=lambda: None, put=sent.append)
     RunReporter(worker, private=True).on_worker(0, tmp_path)
     assert sent == [Started(process_name(), here.current_actor)]
-    assert _show(MagicMock(take=lambda: sent), display) == 1, "FirstEvent would end the run after LIMIT_SECONDS"
+    _show(MagicMock(take=lambda: sent), display, first)
+    assert first.method_calls == [call.came(1)], "FirstEvent would end the run after LIMIT_SECONDS"
     display.update.assert_not_called()
 
 

@@ -18,9 +18,11 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-alone"}
 """Said to every process, so that a token in the user's home does not decide who may join."""
 
 
-def node(temp: str, *arguments: str, cwd: Path | None, **environment: str) -> subprocess.Popen[bytes]:
-    """A Ray node with one CPU, in the foreground, so that it can be ended by its own process."""
-    flags = ["--num-cpus=1", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+def node(
+    temp: str, *arguments: str, cwd: Path | None = None, cpus: str = "1", **environment: str
+) -> subprocess.Popen[bytes]:
+    """A Ray node, in the foreground, so that it can be ended by its own process."""
+    flags = [f"--num-cpus={cpus}", "--block", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     if "--head" in arguments:
         flags += ["--include-dashboard=false", f"--temp-dir={temp}"]
     command = [str(RAY), "start", *arguments, *flags]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,21 +30,39 @@ if "ray" not in sys.modules:
         os.environ.setdefault(_name, _value)
 
 
+_LOCK = threading.Lock()
+_VALUES: dict[str, list[tuple[object, str | None]]] = {}
+"""Of variables that are set at present: the value before, then those of the blocks that are in force, the newest last.
+Blocks of several threads may overlap."""
+
+
 @contextmanager
 def ray_variables(**values: str | None) -> Iterator[None]:
     """In the block the environment has raypaml's defaults for unset variables, and `values`; None unsets a variable."""
-    wanted = {name: value for name, value in _DEFAULTS.items() if name not in os.environ} | values
-    before = {name: os.environ.get(name) for name in wanted}
-    _set(wanted)
+    block = object()
+    with _LOCK:
+        wanted = {name: value for name, value in _DEFAULTS.items() if _is_unset(name)} | values
+        for name, value in wanted.items():
+            _VALUES.setdefault(name, [(None, os.environ.get(name))]).append((block, value))
+            _set(name, value)
     try:
         yield
     finally:
-        _set(before)
+        with _LOCK:
+            for name in wanted:
+                left = [entry for entry in _VALUES.pop(name) if entry[0] is not block]
+                _set(name, left[-1][1])
+                if len(left) > 1:
+                    _VALUES[name] = left
 
 
-def _set(values: dict[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+def _is_unset(name: str) -> bool:
+    """Whether the program itself leaves the variable unset."""
+    return (_VALUES[name][0][1] if name in _VALUES else os.environ.get(name)) is None
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ray._private.node import Node  # of the known Ray alone
 
 KNOWN_RAY = "2.60."
-"""Version prefix of the Ray whose internals are used here, in `lean_trainer` and in `loopback`."""
+"""Version prefix of the Ray whose internals are used here, in `lean_trainer`, `process_group` and `holders`."""
 OBJECT_STORE_BYTES = 200 * 2**20
 """Size of a private Ray's object store, through which only progress travels."""
 PRIVATE = "RAYPAML_PRIVATE_RAY"

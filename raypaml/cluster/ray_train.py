@@ -13,11 +13,12 @@ from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from raypaml.cluster import ray_variables, session
-from raypaml.cluster.channel import Channel, Failure, Started
+from raypaml.cluster import holders, ray_variables, session
+from raypaml.cluster.channel import Channel, Failure, Lost, Started
 from raypaml.cluster.lost_workers import LostWorkers, told_of_limit
 from raypaml.cluster.on_worker import Reporter, RunReporter, WorkerTask, train_on_worker
 from raypaml.cluster.sent_callbacks import modules_of, packed
+from raypaml.cluster.shared_cluster import coordinator_on_head, place_of_ray
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.trainers import torch_config, trainer_class
 from raypaml.cluster.waiting import FirstEvent
@@ -65,22 +66,25 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
     count = f"{least} to " if least < run.workers else ""
     display.say(f"run {run.name}: {count}{number_of(run.workers, 'worker')}, in {job.folder}")
     again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
-    with ray_variables(**patience_of(run)), session.join(run.address, least, needs=modules_of(callbacks)) as private:
+    joined = session.join(run.address, least, title=f"run {run.name}", needs=modules_of(callbacks))
+    with ray_variables(**patience_of(run)), joined as private:
         use_gpu = gpu_wanted(run, display.say)
+        if not private:
+            coordinator_on_head()
         claim(job.folder, job.config, job.data)
         display.track(job.config, job.folder)
         channel = Channel(partial(Watch, run.hang_seconds))
         outcome = _Outcome()
         asked = (job, channel, private, use_gpu, outcome, sent)
         thread = threading.Thread(target=_fit_in_thread, args=asked, daemon=True)
-        thread.start()
-        with Signals() as signals:
-            first = FirstEvent(display.say, "the first worker", limited=private)
+        with Signals() as signals, holders.asking("GPU" if use_gpu else "CPU", least) as lack:
+            first = FirstEvent(display.say, "the first worker", limited=private, lack=lack)
+            thread.start()
             try:
                 while thread.is_alive():
                     thread.join(POLL_SECONDS)
                     signals.forward(channel, display)
-                    first.came(_show(channel, display))
+                    _show(channel, display, first)
             except StoppedAtOnce:
                 display.say(f"stopped at once; what came after the last checkpoint is lost; {again}")
                 raise
@@ -92,8 +96,8 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
     return signals.received or signal.SIGINT
 
 
-def _show(channel: Channel, display: Display) -> int:
-    """Show the events that came, and return their number; a Failure is raised at once, before Ray tries again."""
+def _show(channel: Channel, display: Display, first: FirstEvent) -> None:
+    """Show the events that came, and what is waited for; a Failure is raised at once, before Ray tries again."""
     events = channel.take()
     for event in events:
         if isinstance(event, Failure):
@@ -102,7 +106,10 @@ def _show(channel: Channel, display: Display) -> int:
             _import_conclusion()
         if not isinstance(event, Started):
             display.update(event)
-    return len(events)
+    if events and isinstance(events[-1], Lost):
+        first.again()
+    else:
+        first.came(len(events))
 
 
 @cache
@@ -189,6 +196,7 @@ def run_workers(
         callbacks=heard_by,
     )
     where = Location(run.storage)  # all nodes see it
+    place = place_of_ray(Location(str(job.folder)) if where.is_local else where / run.name)
     trainer = trainer_class(private)(
         train_on_worker,
         train_loop_config={"task": task},
@@ -200,8 +208,7 @@ def run_workers(
         torch_config=torch_config(),
         # Ray keeps no checkpoints: the training loop writes and finds its own
         run_config=RayRunConfig(
-            name="ray",
-            storage_path=str(job.folder if where.is_local else where / run.name),
+            **place,
             callbacks=[LostWorkers(channel, left, run.max_failures), *callbacks],
             failure_config=FailureConfig(max_failures=left),
         ),

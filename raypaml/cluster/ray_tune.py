@@ -19,10 +19,13 @@ from ray.tune.search import Searcher
 from raypaml.cluster import ray_variables, session, waiting
 from raypaml.cluster.channel import Channel
 from raypaml.cluster.ray_train import gpu_wanted
+from raypaml.cluster.shared_cluster import coordinator_on_head, place_of_ray
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.trial import run_trial
 from raypaml.cluster.trial_news import TrialNews
+from raypaml.cluster.trial_waits import TrialWaits
 from raypaml.counting import number_of
+from raypaml.data.storage import Location
 from raypaml.errors import StoppedAtOnce
 from raypaml.runs.history import VALIDATION_MEAN_AP
 from raypaml.search.proposals import Proposals
@@ -57,10 +60,12 @@ def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
         StoppedAtOnce: a second signal came.
     """
     run = search.base.run
-    joined = session.join(run.address, run.workers)
+    joined = session.join(run.address, run.workers, title=f"search {search.folder.name}")
     # Tune prints, and has a handler of Ctrl-C of its own
     with redirect_stdout(sys.stderr), ray_variables(**_OWN_SIGNALS), joined as private, Signals() as signals:
         waiting.first_process()
+        if not private:
+            coordinator_on_head()
         news = TrialNews(search, Channel(partial(Watch, run.hang_seconds)), display, signals)
         try:
             _run_tuner(search, queue, proposals, news, private=private)
@@ -92,9 +97,11 @@ def _run_tuner(
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name="ray",
-            storage_path=str(search.folder),
-            callbacks=[_Watcher(search, queue, proposals, news)],
+            **place_of_ray(Location(str(search.folder))),
+            callbacks=[
+                _Watcher(search, queue, proposals, news),
+                TrialWaits(news.display.say, "GPU" if use_gpu else "CPU", run.workers),
+            ],
             stop=_Stopper(news),
             failure_config=tune.FailureConfig(max_failures=run.max_failures),  # of a trial's own process
             verbose=0,

@@ -11,7 +11,7 @@ from typing import TypeVar
 import ray
 
 from raypaml import cli
-from raypaml.cluster import ray_variables
+from raypaml.cluster import holders, ray_variables
 from raypaml.cluster.private_ray import QUIET, is_known, outside_private, private_ray, token_read_anew
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
@@ -23,7 +23,12 @@ _Answer = TypeVar("_Answer")
 
 @contextmanager
 def join(
-    address: str = "", workers: int = 1, say: Callable[[str], None] = cli.say, *, needs: Sequence[str] = ()
+    address: str = "",
+    workers: int = 1,
+    say: Callable[[str], None] = cli.say,
+    *,
+    title: str = "",
+    needs: Sequence[str] = (),
 ) -> Iterator[bool]:
     """Provide Ray during the block: the one that the program has initialised, which is not changed; else the cluster at
     `address` (or RAY_ADDRESS); else a private one.
@@ -32,6 +37,8 @@ def join(
         address: of a cluster; `local` for a private Ray.
         workers: the number of CPUs that a private Ray has at least.
         say: takes lines for the user.
+        title: names this program to others that wait for its CPUs (`holders`), such as "run first"; empty for its
+            command.
         needs: modules of the program that nodes must have, besides those of `--import`. Nodes of a cluster that lack
             these, or raypaml, are sent them with the job.
 
@@ -54,7 +61,7 @@ def join(
         return
     with sole_use(), ray_variables(**outside_private()), token_read_anew(), ending_on_sigterm():
         try:
-            _join_cluster(address, say, needs)
+            _join_cluster(address, say, title, needs)
             yield False
         finally:
             ray.shutdown()
@@ -96,16 +103,16 @@ def is_train_worker() -> bool:
     return True
 
 
-def _join_cluster(address: str, say: Callable[[str], None], needs: Sequence[str]) -> None:
+def _join_cluster(address: str, say: Callable[[str], None], title: str, needs: Sequence[str]) -> None:
     """Join a cluster; where its nodes lack raypaml, join again and send it with the job."""
-    _connect(address)
+    _connect(address, job_config=holders.titled(title))
     missing = what_is_missing(on_every_node, needs)
     if not missing:
         return
     sent = runtime_env(missing)
     say(f"{_listed(missing)}: raypaml is sent to the nodes with this job")
     ray.shutdown()
-    _connect(address, runtime_env=sent)
+    _connect(address, job_config=holders.titled(title), runtime_env=sent)
     if still := what_is_missing(on_every_node, needs):
         raise ValueError(f"{_listed(still)}, though it was sent there with the job: install it on every node")
 
@@ -167,13 +174,3 @@ def on_every_node(function: Callable[..., _Answer], *args: object) -> list[_Answ
         if isinstance(error.cause, ValueError):
             raise error.cause from None
         raise
-
-
-def addresses() -> list[str]:
-    """The addresses of all live nodes."""
-    return [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]
-
-
-def is_on_loopback() -> bool:
-    """Whether all nodes listen on loopback only, as those of a private Ray of a known version do."""
-    return is_known() and all(address.startswith("127.") for address in addresses())

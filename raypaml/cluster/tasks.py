@@ -10,6 +10,7 @@ from itertools import chain, islice
 from typing import Any
 
 from raypaml.bounds import check_bounds
+from raypaml.cli import say
 from raypaml.counting import number_of
 from raypaml.errors import told_refusal
 from raypaml.extensions import modules_named, with_imports
@@ -62,16 +63,32 @@ def device_mapper(processes: Processes) -> Iterator[tuple[Mapper, str]]:
         return
     from raypaml.cluster import session, waiting  # ray takes seconds to import, and one process needs none
 
-    with session.join(address, workers):
+    with session.join(address, workers) as private:
         if session.cpus() < workers:
             raise ValueError(
                 f"workers={workers}: the cluster has {number_of(session.cpus(), 'CPU')}; use fewer or add nodes"
             )
-        waiting.first_process()
         gpu = device != "cpu" and session.gpus() >= workers
         if device == "cuda" and not gpu:
             raise ValueError(f"device=cuda: {workers} workers need a GPU each, the cluster has {session.gpus()}")
+        if private:
+            waiting.first_process()
+        else:
+            _first_task(gpu)
         yield partial(map_tasks, at_once=workers, gpu=gpu), "cuda" if gpu else "cpu"
+
+
+def _first_task(gpu: bool) -> None:
+    """Wait until a cluster, which others use too, has room for one task, and say who holds what it waits for."""
+    import ray
+
+    from raypaml.cluster import holders, waiting
+
+    lack = partial(holders.lack, "GPU" if gpu else "CPU", 1)
+    first = waiting.FirstEvent(say, "the first task", limited=False, lack=lack)
+    task = ray.remote(lambda: None).options(num_cpus=1, num_gpus=int(gpu)).remote()
+    while not ray.wait([task], timeout=1.0)[0]:
+        first.came(0)
 
 
 def own_device(device: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raypaml.cluster import session
+from raypaml.cluster.private_ray import is_known
 
 
 def trainer_class(private: bool) -> type[TorchTrainer]:
@@ -18,9 +18,9 @@ def trainer_class(private: bool) -> type[TorchTrainer]:
 
 
 def torch_config() -> TorchConfig | None:
-    """How to set up the process group where all nodes are on loopback; None for Ray Train's default."""
-    if not session.is_on_loopback():
+    """How to set up the process group, on a node's own address alone; None for the default of a Ray that is unknown."""
+    if not is_known():
         return None
-    from raypaml.cluster.loopback import LoopbackConfig  # needs the known version of Ray
+    from raypaml.cluster.process_group import NodeAddressConfig  # needs the known version of Ray
 
-    return LoopbackConfig()
+    return NodeAddressConfig()

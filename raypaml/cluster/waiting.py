@@ -61,19 +61,38 @@ class FirstEvent:
         what: what is started.
         limited: whether LIMIT_SECONDS end the wait, as on a private Ray. On a cluster workers may also wait for nodes
             that are being added, or for another program's CPUs.
+        lack: returns what is lacking, such as CPUs and who holds them; empty where nothing is. Asked once at the
+            beginning, where the answer is said at once, and later from time to time, where another one is.
     """
 
-    def __init__(self, tell: Callable[[str], None], what: str, *, limited: bool) -> None:
-        self._tell, self._what, self._limited = tell, what, limited
-        self._began, self._said = time.monotonic(), False
+    def __init__(
+        self, tell: Callable[[str], None], what: str, *, limited: bool, lack: Callable[[], str] = lambda: ""
+    ) -> None:
+        self._tell, self._what, self._limited, self._lack = tell, what, limited, lack
+        self._said = ""
+        self.again()
+
+    def again(self) -> None:
+        """Begin to wait, also after what was started has been lost."""
+        self._began, self._next, self._over = time.monotonic(), WORDS_SECONDS, False
+        if lacking := self._lack():
+            self._say(lacking)
 
     def came(self, count: int) -> None:
         """Note how many events have come since the last call; NoProcessError where the wait has been too long."""
         waited = time.monotonic() - self._began
         if count:
-            self._said, self._limited = True, False
-        elif not self._said and waited > WORDS_SECONDS:
-            self._tell(f"waiting for {self._what} to start")
-            self._said = True
+            self._over, self._limited, self._said = True, False, ""
+        elif self._over:
+            return
         elif self._limited and waited > LIMIT_SECONDS:
             raise NoProcessError(self._what)
+        elif waited > self._next:
+            self._next = min(2 * waited, waited + LIMIT_SECONDS)  # seldom, where runs come and go for hours
+            self._say(self._lack())
+
+    def _say(self, lacking: str) -> None:
+        line = f"waiting for {self._what} to start" + (f": {lacking}" if lacking else "")
+        if line != self._said:
+            self._tell(line)
+            self._said = line

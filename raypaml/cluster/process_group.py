@@ -1,35 +1,37 @@
-"""A process group on one machine that no other machine can reach, because torch's key-value store listens on loopback.
+"""A process group whose key-value store listens on its node's address alone: on loopback, where Ray is there alone.
 
 gloo and NCCL listen on a given network interface, but the store of torch.distributed (TCPStore) listens on all of them,
-without authentication. Here the first worker opens the store's socket on loopback, and all workers join as clients.
+without authentication, on a port that Ray Train finds free and lets go again, so that another run may take it first.
+Here the first worker opens the store's socket itself, on any free port, and all workers join as clients.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable
 
+import ray
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train._internal.utils import get_address_and_port
 from ray.train.torch.config import TorchConfig, _TorchBackend
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-HERE = "127.0.0.1"
 _served: list[TCPStore] = []
 """The stores that this process serves until it ends."""
 
 
-class LoopbackConfig(TorchConfig):  # type: ignore[misc]
-    """Ray Train's TorchConfig for workers whose nodes all have a loopback address."""
+class NodeAddressConfig(TorchConfig):  # type: ignore[misc]
+    """Ray Train's TorchConfig with a store that listens on the address that Ray knows the first worker's node by."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
         """The class that sets up the process group."""
-        return _LoopbackBackend
+        return _NodeAddressBackend
 
 
-class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
+class _NodeAddressBackend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
         worker_group.execute(_join_as_clients)
         super().on_start(_ServingGroup(worker_group), backend_config)
@@ -53,11 +55,26 @@ class _ServingGroup:
 
 
 def _serve() -> tuple[str, int]:
-    listening = socket.create_server((HERE, 0), backlog=1024)
+    here = str(ray.util.get_node_ip_address())
+    listening = _listen(here)
     port = listening.getsockname()[1]
     # from here on the socket belongs to the store
-    _served.append(TCPStore(HERE, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()))
-    return HERE, port
+    _served.append(TCPStore(here, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()))
+    return here, port
+
+
+def _listen(address: str) -> socket.socket:
+    """A socket that listens on a free port of an address; on all addresses where the machine itself has not that one.
+
+    So it is where addresses are translated on the way, as in some containers.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, 0), family=family, backlog=1024)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        return socket.create_server(("", 0), family=family, backlog=1024)
 
 
 def _join_as_clients() -> None:

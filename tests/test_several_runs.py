@@ -1,0 +1,143 @@
+"""Two runs and a search at once on one cluster, from two programs, in one storage folder and one cache.
+
+Each ends as it does alone, to the bit. They want six CPUs of four, so that one of them waits, and says for whom.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from raypaml.data.digits import digits_folder
+from raypaml.runs.run_folder import read_config
+from tests.conftest import TINY, train_here
+from tests.test_train import weights
+from tests.two_nodes import TOKEN, node, wait_for_cpus
+
+pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(400)]
+PORT, OTHERS = 26679, ("--ray-client-server-port=26680", "--dashboard-agent-listen-port=0")
+SHORT = {"epochs": 2, "warmup_epochs": 1, "delta_rel": 2.0, "device": "cpu", "reproducible": True}
+
+PROGRAM = """
+import sys, threading, time
+from pathlib import Path
+from typing import Self
+import ray, raypaml
+address, go_on, *names = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+class Pause(raypaml.Callback):
+    def on_epoch(self, record):
+        while record["epoch"] == 0 and not Path(go_on).exists():
+            time.sleep(0.1)
+def train(name):
+    raypaml.Run.train("digits", name=name, workers=2, callbacks=[Pause()], **SETTINGS)
+threads = [threading.Thread(target=train, args=[name]) for name in names]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+@contextmanager
+def head(cpus: int) -> Iterator[str]:
+    """The address of a Ray of one node."""
+    with tempfile.TemporaryDirectory(prefix="rp-", ignore_cleanup_errors=True) as temp:
+        process = node(temp, "--head", f"--port={PORT}", *OTHERS, cpus=str(cpus))
+        try:
+            wait_for_cpus(f"127.0.0.1:{PORT}", cpus)
+            yield f"127.0.0.1:{PORT}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # asked to end, it would wait for detached actors of Ray's own
+            process.wait()
+
+
+@contextmanager
+def store(folder: Path) -> Iterator[str]:
+    """The address of a simulated S3 that has the files of a folder."""
+    command = [sys.executable, "-m", "tests.s3_store", str(folder), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield f"s3://anonymous@images?endpoint_override=http://127.0.0.1:{server.stdout.readline().strip()}"
+        finally:
+            server.kill()
+
+
+class Said:
+    """A program, which is killed if it outlives the block, and the lines that it has said so far."""
+
+    def __init__(self, *command: str) -> None:
+        self._command, self.lines = [sys.executable, *command], list[str]()
+
+    def __enter__(self) -> Self:
+        told = os.environ | TOKEN
+        self.process = subprocess.Popen(
+            self._command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._thread.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.lines.extend(self.process.stderr)
+
+    def end(self) -> None:
+        code = self.process.wait(200)
+        self._thread.join(10)
+        assert code == 0, "".join(self.lines)
+
+    def waits(self) -> list[str]:
+        """What it said of waiting for others."""
+        return [line.strip() for line in self.lines if "waiting for" in line and "hold" in line]
+
+
+def all_wait_for_none(*programs: Said) -> bool:
+    """Whether none of the programs, which must still run, has said that it waits."""
+    said = "".join(line for one in programs for line in one.lines)
+    assert all(one.process.poll() is None for one in programs), said
+    return not any(one.waits() for one in programs)
+
+
+def test_two_runs_and_a_search_at_once_end_as_each_does_alone(tmp_path: Path) -> None:
+    storage, go_on = tmp_path / "runs", tmp_path / "go on"
+    with head(4) as address, store(digits_folder(num_scenes=TINY)) as data:
+        place = {"data": data, "storage": str(storage), "cache": str(tmp_path / "cache")}
+        program = PROGRAM.replace("SETTINGS", repr(SHORT | place))
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SHORT | place).items() if value is not True]
+        flags += ["--reproducible", "--search", "alpha=2:8", "--share", "1", "--trials", "2", "--no-early-stop"]
+        tune = ["-m", "raypaml.tune", "digits", "--workers", "1", "--address", address, "--name", "s", *flags]
+        with Said("-c", program, address, str(go_on), "a", "b") as runs, Said(*tune) as search:
+            deadline = time.monotonic() + 120
+            while all_wait_for_none(runs, search):
+                assert time.monotonic() < deadline, "".join(runs.lines + search.lines)
+                time.sleep(0.1)
+            go_on.touch()  # the first epoch of a and b ends
+            runs.end()
+            search.end()
+        for line in runs.waits() + search.waits():
+            assert re.search(r"[12] CPUs? wanted, \d of 4 CPUs (is|are) free: .* holds? [1-4]", line), line
+        records = [*storage.glob("?/config.json"), *storage.glob("s/trials/*/config.json")]
+        assert len(records) == 4
+        for path in records:
+            config = read_config(path).override({"name": path.parent.name, "storage": str(tmp_path / "alone")})
+            alone = train_here(config.override({"workers": 1, "address": ""})).folder
+            assert weights(path.parent) == weights(alone), path
