@@ -51,7 +51,8 @@ nightly: $(VENV)/dev
 	UV="$(UV)" $(BIN)/python -m tools.nightly
 
 install-hosts:
-	apt-get -qq update && apt-get -qq install -y iproute2 openssh-server openssh-client rsync util-linux
+	apt-get -qq update && apt-get -qq install -y iproute2 nftables openssh-server openssh-client rsync \
+		util-linux
 
 # On a machine with a GPU, with its own Python and torch; no .venv. OUT=DIR keeps the table, logs and a trace.
 gpu-check gpu-bench: gpu-%:

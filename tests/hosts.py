@@ -15,22 +15,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.scan import open_ports
+
 BRIDGE = "raypaml0"
-NEEDED = ("ip", "sshd", "ssh", "ssh-keygen", "rsync", "unshare")
+NEEDED = ("ip", "nft", "sshd", "ssh", "ssh-keygen", "rsync", "unshare")
 
 
 def why_not() -> str:
     """Why no hosts can be built here; "" where they can."""
     missing = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
     if missing:
-        return f"{', '.join(missing)} not installed (Debian: iproute2 openssh-server openssh-client rsync util-linux)"
+        return f"{', '.join(missing)} not installed (Debian: make install-hosts)"
     made = subprocess.run(["ip", "netns", "add", "raypaml-may-i"], capture_output=True, text=True, check=False)
     if made.returncode:
         return f"no rights for network namespaces: {made.stderr.strip()}"
@@ -99,6 +102,25 @@ class Hosts:
         """Run a command in a login shell of a host."""
         line = [*self.ssh(address), f"bash -lic {shlex.quote(command)}"]
         return subprocess.run(line, capture_output=True, text=True, timeout=timeout, check=False)
+
+    def let_in(self, address: str, rules: Sequence[str]) -> None:
+        """Close a host to whatever no rule of nftables lets in, as the network of a cloud does."""
+        kept = "\n".join(f"{rule} accept" for rule in ("iif lo", "ct state established,related", *rules))
+        chain = f"chain input {{\ntype filter hook input priority 0; policy drop;\n{kept}\n}}"
+        table = f"add table inet cloud\ndelete table inet cloud\ntable inet cloud {{\n{chain}\n}}\n"
+        sh(f"ip netns exec {name_of(address)} nft {shlex.quote(table)}")
+
+    def listening(self, address: str) -> list[tuple[str, str, int]]:
+        """Process, address and port of every socket of a host that takes connections."""
+        lines = sh(f"ip netns exec {name_of(address)} ss -Hltnp").splitlines()
+        entries = [(line.split()[3].rpartition(":"), line.partition('(("')[2].partition('"')[0]) for line in lines]
+        return [(process, where, int(port)) for (where, _, port), process in entries]
+
+    def open_to_strangers(self) -> dict[str, list[int]]:
+        """The ports of every host that this machine, which is none of them, can connect to."""
+        addresses = list(self.up)
+        with ThreadPoolExecutor(len(addresses)) as pool:
+            return dict(zip(addresses, pool.map(open_ports, addresses), strict=True))
 
     def kill(self, address: str) -> None:
         """Pull the plug of a host: all of its processes end at once, its address is gone."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,11 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
+from raypaml.cluster.doors import Door, Reply, knock_at_all
 from raypaml.data.digits import digits_folder
 from raypaml.recipes import recipe
 from tests.conftest import TINY, train_here
 from tests.fault_table import Row, note
 from tests.hosts import Hosts, hosts
+from tests.scan import open_ports
 from tests.test_train import weights
 
 ROOT = Path(__file__).parent.parent
@@ -156,12 +156,27 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def test_the_dashboard_is_closed_and_the_job_server_wants_the_token(cluster: Cluster) -> None:
-    with socket.socket() as outside:
-        assert outside.connect_ex((HEAD, 8265)) == errno.ECONNREFUSED
-    assert knock(f"http://{HEAD}:52365/api/job_agent/jobs/") == 401  # each node's agent, which the head talks to
+def test_every_open_port_asks_for_the_token(cluster: Cluster) -> None:
+    """Also the job server, which only the head itself reaches."""
+    found = cluster.hosts.open_to_strangers()
+    for address, ports in found.items():
+        processes = {port: process for process, _, port in cluster.hosts.listening(address)}
+        doors = [Door(address, port, processes[port]) for port in ports if port != 22]
+        assert {str(door): reply for door, reply in knock_at_all(doors).items() if reply != Reply.ASKS} == {}
+        assert {52365, 6379 if address == HEAD else 52365} <= {door.port for door in doors}, "all are looked at"
+    assert 8265 not in found[HEAD]
     call = f"python -c \"from tests.test_cluster_local import knock; print(knock('{JOBS}'))\""
     assert "401" in cluster.hosts.run(HEAD, f"cd ~/raypaml; {call}").stdout
+
+
+def test_ports_are_closed_to_strangers_but_for_ssh(cluster: Cluster) -> None:
+    """The tests that follow are those of a cluster whose ports are closed."""
+    for address in (HEAD, *WORKERS):
+        done = cluster.hosts.run(address, f"~/raypaml/clusters/close_ports.sh {HEAD} {' '.join(WORKERS)}")
+        assert done.returncode == 0, done.stderr
+    assert cluster.hosts.open_to_strangers() == {address: [22] for address in (HEAD, *WORKERS)}
+    assert cluster.hosts.run(HEAD, "~/raypaml/clusters/close_ports.sh no-address").returncode == 1
+    assert open_ports(HEAD, [22, 6379]) == [22], "a mistake opens nothing"
 
 
 def knock(url: str) -> int:
@@ -176,6 +191,11 @@ def knock(url: str) -> int:
 def test_two_hosts_train_and_one_is_lost(cluster: Cluster, data: Path, undisturbed: str) -> None:
     process = cluster.submit(data, "lost", "--workers", "1:2")
     wait_for_epoch(cluster, "lost", 2, process)
+    for address in WORKERS:  # a worker has a port of gRPC, which asks for the token; its process group has others
+        sockets = [where for name, where, _ in cluster.hosts.listening(address) if name.startswith("ray::RayTrain")]
+        assert sorted(sockets)[:1] == ["*"]
+        assert set(sockets[1:]) <= {"*", address}
+        assert sockets.count("*") == 1, sockets
     began = time.monotonic()
     cluster.hosts.kill(WORKERS[1])
     recovered(cluster, "lost", 1)

@@ -14,6 +14,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raypaml import train
+from raypaml.cluster.doors import DASHBOARD, NO_METRICS
 from raypaml.config import TrainConfig
 from raypaml.credentials import SECRETS
 
@@ -61,6 +62,30 @@ def test_doors_are_closed_and_every_call_needs_the_token(name: str) -> None:
     assert any("export RAY_AUTH_MODE=token" in line for line in file["setup_commands"])
     assert file["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert any("PIP_CONSTRAINT=~/raypaml/constraints.txt" in line for line in file["setup_commands"])
+
+
+def test_metrics_are_served_only_where_strangers_are_kept_out() -> None:
+    """They ask for no token. On EC2 the security group keeps strangers out, on Kubernetes the NetworkPolicy."""
+    local = load("local.yaml")
+    (head,) = (line for line in local["head_start_ray_commands"] if "ray start" in line)
+    (worker,) = (line for line in local["worker_start_ray_commands"] if "ray start" in line)
+    assert head.split("ray start")[0].split()[2:] == list(NO_METRICS)
+    assert NO_METRICS[0] in worker.split("ray start")[0]  # the others are of the head
+    slurm = (ROOT / "clusters" / "slurm.sbatch").read_text()
+    assert f"export {' '.join(NO_METRICS[:2])}" in slurm
+    assert "--include-dashboard=false" in slurm
+
+
+def test_on_kubernetes_nobody_is_let_in_but_the_operator_to_the_dashboard() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "clusters" / "kuberay_access.yaml").read_text()))
+    (policy,) = (document["spec"] for document in documents if document["kind"] == "NetworkPolicy")
+    pods = {"matchLabels": {"app": "raypaml"}}
+    operator = {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
+    assert (policy["podSelector"], policy["policyTypes"]) == (pods, ["Ingress"])
+    within, from_operator = policy["ingress"]
+    assert within == {"from": [{"podSelector": pods}]}
+    assert from_operator["from"] == [{"namespaceSelector": {}, "podSelector": operator}]
+    assert from_operator["ports"] == [{"protocol": "TCP", "port": DASHBOARD}]
 
 
 def test_aws_spot_workers_a_head_without_work_and_ssh_alone() -> None:

@@ -6,18 +6,22 @@ import dataclasses
 import errno
 import http.server
 import os
+import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 from raypaml import doctor
-from raypaml.cluster import checks, nodes
+from raypaml.cluster import checks, doors, nodes
 from raypaml.cluster.checks import FATAL, FINE, WARNING
+from raypaml.cluster.doors import Door, Reply, knock, knock_at_all
 from raypaml.cluster.nodes import Node
 from raypaml.config import TrainConfig
 from raypaml.recipes import recipe
@@ -95,30 +99,93 @@ def test_disks_for_checkpoints_and_for_the_cache() -> None:
 
 
 def test_doors() -> None:
-    answers = {"10.0.0.1": 200, "10.0.0.2": 401, "10.0.0.3": 0}
-    found = list(checks.doors([GOOD], [*answers, "127.0.0.1"], answers.__getitem__))
-    assert [one.level for one in found] == [FATAL, WARNING]
+    one, another = "10.0.0.1", "10.0.0.2"
+    replies = {
+        Door(one, 8265, "dashboard"): Reply.ANSWERS,
+        Door(another, 8265, "dashboard"): Reply.ASKS,
+        Door(one, 6379, "control store"): Reply.ASKS,
+        Door(one, 44217, "metrics of the autoscaler"): Reply.METRICS,
+        Door(one, 10001, "client server"): Reply.CLOSED,
+        Door(another, 8080, "metrics"): Reply.METRICS,
+    }
+    found = list(checks.doors([GOOD], replies))
+    assert [one.level for one in found] == [FATAL, WARNING, WARNING, FINE]
     assert "anybody may submit jobs on 10.0.0.1:8265" in found[0].what
-    (open_node,) = checks.doors([like(token=False)], [], answers.__getitem__)
+    assert found[2].what.endswith("on 10.0.0.1:44217 (metrics of the autoscaler), 10.0.0.2:8080 (metrics)")
+    assert "RAY_enable_metrics_collection=0 AUTOSCALER_METRIC_PORT=-1 " in found[2].remedy
+    assert found[3].what.startswith("2 ports of Ray asked for a token")
+    (open_node,) = checks.doors([like(token=False)], {})
     assert (open_node.level, "get-auth-token" in open_node.remedy) == (WARNING, True)
+    (silent,) = checks.doors([GOOD], {Door(one, 6379, "control store"): Reply.SILENT})
+    assert "on 10.0.0.1:6379 (control store) is not known" in silent.what
+    (open_door,) = checks.doors([GOOD], {Door(one, 6379, "control store"): Reply.ANSWERS})
+    assert open_door.what.startswith("no token is asked for on 10.0.0.1:6379 (control store): whoever")
 
 
-@pytest.mark.parametrize("status", [200, 401])
-def test_knock(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers as one of Ray's servers of HTTP: one that wants a token, one that does not, and one of metrics."""
 
-        def log_message(self, *_: Any) -> None: ...
+    def do_GET(self) -> None:
+        self.send_response({"asks": 401, "refuses": 403}.get(self.server.kind, 200))
+        self.send_header("Content-Type", "text/plain; version=0.0.4" if self.server.kind == "metrics" else "text/html")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply"),
+    [("asks", Reply.ASKS), ("refuses", Reply.ASKS), ("open", Reply.ANSWERS), ("metrics", Reply.METRICS)],
+)
+def test_a_server_of_http_is_told_by_its_answer(kind: str, reply: Reply) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.kind = kind  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(checks, "DASHBOARD", server.server_address[1])
-        assert checks.knock("127.0.0.1") == status
+        door = Door("127.0.0.1", server.server_address[1], "it")
+        assert knock_at_all([door]) == {door: reply}
         server.shutdown()
-    assert checks.knock("127.0.0.1") == 0
+    assert knock("127.0.0.1", door.port) == Reply.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("code", "reply"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, Reply.ASKS),
+        (grpc.StatusCode.INTERNAL, Reply.ANSWERS),
+        (grpc.StatusCode.OK, Reply.ANSWERS),
+        (None, Reply.ANSWERS),
+    ],
+)
+def test_a_server_of_grpc_is_told_by_its_answer(code: grpc.StatusCode | None, reply: Reply) -> None:
+    """One that knows no call of Ray's is not Ray's, so that nothing is known of it."""
+
+    def answer(_request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.set_code(code)
+        return b""
+
+    handler = grpc.unary_unary_rpc_method_handler(answer)
+    server = grpc.server(ThreadPoolExecutor(1))
+    if code:
+        handlers = grpc.method_handlers_generic_handler("ray.rpc.NodeManagerService", {"GetNodeStats": handler})
+        server.add_generic_rpc_handlers((handlers,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert knock("127.0.0.1", port) == reply
+    server.stop(None).wait()
+
+
+def test_a_port_that_says_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a run's process group."""
+    monkeypatch.setattr(doors, "_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert knock("127.0.0.1", listening.getsockname()[1]) == Reply.SILENT
+
+
+def test_ports_of_a_node_are_those_that_ray_names_and_on_the_head_the_fixed_ones() -> None:
+    node = {"NodeManagerAddress": "10.0.0.1", "NodeManagerPort": 1, "ObjectManagerPort": 2, "MetricsExportPort": -1}
+    assert [door.port for door in doors.doors_of(node, ("10.0.0.9", 6379))] == [1, 2, 52365]
+    assert [door.port for door in doors.doors_of(node, ("10.0.0.1", 6379))][3:] == [6379, 10001, 8265, 44217, 44227]
 
 
 def test_interval_is_young_and_daly() -> None:

@@ -100,12 +100,13 @@ def test_ray_runs_on_every_node_in_a_private_folder_and_goes_with_the_job(
     _, said = done.communicate(timeout=60)
     assert done.returncode == 3, said
     address, token, *flags = (tmp_path / "run").read_text().split("\n")
-    port = 20000 + os.getpid() % 12000
+    port = 20000 + os.getpid() % 6000
     assert (address, flags) == (f"127.0.0.1:{port}", ["2", "--name", "a b"])
     assert len(token) == 64
     starts = sorted(line for line in (tmp_path / "told-ray").read_text().splitlines() if line.startswith("start"))
     assert starts[0].startswith(f"start --address=127.0.0.1:{port} --block --num-cpus=3")
     assert starts[1].startswith(f"start --head --node-ip-address=127.0.0.1 --port={port} --include-dashboard=false")
+    assert f"--ray-client-server-port={port + 6000}" in starts[1]  # out of those of workers, 10002 to 19999
     assert token not in " ".join(starts)  # others may read command lines
     assert (tmp_path / "mode").read_text().split() == ["700", "700"]
     assert not Path(f"/tmp/raypaml-{os.getpid()}").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 import ray  # noqa: F401  # brings psutil
 from psutil import Process
 
+from tests import scan
 from tests.hosts import sh
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray]
@@ -52,6 +54,9 @@ for port in ports:
 print(json.dumps(reached))
 """
 """Names the ports that can be reached at an address."""
+
+SCAN = Path(scan.__file__).read_text()
+"""Names all ports that can be reached at an address."""
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +141,24 @@ def elsewhere() -> Iterator[tuple[str, ...]]:
 
 
 def test_another_machine_reaches_none_of_its_ports(run: list[Process], elsewhere: tuple[str, ...]) -> None:
+    """Of all ports of this machine that another one can connect to, none belongs to the run."""
     ports = sorted({port for _, _, port in listening(run)})
     with socket.create_server(("", 0)) as open_to_all:
         reachable = open_to_all.getsockname()[1]
-        assert answered(CONNECT, OURS, *ports, reachable, before=elsewhere) == [str(reachable)]
+        owners = owners_of_ports()
+        open_ports = set(map(int, answered(SCAN, OURS, before=elsewhere)))
+        assert owners[reachable] == {os.getpid()}
+        assert reachable in open_ports
+    ours = {process.pid for process in run}
+    assert [port for port in open_ports if owners.get(port, set()) & ours] == []
     assert answered(CONNECT, "127.0.0.1", *ports, before=elsewhere) == []
     assert len(answered(CONNECT, "127.0.0.1", *ports)) == len(ports)
+
+
+def owners_of_ports() -> dict[int, set[int]]:
+    """The processes that listen on each port, on whatever address."""
+    found = dict[int, set[int]]()
+    for line in sh("ss -Hltnp").splitlines():
+        port = int(line.split()[3].rpartition(":")[2])
+        found.setdefault(port, set()).update(int(pid) for pid in re.findall(r"pid=(\d+)", line))
+    return found

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import math
 import os
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from raypaml.cluster.doors import DASHBOARD, NO_METRICS, Door, Reply, doors_of_cluster, knock_at_all
 from raypaml.cluster.nodes import Node, leave, look, remove
 from raypaml.config import TrainConfig
 from raypaml.counting import number_of
@@ -22,8 +20,8 @@ from raypaml.runs.weights_of_run import with_weights_of_run
 from raypaml.training.estimate import FLOAT32, RATES, Estimate, estimate
 from raypaml.training.optimizers import moments
 
-DASHBOARD = 8265
 FINE, WARNING, FATAL = "fine", "warning", "fatal"
+_TOKEN = "`ray get-auth-token --generate`, and RAY_AUTH_MODE=token on all nodes and here"
 KEPT = 3
 """Most checkpoints on the disk at the same time: the best, the newest, and the one being written."""
 
@@ -117,33 +115,35 @@ def memory(nodes: Sequence[Node], config: TrainConfig, needs: Estimate) -> Findi
 # --- Security ---------------------------------------------------------------------------------------------------------
 
 
-def doors(nodes: Sequence[Node], addresses: Sequence[str], knock: Callable[[str], int]) -> Iterator[Finding]:
-    """Whether dashboard and job server answer on addresses other than loopback, and whether they ask for a token.
-
-    `knock` gives the HTTP status of the job server at an address, 0 where nothing answers.
-    """
-    for address in addresses:
-        status = 0 if address.startswith("127.") else knock(address)
-        if status in (401, 403):
-            what = f"the dashboard answers on {address}:{DASHBOARD}, to those with the token"
-            yield Finding(WARNING, what, "ray start --dashboard-host=127.0.0.1, and reach it by `ray dashboard`")
-        elif status:
-            what = f"anybody may submit jobs on {address}:{DASHBOARD}: the dashboard answers without a token"
+def doors(nodes: Sequence[Node], replies: Mapping[Door, Reply]) -> Iterator[Finding]:
+    """What somebody without the token gets at the ports of Ray on addresses other than loopback."""
+    by_reply = {reply: [door for door in replies if replies[door] == reply] for reply in Reply}
+    for door in by_reply[Reply.ANSWERS]:
+        if door.port == DASHBOARD:
+            what = f"anybody may submit jobs on {door.address}:{door.port}: the dashboard answers without a token"
             yield Finding(FATAL, what, "RAY_AUTH_MODE=token on all nodes, ray start --dashboard-host=127.0.0.1")
-    if open_nodes := [node.host for node in nodes if not node.token]:
+    for door in by_reply[Reply.ASKS]:
+        if door.port == DASHBOARD:
+            what = f"the dashboard answers on {door.address}:{door.port}, to those with the token"
+            yield Finding(WARNING, what, "ray start --dashboard-host=127.0.0.1, and reach it by `ray dashboard`")
+    if open_doors := [str(door) for door in by_reply[Reply.ANSWERS] if door.port != DASHBOARD]:
+        what = f"no token is asked for on {', '.join(open_doors)}: whoever reaches these ports runs code there"
+        yield Finding(WARNING, what, _TOKEN)
+    elif open_nodes := [node.host for node in nodes if not node.token]:
         what = f"no token is asked for on {', '.join(open_nodes)}: whoever reaches Ray's ports runs code there"
-        yield Finding(WARNING, what, "`ray get-auth-token --generate`, and RAY_AUTH_MODE=token on all nodes and here")
-
-
-def knock(address: str) -> int:
-    """The HTTP status with which the job server answers a request without a token; 0 where nothing answers."""
-    try:
-        with urllib.request.urlopen(f"http://{address}:{DASHBOARD}/api/jobs/", timeout=3) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, http.client.HTTPException):  # the latter: something answers that is no job server
-        return 0
+        yield Finding(WARNING, what, _TOKEN)
+    if silent := [str(door) for door in by_reply[Reply.SILENT]]:
+        what = f"whether a token is asked for on {', '.join(silent)} is not known: they say nothing"
+        yield Finding(
+            WARNING, what, "pip install grpcio, if it is missing here; else see what listens there (ss -ltnp)"
+        )
+    if metrics := [str(door) for door in by_reply[Reply.METRICS]]:
+        what = f"figures and names of runs are read without a token on {', '.join(metrics)}"
+        yield Finding(
+            WARNING, what, f"let the nodes alone reach each other's ports, or {' '.join(NO_METRICS)} ray start"
+        )
+    if closed := by_reply[Reply.ASKS]:
+        yield Finding(FINE, f"{number_of(len(closed), 'port')} of Ray asked for a token when we knocked without one")
 
 
 # --- The run ----------------------------------------------------------------------------------------------------------
@@ -237,9 +237,20 @@ def _examine_cluster(config: TrainConfig, address: str, asked: tuple[str, ...], 
             yield Finding(FINE, f"Ray {'joined' if address else 'started on loopback'} in {seconds:.1f} s")
             yield gpus_seen(nodes, session.gpus(), config)
             if address:
-                yield from doors(nodes, session.addresses(), knock)
+                yield room(config)
+                yield from doors(nodes, knock_at_all(doors_of_cluster()))
     except ValueError as error:
         yield Finding(FATAL, str(error), "" if address else "--workers 1 trains without other processes")
+
+
+def room(config: TrainConfig) -> Finding:
+    """Whether others leave the CPUs or GPUs that the run needs to begin."""
+    from raypaml.cluster import holders
+
+    resource = "GPU" if config.run.device == "cuda" else "CPU"
+    if lacking := holders.lack(resource, config.run.min_workers or config.run.workers):
+        return Finding(WARNING, f"the run would wait for its workers: {lacking}", "wait too, or fewer --workers")
+    return Finding(FINE, f"{holders.usage(resource)}")
 
 
 def _examine_run(config: TrainConfig, nodes: Sequence[Node], tflops: float, mtbf_hours: float) -> Iterator[Finding]:

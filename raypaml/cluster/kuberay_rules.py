@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from raypaml.cluster.checks import DASHBOARD, FATAL, WARNING, Finding
+from raypaml.cluster.checks import FATAL, WARNING, Finding
+from raypaml.cluster.doors import DASHBOARD
 from raypaml.cluster.kuberay_file import RayFile, part, parts
 
 LONGEST_NAME = {"RayJob": 47, "RayCluster": 53}

@@ -24,9 +24,8 @@ def place_of_ray(folder: Location) -> dict[str, str]:
 def coordinator_on_head() -> None:
     """Start the actor that shares out a cluster's resources between elastic runs on the head node, unless it is there.
 
-    The first run starts it for all, on the node of its controller, where it must stay: with a search that is the node
-    of a trial. With that node it would be lost for ever to all runs that know it, which could neither start their
-    workers again nor grow.
+    The first run starts it for all, on the node of its controller, and it may be on no other (Ray 2.60,
+    `get_or_create_autoscaling_coordinator`): with a search that is the node of a trial, which may be taken away.
     """
     if not is_known():
         return
