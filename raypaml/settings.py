@@ -250,7 +250,7 @@ class RunConfig:
     """Training steps of every worker to trace with torch.profiler, from the sixth on, into the folder profile of the
     run; 0: none."""
     history: bool = False
-    """Record which entries each epoch rejects, for raypaml audit."""
+    """Record which entries each epoch rejects; the page of raypaml audit then shows these epochs."""
     probe_images: int = 200
     """Validation images, evenly spaced, on which class activation maps are compared with those of --reference."""
 

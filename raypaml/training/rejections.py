@@ -1,4 +1,4 @@
-"""Which entries were rejected in which epoch, written during training for `raypaml audit`.
+"""Which entries were rejected in which epoch, written during training; `raypaml audit` shows it beside its candidates.
 
 <run>/rejected/0007-000120-0.parquet holds what rank 0 rejected in epoch 7 before step 120. Steps that were trained
 again after an interruption are there twice, and counted once.
