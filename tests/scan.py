@@ -23,7 +23,7 @@ def open_ports(address: str, ports: Iterable[int] = range(1, 2**16), patience: f
 
 
 def _open(address: str, ports: list[int], patience: float) -> list[int]:
-    found, until = list[int](), time.monotonic() + patience
+    found = list[int]()
     with selectors.DefaultSelector() as waiting:
         for port in ports:
             trying = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -34,8 +34,9 @@ def _open(address: str, ports: list[int], patience: float) -> list[int]:
             else:
                 found += [] if code else [port]
                 trying.close()
-        while waiting.get_map() and time.monotonic() < until:
-            for key, _ in waiting.select(0.1):
+        until = time.monotonic() + patience  # from the last try on, which may be late on a busy machine
+        while waiting.get_map() and (answers := waiting.select(max(0.0, until - time.monotonic()))):
+            for key, _ in answers:
                 if not key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # type: ignore[union-attr]
                     found.append(key.data)
                 waiting.unregister(key.fileobj)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import socket
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +18,7 @@ from raypaml import train
 from raypaml.cluster.doors import DASHBOARD, NO_METRICS
 from raypaml.config import TrainConfig
 from raypaml.credentials import SECRETS
+from tests.scan import open_ports
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "clusters").glob("*.yaml"))
@@ -62,6 +64,12 @@ def test_doors_are_closed_and_every_call_needs_the_token(name: str) -> None:
     assert any("export RAY_AUTH_MODE=token" in line for line in file["setup_commands"])
     assert file["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert any("PIP_CONSTRAINT=~/raypaml/constraints.txt" in line for line in file["setup_commands"])
+
+
+def test_the_scan_of_ports_finds_what_is_open_on_however_busy_a_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert open_ports("127.0.0.1", [port - 1, port, *range(1, 10)], patience=0.0) in ([port], [port - 1, port])
 
 
 def test_metrics_are_served_only_where_strangers_are_kept_out() -> None:
