@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,11 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 
-from raypaml.cluster import _DEFAULTS, lean_trainer, on_worker, private_ray, ray_train, session, trainers
+from raypaml.cluster import _DEFAULTS, lean_trainer, lost_ray, on_worker, private_ray, ray_train, session, trainers
+from raypaml.cluster.cluster_trainer import ClusterTrainer
+from raypaml.cluster.lean_trainer import LeanTrainer
 from raypaml.runs.events import LoopSignal, Message
 from tests.test_tracking import STEP
 
@@ -53,8 +57,26 @@ def test_workers_are_given_no_variables_which_they_inherit(monkeypatch: pytest.M
     names, found = set(constants.ENV_VARS_TO_PROPAGATE), []
     monkeypatch.setattr(constants, "ENV_VARS_TO_PROPAGATE", names)
     monkeypatch.setattr(TrainController, "__init__", lambda _self, **_: found.append(names.copy()))
+    for module, name in ((state, "_shutdown_workers"), (state, "_shutdown_sync_actor")):
+        monkeypatch.setattr(module, name, None)  # as before, afterwards
+    monkeypatch.setattr(worker_group, "SynchronizationActor", None)
     lean_trainer._Controller()
     assert found == [set()]
+
+
+def test_workers_start_without_an_actor_for_reports_and_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray's own classes use what stands in their place; a hung worker was asked to end, for five seconds."""
+    test_workers_are_given_no_variables_which_they_inherit(monkeypatch)
+    killed: list[str] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+    builder = state.WorkerGroupStateBuilder().with_workers([SimpleNamespace(actor=name) for name in "ab"])
+    builder.with_sync_actor(worker_group.SynchronizationActor.options(label_selector={}).remote(timeout_s=None))
+    builder.with_placement_group_handle(MagicMock())
+    started = builder.build()
+    assert isinstance(pickle.loads(pickle.dumps(started.sync_actor)), lean_trainer._NoActor)
+    started.shutdown()
+    assert killed == ["a", "b"]
+    started.placement_group_handle.shutdown.assert_called_once_with()
 
 
 def test_neither_a_dashboard_nor_a_log_monitor_is_started() -> None:
@@ -74,6 +96,7 @@ def test_what_a_worker_of_a_private_ray_starts_joins_a_cluster_with_its_own_vari
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
     before, seen = dict(os.environ), []
     monkeypatch.setattr(session, "_join_cluster", lambda *_: seen.append(dict(os.environ)))
+    monkeypatch.setattr(lost_ray, "_places", lambda _: [])
     monkeypatch.setattr("ray.shutdown", lambda: None)
     for folder in (tmp_path / "private", tmp_path / "private" / "within"):
         folder.mkdir()
@@ -85,7 +108,7 @@ def test_what_a_worker_of_a_private_ray_starts_joins_a_cluster_with_its_own_vari
         inherited = dict(os.environ)
         with session.join("127.0.0.1:1") as private:
             assert not private
-        assert seen.pop() == before | {name: os.environ[name] for name in _DEFAULTS}
+        assert seen.pop() == before | {name: os.environ[name] for name in _DEFAULTS} | lost_ray.patient_ray()
         assert dict(os.environ) == inherited
 
 
@@ -100,7 +123,7 @@ def test_preemptions_are_asked_for_elsewhere_than_on_a_private_ray(
     report = on_worker.RunReporter(channel, private).on_worker(1, tmp_path)
     assert report is not None
     assert report(STEP) == (LoopSignal.NOTHING if private else LoopSignal.SAVE)
-    assert trainers.trainer_class(private) is (lean_trainer.LeanTrainer if private else TorchTrainer)
+    assert trainers.trainer_class(private) is (LeanTrainer if private else ClusterTrainer)
 
 
 def test_a_ray_that_is_not_known_is_started_and_used_as_it_documents(
@@ -114,14 +137,15 @@ def test_a_ray_that_is_not_known_is_started_and_used_as_it_documents(
 
     def init(**options: Any) -> None:
         found.append((options["address"], Node.start_api_server, ray_constants.ENABLE_RAY_CLUSTER))
-        found.append(trainers.torch_config())
+        found.append((trainers.torch_config(), trainers.trainer_class(False)))
         found.append({name for name in os.environ if name.startswith("RAY_AUTH")} - auth)
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(lost_ray, "_places", lambda _: [])
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with session.join() as private:
-        assert found == [("local", *before), None, set()]
+        assert found == [("local", *before), (None, TorchTrainer), set()]
         assert not private
     assert "Ray 2.61.0 listens on its default addresses" in capsys.readouterr().err
 

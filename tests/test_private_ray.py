@@ -18,7 +18,7 @@ import pytest
 from ray._common.utils import try_to_create_directory
 from ray._private import services
 
-from raypaml.cluster import private_ray, ray_variables, short_folder, waiting
+from raypaml.cluster import lost_ray, private_ray, ray_variables, short_folder, waiting
 
 LONG = "a-folder-for-this-job-as-schedulers-and-macs-make-them-0123456789"
 
@@ -91,6 +91,7 @@ def test_ray_opens_its_own_folder_to_all_and_not_ours(place: Path, monkeypatch: 
         modes.extend(oct(folder.stat().st_mode) for folder in (Path(_temp_dir), *place.iterdir()))
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(lost_ray, "_places", lambda _: [])
     monkeypatch.setattr("ray.shutdown", lambda: None)
     with private_ray.private_ray(2):
         assert modes == ["0o40777", "0o40700"]

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import ActorUnschedulableError
 from ray.remote_function import RemoteFunction
 
-from raypaml.cluster import private_ray, waiting
+from raypaml.cluster import lost_ray, private_ray, waiting
 from raypaml.cluster.channel import Channel, Lost, Started
 from raypaml.cluster.on_worker import RunReporter
 from raypaml.cluster.ray_train import _show
@@ -147,6 +147,7 @@ def test_a_mailbox_that_cannot_start_is_one_line(monkeypatch: pytest.MonkeyPatch
 
 def test_the_last_error_of_a_private_ray_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr(lost_ray, "_places", lambda _: [])
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr(private_ray, "_said_last", lambda _: " (raylet.out: E no worker)")
     with pytest.raises(ValueError, match=r"--workers \(raylet.out: E no worker\)$"), private_ray.private_ray(2):

@@ -2,8 +2,9 @@
 
 Otherwise Ray Train also starts actors that watch over a cluster, each of which imports Ray for a second or two before
 training starts. A private Ray does not need them: it has a single node, no autoscaler, and ends with its driver, so
-that no preemption is announced, and no placement group outlives its controller. Trials of a search, whose Ray outlives
-them, keep Ray's own TorchTrainer. (Ray 2.60.)
+that no preemption is announced, and no placement group outlives its controller. Nor does it need the actor by which
+workers synchronise when they report to Ray, for ours report to the driver; it would start anew with lost workers.
+Trials of a search, whose Ray outlives them, keep the trainer of clusters. (Ray 2.60.)
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.callback import RayTrainCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ScalingPolicy
-from ray.train.v2._internal.execution.worker_group import Worker
+from ray.train.v2._internal.execution.worker_group import Worker, state, worker_group
 
 
 class LeanTrainer(TorchTrainer):  # type: ignore[misc]
-    """TorchTrainer that starts only the controller, the workers, and the actor by which these synchronise.
+    """TorchTrainer that starts only the controller and the workers.
 
     They get no environment variables of their own, since all processes of a private Ray inherit the same ones; so Ray
     can use processes that it has started in advance.
@@ -42,11 +43,41 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
 
 
 class _Controller(TrainController):  # type: ignore[misc]
-    """Ray Train's controller, without passing its environment variables on to workers, which inherit them."""
+    """Ray Train's controller, alone in its process, where it starts and ends workers in leaner ways.
+
+    It does not pass its environment variables on to workers, which inherit them.
+    """
 
     def __init__(self, **arguments: object) -> None:
         constants.ENV_VARS_TO_PROPAGATE.clear()
+        worker_group.SynchronizationActor = _NoActor
+        state._shutdown_sync_actor = _leave
+        state._shutdown_workers = _kill
         super().__init__(**arguments)
+
+
+class _NoActor:
+    """In the place of SynchronizationActor, and of a handle to one, which nobody calls."""
+
+    @classmethod
+    def options(cls, **_options: object) -> type[_NoActor]:
+        """Itself, whatever is asked for."""
+        return cls
+
+    @classmethod
+    def remote(cls, **_options: object) -> _NoActor:
+        """What stands for the handle."""
+        return cls()
+
+
+def _leave(_actor: _NoActor) -> None:
+    """End the actor that there is not."""
+
+
+def _kill(workers: list[Worker]) -> None:
+    """Kill workers, without asking them first to end, for which Ray waits five seconds where one hangs."""
+    for worker in workers:
+        ray.kill(worker.actor)
 
 
 class _NoDatasets(WorkerGroupCallback):  # type: ignore[misc]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
 from raypaml.cluster.channel import Channel, Lost
-from raypaml.cluster.worker_errors import brief_cause, is_preempted
+from raypaml.cluster.worker_errors import CHANCE, brief_cause, is_preempted
+from raypaml.errors import is_lasting
 
 
 class LostWorkers(UserCallback):  # type: ignore[misc]
@@ -50,6 +52,18 @@ def lost(cause: str, *, preempted: bool, goes_on: bool, limit: int) -> Lost:
     """
     more = "all start again from the last checkpoint" if goes_on else _too_many(limit)
     return Lost(f"lost: {cause}; {more}", cause, preempted)
+
+
+def lost_at_start(error: Exception) -> Exception | None:
+    """The loss that ended Ray Train's controller while it started workers; None for another error.
+
+    Ray Train starts again without those that it loses while their processes start, but not without those that it loses
+    while they join their process group or are given the training function (Ray 2.60, `WorkerGroup._start_impl`).
+    """
+    failure: Exception | None = getattr(error, "controller_failure", None)
+    cause = getattr(failure, "cause", None)
+    passing = isinstance(cause, CHANCE) and not is_lasting(cause)
+    return failure if passing or isinstance(failure, RayActorError) else None
 
 
 def told_of_limit(error: Exception, limit: int) -> Exception:

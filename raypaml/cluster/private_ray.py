@@ -19,6 +19,7 @@ import ray
 
 from raypaml.cli import say
 from raypaml.cluster import ray_variables
+from raypaml.cluster.lost_ray import LOST_SECONDS, told_if_lost
 from raypaml.cluster.short_folder import OF_RAY, short_folder
 from raypaml.cluster.signals import ending_on_sigterm, retake_sigterm, sigterm_kept, uninterrupted
 from raypaml.cluster.waiting import FirstEvent, NoProcessError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ray._private.node import Node  # of the known Ray alone
 
 KNOWN_RAY = "2.60."
-"""Version prefix of the Ray whose internals are used here, in `lean_trainer`, `process_group` and `holders`."""
+"""Version prefix of the Ray whose internals are used: `cluster_trainer`, `lean_trainer`, `process_group`, `holders`."""
 OBJECT_STORE_BYTES = 200 * 2**20
 """Size of a private Ray's object store, through which only progress travels."""
 PRIVATE = "RAYPAML_PRIVATE_RAY"
@@ -79,7 +80,8 @@ def private_ray(cpus: int) -> Iterator[None]:
         try:
             with sigterm_kept(), _on_loopback(), _without_dashboard() as nodes, _patiently(nodes, ending.over):
                 ending.begin(folder / OF_RAY)
-            yield
+            with told_if_lost(lambda: ending.limit(LOST_SECONDS), known=is_known()):
+                yield
         except NoProcessError as error:
             raise ValueError(f"{error}{_said_last(folder / OF_RAY)}") from None
         finally:
@@ -127,7 +129,7 @@ class _RayThread(threading.Thread):
                 retake_sigterm()
                 first.came(0)
         except NoProcessError:
-            self._end_seconds = 0.0  # it would be waited for in vain; its processes end with this one
+            self.limit(0.0)  # it would be waited for in vain; its processes end with this one
             raise
         except BaseException:
             say("stopped while Ray was starting")
@@ -135,6 +137,10 @@ class _RayThread(threading.Thread):
         if self._failure:
             reason = (str(self._failure).strip() or repr(self._failure)).splitlines()[0]
             raise ValueError(f"Ray does not start on this machine: {reason}{_said_last(folder)}") from None
+
+    def limit(self, seconds: float) -> None:
+        """Wait no longer than this for Ray to end; its processes end with this one."""
+        self._end_seconds = seconds
 
     def end(self) -> None:
         """End Ray, after it has started."""

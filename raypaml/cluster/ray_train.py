@@ -11,18 +11,20 @@ from importlib import import_module
 
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from raypaml.cluster import holders, ray_variables, session
 from raypaml.cluster.channel import Channel, Failure, Lost, Started
-from raypaml.cluster.lost_workers import LostWorkers, told_of_limit
+from raypaml.cluster.lost_ray import check_ray
+from raypaml.cluster.lost_workers import LostWorkers, lost, lost_at_start, told_of_limit
 from raypaml.cluster.on_worker import Reporter, RunReporter, WorkerTask, train_on_worker
 from raypaml.cluster.sent_callbacks import modules_of, packed
 from raypaml.cluster.shared_cluster import coordinator_on_head, place_of_ray
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.trainers import torch_config, trainer_class
 from raypaml.cluster.waiting import FirstEvent
-from raypaml.cluster.worker_errors import as_user_error
+from raypaml.cluster.worker_errors import as_user_error, brief_cause
 from raypaml.counting import number_of
 from raypaml.data.storage import Location
 from raypaml.errors import StoppedAtOnce
@@ -37,8 +39,8 @@ from raypaml.training.watch import Watch
 POLL_SECONDS = 0.3
 RESIZE_SECONDS = 30.0
 """Time between two checks whether an elastic run can grow, which costs what was done since the last checkpoint."""
-SHRINKS_SOON = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
-"""Makes Ray Train wait ten seconds, rather than minutes, for the CPUs of a lost node, which still count for a while.
+SHRINKS_SOON = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5"}
+"""Makes Ray Train wait five seconds, rather than minutes, for the CPUs of a lost node, which still count for a while.
 
 Then it looks again at what there is. The limit is on the reservation alone (Ray 2.60, `WorkerGroup._start_impl`), which
 takes no time where there is room; workers' processes start later, without a limit.
@@ -83,6 +85,7 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
             try:
                 while thread.is_alive():
                     thread.join(POLL_SECONDS)
+                    check_ray(signals.received)
                     signals.forward(channel, display)
                     _show(channel, display, first)
             except StoppedAtOnce:
@@ -186,7 +189,6 @@ def run_workers(
     left = run.max_failures - channel.losses()
     if left < 0:
         raise told_of_limit(RuntimeError("its process was lost"), run.max_failures)
-    elastic = 0 < run.min_workers < run.workers
     task = WorkerTask(
         config=job.config,
         data=job.data.address,
@@ -195,9 +197,40 @@ def run_workers(
         reporter=reporter,
         callbacks=heard_by,
     )
+    told = [LostWorkers(channel, left, run.max_failures), *callbacks]
+    trainer = _trainer(task, told, left, private=private, use_gpu=use_gpu)
+    try:
+        return bool(trainer.fit().return_value)
+    except WorkerGroupError as error:
+        raise told_of_limit(as_user_error(error.worker_failures), run.max_failures) from None
+    except (ControllerError, TrainingFailedError) as error:
+        cause = lost_at_start(error)
+        if not cause or channel.failure():
+            raise channel.failure() or RuntimeError(f"Ray Train failed: {error}") from None
+        channel.put(lost(brief_cause(cause), preempted=False, goes_on=left > 0, limit=run.max_failures))
+    finally:
+        channel.forget()
+    return run_workers(
+        job,
+        reporter,
+        channel,
+        use_gpu=use_gpu,
+        private=private,
+        splits=splits,
+        callbacks=callbacks,
+        heard_by=heard_by,
+    )
+
+
+def _trainer(
+    task: WorkerTask, told: list[UserCallback], max_failures: int, *, private: bool, use_gpu: bool
+) -> TorchTrainer:
+    """The trainer of Ray Train for a task."""
+    run = task.config.run
+    elastic = 0 < run.min_workers < run.workers
     where = Location(run.storage)  # all nodes see it
-    place = place_of_ray(Location(str(job.folder)) if where.is_local else where / run.name)
-    trainer = trainer_class(private)(
+    place = place_of_ray(Location(str(task.folder)) if where.is_local else where / run.name)
+    return trainer_class(private)(
         train_on_worker,
         train_loop_config={"task": task},
         scaling_config=ScalingConfig(
@@ -209,15 +242,7 @@ def run_workers(
         # Ray keeps no checkpoints: the training loop writes and finds its own
         run_config=RayRunConfig(
             **place,
-            callbacks=[LostWorkers(channel, left, run.max_failures), *callbacks],
-            failure_config=FailureConfig(max_failures=left),
+            callbacks=told,
+            failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
-    try:
-        return bool(trainer.fit().return_value)
-    except WorkerGroupError as error:
-        raise told_of_limit(as_user_error(error.worker_failures), run.max_failures) from None
-    except (ControllerError, TrainingFailedError) as error:
-        raise channel.failure() or RuntimeError(f"Ray Train failed: {error}") from None
-    finally:
-        channel.forget()

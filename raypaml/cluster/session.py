@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TypeVar
 
 import ray
 
 from raypaml import cli
 from raypaml.cluster import holders, ray_variables
+from raypaml.cluster.lost_ray import head_patience, leave_lost_ray, patient_ray, told_if_lost
 from raypaml.cluster.private_ray import QUIET, is_known, outside_private, private_ray, token_read_anew
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
@@ -59,12 +61,13 @@ def join(
         with sole_use(), private_ray(max(os.cpu_count() or 1, workers)):
             yield is_known()
         return
-    with sole_use(), ray_variables(**outside_private()), token_read_anew(), ending_on_sigterm():
-        try:
-            _join_cluster(address, say, title, needs)
+    patience = head_patience()
+    variables = ray_variables(**outside_private() | patient_ray())
+    with sole_use(), variables, token_read_anew(), ending_on_sigterm(), ExitStack() as ending:
+        ending.callback(ray.shutdown)
+        _join_cluster(address, say, title, needs)
+        with told_if_lost(partial(leave_lost_ray, ending), patience, known=is_known()):
             yield False
-        finally:
-            ray.shutdown()
 
 
 def _check_own(address: str, needs: Sequence[str]) -> None:

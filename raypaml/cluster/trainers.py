@@ -8,12 +8,16 @@ from raypaml.cluster.private_ray import is_known
 
 
 def trainer_class(private: bool) -> type[TorchTrainer]:
-    """TorchTrainer or, on a private Ray, LeanTrainer, which starts only the workers and their controller."""
+    """LeanTrainer on a private Ray, else ClusterTrainer; both need the known version of Ray: TorchTrainer."""
     trainer: type[TorchTrainer] = TorchTrainer
     if private:
-        from raypaml.cluster.lean_trainer import LeanTrainer  # needs the known version of Ray
+        from raypaml.cluster.lean_trainer import LeanTrainer
 
         trainer = LeanTrainer
+    elif is_known():
+        from raypaml.cluster.cluster_trainer import ClusterTrainer
+
+        trainer = ClusterTrainer
     return trainer
 
 

@@ -69,7 +69,7 @@ def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> 
             traces.start()
             traces.join(TRACE_SECONDS)  # not for ever: it may be the folder's disk that hangs
             os._exit(HUNG)
-        if over.wait(min(BEAT_SECONDS, worker.config.run.hang_seconds / 5)):
+        if over.wait(min(BEAT_SECONDS, worker.config.run.hang_seconds / 10)):
             return
 
 
