@@ -1,4 +1,7 @@
-"""A run on gloo processes that meet faults: started again after each, on any number of workers, as Ray Train would."""
+"""A run on gloo processes that meet faults: started again after each, on any number of workers, as Ray Train would.
+
+What a fault is, what a worker does that meets one, and damage to a checkpoint are used by `tests.ray_chaos` too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -51,11 +54,11 @@ class Fault:
     """Of the ranks that meets it."""
 
 
-def draw(seed: int, count: int, steps: int) -> list[Fault]:
+def draw(seed: int, count: int, steps: int, kinds: Sequence[str] = KINDS) -> list[Fault]:
     """Faults of a run, decided by the seed; one after the other and all before the last step, so that each is met."""
     dice = random.Random(seed)
     return [
-        Fault(dice.choice(KINDS), dice.randrange(4), moment, dice.choice((1, 2, 2, 3)))
+        Fault(dice.choice(kinds), dice.randrange(4), moment, dice.choice((1, 2, 2, 3)))
         for moment in sorted(dice.sample(range(steps - 1), count))
     ]
 
@@ -147,7 +150,7 @@ def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, 
     workers = fault.workers
     if workers > 1:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    at = _at_a_step(fault) if rank == (0 if fault.kind in SAVING else fault.victim % workers) else {}
+    at = {"step": act_of(fault)} if rank == victim_of(fault, workers) else {}
     ledger = run / f"ledger-{life}-{rank}-of-{workers}.jsonl"
 
     def noting(worker: Any, batch: Any) -> None:
@@ -171,8 +174,13 @@ def _worker(rank: int, port: int, settings: TrainConfig, data: Path, run: Path, 
     os._exit(0)
 
 
-def _at_a_step(fault: Fault) -> dict[str, Callable[[], None]]:
-    """What the victim does before its step."""
+def victim_of(fault: Fault, workers: int) -> int:
+    """The rank that meets a fault; while saving it is rank 0, which saves."""
+    return 0 if fault.kind in SAVING else fault.victim % workers
+
+
+def act_of(fault: Fault) -> Callable[[], None]:
+    """What the victim does before its step; nothing where the fault comes from outside."""
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
     full = _raise(OSError(errno.ENOSPC, "No space left on device"))
     calls = {
@@ -183,7 +191,7 @@ def _at_a_step(fault: Fault) -> dict[str, Callable[[], None]]:
         "killed saving": lambda: _before_write("sync", fault.victim, kill),
         "disk full": lambda: _before_write("write_tensors", fault.victim % 2, full),
     }
-    return {"step": calls[fault.kind]} if fault.kind in calls else {}
+    return calls.get(fault.kind, lambda: None)
 
 
 def _raise(error: Exception) -> Callable[[], None]:

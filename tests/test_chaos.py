@@ -37,10 +37,10 @@ def lives(run: Path) -> list[dict[int, list[str]]]:
     ]
 
 
-def check(run: Path, undisturbed: Path) -> None:  # noqa: F811
+def check(run: Path, undisturbed: Path, ledgers: Path | None = None) -> None:  # noqa: F811
     wanted = {3 * epoch + step: keys for (epoch, step), keys in ledger(undisturbed).items()}
     seen: set[int] = set()
-    for life in lives(run):
+    for life in lives(ledgers or run):
         assert {number: wanted[number] for number in life} == life
         # a life starts at the last checkpoint, or, where that was damaged, at the one before or the best
         assert not life or min(life) <= max(seen, default=-1) + 1, "steps left out"
