@@ -86,10 +86,11 @@ def _places(patience: float) -> list[_Place]:
         return []
     here = ray.get_runtime_context()
     host, _, port = here.gcs_address.rpartition(":")
-    (node,) = [node for node in ray.nodes() if node["NodeID"] == here.get_node_id()]
+    mine = [node for node in ray.nodes() if node["NodeID"] == here.get_node_id()]
+    raylet = "the raylet, Ray's process on this machine,"
     places = [
         _Place(f"the head of Ray at {here.gcs_address}", host, int(port), patience),
-        _Place("the raylet, Ray's process on this machine,", node["NodeManagerAddress"], node["NodeManagerPort"], 0.0),
+        *(_Place(raylet, node["NodeManagerAddress"], node["NodeManagerPort"], 0.0) for node in mine),
     ]
     return [place for place in places if not place.is_away()]
 
