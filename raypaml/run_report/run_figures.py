@@ -70,13 +70,15 @@ def groups(result: GroupFigures) -> str:
 
 @mpl.rc_context(STYLE)
 def calibration(bins: FloatArray) -> str:
-    """A reliability diagram, and how many labels each bin of the predicted probability has.
+    """A reliability diagram, and how many labels each bin of the predicted probability has; "" without any label.
 
     Args:
         bins: [bins, 3] as `metrics.thresholds.calibration_bins`: entries, sum of probabilities, positives.
     """
-    reliability, counts = panels(2)
     entries, probabilities, positives = bins.T
+    if not entries.any():
+        return ""
+    reliability, counts = panels(2)
     some = entries > 0
     reliability.plot([0, 100], [0, 100], color=GREY, ls="--", label="perfectly calibrated")
     x, y = (100 * values[some] / entries[some] for values in (probabilities, positives))
