@@ -141,14 +141,14 @@ def observed_of_part(
         position, classes = np.nonzero(labels != UNOBSERVED)
         positive = labels[position, classes] == POSITIVE
         share = np.array(shares)[positive.astype(np.int64)]
-        drawn = _uniform(batch.rows[position] * labels.shape[1] + classes) < share
+        drawn = uniform(batch.rows[position] * labels.shape[1] + classes) < share
         position, classes = position[drawn], classes[drawn]
         weight = 1 / share[drawn]
         parts.append(ObservedScores(classes, p[position, classes], n[position, classes], positive[drawn], weight))
     return first, ObservedScores.concatenated(parts)
 
 
-def _uniform(entries: IntArray) -> NDArray[np.float64]:
+def uniform(entries: IntArray) -> NDArray[np.float64]:
     """A number of [0, 1) for each entry that looks random and is always the same (the finaliser of splitmix64)."""
     mixed = entries.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
