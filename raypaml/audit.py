@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
+from raypaml.bounds import check_bounds
 from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
 from raypaml.mapper import Processes
@@ -27,8 +28,14 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("--top", type=int, default=TOP, metavar="N", help="number of entries in the list [500]")
     about = f"largest share of the list, 0 to 1, that one class gets while others have entries; 1: all [{CLASS_SHARE}]"
     add("--class-share", type=float, default=CLASS_SHARE, metavar="S", help=about)
-    about = "write a data set with the answers in this file instead of a list; needs --out"
-    add("--apply", default="", metavar="ANSWERS.CSV", help=about)
+    about = (
+        "show the page at an address of this machine alone, and write every answer into answers.csv as it is given, "
+        "until Ctrl-C; a list that is there already, and its answers, are gone on with"
+    )
+    add("--serve", action="store_true", help=about)
+    add("--port", type=int, default=0, metavar="N", help="port of --serve [0: one that is free]")
+    about = "write a data set with the answers in this file, a CSV or a JSON export of Label Studio; needs --out"
+    add("--apply", default="", metavar="FILE", help=about)
     about = "folder of the list [audit in the run's folder], or of the new data set with --apply"
     add("--out", default="", metavar="DIR", help=about)
     add_alpha_flag(parser)
@@ -41,6 +48,7 @@ def _check_apply(asked: Namespace) -> None:
     if not asked.out:
         raise ValueError("apply: --apply needs --out DIR, the folder of the new data set")
     usual = {"top": TOP, "class_share": CLASS_SHARE, "alpha": "", "workers": 1, "address": "", "device": "auto"}
+    usual |= {"serve": False}
     for name, value in usual.items():
         if getattr(asked, name) != value:
             flag = "--" + name.replace("_", "-")
@@ -50,6 +58,9 @@ def _check_apply(asked: Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit the run and print the path of the page, or apply answers."""
     asked = parse(sys.argv[1:] if argv is None else argv)
+    check_bounds("port", asked.port, 0, 65535)
+    if asked.port and not asked.serve:
+        raise ValueError("port: has no effect without --serve; leave --port out")
     if asked.apply:
         _check_apply(asked)
     from raypaml.api.audited import Audited  # with torch
@@ -62,10 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
         say(f"next: {command('train')} --data {asked.out} --config {run.folder / CONFIG}")
         return 0
-    audited = Audited.of(run.path, requested(AuditRequest, asked), requested(Processes, asked), say)
+    make = Audited.made if asked.serve else Audited.of
+    audited = make(run.path, requested(AuditRequest, asked), requested(Processes, asked), say)
     if audited.figures is not None and audited.figures["precision"]:
         show(figures_as_text(audited.figures))
     show(audited.page)
+    if asked.serve:
+        answered = audited.serve(asked.port, show)
+        say(f"{answered:,} answers in {audited.answers}")
+        say(f"next: {command('audit')} {asked.run} --apply {audited.answers} --out NEW_DATA")
     return 0
 
 

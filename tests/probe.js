@@ -8,8 +8,8 @@ for (const kind of ["error", "warn"]) console[kind] = (...said) => errors.push(s
 
 const scrolls = element =>
   element && (["auto", "scroll"].includes(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
-const sticksOut = element =>
-  element.getBoundingClientRect().right > innerWidth + 1 && !scrolls(element.parentElement);
+const sticksOut = element =>  // what lies in a drawing is clipped by it
+  !element.ownerSVGElement && element.getBoundingClientRect().right > innerWidth + 1 && !scrolls(element.parentElement);
 
 addEventListener("load", () => setTimeout(() => {
   const {scrollWidth: scroll, scrollHeight: height} = document.documentElement;

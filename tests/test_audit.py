@@ -17,8 +17,10 @@ from PIL import Image
 
 from raypaml.audit import main
 from raypaml.auditing import answers
-from raypaml.auditing.audit_page import place, strip
 from raypaml.auditing.candidates import history, precision, times_rejected
+from raypaml.auditing.given_answers import read_given
+from raypaml.auditing.places import place
+from raypaml.data.batches import Reader
 from raypaml.data.data_folder import open_folder
 from raypaml.labels import POSITIVE, UNOBSERVED
 from raypaml.runs.history import read_history
@@ -90,20 +92,55 @@ def test_an_audit_leaves_tables_pictures_and_a_page(trained: Run, audited: Path,
     assert any(row["times"] for row in table)
     assert [row["chance"] for row in table] == sorted((row["chance"] for row in table), reverse=True)
     index = open_folder(evaluated_digits).splits["train"]
+    reader = Reader(open_folder(evaluated_digits).shards, index, ())
     for row in table:
-        with Image.open(audited / "data" / row["picture"]) as picture:
-            assert picture.size == (720, 240)
-        assert index.rows_of(pa.chunked_array([[row["key"]]]))
-    for name, column in (("labels.csv", "filepath"), ("label_studio.csv", "image")):
-        with (audited / name).open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert [Path(row[column]).name for row in rows] == [row["picture"] for row in table]
-        assert [row["key"] for row in rows] == [row["key"] for row in table]
-    page = (audited / "index.html").read_text()
-    assert page.count("<fieldset") == 12
-    assert not re.search("https?:", page)
-    figures = json.loads((audited / "audit.json").read_text())["figures"]
-    assert 0 < figures["chance"] < 0.1
+        (number,) = index.rows_of(pa.chunked_array([[row["key"]]]))
+        with Image.open(audited / "data" / row["picture"]) as picture:  # the picture as it is stored
+            assert picture.size == (row["width"], row["height"])
+            assert np.abs(np.asarray(picture, int) - reader.image(int(number))).mean() < 4
+        assert row["outline"][:1] in ("", "M")
+    assert {path.name for path in (audited / "data").iterdir()} == {row["picture"] for row in table}
+    assert not re.search("https?:", (audited / "index.html").read_text())
+    record = json.loads((audited / "audit.json").read_text())
+    assert 0 < record["figures"]["chance"] < 0.1
+    assert record["asked"] == {"data": "", "top": 12, "alpha": "", "class_share": 0.25}
+    with (audited / "answers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"key": row["key"], "class": row["class_id"], "answer": ""} for row in table]
+
+
+def test_answers_outlive_an_audit_anew(
+    trained: Run, audited: Path, evaluated_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pq.read_table(audited / "candidates.parquet").to_pylist()
+    out = tmp_path / "audit"
+    out.mkdir()
+    given = [
+        (row["key"], row["class_id"], said) for row, said in zip(table[4:8], ("Yes", "no", "1", "skip"), strict=True)
+    ]
+    answer(out / "answers.csv", given)
+    assert main([str(trained[0]), "--top", "6", "--out", str(out)]) == 0
+    assert "answers.csv: keeps the 4 answers that it had" in capsys.readouterr().err
+    kept = dict(zip([line[:2] for line in given], ("yes", "no", "yes", "unsure"), strict=True))
+    assert read_given(out / "answers.csv") == kept  # those that are not in this list too
+    listed = [(row["key"], row["class_id"]) for row in pq.read_table(out / "candidates.parquet").to_pylist()]
+    assert 0 < len(set(listed) & set(kept)) < 4
+    shown = [[number, kept[entry]] for number, entry in enumerate(listed) if entry in kept]
+    assert f'"given": {json.dumps(shown)}' in (out / "index.html").read_text()
+    index = open_folder(evaluated_digits).splits["train"]
+    observed = open_folder(evaluated_digits).vocabulary.class_ids[int(index.classes("positives", 0)[0])]
+    for lines, said in (
+        ([(index.keys(np.array([0]))[0], observed, "no")], "observed already.*give another --out, or move the file"),
+        ([("nobody", "red_1", "yes")], "not in the training split.*give another --out, or move the file"),
+        ([(*given[0][:2], "maybe")], "answer 'maybe'; give yes, no, or nothing"),
+    ):
+        before = answer(out / "answers.csv", lines).read_bytes()
+        with pytest.raises(ValueError, match=said):
+            main([str(trained[0]), "--top", "6", "--out", str(out)])
+        assert (out / "answers.csv").read_bytes() == before
+    (out / "answers.csv").write_text("key,class,answer,note\na,b,yes,mine\n")
+    with pytest.raises(ValueError, match="has a column of its own, 'note'"):
+        main([str(trained[0]), "--top", "6", "--out", str(out)])
 
 
 def test_the_place_is_where_the_map_is_large() -> None:
@@ -111,7 +148,6 @@ def test_the_place_is_where_the_map_is_large() -> None:
     cam[1, 2], cam[2, 2] = 2.0, 1.2
     assert place(cam, 64, 80) == (40, 16, 60, 48)
     assert place(-np.ones((4, 4), np.float32), 64, 80) == (0, 0, 80, 64)
-    assert strip(np.zeros((64, 80, 3), np.uint8), cam, (40, 16, 60, 48)).size == (720, 240)
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------

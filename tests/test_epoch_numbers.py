@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import raypaml
-from raypaml.auditing.audit_page import Candidate, write_audit_page, write_tables
+from raypaml.auditing.audit_page import write_audit_page, write_candidates
 from raypaml.counting import epoch_number, place_text
+from tests.test_audit_page import candidates
 
 PACKAGE = Path(raypaml.__file__).parent
 OWN_WAY = re.compile(r"epoch'\]|\.epoch\b|\bepoch\b")
@@ -68,11 +70,9 @@ def test_no_text_and_no_page_counts_epochs_by_itself() -> None:
 
 
 def test_the_audit_page_counts_from_1_and_its_table_from_0(tmp_path: Path) -> None:
-    box = (0, 0, 8, 8)
-    one = Candidate(
-        rank=1, key="a", class_id="c", name="cat", score=0.5, times=2, epochs=(1, 3), box=box, picture="00001.jpg"
-    )
+    (one,) = candidates(1)
     write_audit_page(tmp_path, Path("run"), [one], 4, None)
-    assert "rejected in 2 of 4 epochs: 2, 4 · score 0.50" in (tmp_path / "index.html").read_text()
-    write_tables(tmp_path, [one])
+    said = json.dumps("rejected in 2 of 4 epochs: 2, 4 · score 1.00")
+    assert said in (tmp_path / "index.html").read_text()
+    write_candidates(tmp_path, [one])
     assert pq.read_table(tmp_path / "candidates.parquet")["epochs"].to_pylist() == ["1, 3"]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raypaml.bounded import read_rows
+from raypaml.auditing.answer_tables import answer_meaning, read_answer_table
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index, write_index
 from raypaml.files import link_or_copy, sweep, whole_folder
@@ -21,13 +21,8 @@ from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, VOCABULARY, IntArray, Vocabulary
 from raypaml.names import check_new_folders
 from raypaml.preparation.data_card import CARD
-from raypaml.spreadsheets import from_cell
 from raypaml.stored_json import read_if_there, refused_as
 from raypaml.writable import try_folder
-
-_COLUMNS = ("key", "class", "answer")
-YES, NO = ("yes", "1", "true", "positive"), ("no", "0", "false", "negative")
-UNDECIDED = ("", "unsure", "skip")
 
 
 @dataclass(frozen=True)
@@ -52,36 +47,31 @@ or negative or stayed undecided."""
 
 
 def read_answers(path: Path, index: Index, vocabulary: Vocabulary) -> Answers:
-    """Read answers for unobserved entries of an index from a CSV with the columns key, class (id) and answer.
+    """Read answers for unobserved entries of an index, from a file as `read_answer_table` takes it.
 
     An answer is yes, no, or empty where people could not decide.
 
     Raises:
-        ValueError: no such file or columns; a sample, class or answer that is unknown; an entry that is observed
-            already, or answered both ways. The message names the line.
+        ValueError: no such file, columns or fields; a sample, class or answer that is unknown; an entry that is
+            observed already, or answered both ways. The message names the line or the task.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    lines = [(at, {name: from_cell(row[name]) for name in _COLUMNS}) for at, row in read_rows(path, _COLUMNS)]
+    table = read_answer_table(path)
     try:
-        rows_of_keys = index.rows_of(pa.chunked_array([[line["key"] for _, line in lines]], pa.string())).tolist()
+        rows_of_keys = index.rows_of(pa.chunked_array([[one.key for one in table]], pa.string())).tolist()
     except ValueError as error:
         raise ValueError(f"{path}: samples that are not in the training split: {error}") from None
     labels: dict[tuple[int, int], int] = {}
     undecided = 0
-    for row, (at, line) in zip(rows_of_keys, lines, strict=True):
-        where = f"{path}:{at}"
-        if line["class"] not in vocabulary.index_of:
-            raise ValueError(f"{where}: class {line['class']!r} is not in the vocabulary")
-        answer = line["answer"].strip().lower()
-        if answer in UNDECIDED:
+    for row, one in zip(rows_of_keys, table, strict=True):
+        if one.class_id not in vocabulary.index_of:
+            raise ValueError(f"{one.where}: class {one.class_id!r} is not in the vocabulary")
+        said = answer_meaning(one.text, one.where)
+        if said == "unsure":
             undecided += 1
             continue
-        if answer not in (*YES, *NO):
-            raise ValueError(f"{where}: answer {line['answer']!r}; give yes, no, or nothing")
-        entry, label = (row, vocabulary.index_of[line["class"]]), POSITIVE if answer in YES else NEGATIVE
+        entry, label = (row, vocabulary.index_of[one.class_id]), POSITIVE if said == "yes" else NEGATIVE
         if labels.setdefault(entry, label) != label:
-            raise ValueError(f"{where}: {line['key']}, {line['class']} was answered the other way in a line before")
+            raise ValueError(f"{one.where}: {one.key}, {one.class_id} was answered the other way before")
     rows, classes = (np.array([entry[n] for entry in labels], np.int64) for n in (0, 1))
     _check_unobserved(path, index, rows, classes)
     return Answers(rows, classes, np.array(list(labels.values()), np.int8), undecided)

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from raypaml.auditing.annotation_tools import write_fiftyone, write_label_studio
 from raypaml.auditing.answers import AnswersRecord, apply_answers, read_answers
-from raypaml.auditing.audit_page import PICTURES, Candidate, place, strip, write_audit_page, write_tables
+from raypaml.auditing.audit_folder import AUDIT_RECORD, PICTURES, remove_other_pictures
+from raypaml.auditing.audit_page import Candidate, digest_of, write_audit_page, write_candidates
 from raypaml.auditing.candidates import AuditFigures, Likeliest, find_likeliest, history, times_rejected
 from raypaml.auditing.entry_scores import AuditedModel, opened_model
+from raypaml.auditing.given_answers import ANSWERS, Entry, read_given, write_given
+from raypaml.auditing.places import outline, place
 from raypaml.bounds import check_bounds
 from raypaml.config import TrainConfig
 from raypaml.counting import Count
@@ -90,6 +95,15 @@ class AuditRequest:
         if not 0 < self.class_share <= 1:
             raise ValueError(f"class_share={self.class_share:g}: must be above 0 and at most 1, which is no limit")
 
+    @property
+    def asked(self) -> dict[str, object]:
+        """What decides the list."""
+        return {"data": str(self.data), "top": self.top, "alpha": str(self.alpha), "class_share": self.class_share}
+
+    def folder(self, run: Path) -> Path:
+        """The folder of the audit of a run."""
+        return Path(self.out) if self.out else run / "audit"
+
 
 def audit_run(
     run: AuditedRun, request: AuditRequest, out: Path, mapper: Mapper, device: str, say: Callable[[str], None]
@@ -107,6 +121,7 @@ def audit_run(
     Returns:
         How good the ranking is, where the full labels are known; else None.
     """
+    given = _kept_answers(out / ANSWERS, run)
     config, data = run.config, run.data
     (out / PICTURES).mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be written
     checkpoint = tested_checkpoint(run.folder)
@@ -116,12 +131,35 @@ def audit_run(
     listed = find_likeliest(model, data, used.alpha, request.top, request.class_share, mapper, say)
     known = listed.figures(data.splits["train"], LENGTHS)
     candidates = _candidates(listed, run, model, out / PICTURES, say)
-    write_tables(out, candidates)
-    facts = {"entries": len(candidates), "figures": known, "alpha": used.alpha, "class_share": request.class_share}
-    write_json(out / "audit.json", facts | {"ranking": listed.said})
+    facts: dict[str, object] = {
+        "entries": len(candidates),
+        "figures": known,
+        "alpha": used.alpha,
+        "class_share": request.class_share,
+    }
+    facts |= {"ranking": listed.said, "digest": digest_of(candidates), "asked": request.asked}
     epochs = len(read_history(run.folder)) if any(one.times for one in candidates) else 0
-    write_audit_page(out, run.folder, candidates, epochs, known)
+    write_candidates(out, candidates)
+    write_label_studio(out, run.folder.name, candidates)
+    write_fiftyone(out, candidates)
+    write_given(out / ANSWERS, [one.entry for one in candidates], given)
+    write_audit_page(out, run.folder, candidates, epochs, known, given)
+    write_json(out / AUDIT_RECORD, facts)
+    remove_other_pictures(out, {one.picture for one in candidates})
+    if given:
+        say(f"{out / ANSWERS}: keeps the {len(given):,} answers that it had")
     return known
+
+
+def _kept_answers(path: Path, run: AuditedRun) -> dict[Entry, str]:
+    """The answers of an earlier audit in the same folder, which are tried before the work, and kept."""
+    given = read_given(path)
+    try:
+        if given:
+            read_answers(path, run.data.splits["train"], run.data.vocabulary)
+    except ValueError as error:
+        raise ValueError(f"{error}; these answers are not to this data: give another --out, or move the file") from None
+    return given
 
 
 def _candidates(
@@ -132,7 +170,8 @@ def _candidates(
     reader = Reader(run.data.shards, index, (), skip_broken=True)
     keeping, trained = scheme_of(run.config.loss.scheme).corrects, len(read_history(run.folder))
     epochs = _history(run.folder, index, listed.entries, say)
-    made = []
+    made: list[Candidate] = []
+    picture_of: dict[int, str] = {}
     entries = Count("drawing", len(listed.entries), say, unit="entries").each(listed.entries.tolist())
     for rank, entry in enumerate(entries, start=1):
         row, k = divmod(entry, index.num_classes)
@@ -140,8 +179,10 @@ def _candidates(
         with torch.inference_mode():
             image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(model.device)
             cam = classifier.cam(image)[0, k].float().cpu().numpy()
-        box = place(cam, *pixels.shape[:2])
-        strip(pixels, cam, box).save(pictures / f"{rank:05d}.jpg", quality=90)
+        height, width = pixels.shape[:2]
+        if row not in picture_of:
+            picture_of[row] = f"{rank:05d}.jpg"
+            Image.fromarray(pixels).save(pictures / picture_of[row], quality=95, subsampling=0)
         made.append(
             Candidate(
                 rank=rank,
@@ -151,8 +192,11 @@ def _candidates(
                 score=float(listed.scores[rank - 1]),
                 times=times_rejected(epochs[entry], trained, keeping=keeping),
                 epochs=tuple(epochs[entry]),
-                box=box,
-                picture=f"{rank:05d}.jpg",
+                box=place(cam, height, width),
+                outline=outline(cam, height, width),
+                picture=picture_of[row],
+                width=width,
+                height=height,
                 chance=None if listed.chances is None else float(listed.chances[rank - 1]),
             )
         )

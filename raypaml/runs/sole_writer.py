@@ -24,7 +24,9 @@ _POLL_SECONDS = 0.2
 
 
 @contextmanager
-def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience: float = 0.0) -> Iterator[None]:
+def sole_writer(
+    folder: Path, command: str, say: Callable[[str], None], patience: float = 0.0, *, flag: str = "--name"
+) -> Iterator[None]:
     """Keep other processes from writing into a folder during the block.
 
     For a run in a store the folder is this machine's copy of it, so that other machines are not kept out.
@@ -35,6 +37,7 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
         command: what others read as the name of the holder, such as "raypaml train".
         say: is called with a line where the file system has no locks, which keeps nobody out.
         patience: seconds to wait for another process to end.
+        flag: the flag that gives this process another folder.
 
     Raises:
         RemediableError: another process is writing there; the message says which, where and since when.
@@ -47,7 +50,7 @@ def sole_writer(folder: Path, command: str, say: Callable[[str], None], patience
             if time.monotonic() >= deadline:
                 raise RemediableError(
                     f"{folder}: is being written by {lock.holder()}; wait for it, end it, or give this one another "
-                    "--name"
+                    f"{flag}"
                 )
             time.sleep(_POLL_SECONDS)
         try:
