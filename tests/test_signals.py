@@ -39,7 +39,8 @@ class Mailbox:
 
 def test_a_second_ctrl_c_ends_at_once_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     mailbox, alive = Mailbox(2), SimpleNamespace(start=lambda: None, is_alive=lambda: True, join=lambda _: None)
-    monkeypatch.setattr(ray_train.session, "join", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(ray_train.session, "join", lambda *_, **__: nullcontext(True))  # a private one
+    monkeypatch.setattr(ray_train.holders, "asking", lambda *_: nullcontext(lambda: ""))
     monkeypatch.setattr(ray_train, "gpu_wanted", lambda *_: False)
     monkeypatch.setattr(ray_train, "claim", lambda *_: None)
     monkeypatch.setattr(ray_train, "Channel", lambda _: mailbox)
