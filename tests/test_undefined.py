@@ -179,7 +179,7 @@ def test_a_run_without_an_epoch_has_no_records(empty_run: raypaml.Run, tmp_path:
     shutil.copy(empty_run.folder / "config.json", tmp_path)
     run = raypaml.Run.open(tmp_path, progress=False)
     assert run.records.num_rows == 0
-    with pytest.raises(raypaml.UserError, match="rejected nothing, or did not record it"):
+    with pytest.raises(raypaml.UserError, match="no valid checkpoint; train the run again"):
         run.audit()
 
 

@@ -32,8 +32,8 @@ if "ray" not in sys.modules:
 
 _LOCK = threading.Lock()
 _VALUES: dict[str, list[tuple[object, str | None]]] = {}
-"""Of variables that are set at present: the value before, then those of the blocks that are in force, the newest last.
-Blocks of several threads may overlap."""
+"""For each variable that is set at present the value before, then those of the blocks in force, the newest last. Blocks
+of several threads may overlap."""
 
 
 @contextmanager
@@ -41,7 +41,8 @@ def ray_variables(**values: str | None) -> Iterator[None]:
     """In the block the environment has raypaml's defaults for unset variables, and `values`; None unsets a variable."""
     block = object()
     with _LOCK:
-        wanted = {name: value for name, value in _DEFAULTS.items() if _is_unset(name)} | values
+        own = dict(os.environ) | {name: blocks[0][1] for name, blocks in _VALUES.items()}  # without those of blocks
+        wanted = {name: value for name, value in _DEFAULTS.items() if own.get(name) is None} | values
         for name, value in wanted.items():
             _VALUES.setdefault(name, [(None, os.environ.get(name))]).append((block, value))
             _set(name, value)
@@ -54,11 +55,6 @@ def ray_variables(**values: str | None) -> Iterator[None]:
                 _set(name, left[-1][1])
                 if len(left) > 1:
                     _VALUES[name] = left
-
-
-def _is_unset(name: str) -> bool:
-    """Whether the program itself leaves the variable unset."""
-    return (_VALUES[name][0][1] if name in _VALUES else os.environ.get(name)) is None
 
 
 def _set(name: str, value: str | None) -> None:

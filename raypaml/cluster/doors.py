@@ -8,11 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import grpc  # type: ignore[import-untyped]
-
 
 _AT_ONCE = 32
 _SECONDS = 3.0
@@ -22,7 +17,7 @@ DASHBOARD = 8265
 NO_METRICS = ("RAY_enable_metrics_collection=0", "AUTOSCALER_METRIC_PORT=-1", "DASHBOARD_METRIC_PORT=-1")
 """Variables with which Ray serves no metrics, which anybody may read. A port of -1 it cannot open, says its log."""
 _HTTP = "/api/jobs/"
-"""Of the dashboard and of the agents; other servers of HTTP answer it as they do every path."""
+"""A path of the dashboard and of the agents; other servers of HTTP answer it as they do every path."""
 _METRICS = "text/plain; version="
 """How the type of Prometheus' text begins."""
 _CALLS = (
@@ -115,18 +110,12 @@ def _by_http(address: str, port: int) -> Reply | None:
 def _by_grpc(target: str) -> Reply:
     """The answer of a server of gRPC; SILENT where none is there, or gRPC is not installed here."""
     try:
-        import grpc  # comes with ray[default]
+        import grpc  # type: ignore[import-untyped]  # comes with ray[default]
     except ImportError:
         return Reply.SILENT
     with grpc.insecure_channel(target) as channel:
-        codes = {_code(channel, call) for call in _CALLS}
+        futures = [channel.unary_unary(call).future(b"", timeout=_SECONDS) for call in _CALLS]
+        codes = {future.code().name for future in futures}  # waits for the end of each
     if codes <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
         return Reply.SILENT
     return Reply.ASKS if "UNAUTHENTICATED" in codes and codes <= {"UNAUTHENTICATED", "UNIMPLEMENTED"} else Reply.ANSWERS
-
-
-def _code(channel: grpc.Channel, call: str) -> str:
-    """The name of the status with which a call without a token ends."""
-    future = channel.unary_unary(call).future(b"", timeout=_SECONDS)
-    name: str = future.code().name  # waits for the end
-    return name

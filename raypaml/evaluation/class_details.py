@@ -40,7 +40,7 @@ class ClassDetails:
     """Details of the K classes of a prediction set."""
 
     curves: list[list[int]]
-    """Of each class recall and precision in turn, in thousandths, from the highest threshold to that of the last
+    """Recall and precision of each class in turn, in thousandths, from the highest threshold to that of the last
     positive, at no more than CURVE_POINTS positives evenly spaced in rank; empty for a class without positives."""
     negatives: Surprises
     """The observed negative with the highest score of each class."""
