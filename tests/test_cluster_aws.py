@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -85,6 +86,16 @@ class Cloud:
                 public = subprocess.run(["ssh-keygen", "-y", "-f", pem], capture_output=True, text=True, check=True)
                 self.hosts.start(running[fresh], public.stdout)
                 self.address[fresh] = running[fresh]
+                self.close()
+
+    def close(self) -> None:
+        """Let in what the security groups of the instances let in, and nothing else."""
+        instances = [one for one in self.instances("running") if one["InstanceId"] in self.address]
+        for one in instances:
+            ids = [group["GroupId"] for group in one["SecurityGroups"]]
+            groups = self.ec2.describe_security_groups(GroupIds=ids)["SecurityGroups"]
+            rules = [rule for group in groups for rule in group["IpPermissions"]]
+            self.hosts.let_in(one["PrivateIpAddress"], [line for rule in rules for line in nft_rules(rule, instances)])
 
     def tagged(self, kind: str) -> list[str]:
         """Ids of running instances that Ray calls head or worker."""
@@ -118,6 +129,18 @@ class Cloud:
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
         return done.stdout
+
+
+def nft_rules(rule: dict[str, Any], instances: list[dict[str, Any]]) -> list[str]:
+    """A rule of a security group, in the words of nftables."""
+    ports = "" if rule["IpProtocol"] == "-1" else f" tcp dport {rule['FromPort']}-{rule['ToPort']}"
+    members = [
+        one["PrivateIpAddress"]
+        for pair in rule["UserIdGroupPairs"]
+        for one in instances
+        if pair["GroupId"] in [group["GroupId"] for group in one["SecurityGroups"]]
+    ]
+    return [f"ip saddr {source}{ports}" for source in (*(part["CidrIp"] for part in rule["IpRanges"]), *members)]
 
 
 class Metadata(BaseHTTPRequestHandler):
@@ -237,6 +260,27 @@ def test_what_is_asked_of_ec2_for_the_head(up: Cloud) -> None:
     assert from_outside == [(22, 22)]
 
 
+def test_from_outside_the_group_ssh_alone_is_open_and_within_it_ports_ask_for_the_token(up: Cloud) -> None:
+    (head,) = up.tagged("head")
+    address = up.address[head]
+    assert up.hosts.open_to_strangers() == {address: [22]}
+    look = f"""
+from raypaml.cluster.doors import Door, knock_at_all
+from tests.scan import open_ports
+for door, reply in knock_at_all([Door("{address}", port, "") for port in open_ports("{address}")[1:]]).items():
+    print(door.port, reply)
+"""
+    said = up.hosts.run(address, f"cd ~/raypaml; python -c {shlex.quote(look)}").stdout
+    replies = {
+        int(port): reply for port, reply in (line.split(" ", 1) for line in said.splitlines() if line[:1].isdigit())
+    }
+    metrics = {port for port, reply in replies.items() if reply == "gives metrics"}
+    others = {reply for port, reply in replies.items() if port not in metrics}
+    assert others - {"is closed"} == {"asks for the token"}, said  # a scan of one's own address may connect to itself
+    assert {44217, 44227} < metrics
+    assert (len(metrics), 6379 in replies, 8265 in replies) == (3, True, False), said
+
+
 def test_a_run_brings_spot_workers_survives_the_loss_of_one_and_ends_as_undisturbed(up: Cloud, tmp_path: Path) -> None:
     place = {"data": str(digits_folder(num_scenes=TINY)), "storage": str(tmp_path), "name": "alone", "workers": 1}
     undisturbed = weights(train_here(recipe("digits").override(RUN | place)).folder)
@@ -255,6 +299,9 @@ def test_a_run_brings_spot_workers_survives_the_loss_of_one_and_ends_as_undistur
     wait_for(lambda: any("0001-" in path for path in mirror.there(["checkpoints"])), process)
     note(Row("first epoch on spot workers that the autoscaler added", time.monotonic() - began, "trained"))
     lost, kept = up.tagged("worker")
+    assert set(map(tuple, up.hosts.open_to_strangers().values())) == {(22,)}, (
+        "head and workers, in the midst of the run"
+    )
     profiles: set[str] = set()
     for one in up.instances("running"):
         if one["InstanceId"] in (lost, kept):
