@@ -104,7 +104,7 @@ def begin(tiny_digits: Path, tmp_path: Path) -> Iterator[Callable[..., Searching
     yield call
     for one in begun:
         one.process.kill()
-        one.process.wait()
+        one.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone
     searching.wait(searching.again())
     rows["SIGTERM, command given again"] = time.monotonic() - began
     searching.process.kill()
-    searching.process.wait()
+    searching.process.communicate()
     rows["driver killed, command given again"] = searching.wait(searching.again())
     said = searching.end()
     conclude(rows, searching, alone)

@@ -39,8 +39,9 @@ from raypaml.training.watch import Watch
 
 REDUCTION = 2
 """ASHA's reduction factor: of so many trials that reach a rung, about one goes on (Li et al., MLSys 2020)."""
-_OWN_SIGNALS = {"TUNE_DISABLE_SIGINT_HANDLER": "1"}
-"""Lets this package handle Ctrl-C, for Tune would end the trials without a checkpoint."""
+_OF_TUNE = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1"}
+"""Leaves Ctrl-C to this package, for Tune would end the trials without a checkpoint, and lets trials end without any
+report, as one that fails in its first epoch does."""
 
 
 def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, display: SearchDisplay) -> int:
@@ -61,8 +62,8 @@ def run_search(search: SearchPlan, queue: Queue, proposals: Proposals | None, di
     """
     run = search.base.run
     joined = session.join(run.address, run.workers, title=f"search {search.folder.name}")
-    # Tune prints, and has a handler of Ctrl-C of its own
-    with redirect_stdout(sys.stderr), ray_variables(**_OWN_SIGNALS), joined as private, Signals() as signals:
+    # Tune prints
+    with redirect_stdout(sys.stderr), ray_variables(**_OF_TUNE), joined as private, Signals() as signals:
         waiting.first_process()
         if not private:
             coordinator_on_head()
