@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -51,6 +52,11 @@ class Shown(Display):
         self.text = io.StringIO()
         super().__init__(Console(file=self.text, width=400))
         self._at = at
+
+    @property
+    def lines(self) -> list[str]:
+        """What it says, without the time that a log has before it."""
+        return [re.sub(r"^[\d-]{10} [\d:]{8}  ", "", line) for line in self.text.getvalue().splitlines()]
 
     def update(self, event: Event) -> None:
         super().update(event)
@@ -129,9 +135,8 @@ def test_a_signal_saves_and_the_same_name_goes_on(
     before = signal.getsignal(number)
     with Shown(signalling(number, 1)) as display:
         assert launch.fit(job_of(tiny_digits, tmp_path), PROG, display) == number
-    lines = display.text.getvalue().splitlines()
-    assert STOPPING in lines
-    assert lines[-1] == f"stopped; continue with: {PROG} --name run --storage {tmp_path}"
+    assert STOPPING in display.lines
+    assert display.lines[-1] == f"stopped; continue with: {PROG} --name run --storage {tmp_path}"
     assert signal.getsignal(number) == before
     with Shown() as display:
         assert launch.fit(job_of(tiny_digits, tmp_path), PROG, display) == 0
@@ -205,7 +210,7 @@ def test_what_may_go_better_is_tried_again(tries: list[Exception], tiny_digits: 
     with Shown() as display:
         assert launch.fit(job_of(tiny_digits, tmp_path), PROG, display) == 0
     lost = "lost: rank 0 (the store is away); it starts again from the last checkpoint"
-    assert lost in display.text.getvalue().splitlines()
+    assert lost in display.lines
     log = (tmp_path / "run" / "logs" / "worker-0.log").read_text()
     assert "OSError: the store is away" in log
     assert lost in log
@@ -257,6 +262,6 @@ def test_the_watchdog_says_where_the_loop_hangs_and_how_to_go_on() -> None:
         while not watchdog.hear(beat):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    (line,) = display.text.getvalue().splitlines()
+    (line,) = display.lines
     assert line.startswith("rank 0 (h:1) hangs, no progress for 0 s: epoch 1, step 2, reading train-0.tar; its stacks")
     assert line.endswith("; this process ends; continue with: X")

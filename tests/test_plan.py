@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from raypaml.data.mixing import cache_bytes, mixing
@@ -259,6 +259,7 @@ def windowed(window: int, *, shards: int = 40, epoch_seed: int = 0) -> Plan:
 
 @quick
 @given(plans_and_worlds())
+@example((Plan(num_samples=640, shard_sizes=(300, 340), global_batch_size=2, lanes=1), 0, 1))
 def test_every_shard_is_read_within_the_steps_announced_for_it(case: tuple[Plan, int, int]) -> None:
     plan, epoch, world_size = case
     shard_of = np.repeat(np.arange(len(plan.shard_sizes)), plan.shard_sizes)

@@ -113,7 +113,7 @@ def test_report_is_one_file_with_pictures_and_needs_no_network(undisturbed: tupl
     assert page.count("<svg") == 12
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page)
     assert all(link.startswith(("data:", "#")) for link in links)
-    assert re.search(r"(red|green|blue|yellow|pink) \d 0\.\d\d", page)
+    assert re.search(r"(red|green|blue|yellow|pink) \d · 0\.\d\d", page)
 
 
 @pytest.mark.cluster

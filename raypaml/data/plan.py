@@ -169,7 +169,8 @@ class Epoch(Sequence[Part]):
             visits = zip(range(len(ends)), ends - self.plan.shard_sizes, ends, strict=True)
             return _spans(visits, self.plan.global_batch_size)
         if not self.plan.window:
-            return _spans(((s, 0, self.plan.num_samples) for s in range(len(self.plan.shard_sizes))), len(self) or 1)
+            every = ((shard, 0, self.plan.num_samples) for shard in range(len(self.plan.shard_sizes)))
+            return _spans(every, self.plan.global_batch_size)
         lanes = range(self.first_lane, self.end_lane)
         return _spans((visit for lane in lanes for visit in self._windows.visits(lane)), per_lane)
 
