@@ -178,7 +178,7 @@ def test_a_node_comes_and_is_taken_away(begin: Callable[..., Searching], alone: 
         assert not searching.said(SECOND)
         cluster.add()
         rows["a node added: a waiting trial starts there"] = searching.wait(
-            lambda: "rank 0 of" in searching.said(SECOND)
+            lambda: (searching.trial(SECOND) / "where.json").is_file()
         )
         places = {name: json.loads((searching.trial(name) / "where.json").read_text()) for name in (FIRST, SECOND)}
         added = worker_node(cluster.address)

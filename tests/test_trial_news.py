@@ -12,6 +12,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import ray
+from ray.core.generated import gcs_pb2
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raypaml import tune
@@ -125,6 +126,29 @@ def test_a_lost_process_of_a_trial_is_put_where_losses_are_counted(tmp_path: Pat
     assert last.text == "lost: its process (it); there are more losses than --max-failures 8 allows"
     assert loss.text == ("lost: its process (The actor died unexpectedly.); all start again from the last checkpoint")
     assert (loss.preempted, last.preempted) == (True, False)
+
+
+def test_what_the_workers_of_a_lost_process_held_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, other, actor, nil = b"\1\0\0\0", b"\2\0\0\0", 16 * b"a", ray.ActorID.nil().binary()
+    rows = [(here, actor, True), (here, actor, False), (here, nil, True), (other, actor, True)]
+    groups = [
+        gcs_pb2.PlacementGroupTableData(
+            placement_group_id=18 * bytes([number]), creator_job_id=job, creator_actor_id=maker, creator_actor_dead=dead
+        ).SerializeToString()
+        for number, (job, maker, dead) in enumerate(rows)
+    ]
+    removed: list[Any] = []
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=here.hex))
+    accessor = MagicMock(get_placement_group_table=lambda: groups)
+    monkeypatch.setattr("ray._private.state.state", MagicMock(_connect_and_get_accessor=lambda: accessor))
+    monkeypatch.setattr("raypaml.cluster.orphans.remove_placement_group", removed.append)
+    told = Told(tmp_path)
+    told.hear(Started())
+    assert removed == [], "nothing was lost"
+    told.channel.of().losses = lambda: 0
+    told.news.process_lost(told.trial, "it", preempted=False, recovers=True)
+    told.hear()
+    assert [group.id.binary() for group in removed] == [18 * b"\0"]
 
 
 def test_a_signal_stops_what_is_at_work_and_does_not_wait_for_what_waits(tmp_path: Path) -> None:

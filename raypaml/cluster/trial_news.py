@@ -8,6 +8,7 @@ from datetime import datetime
 
 from raypaml.cluster.channel import Channel, Lost, News, Started
 from raypaml.cluster.lost_workers import lost
+from raypaml.cluster.orphans import remove_orphans
 from raypaml.cluster.ray_train import POLL_SECONDS
 from raypaml.cluster.signals import Signals
 from raypaml.cluster.waiting import FirstEvent
@@ -18,6 +19,8 @@ from raypaml.search.search_folder import SearchPlan
 from raypaml.search.search_progress import SearchDisplay
 from raypaml.search.trials import Trial
 
+ORPHAN_SECONDS = 30.0
+"""Time after the loss of a trial's process in which the controller of its workers ends too, and leaves them behind."""
 _TAKEN_AWAY = Lost("", "its node was taken away", preempted=True)
 """The loss of workers that had time to end: Ray Train reports no error of theirs."""
 
@@ -55,6 +58,7 @@ class TrialNews:
         self._heard: dict[Trial, _Heard] = {}
         self._polled = 0.0
         self._told_to_stop: set[Trial] = set()
+        self._orphans_until = 0.0
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         return object, ()  # Tune pickles its callbacks, and with them this one, but never uses the copy
@@ -88,6 +92,8 @@ class TrialNews:
             return
         for trial in list(self._heard):
             self._take(trial)
+        if time.monotonic() < self._orphans_until:
+            remove_orphans()
         for trial in self._heard.keys() - self._told_to_stop if self.is_stopping else ():
             if not self._told_to_stop:
                 self.display.say("stopping all trials after a step, with a checkpoint; once more to stop at once")
@@ -108,6 +114,7 @@ class TrialNews:
         goes_on = recovers and mine.losses() + (not preempted) <= limit
         loss = lost(f"its process ({why})", preempted=preempted, goes_on=goes_on, limit=limit)
         mine.put(loss)
+        self._orphans_until = time.monotonic() + ORPHAN_SECONDS
         return loss
 
     def end(self, trial: Trial) -> None:
