@@ -22,6 +22,7 @@ from raypaml.cluster.epochs_in_order import EpochsInOrder
 from raypaml.cluster.lost_workers import LostWorkers, told_of_limit
 from raypaml.cluster.trial import HOME_SECONDS, TrialReporter
 from raypaml.cluster.trial_news import TrialNews
+from raypaml.cluster.worker_errors import as_user_error
 from raypaml.files import write_json
 from raypaml.recipes import recipe
 from raypaml.runs.events import EpochReport, LoopSignal, Message, Resumed, StepReport
@@ -179,6 +180,10 @@ def test_the_controller_reports_a_loss_once_and_not_one_that_is_no_chance() -> N
         workers.after_exception(None, {0: DIED})
     assert str(told_of_limit(RuntimeError("x"), 3)) == f"x; {limit}; give the command again, with this --name"
     assert str(told_of_limit(ValueError("x"), 3)) == "x"
+    died: Any = RuntimeError("A worker health check failed.\nWorker info: Worker(\n  actor=...")
+    died.health_check_failure = DIED
+    said = str(told_of_limit(as_user_error({0: died}), 3))
+    assert said == f"rank 0: The actor died unexpectedly; {limit}; give the command again, with this --name"
 
 
 def test_a_mailbox_counts_losses_and_ends_workers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:

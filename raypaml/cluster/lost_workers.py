@@ -69,7 +69,7 @@ def lost_at_start(error: Exception) -> Exception | None:
 def told_of_limit(error: Exception, limit: int) -> Exception:
     """The error after which there is no other try, with the reason where another one might succeed."""
     if isinstance(error, RuntimeError):
-        return RuntimeError(f"{error}; {_too_many(limit)}; give the command again, with this --name")
+        return RuntimeError(f"{str(error).rstrip('.')}; {_too_many(limit)}; give the command again, with this --name")
     return error
 
 

@@ -16,9 +16,17 @@ def as_user_error(failures: dict[int, Exception]) -> Exception:
 
     In the latter case the other ranks failed because that one had ended.
     """
-    causes = {rank: getattr(error, "cause", None) or error for rank, error in failures.items()}
+    causes = {rank: _cause(error) for rank, error in failures.items()}
     rank = min(causes, key=lambda rank: (not isinstance(causes[rank], HalvedError), rank))
     return as_said(rank, causes[rank])
+
+
+def _cause(error: Exception) -> BaseException:
+    """What a worker raised; of one that died, the reason in one line rather than all that Ray knows of it."""
+    if hasattr(error, "health_check_failure"):
+        return RuntimeError(brief_cause(error))
+    raised: BaseException | None = getattr(error, "cause", None)
+    return raised or error
 
 
 def as_said(rank: int, error: BaseException) -> Exception:
