@@ -34,6 +34,7 @@ from tests.test_reports import USAGE, record
 from tools.browser import CHROMIUM, DARK, WHY_NOT, chromium
 from tools.papers.experiment_figures import MODES, NAMES, SCHEMES, Findings
 from tools.papers.experiment_page import write_experiment_page
+from tools.screenshots import MOST_BYTES, screenshot
 
 CHECKOUT = Path(raypaml.__file__).parent.parent
 STYLE_SHEET = (CHECKOUT / "raypaml/reports/style.css").read_text()
@@ -256,30 +257,43 @@ def test_a_screen_reader_finds_its_way(pages: dict[str, Path]) -> None:
 
 
 @pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)
-def test_a_browser_shows_every_page_without_errors_or_overflow(pages: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "light").mkdir()
-    (tmp_path / "dark").mkdir()
-    light, dark = measured(pages, tmp_path / "light"), measured(pages, tmp_path / "dark", (390,), DARK)
+def test_a_browser_shows_every_page_without_errors_or_overflow_and_sees_a_faulty_one(
+    pages: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("light", "dark"):
+        (tmp_path / name).mkdir()
+    light = measured(pages | {"faulty": _faulty_page(tmp_path)}, tmp_path / "light")
+    dark = measured(pages, tmp_path / "dark", (390,), DARK)
+    faulty, _ = light.pop("faulty 390"), light.pop("faulty 1280")
     assert set(light) == {f"{name} {width}" for name in pages for width in (390, 1280)}
     for name, one in [*light.items(), *dark.items()]:
         assert (one["errors"], one["wide"], one["scroll"]) == ([], [], one["width"]), name
     backgrounds = {one["background"] for one in light.values()}, {one["background"] for one in dark.values()}
     assert backgrounds == ({_rgb(palette(dark=False)["page"])}, {_rgb(palette(dark=True)["page"])})
+    assert faulty["scroll"] > 700
+    assert faulty["wide"]
+    assert any(error.startswith("refused: img-src https://x.org") for error in faulty["errors"])
+    assert any(error.startswith("refused: script-src-elem inline") for error in faulty["errors"])
 
 
-@pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)
-def test_the_browser_test_sees_what_is_wrong(tmp_path: Path) -> None:
+def _faulty_page(folder: Path) -> Path:
+    """A page that is too wide, and that asks for a picture and a script which its policy refuses."""
     wide = (
         '{% extends "page.html.j2" %}{% block main %}<div style="width: 700px">x</div><img src="https://x.org/y.png">'
     )
-    (tmp_path / "wide.html.j2").write_text(wide + "<script>alert(1)</script>{% endblock %}")
-    (tmp_path / "wide.html").write_text(fill_template(tmp_path / "wide.html.j2"))
-    (tmp_path / "frames").mkdir()
-    one: dict[str, Any] = measured({"wide": tmp_path / "wide.html"}, tmp_path / "frames", (390,))["wide 390"]
-    assert one["scroll"] > 700
-    assert one["wide"]
-    assert any(error.startswith("refused: img-src https://x.org") for error in one["errors"])
-    assert any(error.startswith("refused: script-src-elem inline") for error in one["errors"])
+    (folder / "faulty.html.j2").write_text(wide + "<script>alert(1)</script>{% endblock %}")
+    (folder / "faulty.html").write_text(fill_template(folder / "faulty.html.j2"))
+    return folder / "faulty.html"
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(not CHROMIUM, reason=WHY_NOT)
+def test_a_screenshot_is_of_the_width_of_a_telephone_and_small(pages: dict[str, Path], tmp_path: Path) -> None:
+    screenshot(pages["search"], tmp_path / "phone.png", 390, 700, dark=True)
+    with Image.open(tmp_path / "phone.png") as picture:
+        assert picture.size == (390, 700)
+        assert _rgb(palette(dark=True)["page"]) == f"rgb{picture.convert('RGB').getpixel((2, 2))}"
+    assert (tmp_path / "phone.png").stat().st_size < MOST_BYTES
 
 
 def _rgb(colour: str) -> str:
