@@ -20,6 +20,7 @@ from raypaml.cluster import ray_tune
 from raypaml.cluster.channel import Failure, Lost, Started, _Mailbox
 from raypaml.cluster.epochs_in_order import EpochsInOrder
 from raypaml.cluster.lost_workers import LostWorkers, told_of_limit
+from raypaml.cluster.on_worker import RunReporter
 from raypaml.cluster.trial import HOME_SECONDS, TrialReporter
 from raypaml.cluster.trial_news import TrialNews
 from raypaml.cluster.worker_errors import as_user_error
@@ -184,6 +185,16 @@ def test_the_controller_reports_a_loss_once_and_not_one_that_is_no_chance() -> N
     died.health_check_failure = DIED
     said = str(told_of_limit(as_user_error({0: died}), 3))
     assert said == f"rank 0: The actor died unexpectedly; {limit}; give the command again, with this --name"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lasting"),
+    [(ray.exceptions.RayActorError(), False), (ConnectionResetError(), False), (ValueError("its settings"), True)],
+)
+def test_what_ray_raises_where_workers_are_ended_is_no_reason_to_give_up(error: Exception, is_lasting: bool) -> None:
+    channel = MagicMock()
+    RunReporter(channel, private=False).failed(0, error)
+    assert channel.put.called == is_lasting
 
 
 def test_a_mailbox_counts_losses_and_ends_workers_that_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:

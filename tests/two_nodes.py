@@ -117,7 +117,8 @@ def worker_node(address: str) -> str:
     """The id of the node that is not the head."""
     told = os.environ | TOKEN | {"RAY_ADDRESS": address}
     command = [sys.executable, "-c", _WORKER_NODE, address]
-    return subprocess.run(command, env=told, capture_output=True, text=True, check=True).stdout.strip()
+    said = subprocess.run(command, env=told, capture_output=True, text=True, check=True).stdout
+    return said.split()[-1]  # after what Ray may have to say
 
 
 def drain(address: str, node_id: str, seconds: int) -> None:

@@ -94,7 +94,8 @@ class RunReporter:
 
     def failed(self, rank: int, error: Exception) -> None:
         """Tell the driver at once of an error that every other try would meet."""
-        if not isinstance(error, CHANCE) or is_lasting(error):
+        # Ray raises errors of its own where the workers' helpers end, as when a node is taken away
+        if not isinstance(error, (*CHANCE, ray.exceptions.RayError)) or is_lasting(error):
             self._channel.put(Failure(as_said(rank, error)))
 
 

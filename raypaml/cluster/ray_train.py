@@ -200,7 +200,10 @@ def run_workers(
     told = [LostWorkers(channel, left, run.max_failures), *callbacks]
     trainer = _trainer(task, told, left, private=private, use_gpu=use_gpu)
     try:
-        return bool(trainer.fit().return_value)
+        finished = bool(trainer.fit().return_value)
+        if not finished and (failure := channel.failure()):
+            raise failure
+        return finished
     except WorkerGroupError as error:
         raise told_of_limit(as_user_error(error.worker_failures), run.max_failures) from None
     except (ControllerError, TrainingFailedError) as error:
