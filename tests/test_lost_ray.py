@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
+from ray._private import auto_init_hook
 
 from raypaml.cluster import lost_ray
 from raypaml.cluster.lost_ray import LostRayError, _Place, check_ray, told_if_lost
@@ -36,6 +37,7 @@ def head(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> socket.so
     port = listening.getsockname()[1]
     monkeypatch.setattr(lost_ray, "_places", lambda patience: [_Place("the head of Ray", "127.0.0.1", port, patience)])
     monkeypatch.setattr(lost_ray, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(auto_init_hook, "enable_auto_connect", True)  # and as it was after the test
     return listening
 
 
@@ -66,6 +68,7 @@ def test_who_asks_and_who_meets_an_error_of_ray_hears_that_it_is_lost(
         happens(head)
     leave.assert_called_once_with()
     check_ray(0)  # nothing is watched any more
+    assert not auto_init_hook.enable_auto_connect, "a thread that still asks something starts another Ray"
 
 
 def lose_after_a_signal(head: socket.socket) -> None:

@@ -150,6 +150,8 @@ def told_if_lost(on_loss: Callable[[], None], patience: float = 0.0, *, known: b
         patience: seconds for which the head may be away.
         known: whether it is the Ray whose internals are known (`private_ray.is_known`).
     """
+    from ray._private import auto_init_hook
+
     watch = _Watch(patience)
     watch.start()
     _watches.append(watch)
@@ -165,6 +167,7 @@ def told_if_lost(on_loss: Callable[[], None], patience: float = 0.0, *, known: b
             watch.end()
             _watches.remove(watch)
             if watch.lost:
+                auto_init_hook.enable_auto_connect = False  # threads that still ask it something start no other Ray
                 on_loss()
 
 
