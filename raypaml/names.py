@@ -49,12 +49,6 @@ def name_fault(name: str) -> str:
     return ""
 
 
-def check_name(what: str, name: str) -> None:
-    """Raise ValueError, naming the setting `what`, where `name_fault` has something to say of a name."""
-    if fault := name_fault(name):
-        raise ValueError(f"{what}={shown_name(name)}: {fault}")
-
-
 def check_new_folders(what: str, path: str) -> None:
     """Raise ValueError where a local path is an address or empty, or folders that would be made have unfit names.
 
