@@ -217,9 +217,15 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 import psutil
 
+def listening(process):
+    try:
+        return [(process.name(), c.laddr.ip) for c in process.net_connections("inet") if c.status == "LISTEN"]
+    except psutil.NoSuchProcess:  # it has ended since
+        return []
+
 def sockets():
     ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return [(p.name(), c.laddr.ip) for p in ours for c in p.net_connections("inet") if c.status == "LISTEN"]
+    return [found for process in ours for found in listening(process)]
 
 def loop():
     import torch.distributed as dist

@@ -164,7 +164,7 @@ def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone
     assert re.search(f"{SECOND}: {hangs}", before), before
     assert len(re.findall(rf"{FIRST}: continues from epoch \d+, step \d with 1 worker", before)) == 2, before
     faults = [read_faults(searching.trial(name)) for name in (FIRST, SECOND)]
-    assert [len(some) for some in faults] == [2, 1]
+    assert [len(some) for some in faults] == [2, 1], (faults, before, said)
     assert all(one["steps"] is not None and not one["preempted"] for some in faults for one in some)
     assert len(re.findall(r"(?m)^lost: delta_rel=\S+: (rank 0|its process) \(.*\); .* trained again$", said)) == 3, said
 

@@ -225,6 +225,22 @@ def test_a_mailbox_counts_losses_and_ends_workers_that_are_silent(monkeypatch: p
     assert str(mailbox.failure()) == "x"
 
 
+def test_what_a_lost_worker_sends_before_it_is_ended_is_not_taken_for_its_successor(tmp_path: Path) -> None:
+    told, mailbox = Told(tmp_path), _Mailbox(Watch(10))
+    for event, sender in [
+        (Started("h:1", "actor"), "h:1"),  # type: ignore[arg-type]
+        (step(9), "h:1"),
+        (Lost("lost: its process", "its process", False), "h:0"),
+        (step(10), "h:1"),
+        (Started("h:2", "actor"), "h:2"),  # type: ignore[arg-type]
+        (Resumed("continues", 2, 0), "h:2"),
+        (step(9), "h:2"),
+    ]:
+        mailbox.put(event, sender)
+    assert told.hear(*mailbox.take())[1:] == ["lr=0.1: continues; at least 1 step to train again"]
+    assert told.faults == [("its process", False, 1)]
+
+
 def test_epochs_whose_reports_were_lost_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passed: list[int] = []
     monkeypatch.setattr(TuneReportCallback, "__init__", lambda _: None)

@@ -12,6 +12,7 @@ import ray
 
 from raypaml.runs.events import Event, Message
 from raypaml.training.watch import Beat
+from raypaml.training.watchdog import process_name
 
 PATIENCE_SECONDS = 1.0
 
@@ -76,7 +77,9 @@ class _Mailbox:
         self._gone: set[str] = set()
         self._watch = watch
 
-    def put(self, event: News) -> bool:
+    def put(self, event: News, sender: str = "") -> bool:
+        if sender in self._gone:  # a worker may outlive for a while what it was lost with
+            return self._stop
         self._events.append(event)
         if isinstance(event, Failure):
             self._failure = self._failure or event.error
@@ -89,7 +92,7 @@ class _Mailbox:
 
     def forget(self) -> None:
         self._watch.forget()
-        self._gone |= self._actors.keys()  # some may send heartbeats until they are ended
+        self._gone |= self._actors.keys()  # some send events and heartbeats until they are ended
         self._actors.clear()
 
     def failure(self) -> Exception | None:
@@ -148,8 +151,11 @@ class Channel:
         return self._mailboxes.ask.remote(self._name, method, *args)
 
     def put(self, event: News) -> bool:
-        """Send an event to the driver; whether the driver wants the workers to stop."""
-        return bool(ray.get(self._ask("put", event)))
+        """Send an event to the driver; whether the driver wants the workers to stop.
+
+        What a worker sends after it was reported lost is ignored, for others may already do its work.
+        """
+        return bool(ray.get(self._ask("put", event, process_name())))
 
     def failure(self) -> Exception | None:
         """The error that a worker has sent as a Failure, the first one."""
