@@ -11,14 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
-from ray._private import auto_init_hook
+import ray
 
 from raypaml.cluster import lost_ray
+from raypaml.cluster.end_of_ray import no_other_ray, shut_down
 from raypaml.cluster.lost_ray import LostRayError, _Place, check_ray, told_if_lost
 from raypaml.errors import StoppedAtOnce
 
@@ -37,7 +39,6 @@ def head(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> socket.so
     port = listening.getsockname()[1]
     monkeypatch.setattr(lost_ray, "_places", lambda patience: [_Place("the head of Ray", "127.0.0.1", port, patience)])
     monkeypatch.setattr(lost_ray, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(auto_init_hook, "enable_auto_connect", True)  # and as it was after the test
     return listening
 
 
@@ -68,7 +69,6 @@ def test_who_asks_and_who_meets_an_error_of_ray_hears_that_it_is_lost(
         happens(head)
     leave.assert_called_once_with()
     check_ray(0)  # nothing is watched any more
-    assert not auto_init_hook.enable_auto_connect, "a thread that still asks something starts another Ray"
 
 
 def lose_after_a_signal(head: socket.socket) -> None:
@@ -91,6 +91,40 @@ def test_a_cluster_that_is_lost_is_left_once_and_soon(monkeypatch: pytest.Monkey
         lost_ray.leave_lost_ray(ending)
     over.set()
     assert calls == ["shutdown"]
+
+
+def test_a_thread_that_still_asks_something_starts_no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", MagicMock(side_effect=RuntimeError("another Ray")))
+    with no_other_ray(known=True):
+        with pytest.raises(ray.exceptions.RaySystemError, match="Ray has not been started yet"):
+            ray.put(1)
+        asking = ThreadPoolExecutor(1).submit(ray.put, 1)
+        with pytest.raises(RuntimeError, match="another Ray"):
+            asking.result()
+    with pytest.raises(RuntimeError, match="another Ray"):
+        ray.put(1)
+
+
+def test_what_is_dropped_while_ray_ends_does_not_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end the process with code 1 (`ObjectRef.__dealloc__` in a thread that waited for a result)."""
+    from ray._private.worker import global_worker
+
+    core_worker = MagicMock()
+    monkeypatch.setattr(global_worker, "core_worker", core_worker, raising=False)
+
+    def shutdown() -> None:
+        assert global_worker.core_worker.get_job_config() is core_worker.get_job_config()  # as Ray asks until it ends
+        global_worker.core_worker.shutdown_driver()
+        core_worker.shutdown_driver.assert_called_once_with()
+        with pytest.raises(AttributeError, match="Ray has ended"):
+            global_worker.core_worker.remove_object_ref_reference("a result")
+
+    called = MagicMock(side_effect=shutdown)
+    monkeypatch.setattr("ray.shutdown", called)
+    shut_down(known=True)
+    called.assert_called_once_with()
+    core_worker.remove_object_ref_reference.assert_not_called()
 
 
 def test_a_signal_that_ended_ray_too_has_stopped_the_run(head: socket.socket) -> None:
@@ -186,12 +220,12 @@ def test_ray_itself_waits_longer_than_the_program(monkeypatch: pytest.MonkeyPatc
     assert os.environ[lost_ray.HEAD_SECONDS] == "300"
 
 
-def test_rays_own_words_on_it_are_left_out(monkeypatch: pytest.MonkeyPatch, head: socket.socket) -> None:
+def test_rays_own_words_on_it_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import worker
 
     shown: list[list[str]] = []
     monkeypatch.setattr(worker, "print_worker_logs", lambda data, *_: shown.append(data["lines"]))
-    with told_if_lost(MagicMock()):
+    with lost_ray.without_raylets_log(known=True):
         for lines in (["(raylet) Raylet is terminated. Last 20 lines of the Raylet logs:"], ["out of memory"]):
             worker.print_worker_logs({"lines": lines}, sys.stderr)
     assert shown == [["out of memory"]]

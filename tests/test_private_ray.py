@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,22 @@ def test_what_a_killed_owner_left_is_swept_and_nothing_else(place: Path) -> None
     assert not killed.exists()
     started[1].communicate("")
     assert not alive.exists()
+
+
+def test_what_a_lost_ray_still_writes_is_swept_later(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+
+    def disturbed(folder: Path, **options: bool) -> None:
+        remove(folder, **options)
+        (folder / "session" / "logs").mkdir(parents=True)
+
+    with short_folder.short_folder() as left:
+        (left / short_folder.OF_RAY).mkdir()
+        monkeypatch.setattr("shutil.rmtree", disturbed)
+    assert (left / short_folder.OF_RAY).exists()
+    monkeypatch.setattr("shutil.rmtree", remove)
+    short_folder.sweep_deserted(place)
+    assert not left.exists()
 
 
 def test_a_folder_is_never_seen_unlocked(place: Path) -> None:

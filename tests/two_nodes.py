@@ -105,19 +105,23 @@ def wait_for_cpus(address: str, count: int) -> None:
 
 
 _WORKER_NODE = """
-import sys, ray
+import sys, time, ray
 from raypaml.cluster import session
+def others():
+    return [n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" not in n["Resources"]]
+until = time.monotonic() + 60
 with session.join(sys.argv[1]):
-    (worker,) = [n["NodeID"] for n in ray.nodes() if n["Alive"] and "node:__internal_head__" not in n["Resources"]]
-print(worker)
+    while len(found := others()) != 1 and time.monotonic() < until:
+        time.sleep(0.2)
+print(*found)
 """
 
 
 def worker_node(address: str) -> str:
-    """The id of the node that is not the head."""
+    """The id of the node that is not the head; waited for, as is that a killed one before it counts as dead."""
     told = os.environ | TOKEN | {"RAY_ADDRESS": address}
     command = [sys.executable, "-c", _WORKER_NODE, address]
-    said = subprocess.run(command, env=told, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, env=told, stdout=subprocess.PIPE, text=True, check=True).stdout
     return said.split()[-1]  # after what Ray may have to say
 
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,10 +32,11 @@ _KNOCK_SECONDS = 5.0
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ECONNRESET)
 _LEAVE_SECONDS = 10.0
 """Seconds that the program has to hear of the loss, before its process is ended."""
+LOST_SECONDS = 20.0
+"""Longest time that leaving a lost Ray takes; Ray itself waits five seconds for its head, longer on a busy machine.
 
-
-LOST_SECONDS = 5.0
-"""Longest time that leaving a lost Ray takes, which would itself wait for its head."""
+What still runs then would go on writing into the folder of a private Ray, which is removed.
+"""
 
 
 class LostRayError(ValueError):
@@ -120,8 +121,15 @@ class _Watch(threading.Thread):
 
 
 @contextmanager
-def _without_raylets_log() -> Iterator[None]:
-    """Keep Ray from printing, beside our line, twenty lines of its raylet's log when that has ended."""
+def without_raylets_log(*, known: bool) -> Iterator[None]:
+    """Keep Ray from printing, beside our line, twenty lines of its raylet's log when that has ended.
+
+    Args:
+        known: whether it is the Ray whose internals are known (`private_ray.is_known`).
+    """
+    if not known:
+        yield
+        return
     from ray._private import worker
 
     show = worker.print_worker_logs
@@ -142,33 +150,28 @@ _watches: list[_Watch] = []
 
 
 @contextmanager
-def told_if_lost(on_loss: Callable[[], None], patience: float = 0.0, *, known: bool = True) -> Iterator[None]:
+def told_if_lost(on_loss: Callable[[], None], patience: float = 0.0) -> Iterator[None]:
     """Raise LostRayError instead of other errors in the block where Ray is lost; end the process where none comes.
 
     Args:
         on_loss: is called when the block ends with Ray lost, by whatever error.
         patience: seconds for which the head may be away.
-        known: whether it is the Ray whose internals are known (`private_ray.is_known`).
     """
-    from ray._private import auto_init_hook
-
     watch = _Watch(patience)
     watch.start()
     _watches.append(watch)
-    with _without_raylets_log() if known else nullcontext():
-        try:
-            yield
-        except Exception:
-            watch.lost = watch.missing()
-            if watch.lost:
-                raise LostRayError(_told(watch.lost)) from None
-            raise
-        finally:
-            watch.end()
-            _watches.remove(watch)
-            if watch.lost:
-                auto_init_hook.enable_auto_connect = False  # threads that still ask it something start no other Ray
-                on_loss()
+    try:
+        yield
+    except Exception:
+        watch.lost = watch.missing()
+        if watch.lost:
+            raise LostRayError(_told(watch.lost)) from None
+        raise
+    finally:
+        watch.end()
+        _watches.remove(watch)
+        if watch.lost:
+            on_loss()
 
 
 def check_ray(signal_received: int) -> None:
@@ -184,9 +187,8 @@ def check_ray(signal_received: int) -> None:
 
 
 def leave_lost_ray(ending: ExitStack) -> None:
-    """Call ray.shutdown, as `ending` would, but wait for it no longer than LOST_SECONDS."""
-    ending.pop_all()
-    leaving = threading.Thread(target=ray.shutdown, name="leaving ray", daemon=True)
+    """End Ray, as `ending` would, but wait for it no longer than LOST_SECONDS."""
+    leaving = threading.Thread(target=ending.pop_all().close, name="leaving ray", daemon=True)
     leaving.start()
     leaving.join(LOST_SECONDS)
 

@@ -19,7 +19,8 @@ import ray
 
 from raypaml.cli import say
 from raypaml.cluster import ray_variables
-from raypaml.cluster.lost_ray import LOST_SECONDS, told_if_lost
+from raypaml.cluster.end_of_ray import shut_down
+from raypaml.cluster.lost_ray import LOST_SECONDS, told_if_lost, without_raylets_log
 from raypaml.cluster.short_folder import OF_RAY, short_folder
 from raypaml.cluster.signals import ending_on_sigterm, retake_sigterm, sigterm_kept, uninterrupted
 from raypaml.cluster.waiting import FirstEvent, NoProcessError
@@ -67,7 +68,8 @@ def private_ray(cpus: int) -> Iterator[None]:
         say(
             f"Ray {ray.__version__} listens on its default addresses; {KNOWN_RAY}x would on loopback only, with a token"
         )
-    with short_folder() as folder, ray_variables(**_variables(folder)), token_read_anew(), ending_on_sigterm():
+    silence = without_raylets_log(known=is_known())
+    with short_folder() as folder, ray_variables(**_variables(folder)), token_read_anew(), ending_on_sigterm(), silence:
         # with a temporary folder of its own it never joins a cluster that somebody else has started
         ending = _RayThread(
             address="local",
@@ -80,7 +82,7 @@ def private_ray(cpus: int) -> Iterator[None]:
         try:
             with sigterm_kept(), _on_loopback(), _without_dashboard() as nodes, _patiently(nodes, ending.over):
                 ending.begin(folder / OF_RAY)
-            with told_if_lost(lambda: ending.limit(LOST_SECONDS), known=is_known()):
+            with told_if_lost(lambda: ending.limit(LOST_SECONDS)):
                 yield
         except NoProcessError as error:
             raise ValueError(f"{error}{_said_last(folder / OF_RAY)}") from None
@@ -115,7 +117,7 @@ class _RayThread(threading.Thread):
             self._failure = error
         self._up.set()
         self.over.wait()
-        ray.shutdown()
+        shut_down(known=is_known())
 
     def begin(self, folder: Path) -> None:
         """Start Ray in a folder, and wait until it has started; ValueError where it does not.

@@ -16,9 +16,11 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from raypaml.cluster import holders, ray_variables, session
 from raypaml.cluster.channel import Channel, Failure, Lost, Started
+from raypaml.cluster.end_of_ray import no_other_ray
 from raypaml.cluster.lost_ray import check_ray
 from raypaml.cluster.lost_workers import LostWorkers, lost, lost_at_start, told_of_limit
 from raypaml.cluster.on_worker import Reporter, RunReporter, WorkerTask, train_on_worker
+from raypaml.cluster.private_ray import is_known
 from raypaml.cluster.sent_callbacks import modules_of, packed
 from raypaml.cluster.shared_cluster import coordinator_on_head, place_of_ray
 from raypaml.cluster.signals import Signals
@@ -146,14 +148,15 @@ def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
 def _fit_in_thread(job: Job, channel: Channel, private: bool, use_gpu: bool, outcome: _Outcome, sent: bytes) -> None:
     """Run Ray's fit in this thread, so that the main thread can show progress and handle signals."""
     try:
-        outcome.finished = run_workers(
-            job,
-            RunReporter(channel, private),
-            channel,
-            private=private,
-            use_gpu=use_gpu,
-            heard_by=sent,
-        )
+        with no_other_ray(known=is_known()):  # where the main thread leaves first, stopped at once
+            outcome.finished = run_workers(
+                job,
+                RunReporter(channel, private),
+                channel,
+                private=private,
+                use_gpu=use_gpu,
+                heard_by=sent,
+            )
     except BaseException as error:
         outcome.error = error
 

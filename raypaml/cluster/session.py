@@ -13,7 +13,8 @@ import ray
 
 from raypaml import cli
 from raypaml.cluster import holders, ray_variables
-from raypaml.cluster.lost_ray import head_patience, leave_lost_ray, patient_ray, told_if_lost
+from raypaml.cluster.end_of_ray import shut_down
+from raypaml.cluster.lost_ray import head_patience, leave_lost_ray, patient_ray, told_if_lost, without_raylets_log
 from raypaml.cluster.private_ray import QUIET, is_known, outside_private, private_ray, token_read_anew
 from raypaml.cluster.shipping import Missing, runtime_env, what_is_missing
 from raypaml.cluster.signals import ending_on_sigterm, sigterm_kept
@@ -63,10 +64,11 @@ def join(
         return
     patience = head_patience()
     variables = ray_variables(**outside_private() | patient_ray())
-    with sole_use(), variables, token_read_anew(), ending_on_sigterm(), ExitStack() as ending:
-        ending.callback(ray.shutdown)
+    silence = without_raylets_log(known=is_known())
+    with sole_use(), variables, token_read_anew(), ending_on_sigterm(), silence, ExitStack() as ending:
+        ending.callback(shut_down, known=is_known())
         _join_cluster(address, say, title, needs)
-        with told_if_lost(partial(leave_lost_ray, ending), patience, known=is_known()):
+        with told_if_lost(partial(leave_lost_ray, ending), patience):
             yield False
 
 

@@ -40,7 +40,7 @@ def short_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         os.close(lock)
 
 
@@ -86,7 +86,17 @@ def sweep_deserted(place: Path) -> None:
             # whether this user has created the folder, and no other user could have written into it
             is_ours = status.st_uid == os.getuid() and status.st_mode == 0o40700
             if is_ours and _is_deserted(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, but its lock only after Ray's folder, for without it a later sweep would not know it as ours.
+
+    Processes of a lost Ray may write into it for a while after the program has left them.
+    """
+    shutil.rmtree(folder / OF_RAY, ignore_errors=True)
+    if not (folder / OF_RAY).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_deserted(folder: Path) -> bool:

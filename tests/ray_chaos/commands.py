@@ -31,6 +31,8 @@ class End:
     code: int
     said: str
     """Its last line on standard error."""
+    text: str
+    """All of it."""
 
 
 @dataclass
@@ -84,7 +86,7 @@ class Command:
         assert not re.search(r"^\*\*\* |^Fatal Python error|C(\+\+)? stack|raylet.*Failed|SIGSEGV", text, re.M), text
         if code != -signal.SIGKILL:
             self.check_processes(FADE_SECONDS)
-        self.ends.append(End(code, lines[-1]))
+        self.ends.append(End(code, lines[-1], text))
         return self.ends[-1]
 
     def check_processes(self, seconds: float, *, agents: bool = False) -> None:

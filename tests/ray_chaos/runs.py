@@ -71,7 +71,8 @@ def survive(place: Place, folder: Path, data: Path, faults: list[Fault]) -> list
         if command.process.poll() is None:
             command.process.kill()
             command.process.wait()
-    assert not list(command.temporary.glob("raypaml-*")), "a folder of Ray stays behind"
+    left = [str(path) for folder in command.temporary.glob("raypaml-*") for path in (folder, *folder.rglob("*"))]
+    assert not left, f"a folder of Ray stays behind: {left}"
     command.check_processes(AGENTS_SECONDS, agents=True)
     place.finish()
     return [Met(fault, _seconds_until_a_life(folder, index)) for index, fault in enumerate(faults)]
