@@ -12,14 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import ray
 
-from raypaml.cluster import lost_ray
+from raypaml.cluster import lost_ray, session
 from raypaml.cluster.end_of_ray import no_other_ray, shut_down
 from raypaml.cluster.lost_ray import LostRayError, _Place, check_ray, told_if_lost
 from raypaml.errors import StoppedAtOnce
@@ -91,6 +91,28 @@ def test_a_cluster_that_is_lost_is_left_once_and_soon(monkeypatch: pytest.Monkey
         lost_ray.leave_lost_ray(ending)
     over.set()
     assert calls == ["shutdown"]
+
+
+@pytest.mark.parametrize("goes", [True, False])
+def test_a_node_that_is_lost_while_all_are_asked_is_left_out(goes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = "a" * 56
+    both, one = {here: "first", "b" * 56: "second"}, {here: "first"}
+    live = iter([both, one, one] if goes else [both, both])
+    asked = []
+
+    def answers(_calls: list[object], hosts: list[str]) -> list[str]:
+        asked.append(hosts)
+        if len(hosts) == 2:
+            raise ray.exceptions.TaskUnschedulableError("the node does not exist any more")
+        return ["there"]
+
+    monkeypatch.setattr(session, "_live_hosts", lambda: next(live))
+    monkeypatch.setattr(session, "quick_answers", answers)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: here))
+    monkeypatch.setattr("ray.remote", MagicMock())
+    with nullcontext() if goes else pytest.raises(ray.exceptions.TaskUnschedulableError):
+        assert session.on_every_node(print) == ["there"]
+    assert asked == [["first", "second"], ["first"]][: 1 + goes]
 
 
 def test_a_thread_that_still_asks_something_starts_no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:

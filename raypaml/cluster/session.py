@@ -163,12 +163,14 @@ def may_grow() -> bool:
 def on_every_node(function: Callable[..., _Answer], *args: object) -> list[_Answer]:
     """Call a function once on every live node, the driver's first; the calls occupy no CPUs.
 
+    Where a node is lost meanwhile, those that are left, and new ones, are called again.
+
     Raises:
         ValueError: the function raised it on a node; the message is the function's, without Ray's traceback. Or a node
             starts no process for it.
     """
     mine = ray.get_runtime_context().get_node_id()
-    hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    hosts = _live_hosts()
     nodes = sorted(hosts, key=lambda node: (node != mine, node))
     there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     task = ray.remote(function)
@@ -179,3 +181,12 @@ def on_every_node(function: Callable[..., _Answer], *args: object) -> list[_Answ
         if isinstance(error.cause, ValueError):
             raise error.cause from None
         raise
+    except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError):
+        if hosts.keys() <= _live_hosts().keys():
+            raise
+    return on_every_node(function, *args)
+
+
+def _live_hosts() -> dict[str, str]:
+    """The host names of the live nodes, by the nodes' ids."""
+    return {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
