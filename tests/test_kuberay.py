@@ -71,6 +71,13 @@ BROKEN = [
     (f"{CLUSTER}/rayVersion", "2.51.0", FATAL, "a token needs Ray 2.52 or newer"),
     (f"{GPU}/template/spec/restartPolicy", "Always", FATAL, "does not go with the autoscaler v2"),
     (f"{GPU}/minReplicas", 9, FATAL, "minReplicas=9, maxReplicas=8"),
+    (f"{GPU}/minReplicas", None, None, ""),  # the CRD fills in 0, and 2,147,483,647
+    (f"{GPU}/maxReplicas", None, None, ""),
+    (f"{GPU}/maxReplicas", "8", FATAL, "maxReplicas='8' is no whole number"),
+    (f"{GPU}/suspend", True, FATAL, "the worker groups have 0 nvidia.com/gpu at most"),
+    (f"{HEAD}/resources", {}, None, ""),
+    ("spec/clusterSelector", {"ray.io/cluster": "a"}, FATAL, "backoffLimit does not go with clusterSelector"),
+    (f"{CLUSTER}/networkPolicy", {}, WARNING, "feature gate RayClusterNetworkPolicy"),
     (f"{GPU}/resources", {"CPU": "4"}, None, ""),
     (f"{HEAD}/resources", {"CPU": "4"}, FATAL, "resources stand in rayStartParams and in `resources`"),
     (f"{GPU}/template/spec/containers", [], FATAL, "gpu: has no container"),
@@ -145,6 +152,48 @@ def test_a_network_policy_must_let_the_pods_and_the_operator_in(
     assert all(text in what or "from each other" in what for what in fatal), fatal
 
 
+def test_pods_are_counted_as_the_operator_does(tmp_path: Path) -> None:
+    """Without autoscaling `replicas`, within its limits; pods of several hosts count as many."""
+
+    def change(document: Any) -> None:
+        cluster = document["spec"]["rayClusterSpec"]
+        del cluster["enableInTreeAutoscaling"]
+        cluster["workerGroupSpecs"][0] |= {"replicas": 0, "minReplicas": 3, "numOfHosts": 2}
+
+    assert any("have 6 nvidia.com/gpu at most" in finding.what for finding in examined(tmp_path, change))
+
+
+def test_the_operators_own_policy_lets_the_operator_in_by_a_rule_alone(tmp_path: Path) -> None:
+    """buildHeadIngressRules of networkpolicy_controller.go leaves it to the file."""
+    operator = {"podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}}
+    no_policies: Change = lambda documents: documents.clear()  # noqa: E731
+    for rules, refused in (([], True), ([{"from": [operator], "ports": [{"port": 8265}]}], False)):
+        policy = put(f"{CLUSTER}/networkPolicy", {"head": {"ingressRules": rules}})
+        found = examined(tmp_path, policy, access=no_policies)
+        assert any("keeps the operator from the dashboard" in finding.what for finding in found) == refused
+        assert not any("open to all" in finding.what for finding in found)
+
+
+def test_a_job_for_a_cluster_that_is_there_is_checked_alone(tmp_path: Path) -> None:
+    def select(document: Any) -> None:
+        document["spec"] = {"entrypoint": f"{RUN} --name a", "clusterSelector": {"ray.io/cluster": "raypaml"}}
+
+    goes, comes = examined(tmp_path, select)
+    assert (goes.level, comes.level) == ("fine", "fine")
+    assert "the RayCluster 'raypaml' (clusterSelector)" in goes.what
+    assert "the 2 rules" in comes.what
+
+
+def test_what_stands_beside_a_file_does_not_stop_it(tmp_path: Path) -> None:
+    (tmp_path / "chart.yaml").write_text("{{- if .Values.gpu }}\na: [\n")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "nowhere.yaml").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "pipe.yaml")
+    names, beside, fine = examined(tmp_path, lambda _: None)
+    assert (names.level, beside.level, fine.level) == (WARNING, WARNING, "fine")
+    assert f"is not known: {tmp_path / 'chart.yaml'} is no YAML" in beside.what
+
+
 def test_a_loopback_dashboard_is_right_where_no_operator_asks_it(tmp_path: Path) -> None:
     put_loopback = put("spec/headGroupSpec/rayStartParams/dashboard-host", "127.0.0.1")
     assert all(finding.level != FATAL for finding in examined(tmp_path, put_loopback, "kuberay_cluster.yaml"))
@@ -157,6 +206,12 @@ def test_the_doctor_takes_a_file_alone(tmp_path: Path, capsys: pytest.CaptureFix
         doctor.main(["digits", "--file", str(CLUSTERS / "kuberay.yaml")])
     with pytest.raises(ValueError, match="neither a RayJob, a RayCluster, nor a file for `ray up`"):
         doctor.main(["--file", str(CLUSTERS / "kuberay_access.yaml")])
+    (tmp_path / "other.yaml").write_text("kind: RayService")
+    with pytest.raises(ValueError, match="holds RayService, which is neither a RayJob, a RayCluster, nor"):
+        doctor.main(["--file", str(tmp_path / "other.yaml")])
+    (tmp_path / "two.yaml").write_text("provider: {type: aws}\n---\nprovider: {type: aws}")
+    with pytest.raises(ValueError, match="holds 2 documents of YAML; `ray up` reads a file of one"):
+        doctor.main(["--file", str(tmp_path / "two.yaml")])
     for broken in (b"a: [", b"\xff\xfe"):
         (tmp_path / "broken.yaml").write_bytes(broken)
         with pytest.raises(ValueError, match=r"broken\.yaml is no YAML"):
@@ -175,13 +230,13 @@ def test_aliases_are_followed_until_they_stand_for_too_much(tmp_path: Path) -> N
     assert [finding.level for finding in examine_file(tmp_path / "kuberay.yaml")] == [WARNING, "fine"]
     bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
-    for hostile in (bomb, "- &a [*a]\n", "[" * 200 + "]" * 200):
+    for hostile in (bomb, "- &a [*a]\n", "[" * 200 + "]" * 200, "[" * 10**6, "- 1\n" * 10**6):
         (tmp_path / "hostile.yaml").write_text(hostile)
         with pytest.raises(ValueError, match="write out its aliases"):
             list(examine_file(tmp_path / "hostile.yaml"))
 
 
-@pytest.mark.parametrize("amount", [".inf", "4 cores", "[4]", "-1"])
+@pytest.mark.parametrize("amount", [".inf", "4 cores", "[4]", "-1", f"'{'9' * 400}'"])
 def test_an_amount_that_is_no_number_is_named(amount: str, tmp_path: Path) -> None:
     limits = put(f"{GPU}/template/spec/containers/0/resources/limits/nvidia.com~gpu", yaml.safe_load(amount))
     with pytest.raises(

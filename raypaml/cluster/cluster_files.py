@@ -10,7 +10,7 @@ from raypaml.cluster.aws_checks import examine_aws
 from raypaml.cluster.aws_file import read_aws_file
 from raypaml.cluster.checks import FATAL, FINE, WARNING, Finding
 from raypaml.cluster.kuberay_file import RayFile, part, parts, read_documents, read_kuberay_file
-from raypaml.cluster.kuberay_rules import RULES, examine_kuberay
+from raypaml.cluster.kuberay_rules import examine_kuberay, rules_of
 from raypaml.cluster.worker_errors import brief_cause
 
 
@@ -36,7 +36,8 @@ def examine_file(path: Path, addresses: Sequence[str] = ()) -> Iterator[Finding]
         findings = [*examine_kuberay(ray), *run_fits(ray)]
         yield from findings
         if not any(finding.level == FATAL for finding in findings):
-            yield Finding(FINE, f"{path}: the {len(RULES)} rules of the KubeRay operator let this {ray.kind} come up")
+            count = len(rules_of(ray))
+            yield Finding(FINE, f"{path}: the {count} rules of the KubeRay operator let this {ray.kind} come up")
     else:
         yield (taken := _ray_schema(path, documents))
         file = read_aws_file(path, text, documents[0], addresses) if taken.level == FINE else None
@@ -52,12 +53,14 @@ def run_fits(file: RayFile) -> Iterator[Finding]:
     if not re.search(r"--name[= ]", command):
         what = "the command has no --name: what is submitted again begins again, under another name"
         yield Finding(WARNING, what, "--name NAME")
+    if file.selected:
+        return
     storage = re.search(r"--storage[= ](\S+)", command)
     mounts = parts(file.groups[0].container, "volumeMounts")
     if not (storage and "://" in storage[1]) and not mounts:
         what = f"--storage {storage[1] if storage else 'runs'} is a folder of the head's own, and goes with its pod"
         yield Finding(FATAL, what, "--storage s3://..., or a volume that all pods mount")
-    workers = re.search(r"--workers[= ](\d+)(?::(\d+))?", command)
+    workers = re.search(r"--workers[= ](\d{1,9})(?::(\d{1,9}))?", command)
     least, most = (int(workers[1]), int(workers[2] or workers[1])) if workers else (1, 1)
     resource = "nvidia.com/gpu" if re.search(r"--device[= ]cuda", command) else "cpu"
     room = sum(int(group.amount(resource)) * group.most(scales=file.scales) for group in file.groups[1:])
@@ -72,8 +75,12 @@ def _ray_schema(path: Path, documents: list[object]) -> Finding:
     """Whether `ray up` takes the file, by Ray's own schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    if len(documents) != 1 or not isinstance(documents[0], dict) or "provider" not in documents[0]:
-        raise ValueError(f"{path} is neither a RayJob, a RayCluster, nor a file for `ray up`")
+    if not any(part(document, "provider") for document in documents):
+        kinds = sorted({str(kind)[:40] for document in documents if (kind := part(document, "kind"))})
+        holds = f"holds {', '.join(kinds)}, which is" if kinds else "is"
+        raise ValueError(f"{path} {holds} neither a RayJob, a RayCluster, nor a file for `ray up`")
+    if len(documents) != 1:
+        raise ValueError(f"{path} holds {len(documents)} documents of YAML; `ray up` reads a file of one")
     try:
         validate_config(prepare_config(documents[0]))
     except Exception as error:  # whatever Ray's checks raise

@@ -14,8 +14,13 @@ from raypaml.bounded import read_bytes
 Tree = Mapping[str, object]
 """A mapping of YAML; `part` and `parts` look into it."""
 RAY_KINDS = ("RayJob", "RayCluster")
+SELECTOR = "ray.io/cluster"
+"""The key of clusterSelector that names a RayCluster."""
 _BYTES, _VALUES, _DEEPEST = 1 << 22, 100_000, 100
 """The most bytes of a file, and the most values and levels in it: an alias (*name) counts as what it stands for."""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there
+DEFAULTS = {"replicas": 0, "minReplicas": 0, "maxReplicas": (1 << 31) - 1, "numOfHosts": 1}
+"""Numbers of a group of workers that the CRD fills in where a file has none."""
 
 
 def part(tree: object, *path: str) -> object:
@@ -55,11 +60,21 @@ class PodGroup:
         """The labels of its pods."""
         return part(self.spec, "template", "metadata", "labels")
 
+    def number(self, name: str) -> int:
+        """One of `DEFAULTS`; the default, too, where something else than a whole number stands."""
+        value = self.spec.get(name)
+        return value if type(value) is int else DEFAULTS[name]
+
     def most(self, *, scales: bool) -> int:
-        """The most pods that it may have, where the autoscaler adds some and where it does not."""
-        names = ("maxReplicas", "replicas") if scales else ("replicas", "minReplicas")
-        most = self.spec.get(names[0], self.spec.get(names[1], 0))
-        return most if isinstance(most, int) else 0
+        """The most pods that it may have, where the autoscaler adds some and where it does not.
+
+        As the operator counts, utils/util.go, GetWorkerGroupDesiredReplicas and CalculateMaxReplicas.
+        """
+        if self.spec.get("suspend") is True:
+            return 0
+        least, most = self.number("minReplicas"), self.number("maxReplicas")
+        groups = most if scales else min(max(self.number("replicas"), least), most)
+        return groups * self.number("numOfHosts")
 
     def start(self, name: str) -> str:
         """A flag of `ray start`, as it is given; "" where it is not."""
@@ -74,7 +89,7 @@ class PodGroup:
         """
         resources = part(self.container, "resources")
         value = part(resources, "limits", resource) or part(resources, "requests", resource) or 0
-        if not re.fullmatch(r"\d+(\.\d+)?m?", text := str(value)):
+        if not re.fullmatch(r"\d{1,18}(\.\d+)?m?", text := str(value)):
             raise ValueError(
                 f"{self.name}: resources of {resource}: {text[:80]!r} is no number, such as 2, 0.5 or 500m"
             )
@@ -95,8 +110,12 @@ class RayFile:
     """The spec of the RayJob; empty for a RayCluster."""
     cluster: Tree
     """The spec of the cluster."""
+    selected: str
+    """The RayCluster to which a RayJob goes that brings none (clusterSelector); "" where it brings one."""
     beside: tuple[Tree, ...]
     """All other documents of this file, and of the YAML files in its folder."""
+    unread: tuple[str, ...]
+    """What is wrong with files in its folder that seem to be YAML, and are not."""
 
     @property
     def groups(self) -> list[PodGroup]:
@@ -133,15 +152,37 @@ def read_kuberay_file(path: Path) -> RayFile | None:
     (ray,) = rays
     kind, spec = str(ray["kind"]), ray.get("spec")
     cluster = part(spec, "rayClusterSpec") if kind == "RayJob" else spec
-    if not isinstance(spec, Mapping) or not isinstance(cluster, Mapping):
+    selector = part(spec, "clusterSelector") if kind == "RayJob" else None
+    if not isinstance(spec, Mapping) or not (isinstance(cluster, Mapping) or selector):
         raise ValueError(f"{path}: the {kind} has no spec{'.rayClusterSpec' if kind == 'RayJob' else ''}")
-    others = [document for document in own if document is not ray]
-    for other in sorted(path.parent.glob("*.y*ml")):
-        others += _mappings(other) if other.name != path.name else []
-    name = str(part(ray, "metadata", "name") or f"{part(ray, 'metadata', 'generateName') or ''}12345")
+    others, unread = _beside(path)
     return RayFile(
-        path, kind, name, part(ray, "metadata", "labels"), spec if kind == "RayJob" else {}, cluster, tuple(others)
+        path=path,
+        kind=kind,
+        name=str(part(ray, "metadata", "name") or f"{part(ray, 'metadata', 'generateName') or ''}12345"),
+        labels=part(ray, "metadata", "labels"),
+        job=spec if kind == "RayJob" else {},
+        cluster=cluster if isinstance(cluster, Mapping) else {},
+        selected=str(part(selector, SELECTOR) or "?") if selector else "",
+        beside=(*(document for document in own if document is not ray), *others),
+        unread=tuple(unread),
     )
+
+
+def _beside(path: Path) -> tuple[list[Tree], list[str]]:
+    """The documents of the other YAML files in a folder, and what is wrong with those that are none.
+
+    Such as the templates of a Helm chart, or a CRD of ten megabytes: not what was asked about.
+    """
+    found, unread = list[Tree](), list[str]()
+    for other in sorted(path.parent.glob("*.y*ml")):
+        if other.name == path.name or not other.is_file():
+            continue
+        try:
+            found += _mappings(other)
+        except (ValueError, OSError) as error:
+            unread.append(str(error))
+    return found, unread
 
 
 def _mappings(path: Path) -> list[Tree]:
@@ -156,17 +197,28 @@ def read_documents(path: Path) -> list[object]:
     """
     content = read_bytes(path, _BYTES)
     try:
-        documents = list(yaml.safe_load_all(content.decode("utf-8-sig")))
+        text = content.decode("utf-8-sig")
+        is_small = _is_small(text)
+        documents: list[object] = list(yaml.load_all(text, _LOADER)) if is_small else []
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     left, count = [(document, 0) for document in documents], len(documents)
-    while left:
+    while left and is_small:
         value, depth = left.pop()
         inner = list(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
         count += len(inner)
-        if count > _VALUES or depth > _DEEPEST:
-            raise ValueError(
-                f"{path}: more than {_VALUES:,} values or {_DEEPEST} levels; write out its aliases (*name)"
-            )
+        is_small = count <= _VALUES and depth <= _DEEPEST
         left += [(one, depth + 1) for one in inner]
+    if not is_small:
+        raise ValueError(f"{path}: more than {_VALUES:,} values or {_DEEPEST} levels; write out its aliases (*name)")
     return documents
+
+
+def _is_small(text: str) -> bool:
+    """Whether a text has few values and levels as it stands; asked before anything is built of it."""
+    depth = 0
+    for count, event in enumerate(yaml.parse(text, _LOADER)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if count > 4 * _VALUES or depth > _DEEPEST:
+            return False
+    return True

@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from raypaml.cluster.checks import FATAL, WARNING, Finding
+from raypaml.cluster.checks import FATAL, FINE, WARNING, Finding
 from raypaml.cluster.doors import DASHBOARD
-from raypaml.cluster.kuberay_file import RayFile, part, parts
+from raypaml.cluster.kuberay_file import DEFAULTS, SELECTOR, PodGroup, RayFile, Tree, part, parts
 
 LONGEST_NAME = {"RayJob": 47, "RayCluster": 53}
 """Characters: MaxRayJobNameLength and MaxRayClusterNameLength of utils/constant.go."""
 TOKENS_SINCE = (2, 52)
 """The Ray version that knows tokens."""
+MADE_BY_OPERATOR = ("DenyAll", "DenyAllIngress")
+"""Modes of spec.networkPolicy under which nobody but the cluster's own pods gets in; the first is the default."""
 MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 OPERATOR = {"app.kubernetes.io/component": "kuberay-operator"}
 """A label of the operator's pods: templates/deployment.yaml of its chart, config/manager/manager.yaml."""
@@ -31,6 +33,8 @@ class Rule:
     """Yields what breaks it."""
     source: str
     """File and function of the operator, or the page that says so."""
+    is_of_cluster: bool = True
+    """Whether it is about the cluster, which a RayJob with clusterSelector does not bring."""
 
 
 def _name(file: RayFile) -> Iterator[Finding]:
@@ -42,12 +46,12 @@ def _name(file: RayFile) -> Iterator[Finding]:
 
 
 def _reached(file: RayFile) -> Iterator[Finding]:
-    """The operator asks the dashboard for the job's state from its own pod, in every mode but InteractiveMode."""
+    """The operator asks the dashboard for the job's state from its own pod, in InteractiveMode once it has a jobId."""
     mode = str(file.job.get("submissionMode", MODES[0]))
     if file.job and mode not in MODES:
         yield Finding(FATAL, f"submissionMode={mode}: there are {', '.join(MODES)}", "HTTPMode")
     host = file.groups[0].start("dashboard-host")
-    if file.job and mode != "InteractiveMode" and re.match(r"127\.|::1$|localhost$", host):
+    if file.job and re.match(r"127\.|::1$|localhost$", host):
         what = f"dashboard-host={host}: the operator waits for a dashboard that it cannot reach; no job starts"
         yield Finding(FATAL, what, "dashboard-host: 0.0.0.0, with authOptions.mode: token and a NetworkPolicy")
 
@@ -59,6 +63,10 @@ def _submission(file: RayFile) -> Iterator[Finding]:
     wrong = {
         "suspend needs shutdownAfterJobFinishes: true": job.get("suspend") and not ends,
         "ttlSecondsAfterFinished needs shutdownAfterJobFinishes: true": job.get("ttlSecondsAfterFinished") and not ends,
+        "suspend does not go with clusterSelector": file.selected and job.get("suspend"),
+        "backoffLimit does not go with clusterSelector": file.selected and job.get("backoffLimit"),
+        "SidecarMode does not go with clusterSelector": file.selected and mode == "SidecarMode",
+        f"clusterSelector needs {SELECTOR}: NAME": file.selected == "?",
         "backoffLimit does not go with InteractiveMode": mode == "InteractiveMode" and job.get("backoffLimit"),
         "SidecarMode takes no submitterPodTemplate and no submitterConfig": mode == "SidecarMode"
         and (job.get("submitterPodTemplate") or job.get("submitterConfig")),
@@ -81,7 +89,8 @@ def _account(file: RayFile) -> Iterator[Finding]:
         name = part(group.pod, "serviceAccountName")
         if name not in there:
             what = f"{group.name}: serviceAccountName={name} is made by no file in {file.path.parent}"
-            yield Finding(FATAL, what, f"kubectl create serviceaccount {name}, or a manifest beside {file.path.name}")
+            makes = f"kubectl create serviceaccount {name} --dry-run=client -o yaml"
+            yield Finding(FATAL, what, f"a manifest beside {file.path.name}, as `{makes}` writes it")
 
 
 def _token(file: RayFile) -> Iterator[Finding]:
@@ -90,8 +99,10 @@ def _token(file: RayFile) -> Iterator[Finding]:
     if part(file.cluster, "authOptions", "mode") != "token":
         what = "no token: whoever reaches a pod runs code there, and the dashboard takes jobs from anybody"
         yield Finding(FATAL, what, "authOptions: {mode: token}")
-    elif tuple(map(int, re.findall(r"\d+", version)[:2])) < TOKENS_SINCE:
-        yield Finding(FATAL, f"rayVersion={version or 'unset'}: a token needs Ray 2.52 or newer", "the image's version")
+    elif tuple(map(int, re.findall(r"\d{1,9}", version)[:2])) < TOKENS_SINCE:
+        yield Finding(
+            FATAL, f"rayVersion={version[:40] or 'unset'}: a token needs Ray 2.52 or newer", "the image's version"
+        )
 
 
 def _scaling(file: RayFile) -> Iterator[Finding]:
@@ -104,17 +115,20 @@ def _scaling(file: RayFile) -> Iterator[Finding]:
             yield Finding(FATAL, what, "leave restartPolicy out")
         if group.is_head:
             continue
-        least, most = group.spec.get("minReplicas"), group.spec.get("maxReplicas")
-        if not file.scales and (least is None or most is None):
-            yield Finding(FATAL, f"{group.name}: needs minReplicas and maxReplicas without autoscaling", "set both")
-        elif isinstance(least, int) and isinstance(most, int) and not 0 <= least <= most:
+        for name in DEFAULTS:
+            value = group.spec.get(name)
+            if value is not None and type(value) is not int:
+                what = f"{group.name}: {name}={str(value)[:40]!r} is no whole number; Kubernetes refuses it"
+                yield Finding(FATAL, what, "digits alone, without quotation marks")
+        least, most = group.number("minReplicas"), group.number("maxReplicas")
+        if not 0 <= least <= most:
             yield Finding(FATAL, f"{group.name}: minReplicas={least}, maxReplicas={most}", "0 <= least <= most")
 
 
 def _resources(file: RayFile) -> Iterator[Finding]:
     """Ray counts a pod's CPUs by its limit, else its request, and its GPUs by its limits alone."""
     for group in file.groups:
-        if group.spec.get("resources") and group.start("num-cpus") + group.start("num-gpus"):
+        if group.spec.get("resources") and any(map(group.start, ("num-cpus", "num-gpus", "memory", "resources"))):
             yield Finding(FATAL, f"{group.name}: resources stand in rayStartParams and in `resources`", "one of them")
         if not group.container:
             yield Finding(FATAL, f"{group.name}: has no container", "template.spec.containers")
@@ -156,14 +170,28 @@ def _doors(file: RayFile) -> Iterator[Finding]:
     policies = [one for one in there if "Ingress" in (parts(one, "spec", "policyTypes") or ["Ingress"])]
     for group in file.groups:
         chosen = [policy for policy in policies if _selects(part(policy, "spec", "podSelector"), group.labels)]
-        if not chosen:
+        made = _made_by_operator(file, group)
+        if made:
+            what = "networkPolicy: only an operator of v1.7 or newer whose feature gate RayClusterNetworkPolicy is on"
+            yield Finding(WARNING, f"{group.name}: {what} makes it", "switch it on, it is off by default")
+        elif not chosen:
             what = f"{group.name}: no NetworkPolicy in {file.path.parent} selects its pods; Ray's ports are open to all"
             yield Finding(WARNING, what, "clusters/kuberay_access.yaml, and its label in template.metadata.labels")
+            continue
         elif not any(_lets_in(policy, group.labels, 0) for policy in chosen):
             yield Finding(FATAL, f"{group.name}: the NetworkPolicy keeps Ray's pods from each other", "an ingress rule")
-        elif file.job and group.is_head and not any(_lets_in(policy, OPERATOR, DASHBOARD) for policy in chosen):
+            continue
+        if file.job and group.is_head and not any(_lets_in(one, OPERATOR, DASHBOARD) for one in [*chosen, *made]):
             what = f"the NetworkPolicy keeps the operator from the dashboard, port {DASHBOARD}: the job never starts"
             yield Finding(FATAL, what, f"an ingress rule for pods with {OPERATOR}")
+
+
+def _made_by_operator(file: RayFile, group: PodGroup) -> list[Tree]:
+    """What spec.networkPolicy lets in besides the cluster's own pods; not the operator, unless a rule says so."""
+    asked = part(file.cluster, "networkPolicy")
+    if not isinstance(asked, Mapping) or str(asked.get("mode") or MADE_BY_OPERATOR[0]) not in MADE_BY_OPERATOR:
+        return []
+    return [{"spec": {"ingress": parts(asked, "head" if group.is_head else "worker", "ingressRules")}}]
 
 
 def _selects(selector: object, labels: object) -> bool:
@@ -208,23 +236,33 @@ def _queue(file: RayFile) -> Iterator[Finding]:
 
 
 RULES = (
-    Rule(_name, "utils/validation.go, ValidateRayJobMetadata, ValidateRayClusterMetadata"),
+    Rule(_name, "utils/validation.go, ValidateRayJobMetadata, ValidateRayClusterMetadata", False),
     Rule(_reached, "rayjob_controller.go, Reconcile: GetJobInfo at Status.DashboardURL, the head's service"),
-    Rule(_submission, "utils/validation.go, ValidateRayJobSpec, validateDeletionConfiguration"),
+    Rule(_submission, "utils/validation.go, ValidateRayJobSpec, validateDeletionConfiguration", False),
     Rule(_account, "raycluster_controller.go, reconcileAutoscalerServiceAccount"),
     Rule(_token, "utils/validation.go, ValidateRayClusterSpec; authOptions since v1.5.1"),
     Rule(_scaling, "utils/validation.go, ValidateRayClusterSpec"),
     Rule(_resources, "utils/validation.go, validateRayGroupResources; common/pod.go, generateRayStartCommand"),
     Rule(_images, "common/pod.go: submitter, autoscaler and init containers take the Ray container's image"),
     Rule(_mounts, "Kubernetes, pod validation"),
-    Rule(_doors, "Kubernetes, NetworkPolicy; rayjob_controller.go, Reconcile"),
+    Rule(_doors, "Kubernetes, NetworkPolicy; networkpolicy_controller.go; rayjob_controller.go, Reconcile"),
     Rule(_ending, "rayjob_controller.go, Reconcile: suspending and retrying; common/pod.go sets no hook"),
     Rule(_queue, "kueue.sigs.k8s.io/docs/tasks/run/rayjobs; utils/validation.go, ValidateRayJobSpec"),
 )
 
 
+def rules_of(file: RayFile) -> list[Rule]:
+    """The rules that a file can break."""
+    return [rule for rule in RULES if not (file.selected and rule.is_of_cluster)]
+
+
 def examine_kuberay(file: RayFile) -> Iterator[Finding]:
     """Yield what breaks a rule of the operator, with the rule's source."""
-    for rule in RULES:
+    for wrong in file.unread:
+        yield Finding(WARNING, f"what this file makes is not known: {wrong}", "move it elsewhere, if it is no manifest")
+    if file.selected:
+        what = f"the job goes to the RayCluster {file.selected[:60]!r} (clusterSelector), which is not looked at"
+        yield Finding(FINE, what, "--file with the file of that cluster")
+    for rule in rules_of(file):
         for finding in rule.check(file):
             yield Finding(finding.level, f"{finding.what} [{rule.source}]", finding.remedy)
