@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 from raypaml import doctor
 from raypaml.cluster.checks import FATAL, WARNING, Finding
 from raypaml.cluster.cluster_files import examine_file
+from raypaml.cluster.signals import STOPPING, STOPPING_ALL
 
 CLUSTERS = Path(__file__).parent.parent / "clusters"
 CRD = CLUSTERS.parent.parent / "shared" / "data" / "kuberay" / "ray.io_rayjobs.yaml"
@@ -89,6 +91,7 @@ BROKEN = [
     (f"{GPU}/template/spec/volumes", None, FATAL, "no volume cache for its mount"),
     (f"{GPU}/template/metadata/labels/app", "other", WARNING, "no NetworkPolicy in"),
     (f"{HEAD}/template/spec/containers/0/lifecycle", None, WARNING, "no preStop hook"),
+    (f"{HEAD}/template/spec/containers/0/env", None, WARNING, "has 3 seconds for its checkpoint"),
     (f"{GPU}/template/spec/terminationGracePeriodSeconds", 30, WARNING, "cuts the preStop hook short"),
     ("metadata/labels", {"kueue.x-k8s.io/queue-name": "q"}, WARNING, "Kueue admits the pods that stand in the file"),
     (f"{GPU}/maxReplicas", 4, WARNING, "--workers 8, the worker groups have 4 nvidia.com/gpu at most"),
@@ -312,6 +315,41 @@ def test_a_head_that_ends_asks_its_commands_to_end_and_waits(tmp_path: Path) -> 
     done = subprocess.run(in_namespace, capture_output=True, text=True, check=True, env=stand_in_for_ray(tmp_path))
     assert done.stdout.split() == ["waited", "143"]
     assert not (tmp_path / "told").exists()  # a head is not drained
+
+
+DELETED = """
+import pathlib, signal, sys, time
+here, received = pathlib.Path(sys.argv[0]).parent, []
+signal.signal(signal.SIGTERM, lambda *_: received.append(1))
+(here / "up").touch()
+while not received:
+    time.sleep(0.05)
+print("stopping after this step, with a checkpoint, or after this part; once more to stop at once", file=sys.stderr)
+time.sleep(4)
+sys.exit(143 if len(received) == 1 else 1)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a process namespace in which only its own processes end")
+def test_a_command_that_the_operator_has_stopped_is_not_asked_once_more(tmp_path: Path) -> None:
+    """`kubectl delete rayjob`: the operator's StopJob comes first, then the end of the pod."""
+    (tmp_path / "raypaml_of_a_test.py").write_text(DELETED)
+    pod = f"""
+        {sys.executable} {tmp_path}/raypaml_of_a_test.py 2> {tmp_path}/job.log & running=$!
+        until [ -e {tmp_path}/up ]; do sleep 0.1; done
+        kill -TERM $running
+        PAUSE=1 bash {CLUSTERS}/pod_leaves.sh head 30
+        wait $running; echo $?
+    """
+    in_namespace = ["unshare", "--pid", "--fork", "--mount-proc", "bash", "-c", pod]
+    done = subprocess.run(in_namespace, capture_output=True, text=True, check=True, env=stand_in_for_ray(tmp_path))
+    assert done.stdout.split() == ["143"]
+
+
+@pytest.mark.parametrize("line", [STOPPING, STOPPING_ALL])
+def test_what_runs_say_when_they_stop_is_what_the_hook_looks_for(line: str) -> None:
+    (sought,) = re.findall(r"grep -q '(stopping[^']+)'", (CLUSTERS / "pod_leaves.sh").read_text())
+    assert re.search(sought, line)
 
 
 def test_a_worker_that_ends_tells_ray_and_waits_for_its_run_no_longer_than_asked(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ TOKENS_SINCE = (2, 52)
 """The Ray version that knows tokens."""
 MADE_BY_OPERATOR = ("DenyAll", "DenyAllIngress")
 """Modes of spec.networkPolicy under which nobody but the cluster's own pods gets in; the first is the default."""
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Seconds between SIGTERM and SIGKILL of a job that is stopped: ray/dashboard/modules/job/job_supervisor.py."""
 MODES = ("K8sJobMode", "HTTPMode", "SidecarMode", "InteractiveMode")
 OPERATOR = {"app.kubernetes.io/component": "kuberay-operator"}
 """A label of the operator's pods: templates/deployment.yaml of its chart, config/manager/manager.yaml."""
@@ -226,6 +228,9 @@ def _ending(file: RayFile) -> Iterator[Finding]:
         elif not isinstance(grace, int) or grace < 90:
             what = f"{group.name}: terminationGracePeriodSeconds={grace or 30} cuts the preStop hook short"
             yield Finding(WARNING, what, "120: 60 for the hook, and some to end")
+    if STOP_WAIT not in [part(entry, "name") for entry in parts(file.groups[0].container, "env")]:
+        what = f"head: without {STOP_WAIT} a job that is stopped, or deleted, has 3 seconds for its checkpoint"
+        yield Finding(WARNING, what, f"env: [{{name: {STOP_WAIT}, value: '60'}}], as in clusters/kuberay.yaml")
 
 
 def _queue(file: RayFile) -> Iterator[Finding]:
@@ -246,7 +251,11 @@ RULES = (
     Rule(_images, "common/pod.go: submitter, autoscaler and init containers take the Ray container's image"),
     Rule(_mounts, "Kubernetes, pod validation"),
     Rule(_doors, "Kubernetes, NetworkPolicy; networkpolicy_controller.go; rayjob_controller.go, Reconcile"),
-    Rule(_ending, "rayjob_controller.go, Reconcile: suspending and retrying; common/pod.go sets no hook"),
+    Rule(
+        _ending,
+        "rayjob_controller.go, Reconcile: StopJob, suspending, retrying; common/pod.go sets no hook; "
+        "Ray, job_supervisor.py",
+    ),
     Rule(_queue, "kueue.sigs.k8s.io/docs/tasks/run/rayjobs; utils/validation.go, ValidateRayJobSpec"),
 )
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from raypaml.cluster.channel import Channel  # with Ray, which a run in this process does without
 
 STOPPING = "stopping after this step, with a checkpoint, or after this part of features; once more to stop at once"
+STOPPING_ALL = "stopping all trials after a step, with a checkpoint; once more to stop at once"
+"""What a run and a search say; clusters/pod_leaves.sh looks for it."""
 
 
 def _may_install() -> bool:

@@ -10,7 +10,7 @@ from raypaml.cluster.channel import Channel, Lost, News, Started
 from raypaml.cluster.lost_workers import lost
 from raypaml.cluster.orphans import remove_orphans
 from raypaml.cluster.ray_train import POLL_SECONDS
-from raypaml.cluster.signals import Signals
+from raypaml.cluster.signals import STOPPING_ALL, Signals
 from raypaml.cluster.waiting import FirstEvent
 from raypaml.counting import number_of
 from raypaml.runs.events import EpochReport, Message, Resumed, StepReport
@@ -96,7 +96,7 @@ class TrialNews:
             remove_orphans()
         for trial in self._heard.keys() - self._told_to_stop if self.is_stopping else ():
             if not self._told_to_stop:
-                self.display.say("stopping all trials after a step, with a checkpoint; once more to stop at once")
+                self.display.say(STOPPING_ALL)
             self._heard[trial].channel.stop()
             self._told_to_stop.add(trial)
         self._polled = time.monotonic()
