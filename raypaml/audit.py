@@ -65,13 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_apply(asked)
     from raypaml.api.audited import Audited  # with torch
     from raypaml.api.run import Run
+    from raypaml.auditing.audit_folder import apply_command
     from raypaml.auditing.audit_run import AuditRequest, figures_as_text
 
     run = Run.open(asked.run)
     if asked.apply:
         record = run.apply_answers(asked.apply, asked.out, data=asked.data)
         show(f"{asked.out}: {record['positive']:,} new positives, {record['negative']:,} new negatives")
-        say(f"next: {command('train')} --data {asked.out} --config {run.folder / CONFIG}")
+        parts = ("--import", run.config.run.imports) if run.config.run.imports else ()
+        say(f"next: {command('train', '--data', asked.out, '--config', run.folder / CONFIG, *parts)}")
         return 0
     make = Audited.made if asked.serve else Audited.of
     audited = make(run.path, requested(AuditRequest, asked), requested(Processes, asked), say)
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.serve:
         answered = audited.serve(asked.port, show)
         say(f"{answered:,} answers in {audited.answers}")
-        say(f"next: {command('audit')} {asked.run} --apply {audited.answers} --out NEW_DATA")
+        say(f"next: {apply_command(run.folder, run.config.run.imports, audited.data, audited.answers)}")
     return 0
 
 

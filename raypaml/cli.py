@@ -8,6 +8,7 @@ import difflib
 import importlib.metadata
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -160,16 +161,19 @@ def add_alpha_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", default="", metavar="A|training|chosen", help=about)
 
 
-def command(name: str) -> str:
+def command(name: str, *arguments: object) -> str:
     """A command of ours as it is called here: `raypaml train` where that was typed, else `python -m raypaml.train`.
 
     Args:
         name: such as `train`, or `shard table` with a subcommand.
+        arguments: what follows it, quoted for a shell where needed.
     """
-    called = Path(sys.argv[0])
+    called, given = Path(sys.argv[0]), shlex.join(map(str, arguments))
     if called.name == "__main__.py" and called.parent.name == "raypaml":
-        return f"python -m raypaml {name}"
-    return f"raypaml {name}" if called.stem == "raypaml" else f"python -m raypaml.{name}"
+        words = f"python -m raypaml {name}"
+    else:
+        words = f"raypaml {name}" if called.stem == "raypaml" else f"python -m raypaml.{name}"
+    return f"{words} {given}" if given else words
 
 
 def extra(name: str) -> str:
@@ -266,13 +270,6 @@ class _Terminal:
     def write(self, text: str) -> int:
         """Write a text with escapes in the place of signs that are not seen."""
         return self._file.write(visible(text))
-
-
-def clock(seconds: float) -> str:
-    """A duration as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def run_command(main: Callable[[], int | None], prog: str) -> NoReturn:

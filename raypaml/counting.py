@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from raypaml.cli import clock
 from raypaml.log_lines import ProgressLine
 
 LINE_SECONDS = 5.0
@@ -18,6 +17,13 @@ Counted = TypeVar("Counted")
 def epoch_number(epoch: int) -> int:
     """The number of an epoch in messages, on pages and on axes, from 1; code and files count epochs from 0."""
     return epoch + 1
+
+
+def clock(seconds: float) -> str:
+    """A duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def place_text(epoch: int, step: int) -> str:
@@ -42,7 +48,7 @@ def progress_line(what: str, done: int, total: int, unit: str, rate: float, *mor
     """
     speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
     timing = [f"{speed} {unit}/s", f"{clock((total - done) / rate)} left"] if rate else ["time left not known yet"]
-    timing = timing if done < total else timing[:1]
+    timing = timing if done < total else timing[: bool(rate)]
     return ProgressLine(", ".join([f"{what}: {done:,} of {total:,} {unit}", *more, *timing]))
 
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if predicted.skipped:
         say(f"{predicted.skipped:,} broken images skipped; the prediction files name them in their metadata")
     if not asked.choose_alpha:
-        say(f"next: {command('aggregate')} {predicted.folder}")
+        say(f"next: {command('aggregate', predicted.folder)}")
         return 0
     show(predicted.choice)
     if run.is_checkpoint or run.result is None:

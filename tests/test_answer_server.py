@@ -86,6 +86,9 @@ def test_the_page_and_its_pictures_are_all_there_is(server: AnswerServer) -> Non
     assert ask(server, "GET", f"/{server.token}/data/00001.jpg")[0] == 200
     for path in ("data/secret.jpg", "data/../answers.csv", "data/%2e%2e/answers.csv", "audit.json", "data/", "x"):
         assert ask(server, "GET", f"/{server.token}/{path}")[0] == 404, path
+    assert (
+        f"last sign: {server.address}" in ask(server, "GET", f"/{server.token}")[1]
+    )  # its pictures would be elsewhere
     (server.pictures / "00001.jpg").unlink()
     status, said = ask(server, "GET", f"/{server.token}/data/00001.jpg")
     assert (status, "No such file" in said) == (500, True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from raypaml.api.audited import Audited
 from raypaml.audit import main
 from raypaml.auditing import answers
 from raypaml.auditing.candidates import history, precision, times_rejected
@@ -156,6 +159,41 @@ def test_the_place_is_where_the_map_is_large() -> None:
 def answer(path: Path, lines: list[tuple[str, str, str]]) -> Path:
     path.write_text("key,class,answer\n" + "".join(f"{key},{name},{said}\n" for key, name, said in lines))
     return path
+
+
+def test_commands_that_are_printed_can_be_pasted(
+    trained: Run, evaluated_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = tmp_path / "it's a run", tmp_path / "my data"
+    run.symlink_to(trained[0])
+    data.symlink_to(evaluated_digits)
+    out = tmp_path / "a; b"
+    assert main([str(run), "--top", "2", "--data", str(data), "--out", str(out)]) == 0
+    shown = html.unescape((out / "index.html").read_text()).split("Then <code>")[1].split("</code>")[0]
+    given = ["--apply", "answers.csv", "--out", "NEW_DATA", "--data", str(data)]
+    assert shlex.split(shown) == ["python", "-m", "raypaml.audit", str(run), *given]
+    assert Audited(out, None).data == str(data)
+    capsys.readouterr()
+    assert main([str(run), "--apply", str(out / "answers.csv"), "--out", str(tmp_path / "b c")]) == 0
+    (following,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("next: "))
+    flags = ["--data", str(tmp_path / "b c"), "--config", str(run / "config.json")]
+    assert shlex.split(following)[1:] == ["python", "-m", "raypaml.train", *flags]
+
+
+def test_nothing_is_listed_where_every_label_is_observed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: Run, evaluated_digits: Path
+) -> None:
+    data = open_folder(evaluated_digits)
+    index, ids = data.splits["train"], data.vocabulary.class_ids
+    keys, open_cells = index.keys(rows := np.arange(len(index))), np.argwhere(index.labels(rows) == UNOBSERVED)
+    lines = [(keys[row], ids[k], "no") for row, k in open_cells]
+    full = tmp_path / "full"
+    assert main([str(trained[0]), "--apply", str(answer(tmp_path / "a.csv", lines)), "--out", str(full)]) == 0
+    assert main([str(trained[0]), "--data", str(full), "--out", str(tmp_path / "audit")]) == 0
+    said = capsys.readouterr().err
+    assert "every label of the training images is observed, so that none can be missing: the list is empty" in said
+    assert "time left" not in said
+    assert read_given(tmp_path / "audit" / "answers.csv") == {}
 
 
 def test_answers_become_labels_of_a_new_version(

@@ -58,7 +58,7 @@ def candidates(count: int, num_classes: int = 3) -> list[Candidate]:
 def audit_folder(out: Path, listed: list[Candidate], **given: Any) -> Path:
     (out / "data").mkdir(parents=True)
     Image.new("RGB", (40, 32), (40, 90, 160)).save(out / "data" / "00001.jpg")
-    write_audit_page(out, Path("runs/mine"), listed, 4, None, **given)
+    write_audit_page(out, Path("runs/mine"), listed, 4, None, "raypaml audit", **given)
     return out
 
 
@@ -246,10 +246,19 @@ def test_a_served_page_writes_what_is_answered(tmp_path: Path) -> None:
       (async () => {
         await until(() => !document.getElementById("one").hidden);
         ["y", "n", "u", "y", "z"].forEach(typed);
+        await fetched();  // as when the tab is shown again, while the answers are on their way
+        const kept = answers.slice(0, 3).join();
         await until(() => !unsaved());
+        const real = window.fetch;
+        window.fetch = () => Promise.reject(new TypeError("Failed to fetch"));  // the server has ended
+        await send(pending.set(2, "unsure"));
+        const ended = [document.getElementById("state").textContent, document.getElementById("save").hidden, unsaved()];
+        window.fetch = real;
+        await send();
         document.getElementById("log").textContent = JSON.stringify([
           document.getElementById("state").textContent, document.getElementById("count").textContent, document.title,
-          String(dispatchEvent(new Event("beforeunload", {cancelable: true})))]);
+          String(dispatchEvent(new Event("beforeunload", {cancelable: true}))), kept, ...ended.map(String),
+          String(document.getElementById("save").hidden)]);
       })();
     </script></body>"""
     page = re.sub(r"<meta http-equiv[^>]*>", "", (folder / "index.html").read_text()).replace("</body>", script)
@@ -258,10 +267,15 @@ def test_a_served_page_writes_what_is_answered(tmp_path: Path) -> None:
         page.replace("<html ", "<html data-served ").encode(), folder / "data", frozenset({"00001.jpg"}), book
     ) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        state, count, title, leaves = logged(chromium("--dump-dom", server.address))
+        state, count, title, leaves, kept, ended, hidden, unsaved, hidden_again = logged(
+            chromium("--dump-dom", server.address)
+        )
         server.shutdown()
     assert state == f"saved in {folder / ANSWERS}"
     assert count == "3 of 7 answered: 1 yes, 1 no, 1 unsure"
     assert title == "mine: likely missing labels"
     assert leaves == "true"  # everything is written, so that nothing is asked
+    assert kept == "yes,no,unsure"  # not what the file held before they came
+    assert ended.startswith("NOT SAVED, trying again: raypaml audit --serve has ended, or cannot be reached. Save")
+    assert (hidden, unsaved, hidden_again) == ("false", "true", "true")  # they can be saved as a file until it is back
     assert list(read_given(folder / ANSWERS).values()) == ["yes", "no", "unsure"]

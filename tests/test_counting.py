@@ -24,6 +24,7 @@ def test_the_line_of_every_command() -> None:
     begun = progress_line("predicting test", 1_000, 13_000, "images", 100.0)
     assert begun == "predicting test: 1,000 of 13,000 images, 100 images/s, 2:00 left"
     assert progress_line("a", 0, 5, "parts", 0.0) == "a: 0 of 5 parts, time left not known yet"
+    assert progress_line("a", 0, 0, "parts", 0.0) == "a: 0 of 0 parts"
     assert progress_line("a", 5, 5, "parts", 0.251, "2 broken") == "a: 5 of 5 parts, 2 broken, 0.25 parts/s"
 
 

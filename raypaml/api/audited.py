@@ -77,6 +77,12 @@ class Audited:
         return self.folder / ANSWERS
 
     @property
+    def data(self) -> str:
+        """The data set whose labels were audited in the place of the run's own; "" for the run's own."""
+        record = read_audit_record(self.folder)
+        return "" if record is None else str(record.asked.get("data", ""))
+
+    @property
     def candidates(self) -> pa.Table:
         """A row for each entry of the list, with the fields of `auditing.audit_page.Candidate`."""
         return pq.read_table(self.folder / CANDIDATE_TABLE)

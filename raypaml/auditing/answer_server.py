@@ -190,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if origin not in (None, f"http://{host}"):
             raise _RefusalError(HTTPStatus.FORBIDDEN, "asked by a page of another site")
+        if self.path == f"/{token}":  # what the page asks for is named from its folder
+            raise _RefusalError(HTTPStatus.NOT_FOUND, f"give the address with its last sign: {self.server.address}")
         return path
 
     def _got(self, path: str) -> tuple[str, bytes]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from raypaml.auditing.answer_server import AnswerBook, AnswerServer
 from raypaml.auditing.given_answers import ANSWERS, Entry
+from raypaml.cli import command
 from raypaml.json_types import check_fields
 from raypaml.stored_json import read_if_there, refused_as
 
@@ -45,6 +46,19 @@ def read_audit_record(folder: Path) -> AuditRecord | None:
     with refused_as(folder / AUDIT_RECORD, "the record of an audit", remedy):
         check_fields(known, AuditRecord)
     return AuditRecord(**cast("dict[str, Any]", known))
+
+
+def apply_command(run: Path, imports: str, data: str, answers: object) -> str:
+    """The command that writes answers to an audit into a new data set.
+
+    Args:
+        run: folder of the run.
+        imports: the modules that the run needs, separated by commas.
+        data: the data set that was audited in the place of the run's own; "" for the run's own.
+        answers: the file with the answers.
+    """
+    given = [*(["--data", data] if data else []), *(["--import", imports] if imports else [])]
+    return command("audit", run, "--apply", answers, "--out", "NEW_DATA", *given)
 
 
 def remove_other_pictures(folder: Path, names: Collection[str]) -> None:

@@ -59,7 +59,8 @@ class Candidate:
         numbers = ", ".join(str(epoch_number(epoch)) for epoch in self.epochs)
         rejected = f"rejected in {self.times} of {epochs} epochs" + (f": {numbers}" if numbers else "")
         chance = "" if self.chance is None else f"estimated chance {100 * self.chance:.0f}\u00a0%"
-        return " · ".join(filter(None, [rejected if epochs else "", f"score {self.score:.2f}", chance]))
+        parts = [rejected if epochs else "", f"score {self.score:.2f}", chance]
+        return " · ".join(filter(None, [*parts, "" if self.outline else "no place: its map is nowhere above zero"]))
 
 
 def write_candidates(out: Path, candidates: Sequence[Candidate]) -> None:
@@ -81,6 +82,7 @@ def write_audit_page(
     candidates: Sequence[Candidate],
     epochs: int,
     figures: AuditFigures | None,
+    apply: str,
     given: Mapping[Entry, str] | None = None,
 ) -> None:
     """Write `index.html`, which shows the pictures in `data`, needs no network, and lets the browser save the answers.
@@ -91,13 +93,14 @@ def write_audit_page(
         candidates: the list.
         epochs: epochs that the run was trained; 0 where it did not record which labels it rejected.
         figures: how good the list is, where the full labels are known.
+        apply: the command that writes answers into a new data set.
         given: answers from before, which the page begins with.
     """
     write_page(
         out / AUDIT_PAGE,
         Path(__file__).with_name("audit.html.j2"),
         run=run.name,
-        run_path=str(run),
+        apply=apply,
         count=len(candidates),
         audit=_listed(candidates, epochs, given or {}),
         figures=figures,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from raypaml.auditing.annotation_tools import write_fiftyone, write_label_studio
 from raypaml.auditing.answers import AnswersRecord, apply_answers, read_answers
-from raypaml.auditing.audit_folder import AUDIT_RECORD, PICTURES, remove_other_pictures
+from raypaml.auditing.audit_folder import AUDIT_RECORD, PICTURES, apply_command, remove_other_pictures
 from raypaml.auditing.audit_page import Candidate, digest_of, write_audit_page, write_candidates
 from raypaml.auditing.candidates import AuditFigures, Likeliest, find_likeliest, history, times_rejected
 from raypaml.auditing.entry_scores import AuditedModel, opened_model
@@ -129,6 +129,8 @@ def audit_run(
     say(f"alpha {alpha_text(used.alpha)}: {used.alpha_origin}")
     model = AuditedModel(checkpoint, model_digest(checkpoint), config, data.address, device)
     listed = find_likeliest(model, data, used.alpha, request.top, request.class_share, mapper, say)
+    if not len(listed.entries):
+        say("every label of the training images is observed, so that none can be missing: the list is empty")
     known = listed.figures(data.splits["train"], LENGTHS)
     candidates = _candidates(listed, run, model, out / PICTURES, say)
     facts: dict[str, object] = {
@@ -143,7 +145,8 @@ def audit_run(
     write_label_studio(out, run.folder.name, candidates)
     write_fiftyone(out, candidates)
     write_given(out / ANSWERS, [one.entry for one in candidates], given)
-    write_audit_page(out, run.folder, candidates, epochs, known, given)
+    apply = apply_command(run.folder, config.run.imports, str(request.data), ANSWERS)
+    write_audit_page(out, run.folder, candidates, epochs, known, apply, given)
     write_json(out / AUDIT_RECORD, facts)
     remove_other_pictures(out, {one.picture for one in candidates})
     if given:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,7 +53,7 @@ def fit_in_own_process(job: Job, prog: str, display: Display, callbacks: Sequenc
     """
     run = job.config.run
     display.say(f"run {run.name}: 1 worker, in this process, in {job.folder}")
-    again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
+    again = f"continue with: {prog} {shlex.join(['--name', run.name, '--storage', run.storage])}"
     device = torch.device("cuda", 0) if own_gpu(run.device) else torch.device("cpu")
     with sole_use(), OwnSignals(display.say) as signals, _logged(job), _torch_restored(device):
         claim(job.folder, job.config, job.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
     least = run.min_workers or run.workers
     count = f"{least} to " if least < run.workers else ""
     display.say(f"run {run.name}: {count}{number_of(run.workers, 'worker')}, in {job.folder}")
-    again = f"continue with: {prog} --name {run.name} --storage {run.storage}"
+    again = f"continue with: {prog} {shlex.join(['--name', run.name, '--storage', run.storage])}"
     joined = session.join(run.address, least, title=f"run {run.name}", needs=modules_of(callbacks))
     with ray_variables(**patience_of(run)), joined as private:
         use_gpu = gpu_wanted(run, display.say)

@@ -8,7 +8,8 @@ from typing import Any
 
 import ray
 
-from raypaml.cli import clock, say
+from raypaml.cli import say
+from raypaml.counting import clock
 
 WORDS_SECONDS = 20.0
 """Seconds after which it is said what is waited for."""

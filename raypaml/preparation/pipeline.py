@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypaml.cli import clock
-from raypaml.counting import number_of
+from raypaml.counting import clock, number_of
 from raypaml.data.shards import SPLITS
 from raypaml.data.storage import Location
 from raypaml.files import write_whole

@@ -14,9 +14,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from raypaml.cli import clock, visible
+from raypaml.cli import visible
 from raypaml.config import TrainConfig
-from raypaml.counting import epoch_number
+from raypaml.counting import clock, epoch_number
 from raypaml.log_lines import stamped
 from raypaml.reports.tables import figure, percent
 from raypaml.reports.tracking import Tracking, tracking

@@ -77,9 +77,10 @@ def _whole_history(job: Job) -> History:
     epochs, history = job.config.optim.epochs, read_history(job.folder)
     if len(history) < epochs and not early_stop(history, job.config.optim):
         storage = job.folder.parent if Location(job.config.run.storage).is_local else job.config.run.storage
+        again = command("train", "--name", job.folder.name, "--storage", storage)
         raise ValueError(
-            f"{job.folder}: {len(history)} of {epochs} epochs are trained; continue with: {command('train')} "
-            f"--name {job.folder.name} --storage {storage}, which then tests the model and writes the report"
+            f"{job.folder}: {len(history)} of {epochs} epochs are trained; continue with: {again}, which then tests "
+            "the model and writes the report"
         )
     return history
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from raypaml.cli import command
 from raypaml.reports.pages import write_page
 from raypaml.runs.run_files import REPORT
 from raypaml.search.faults import told_fault
 from raypaml.search.importance import LEAST, comparable, importance
 from raypaml.search.search_figures import alpha_curves, importances, score_map, trial_curves
 from raypaml.search.search_folder import Outcome, SearchPlan
+from raypaml.search.search_records import BEST_FILE
 from raypaml.search.search_result import Verdict, cost
 from raypaml.search.trial_rows import row
 
@@ -21,6 +23,7 @@ def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: 
     ranges = [space for space in search.spaces if not space.values]
     begun = [one for one in outcomes if one.history]
     shares = importance(outcomes, search.spaces)
+    parts = ("--import", search.base.run.imports) if search.base.run.imports else ()
     write_page(
         search.folder / REPORT,
         Path(__file__).with_name("search.html.j2"),
@@ -28,6 +31,7 @@ def write_search_page(search: SearchPlan, outcomes: Sequence[Outcome], verdict: 
         spaces=[space.text for space in search.spaces],
         search=search,
         verdict=verdict,
+        use=command("train", "--config", search.folder / BEST_FILE, *parts),
         score_map=score_map(ended, epoch, ranges[:2]) if ranges and ended else "",
         curves=trial_curves(begun, verdict.best, verdict.own) if begun else "",
         alphas=alpha_curves([one for one in outcomes if one.curve], verdict.best, verdict.own)
