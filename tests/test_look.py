@@ -129,6 +129,9 @@ def test_a_panel_has_title_legend_and_words_as_text() -> None:
     assert 'aria-label="G1 0.25, G2 2"' in second
     assert "stroke: var(--blue, #2f6db5)" in first
     assert ">epoch</text>" in first
+    (marks,) = panels(1)
+    marks.plot(["G1"], [0.2], marker="_", ls="", label="chance")
+    assert '<span class="key line"' in plots(marks)  # as it is drawn
     assert "loss" not in first.split("<svg")[1].split(">", 1)[1]  # the title does not stand in the drawing again
 
 

@@ -81,9 +81,9 @@ def _plot(axis: Axes) -> str:
 def _mark(handle: Any) -> tuple[str, Any]:
     """The kind of mark in a legend, and the colour, of a line, of bars, of a patch or of a collection."""
     if isinstance(handle, Line2D):
-        if handle.get_linestyle() == "None":
+        if handle.get_linestyle() == "None" and handle.get_marker() != "_":  # which is a short line
             return "ring" if handle.get_markerfacecolor() == "none" else "dot", handle.get_color()
-        return "line" if handle.get_linestyle() == "-" else "dashes", handle.get_color()
+        return "dashes" if handle.get_linestyle() in ("--", ":", "-.") else "line", handle.get_color()
     colours = (handle[0] if isinstance(handle, BarContainer) else handle).get_facecolor()
     return "area", colours[0] if getattr(colours, "ndim", 1) == 2 else colours  # a collection has one for each part
 
