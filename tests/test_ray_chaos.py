@@ -1,7 +1,6 @@
 """Random faults under Ray: every run ends with the weights of the undisturbed one; a command that ends before says why.
 
-`make nightly` disturbs 17 runs by 102 faults. Not all of them have been seen to end as they should yet, so that `make
-test-cluster` has none of them.
+`make nightly` disturbs 17 runs by 102 faults, `make test-cluster` one of these runs, which takes a minute.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from tests.test_loop import weights
 from tests.test_mirror import CREDENTIALS
 
 RUNS = int(os.environ.get("RAYPAML_RAY_CHAOS_RUNS", "0"))
+SAMPLE = (13,)
+"""Of the runs, without that variable; it has a second Ctrl-C and a lost head, by which commands had ended worst."""
 FAULTS = 6
 """The number of faults of each run."""
 PLACES = ("private", "private", "nodes", "private", "store")
@@ -31,7 +32,7 @@ PORT = 26400
 @pytest.mark.cluster
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", range(RUNS))
+@pytest.mark.parametrize("seed", range(RUNS) if RUNS else SAMPLE)
 def test_random_faults_under_ray_change_nothing(
     seed: int,
     sharded: Path,  # noqa: F811

@@ -19,11 +19,14 @@ from raypaml.recipes import recipe
 from raypaml.search.faults import read_faults
 from tests.conftest import MEASURED, train_here
 from tests.fault_table import Row, note
+from tests.slow_steps import ENOUGH
 from tests.test_train import weights
 from tests.two_nodes import TOKEN, TwoNodes, drain, worker_node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 SHORT = {"epochs": 90, "warmup_epochs": 1, "delta_rel": 0.5}
+SHORTER = 30
+"""Epochs of trials that need not last long, or that `slow_steps` makes last."""
 FIRST, SECOND = "delta_rel=0.5", "delta_rel=1"
 PORT = 26479
 NOTICE = 20
@@ -110,10 +113,20 @@ def begin(tiny_digits: Path, tmp_path: Path) -> Iterator[Callable[..., Searching
 @pytest.fixture(scope="module")
 def alone(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of both trials, each trained here without Ray or faults."""
-    place = {"data": str(tiny_digits), "storage": str(tmp_path_factory.mktemp("alone")), "workers": 1}
+    return trained(SHORT | {"data": str(tiny_digits), "storage": str(tmp_path_factory.mktemp("alone"))})
+
+
+@pytest.fixture(scope="module")
+def shorter_alone(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same with SHORTER epochs."""
+    place = {"data": str(tiny_digits), "storage": str(tmp_path_factory.mktemp("shorter"))}
+    return trained(SHORT | place | {"epochs": SHORTER})
+
+
+def trained(settings: dict[str, Any]) -> dict[str, Path]:
     values = {FIRST: 0.5, SECOND: 1.0}
     return {
-        name: train_here(recipe("digits").override(SHORT | place | {"name": name, "delta_rel": value})).folder
+        name: train_here(recipe("digits").override(settings | {"workers": 1, "name": name, "delta_rel": value})).folder
         for name, value in values.items()
     }
 
@@ -169,11 +182,16 @@ def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone
     assert len(re.findall(r"(?m)^lost: delta_rel=\S+: (rank 0|its process) \(.*\); .* trained again$", said)) == 3, said
 
 
-def test_a_node_comes_and_is_taken_away(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
-    cluster, rows = TwoNodes(PORT, {}), dict[str, float]()
+def test_a_node_comes_and_is_taken_away(
+    begin: Callable[..., Searching], shorter_alone: dict[str, Path], tmp_path: Path
+) -> None:
+    rows, enough = dict[str, float](), tmp_path / "enough"
+    slow = {ENOUGH: str(enough), "PYTHONPATH": str(Path(__file__).parents[1])}
+    cluster = TwoNodes(PORT, slow)
     try:
         cluster.start_head()
-        searching = begin("--search=delta_rel=1", **TOKEN, RAY_ADDRESS=cluster.address)
+        flags = ("--search=delta_rel=1", f"--epochs={SHORTER}", "--import=tests.slow_steps")
+        searching = begin(*flags, **slow, **TOKEN, RAY_ADDRESS=cluster.address)
         searching.wait(lambda: "rank 0 of" in searching.said(FIRST))
         assert not searching.said(SECOND)
         cluster.add()
@@ -190,20 +208,23 @@ def test_a_node_comes_and_is_taken_away(begin: Callable[..., Searching], alone: 
         note(Row("search: preemption notice: a checkpoint", time.monotonic() - began, "saved"))
         searching.wait(lambda: time.monotonic() > began + NOTICE + 1)  # Ray counts what goes before as lost
         cluster.kill(1)
+        enough.touch()
         searching.wait(lambda: searching.said(SECOND).count("continues from") > lives)
         rows["the node is gone, its trial waits for the other one's"] = time.monotonic() - began - NOTICE
         said = searching.end()
     finally:
         cluster.stop()
-    conclude(rows, searching, alone)
+    conclude(rows, searching, shorter_alone)
     assert re.findall(r"(\d) at once, each with 1 CPU", said) == ["1", "2", "1"]
     faults = read_faults(searching.trial(SECOND))
     assert faults, said
     assert all(fault["preempted"] for fault in faults), said
 
 
-def test_a_trial_that_is_lost_too_often_fails_alone(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
-    searching = begin("--search=delta_rel=1", "--max-failures=1")
+def test_a_trial_that_is_lost_too_often_fails_alone(
+    begin: Callable[..., Searching], shorter_alone: dict[str, Path]
+) -> None:
+    searching = begin("--search=delta_rel=1", f"--epochs={SHORTER}", "--max-failures=1")
     searching.wait_for_epoch(SECOND, 1)
     searching.wait(searching.kill_worker(SECOND, signal.SIGKILL))
     searching.wait_for_epoch(SECOND, 3)
@@ -217,4 +238,4 @@ def test_a_trial_that_is_lost_too_often_fails_alone(begin: Callable[..., Searchi
     searching.start()
     said = searching.end()
     assert f"{SECOND}: continues from epoch " in said, said
-    assert is_equal(searching, alone)
+    assert is_equal(searching, shorter_alone)
