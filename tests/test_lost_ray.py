@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -20,7 +19,7 @@ import pytest
 import ray
 
 from raypaml.cluster import lost_ray, session
-from raypaml.cluster.end_of_ray import no_other_ray, shut_down
+from raypaml.cluster.end_of_ray import RayThread, shut_down
 from raypaml.cluster.lost_ray import LostRayError, _Place, check_ray, told_if_lost
 from raypaml.errors import StoppedAtOnce
 
@@ -115,17 +114,35 @@ def test_a_node_that_is_lost_while_all_are_asked_is_left_out(goes: bool, monkeyp
     assert asked == [["first", "second"], ["first"]][: 1 + goes]
 
 
-def test_a_thread_that_still_asks_something_starts_no_other_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_waits_for_a_result_leaves_ray_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray crashed where it ended meanwhile; and what the thread asked then started another Ray."""
+    errors: list[BaseException] = []
+
+    def get(refs: object, timeout: float | None = None) -> object:
+        assert timeout, "waits in Ray without a limit"
+        time.sleep(0.01)
+        raise ray.exceptions.GetTimeoutError
+
+    def work() -> None:
+        for ask in (ray.get, ray.put):
+            try:
+                ask("a result")
+            except BaseException as error:
+                errors.append(error)
+
+    monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", MagicMock(side_effect=RuntimeError("another Ray")))
-    with no_other_ray(known=True):
-        with pytest.raises(ray.exceptions.RaySystemError, match="Ray has not been started yet"):
-            ray.put(1)
-        asking = ThreadPoolExecutor(1).submit(ray.put, 1)
-        with pytest.raises(RuntimeError, match="another Ray"):
-            asking.result()
+    thread = RayThread(work, known=True)
+    thread.start()
+    time.sleep(0.05)
+    assert thread.is_alive()
     with pytest.raises(RuntimeError, match="another Ray"):
-        ray.put(1)
+        ray.put(1)  # in any other thread as ever
+    thread.leave()
+    assert not thread.is_alive()
+    assert [type(error) for error in errors] == [ray.exceptions.GetTimeoutError, ray.exceptions.RaySystemError]
+    assert ray.get is get
 
 
 def test_what_is_dropped_while_ray_ends_does_not_call_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from rich.console import Console
@@ -38,13 +39,14 @@ class Mailbox:
 
 
 def test_a_second_ctrl_c_ends_at_once_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    mailbox, alive = Mailbox(2), SimpleNamespace(start=lambda: None, is_alive=lambda: True, join=lambda _: None)
+    mailbox, left = Mailbox(2), MagicMock()
+    alive = SimpleNamespace(start=lambda: None, is_alive=lambda: True, join=lambda _: None, leave=left)
     monkeypatch.setattr(ray_train.session, "join", lambda *_, **__: nullcontext(True))  # a private one
     monkeypatch.setattr(ray_train.holders, "asking", lambda *_: nullcontext(lambda: ""))
     monkeypatch.setattr(ray_train, "gpu_wanted", lambda *_: False)
     monkeypatch.setattr(ray_train, "claim", lambda *_: None)
     monkeypatch.setattr(ray_train, "Channel", lambda _: mailbox)
-    monkeypatch.setattr(ray_train.threading, "Thread", lambda **_: alive)
+    monkeypatch.setattr(ray_train, "RayThread", lambda *_, **__: alive)
     said = io.StringIO()
     job: Any = Job(recipe("digits").override({"name": "r", "storage": "s"}), None, Path("s/r"))  # type: ignore[arg-type]
     before = signal.getsignal(signal.SIGINT)
@@ -52,6 +54,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_how_to_go_on(monkeypatch: pytest.
         ray_train.fit_on_ray(job, "raypaml train digits", display)
     assert ended.value.signal == signal.SIGINT
     assert mailbox.stops == 1
+    left.assert_called_once_with()
     lines = [line.split("  ", 1)[1] for line in said.getvalue().splitlines() if "stop" in line]  # without the time
     assert lines == [
         "stopping after this step, with a checkpoint, or after this part of features; once more to stop at once",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
+
+LEAVE_SECONDS = 5.0
+_LOOK_SECONDS = 0.3
 
 
 class _UntilItEnds:
@@ -44,23 +47,59 @@ def shut_down(*, known: bool) -> None:
     ray.shutdown()
 
 
-@contextmanager
-def no_other_ray(*, known: bool) -> Iterator[None]:
-    """In the block no function of Ray that this thread calls initialises another Ray once the one in use has ended.
+class RayThread(threading.Thread):
+    """A thread that uses Ray, and leaves it, wherever it waits for a result, when it is told to.
 
-    Many do where there is none (Ray 2.60, `auto_init_hook`): with default addresses, without a token.
+    Ray crashes (SIGSEGV) where it ends while a thread is within `ray.get`. And many of its functions initialise another
+    Ray where there is none, with default addresses and no token (`ray._private.auto_init_hook`); not in this thread.
 
     Args:
-        known: as for `shut_down`.
+        work: what the thread does.
+        known: as for `shut_down`; with another Ray the thread is like any other one.
     """
-    if not known:
-        yield
-        return
-    from ray._private import auto_init_hook
 
-    before, here = auto_init_hook.auto_init_ray, threading.current_thread()
-    auto_init_hook.auto_init_ray = lambda: None if threading.current_thread() is here else before()
-    try:
-        yield
-    finally:
-        auto_init_hook.auto_init_ray = before
+    def __init__(self, work: Callable[[], None], *, known: bool) -> None:
+        super().__init__(name="ray user", daemon=True)
+        self._work, self._known, self._left = work, known, threading.Event()
+
+    def run(self) -> None:
+        """Do the work."""
+        with self._own_functions() if self._known else nullcontext():
+            self._work()
+
+    def leave(self) -> None:
+        """Have it leave Ray, and wait until it has ended, for LEAVE_SECONDS at most."""
+        self._left.set()
+        self.join(LEAVE_SECONDS)
+
+    @contextmanager
+    def _own_functions(self) -> Iterator[None]:
+        from ray._private import auto_init_hook
+
+        before = ray.get, auto_init_hook.auto_init_ray
+        ray.get = self._if_here(self._get(ray.get), ray.get)
+        auto_init_hook.auto_init_ray = self._if_here(lambda: None, auto_init_hook.auto_init_ray)
+        try:
+            yield
+        finally:
+            ray.get, auto_init_hook.auto_init_ray = before
+
+    def _if_here(self, here: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            return (here if threading.current_thread() is self else elsewhere)(*args, **options)
+
+        return call
+
+    def _get(self, get: Callable[..., Any]) -> Callable[..., Any]:
+        """`ray.get` that looks again and again whether to leave."""
+
+        def patient(refs: object, *, timeout: float | None = None) -> Any:
+            while timeout is None:
+                try:
+                    return get(refs, timeout=_LOOK_SECONDS)
+                except ray.exceptions.GetTimeoutError as error:
+                    if self._left.is_set() or isinstance(error, ray.exceptions.RayTaskError):
+                        raise
+            return get(refs, timeout=timeout)
+
+        return patient

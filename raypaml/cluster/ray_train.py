@@ -17,7 +17,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from raypaml.cluster import holders, ray_variables, session
 from raypaml.cluster.channel import Channel, Failure, Lost, Started
-from raypaml.cluster.end_of_ray import no_other_ray
+from raypaml.cluster.end_of_ray import RayThread
 from raypaml.cluster.lost_ray import check_ray
 from raypaml.cluster.lost_workers import LostWorkers, lost, lost_at_start, told_of_limit
 from raypaml.cluster.on_worker import Reporter, RunReporter, WorkerTask, train_on_worker
@@ -81,7 +81,7 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
         channel = Channel(partial(Watch, run.hang_seconds))
         outcome = _Outcome()
         asked = (job, channel, private, use_gpu, outcome, sent)
-        thread = threading.Thread(target=_fit_in_thread, args=asked, daemon=True)
+        thread = RayThread(partial(_fit_in_thread, *asked), known=is_known())
         with Signals() as signals, holders.asking("GPU" if use_gpu else "CPU", least) as lack:
             first = FirstEvent(display.say, "the first worker", limited=private, lack=lack)
             thread.start()
@@ -94,6 +94,8 @@ def fit_on_ray(job: Job, prog: str, display: Display, callbacks: Sequence[Callba
             except StoppedAtOnce:
                 display.say(f"stopped at once; what came after the last checkpoint is lost; {again}")
                 raise
+            finally:
+                thread.leave()
     if outcome.error:
         raise outcome.error
     if outcome.finished:
@@ -149,15 +151,14 @@ def gpu_wanted(run: RunConfig, say: Callable[[str], None]) -> bool:
 def _fit_in_thread(job: Job, channel: Channel, private: bool, use_gpu: bool, outcome: _Outcome, sent: bytes) -> None:
     """Run Ray's fit in this thread, so that the main thread can show progress and handle signals."""
     try:
-        with no_other_ray(known=is_known()):  # where the main thread leaves first, stopped at once
-            outcome.finished = run_workers(
-                job,
-                RunReporter(channel, private),
-                channel,
-                private=private,
-                use_gpu=use_gpu,
-                heard_by=sent,
-            )
+        outcome.finished = run_workers(
+            job,
+            RunReporter(channel, private),
+            channel,
+            private=private,
+            use_gpu=use_gpu,
+            heard_by=sent,
+        )
     except BaseException as error:
         outcome.error = error
 
