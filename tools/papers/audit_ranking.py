@@ -21,7 +21,7 @@ import numpy as np
 
 from raypaml.cli import Parser, run_command, say
 from raypaml.labels import GROUP_NAMES, NUM_GROUPS, POSITIVE, UNOBSERVED, FloatArray, IntArray
-from raypaml.reports.tables import markdown
+from raypaml.reports.tables import figure, markdown
 
 if TYPE_CHECKING:  # with torch, which --help does without
     from raypaml.auditing.ranking import ChanceEstimate, Scored
@@ -151,13 +151,18 @@ def _by_rejections(run: Audited, alone: ChanceEstimate) -> IntArray | None:
 
 
 def measures(run: Audited, lists: dict[int, IntArray]) -> list[float]:
-    """Returns the figures of one row: percent found at each length, by group, classes found, the largest share."""
+    """Returns the figures of one row: percent found at each length, by group, classes found, the largest share.
+
+    A list that is shorter than a length, as that of what was rejected may be, has NaN there.
+    """
     first = lists[LOOKS]
     classes, hits = first % len(run.data.vocabulary), run.found(first) == 1
     groups = run.data.vocabulary.class_group[classes[hits]]
     by_group = np.bincount(groups, minlength=NUM_GROUPS + 1)[1:] * 100 / LOOKS
     largest = np.bincount(classes).max() * 100 / LOOKS
-    at_length = [100 * float(run.found(lists[most]).mean()) for most in LENGTHS]
+    at_length = [
+        100 * float(run.found(lists[most]).mean()) if len(lists[most]) == most else math.nan for most in LENGTHS
+    ]
     return [*at_length, *by_group.tolist(), float(len(np.unique(classes[hits]))), float(largest)]
 
 
@@ -170,7 +175,7 @@ def rows(name: str, runs: list[Path]) -> list[list[str]]:
         for ranking, lists in rankings(run):
             figures.setdefault(ranking, []).append(measures(run, lists))
     means = {ranking: np.mean(some, 0) for ranking, some in figures.items()}
-    return [[name, ranking, *(f"{value:.1f}" for value in mean.tolist())] for ranking, mean in means.items()]
+    return [[name, ranking, *(figure(value, ".1f") for value in mean.tolist())] for ranking, mean in means.items()]
 
 
 def main() -> None:
