@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tools.browser import chromium
+from tools.browser import allowing, chromium
 
 _PROBE = Path(__file__).with_name("probe.js").read_text()
 _FRAME = """<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light dark">
@@ -37,7 +34,7 @@ def measured(
     frames = []
     for name, page in pages.items():
         copy = page.with_name(f"probed-{page.name}")
-        copy.write_text(probed(page.read_text()))
+        copy.write_text(allowing(page.read_text(), _PROBE))
         frames += [
             f'<iframe name="{name} {width}" src="{html.escape(copy.as_uri())}" style="width: {width}px; height: 900px; '
             f'border: 0; color-scheme: light dark"></iframe>'
@@ -47,10 +44,3 @@ def measured(
     said = chromium("--dump-dom", *flags, (folder / "frames.html").as_uri())
     lines = html.unescape(said.split('<pre id="said">')[1].split("</pre>")[0]).splitlines()
     return {one["page"]: one for one in map(json.loads, lines)}
-
-
-def probed(page: str) -> str:
-    """A page with the script that measures it, which its policy allows."""
-    digest = base64.b64encode(hashlib.sha256(_PROBE.encode()).digest()).decode()
-    allowed = re.sub(r"script-src ('none')?", f"script-src 'sha256-{digest}' ", page, count=1)
-    return allowed.replace("<title>", f"<script>{_PROBE}</script><title>", 1)

@@ -15,5 +15,7 @@ addEventListener("load", () => setTimeout(() => {
   const {scrollWidth: scroll, scrollHeight: height} = document.documentElement;
   const {backgroundColor: background, color: ink} = getComputedStyle(document.body);
   const wide = [...document.body.querySelectorAll("*")].filter(sticksOut).map(element => element.outerHTML.slice(0, 120));
-  parent.postMessage({page: window.name, errors, width: innerWidth, scroll, height, wide, background, ink}, "*");
+  const scrolling = [...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth + 1);
+  const labels = scrolling.map(one => one.getAttribute("aria-label")), pwned = "pwned" in window;
+  parent.postMessage({page: window.name, errors, pwned, scrolling: labels, width: innerWidth, scroll, height, wide, background, ink}, "*");
 }, 50));

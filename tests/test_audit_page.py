@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -224,6 +225,18 @@ def test_keys_undo_and_restoring_in_a_browser(tmp_path: Path) -> None:
     assert read_given(tmp_path / ANSWERS) == {
         one.entry: "yes" if one.rank == 1 else "no" for one in listed if one.rank == 5 or one.rank % 3 == 1
     }
+
+
+@in_browser
+def test_the_enlarged_place_holds_the_whole_outline_and_enough_around_it(tmp_path: Path) -> None:
+    wide, small, _ = candidates(3)
+    listed = [replace(wide, outline="M2 16L30 16"), replace(small, box=(8, 8, 12, 12), outline="")]
+    folder = audit_folder(tmp_path / "a", listed)
+    look = 'log.push(at("enlarged").querySelector("svg").getAttribute("viewBox"));'
+    said = driven(folder, f'await open("index.html"); {look} press("j"); {look}')
+    beyond, third = [list(map(float, one.split())) for one in said]  # x, y, width, height; of a picture of 40 x 32
+    assert beyond == pytest.approx([0, 2.56, 33.6, 26.88])
+    assert third == pytest.approx([10 - 40 / 6, 10 - 32 / 6, 40 / 3, 32 / 3])
 
 
 @in_browser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import re
 import resource
 import shutil
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,22 +17,13 @@ import pytest
 from PIL import Image
 
 import raypaml
-from raypaml.data.shards import Sample, write_dataset
 from raypaml.recipes import recipe
-from raypaml.reports.pages import fill_template, script_source
+from raypaml.reports.pages import fill_template, page_json, script_source
 from raypaml.reports.plots import BLUE, STYLE, TOKENS, panels, plots
-from raypaml.run_report.conclude import conclude_run
-from raypaml.search.search_folder import Outcome, SearchPlan
-from raypaml.search.search_page import write_search_page
-from raypaml.search.search_result import Verdict
-from raypaml.search.spaces import parse_search
-from raypaml.search.trials import random_trials
 from tests.browser import measured
-from tests.conftest import train_here
 from tests.test_reports import USAGE, record
+from tools.bench.hostile_pages import experiment_page, hostile_names, hostile_pages, search_page
 from tools.browser import CHROMIUM, DARK, WHY_NOT, chromium
-from tools.papers.experiment_figures import MODES, NAMES, SCHEMES, Findings
-from tools.papers.experiment_page import write_experiment_page
 from tools.screenshots import MOST_BYTES, screenshot
 
 CHECKOUT = Path(raypaml.__file__).parent.parent
@@ -112,6 +102,13 @@ def test_a_page_lets_its_own_script_run_and_no_other(tmp_path: Path) -> None:
     assert script_source("alert(1)") == "'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI='"
 
 
+def test_data_of_a_page_are_utf_8_and_end_no_script() -> None:
+    said = page_json(["</script>", "\U0001f469", "half \udc80"])
+    assert said == '["</script>","\U0001f469","half \\udc80"]'  # jinja's tojson escapes what would end the script
+    assert len(said.encode()) == 34
+    assert json.loads(said)[2] == "half \udc80"
+
+
 def test_a_panel_has_title_legend_and_words_as_text() -> None:
     with mpl.rc_context(STYLE):
         left, right = panels(2)
@@ -145,65 +142,26 @@ def pages(trained: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -
     shutil.copy(trained[0] / "report.html", folder / "run.html")
     run = raypaml.Run.open(trained[0], progress=False)
     run.explain(limit=40, rows=6, out=folder / "maps")
+    searched = recipe("digits").override({"storage": str(folder), "name": "search", "epochs": 3})
     return {
         "run": folder / "run.html",
         "maps": folder / "maps" / "explanations.html",
-        "search": _search_page(folder),
-        "experiment": _experiment_page(folder),
+        "search": search_page(searched, [record(n, 10 * n, 5 * n) | USAGE for n in range(3)], HOSTILE, trials=8),
+        "experiment": experiment_page(folder, [record(n, 10 * n, 5 * n) for n in range(4)], HOSTILE, 2, {}),
     }
-
-
-def _search_page(folder: Path) -> Path:
-    base = recipe("digits").override({"storage": str(folder), "name": "search", "epochs": 3})
-    spaces = (*parse_search("alpha=1:10,delta_rel=0.05:1", base, {}, None),)
-    search = SearchPlan(base=base, spaces=spaces)
-    search.folder.mkdir()
-    history = [record(n, 10 * n, 5 * n) | USAGE for n in range(3)]
-    trials = random_trials(base, spaces, 9, share=3, seed=0)
-    outcomes = [
-        Outcome(trial=trial, state="finished", history=history, curve={1.0: 0.5, 5.0: 0.6}) for trial in trials[:6]
-    ]  # type: ignore[arg-type]
-    outcomes += [Outcome(trial=trials[6], state="failed", error=HOSTILE), Outcome(trial=trials[7], state="planned")]
-    write_search_page(search, outcomes, Verdict(best=outcomes[1], own=outcomes[0], text=HOSTILE))
-    return search.folder / "report.html"
-
-
-def _experiment_page(folder: Path) -> Path:
-    rows = [(scheme, mode) for scheme in SCHEMES for mode in MODES]
-    names = (*NAMES, "recall", "precision", "rank_correlation", "scale_ratio", "pointing_game", "chance", "control")
-    draw = np.random.default_rng(0).uniform
-    figures = {row: {seed: {name: draw(0.4, 0.9) for name in names} for seed in range(2)} for row in rows}
-    curves = {row: {0: {float(alpha): 0.5 + alpha / 99 for alpha in range(1, 11)}} for row in rows}
-    histories: Any = {row: {0: [record(n, 10 * n, 5 * n) for n in range(4)]} for row in rows if "ll_" in row[0]}
-    found = [Findings(hiding, figures, curves, histories) for hiding in ("one", HOSTILE)]
-    sweep = {delta: {0: {"All": 0.5, "recall": 0.3, "precision": 0.6}} for delta in (0.05, 0.1)}
-    write_experiment_page(folder, {"text": HOSTILE, "images": 40}, found, sweep, {})
-    return folder / "experiment.html"
 
 
 @pytest.fixture(scope="module")
 def vast(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The pages of a run on 5,000 classes of hostile names, and of its maps."""
-    folder = tmp_path_factory.mktemp("vast")
-    (folder / "data").mkdir()
-    ids = [f"/m/{k:04d}" for k in range(5000)]
-    splits = {split: list(_vast_samples(split, ids)) for split in ("train", "validation", "test")}
-    write_dataset(folder / "data", splits, ids, [f"{HOSTILE} {k}" for k in range(5000)])
-    values = {"data": str(folder / "data"), "storage": str(folder), "name": "run", "workers": 1, "epochs": 2}
-    values |= {"warmup_epochs": 1, "delta_rel": 2.0, "global_batch_size": 16, "lanes": 16}
-    job = train_here(recipe("digits").override(values))
-    conclude_run(job)
-    run = raypaml.Run.open(job.folder, progress=False)
-    return {"run": job.folder / "report.html", "maps": run.explain(out=folder / "maps").page}
+    """The pages of a run on 5,000 classes of hostile names, of its maps and audit, of a search and of an experiment."""
+    return hostile_pages(tmp_path_factory.mktemp("vast"), classes=5000, listed=2000, trials=20, seeds=2)
 
 
-def _vast_samples(split: str, ids: list[str]) -> Iterator[Sample]:
-    for number in range(32):
-        rng = np.random.default_rng(number)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(buffer := io.BytesIO(), "JPEG")
-        classes = tuple(ids[k] for k in rng.permutation(5000))
-        positive, negative, truth = classes[:200], classes[200:1200], classes[:400] if split == "train" else None
-        yield Sample(key=f"{split}{number}", image=buffer.getvalue(), positive=positive, negative=negative, truth=truth)
+def test_hostile_names_are_different_and_long() -> None:
+    names = hostile_names(5000)
+    assert len(set(names)) == 5000
+    assert {len(name) for name in names} == {300}
+    assert all(any(sign in name for name in names) for sign in ('"', "'", "<script>", "\u202e", "\U0001f469", "\n"))
 
 
 @pytest.mark.cluster
@@ -216,7 +174,7 @@ def test_pages_of_5000_classes_with_hostile_names_are_small_quick_and_sound(
         assert page.stat().st_size < 15_000_000
         assert _processor_seconds(page.as_uri()) - empty < 4  # measured: 0.6; of all threads
     for name, one in measured(vast, tmp_path).items():
-        assert (one["errors"], one["wide"], one["scroll"]) == ([], [], one["width"]), name
+        assert (one["errors"], one["pwned"], one["wide"], one["scroll"]) == ([], False, [], one["width"]), name
 
 
 def _processor_seconds(address: str) -> float:
@@ -254,6 +212,18 @@ class Outline(HTMLParser):
         yield from {f"id {one} stands twice" for one in ids if ids.count(one) > 1}
 
 
+def test_on_paper_the_heading_of_all_classes_stands_over_a_sentence(pages: dict[str, Path]) -> None:
+    assert "@media print { #classes { display: none } .paper { display: block } }" in STYLE_SHEET
+    shown = re.search(r"<h3>All classes</h3>(.*?)<div id=.classes. hidden>", pages["run"].read_text(), re.DOTALL)
+    assert shown is not None
+    assert '<p class="paper">The table of all classes is on the screen; ' in shown[1]
+
+
+def test_a_search_names_all_its_lines(pages: dict[str, Path]) -> None:
+    page = pages["search"].read_text()
+    assert page.count(">other trials</span>") == page.count(">starting point: ") == page.count(">best: ") == 4
+
+
 def test_a_screen_reader_finds_its_way(pages: dict[str, Path]) -> None:
     for name, page in pages.items():
         assert list(Outline(page.read_text()).faults()) == [], name
@@ -271,6 +241,7 @@ def test_a_browser_shows_every_page_without_errors_or_overflow_and_sees_a_faulty
     assert set(light) == {f"{name} {width}" for name in pages for width in (390, 1280)}
     for name, one in [*light.items(), *dark.items()]:
         assert (one["errors"], one["wide"], one["scroll"]) == ([], [], one["width"]), name
+        assert "Test mAP by class group" not in one["scrolling"], name
     backgrounds = {one["background"] for one in light.values()}, {one["background"] for one in dark.values()}
     assert backgrounds == ({_rgb(palette(dark=False)["page"])}, {_rgb(palette(dark=True)["page"])})
     assert faulty["scroll"] > 700

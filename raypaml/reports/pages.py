@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 from pathlib import Path
 
 import jinja2
@@ -16,6 +18,8 @@ from raypaml.reports.tables import figure, percent
 
 SHARED = Path(__file__).parent
 """Folder of what templates share: the frame of a page, its style, and macros."""
+_HALVES = re.compile("[\ud800-\udfff]")
+"""Halves of a sign, which a file name that is not UTF-8 may hold, and a page cannot."""
 
 
 def fill_template(template: Path, **values: object) -> str:
@@ -36,12 +40,19 @@ def fill_template(template: Path, **values: object) -> str:
     )
     environment.filters.update(epoch_number=epoch_number, script_source=script_source)
     environment.globals.update(figure=figure, percent=percent)
+    environment.policies.update({"json.dumps_function": page_json, "json.dumps_kwargs": {}})
     return environment.get_template(template.name).render(values)
 
 
 def shown(value: object) -> object:
     """A value as a template shows it: of a text, what would turn or hide the text around it becomes visible."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def page_json(value: object) -> str:
+    """JSON for the data of a page, in UTF-8 rather than as escapes: 4 bytes for an emoji, which has 12 as escapes."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _HALVES.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def script_source(program: str) -> Markup:

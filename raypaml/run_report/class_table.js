@@ -132,7 +132,7 @@
   }
 
   function plot(points, chance) {
-    const [width, height, left, low] = [330, 230, 40, 34], right = 14, high = 8;
+    const [width, height, left, low] = [330, 244, 40, 34], right = 14, high = 22;
     const x = (recall) => left + recall * (width - left - right), y = (precision) => height - low - precision * (height - low - high);
     const drawing = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
     const ends = `${(100 * points[0][1]).toFixed(0)} % at the highest scores, ${(100 * points.at(-1)[1]).toFixed(0)} % at full recall`;
@@ -144,7 +144,7 @@
     drawing.append(shape("path", { d: `M${left},${y(chance)}H${x(1)}`, class: "chance" }));
     const steps = points.map(([recall, precision]) => `V${y(precision)}H${x(recall)}`).join("");
     drawing.append(shape("path", { d: `M${left},${y(points[0][1])}${steps}`, class: "curve" }));
-    drawing.append(label((left + width) / 2, height - 4, "recall, %", "middle"), label(left + 4, high + 10, "precision, %", "start"));
+    drawing.append(label((left + width) / 2, height - 4, "recall, %", "middle"), label(left, 12, "precision, %", "start"));
     return drawing;
   }
 
