@@ -24,7 +24,7 @@ from tests.browser import measured
 from tests.test_reports import USAGE, record
 from tools.bench.hostile_pages import experiment_page, hostile_names, hostile_pages, search_page
 from tools.browser import CHROMIUM, DARK, WHY_NOT, chromium
-from tools.screenshots import MOST_BYTES, screenshot
+from tools.screenshots import MOST_BYTES, in_few_colours, screenshot
 
 CHECKOUT = Path(raypaml.__file__).parent.parent
 STYLE_SHEET = (CHECKOUT / "raypaml/reports/style.css").read_text()
@@ -268,6 +268,15 @@ def test_a_screenshot_is_of_the_width_of_a_telephone_and_small(pages: dict[str, 
         assert picture.size == (390, 700)
         assert _rgb(palette(dark=True)["page"]) == f"rgb{picture.convert('RGB').getpixel((2, 2))}"
     assert (tmp_path / "phone.png").stat().st_size < MOST_BYTES
+
+
+def test_a_picture_in_few_colours_keeps_those_of_text_and_drawings() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    noise[:100], noise[100, :40], noise[101, :40] = 255, (0x2F, 0x6D, 0xB5), (0x30, 0x6D, 0xB5)
+    few = np.asarray(in_few_colours(Image.fromarray(noise)).convert("RGB"))
+    assert (few[:100] == 255).all()
+    assert (few[100:102, :40] == noise[100:102, :40]).all()
+    assert np.abs(few.astype(int) - noise).mean() < 40
 
 
 def _rgb(colour: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from raypaml.cli import run_command, say
 from tools.browser import DARK, chromium
@@ -82,19 +83,25 @@ def screenshot(page: Path, picture: Path, width: int, height: int, *, dark: bool
             shown = image.convert("RGB").crop((0, 0, width, height))
     shown.save(picture, optimize=True)
     if picture.stat().st_size > MOST_BYTES:
-        shown.quantize(palette=palette(shown), dither=Image.Dither.NONE).save(picture, optimize=True)
+        in_few_colours(shown).save(picture, optimize=True)
     if (size_of := picture.stat().st_size) > MOST_BYTES:
         raise ValueError(f"{picture}: {size_of:,} bytes; at most {MOST_BYTES:,}: take a lower part of the page")
 
 
-def palette(image: Image.Image) -> Image.Image:
-    """256 colours for an image: the most frequent, which are those of text and drawings, and means of all others."""
-    colours, counts = np.unique(np.asarray(image).reshape(-1, 3), axis=0, return_counts=True)
+def in_few_colours(image: Image.Image) -> Image.Image:
+    """An image in 256 colours: the most frequent, which are those of text and drawings, and means of all others.
+
+    Pillow chooses among given colours by their leading bits, so that white would become a near one.
+    """
+    pixels = np.asarray(image).reshape(-1, 3)
+    colours, counts = np.unique(pixels, axis=0, return_counts=True)
     frequent = colours[np.argsort(-counts, kind="stable")[: COLOURS // 2]]
     means = image.quantize(COLOURS // 2, Image.Quantize.MEDIANCUT, kmeans=5).getpalette() or []
-    chosen = Image.new("P", (1, 1))
-    chosen.putpalette([*frequent.ravel().tolist(), *means])
-    return chosen
+    chosen = np.concatenate([frequent, np.array(means, np.uint8).reshape(-1, 3)])
+    nearest = cKDTree(chosen).query(pixels)[1].astype(np.uint8)
+    few = Image.fromarray(nearest.reshape(image.height, image.width), "P")
+    few.putpalette(chosen.ravel().tolist())
+    return few
 
 
 def main() -> int:
