@@ -109,6 +109,8 @@ def read_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str
         names = next(reader, [])
         if not set(needed) <= set(names):
             raise ValueError(f"{path}: columns {names[:_SHOWN]}, expected at least {', '.join(needed)}")
+        if twice := [name for name in needed if names.count(name) > 1]:
+            raise ValueError(f"{path}: the column {twice[0]} is there twice; leave one of them out")
         for cells in filter(None, reader):
             if len(cells) > len(names):
                 raise ValueError(f"{path}:{reader.line_num}: {len(cells)} cells for {len(names)} columns")

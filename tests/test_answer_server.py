@@ -102,6 +102,7 @@ def test_a_name_that_was_made_to_lead_here_is_refused(server: AnswerServer, host
 
 
 def test_who_has_no_token_or_comes_from_another_site_is_refused(server: AnswerServer) -> None:
+    assert ask(server, "GET", "/favicon.ico") == (204, "")
     for path in ("/", "/answers", f"/{server.token[:-1]}/", f"/{server.token}x/", "/%e9/"):
         assert ask(server, "GET", path)[0] in (403, 404), path
     answers = {"digest": digest_of(LISTED), "answers": [[0, "yes"]]}

@@ -204,7 +204,8 @@ def test_answers_become_labels_of_a_new_version(
     lines = [(row["key"], row["class_id"], text) for row, text in zip(table, said, strict=True)]
     out = tmp_path / "new"
     before = {path.name: path.read_bytes() for path in evaluated_digits.iterdir() if path.suffix != ".tar"}
-    assert main([str(trained[0]), "--apply", str(answer(tmp_path / "a.csv", lines)), "--out", str(out)]) == 0
+    given = answer(tmp_path / "a`\n# b.csv", lines)
+    assert main([str(trained[0]), "--apply", str(given), "--out", str(out)]) == 0
     assert {p.name: p.read_bytes() for p in evaluated_digits.iterdir() if p.suffix != ".tar"} == before
     old, new = open_folder(evaluated_digits), open_folder(out)
     rows = np.arange(len(old.splits["train"]))
@@ -225,10 +226,11 @@ def test_answers_become_labels_of_a_new_version(
         "negative": 1,
         "undecided": 1,
     }
-    assert "10 entries of the training split became positive" in (out / "data_card.md").read_text()
+    told = (out / "data_card.md").read_text()
+    assert "From a\\` # b.csv: 10 entries of the training split became positive" in told
     assert train_here(0, 1, config(epochs=1), out, tmp_path / "run", None)
     with pytest.raises(ValueError, match="new: exists already"):
-        main([str(trained[0]), "--apply", str(tmp_path / "a.csv"), "--out", str(out)])
+        main([str(trained[0]), "--apply", str(given), "--out", str(out)])
 
 
 def test_of_two_that_write_one_folder_the_first_to_end_stays_whole(
@@ -284,9 +286,11 @@ def test_answers_that_cannot_be_are_refused(
 def test_other_files_and_runs_are_refused(trained: Run, tiny_digits: Path, tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00junk")
     (tmp_path / "c.csv").write_text("image,label\n")
+    (tmp_path / "d.csv").write_text("key,class,key,answer\na,b,c,yes\n")
     for name, said in (
         ("b.csv", "not a CSV file"),
         ("c.csv", "expected at least key, class, answer"),
+        ("d.csv", "the column key is there twice; leave one of them out"),
         ("d", "no such"),
     ):
         with pytest.raises(ValueError, match=said):

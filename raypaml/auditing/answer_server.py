@@ -184,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
         host = self.headers.get("Host", "")
         if urlsplit(f"//{host}").hostname not in _OWN_NAMES:
             raise _RefusalError(HTTPStatus.MISDIRECTED_REQUEST, f"this is {HOST}, and nothing else")
+        if self.path == "/favicon.ico":  # browsers ask for it by themselves, and call a refusal an error of the page
+            raise _RefusalError(HTTPStatus.NO_CONTENT, "")
         _, token, path = [*self.path.split("/", 2), "", ""][:3]
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
             raise _RefusalError(HTTPStatus.FORBIDDEN, "open the address that raypaml audit has printed")

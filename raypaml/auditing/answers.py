@@ -19,7 +19,7 @@ from raypaml.data.index import Index, write_index
 from raypaml.files import link_or_copy, sweep, whole_folder
 from raypaml.json_types import check
 from raypaml.labels import NEGATIVE, POSITIVE, VOCABULARY, IntArray, Vocabulary
-from raypaml.names import check_new_folders
+from raypaml.names import check_new_folders, markdown_line
 from raypaml.preparation.data_card import CARD
 from raypaml.stored_json import read_if_there, refused_as
 from raypaml.writable import try_folder
@@ -193,8 +193,8 @@ def _write_card(folder: Path, record: AnswersRecord) -> None:
     text = path.with_suffix(".md")
     before = text.read_text() if text.is_file() else "# Data card\n"
     said = (
-        f"\n## Answers of {record['applied']}\n\nFrom `{record['answers']}`: {record['positive']:,} entries of the "
-        f"training split became positive, {record['negative']:,} negative; {record['undecided']:,} stay undecided. "
-        f"The labels before are in `{record['from']}`, and in the tars.\n"
+        f"\n## Answers of {record['applied']}\n\nFrom {markdown_line(record['answers'])}: {record['positive']:,} "
+        f"entries of the training split became positive, {record['negative']:,} negative; {record['undecided']:,} stay "
+        f"undecided. The labels before are in {markdown_line(record['from'])}, and in the tars.\n"
     )
     text.write_text(before + said)
