@@ -37,6 +37,17 @@ FloatArray = NDArray[np.float64]
 RealArray = NDArray[np.floating]
 
 
+def each_once(numbers: IntArray) -> IntArray:
+    """Returns the numbers in ascending order, each once.
+
+    `numpy.unique` and `numpy.union1d` hash integers from NumPy 2.3 on: a second for a million, where sorting takes
+    seven milliseconds, and longer still for each of more.
+    """
+    numbers = np.sort(numbers)
+    once: IntArray = numbers[np.r_[True, numbers[1:] != numbers[:-1]][: len(numbers)]]
+    return once
+
+
 def class_groups(annotations: IntArray) -> IntArray:
     """Divide the classes into five groups of equal size by their number of training annotations.
 

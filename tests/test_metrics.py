@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from raypaml.labels import Vocabulary, class_groups
+from raypaml.labels import Vocabulary, class_groups, each_once
 from raypaml.metrics.average_precision import average_precision, group_means, mean_ap
 
 INF = float("inf")
@@ -139,6 +139,14 @@ def test_groups_are_equal_and_rise_with_the_annotations() -> None:
     groups = class_groups(annotations)
     assert np.bincount(groups).tolist() == [0, 1000, 1000, 1000, 1000, 1000]
     assert np.array_equal(groups, annotations // 1000 + 1)
+
+
+@pytest.mark.parametrize("numbers", [[], [7], [3, 1, 3, -2, 1], [5, 5, 5], [2**62, -(2**62), 0]])
+def test_numbers_in_order_each_once_are_numpys(numbers: list[int]) -> None:
+    given_numbers = np.array(numbers, np.int64)
+    assert each_once(given_numbers).tolist() == np.unique(given_numbers).tolist()
+    assert each_once(given_numbers).dtype == np.int64
+    assert given_numbers.tolist() == numbers
 
 
 def test_ties_between_groups_keep_vocabulary_order() -> None:

@@ -14,7 +14,7 @@ from raypaml.auditing.entry_scores import AuditedModel, likeliest, observed_scor
 from raypaml.auditing.ranking import ChanceEstimate, EntryRanking, fit_estimate
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.index import Index
-from raypaml.labels import FloatArray, IntArray
+from raypaml.labels import FloatArray, IntArray, each_once
 from raypaml.mapper import Mapper
 from raypaml.metrics.thresholds import sigmoid
 from raypaml.runs.alpha_of_use import AlphaValues
@@ -109,8 +109,9 @@ def history(run: Path, index: Index, entries: IntArray) -> dict[int, list[int]]:
         OtherDataError: what the run recorded belongs to another data set.
     """
     epochs: dict[int, list[int]] = {int(entry): [] for entry in entries}
+    mine = each_once(entries)
     for epoch, rejected in read_epochs(run, index):
-        for entry in np.intersect1d(entries, rejected).tolist():
+        for entry in np.intersect1d(mine, rejected, assume_unique=True).tolist():
             epochs[entry].append(epoch)
     return epochs
 

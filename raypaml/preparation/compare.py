@@ -14,7 +14,7 @@ from raypaml.cli import Parser
 from raypaml.data.data_folder import check_vocabulary
 from raypaml.data.index import Index, open_index
 from raypaml.data.shards import SPLITS
-from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, VOCABULARY, Vocabulary
+from raypaml.labels import NEGATIVE, POSITIVE, UNOBSERVED, VOCABULARY, Vocabulary, each_once
 from raypaml.preparation.findings import EXAMPLES, Tally, tally
 
 STATES = {POSITIVE: "positive", NEGATIVE: "negative", UNOBSERVED: "unobserved"}
@@ -82,8 +82,8 @@ def compare_split(a: Index, b: Index, classes_a: Vocabulary, classes_b: Vocabula
     in_a = pc.index_in(b.key_column, value_set=a.key_column)  # row of B -> row of A
     rows_b = np.flatnonzero(pc.is_valid(in_a).to_numpy())
     rows_a = in_a.drop_null().to_numpy().astype(np.int64)
-    only_a = np.setdiff1d(np.arange(len(a)), rows_a)
-    only_b = np.setdiff1d(np.arange(len(b)), rows_b)
+    only_a = np.setdiff1d(np.arange(len(a)), rows_a, assume_unique=True)
+    only_b = np.setdiff1d(np.arange(len(b)), rows_b, assume_unique=True)
     other = (a.crc32[rows_a] != b.crc32[rows_b]) | (a.size[rows_a] != b.size[rows_b])
     return {
         "samples in both": {"count": len(rows_a)},
@@ -106,7 +106,7 @@ def _label_differences(
     number = {class_id: k for k, class_id in enumerate(union)}
     cells_a, values_a = _entries(a, rows_a, np.array([number[c] for c in classes_a.class_ids]), len(union))
     cells_b, values_b = _entries(b, rows_b, np.array([number[c] for c in classes_b.class_ids]), len(union))
-    cells = np.union1d(cells_a, cells_b)
+    cells = each_once(np.concatenate([cells_a, cells_b]))
     state_a, state_b = np.full((2, len(cells)), UNOBSERVED)
     state_a[np.searchsorted(cells, cells_a)] = values_a
     state_b[np.searchsorted(cells, cells_b)] = values_b

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypaml.bounded import SMALL_BYTES, read_bytes, read_rows
-from raypaml.labels import IntArray
+from raypaml.labels import IntArray, each_once
 from raypaml.preparation.findings import Findings
 from raypaml.preparation.requests import SplitLabels
 from raypaml.stored_json import parse_json
@@ -94,11 +94,12 @@ def expand(labels: SplitLabels, class_ids: Sequence[str], parents: Parents) -> S
     table, num_classes = labels.table, len(class_ids)
     implied = implied_columns(parents, class_ids)
     positive, negative, truth = (_cells(table[name], num_classes) for name in ("positives", "negatives", "truth"))
-    truth = np.union1d(truth, _above(truth, implied))
+    truth = each_once(np.concatenate([truth, _above(truth, implied)]))
     negative = np.setdiff1d(negative, truth, assume_unique=True)
     above = np.setdiff1d(_above(positive, implied), positive, assume_unique=True)
     new = np.setdiff1d(above, negative, assume_unique=True)
-    for name, cells in (("positives", np.union1d(positive, new)), ("negatives", negative), ("truth", truth)):
+    positive = each_once(np.concatenate([positive, new]))
+    for name, cells in (("positives", positive), ("negatives", negative), ("truth", truth)):
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.schema.field(name), _lists(cells, table[name], num_classes))
     findings = Findings(labels.findings.counts.copy(), dict(labels.findings.examples))
@@ -130,4 +131,4 @@ def _above(cells: IntArray, implied: Sequence[IntArray]) -> IntArray:
     rows, columns = np.divmod(cells, num_classes)
     many = sizes[columns]
     within = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many, many)
-    return np.unique(np.repeat(rows, many) * num_classes + flat[np.repeat(starts[columns], many) + within])
+    return each_once(np.repeat(rows, many) * num_classes + flat[np.repeat(starts[columns], many) + within])

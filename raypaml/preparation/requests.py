@@ -81,5 +81,5 @@ def types_first(requests: pa.Table) -> pa.Table:
     """
     lengths = [pc.fill_null(pc.list_value_length(requests[name]), 0).to_numpy() for name in (*LABELS, *KNOWN)]
     front = np.array(sorted({int(np.argmax(length > 0)) for length in lengths if length.any()}), np.int64)
-    order = np.concatenate([front, np.setdiff1d(np.arange(len(requests)), front)])
+    order = np.concatenate([front, np.setdiff1d(np.arange(len(requests)), front, assume_unique=True)])
     return requests.take(pa.array(order)).combine_chunks()

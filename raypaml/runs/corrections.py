@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raypaml.data.index import Index
-from raypaml.labels import POSITIVE, IntArray
+from raypaml.labels import POSITIVE, IntArray, each_once
 from raypaml.runs.ranks import Ranks
 from raypaml.runs.transfer import ComingEntries
 
@@ -26,14 +26,15 @@ class Corrections:
 
     def __init__(self, num_classes: int, entries: IntArray | None = None):
         self.num_classes = num_classes
-        self.entries: IntArray = np.empty(0, np.int64) if entries is None else np.unique(entries)
+        self.entries: IntArray = np.empty(0, np.int64) if entries is None else each_once(entries)
         self.fresh = ComingEntries()
         """Entries noted on this rank since the last exchange."""
 
     def exchange(self, ranks: Ranks) -> None:
         """Add the entries noted on any rank to the corrections of all; a collective."""
         rows, classes = self.fresh.take()
-        self.entries = np.union1d(self.entries, ranks.gather(rows * self.num_classes + classes).astype(np.int64))
+        fresh = ranks.gather(rows * self.num_classes + classes).astype(np.int64)
+        self.entries = each_once(np.concatenate([self.entries, fresh]))
 
     def apply(self, labels: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """Make the corrected entries of labels [B, K] of these rows positive; the same tensor where there are none."""

@@ -24,7 +24,7 @@ from raypaml.bounded import Unpacked, arrow_fault, check_rows
 from raypaml.data.data_folder import DataFolder
 from raypaml.data.label_forms import LabelForm
 from raypaml.data.tars import key_and_suffix
-from raypaml.labels import IntArray, Vocabulary
+from raypaml.labels import IntArray, Vocabulary, each_once
 from raypaml.preparation.findings import Findings, some_of
 from raypaml.preparation.formats.table_file import DELIMITERS, columns_shown, is_no_text, matching
 from raypaml.spreadsheets import from_cells
@@ -260,7 +260,7 @@ def _once(
 
 def _about(cells: IntArray, data: DataFolder, skipped: Findings) -> str:
     index, num_classes = data.splits["train"], len(data.vocabulary)
-    images, classes = len(np.unique(cells // num_classes)), len(np.unique(cells % num_classes))
+    images, classes = len(each_once(cells // num_classes)), len(each_once(cells % num_classes))
     none = len(index) - images
     return (
         f"{len(cells):,} scores, of {images:,} of {len(index):,} training images and {classes:,} of {num_classes:,} "

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raypaml.data.index import Index
 from raypaml.files import check_readable
-from raypaml.labels import IntArray
+from raypaml.labels import IntArray, each_once
 from raypaml.runs.transfer import ComingEntries
 from raypaml.sealed_tables import read_parquet, write_parquet
 
@@ -57,7 +57,7 @@ def read_epochs(run_folder: Path, index: Index) -> Iterator[tuple[int, IntArray]
     if not by_epoch and (run_folder / FOLDER).exists():
         check_readable(run_folder / FOLDER)
     for epoch, paths in sorted(by_epoch.items()):
-        yield epoch, np.unique(np.concatenate([_read(path, index) for path in paths]))
+        yield epoch, each_once(np.concatenate([_read(path, index) for path in paths]))
 
 
 def _read(path: Path, index: Index) -> IntArray:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from raypaml.labels import each_once
 from raypaml.preparation.openimages.release_labels import OFFICIAL_TOTALS
 from tools.full_size.scenes import CLASSES, EMPTY, QUADRANTS, Ranks, arranged, lineages
 
@@ -149,7 +150,7 @@ def blocks_of(whole: Quotas, split: str, seed: int) -> list[Quotas]:
 def make_block(part: Quotas, split: str, rng: np.random.Generator) -> Block:
     """Draws the scenes of a block, and which of their true and false classes somebody verified."""
     objects = _scenes(part, split, rng)
-    cells = _each_once(_cells(lineages()[objects[objects != EMPTY]], np.nonzero(objects != EMPTY)[0], part.labelled))
+    cells = each_once(_cells(lineages()[objects[objects != EMPTY]], np.nonzero(objects != EMPTY)[0], part.labelled))
     verified = _verified(cells, part, split, rng)
     negatives = _negatives(cells, part, rng)
     negatives = _everyone_labelled(cells, cells[verified] % part.labelled, negatives, part.labelled, rng)
@@ -161,13 +162,6 @@ def _cells(classes: Ints, images: Ints, labelled: int) -> Ints:
     """Returns a number for each class of each image, by class first; `classes` has a row for each of `images`."""
     cells: Ints = (classes * labelled + images[:, None]).ravel()
     return cells
-
-
-def _each_once(cells: Ints) -> Ints:
-    """Returns the cells in order, each once; `numpy.unique` hashes them, and takes seconds for half a million."""
-    cells = np.sort(cells)
-    once: Ints = cells[np.r_[True, cells[1:] != cells[:-1]][: len(cells)]]
-    return once
 
 
 def _within(cells: Ints, ordered: Ints) -> NDArray[np.bool_]:
@@ -205,7 +199,7 @@ def _missing(quadrants: Ranks, wanted: Ints, rng: np.random.Generator) -> Ranks:
     """Returns [labelled] objects for the middle: those that two quadrants of one image have, where one would do."""
     count = len(quadrants)
     images, slots = np.nonzero(quadrants != EMPTY)
-    own = _each_once(_cells(quadrants[images, slots].astype(np.int64)[:, None], images, count))
+    own = each_once(_cells(quadrants[images, slots].astype(np.int64)[:, None], images, count))
     left = np.maximum(wanted - np.bincount(own // count, minlength=CLASSES), 0)
     middle = np.full(count, EMPTY, np.int16)
     for _ in range(_MOST_ROUNDS):
@@ -243,7 +237,7 @@ def _negatives(truth: Ints, part: Quotas, rng: np.random.Generator) -> Ints:
         classes = np.repeat(np.arange(CLASSES), left)
         if not len(classes):
             return np.concatenate(parts)
-        drawn = _each_once(classes * part.labelled + rng.integers(0, part.labelled, len(classes)))
+        drawn = each_once(classes * part.labelled + rng.integers(0, part.labelled, len(classes)))
         drawn = drawn[~_within(drawn, taken)]
         taken = np.sort(np.r_[taken, drawn])
         parts.append(drawn)
