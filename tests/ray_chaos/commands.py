@@ -50,6 +50,8 @@ class Command:
     taken: Path = Path("/dev/null")
     """File that says that the fault of now comes."""
     process: subprocess.Popen[bytes] = field(init=False)
+    began: float = field(init=False)
+    """When it was given the last time (`time.time`)."""
 
     def __post_init__(self) -> None:
         self.begin()
@@ -59,6 +61,7 @@ class Command:
         variables = os.environ | TOKEN | {FOLDER: str(self.folder), "TMPDIR": str(self.temporary)}
         variables["PYTHONPATH"] = str(ROOT)
         self.temporary.mkdir(exist_ok=True)
+        self.began = time.time()
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(
                 self.argv, cwd=self.folder, env=variables, stdout=subprocess.DEVNULL, stderr=said

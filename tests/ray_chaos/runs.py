@@ -15,7 +15,7 @@ from pathlib import Path
 from raypaml.data.storage import Location
 from raypaml.runs.mirror import Mirror
 from tests.chaos import DAMAGE, Fault, damage
-from tests.ray_chaos.commands import Command, End, asked
+from tests.ray_chaos.commands import Command, asked
 from tests.ray_chaos.worker import FOLDER, OF_WORKERS, write_faults
 from tests.test_sharding_s3 import running as running_store
 from tests.two_nodes import TwoNodes, drain, two_nodes, worker_node
@@ -102,8 +102,12 @@ def _nothing(command: Command, fault: Fault) -> None:
 
 def _seconds_until_a_life(folder: Path, index: int) -> float:
     came = float((folder / f"met-{index}").read_text())
-    lives = {int(path.name.split("-")[1]) / 1000 for path in folder.glob("ledger-*")}
-    return min((life - came for life in lives if life > came), default=float("nan"))
+    return min((life - came for life in _lives(folder) if life > came), default=float("nan"))
+
+
+def _lives(folder: Path) -> set[float]:
+    """When the groups of workers made their first steps."""
+    return {int(path.name.split("-")[1]) / 1000 for path in folder.glob("ledger-*")}
 
 
 # --- What is done to the command --------------------------------------------------------------------------------------
@@ -121,25 +125,32 @@ def _killed_twice(command: Command, fault: Fault) -> None:
 
 
 def _asked_to_stop(command: Command, _fault: Fault) -> None:
-    end = command.end_and_begin(signal.SIGTERM)
-    assert end.code == 128 + signal.SIGTERM or (end.code, end.text) == (-signal.SIGTERM, ""), end
-    _says_how_to_go_on(end)
+    if _trains(command):
+        end = command.end_and_begin(signal.SIGTERM)
+        assert end.code == 128 + signal.SIGTERM, end
+        assert "stopped; continue with: " in end.said, end
 
 
 def _stopped_at_once(command: Command, _fault: Fault) -> None:
     """Or in its own time; the second signal may meet Python while it ends, which a shell shows as 130 too."""
-    end = command.end_and_begin(signal.SIGINT, twice=True)
-    assert end.code in (128 + signal.SIGINT, -signal.SIGINT), end
-    _says_how_to_go_on(end)
+    if _trains(command):
+        end = command.end_and_begin(signal.SIGINT, twice=True)
+        assert end.code in (128 + signal.SIGINT, -signal.SIGINT), end
+        assert "continue with: " in end.said, end
 
 
-def _says_how_to_go_on(end: End) -> None:
-    """Or that Ray was starting; a command that has not begun with its run has nothing to say.
+def _trains(command: Command) -> bool:
+    """Wait until the command trains; false where nothing is left for it to train.
 
-    The signal comes so early where workers of the command before have met the fault, while Ray was ending them.
+    Workers of the command before meet faults until Ray has ended them, when this one may just have begun.
     """
-    begun = "run run: " in end.text
-    assert not begun or "continue with: " in end.said or "stopped while Ray was starting" in end.said, end
+    deadline = time.monotonic() + 120
+    while not any(life > command.began for life in _lives(command.folder)):
+        if command.process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, command.said.read_text()
+        time.sleep(0.05)
+    return True
 
 
 def _damaged(run: Path) -> Act:
