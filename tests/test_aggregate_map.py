@@ -285,3 +285,9 @@ def test_others_scores_need_their_vocabulary(
         "--scores",
         "logits",
     )
+
+
+def test_measures_are_computed_without_torch() -> None:
+    """Which would be 500 MB of each process that evaluates predictions."""
+    code = "import sys, raypaml.aggregate, raypaml.evaluation.aggregation; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

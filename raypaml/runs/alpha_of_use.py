@@ -21,7 +21,6 @@ from raypaml.files import write_json
 from raypaml.json_types import Within, check_length
 from raypaml.labels import FloatArray
 from raypaml.metrics.alpha_choice import Way
-from raypaml.runs.checkpoint import read_state
 from raypaml.runs.mirror import MARKER
 from raypaml.runs.run_files import MODEL
 from raypaml.settings import LARGEST_ALPHA
@@ -70,6 +69,8 @@ class ModelClasses:
     @classmethod
     def of(cls, checkpoint: Path) -> ModelClasses:
         """Read the classes of a checkpoint from its state and its head; ValueError where it holds no model."""
+        from raypaml.runs.checkpoint import read_state  # with torch, which raypaml aggregate does without
+
         path = checkpoint / MODEL
         try:
             with safe_open(path, "np") as weights:

@@ -159,12 +159,12 @@ def kind_of(process: int) -> str:
 def _sample(figures: Figures, others: set[int]) -> None:
     together = 0.0
     for process in set(_below()) - others:
+        kind = kind_of(process)  # first, for a process that is just ending has no command line any more
         try:
             rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
             files = len(os.listdir(f"/proc/{process}/fd"))  # noqa: PTH208
         except OSError:
             continue
-        kind = kind_of(process)
         pss = next((int(line.split()[1]) * 1024 / 1e6 for line in rollup.splitlines() if line.startswith("Pss:")), 0.0)
         figures.peaks[kind] = max(figures.peaks.get(kind, 0.0), pss)
         figures.files = max(figures.files, files)
