@@ -30,6 +30,7 @@ case "$1 $2" in
 esac
 """
 SRUN = """#!/usr/bin/env bash
+echo "$@" | tr '\\n' ' ' >> "$NOTES/told-srun"; echo >> "$NOTES/told-srun"
 while case "$1" in -*) true;; *) false;; esac; do shift; done
 for id in 0 1; do SLURM_PROCID=$id setsid "$@" & tasks="$tasks -$!"; done
 trap 'kill -KILL -- $tasks; exit 1' TERM
@@ -68,16 +69,17 @@ def job(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
         (tmp_path / name).chmod(0o755)
     (tmp_path / "run.py").write_text(RUN)
     of_slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost", "SLURM_CPUS_PER_TASK": "3"}
+    of_slurm["SLURM_JOB_NUM_NODES"] = "2"
     told = os.environ | of_slurm | {"NOTES": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     told["COMMAND"] = f"{sys.executable} {tmp_path / 'run.py'}"
-    started = list[subprocess.Popen[bytes]]()
+    started, flags = list[subprocess.Popen[bytes]](), ["--name", "a b"]
 
     def start(seconds: str) -> subprocess.Popen[bytes]:
-        command = ["bash", str(SCRIPT), seconds, "--name", "a b"]
+        command = ["bash", str(SCRIPT), seconds, *flags]
         started.append(subprocess.Popen(command, env=told, stderr=subprocess.PIPE, start_new_session=True))
         return started[-1]
 
-    start.told = told  # type: ignore[attr-defined]
+    start.told, start.flags = told, flags  # type: ignore[attr-defined]
     yield start
     for process in started:
         if process.poll() is None:
@@ -111,6 +113,23 @@ def test_ray_runs_on_every_node_in_a_private_folder_and_goes_with_the_job(
     assert (tmp_path / "mode").read_text().split() == ["700", "700"]
     assert not Path(f"/tmp/raypaml-{os.getpid()}").exists()
     assert not (tmp_path / "told-scontrol").exists()
+    # an sbatch with other tasks or an environment of its own would hand them on: two Rays a node, or none
+    each = "--export=ALL --nodes=2 --ntasks=2 --ntasks-per-node=1 "
+    asked, *of_ray = (tmp_path / "told-srun").read_text().splitlines()
+    assert "--relative=1 getent" in asked
+    assert all(line.startswith(each) for line in of_ray), of_ray
+
+
+def test_a_name_that_stands_for_loopback_is_looked_up_on_another_node(
+    job: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Debian's /etc/hosts gives a machine's own name to 127.0.1.1."""
+    (tmp_path / "getent").write_text(
+        '#!/bin/sh\n[ "$SLURM_PROCID" ] && echo 192.0.2.9 STREAM || echo 127.0.1.1 STREAM\n'
+    )
+    (tmp_path / "getent").chmod(0o755)
+    job("0").communicate(timeout=60)
+    assert (tmp_path / "run").read_text().startswith("192.0.2.9:")
 
 
 @pytest.mark.parametrize(("number", "queued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
@@ -144,10 +163,26 @@ def test_where_ray_is_taken_away_the_job_is_queued_again_until_that_is_no_accide
     assert (tmp_path / "told-scontrol").exists() == queued
 
 
-def test_a_ray_that_does_not_start_ends_the_job_with_a_line(
+def test_a_run_without_a_name_is_not_queued_again(
     job: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    (tmp_path / "srun").write_text("#!/bin/sh\nexit 1\n")
+    """It would begin anew before every time limit."""
+    job.flags[:] = []  # type: ignore[attr-defined]
+    running = job("60")
+    wait_for((tmp_path / "ready").exists)
+    running.send_signal(signal.SIGUSR1)
+    running.communicate(timeout=60)
+    assert running.returncode == 143
+    assert not (tmp_path / "told-scontrol").exists()
+
+
+@pytest.mark.parametrize("srun", ["exit 1", "exec sleep 60"])
+def test_a_ray_that_does_not_start_ends_the_job_with_a_line(
+    srun: str, job: Callable[[str], subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Also where the Rays of the other nodes wait for it."""
+    job.told["PATIENCE"] = "2"  # type: ignore[attr-defined]
+    (tmp_path / "srun").write_text(f'#!/bin/sh\ncase "$*" in *getent*) echo 127.0.0.1;; *) {srun};; esac\n')
     failed = job("0")
     _, said = failed.communicate(timeout=60)
     assert failed.returncode == 1
@@ -250,7 +285,7 @@ def test_a_job_goes_on_after_its_time_limit_and_after_a_preemption(
     run = tmp_path / "runs" / "first"
     flags = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())
     flags += f" --storage={run.parent} --name=first --workers=2 --device=cpu"
-    job = slurm(f"sbatch --parsable --nodes=2 --cpus-per-task=1 {SCRIPT} digits {flags}")
+    job = slurm(f"sbatch --parsable --export=PATH,PYTHONPATH,HOME --nodes=2 --cpus-per-task=1 {SCRIPT} digits {flags}")
 
     def state() -> str:
         return slurm(f"scontrol show job {job} | grep -o 'JobState=[A-Z]*'").removeprefix("JobState=")
