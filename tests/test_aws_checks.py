@@ -16,7 +16,7 @@ from botocore.stub import ANY, Stubber
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from raypaml import doctor
-from raypaml.cluster import aws_checks
+from raypaml.cluster import aws_checks, cluster_files
 from raypaml.cluster.aws_checks import examine_account
 from raypaml.cluster.aws_file import AwsFile, read_aws_file
 from raypaml.cluster.aws_permissions import HEAD, WORKER, needed
@@ -421,3 +421,29 @@ def test_the_other_gpus_of_the_file_are_whole_node_types() -> None:
 def test_buckets_are_those_of_the_file_and_of_the_flags() -> None:
     file = read(TEXT + "# s3://not-this\n", ("s3://me@other/runs?region=x", "s3://bucket", "/tmp/runs"))
     assert file.buckets == ("other", "bucket")
+
+
+def test_what_ray_fills_in_is_asked_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as in Ray's example-minimal.yaml, which names no kind of node, and a file without max_workers."""
+    asked = list[AwsFile]()
+
+    def ask(file: AwsFile) -> list[Finding]:
+        asked.append(file)
+        return []
+
+    monkeypatch.setattr(cluster_files, "examine_aws", ask)
+    minimal = "cluster_name: minimal\nprovider: {type: aws, region: us-west-2}\n"
+    for text in (minimal, re.sub(r"(?m)^max_workers:.*", "", TEXT)):
+        (tmp_path / "a.yaml").write_text(text)
+        assert [finding.level for finding in cluster_files.examine_file(tmp_path / "a.yaml")][-1] == FINE
+        assert asked[-1].workers
+        assert all(node.instance_type for node in asked[-1].started)
+
+
+def test_a_version_of_the_parameter_that_names_the_image_is_asked_for() -> None:
+    text = TEXT.replace("latest/ami-id", "latest/ami-id:7", 1)
+    answer = {"Parameters": [{"Name": PARAMETER, "Selector": ":7", "Value": "ami-1"}]}
+    with Stubber(client("ssm")) as ssm, Stubber(client("ec2")) as ec2:
+        ssm.add_response("get_parameters", answer, {"Names": [f"{PARAMETER}:7"]})
+        ec2.add_response("describe_images", image(), {"ImageIds": ["ami-1"]})
+        assert "image ami-1" in next(iter(aws_checks.images(read(text), client))).what

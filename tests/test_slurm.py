@@ -285,7 +285,8 @@ def test_a_job_goes_on_after_its_time_limit_and_after_a_preemption(
     run = tmp_path / "runs" / "first"
     flags = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in settings.items())
     flags += f" --storage={run.parent} --name=first --workers=2 --device=cpu"
-    job = slurm(f"sbatch --parsable --export=PATH,PYTHONPATH,HOME --nodes=2 --cpus-per-task=1 {SCRIPT} digits {flags}")
+    environment = "--export=PATH,PYTHONPATH,HOME,OMP_NUM_THREADS"  # srun would hand these on alone
+    job = slurm(f"sbatch --parsable {environment} --nodes=2 --cpus-per-task=1 {SCRIPT} digits {flags}")
 
     def state() -> str:
         return slurm(f"scontrol show job {job} | grep -o 'JobState=[A-Z]*'").removeprefix("JobState=")

@@ -155,7 +155,7 @@ def images(file: AwsFile, client: Client) -> Iterator[Finding]:
     """Whether the images are there, and their disks as the file has them."""
     names = sorted({node.parameter for node in file.started if node.parameter})
     answer = client("ssm").get_parameters(Names=names) if names else {}
-    ids = {one["Name"]: one["Value"] for one in answer.get("Parameters", ())}
+    ids = {one["Name"] + one.get("Selector", ""): one["Value"] for one in answer.get("Parameters", ())}  # NAME:VERSION
     for name in answer.get("InvalidParameters", ()):
         yield Finding(FATAL, f"ImageId: there is no parameter {name} in {file.region}", "another one, or an ami-... id")
     nodes = [(node, ids.get(node.parameter, "") if node.parameter else node.image) for node in file.started]

@@ -62,7 +62,7 @@ def _asked(file: AwsFile, who: str, role: Any, passed: list[str], profile: str) 
     fixed = {"region": file.region, "account": account, "asked_cluster": file.cluster, "tagged_cluster": file.cluster}
     fixed |= {"owner": "amazon", "key": f"ray-autoscaler_{file.region}", "subnet": "subnet-1", "group": "sg-1"}
     fixed |= {"image": "ami-1", "instance": "i-1", "profile": profile}
-    of_nodes = {node.parameter for node in file.workers if node.parameter}
+    of_nodes = {node.parameter.partition(":")[0] for node in file.workers if node.parameter}  # IAM sees no version
     several = {"bucket": file.buckets, "role": passed, "parameter": sorted(of_nodes)}
     asked = list[Permission]()
     for need in needed(who):

@@ -39,8 +39,9 @@ def examine_file(path: Path, addresses: Sequence[str] = ()) -> Iterator[Finding]
             count = len(rules_of(ray))
             yield Finding(FINE, f"{path}: the {count} rules of the KubeRay operator let this {ray.kind} come up")
     else:
-        yield (taken := _ray_schema(path, documents))
-        file = read_aws_file(path, text, documents[0], addresses) if taken.level == FINE else None
+        taken, filled = _ray_schema(path, documents)
+        yield taken
+        file = read_aws_file(path, text, filled, addresses) if taken.level == FINE else None
         if file:
             yield from examine_aws(file)
 
@@ -71,8 +72,8 @@ def run_fits(file: RayFile) -> Iterator[Finding]:
         yield Finding(WARNING, f"--workers {most}, the worker groups have {room} {resource} at most", "more pods")
 
 
-def _ray_schema(path: Path, documents: list[object]) -> Finding:
-    """Whether `ray up` takes the file, by Ray's own schema."""
+def _ray_schema(path: Path, documents: list[object]) -> tuple[Finding, object]:
+    """Whether `ray up` takes the file, by Ray's own schema; and the file with what Ray fills in."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     if not any(part(document, "provider") for document in documents):
@@ -82,7 +83,8 @@ def _ray_schema(path: Path, documents: list[object]) -> Finding:
     if len(documents) != 1:
         raise ValueError(f"{path} holds {len(documents)} documents of YAML; `ray up` reads a file of one")
     try:
-        validate_config(prepare_config(documents[0]))
+        filled = prepare_config(documents[0])
+        validate_config(filled)
     except Exception as error:  # whatever Ray's checks raise
-        return Finding(FATAL, f"{path}: `ray up` refuses it: {brief_cause(error)}", "the field that it names")
-    return Finding(FINE, f"{path}: Ray's schema takes it")
+        return Finding(FATAL, f"{path}: `ray up` refuses it: {brief_cause(error)}", "the field that it names"), None
+    return Finding(FINE, f"{path}: Ray's schema takes it"), filled
