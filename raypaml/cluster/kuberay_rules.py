@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from raypaml.cluster.checks import FATAL, FINE, WARNING, Finding
 from raypaml.cluster.doors import DASHBOARD
-from raypaml.cluster.kuberay_file import DEFAULTS, SELECTOR, PodGroup, RayFile, Tree, part, parts
+from raypaml.cluster.kuberay_file import DEFAULTS, SELECTOR, RayFile, Tree, part, parts
 
 LONGEST_NAME = {"RayJob": 47, "RayCluster": 53}
 """Characters: MaxRayJobNameLength and MaxRayClusterNameLength of utils/constant.go."""
@@ -170,9 +170,12 @@ def _doors(file: RayFile) -> Iterator[Finding]:
     """A NetworkPolicy selects the pods, lets them reach each other, and lets the operator in where it must."""
     there = file.kinds_beside("NetworkPolicy")
     policies = [one for one in there if "Ingress" in (parts(one, "spec", "policyTypes") or ["Ingress"])]
+    own = part(file.cluster, "networkPolicy")  # lets in the cluster's pods, and by a rule alone the operator
+    closes = isinstance(own, Mapping) and str(own.get("mode") or MADE_BY_OPERATOR[0]) in MADE_BY_OPERATOR
     for group in file.groups:
         chosen = [policy for policy in policies if _selects(part(policy, "spec", "podSelector"), group.labels)]
-        made = _made_by_operator(file, group)
+        rules = parts(own, "head" if group.is_head else "worker", "ingressRules")
+        made: list[Tree] = [{"spec": {"ingress": rules}}] if closes else []
         if made:
             what = "networkPolicy: only an operator of v1.7 or newer whose feature gate RayClusterNetworkPolicy is on"
             yield Finding(WARNING, f"{group.name}: {what} makes it", "switch it on, it is off by default")
@@ -186,14 +189,6 @@ def _doors(file: RayFile) -> Iterator[Finding]:
         if file.job and group.is_head and not any(_lets_in(one, OPERATOR, DASHBOARD) for one in [*chosen, *made]):
             what = f"the NetworkPolicy keeps the operator from the dashboard, port {DASHBOARD}: the job never starts"
             yield Finding(FATAL, what, f"an ingress rule for pods with {OPERATOR}")
-
-
-def _made_by_operator(file: RayFile, group: PodGroup) -> list[Tree]:
-    """What spec.networkPolicy lets in besides the cluster's own pods; not the operator, unless a rule says so."""
-    asked = part(file.cluster, "networkPolicy")
-    if not isinstance(asked, Mapping) or str(asked.get("mode") or MADE_BY_OPERATOR[0]) not in MADE_BY_OPERATOR:
-        return []
-    return [{"spec": {"ingress": parts(asked, "head" if group.is_head else "worker", "ingressRules")}}]
 
 
 def _selects(selector: object, labels: object) -> bool:
