@@ -7,7 +7,7 @@
 Phases run in this order: release, shard, verify, doctor, plan, training that is killed in mid-epoch and goes on with
 another number of workers, validation, test, aggregate, thresholds, audit, explain, predict, export, report; up to a
 scale of 0.1 also LL-Cp, killed and resumed, and a search. Each line of DIR/results.jsonl is one run of one phase, and
-DIR/logs has what the commands printed.
+DIR/logs has what the commands printed. Results: tools/bench/REHEARSAL.md.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def exponent(scales: Sequence[float], values: Sequence[float]) -> float:
 def faults(record: Record) -> list[str]:
     """Returns the limits that a phase exceeds."""
     phase, over = record["phase"], []
-    limit = EVALUATION_MB if phase in EVALUATION else PROCESS_MB
+    limit = EVALUATION_MB if phase in EVALUATION else PREPARATION_MB if phase == "shard" else PROCESS_MB
     if record["largest"] > limit:
         over.append(f"more than {limit:,.0f} MB a process")
     if record["marks"].get("first step", 0) > FIRST_STEP_SECONDS:

@@ -111,8 +111,9 @@ def _read(terminal: int, output, marks: dict[str, str], seen: dict[str, float], 
         try:
             part = os.read(terminal, 1 << 16)
         except OSError:  # a terminal answers so once nobody has its other side open
-            return
+            part = b""
         if not part:
+            output.write(recent if kept >= _HEAD else b"")  # with the message of a failure
             return
         if kept < _HEAD:
             output.write(part)
