@@ -113,7 +113,7 @@ def test_lineage_is_kept_over_versions(old: Path, tmp_path: Path) -> None:
     assert [version["images"]["train"] for version in card["lineage"]] == [6, 7]
     assert card["splits"]["train"]["images"] == {"requested": 9, "not_found": 1, "written": 8}
     assert card["parameters"]["grown_from"] == digests[1][:16]
-    assert f"`{old}`, digest `{digests[0][:16]}`: train 6" in (second / "data_card.md").read_text()
+    assert f"- {old}, digest `{digests[0][:16]}`: train 6" in (second / "data_card.md").read_text()
 
 
 def test_class_groups_are_counted_again_and_said(old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,8 @@ from raypaml.data.storage import Location, brief, with_retries
 from raypaml.files import kept_in, sweep, user_cache, whole
 from raypaml.labels import VOCABULARY, Vocabulary
 
+_NO_FOLDER = "no such folder; shard a data set into it, or say with --data where it is now"
+
 
 @dataclass(frozen=True)
 class DataFolder:
@@ -74,7 +76,9 @@ def open_folder(
     if where.is_local:
         path = data if isinstance(data, Path) else Path(where.open()[1])
         if not path.is_dir():
-            raise ValueError(f"data={path}: no such folder; shard a data set into it")
+            raise ValueError(
+                f"data={path}: no such folder; shard a data set into it, or say with --data where it is now"
+            )
         with os.scandir(path) as entries:
             sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         _check_listing(path, sizes)
@@ -120,7 +124,9 @@ def _listed_remote(where: Location) -> tuple[dict[str, int], str]:
     try:
         infos = with_retries(lambda: filesystem.get_file_info(fs.FileSelector(path)), str(where))
     except FileNotFoundError:
-        raise ValueError(f"data={where}: no such folder; shard a data set into it") from None
+        raise ValueError(
+            f"data={where}: no such folder; shard a data set into it, or say with --data where it is now"
+        ) from None
     except OSError as error:
         raise ValueError(f"data={where}: cannot be reached: {brief(error)}") from None
     files = {info.base_name: info for info in infos if info.is_file}

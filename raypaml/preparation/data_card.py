@@ -228,7 +228,8 @@ def card_markdown(whole: DataCard, vocabulary: Vocabulary) -> Iterator[str]:
         yield ""
     for version in whole.get("lineage", ()):
         images = ", ".join(f"{split} {count:,}" for split, count in version["images"].items())
-        yield f"- `{version['folder']}`, digest `{version['digest'][:16]}`: {images}; {version['classes']:,} classes"
+        where, digest = markdown_line(version["folder"]), version["digest"][:16]
+        yield f"- {where}, digest `{digest}`: {images}; {version['classes']:,} classes"
     shared = {pair: count for pair, count in whole["in_two_splits"].items() if count}
     if shared:
         yield ""
