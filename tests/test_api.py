@@ -105,7 +105,9 @@ def test_a_model_takes_pictures_in_every_form(run: raypaml.Run, tmp_path: Path) 
         model.map(picture, last.name + "x")
 
 
-def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path) -> None:
+def test_what_cannot_be_is_a_user_error(run: raypaml.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()  # in which the system looks for a name
     refused: list[tuple[Any, str]] = [
         (lambda: raypaml.Run.open(tmp_path), "neither the folder of a run"),
         (lambda: raypaml.Run.train("digit"), r"recipe 'digit': no such recipe; did you mean 'digits'\?"),

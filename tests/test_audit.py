@@ -129,7 +129,7 @@ def test_answers_outlive_an_audit_anew(
     listed = [(row["key"], row["class_id"]) for row in pq.read_table(out / "candidates.parquet").to_pylist()]
     assert 0 < len(set(listed) & set(kept)) < 4
     shown = [[number, kept[entry]] for number, entry in enumerate(listed) if entry in kept]
-    assert f'"given": {json.dumps(shown)}' in (out / "index.html").read_text()
+    assert f'"given":{json.dumps(shown, separators=(",", ":"))}' in (out / "index.html").read_text()
     index = open_folder(evaluated_digits).splits["train"]
     observed = open_folder(evaluated_digits).vocabulary.class_ids[int(index.classes("positives", 0)[0])]
     for lines, said in (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +71,7 @@ def test_no_text_and_no_page_counts_epochs_by_itself() -> None:
 def test_the_audit_page_counts_from_1_and_its_table_from_0(tmp_path: Path) -> None:
     (one,) = candidates(1)
     write_audit_page(tmp_path, Path("run"), [one], 4, None, "raypaml audit")
-    said = json.dumps("rejected in 2 of 4 epochs: 2, 4 · score 1.00")
+    said = '"rejected in 2 of 4 epochs: 2, 4 · score 1.00"'
     assert said in (tmp_path / "index.html").read_text()
     write_candidates(tmp_path, [one])
     assert pq.read_table(tmp_path / "candidates.parquet")["epochs"].to_pylist() == ["1, 3"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -62,8 +62,7 @@ def conclude_run(job: Job) -> RunResult:
     add_chosen_alpha(result, job, predictions)
     rejected = class_rejections(history, job.data.vocabulary)
     model = tested_model(job.folder, job.config.model, len(job.data.vocabulary))
-    height, width, _ = Reader(job.data.shards, job.data.splits["test"], (), skip_broken=True).shape
-    with one_thread() if height * width <= SMALL_PIXELS else nullcontext():
+    with _threads(job):
         pairs = explain_some(model, job.data, "test", skip_broken=job.config.data.skip_budget > 0)
         write_report(job, model, evaluation, result, history, rejected, pairs)
     write_class_rejections(job.folder, rejected)
@@ -84,6 +83,12 @@ def _whole_history(job: Job) -> History:
             "the model and writes the report"
         )
     return history
+
+
+def _threads(job: Job) -> AbstractContextManager[None]:
+    """A context in which maps are computed by one thread if the images are small (SMALL_PIXELS)."""
+    height, width, _ = Reader(job.data.shards, job.data.splits["test"], (), skip_broken=True).shape
+    return one_thread() if height * width <= SMALL_PIXELS else nullcontext()
 
 
 def add_chosen_alpha(result: Summary, job: Job, predictions: PredictionSet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import importlib.metadata
 import logging
 import platform
@@ -50,8 +51,13 @@ def open_run(storage: str, name: str) -> Path:
 def stored_config(folder: Path) -> TrainConfig | None:
     """The configuration of the run in a folder; None where there is no run yet."""
     path = folder / CONFIG
-    if not path.is_file():
-        return None
+    try:
+        if not path.is_file():
+            return None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None  # the check of the name refuses it, and says why
     try:
         return read_config(path)
     except ValueError as error:
