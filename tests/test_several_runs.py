@@ -1,6 +1,7 @@
 """Two runs and a search at once on one cluster, from two programs, in one storage folder and one cache.
 
-Each ends as it does alone, to the bit. They want six CPUs of four, so that one of them waits, and says for whom.
+Each ends as it does alone, to the bit, though a worker of one is killed. They want six CPUs of four, so that one waits,
+and says for whom.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -23,6 +24,7 @@ import pytest
 from raypaml.data.digits import digits_folder
 from raypaml.runs.run_folder import read_config
 from tests.conftest import TINY, train_here
+from tests.fault_table import Row, note
 from tests.test_train import weights
 from tests.two_nodes import TOKEN, node, wait_for_cpus
 
@@ -110,11 +112,20 @@ class Said:
         return [line.strip() for line in self.lines if "waiting for" in line and "hold" in line]
 
 
-def all_wait_for_none(*programs: Said) -> bool:
-    """Whether none of the programs, which must still run, has said that it waits."""
-    said = "".join(line for one in programs for line in one.lines)
-    assert all(one.process.poll() is None for one in programs), said
-    return not any(one.waits() for one in programs)
+def starts(run: Path) -> list[str]:
+    """The process ids of rank 0, of each time that the run's workers have started."""
+    log = run / "logs" / "worker-0.log"
+    return re.findall(r":(\d+) rank 0 of \d+ starts", log.read_text()) if log.is_file() else []
+
+
+def wait(condition: Callable[[], object], *programs: Said) -> None:
+    """Wait until something is so, while the programs run."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        said = "".join(line for one in programs for line in one.lines)
+        assert all(one.process.poll() is None for one in programs), said
+        assert time.monotonic() < deadline, said
+        time.sleep(0.1)
 
 
 def test_two_runs_and_a_search_at_once_end_as_each_does_alone(tmp_path: Path) -> None:
@@ -126,11 +137,14 @@ def test_two_runs_and_a_search_at_once_end_as_each_does_alone(tmp_path: Path) ->
         flags += ["--reproducible", "--search", "alpha=2:8", "--share", "1", "--trials", "2", "--no-early-stop"]
         tune = ["-m", "raypaml.tune", "digits", "--workers", "1", "--address", address, "--name", "s", *flags]
         with Said("-c", program, address, str(go_on), "a", "b") as runs, Said(*tune) as search:
-            deadline = time.monotonic() + 120
-            while all_wait_for_none(runs, search):
-                assert time.monotonic() < deadline, "".join(runs.lines + search.lines)
-                time.sleep(0.1)
+            wait(lambda: runs.waits() or search.waits(), runs, search)
+            wait(lambda: starts(storage / "a") or starts(storage / "b"), runs, search)
+            hit = storage / ("a" if starts(storage / "a") else "b")
+            os.kill(int(starts(hit)[-1]), signal.SIGKILL)
+            began = time.monotonic()
             go_on.touch()  # the first epoch of a and b ends
+            wait(lambda: len(starts(hit)) > 1, runs)
+            seconds = time.monotonic() - began
             runs.end()
             search.end()
         for line in runs.waits() + search.waits():
@@ -141,3 +155,4 @@ def test_two_runs_and_a_search_at_once_end_as_each_does_alone(tmp_path: Path) ->
             config = read_config(path).override({"name": path.parent.name, "storage": str(tmp_path / "alone")})
             alone = train_here(config.override({"workers": 1, "address": ""})).folder
             assert weights(path.parent) == weights(alone), path
+        note(Row("two runs and a search at once, waiting for CPUs: a worker of one killed", seconds, "equal"))
