@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 
 from raypaml.preparation.openimages.release_labels import OFFICIAL_TOTALS, read_classes, read_split
+from raypaml.recipes import recipe
+from raypaml.search.spaces import parse_search
 from tools.full_size import labels, scenes
 from tools.full_size.growth import exponent, faults, table
 from tools.full_size.measured import bytes_below, measure
@@ -203,6 +205,13 @@ def test_phases_are_killed_recorded_and_judged(tmp_path, monkeypatch):
     assert "test: " in said[2]
     assert "failure" in said[2]
     assert "| train-killed" in table([place.out])
+
+
+def test_the_search_is_asked_for_in_words_that_it_takes(tmp_path):
+    (phase,) = chosen("search", 0.01)
+    words = phase.words(Place(tmp_path, 0.01, None, 1))
+    (space,) = parse_search(words[words.index("--search") + 1], recipe("openimages_v3"), {}, None)
+    assert (space.field, space.distribution) == ("delta_rel", "log")
 
 
 def test_phases_are_chosen_by_name():

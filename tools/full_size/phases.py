@@ -170,7 +170,7 @@ PHASES = (
         lambda place: [
             *("tune", *training(place, "ll_r", "--workers", "1")[:5], "--name", "search"),
             *training(place, "ll_r")[7:],
-            *("--search", "delta_rel=0.01:0.04:log", "--trials", "4", "--epochs", "2"),
+            *("--search", "delta_rel=log:0.01:0.04", "--trials", "4", "--epochs", "2"),
         ],
         lambda place: place.out / "runs" / "search",
         most_scale=LONG_AT,
