@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -223,6 +225,11 @@ def test_a_mailbox_counts_losses_and_ends_workers_that_are_silent(monkeypatch: p
     )
     mailbox.put(Failure(ValueError("x")))
     assert str(mailbox.failure()) == "x"
+
+
+def test_the_process_of_the_mailboxes_is_a_small_one() -> None:
+    code = "import sys, raypaml.cluster.channel; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_a_lost_worker_sends_before_it_is_ended_is_not_taken_for_its_successor(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from raypaml.cluster.channel import Channel, Lost, Started
 from raypaml.cluster.on_worker import RunReporter
 from raypaml.cluster.ray_train import _show
 from raypaml.cluster.waiting import FirstEvent, NoProcessError, quick_answers
-from raypaml.training.watchdog import process_name
+from raypaml.training.watch import process_name
 
 NEVER = "has not started within 5:00; the machine may be too busy or short of memory: give the command again later"
 

@@ -11,8 +11,7 @@ from typing import Protocol, Self
 import ray
 
 from raypaml.runs.events import Event, Message
-from raypaml.training.watch import Beat
-from raypaml.training.watchdog import process_name
+from raypaml.training.watch import Beat, process_name
 
 PATIENCE_SECONDS = 1.0
 

@@ -21,8 +21,7 @@ from raypaml.extensions import import_modules
 from raypaml.runs.events import Event, LoopSignal, Message, Report, StepReport
 from raypaml.runs.run_folder import log_into
 from raypaml.training.loop import train
-from raypaml.training.watch import Beats
-from raypaml.training.watchdog import process_name
+from raypaml.training.watch import Beats, process_name
 
 
 class Reporter(Protocol):

@@ -7,6 +7,8 @@ collective. This module does without torch, which the process that receives hear
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +34,11 @@ class Beat:
 
 Beats = Callable[[Beat], bool]
 """Takes a heartbeat; answers whether the process that sent it is to end at once."""
+
+
+def process_name() -> str:
+    """The name of this process in heartbeats: host and process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 @dataclass

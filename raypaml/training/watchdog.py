@@ -10,7 +10,6 @@ import datetime
 import faulthandler
 import json
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from raypaml.training.watch import Beat, Beats
+from raypaml.training.watch import Beat, Beats, process_name
 from raypaml.training.worker import COMPILING, Worker
 
 BEAT_SECONDS = 5.0
@@ -42,11 +41,6 @@ def beating(current: Callable[[], Worker], hear: Beats | None) -> Iterator[None]
         yield
     finally:
         over.set()
-
-
-def process_name() -> str:
-    """The name of this process in heartbeats: host and process id."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> None:

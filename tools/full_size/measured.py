@@ -38,7 +38,7 @@ class Figures:
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    """Of all its processes that have ended; other work on the machine changes it little."""
+    """Processor time of all its processes that have ended; other work on the machine changes it little."""
     exit_code: int | None = None
     """None where the command was killed on purpose."""
     peaks: dict[str, float] = field(default_factory=dict)

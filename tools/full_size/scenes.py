@@ -26,7 +26,7 @@ EMPTY = -1
 SIDE, HALF = 32, 16
 """Pixels of a side of a picture, and of an object."""
 QUALITY = 84
-"""Of the JPEGs, which are then about 1 kB large."""
+"""Quality at which the pictures are written as JPEG; they are about 1 kB large then."""
 _INNER = slice(2, 14)
 """The pixels of an object that are seen where it lies over the middle of the picture."""
 _MIDDLE = slice(10, 22)
