@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -142,6 +142,29 @@ def test_a_thread_that_waits_for_a_result_leaves_ray_before_it_ends(monkeypatch:
     thread.leave()
     assert not thread.is_alive()
     assert [type(error) for error in errors] == [ray.exceptions.GetTimeoutError, ray.exceptions.RaySystemError]
+    assert ray.get is get
+
+
+def test_of_two_runs_in_one_program_each_leaves_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that began first ends first, which must not take from the other what is its own, nor leave it behind."""
+
+    def get(_refs: object, timeout: float | None = None) -> None:
+        time.sleep(0.01)
+        raise ray.exceptions.GetTimeoutError(str(timeout))
+
+    def work() -> None:
+        with suppress(ray.exceptions.GetTimeoutError):
+            ray.get("a result")
+
+    monkeypatch.setattr("ray.get", get)
+    first, second = RayThread(work, known=True), RayThread(work, known=True)
+    for thread in (first, second):
+        thread.start()
+        time.sleep(0.05)
+    first.leave()
+    assert [first.is_alive(), second.is_alive()] == [False, True]
+    second.leave()
+    assert not second.is_alive()
     assert ray.get is get
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -64,7 +64,7 @@ class RayThread(threading.Thread):
 
     def run(self) -> None:
         """Do the work."""
-        with self._own_functions() if self._known else nullcontext():
+        with _own_functions() if self._known else nullcontext():
             self._work()
 
     def leave(self) -> None:
@@ -72,34 +72,47 @@ class RayThread(threading.Thread):
         self._left.set()
         self.join(LEAVE_SECONDS)
 
-    @contextmanager
-    def _own_functions(self) -> Iterator[None]:
-        from ray._private import auto_init_hook
-
-        before = ray.get, auto_init_hook.auto_init_ray
-        ray.get = self._if_here(self._get(ray.get), ray.get)
-        auto_init_hook.auto_init_ray = self._if_here(lambda: None, auto_init_hook.auto_init_ray)
-        try:
-            yield
-        finally:
-            ray.get, auto_init_hook.auto_init_ray = before
-
-    def _if_here(self, here: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            return (here if threading.current_thread() is self else elsewhere)(*args, **options)
-
-        return call
-
-    def _get(self, get: Callable[..., Any]) -> Callable[..., Any]:
+    def get(self, get: Callable[..., Any], refs: object, *, timeout: float | None = None) -> Any:
         """`ray.get` that looks again and again whether to leave."""
+        while timeout is None:
+            try:
+                return get(refs, timeout=_LOOK_SECONDS)
+            except ray.exceptions.GetTimeoutError as error:
+                if self._left.is_set() or isinstance(error, ray.exceptions.RayTaskError):
+                    raise
+        return get(refs, timeout=timeout)
 
-        def patient(refs: object, *, timeout: float | None = None) -> Any:
-            while timeout is None:
-                try:
-                    return get(refs, timeout=_LOOK_SECONDS)
-                except ray.exceptions.GetTimeoutError as error:
-                    if self._left.is_set() or isinstance(error, ray.exceptions.RayTaskError):
-                        raise
-            return get(refs, timeout=timeout)
 
-        return patient
+_lock, _restore, _inside = threading.Lock(), ExitStack(), 0
+
+
+@contextmanager
+def _own_functions() -> Iterator[None]:
+    """In the block threads of this kind get their own `ray.get`, which several may share, and all others Ray's."""
+    global _inside
+    with _lock:
+        if not _inside:
+            _install()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _restore.close()
+
+
+def _install() -> None:
+    from ray._private import auto_init_hook
+
+    get, initialise = ray.get, auto_init_hook.auto_init_ray
+    _restore.callback(setattr, ray, "get", get)
+    _restore.callback(setattr, auto_init_hook, "auto_init_ray", initialise)
+
+    def own_get(*args: Any, **options: Any) -> Any:
+        thread = threading.current_thread()
+        return thread.get(get, *args, **options) if isinstance(thread, RayThread) else get(*args, **options)
+
+    ray.get = own_get
+    auto_init_hook.auto_init_ray = lambda: None if isinstance(threading.current_thread(), RayThread) else initialise()
