@@ -18,6 +18,7 @@ from PIL import Image
 from raypaml.preparation.openimages.release_labels import OFFICIAL_TOTALS, read_classes, read_split
 from raypaml.recipes import recipe
 from raypaml.search.spaces import parse_search
+from raypaml.search.trials import grid_trials
 from tools.full_size import labels, scenes
 from tools.full_size.growth import exponent, faults, table
 from tools.full_size.measured import bytes_below, measure
@@ -211,7 +212,12 @@ def test_the_search_is_asked_for_in_words_that_it_takes(tmp_path):
     (phase,) = chosen("search", 0.01)
     words = phase.words(Place(tmp_path, 0.01, None, 1))
     (space,) = parse_search(words[words.index("--search") + 1], recipe("openimages_v3"), {}, None)
-    assert (space.field, space.distribution) == ("delta_rel", "log")
+    assert (space.field, space.values) == ("delta_rel", (0.005, 0.01, 0.02, 0.05))
+    config = recipe("openimages_v3").override({"scheme": "ll_r", "delta_rel": 0.02})
+    assert len(grid_trials(config, [space], 4)) == 4
+    runs = {f"search/trials/{trial.run_name}" for trial in grid_trials(config, [space], 4)}
+    after = [one for one in chosen("", 0.1) if one.name.startswith("search-")]
+    assert {str(one.words(Place(tmp_path, 0.1))[1]) for one in after} == {str(tmp_path / "runs" / run) for run in runs}
 
 
 def test_phases_are_chosen_by_name():

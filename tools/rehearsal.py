@@ -4,10 +4,11 @@
     python tools/rehearsal.py --scale 1.0 --out /disk/r1 --phases release,shard  # the first two phases
     python tools/rehearsal.py --fit /disk/r002 /disk/r01 /disk/r1                # how each figure grows
 
-Phases run in this order: release, shard, verify, doctor, plan, training that is killed in mid-epoch and goes on with
-another number of workers, validation, test, aggregate, thresholds, audit, explain, predict, export, report; up to a
-scale of 0.1 also LL-Cp, killed and resumed, and a search. Each line of DIR/results.jsonl is one run of one phase, and
-DIR/logs has what the commands printed. Results: tools/bench/REHEARSAL.md.
+Phases run in this order: release, shard, verify, doctor, plan, suggest, training that is killed in mid-epoch and goes
+on with another number of workers, validation, test, aggregate, thresholds, audit, explain, predict, export, report; up
+to a scale of 0.1 also LL-Cp, killed and resumed, a search, assumed negatives, and all entries of the test. Each line
+of DIR/results.jsonl is one run of one phase, and DIR/logs has what the commands printed. Results:
+tools/bench/REHEARSAL.md.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ RESULTS = "results.jsonl"
 BATCH = 256
 LONG_AT = 0.1
 """Largest scale at which a run has several whole epochs, and LL-Cp and a search are tried."""
+DELTA_RELS = ("0.005", "0.01", "0.02", "0.05")
+"""What the search tries; each trial keeps its history, so that the truth can judge it."""
 STEPS_AT_ONCE = 500
 """Most steps between two checkpoints."""
 FIRST_STEP = r"epoch \d+/"
@@ -94,6 +96,16 @@ def _release(place: Place) -> Words:
     return [script, "--out", place.out, *size, *lists, "--write-release"]
 
 
+def _complete(name: str, run: str) -> Phase:
+    """A phase that predicts every entry of the test split, of which the truth knows what is true."""
+    return Phase(
+        f"{name}-complete",
+        lambda place: ["evaluate", place.run(run), "--unobserved"],
+        lambda place: place.run(run) / "predictions" / "test-unobserved",
+        most_scale=LONG_AT,
+    )
+
+
 def _evaluated(split: str) -> Callable[[Place], Path]:
     return lambda place: place.run("ll_r") / "predictions" / split
 
@@ -120,6 +132,7 @@ PHASES = (
     Phase("verify", lambda place: ["shard", "verify", place.data, "--workers", "2"]),
     Phase("doctor", lambda place: ["doctor", *training(place, "ll_r", "--workers", "2")], codes=(0, 1)),
     Phase("plan", lambda place: ["train", *training(place, "ll_r", "--workers", "2", "--plan")]),
+    Phase("suggest", lambda place: ["tune", *training(place, "ll_r"), "--suggest"]),
     Phase(
         "train-killed",
         lambda place: ["train", *training(place, "ll_r", "--workers", "2")],
@@ -170,11 +183,28 @@ PHASES = (
         lambda place: [
             *("tune", *training(place, "ll_r", "--workers", "1")[:5], "--name", "search"),
             *training(place, "ll_r")[7:],
-            *("--search", "delta_rel=log:0.01:0.04", "--trials", "4", "--epochs", "2"),
+            *("--search", f"delta_rel={'|'.join(DELTA_RELS)}", "--searcher", "grid", "--no-early-stop"),
         ],
         lambda place: place.out / "runs" / "search",
         most_scale=LONG_AT,
     ),
+    Phase(
+        "an",
+        lambda place: ["train", *training(place, "an", "--workers", "2")],
+        lambda place: place.run("an"),
+        **_CP,  # type: ignore[arg-type]
+    ),
+    *(
+        Phase(
+            f"{scheme}-test",
+            lambda place, scheme=scheme: ["evaluate", place.run(scheme), "--workers", "2"],  # type: ignore[misc]
+            lambda place, scheme=scheme: place.run(scheme) / "predictions" / "test",  # type: ignore[misc]
+            most_scale=LONG_AT,
+        )
+        for scheme in ("an", "ll_cp")
+    ),
+    *(_complete(scheme, scheme) for scheme in ("an", "ll_r", "ll_cp")),
+    *(_complete(f"search-{value}", f"search/trials/delta_rel={value}") for value in DELTA_RELS),
 )
 NAMES = tuple(phase.name for phase in PHASES)
 
