@@ -153,7 +153,7 @@ PHASES = (
         "thresholds",
         lambda place: ["aggregate", place.run("ll_r"), "--thresholds-from", _evaluated("validation")(place)],
     ),
-    Phase("audit", _ll_r("audit"), lambda place: place.run("ll_r") / "audit"),
+    Phase("audit", _ll_r("audit", "--top", "5000"), lambda place: place.run("ll_r") / "audit"),
     Phase("explain", _ll_r("explain", "--limit", "500"), lambda place: place.run("ll_r") / "explanations"),
     Phase(
         "predict",
