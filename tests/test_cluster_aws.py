@@ -45,6 +45,7 @@ from tests.test_train import weights
 
 GATEWAY = "172.31.255.1"
 METADATA = "169.254.169.254"
+LATE = 1.5
 RUN = {"epochs": 60, "warmup_epochs": 1, "delta_rel": 0.5, "checkpoint_steps": 1}
 
 PROBE = ":%24extremelyunlikelytoexist%24"
@@ -149,6 +150,8 @@ class Metadata(BaseHTTPRequestHandler):
     cloud: ClassVar[Cloud]
     noticed: ClassVar[set[str]] = set()
     """Addresses of those that are about to be taken away."""
+    identity: ClassVar[dict[str, tuple[str, bytes]]] = {}
+    """Role and credentials of those that have asked for them: an instance's answer comes at once, moto's does not."""
 
     def do_PUT(self) -> None:
         self._answer(b"token")
@@ -159,10 +162,18 @@ class Metadata(BaseHTTPRequestHandler):
         if known and self.path.endswith("/spot/instance-action") and here in self.noticed:
             self._answer(b'{"action": "terminate"}')
         elif known and credentials:
-            mine = self.cloud.role(here)
-            self._answer(json.dumps(self.cloud.account.role(mine)).encode() if role == f"/{mine}" else mine.encode())
+            mine, keys = self._identity(here)
+            self._answer(keys if role == f"/{mine}" else mine.encode())
         else:
             self._answer(b"", 404)
+
+    def _identity(self, here: str) -> tuple[str, bytes]:
+        """Role and credentials of an instance; the first time longer than whoever asks waits as a rule, one second."""
+        if here not in self.identity:
+            mine = self.cloud.role(here)
+            self.identity[here] = mine, json.dumps(self.cloud.account.role(mine)).encode()
+            time.sleep(LATE)
+        return self.identity[here]
 
     def _answer(self, content: bytes, code: int = 200) -> None:
         self.send_response(code)
