@@ -18,6 +18,10 @@ PREPARATION_MB = 1_400.0
 EVALUATION_MB = 400.0
 FIRST_STEP_SECONDS = 60.0
 """From the command to its first step, also where it goes on."""
+ALONE_SECONDS = 10.0
+"""In which one thread works while the others of a phase of several processes wait."""
+TOGETHER = ("shard", "verify", "train-killed", "train-stopped", "validation", "test", "ll_cp-resumed")
+"""Phases that are given two processes."""
 PAGE_BYTES = 15e6
 EXPONENT = 1.05
 EVALUATION = ("aggregate", "thresholds")
@@ -56,6 +60,8 @@ def faults(record: Record) -> list[str]:
         over.append(f"more than {limit:,.0f} MB a process")
     if record["marks"].get("first step", 0) > FIRST_STEP_SECONDS:
         over.append(f"more than {FIRST_STEP_SECONDS:.0f} s to the first step")
+    if phase in TOGETHER and record.get("alone", 0) > ALONE_SECONDS:
+        over.append(f"one thread alone for more than {ALONE_SECONDS:.0f} s")
     if phase in PAGES and record["bytes"] > PAGE_BYTES:
         over.append(f"a page of more than {PAGE_BYTES / 1e6:.0f} MB")
     if not record["right"]:
@@ -70,7 +76,20 @@ def table(folders: Sequence[Path]) -> str:
     for record in records:
         phases[record["phase"]].append(record)
     rows = [_row(record) for phase in phases.values() for record in phase]
-    head = ["phase", "scale", "seconds", "CPU s", "first step, s", "largest process, MB", "all, MB", "files", "MB", ""]
+    head = [
+        "phase",
+        "scale",
+        "seconds",
+        "CPU s",
+        "first step, s",
+        "alone, s",
+        "through Ray, MB",
+        "largest process, MB",
+        "all, MB",
+        "files",
+        "MB",
+        "",
+    ]
     figures = markdown(head, rows, left=1)
     if len({record["scale"] for record in records}) < 2:
         return figures
@@ -86,8 +105,15 @@ def _row(record: Record) -> list[str]:
     first = record["marks"].get("first step")
     return [
         *(record["phase"], f"{record['scale']:g}", f"{record['seconds']:.1f}", f"{record['cpu_seconds']:.1f}"),
-        *("" if first is None else f"{first:.1f}", f"{record['largest']:,.0f} ({largest})"),
-        *(f"{record['together']:,.0f}", str(record["files"]), f"{record['bytes'] / 1e6:,.1f}"),
+        "" if first is None else f"{first:.1f}",
+        f"{record.get('alone', float('nan')):.1f}",
+        f"{record.get('ray_mb') or 0:,.1f}",
+        *(
+            f"{record['largest']:,.0f} ({largest})",
+            f"{record['together']:,.0f}",
+            str(record["files"]),
+            f"{record['bytes'] / 1e6:,.1f}",
+        ),
         "; ".join(faults(record)),
     ]
 

@@ -21,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.full_size.watched import Sockets, Stretch
+
 _SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of Linux: this process inherits those that a command leaves without a parent."""
 SAMPLE_SECONDS = 0.5
@@ -49,6 +51,10 @@ class Figures:
     """Most open files of one process."""
     marks: dict[str, float] = field(default_factory=dict)
     """Seconds from the start until each text was first printed."""
+    alone: float = 0.0
+    """Longest time in seconds in which one thread of all processes worked and no other one."""
+    ray_mb: float | None = None
+    """Sent over TCP among Ray's processes, the driver and the workers, without gradients; None where not measured."""
     load: float = 0.0
     """Load of the machine when the command ended, which includes the command."""
 
@@ -64,6 +70,7 @@ def measure(
     environment: dict[str, str],
     marks: dict[str, str],
     kill_when: Callable[[], bool] | None = None,
+    stop_when: Callable[[], bool] | None = None,
 ) -> Figures:
     """Runs a command on a terminal of its own and measures it.
 
@@ -73,10 +80,12 @@ def measure(
         environment: variables besides those of this process.
         marks: names and regular expressions of texts whose time is noted.
         kill_when: asked twice a second; once it is true, all processes of the command are killed (SIGKILL).
+        stop_when: asked likewise; once it is true, the command is asked to end (SIGTERM), and waited for.
     """
     figures = Figures()
     mine, theirs = pty.openpty()
     others = set(_below())
+    stretch, sockets = Stretch(), Sockets()
     began, before = time.monotonic(), _cpu()
     with log.open("wb") as output:
         variables = os.environ | {"COLUMNS": COLUMNS, "TERM": "xterm"} | environment
@@ -85,13 +94,16 @@ def measure(
         reader = threading.Thread(target=_read, args=(mine, output, marks, figures.marks, began))
         reader.start()
         while process.poll() is None:
-            _sample(figures, others)
+            _sample(figures, others, stretch, sockets)
             if kill_when is not None and kill_when():
                 time.sleep(_PATIENCE_AFTER_KILL)
                 _end(others)
                 process.wait()
                 figures.exit_code = None
                 break
+            if stop_when is not None and stop_when():
+                process.terminate()
+                stop_when = None
             time.sleep(SAMPLE_SECONDS)
         else:
             figures.exit_code = process.returncode
@@ -99,6 +111,7 @@ def measure(
         _wait_for_orphans(others)
         reader.join(5)
         os.close(mine)
+    figures.alone, figures.ray_mb = stretch.longest, sockets.megabytes
     figures.cpu_seconds, figures.load = _cpu() - before, os.getloadavg()[0]
     return figures
 
@@ -157,9 +170,11 @@ def kind_of(process: int) -> str:
     return Path(script or words[0].split()[0] if words[0] else "ended").name
 
 
-def _sample(figures: Figures, others: set[int]) -> None:
-    together = 0.0
-    for process in set(_below()) - others:
+def _sample(figures: Figures, others: set[int], stretch: Stretch, sockets: Sockets) -> None:
+    together, ours = 0.0, set(_below()) - others
+    stretch.sample(ours)
+    sockets.sample(ours, kind_of)
+    for process in ours:
         kind = kind_of(process)  # first, for a process that is just ending has no command line any more
         try:
             rollup = Path(f"/proc/{process}/smaps_rollup").read_text()

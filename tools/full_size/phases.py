@@ -69,6 +69,8 @@ class Phase:
     marks: dict[str, str] = field(default_factory=dict)
     killed: Callable[[Place], bool] | None = None
     """Says when the command is to be killed."""
+    stopped: Callable[[Place], bool] | None = None
+    """Says when the command is to be asked to end."""
     most_scale: float = 1.0
     codes: tuple[int, ...] = (0,)
     """Exit codes that are as they should be."""
@@ -87,6 +89,11 @@ def training(place: Place, scheme: str, *more: str) -> list[str | Path]:
 def in_mid_epoch(run: Path) -> bool:
     """Whether a run has a checkpoint from within an epoch."""
     return any(not path.name.endswith("-000000") for path in run.glob("checkpoints/[0-9]*-[0-9]*"))
+
+
+def saved_steps(run: Path) -> int:
+    """Returns the most steps of the first epoch that a checkpoint has."""
+    return max((int(path.name.partition("-")[2]) for path in run.glob("checkpoints/0000-[0-9]*")), default=0)
 
 
 def _release(place: Place) -> Words:
@@ -145,6 +152,8 @@ PHASES = (
         lambda place: ["train", *training(place, "ll_r", "--workers", "1")],
         lambda place: place.run("ll_r"),
         _FIRST,
+        stopped=lambda place: place.scale > LONG_AT and saved_steps(place.run("ll_r")) >= 2 * STEPS_AT_ONCE,
+        codes=(0, 143),
     ),
     Phase("validation", _ll_r("evaluate", "--choose-alpha", "--workers", "2"), _evaluated("validation")),
     Phase("test", _ll_r("evaluate", "--workers", "2"), _evaluated("test")),
@@ -234,9 +243,9 @@ def rehearse(place: Place, phases: Sequence[Phase], commit: str, say: Callable[[
     failed = 0
     for phase in phases:
         killed, log = phase.killed, place.out / "logs" / f"{phase.name}.log"
-        kill_when = None if killed is None else lambda killed=killed: killed(place)
+        kill_when, stop_when = _of_place(killed, place), _of_place(phase.stopped, place)
         command = command_of(phase, place)
-        figures = measure(command, log, {"PYTHONUNBUFFERED": "1"}, phase.marks, kill_when)
+        figures = measure(command, log, {"PYTHONUNBUFFERED": "1"}, phase.marks, kill_when, stop_when)
         right = figures.exit_code is None if killed else figures.exit_code in phase.codes
         failed += not right
         record = record_of(phase, place, figures) | {"commit": commit, "command": command[1:], "right": right}
@@ -249,6 +258,10 @@ def rehearse(place: Place, phases: Sequence[Phase], commit: str, say: Callable[[
             f"{'' if right else f'; this is a failure, see {log}'}"
         )
     return failed
+
+
+def _of_place(condition: Callable[[Place], bool] | None, place: Place) -> Callable[[], bool] | None:
+    return None if condition is None else lambda: condition(place)
 
 
 def record_of(phase: Phase, place: Place, figures: Figures) -> dict[str, Any]:
