@@ -193,6 +193,7 @@ PHASES = (
             *("tune", *training(place, "ll_r", "--workers", "1")[:5], "--name", "search"),
             *training(place, "ll_r")[7:],
             *("--search", f"delta_rel={'|'.join(DELTA_RELS)}", "--searcher", "grid", "--no-early-stop"),
+            *("--epochs", "2"),
         ],
         lambda place: place.out / "runs" / "search",
         most_scale=LONG_AT,
