@@ -3,6 +3,7 @@
     python tools/rehearsal.py --scale 0.01 --out /disk/r01                       # everything, measured
     python tools/rehearsal.py --scale 1.0 --out /disk/r1 --phases release,shard  # the first two phases
     python tools/rehearsal.py --fit /disk/r002 /disk/r01 /disk/r1                # how each figure grows
+    python -m tools.full_size.truth /disk/r01                                    # what its truth says of its runs
 
 Phases run in this order: release, shard, verify, doctor, plan, suggest, training that is killed in mid-epoch and goes
 on with another number of workers, validation, test, aggregate, thresholds, audit, explain, predict, export, report; up

@@ -164,7 +164,7 @@ def _cells(classes: Ints, images: Ints, labelled: int) -> Ints:
     return cells
 
 
-def _within(cells: Ints, ordered: Ints) -> NDArray[np.bool_]:
+def within(cells: Ints, ordered: Ints) -> NDArray[np.bool_]:
     """Returns which of the cells are among those in order."""
     if not len(ordered):
         return np.zeros(len(cells), bool)
@@ -208,7 +208,7 @@ def _missing(quadrants: Ranks, wanted: Ints, rng: np.random.Generator) -> Ranks:
             return middle
         free = rng.permutation(np.flatnonzero(middle == EMPTY))[: len(classes)]
         classes = classes[: len(free)]
-        new = ~_within(classes * count + free, own)
+        new = ~within(classes * count + free, own)
         middle[free[new]] = classes[new]
         left = left - np.bincount(classes[new], minlength=CLASSES)
     raise ValueError(f"{left.sum()} positives of {count} images found no place; give a larger --scale")
@@ -238,7 +238,7 @@ def _negatives(truth: Ints, part: Quotas, rng: np.random.Generator) -> Ints:
         if not len(classes):
             return np.concatenate(parts)
         drawn = each_once(classes * part.labelled + rng.integers(0, part.labelled, len(classes)))
-        drawn = drawn[~_within(drawn, taken)]
+        drawn = drawn[~within(drawn, taken)]
         taken = np.sort(np.r_[taken, drawn])
         parts.append(drawn)
         left = left - np.bincount(drawn // part.labelled, minlength=CLASSES)
@@ -256,6 +256,6 @@ def _everyone_labelled(truth: Ints, positive: Ints, negatives: Ints, labelled: i
         first[negatives % labelled] = np.arange(len(negatives))  # one of each image
         giving = rng.permutation(first[(first != EMPTY) & (labels > 1)])[: len(bare)]
         moved = negatives[giving] // labelled * labelled + bare[: len(giving)]
-        right = ~_within(moved, truth)
+        right = ~within(moved, truth)
         negatives[giving[right]] = moved[right]
     raise ValueError(f"{len(bare)} of {labelled} images stay without a label; give a larger --scale")
