@@ -238,6 +238,10 @@ def test_the_page_says_what_runs_lack(made: Made) -> None:
     (made.out / "runs" / "search" / "trials" / "delta_rel=9").mkdir()
     plain = made.run("an", scheme="an", history=False)
     made.run("none", scheme="ll_r", history=False)
+    epoch = {"epoch": 0, "loss": 1.0, "expected": 40, "samples": 40, "skipped": 0, "rejected": 0, "corrected": 0}
+    epoch |= dict.fromkeys(("rejected_missed", "missed", "rejection_precision", "rejection_recall"))
+    epoch |= {"validation_skipped": 0, "validation_mean_ap": 0.5, "validation_groups": {}, "seconds": 1.0}
+    (trial / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
     missed = sorted(made.missed)
     made.reject(trial, 2, set(missed[:7]))
     for one in (run, plain):
@@ -266,6 +270,7 @@ def test_the_page_says_what_runs_lack(made: Made) -> None:
         "- search: delta_rel=0.05: no audit",
         "- ll_r: its list has 100 entries",
         "- an: not finished",
+        "- search: delta_rel=0.05: 1 epochs, and an 0, so that the gain is not that of its rejections alone",
     ):
         assert line in text.splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]

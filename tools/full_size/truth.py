@@ -117,6 +117,12 @@ def gains(runs: list[JudgedRun], truth: SplitTruth) -> str:
     plain = next((run.name for run in runs if run.config.loss.scheme == "an"), "")
     if not plain:
         notes.append("no run of scheme an, from which to tell a gain")
+    trained = {run.name: len(read_history(run.folder)) for run in runs}
+    notes += [
+        f"{name}: {epochs} epochs, and {plain} {trained[plain]}, so that the gain is not that of its rejections alone"
+        for name, epochs in trained.items()
+        if plain and epochs != trained[plain]
+    ]
     rows = [_gain_row(run.name, kind, convention, evaluations, plain) for kind, convention in KINDS for run in runs]
     head = ["labels, convention", "run", *GROUPS, *(f"{group} gain" for group in GROUPS)]
     counted = _classes_counted(evaluations)
