@@ -6,7 +6,9 @@ import dataclasses
 import json
 import re
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.events import Event, LoopSignal
 from raypaml.training import loop, resume, step
 from raypaml.training.watch import Beat, Watch
-from raypaml.training.watchdog import leave_traces
+from raypaml.training.watchdog import beating, leave_traces
 from tests.conftest import run_distributed
 from tests.reported import place_of, text_of
 from tests.test_loop import config, history, undisturbed, weights  # noqa: F401
@@ -292,3 +294,21 @@ def test_what_does_not_go_together_is_refused_without_repeating_secrets(values: 
 @pytest.mark.parametrize("data", ["s3://anonymous@bucket/x", "s3://bucket/tokens/x?endpoint_override=http://h:1"])
 def test_addresses_without_credentials_pass(data: str) -> None:
     recipe("digits").override({"data": data}).check()
+
+
+def test_no_thread_holds_the_worker_once_training_is_over() -> None:
+    """It would free the last tensors while Python ends, and torch then aborts the process: code -6 instead of 143."""
+    heard = threading.Event()
+
+    def hear(_: Beat) -> bool:
+        heard.set()
+        time.sleep(0.3)
+        return False
+
+    run = SimpleNamespace(hang_seconds=600.0)
+    ranks, config = SimpleNamespace(rank=0, world_size=1), SimpleNamespace(run=run)
+    worker = SimpleNamespace(moves=1, ranks=ranks, doing="", config=config, whereabouts=lambda **_: "")
+    threads = set(threading.enumerate())
+    with beating(lambda: worker, hear):  # type: ignore[arg-type]
+        assert heard.wait(10)
+    assert set(threading.enumerate()) == threads

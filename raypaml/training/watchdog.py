@@ -41,6 +41,7 @@ def beating(current: Callable[[], Worker], hear: Beats | None) -> Iterator[None]
         yield
     finally:
         over.set()
+        thread.join(BEAT_SECONDS)  # what frees tensors while Python ends makes torch abort the process (SIGABRT)
 
 
 def _beat(current: Callable[[], Worker], hear: Beats, over: threading.Event) -> None:
