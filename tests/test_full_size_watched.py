@@ -27,7 +27,7 @@ ESTAB 0      0             [::1]:4000            [::1]:4001   users:(("ray::RayT
 ESTAB 0      0             [::1]:4001            [::1]:4000   users:(("ray::RayTrainWo",pid=15,fd=3))
 \t cubic bytes_sent:80000000
 """
-KINDS = {11: "command", 12: "gcs_server", 14: WORKER, 15: WORKER}
+KINDS = {11: "command", 12: "gcs_server", 14: WORKER, 15: f"{WORKER}.poll_status"}
 
 
 def test_the_longest_time_in_which_one_thread_alone_works(monkeypatch):

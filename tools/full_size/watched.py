@@ -18,7 +18,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 _SOCKET = re.compile(r"^\S+ +\d+ +\d+ +(\S+) +(\S+) +users:\(\(.*?pid=(\d+)")
 _SENT = re.compile(r"bytes_sent:(\d+)")
 WORKER = "ray::RayTrainWorker"
-"""What two of these tell each other are gradients, which do not go through Ray."""
+"""Processes whose names begin so tell each other gradients, which do not go through Ray."""
 Clock = Callable[[], float]
 
 
@@ -80,7 +80,7 @@ class Sockets:
         found = {(here, there): (sent, owner) for here, there, sent, owner in listed if owner in ours}
         for (here, there), (sent, owner) in found.items():
             other = found.get((there, here))
-            if other is not None and not ours[owner] == ours[other[1]] == WORKER:
+            if other is not None and not all(ours[one].startswith(WORKER) for one in (owner, other[1])):
                 self._sent[here, there] = max(self._sent.get((here, there), 0), sent)
 
 
