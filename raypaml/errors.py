@@ -27,6 +27,10 @@ class CallbackError(UserError):
     """A callback raised an error; the message names the callback, its method, the epoch and step, and that error."""
 
 
+class HalvedError(RuntimeError):
+    """Memory ran out, and `memory.json` now asks for half as many images at once; another try may succeed."""
+
+
 class StoppedAtOnce(KeyboardInterrupt):
     """A second Ctrl-C or SIGTERM has ended a run at once; its progress since the last checkpoint is lost."""
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from raypaml.cluster.worker_errors import as_user_error
+from raypaml.errors import HalvedError
 from raypaml.runs.events import Event
 from raypaml.training import loop, out_of_memory
-from raypaml.training.out_of_memory import HalvedError, read_halving
+from raypaml.training.out_of_memory import read_halving
 from tests.reported import text_of
 from tests.test_loop import config, history
 

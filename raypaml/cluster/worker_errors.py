@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from raypaml.errors import CallbackError, RemediableError, is_lasting, told_refusal
-from raypaml.training.out_of_memory import HalvedError
+from raypaml.errors import CallbackError, HalvedError, RemediableError, is_lasting, told_refusal
 
 CHANCE = (OSError, RuntimeError)
 """Errors that may not occur again on another try, such as a lost connection; all others would occur every time."""

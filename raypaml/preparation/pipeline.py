@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,7 @@ def _requests(preparation: Preparation, split: str, say: Callable[[str], None]) 
     requests = labels.table.take(pa.array(order[: preparation.limit or None])).combine_chunks()
     requests = types_first(requests) if preparation.json == "flat" else requests
     say(f"{split}: {len(labels.table):,} labelled images, {len(requests):,} of them requested")
-    return labels, requests
+    return replace(labels, table=labels.table.schema.empty_table()), requests  # not held twice while shards are written
 
 
 def _vocabulary(preparation: Preparation, split: str, labels: SplitLabels, say: Callable[[str], None]) -> Vocabulary:

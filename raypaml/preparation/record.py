@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -40,10 +41,24 @@ class Record(TypedDict):
 
 def table_digest(table: pa.Table) -> str:
     """Returns the SHA-256 of the rows of a table of labels."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    sink = _Digest()
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    return hashlib.sha256(sink.getvalue()).hexdigest()
+    return sink.sha256.hexdigest()
+
+
+class _Digest(io.RawIOBase):
+    """A file of which only the digest is kept: a table of 3.66 million images is not written a second time."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: bytes) -> int:  # type: ignore[override]
+        self.sha256.update(content)
+        return len(content)
 
 
 def read_record(out: Path) -> Record | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from raypaml.config import TrainConfig
+from raypaml.errors import HalvedError
 from raypaml.files import write_json
 from raypaml.runs.mirror import Mirror
 from raypaml.stored_json import read_if_there
@@ -24,10 +25,6 @@ from raypaml.training.worker import Worker
 HALVING_FILE = "memory.json"
 _MESSAGES = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 """Texts of memory errors that have no exception class: those of the CPU, the driver, cuBLAS and cuDNN."""
-
-
-class HalvedError(RuntimeError):
-    """Memory ran out, and `memory.json` now asks for half as many images at once; another try may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
