@@ -19,6 +19,8 @@ LONG_AT = 0.1
 """Largest scale at which a run has several whole epochs, and LL-Cp and a search are tried."""
 DELTA_RELS = ("0.005", "0.01", "0.02", "0.05")
 """What the search tries; each trial keeps its history, so that the truth can judge it."""
+EPOCHS = 3
+"""Of a run; the first rejects nothing. Above LONG_AT it is ended in the first."""
 STEPS_AT_ONCE = 500
 """Most steps between two checkpoints."""
 FIRST_STEP = r"epoch \d+/"
@@ -42,11 +44,6 @@ class Place:
     def run(self, scheme: str) -> Path:
         """The folder of a training run."""
         return self.out / "runs" / scheme
-
-    @property
-    def epochs(self) -> int:
-        """Epochs of a run: the first rejects nothing."""
-        return 3 if self.scale <= LONG_AT else 1
 
     @property
     def checkpoint_steps(self) -> int:
@@ -81,7 +78,7 @@ def training(place: Place, scheme: str, *more: str) -> list[str | Path]:
     return [
         *("openimages_v3", "--data", place.data, "--storage", place.out / "runs", "--name", scheme),
         *("--scheme", scheme, "--backbone", "small", "--weights", "", "--lr", "0.002", "--loader-workers", "2"),
-        *("--delta-rel", "0.02", "--epochs", str(place.epochs), "--global-batch-size", str(BATCH), "--history"),
+        *("--delta-rel", "0.02", "--epochs", str(EPOCHS), "--global-batch-size", str(BATCH), "--history"),
         *("--checkpoint-steps", str(place.checkpoint_steps), *more),
     ]
 
@@ -173,7 +170,9 @@ PHASES = (
         lambda place: place.out / "answers.parquet",
     ),
     Phase("export", _ll_r("export", "--formats", "safetensors,program"), lambda place: place.run("ll_r") / "export"),
-    Phase("report", _ll_r("report"), lambda place: place.run("ll_r") / "report.html"),
+    Phase(  # of a run that was trained to its end
+        "report", _ll_r("report"), lambda place: place.run("ll_r") / "report.html", most_scale=LONG_AT
+    ),
     Phase(
         "ll_cp-killed",
         lambda place: ["train", *training(place, "ll_cp", "--workers", "1")],
