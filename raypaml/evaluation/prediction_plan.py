@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -32,6 +33,8 @@ EVALUATION_BATCHES = 4
 """Training batches in one batch of evaluation, which is larger because no activations are kept."""
 _PART_BATCHES = 4
 """Evaluation batches in one part: an interruption costs a worker at most as many."""
+_MOST_ENTRIES = 8_000_000
+"""Of one part, where unobserved entries are predicted too and a batch has no more: each takes up to 200 bytes."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class PredictionPlan:
     def steps(self, part: PredictionPart) -> list[Part]:
         """The batches of a part, in the lanes of training, so that every process predicts the same bits."""
         plan = evaluation_plan(self.config, part.samples)
-        first = part.part * _PART_BATCHES
-        return plan.epoch(0, 0, 1)[first : first + _PART_BATCHES]
+        batches = _part_batches(plan, part.num_classes, part.unobserved)
+        return plan.epoch(0, 0, 1)[part.part * batches :][:batches]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +132,9 @@ def plan_prediction(
 ) -> PredictionPlan:
     """Cut the prediction of a split into parts; their bounds depend on the configuration and the split alone."""
     index = data.splits[split]
-    steps = evaluation_plan(config, len(index)).epoch(0, 0, 1)
-    chunks = [steps[first : first + _PART_BATCHES] for first in range(0, len(steps), _PART_BATCHES)]
+    batches = evaluation_plan(config, len(index))
+    steps, many = batches.epoch(0, 0, 1), _part_batches(batches, len(data.vocabulary), unobserved)
+    chunks = [steps[first : first + many] for first in range(0, len(steps), many)]
     sizes = [sum(len(step.rows) for step in chunk) for chunk in chunks]
     first = PredictionPart(
         split=split,
@@ -154,6 +158,12 @@ def evaluation_plan(config: TrainConfig, samples: int) -> Plan:
     size = config.data.global_batch_size
     lanes = config.data.lanes or default_lanes(size)
     return Plan(num_samples=samples, global_batch_size=size * EVALUATION_BATCHES, lanes=lanes, shuffle=False)
+
+
+def _part_batches(plan: Plan, num_classes: int, unobserved: bool) -> int:
+    """The number of batches in one part, which is smaller where all entries of many classes are predicted."""
+    most = _MOST_ENTRIES // (plan.global_batch_size * num_classes)
+    return max(1, min(_PART_BATCHES, most)) if unobserved else _PART_BATCHES
 
 
 def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> None:
@@ -201,8 +211,10 @@ def predict_part(
     index = data.splits[part.split]
     skipped = named(predicted.skipped, index)
     check_budget(skipped, part.split, part.samples, plan.config.data.skip_budget)
+    first = np.flatnonzero(np.diff(predicted.row, prepend=-1))  # of each image's entries, of which there are thousands
+    image = np.repeat(np.arange(len(first)), np.diff(first, append=len(predicted.row)))
     columns = {
-        "key": pa.array(index.keys(predicted.row), pa.string()),
+        "key": pa.array(index.keys(predicted.row[first]), pa.string()).take(pa.array(image)),
         "class": predicted.class_index,
         "positive": pa.array(predicted.label == POSITIVE, mask=predicted.label == UNOBSERVED),
         "P": predicted.P,
