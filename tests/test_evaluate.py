@@ -167,7 +167,11 @@ def test_a_folder_of_another_evaluation_is_left_alone(
     shutil.copy(run / "predictions" / "test" / NAMES[0], tmp_path)
     before = contents(tmp_path)
     argv = [str(run), "--split", "validation", "--out", str(tmp_path)]
-    refuse(argv, "predictions of another checkpoint, data, classes or split; give another --out", capfd)
+    refuse(
+        argv,
+        "predictions of another checkpoint, data, classes or split, or of another version; give another --out",
+        capfd,
+    )
     assert contents(tmp_path) == before
 
 

@@ -311,4 +311,4 @@ def test_no_thread_holds_the_worker_once_training_is_over() -> None:
     threads = set(threading.enumerate())
     with beating(lambda: worker, hear):  # type: ignore[arg-type]
         assert heard.wait(10)
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads

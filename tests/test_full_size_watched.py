@@ -44,19 +44,22 @@ def test_the_longest_time_in_which_one_thread_alone_works(monkeypatch):
 
 
 def test_threads_are_counted_one_by_one():
-    def work() -> None:
-        until = time.thread_time() + 0.3
-        while time.thread_time() < until:
-            pass
+    worked, over = threading.Event(), threading.Event()
 
-    before = sum(thread_seconds([os.getpid()]).values())
+    def work() -> None:
+        while time.thread_time() < 0.3:
+            pass
+        worked.set()
+        over.wait(30)
+
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.02)
-    assert any(path.endswith(f"/{thread.native_id}") for path in thread_seconds([os.getpid()]))
+    worked.wait(30)
+    used = thread_seconds([os.getpid()])[f"/proc/{os.getpid()}/task/{thread.native_id}"]
+    over.set()
     thread.join()
-    assert thread_seconds([os.getpid(), 2**22 + 1]) != {}  # a process that is gone is none
-    assert before > 0
+    assert used == pytest.approx(0.3, abs=0.05)
+    assert thread_seconds([2**22 + 1]) == {}  # a process that is gone
 
 
 def test_bytes_between_processes_of_ray_are_counted_and_those_between_workers_are_not(monkeypatch):
@@ -77,8 +80,7 @@ def test_a_real_connection_is_seen():
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as mine:
         theirs, _ = server.accept()
         mine.sendall(bytes(20_000))
-        while theirs.recv(65_536, socket.MSG_PEEK) == b"":
-            pass
+        assert len(theirs.recv(20_000, socket.MSG_WAITALL)) == 20_000
         sockets = Sockets()
         sockets.sample([os.getpid()], lambda _: "python")  # which may have other connections
         ends = ["{}:{}".format(*end) for end in (mine.getsockname(), server.getsockname())]

@@ -21,6 +21,7 @@ from raypaml.preparation.requests import SplitLabels, as_requests
 @pytest.fixture(params=[1, 2, 1000])
 def piece(request, monkeypatch):
     monkeypatch.setattr(finish, "_PIECE", request.param)
+    monkeypatch.setattr(finish, "_LOOKED_UP", request.param)
     finish._piece.cache_clear()
     yield request.param
     finish._piece.cache_clear()
@@ -49,7 +50,7 @@ def test_every_image_is_listed_once_with_its_fate(tmp_path, piece):
 @given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.integers(1, 8))
 def test_what_was_asked_for_and_has_no_receipt_is_lost(requested, asked, piece):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, "_PIECE", piece)
+        patch.setattr(finish, "_LOOKED_UP", piece)
         given_keys, seen = (pa.chunked_array([[f"{n:x}" for n in keys]], pa.string()) for keys in (requested, asked))
         lost = [key for part in finish._absent(given_keys, seen) for key in part.to_pylist()]
     assert lost == [f"{n:x}" for n in requested if n not in asked]

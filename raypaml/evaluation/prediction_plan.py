@@ -34,7 +34,7 @@ EVALUATION_BATCHES = 4
 _PART_BATCHES = 4
 """Evaluation batches in one part: an interruption costs a worker at most as many."""
 _MOST_ENTRIES = 8_000_000
-"""Of one part, where unobserved entries are predicted too and a batch has no more: each takes up to 200 bytes."""
+"""The most entries of a part of several batches, where unobserved ones are predicted too: each takes 140 bytes."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def clear_folder(plan: PredictionPlan, data: DataFolder, *, replace: bool) -> No
         if not is_of_set(path, plan.parts[0], data.vocabulary.content_digest):
             if not replace:
                 raise ValueError(
-                    f"{path}: predictions of another checkpoint, data, classes or split; give another --out or remove "
-                    "them"
+                    f"{path}: predictions of another checkpoint, data, classes or split, or of another version; give "
+                    "another --out or remove them"
                 )
             path.unlink()
     data.vocabulary.write(plan.folder / VOCABULARY)

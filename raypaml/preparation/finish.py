@@ -23,8 +23,10 @@ from raypaml.sealed_tables import read_parquet, write_parquet
 LEDGER = "ledger.parquet"
 PREPARE_ANEW = "copy it again or prepare the data set into another folder"
 """The remedy in messages about damaged tables of a preparation."""
-_PIECE = 1 << 19
-"""Images that are looked up at once, and rows of a column of one value that share their memory."""
+_LOOKED_UP = 1 << 19
+"""Images that are looked up at once."""
+_PIECE = 1 << 14
+"""Rows of a column of one value that share their memory."""
 LEDGER_SCHEMA = pa.schema(
     [
         ("split", pa.string()),
@@ -96,8 +98,8 @@ def _absent(requested: pa.ChunkedArray, asked: pa.ChunkedArray) -> Iterator[pa.A
 
     A table of all 3.66 million keys of Open Images V3 would take 400 MB.
     """
-    for first in range(0, len(requested), _PIECE):
-        piece = requested.slice(first, _PIECE).combine_chunks()
+    for first in range(0, len(requested), _LOOKED_UP):
+        piece = requested.slice(first, _LOOKED_UP).combine_chunks()
         missing = np.ones(len(piece), bool)
         missing[pc.index_in(asked, value_set=piece).drop_null().to_numpy()] = False
         yield piece.filter(pa.array(missing))

@@ -20,7 +20,7 @@ LONG_AT = 0.1
 DELTA_RELS = ("0.005", "0.01", "0.02", "0.05")
 """What the search tries; each trial keeps its history, so that the truth can judge it."""
 EPOCHS = 3
-"""Of a run; the first rejects nothing. Above LONG_AT it is ended in the first."""
+"""How many a run has; the first rejects nothing. Above LONG_AT the run is ended in the first."""
 STEPS_AT_ONCE = 500
 """Most steps between two checkpoints."""
 FIRST_STEP = r"epoch \d+/"

@@ -94,7 +94,7 @@ def read_split(
     images = _read_images(find_file(metadata, "images", split), split, findings)
     reader = _LabelReader(images, classes, findings)
     packed = reader.human(find_file(metadata, "human", split))
-    pa.default_memory_pool().release_unused()
+    pa.default_memory_pool().release_unused()  # what reading took, before the join takes its own
     labels = join_labels(packed, conflicts, findings, lambda i, c: f"{hex_id(images[i])} {classes.class_ids[c]}")
     del packed
     verified = {
