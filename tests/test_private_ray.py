@@ -315,7 +315,9 @@ def test_a_signal_during_the_start_is_one_line_and_its_code(tmp_path: Path, numb
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="rp") as temp:
         run = subprocess.Popen(START, stdout=-1, stderr=-1, text=True, env=os.environ | {"TMPDIR": temp})
         assert run.stdout.readline() == "begins\n"
-        time.sleep(1.5)
+        while not list(Path(temp).glob("raypaml-*/r/session_*/logs/gcs_server.out")):  # up in a second from there
+            assert run.poll() is None
+            time.sleep(0.01)
         run.send_signal(number)
         out, err = run.communicate(timeout=90)
         assert (run.returncode, out) == (128 + number, ""), err
