@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from raypaml.bounds import check_bounds
 from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
+from raypaml.labels import class_words
 from raypaml.mapper import Processes
 from raypaml.runs.run_files import CONFIG
 
@@ -28,6 +29,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     add("--top", type=int, default=TOP, metavar="N", help="number of entries in the list [500]")
     about = f"largest share of the list, 0 to 1, that one class gets while others have entries; 1: all [{CLASS_SHARE}]"
     add("--class-share", type=float, default=CLASS_SHARE, metavar="S", help=about)
+    about = "list only these classes, by name or id; G1 to G5: those of a class group, G1 the rarest [all]"
+    add("--classes", default="", metavar="NAME,NAME", help=about)
     about = (
         "show the page at an address of this machine alone, and write every answer into answers.csv as it is given, "
         "until Ctrl-C; a list that is there already, and its answers, are gone on with"
@@ -48,7 +51,7 @@ def _check_apply(asked: Namespace) -> None:
     if not asked.out:
         raise ValueError("apply: --apply needs --out DIR, the folder of the new data set")
     usual = {"top": TOP, "class_share": CLASS_SHARE, "alpha": "", "workers": 1, "address": "", "device": "auto"}
-    usual |= {"serve": False}
+    usual |= {"serve": False, "classes": ""}
     for name, value in usual.items():
         if getattr(asked, name) != value:
             flag = "--" + name.replace("_", "-")
@@ -68,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.auditing.audit_folder import apply_command
     from raypaml.auditing.audit_run import AuditRequest, figures_as_text
 
+    asked.classes = class_words(asked.classes)
     run = Run.open(asked.run)
     if asked.apply:
         record = run.apply_answers(asked.apply, asked.out, data=asked.data)

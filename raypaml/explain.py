@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from raypaml.cli import Parser, add_alpha_flag, add_worker_flags, command, requested, run_command, say, show
 from raypaml.extensions import add_import_flag
+from raypaml.labels import class_words
 from raypaml.mapper import Processes
 
 
@@ -28,7 +29,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     about = "CSV with known boxes of this split, in the format of Open Images [the data set's own]"
     add("--boxes", default="", metavar="FILE", help=about)
     add("--limit", type=int, default=0, metavar="N", help="use only the first N images of the split; 0: all [0]")
-    add("--classes", default="", metavar="NAME,NAME", help="show only these classes, by name or id [all]")
+    about = "show only these classes, by name or id; G1 to G5: those of a class group, G1 the rarest [all]"
+    add("--classes", default="", metavar="NAME,NAME", help=about)
     add("--group", default="", metavar="G1|..|G5", help="show only classes of this class group, G1 the rarest [all]")
     add(
         "--show",
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypaml.explanations.explain_runs import MapsRequest
 
     asked.beside = [run for run in asked.beside.split(",") if run]
-    asked.classes = asked.classes.split(",") if asked.classes else ()
+    asked.classes = class_words(asked.classes)
     run, request, processes = Run.open(asked.run), requested(MapsRequest, asked), requested(Processes, asked)
     show(explain_run(run.path, request, processes, say).page)
     return 0

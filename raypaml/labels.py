@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypaml.bounded import read_rows
-from raypaml.cli import command
+from raypaml.cli import command, did_you_mean
 from raypaml.files import whole
 from raypaml.spreadsheets import as_cell, from_cell
 
@@ -65,6 +65,19 @@ def class_groups(annotations: IntArray) -> IntArray:
     return groups
 
 
+def class_words(text: str) -> list[str]:
+    """The words of `--classes`, which commas separate; a word with a comma stands in double quotes, as in CSV.
+
+    Raises:
+        ValueError: the quotes do not fit.
+    """
+    try:
+        return next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        remedy = 'give a name that holds a comma as "NAME", or its id'
+        raise ValueError(f"classes={text!r}: the list cannot be read: {error}; {remedy}") from None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vocabulary:
     """The ordered classes of a data set; column k of every label matrix is `class_ids[k]`."""
@@ -100,6 +113,31 @@ class Vocabulary:
     def index_of(self) -> dict[str, int]:
         """The column of each class id."""
         return {class_id: k for k, class_id in enumerate(self.class_ids)}
+
+    def columns_of(self, words: Iterable[str]) -> IntArray:
+        """The columns, in ascending order and each once, of classes that are named by these words.
+
+        Args:
+            words: ids, names, which stand for all classes that have them, or G1 to G5 for the classes of a group; an id
+                goes before a name, and both before a group.
+
+        Raises:
+            ValueError: there is no such class, or the group has none.
+        """
+        return each_once(np.concatenate([np.zeros(0, np.int64), *map(self._named, words)]))
+
+    def _named(self, word: str) -> IntArray:
+        """The columns of one word; ValueError where there is none."""
+        if word in self.index_of:
+            return np.array([self.index_of[word]])
+        columns = np.array([k for k, name in enumerate(self.names) if name == word], np.int64)
+        if not len(columns) and word in GROUP_NAMES:
+            columns = np.flatnonzero(self.class_group == GROUP_NAMES.index(word) + 1)
+        if not len(columns):
+            hint = did_you_mean(word, [*self.names, *self.class_ids])
+            remedy = hint or f"; give names or ids of {VOCABULARY}, or {GROUP_NAMES[0]} to {GROUP_NAMES[-1]}"
+            raise ValueError(f"classes={word!r}: no such class{remedy}")
+        return columns
 
     @cached_property
     def digest(self) -> str:

@@ -106,7 +106,7 @@ def test_an_audit_leaves_tables_pictures_and_a_page(trained: Run, audited: Path,
     assert not re.search("https?:", (audited / "index.html").read_text())
     record = json.loads((audited / "audit.json").read_text())
     assert 0 < record["figures"]["chance"] < 0.1
-    assert record["asked"] == {"data": "", "top": 12, "alpha": "", "class_share": 0.25}
+    assert record["asked"] == {"data": "", "top": 12, "alpha": "", "class_share": 0.25, "classes": []}
     with (audited / "answers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{"key": row["key"], "class": row["class_id"], "answer": ""} for row in table]

@@ -39,7 +39,7 @@ class Audited:
 
         Args:
             run: folder of the run.
-            request: the data set, the length of the list, the share of a class in it, its folder and the alpha.
+            request: the data set, the length of the list, its classes, the share of a class, the folder and the alpha.
             processes: the processes that share the images; the list is the same for any number of them.
             say: prints a line of progress.
 
@@ -48,6 +48,7 @@ class Audited:
         """
         audited = AuditedRun.open(run, str(request.data), say)
         folder = request.folder(run)
+        request.only(audited.data.vocabulary)  # an unknown class is refused before processes start
         with (
             output_folder(folder),
             sole_writer(folder, command("audit"), say, flag="--out"),

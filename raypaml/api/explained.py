@@ -59,7 +59,7 @@ def explain_run(run: Path, request: MapsRequest, processes: Processes, say: Call
     """
     shown = request.shown
     runs = ExplainedRuns.open(run, request, say)
-    shown.columns(runs.data)  # refused before the maps are computed, as is a folder that cannot be written
+    runs.data.vocabulary.columns_of(shown.classes)  # refused before the work, as is a folder that cannot be written
     with output_folder(Path(request.out) if str(request.out) else runs.own_folder) as folder:
         boxes = runs.boxes(Path(request.boxes), say) if str(request.boxes) else None
         with device_mapper(processes) as (mapper, device):

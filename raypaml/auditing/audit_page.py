@@ -84,6 +84,7 @@ def write_audit_page(
     figures: AuditFigures | None,
     apply: str,
     given: Mapping[Entry, str] | None = None,
+    only: str = "",
 ) -> None:
     """Write `index.html`, which shows the pictures in `data`, needs no network, and lets the browser save the answers.
 
@@ -95,6 +96,7 @@ def write_audit_page(
         figures: how good the list is, where the full labels are known.
         apply: the command that writes answers into a new data set.
         given: answers from before, which the page begins with.
+        only: in words, the classes that are listed; empty for all.
     """
     write_page(
         out / AUDIT_PAGE,
@@ -102,6 +104,7 @@ def write_audit_page(
         run=run.name,
         apply=apply,
         count=len(candidates),
+        only=only,
         audit=_listed(candidates, epochs, given or {}),
         figures=figures,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from raypaml.counting import Count
 from raypaml.data.batches import Reader
 from raypaml.data.data_folder import DataFolder, open_folder, resolve_data
 from raypaml.data.index import Index
-from raypaml.files import Place, write_json
-from raypaml.labels import IntArray
+from raypaml.files import Place, as_texts, write_json
+from raypaml.labels import IntArray, Vocabulary
 from raypaml.losses.schemes import scheme_of
 from raypaml.mapper import Mapper
 from raypaml.runs.alpha_of_use import alpha_text, model_digest, used_alpha
@@ -37,6 +37,8 @@ from raypaml.training.rejections import OtherDataError
 
 MOST_ENTRIES = 100_000
 """The most entries of a list; each has a picture on the page."""
+_WORDS = 6
+"""Words of `--classes` that the page names."""
 LENGTHS = (100, 200, 500, 1000, 2000)
 """Lengths of the list at which its precision is given, where the full labels are known."""
 
@@ -89,6 +91,8 @@ class AuditRequest:
     """The alpha of the scores, as `used_alpha` takes it."""
     class_share: float = 0.25
     """The largest share of the list, above 0, that one class gets while other classes have further entries."""
+    classes: str | Sequence[str] = ()
+    """The class or classes that are listed, by name or id, or G1 to G5 for those of a class group; empty for all."""
 
     def __post_init__(self) -> None:
         check_bounds("top", self.top, 1, MOST_ENTRIES)
@@ -98,7 +102,19 @@ class AuditRequest:
     @property
     def asked(self) -> dict[str, object]:
         """What decides the list."""
-        return {"data": str(self.data), "top": self.top, "alpha": str(self.alpha), "class_share": self.class_share}
+        asked = {"data": str(self.data), "top": self.top, "alpha": str(self.alpha), "class_share": self.class_share}
+        return asked | {"classes": sorted(set(as_texts(self.classes)))}
+
+    def only(self, vocabulary: Vocabulary) -> tuple[IntArray | None, str]:
+        """The columns of the classes that are listed, None for all, and in words which they are, empty for all.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        if not (words := as_texts(self.classes)):
+            return None, ""
+        columns, more = vocabulary.columns_of(words), ", ..." if len(words) > _WORDS else ""
+        return columns, f"{len(columns):,} of {len(vocabulary):,} classes: {', '.join(words[:_WORDS])}{more}"
 
     def folder(self, run: Path) -> Path:
         """The folder of the audit of a run."""
@@ -112,7 +128,7 @@ def audit_run(
 
     Args:
         run: a trained run.
-        request: the length of the list, the share of a class in it, and the alpha of its scores.
+        request: the length of the list, its classes, the share of a class in it, and the alpha of its scores.
         out: folder of the audit.
         mapper: maps calls over processes; the list is the same for any number of them.
         device: "cuda" or "cpu", where each of these processes computes.
@@ -123,14 +139,18 @@ def audit_run(
     """
     given = _kept_answers(out / ANSWERS, run)
     config, data = run.config, run.data
+    only, in_words = request.only(data.vocabulary)
     (out / PICTURES).mkdir(parents=True, exist_ok=True)  # before the work, in case it cannot be written
     checkpoint = tested_checkpoint(run.folder)
     used = used_alpha(run.folder, checkpoint, config.model.alpha, str(request.alpha))
     say(f"alpha {alpha_text(used.alpha)}: {used.alpha_origin}")
+    if in_words:
+        say(f"listing only {in_words}")
     model = AuditedModel(checkpoint, model_digest(checkpoint), config, data.address, device)
-    listed = find_likeliest(model, data, used.alpha, request.top, request.class_share, mapper, say)
+    listed = find_likeliest(model, data, used.alpha, request.top, request.class_share, only, mapper, say)
     if not len(listed.entries):
-        say("every label of the training images is observed, so that none can be missing: the list is empty")
+        of = "these classes" if in_words else "the training images"
+        say(f"every label of {of} is observed, so that none can be missing: the list is empty")
     known = listed.figures(data.splits["train"], LENGTHS)
     candidates = _candidates(listed, run, model, out / PICTURES, say)
     facts: dict[str, object] = {
@@ -146,7 +166,7 @@ def audit_run(
     write_fiftyone(out, candidates)
     write_given(out / ANSWERS, [one.entry for one in candidates], given)
     apply = apply_command(run.folder, config.run.imports, str(request.data), ANSWERS)
-    write_audit_page(out, run.folder, candidates, epochs, known, apply, given)
+    write_audit_page(out, run.folder, candidates, epochs, known, apply, given, in_words)
     write_json(out / AUDIT_RECORD, facts)
     remove_other_pictures(out, {one.picture for one in candidates})
     if given:

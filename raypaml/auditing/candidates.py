@@ -25,11 +25,11 @@ class AuditFigures(TypedDict):
     """How good a ranking of missing positives is, judged by the full labels; shares of 0..1."""
 
     chance: float
-    """Share of all unobserved entries that are positive."""
+    """Share of positives among all unobserved entries of the classes that are listed."""
     precision: dict[int, float]
     """Share of positives in the first so many entries of the ranking, by length of the list."""
     score_alone: dict[int, float]
-    """The same for a ranking of all unobserved entries by the model's score alone."""
+    """The same for a ranking of the same unobserved entries by the model's score alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +44,14 @@ class Likeliest:
     """[n] estimated chance, 0..1, that each is a positive; None where the labels of validation cannot say."""
     by_score: IntArray
     """[n] the unobserved entries with the highest scores."""
+    columns: IntArray
+    """Columns of the classes that are listed, in ascending order."""
     said: str
     """What ranked the entries, for the user."""
 
     def figures(self, index: Index, ats: tuple[int, ...]) -> AuditFigures | None:
         """How good the ranking is at several lengths of the list; None where the full labels are not known."""
-        return audit_figures(index, self.entries, self.by_score, ats) if index.has_truth else None
+        return audit_figures(index, self.entries, self.by_score, ats, self.columns) if index.has_truth else None
 
 
 def find_likeliest(
@@ -58,10 +60,11 @@ def find_likeliest(
     alpha: AlphaValues,
     top: int,
     class_share: float,
+    only: IntArray | None,
     run: Mapper,
     say: Callable[[str], None],
 ) -> Likeliest:
-    """Rank all unobserved entries of the training split by the estimated chance that they are missed positives.
+    """Rank unobserved entries of the training split by the estimated chance that they are missed positives.
 
     Args:
         audited: the model, which `run` hands to processes.
@@ -69,19 +72,21 @@ def find_likeliest(
         alpha: the alpha that the model is used with, one for all classes or [K].
         top: number of entries that are listed.
         class_share: the largest share of the list that one class gets while other classes have further entries.
+        only: columns of the classes that are listed, in ascending order; None for all. The estimate is fitted to all.
         run: maps calls over processes.
         say: prints a line of progress.
     """
     samples, num_classes = len(data.splits["train"]), len(data.vocabulary)
     estimate, said, is_chance = estimated(audited, data, run, say)
     say(said)
-    alone = EntryRanking(ChanceEstimate.score_alone(alpha, num_classes), top, top)
-    ranking = EntryRanking(estimate or alone.estimate, top, math.ceil(class_share * top))
+    alone = EntryRanking(ChanceEstimate.score_alone(alpha, num_classes), top, top, only)
+    ranking = EntryRanking(estimate or alone.estimate, top, math.ceil(class_share * top), only)
     (listed, by_score), broken = likeliest(audited, samples, [ranking, alone], run, say)
     if broken:
         say(f"{broken:,} broken images left out")
     chances = sigmoid(ranking.log_odds(listed)) if is_chance else None
-    return Likeliest(listed.entries, sigmoid(alone.log_odds(listed)), chances, by_score.entries, said)
+    scores = sigmoid(alone.log_odds(listed))
+    return Likeliest(listed.entries, scores, chances, by_score.entries, ranking.columns, said)
 
 
 def estimated(
@@ -137,16 +142,18 @@ def precision(index: Index, entries: IntArray, at: int) -> float:
     return float(np.isin(place * index.num_classes + first % index.num_classes, positive).mean())
 
 
-def chance(index: Index) -> float:
-    """The share of all unobserved entries that are positive in the full labels."""
+def chance(index: Index, columns: IntArray) -> float:
+    """The share of positives in the full labels among all unobserved entries of these classes."""
     rows = np.arange(len(index))
-    positive, _ = index.truth_cells(rows)
-    observed, _ = index.label_cells(rows)
+    cells = (index.truth_cells(rows)[0], index.label_cells(rows)[0])
+    positive, observed = (some[np.isin(some % index.num_classes, columns)] for some in cells)
     missed = len(np.setdiff1d(positive, observed))
-    return missed / max(1, len(index) * index.num_classes - len(observed))
+    return missed / max(1, len(index) * len(columns) - len(observed))
 
 
-def audit_figures(index: Index, ranked: IntArray, by_score: IntArray, ats: tuple[int, ...]) -> AuditFigures:
+def audit_figures(
+    index: Index, ranked: IntArray, by_score: IntArray, ats: tuple[int, ...], columns: IntArray
+) -> AuditFigures:
     """The precision of a ranking at several lengths of the list, beside that of the score alone and that of chance.
 
     Args:
@@ -154,9 +161,10 @@ def audit_figures(index: Index, ranked: IntArray, by_score: IntArray, ats: tuple
         ranked: entries, the likeliest missing positive first.
         by_score: unobserved entries by the model's score alone, the highest first.
         ats: lengths of the list.
+        columns: columns of the classes that both rank.
     """
     return {
-        "chance": chance(index),
+        "chance": chance(index, columns),
         "precision": {at: precision(index, ranked, at) for at in ats if at <= len(ranked)},
         "score_alone": {at: precision(index, by_score, at) for at in ats if at <= len(by_score)},
     }

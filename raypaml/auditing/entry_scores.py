@@ -96,8 +96,10 @@ def first_of_part(audited: AuditedModel, first: int, end: int, rankings: list[En
         broken += len(batch.skipped)
         free = batch.labels.numpy() == UNOBSERVED
         for at, ranking in enumerate(rankings):
-            values = ranking.estimate.log_odds(np.arange(ranking.num_classes), p, n)
-            position, classes = np.nonzero(free & (values >= ranking.least(best[at])))
+            columns = ranking.columns
+            values = ranking.estimate.log_odds(columns, p[:, columns], n[:, columns])
+            position, place = np.nonzero(free[:, columns] & (values >= ranking.least(best[at])))
+            classes = columns[place]
             fresh = Scored(
                 batch.rows[position] * ranking.num_classes + classes, p[position, classes], n[position, classes]
             )

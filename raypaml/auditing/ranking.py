@@ -169,11 +169,18 @@ class EntryRanking:
     """Number of entries that are kept."""
     quota: int
     """Entries of one class that stand in front."""
+    only: IntArray | None = None
+    """Columns of the classes whose entries are ranked; None for all."""
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.estimate.offset)
+
+    @property
+    def columns(self) -> IntArray:
+        """The columns of the classes whose entries are ranked, in ascending order."""
+        return np.arange(self.num_classes) if self.only is None else self.only
 
     def log_odds(self, scored: Scored) -> FloatArray:
         """The log-odds of entries [n]."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from raypaml.bounds import check_bounds
-from raypaml.cli import did_you_mean
 from raypaml.config import TrainConfig
 from raypaml.counting import Count
 from raypaml.data.batches import Reader
@@ -83,7 +82,7 @@ class ShownPairs:
     rows: int = 12
     """Number of pairs that are shown."""
     classes: tuple[str, ...] = ()
-    """Names or ids of the classes that are shown; empty for all."""
+    """The classes that are shown, as `Vocabulary.columns_of` takes them; empty for all."""
     group: str = ""
     """The class group that is shown, G1 to G5; "" for all."""
 
@@ -94,15 +93,11 @@ class ShownPairs:
         if self.group not in ("", *GROUP_NAMES):
             raise ValueError(f"group={self.group!r}: must be G1, G2, G3, G4 or G5")
 
-    def columns(self, data: DataFolder) -> list[int]:
-        """The columns of `classes` in the vocabulary; ValueError for an unknown class."""
-        return [_column(name, data) for name in self.classes]
-
     def of(self, pairs: Pairs, data: DataFolder) -> list[tuple[int, int]]:
         """(sample number, class column) of the pairs to show."""
         wanted = ~pairs.positive if self.show == "errors" else pairs.positive
         if self.classes:
-            wanted = wanted & np.isin(pairs.class_index, self.columns(data))
+            wanted = wanted & np.isin(pairs.class_index, data.vocabulary.columns_of(self.classes))
         if self.group:
             wanted = wanted & (data.vocabulary.class_group[pairs.class_index] == int(self.group[1]))
         places = np.flatnonzero(wanted)
@@ -116,16 +111,6 @@ class ShownPairs:
         if self.show in ("high", "errors"):
             return places[::-1][: self.rows]
         return places[np.unique(np.linspace(0, len(places) - 1, min(self.rows, len(places))).astype(np.int64))]
-
-
-def _column(name: str, data: DataFolder) -> int:
-    vocabulary = data.vocabulary
-    if name in vocabulary.index_of:
-        return vocabulary.index_of[name]
-    if name in vocabulary.names:
-        return vocabulary.names.index(name)
-    hint = did_you_mean(name, [*vocabulary.names, *vocabulary.class_ids])
-    raise ValueError(f"classes={name!r}: no such class{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +134,7 @@ class MapsRequest:
     rows: int = 12
     """Number of pairs that are shown."""
     classes: str | Sequence[str] = ()
-    """The class or classes that are shown, by name or id; empty for all."""
+    """The class or classes that are shown, by name or id, or G1 to G5 for those of a class group; empty for all."""
     group: str = ""
     """The class group that is shown, G1 to G5; "" for all."""
     raw: bool = False
