@@ -255,6 +255,16 @@ def test_the_page_says_what_runs_lack(made: Made) -> None:
     }
     (run / "audit").mkdir()
     pq.write_table(pa.table(table), run / "audit" / "candidates.parquet")
+    rare = sorted(made.group(made.missed, 2))[:5] + sorted(made.group(made.negative["train"], 2))[:20]
+    places = (np.arange(120) * 7) % 25  # 120 entries of 25 different ones, in a mixed order
+    table = {
+        "rank": list(range(1, 121)),
+        "key": [made.keys["train"][rare[n][0]] for n in places],
+        "class_id": [CLASSES[rare[n][1]] for n in places],
+        "score": np.linspace(0, 1, 120),
+    }
+    (run / "audit-g2").mkdir()
+    pq.write_table(pa.table(table), run / "audit-g2" / "candidates.parquet")
     read = audit_of(run, open_folder(made.out / "data").splits["train"], made.vocabulary)
     assert read is not None
     assert read.entries.tolist() == [row * K + k for row, k in listed]
@@ -269,6 +279,8 @@ def test_the_page_says_what_runs_lack(made: Made) -> None:
         "- an: no predictions of all entries of the test (--unobserved)",
         "- search: delta_rel=0.05: no audit",
         "- ll_r: its list has 100 entries",
+        "- ll_r, G1: no audit",
+        "- ll_r, G2: its list has 120 entries",
         "- an: not finished",
         "- search: delta_rel=0.05: 1 epochs, and an 0, so that the gain is not that of its rejections alone",
     ):
@@ -278,7 +290,14 @@ def test_the_page_says_what_runs_lack(made: Made) -> None:
         *("7", "100.00", f"{100 * 7 / len(missed):.2f}")
     ]
     assert ["ll_r", "100", "60.00"] in [row[:3] for row in rows]
-    assert ["ll_r", "500", *["–"] * 7] in rows
+    assert ["ll_r", "500", *["–"] * 8] in rows
+    assert [row[1] for row in rows if row[0] == "ll_r, G2"] == ["100"]  # longer ones are longer than the list
+    hits, by_score = int((places[:100] < 5).sum()), int((places[20:] < 5).sum())
+    by_chance, unseen = truth_of(made).chance, ["0 of 0"] * 4
+    expected = [f"{hits:.2f}", f"{100 * by_chance[1]:.3f}", f"{by_score:.2f}", *unseen]
+    expected.insert(4, f"{hits} of 100")
+    assert ["ll_r, G2", "100", *expected] in rows
+    assert next(row[3] for row in rows if row[:2] == ["ll_r", "100"]) == f"{100 * by_chance[-1]:.3f}"
     assert ["verified, paper", "none", *["–"] * 12] in rows
     (own, base) = (next(row for row in rows if row[:2] == ["verified, paper", name]) for name in ("ll_r", "an"))
     assert float(own[-1]) == pytest.approx(float(own[7]) - float(base[7]), abs=0.011)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from raypaml.audit import parse as audit_flags
 from raypaml.preparation.openimages.release_labels import OFFICIAL_TOTALS, read_classes, read_split
 from raypaml.recipes import recipe
 from raypaml.search.spaces import parse_search
@@ -228,6 +229,20 @@ def test_phases_are_chosen_by_name():
     assert "search" not in [phase.name for phase in chosen("", 1.0)]
     with pytest.raises(ValueError, match="'nothing': there is no such phase; choose from release, shard"):
         chosen("nothing", 1.0)
+
+
+def test_rare_groups_are_audited_by_themselves(tmp_path):
+    run = tmp_path / "runs" / "ll_r"
+    for group in ("g1", "g2", "g3", "g4"):
+        (phase,) = chosen(f"audit-{group}", 0.1)
+        command = command_of(phase, Place(tmp_path, 0.1))
+        flags = ["--classes", group.upper(), "--top", "1000", "--workers", "2", "--out", str(run / f"audit-{group}")]
+        assert command[3:] == ["audit", str(run), *flags]
+        assert audit_flags(command[4:]).classes == group.upper()
+        assert phase.kept is not None
+        assert phase.kept(Place(tmp_path, 0.1)) == run / f"audit-{group}"
+    assert NAMES.index("audit") + 1 == NAMES.index("audit-g1")
+    assert "audit-g1" not in [phase.name for phase in chosen("", 1.0)]
 
 
 def test_every_phase_is_a_command(tmp_path):

@@ -23,6 +23,7 @@ from raypaml.runs.run_folder import check_trained_classes, read_config
 from raypaml.search.search_records import SEARCH_FILE
 from raypaml.training.rejections import read_epochs
 from tools.full_size.labels import within
+from tools.full_size.phases import GROUP_AUDITS
 from tools.full_size.true_labels import SplitTruth, keyed_rows, shares
 
 
@@ -149,9 +150,15 @@ class AuditList:
         return self.entries[np.argsort(-self.scores, kind="stable")]
 
 
-def audit_of(run: Path, index: Index, vocabulary: Vocabulary) -> AuditList | None:
-    """Returns the list of the audit in a run's folder; None where there is none."""
-    path = run / "audit" / CANDIDATE_TABLE
+def audits_of(run: Path, index: Index, vocabulary: Vocabulary) -> dict[str, AuditList | None]:
+    """Returns the lists of a run's audits, by the class group that they are restricted to, "All" for the first."""
+    names = {"All": "audit", **GROUP_AUDITS}
+    return {group: audit_of(run, index, vocabulary, name) for group, name in names.items()}
+
+
+def audit_of(run: Path, index: Index, vocabulary: Vocabulary, name: str = "audit") -> AuditList | None:
+    """Returns the list of the audit in a folder of this name in a run's folder; None where there is none."""
+    path = run / name / CANDIDATE_TABLE
     if not path.is_file():
         return None
     table = pq.read_table(path, columns=["rank", "key", "class_id", "score"]).sort_by("rank")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raypaml.labels import GROUP_NAMES
 from tools.full_size.labels import LABELLED
 from tools.full_size.measured import Figures, bytes_below, measure
 from tools.full_size.scenes import SIDE
@@ -23,6 +24,9 @@ EPOCHS = 3
 """How many a run has; the first rejects nothing. Above LONG_AT the run is ended in the first."""
 STEPS_AT_ONCE = 500
 """Most steps between two checkpoints."""
+GROUP_AUDITS = {group: f"audit-{group.lower()}" for group in GROUP_NAMES[:-1]}
+"""Name of the phase that audits a class group alone, and of its folder in the run's: the list of all classes may hold
+the most frequent group alone."""
 FIRST_STEP = r"epoch \d+/"
 """What the display shows with the first step that it hears of."""
 
@@ -160,6 +164,18 @@ PHASES = (
         lambda place: ["aggregate", place.run("ll_r"), "--thresholds-from", _evaluated("validation")(place)],
     ),
     Phase("audit", _ll_r("audit", "--top", "5000"), lambda place: place.run("ll_r") / "audit"),
+    *(
+        Phase(
+            name,
+            lambda place, group=group, name=name: [  # type: ignore[misc]
+                *("audit", place.run("ll_r"), "--classes", group, "--top", "1000", "--workers", "2"),
+                *("--out", place.run("ll_r") / name),
+            ],
+            lambda place, name=name: place.run("ll_r") / name,  # type: ignore[misc]
+            most_scale=LONG_AT,
+        )
+        for group, name in GROUP_AUDITS.items()
+    ),
     Phase("explain", _ll_r("explain", "--limit", "500"), lambda place: place.run("ll_r") / "explanations"),
     Phase(
         "predict",

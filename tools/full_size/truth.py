@@ -17,13 +17,13 @@ from raypaml.cli import Parser, run_command, say, show
 from raypaml.data.data_folder import DataFolder, open_folder
 from raypaml.evaluation.aggregation import comparison
 from raypaml.evaluation.measures import GROUPS, Evaluation
-from raypaml.labels import FloatArray, IntArray
+from raypaml.labels import GROUP_NAMES, FloatArray, IntArray
 from raypaml.losses.schemes import scheme_of
 from raypaml.metrics.conventions import Convention
 from raypaml.reports.tables import figure, markdown, percent
 from raypaml.runs.history import read_history, validation_scores
 from raypaml.search.suggestion import REACHED, Suggestion, suggest
-from tools.full_size.judged import JudgedRun, audit_of, evaluated, rejections_of, runs_of
+from tools.full_size.judged import AuditList, JudgedRun, audits_of, evaluated, rejections_of, runs_of
 from tools.full_size.true_labels import SplitTruth, read_truth, shares
 
 PROG = "python -m tools.full_size.truth"
@@ -220,28 +220,40 @@ def _delta_rels(said: Suggestion, runs: list[JudgedRun], missed: float) -> list[
 
 def audits(runs: list[JudgedRun], data: DataFolder, truth: SplitTruth) -> str:
     """Returns how many of the entries of each audit's list are really missing, by length of the list and group."""
-    head = ["run", "first", "right, %", "by score, %", *GROUPS[:-1]]
-    rows, notes = [["chance", "", percent(truth.chance[-1], ".3f"), "", *_percents(truth.chance[:-1], ".3f")]], []
+    head = ["run", "first", "right, %", "chance, %", "by score, %", *GROUPS[:-1]]
+    rows, notes = [["chance", "", "", percent(truth.chance[-1], ".3f"), "", *_percents(truth.chance[:-1], ".3f")]], []
     for run in runs:
-        listed = audit_of(run.folder, truth.index, data.vocabulary)
-        if listed is None:
+        lists = audits_of(run.folder, truth.index, data.vocabulary)
+        if not any(lists.values()):
             notes.append(f"{run.name}: no audit")
             continue
-        notes.append(f"{run.name}: its list has {len(listed.entries):,} entries")
-        for length in LENGTHS:
-            first, by_score = listed.entries[:length], listed.by_score[:length]
-            if len(first) < length:
-                rows.append([run.name, f"{length:,}", "–", "–", *NOTHING[:-1]])
-                continue
-            count, hits = truth.by_group(first), truth.by_group(first[truth.is_missed(first)])
-            alone = truth.is_missed(by_score).mean()
-            cells = [f"{hit:,} of {of:,}" for hit, of in zip(hits[:-1].tolist(), count[:-1].tolist(), strict=True)]
-            rows.append([run.name, f"{length:,}", *_percents(shares(hits, count)[-1:]), percent(alone), *cells])
+        for group, listed in lists.items():
+            name = run.name if group == "All" else f"{run.name}, {group}"
+            notes.append(f"{name}: its list has {len(listed.entries):,} entries" if listed else f"{name}: no audit")
+            rows += _audit_rows(name, group, listed, truth) if listed else []
     text = (
-        "Of the first entries of the list, percent that are missed positives, and by group how many of how many; by "
-        "score: the same list in the order of the model's score alone, as the audit keeps no other list."
+        "Of the first entries of the list, percent that are missed positives, what chance finds among the unobserved "
+        "entries of the same classes, and by group how many of how many; G1 to G4 beside the name of a run: the list "
+        "of this group alone; by score: the same list in the order of the model's score alone, as the audit keeps no "
+        "other list."
     )
     return "\n\n".join(["## Whether the audit's ranking holds", text, _table(head, rows, notes)])
+
+
+def _audit_rows(name: str, group: str, listed: AuditList, truth: SplitTruth) -> list[list[str]]:
+    """Returns a row for each length; where the list is shorter, one of dashes for all classes and none for a group."""
+    rows, chance = list[list[str]](), percent(truth.chance[GROUPS.index(group)], ".3f")
+    for length in LENGTHS:
+        first, by_score = listed.entries[:length], listed.by_score[:length]
+        if len(first) < length:
+            rows += [] if group in GROUP_NAMES else [[name, f"{length:,}", *["–"] * 3, *NOTHING[:-1]]]
+            continue
+        count, hits = truth.by_group(first), truth.by_group(first[truth.is_missed(first)])
+        alone = truth.is_missed(by_score).mean()
+        cells = [f"{hit:,} of {of:,}" for hit, of in zip(hits[:-1].tolist(), count[:-1].tolist(), strict=True)]
+        right = _percents(shares(hits, count)[-1:])
+        rows.append([name, f"{length:,}", *right, chance, percent(alone), *cells])
+    return rows
 
 
 def main() -> None:
