@@ -153,7 +153,9 @@ def test_the_cache_never_holds_more_than_its_bound(window: int, store: Store, fo
 
 
 def _watch(shards: CachedShards, most: list[int], done: threading.Event) -> None:
-    while not done.is_set():
+    is_over = False
+    while not is_over:
+        is_over = done.is_set()  # asked before, so that it looks once more when all is read
         with shards._lock("cache"):  # nobody makes room meanwhile
             most[0] = max(most[0], sum(entry.stat().st_size for entry in shards._entries()))
 

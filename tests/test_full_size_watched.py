@@ -90,9 +90,10 @@ def test_a_real_connection_is_seen():
 
 def test_a_phase_is_asked_to_end(tmp_path):
     script = tmp_path / "phase.py"
-    script.write_text("import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\ntime.sleep(60)\n")
-    begun = time.monotonic()
-    phase = Phase("train-resumed", lambda _: [script], stopped=lambda _: time.monotonic() > begun + 2, codes=(143,))
+    ready = tmp_path / "ready"
+    lines = ("import pathlib, signal, sys, time", "signal.signal(15, lambda *_: sys.exit(143))")
+    script.write_text("\n".join([*lines, f"pathlib.Path({str(ready)!r}).touch()", "time.sleep(60)"]))
+    phase = Phase("train-resumed", lambda _: [script], stopped=lambda _: ready.exists(), codes=(143,))
     assert rehearse(Place(tmp_path / "out", 1.0), [phase], "abc", lambda _: None) == 0
     (line,) = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
     assert json.loads(line)["exit_code"] == 143

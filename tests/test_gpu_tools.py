@@ -73,15 +73,17 @@ def hangs_after_a_row(given: argparse.Namespace) -> Iterator[Row]:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("check", "found"),
+    ("check", "seconds", "found"),
     [
-        (fails_after_a_row, r"RuntimeError: CUDA error: an illegal memory access (test_gpu_tools.py:"),
-        (dies_after_a_row, "its process ended with code -9"),
-        (hangs_after_a_row, "ended, because it was still running"),
+        (fails_after_a_row, 100.0, r"RuntimeError: CUDA error: an illegal memory access (test_gpu_tools.py:"),
+        (dies_after_a_row, 100.0, "its process ended with code -9"),
+        (hangs_after_a_row, 4.0, "ended, because it was still running"),
     ],
 )
-def test_an_entry_that_fails_is_a_row_after_those_it_had(check: object, found: str, tmp_path: Path) -> None:
-    rows = list(run_entry(Entry("it", check, 2.0), asked(tmp_path), 1000.0))  # type: ignore[arg-type]
+def test_an_entry_that_fails_is_a_row_after_those_it_had(
+    check: object, seconds: float, found: str, tmp_path: Path
+) -> None:
+    rows = list(run_entry(Entry("it", check, seconds), asked(tmp_path), 1000.0))  # type: ignore[arg-type]
     assert [(row.what, row.passed) for row in rows] == [("first", True), ("it", False)]
     assert rows[1].result.startswith(found)
     assert ("a line of output" in (tmp_path / "it.log").read_text()) == (check is hangs_after_a_row)

@@ -215,7 +215,7 @@ def test_a_mailbox_counts_losses_and_ends_workers_that_are_silent(monkeypatch: p
     for ago in (15, 10, 5, 1):  # rank 0 waits for rank 1, which is silent
         beat(0, ago)
     (line,) = [event.text for event in mailbox.take() if isinstance(event, Message)]
-    assert line.startswith("rank 1 (h:1) hangs, no heartbeat for 20 s")
+    assert re.match(r"rank 1 \(h:1\) hangs, no heartbeat for 2\d s", line), line  # 20, and what the test took
     assert killed == ["actor 1"]
     mailbox.put(Lost("lost", "rank 1", False))
     mailbox.put(Lost("lost", "rank 1", True))
