@@ -225,6 +225,7 @@ def test_two_at_once_are_refused_and_the_first_goes_on(release: Release, prepare
     out, said = tmp_path / "out", tmp_path / "said"
     first = start(flags(release, out), said)
     while not list(out.rglob("000000.arrow")):
+        assert first.is_alive(), said.read_text()
         time.sleep(0.002)
     os.kill(first.pid or 0, signal.SIGSTOP)
     try:
