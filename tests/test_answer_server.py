@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from raypaml.api import audited
 from raypaml.api.audited import Audited
 from raypaml.audit import main
 from raypaml.auditing import answer_server
 from raypaml.auditing.answer_server import AnswerBook, AnswerServer
+from raypaml.auditing.audit_folder import AuditRecord
 from raypaml.auditing.audit_page import digest_of
 from raypaml.auditing.given_answers import ANSWERS, read_given, write_given
 from tests.test_audit_page import audit_folder, candidates
@@ -150,6 +152,21 @@ def test_other_requests_are_refused(server: AnswerServer, monkeypatch: pytest.Mo
     assert list(read_given(server.book.path)) == [LISTED[1].entry]  # what could not be written was not taken over
 
 
+def test_the_terminal_says_once_that_nothing_can_be_written_and_once_that_it_can(
+    server: AnswerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(server, "say", said.append)
+    monkeypatch.setattr(answer_server, "write_given", full)
+    assert [post(server, [[0, "yes"]])[0] for _ in range(3)] == [500, 500, 500]
+    (line,) = said
+    assert line.startswith("answers are not saved, and the page sends them again: answers.csv: No space left on device")
+    monkeypatch.undo()
+    monkeypatch.setattr(server, "say", said.append)
+    assert [post(server, [[0, "yes"]])[0] for _ in range(2)] == [200, 200]
+    assert said[1:] == [f"answers are saved again in {server.book.path}"]
+
+
 def full(*_: object) -> None:
     raise OSError(28, "No space left on device", "answers.csv")
 
@@ -167,6 +184,17 @@ def test_port_and_serve_are_checked(tmp_path: Path) -> None:
             main([str(tmp_path), *flags])
     with pytest.raises(ValueError, match="holds no audit that can be served; run raypaml audit again"):
         Audited(tmp_path, None).serve()
+
+
+def test_a_full_disk_is_said_before_the_page_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> None:
+        raise OSError(28, "No space left on device", str(folder))
+
+    folder = audit_folder(tmp_path / "audit", LISTED)
+    monkeypatch.setattr(audited, "read_audit_record", lambda _: AuditRecord(digest_of(LISTED), {}))
+    monkeypatch.setattr(audited, "try_folder", refused)
+    with pytest.raises(OSError, match="No space left on device"):
+        Audited(folder, None).serve(told=lambda _: pytest.fail("was served"))
 
 
 @pytest.mark.cluster

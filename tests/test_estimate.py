@@ -18,6 +18,7 @@ from raypaml.runs.models import build_model
 from raypaml.train import main
 from raypaml.training.estimate import describe_estimate, estimate, measure
 from raypaml.training.job import prepare_job
+from raypaml.training.rejection_counts import nothing_was_rejected
 
 CPU_STEP = """
 import sys, torch, torchvision
@@ -153,6 +154,37 @@ def test_a_run_that_never_rejects_says_so_at_its_start_and_in_the_plan(
     found = estimate(settings, data)
     assert found.nothing_rejected.startswith(why)
     assert bool(found.nothing_rejected) == bool(why) == ("rejects nothing" in describe_estimate(settings, found))
+
+
+@pytest.mark.parametrize(
+    ("values", "epochs", "why", "remedy"),
+    [
+        ({"warmup_epochs": 18}, 18, "warmup_epochs=18 leaves none of epochs=18 that rejects", "a smaller --warmup"),
+        ({"warmup_epochs": 6}, 4, "warmup_epochs=6 leaves none of epochs=4 that rejects", "for more --epochs"),
+        ({"delta_rel": 0.0}, 18, "delta_rel=0", "give a larger --delta-rel"),
+        (
+            {"scheme": "ll_cp", "delta_rel": 0.03, "rejection_rounding": "half_up"},
+            18,
+            "delta_rel=0.03 % of 32 x 50 entries is rounded to 0 by half_up",
+            "or --rejection-rounding up",
+        ),
+        (
+            {"scheme": "ll_r_abs", "scheme_settings": "threshold=9"},
+            18,
+            "no loss of an unobserved entry exceeded the threshold, which begins at 9 and falls",
+            "give a smaller threshold or a larger delta_abs",
+        ),
+        ({}, 18, "its settings do not tell why", ""),
+        ({"scheme": "an"}, 18, "", ""),
+    ],
+)
+def test_a_report_says_why_nothing_was_rejected_and_the_remedy(
+    values: dict[str, Any], epochs: int, why: str, remedy: str, tiny_digits: Path
+) -> None:
+    said = nothing_was_rejected(config(tiny_digits, **values), open_folder(tiny_digits).splits["train"], epochs)
+    assert why in said
+    assert remedy in said
+    assert bool(said) == bool(why)
 
 
 def test_plan_prints_and_starts_nothing(

@@ -22,6 +22,7 @@ from raypaml.mapper import Processes
 from raypaml.outputs import output_folder
 from raypaml.runs.ranks import one_thread
 from raypaml.runs.sole_writer import sole_writer
+from raypaml.writable import try_folder
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,12 @@ class Audited:
 
         Raises:
             UserError: another process audits or serves this folder, or what it holds is no audit or no answers.
-            OSError: the port is taken.
+            OSError: the port is taken, or the folder cannot be written, as on a full disk.
         """
         record = read_audit_record(self.folder)
         if record is None:
             raise ValueError(f"{self.folder}: holds no audit that can be served; run raypaml audit again")
+        try_folder(self.folder)
         with (
             sole_writer(self.folder, f"{command('audit')} --serve", say, flag="--out"),
             answer_server(self.folder, record, port) as server,

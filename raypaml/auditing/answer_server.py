@@ -19,6 +19,7 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 from raypaml.auditing.given_answers import Entry, read_given, write_given
+from raypaml.cli import say
 from raypaml.errors import told_refusal
 from raypaml.json_types import check
 from raypaml.stored_json import parse_json
@@ -111,6 +112,7 @@ class AnswerServer(ThreadingHTTPServer):
         names: the pictures that are sent; nothing else in the folder is.
         book: where the answers go.
         port: the port; 0 for one that is free.
+        say: prints a line, where answers could not be written, and where they then are.
 
     Raises:
         OSError: the port is taken, or not allowed.
@@ -118,7 +120,16 @@ class AnswerServer(ThreadingHTTPServer):
 
     daemon_threads = True  # a browser keeps connections open, and the end must not wait for them
 
-    def __init__(self, page: bytes, pictures: Path, names: frozenset[str], book: AnswerBook, port: int = 0):
+    def __init__(
+        self,
+        page: bytes,
+        pictures: Path,
+        names: frozenset[str],
+        book: AnswerBook,
+        port: int = 0,
+        say: Callable[[str], None] = say,
+    ):
+        self.say, self._refused = say, ""
         self.page, self.pictures, self.names, self.book = page, pictures, names, book
         self.token = secrets.token_urlsafe(24)
         super().__init__((HOST, port), _Handler)
@@ -127,6 +138,20 @@ class AnswerServer(ThreadingHTTPServer):
     def address(self) -> str:
         """The address of the page, with the token."""
         return f"http://{HOST}:{self.server_address[1]}/{self.token}/"
+
+    def take(self, given: SentAnswers) -> None:
+        """Write answers, as `AnswerBook.add`, and say where that fails: once, since the page asks again and again."""
+        try:
+            self.book.add(given)
+        except OSError as error:
+            refused = told_refusal(error)
+            if refused != self._refused:
+                self.say(f"answers are not saved, and the page sends them again: {refused}")
+            self._refused = refused
+            raise
+        if self._refused:
+            self.say(f"answers are saved again in {self.book.path}")
+        self._refused = ""
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: a browser that closes a connection is no error, and anything else was answered."""
@@ -210,7 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = self._body()
         if path != "answers":
             raise _RefusalError(HTTPStatus.NOT_FOUND, "no such page")
-        self.server.book.add(parse_json(content))
+        self.server.take(parse_json(content))
         return "application/json", json.dumps({"file": str(self.server.book.path)}).encode()
 
     def _body(self) -> bytes:

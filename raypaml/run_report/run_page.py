@@ -32,6 +32,7 @@ from raypaml.runs.run_files import REPORT
 from raypaml.runs.run_length import lengths_text
 from raypaml.training.job import Job
 from raypaml.training.out_of_memory import read_halving
+from raypaml.training.rejection_counts import nothing_was_rejected
 
 SURPRISES_SHOWN = 8
 """Images in each of the galleries of the highest-scored negatives and of the lowest-scored positives."""
@@ -134,6 +135,7 @@ def _training_values(
         "hours": f"{hours_text(result['cost']['in_all'])} {result['cost']['unit']}",
         "time_and_cost": time_and_cost(history, usage, result["cost"], result["best_epoch"]),
         "rejections": rejections(history) if any(record["rejected"] for record in history) else "",
+        "none_rejected": _none_rejected(job, history),
         "class_rejections": rejected,
         "classes_shown": CLASSES_SHOWN,
         "budget": budget_text(rejected, len(job.data.vocabulary)),
@@ -141,6 +143,13 @@ def _training_values(
         "drift_share": compared / (history[-1]["seconds"] or math.nan),
         "usage": usage,
     }
+
+
+def _none_rejected(job: Job, history: History) -> str:
+    """Why a run whose scheme rejects has rejected nothing; empty where it has, or where the scheme never does."""
+    if any(record["rejected"] for record in history):
+        return ""
+    return nothing_was_rejected(job.config, job.data.splits["train"], len(history))
 
 
 def _map_values(data: DataFolder, model: CamClassifier, evaluation: Evaluation, pairs: Pairs) -> dict[str, object]:

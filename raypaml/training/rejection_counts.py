@@ -6,7 +6,7 @@ from raypaml.config import TrainConfig, rejecting_epochs
 from raypaml.data.index import Index
 from raypaml.data.plan import Plan, default_lanes
 from raypaml.losses.large_loss import scheduled_rate
-from raypaml.losses.schemes import scheme_of
+from raypaml.losses.schemes import read_settings, scheme_of
 from raypaml.losses.selection import rejection_count
 
 
@@ -44,16 +44,50 @@ def nothing_rejected(config: TrainConfig, index: Index) -> str:
 
     Whether a loss ever exceeds a threshold (ll_r_abs and its kin) cannot be told before training.
     """
+    why, _ = _cause(config, index)
+    return why and f"{config.loss.scheme} rejects nothing in this whole run: {why}; it trains as scheme an does"
+
+
+def nothing_was_rejected(config: TrainConfig, index: Index, epochs: int) -> str:
+    """Why a scheme that rejects has rejected nothing in the epochs that a run has, and the remedy, in sentences.
+
+    Args:
+        config: the configuration of the run.
+        index: its training split.
+        epochs: the epochs that it has trained, fewer than asked for where it stopped early.
+
+    Returns:
+        The sentences; empty for a scheme that never rejects.
+    """
+    loss = config.loss
+    scheme = scheme_of(loss.scheme)
+    if not scheme.rejects_by:
+        return ""
+    why, remedy = _cause(config.override({"epochs": epochs}), index)
+    if index.num_labels == len(index) * index.num_classes:
+        why, remedy = "every training label is observed, and only unobserved ones are rejected", "use --scheme an"
+    elif not why and scheme.rejects_by == "threshold":
+        start = (scheme.defaults | read_settings(scheme.name, loss.scheme_settings))["threshold"]
+        why = f"no loss of an unobserved entry exceeded the threshold, which begins at {start:g} and falls"
+        remedy = "give a smaller threshold or a larger delta_abs (--scheme-settings)"
+    elif not why:
+        return f"{loss.scheme} rejected nothing in this run; its settings do not tell why."
+    return f"{loss.scheme} rejected nothing in this run, because {why}. To have entries rejected, {remedy}."
+
+
+def _cause(config: TrainConfig, index: Index) -> tuple[str, str]:
+    """Why the settings of a scheme that rejects let it reject nothing, and the remedy; two empty texts otherwise."""
     loss, epochs = config.loss, config.optim.epochs
     rejects_by = scheme_of(loss.scheme).rejects_by
     if not rejects_by:
-        return ""
-    why = ""
+        return "", ""
     if not rejecting_epochs(epochs, loss.warmup_epochs):
         why = f"warmup_epochs={loss.warmup_epochs} leaves none of epochs={epochs} that rejects"
-    elif rejects_by == "rate" and not loss.delta_rel:
-        why = "delta_rel=0"
-    elif rejects_by == "rate" and loss.rejection_rounding == "half_up" and not most_rejected(config, index):
+        return why, "train for more --epochs, or give a smaller --warmup-epochs"
+    if rejects_by == "rate" and not loss.delta_rel:
+        return "delta_rel=0", "give a larger --delta-rel"
+    if rejects_by == "rate" and loss.rejection_rounding == "half_up" and not most_rejected(config, index):
         rows = min(config.data.global_batch_size, len(index))
         why = f"delta_rel={loss.delta_rel:g} % of {rows} x {index.num_classes} entries is rounded to 0 by half_up"
-    return why and f"{loss.scheme} rejects nothing in this whole run: {why}; it trains as scheme an does"
+        return why, "give a larger --delta-rel, or --rejection-rounding up"
+    return "", ""
