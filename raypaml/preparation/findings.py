@@ -42,6 +42,11 @@ class Findings:
             kept = self.examples.setdefault(name, [])
             kept += [str(example) for example in examples][: EXAMPLES - len(kept)]
 
+    def merge(self, later: Findings) -> None:
+        """Adds what was found in a later part."""
+        for name, count in later.counts.items():
+            self.add(name, count, later.examples.get(name, ()))
+
     def to_dict(self) -> dict[str, Tally]:
         """Returns the findings by name, for JSON, in the order in which they were first seen."""
         return {name: tally(count, self.examples.get(name, ())) for name, count in self.counts.items()}

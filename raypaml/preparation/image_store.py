@@ -6,23 +6,21 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar
+from typing import Literal
 
 from raypaml.data.image_files import check_bytes
 from raypaml.data.storage import Location, brief, read_file, with_retries
 from raypaml.data.tar_members import check_end, content_of, members_of, open_tar
 from raypaml.preparation.image_form import Converted
+from raypaml.preparation.in_order import in_order
 from raypaml.preparation.split_names import folder_names
 
-Item = TypeVar("Item")
 Fate = Literal["written", "not_found", "denied", "undecodable"]
 """What became of a requested image."""
 
@@ -34,8 +32,6 @@ _PATIENCE = 600.0
 """Seconds for which a failing store is tried again before the work stops; finished shards stay."""
 LOCAL_READERS = 4
 """Threads that read from a local disk; more of them would only take time from the core that converts."""
-_AHEAD = 8
-"""Images per thread that may be read before their turn, while an earlier one is tried again."""
 DIGITS = "0123456789abcdef"
 STREAM_BYTES = 8 * 2**20
 """Bytes of an archive that are read at a time."""
@@ -92,21 +88,6 @@ class Store:
         except OSError as error:
             raise ValueError(f"{brief(error)}; finished shards stay, run the same command again") from None
         return Fetched(key, content)
-
-
-def in_order(function: Callable[[Item], Fetched], items: Iterable[Item], threads: int) -> Iterator[Fetched]:
-    """Maps a function over items by threads, a bounded number ahead, and yields the results in order."""
-    pending: deque[Future[Fetched]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                if len(pending) >= _AHEAD * threads:
-                    yield pending.popleft().result()
-                pending.append(pool.submit(function, item))
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def converted(key: str, content: bytes, convert: Convert) -> Fetched:

@@ -21,7 +21,8 @@ from raypaml.data.shards import Sample, write_shard
 from raypaml.data.storage import Location, brief
 from raypaml.files import write_whole
 from raypaml.preparation.image_form import Converted, ImageForm, convert
-from raypaml.preparation.image_store import Fetched, KeyAndFile, Store, archive_members, converted, in_order
+from raypaml.preparation.image_store import Fetched, KeyAndFile, Store, archive_members, converted
+from raypaml.preparation.in_order import in_order
 from raypaml.preparation.requests import KNOWN, LABELS, SourceBox, types_first
 from raypaml.sealed_tables import map_arrow, write_arrow
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from raypaml.cli import did_you_mean
 from raypaml.preparation.findings import EXAMPLES, Findings
+from raypaml.preparation.in_order import in_order
 from raypaml.preparation.label_join import ConflictRule, Labels, Packed, join_labels, merged, pack, records, without
 from raypaml.preparation.openimages.image_ids import Ids, hex_id, hex_keys, parse_ids
 from raypaml.preparation.openimages.release import ReleaseFile, find_file
@@ -39,6 +41,8 @@ _SOURCE_RANKS = {source: rank for rank, source in enumerate(SOURCES)}
 NOT_A_CLASS, OTHER_CLASS = -2, -1
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
+_THREADS, _AHEAD = 2, 1
+"""Threads that look up the rows of a file while further ones are read, and blocks of rows for each: 12 MB a block."""
 _LABEL_COLUMNS = {"ImageID": pa.string(), "LabelName": _NAMES, "Confidence": _NAMES}
 
 
@@ -127,14 +131,8 @@ def _with_machine(labels: Labels, reader: _LabelReader, file: ReleaseFile, thres
 
 def _read_images(file: ReleaseFile, split: str, findings: Findings) -> Ids:
     """Returns the listed image ids, sorted, each once."""
-    parts = []
-    for batch in file.columns({"ImageID": pa.string()}, optional=["Subset"], newlines=True):
-        ids, _ = parse_ids(batch.column(0), "image ids of another shape", findings)
-        parts.append(ids)
-        if batch.num_columns > 1:
-            other = pc.not_equal(batch.column(1).cast(pa.string()), split)
-            findings.add("listed images of another subset", pc.sum(other).as_py() or 0)
-    every = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+    batches = file.columns({"ImageID": pa.string()}, optional=["Subset"], newlines=True)
+    every = _read(batches, partial(_listed, split=split), findings)
     every.sort()
     images = every[np.r_[True, every[1:] != every[:-1]]] if len(every) else every
     if not len(images):
@@ -142,6 +140,33 @@ def _read_images(file: ReleaseFile, split: str, findings: Findings) -> Ids:
     findings.add("images listed twice", len(every) - len(images))
     findings.add("images listed", len(images))
     return images
+
+
+def _listed(batch: pa.RecordBatch, findings: Findings, *, split: str) -> Ids:
+    """Returns the ids of some rows of the image list."""
+    ids, _ = parse_ids(batch.column(0), "image ids of another shape", findings)
+    if batch.num_columns > 1:
+        other = pc.not_equal(batch.column(1).cast(pa.string()), split)
+        findings.add("listed images of another subset", pc.sum(other).as_py() or 0)
+    return ids
+
+
+def _read(
+    batches: Iterable[pa.RecordBatch],
+    function: Callable[[pa.RecordBatch, Findings], NDArray[np.uint64]],
+    findings: Findings,
+) -> NDArray[np.uint64]:
+    """Returns what a function makes of all batches, by threads: NumPy and Arrow release the interpreter's lock."""
+
+    def apart(batch: pa.RecordBatch) -> tuple[NDArray[np.uint64], Findings]:
+        own = Findings()
+        return function(batch, own), own
+
+    parts = [np.zeros(0, np.uint64)]
+    for part, found in in_order(apart, batches, _THREADS, _AHEAD):
+        parts.append(part)
+        findings.merge(found)
+    return np.concatenate(parts)
 
 
 class _LabelReader:
@@ -155,14 +180,14 @@ class _LabelReader:
 
     def human(self, file: ReleaseFile) -> Packed:
         """Reads the verified labels of classes in the vocabulary, packed."""
-        return _concatenate([self._human(batch) for batch in file.columns(_LABEL_COLUMNS, optional=["Source"])])
+        return _read(file.columns(_LABEL_COLUMNS, optional=["Source"]), self._human, self.findings)
 
     def machine(self, file: ReleaseFile, threshold: float) -> Packed:
         """Reads the machine labels of at least this confidence of classes in the vocabulary, packed as positives."""
-        return _concatenate([self._machine(batch, threshold) for batch in file.columns(_LABEL_COLUMNS)])
+        return _read(file.columns(_LABEL_COLUMNS), partial(self._machine, threshold=threshold), self.findings)
 
-    def _human(self, batch: pa.RecordBatch) -> Packed:
-        rows, find = self._locate(batch, ""), self.findings
+    def _human(self, batch: pa.RecordBatch, find: Findings) -> Packed:
+        rows = self._locate(batch, "", find)
         value, source = rows.confidence.map(_value), rows.source.map(lambda name: _SOURCE_RANKS.get(name, OTHER_SOURCE))
         find.add("positives", (value == 1).sum())
         find.add("negatives", (value == 0).sum())
@@ -174,17 +199,17 @@ class _LabelReader:
         good = rows.usable & (value >= 0)
         return pack(rows.image[good], rows.class_index[good], source[good], value[good] == 1)
 
-    def _machine(self, batch: pa.RecordBatch, threshold: float) -> Packed:
-        rows = self._locate(batch, "machine ")
+    def _machine(self, batch: pa.RecordBatch, find: Findings, *, threshold: float) -> Packed:
+        rows = self._locate(batch, "machine ", find)
         sure = rows.confidence.map(lambda text: _number(text) >= threshold).astype(bool)
-        self.findings.add("machine labels below the threshold", (~sure).sum())
+        find.add("machine labels below the threshold", (~sure).sum())
         good = rows.usable & sure
         none = np.zeros(good.sum(), np.int64)
         return pack(rows.image[good], rows.class_index[good], none, np.ones(len(none), bool))
 
-    def _locate(self, batch: pa.RecordBatch, kind: str) -> _Located:
+    def _locate(self, batch: pa.RecordBatch, kind: str, find: Findings) -> _Located:
         """Looks up image and class of each row with an id, and counts those that are not known."""
-        ids, shaped = parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", self.findings)
+        ids, shaped = parse_ids(batch.column(0), f"{kind}label rows with an id of another shape", find)
         coded = ((column.indices.to_numpy(zero_copy_only=False), column.dictionary) for column in batch.columns[1:])
         names, confidence, *source = (
             _Coded(codes if shaped.all() else codes[shaped], values.to_pylist()) for codes, values in coded
@@ -193,9 +218,9 @@ class _LabelReader:
         image = np.minimum(np.searchsorted(self.images, ids), len(self.images) - 1)
         listed = self.images[image] == ids
         unknown = class_index == NOT_A_CLASS
-        self.findings.add(f"{kind}label rows", len(batch))
-        self.findings.add(f"{kind}labels of unknown classes", unknown.sum(), names.where(unknown))
-        self.findings.add(f"{kind}labels of images not listed", (~listed).sum(), map(hex_id, ids[~listed][:EXAMPLES]))
+        find.add(f"{kind}label rows", len(batch))
+        find.add(f"{kind}labels of unknown classes", unknown.sum(), names.where(unknown))
+        find.add(f"{kind}labels of images not listed", (~listed).sum(), map(hex_id, ids[~listed][:EXAMPLES]))
         default = _Coded(np.zeros(len(ids), np.int32), [SOURCES[0]])
         return _Located(image, class_index, listed, confidence, source[0] if source else default)
 
@@ -231,10 +256,6 @@ class _Coded:
     def where(self, rows: NDArray[np.bool_]) -> list[str]:
         """Returns the first few texts of these rows."""
         return [self.values[code] for code in self.codes[rows][:EXAMPLES]]
-
-
-def _concatenate(parts: list[Packed]) -> Packed:
-    return np.concatenate([*parts, np.zeros(0, np.uint64)])
 
 
 def _number(confidence: str) -> float:
