@@ -42,7 +42,7 @@ NOT_A_CLASS, OTHER_CLASS = -2, -1
 
 _NAMES = pa.dictionary(pa.int32(), pa.string())
 _THREADS, _AHEAD = 2, 1
-"""Threads that look up the rows of a file while further ones are read, and blocks of rows for each: 12 MB a block."""
+"""Threads that look up the rows of a file while further ones are read, and blocks ahead for each: 12 MB a block."""
 _LABEL_COLUMNS = {"ImageID": pa.string(), "LabelName": _NAMES, "Confidence": _NAMES}
 
 
