@@ -163,7 +163,7 @@ PHASES = (
         "thresholds",
         lambda place: ["aggregate", place.run("ll_r"), "--thresholds-from", _evaluated("validation")(place)],
     ),
-    Phase("audit", _ll_r("audit", "--top", "5000"), lambda place: place.run("ll_r") / "audit"),
+    Phase("audit", _ll_r("audit", "--top", "5000", "--workers", "2"), lambda place: place.run("ll_r") / "audit"),
     *(
         Phase(
             name,
