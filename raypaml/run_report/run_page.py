@@ -128,14 +128,15 @@ def _training_values(
     """What the page says of training: curves, time and cost, rejections, drift."""
     compared = sum(record["drift"]["seconds"] for record in history if "drift" in record)
     usage = usage_by_epoch(history)
+    rejects = any(record["rejected"] for record in history)
     return {
         "judged": best_epoch(history) is not None,
         "curves": training_curves(history, result["best_epoch"]),
         "cost": cost_text(result["cost"]),
         "hours": f"{hours_text(result['cost']['in_all'])} {result['cost']['unit']}",
         "time_and_cost": time_and_cost(history, usage, result["cost"], result["best_epoch"]),
-        "rejections": rejections(history) if any(record["rejected"] for record in history) else "",
-        "none_rejected": _none_rejected(job, history),
+        "rejections": rejections(history) if rejects else "",
+        "none_rejected": "" if rejects else nothing_was_rejected(job.config, job.data.splits["train"], len(history)),
         "class_rejections": rejected,
         "classes_shown": CLASSES_SHOWN,
         "budget": budget_text(rejected, len(job.data.vocabulary)),
@@ -143,13 +144,6 @@ def _training_values(
         "drift_share": compared / (history[-1]["seconds"] or math.nan),
         "usage": usage,
     }
-
-
-def _none_rejected(job: Job, history: History) -> str:
-    """Why a run whose scheme rejects has rejected nothing; empty where it has, or where the scheme never does."""
-    if any(record["rejected"] for record in history):
-        return ""
-    return nothing_was_rejected(job.config, job.data.splits["train"], len(history))
 
 
 def _map_values(data: DataFolder, model: CamClassifier, evaluation: Evaluation, pairs: Pairs) -> dict[str, object]:
