@@ -22,7 +22,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 
 from raypaml.cli import run_command, say
-from tools.browser import DARK, chromium
+from tools.browser import CHROMIUM, DARK, WHY_NOT, chromium
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 300_000
@@ -110,6 +110,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="folder of the runs; what is missing is made")
     parser.add_argument("--out", type=Path, help="folder for the pictures [where the READMEs expect them]")
     asked = parser.parse_args()
+    if not CHROMIUM:  # before a quarter of an hour of training
+        raise ValueError(WHY_NOT)
     for shot in SHOTS:
         page = asked.folder / shot.page
         if not page.is_file():
