@@ -7,7 +7,7 @@ whole, for files of earlier versions have no digest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,6 +64,16 @@ def write_parquet(path: Path, table: pa.Table, **options: object) -> None:
         seal(unfinished)
 
 
+def write_parquet_parts(path: Path, schema: pa.Schema, parts: Iterable[pa.Table], **options: object) -> None:
+    """Write one sealed Parquet file of several tables, of which only one need be in memory; each begins a row group."""
+    schema = _unsealed(schema.empty_table()).schema
+    with whole(path) as unfinished:
+        with pq.ParquetWriter(unfinished, schema, write_page_checksum=True, **options) as writer:
+            for part in parts:
+                writer.write_table(part)
+        seal(unfinished)
+
+
 def read_parquet(path: Path, again: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a file that `write_parquet` wrote, or some of its columns.
 
@@ -94,6 +104,15 @@ def parquet_batches(path: Path, again: str, rows: int) -> Iterator[pa.Table]:
         for batch in file.iter_batches(batch_size=rows, use_threads=False):
             batch.validate(full=True)
             yield pa.Table.from_batches([batch])
+
+
+def parquet_row_groups(path: Path, again: str) -> Iterator[pa.Table]:
+    """Read a file that `write_parquet` wrote, one row group at a time. Raises as `read_parquet`."""
+    with open_parquet(path, again) as file, _said(path, again):
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, use_threads=False)
+            table.validate(full=True)
+            yield table
 
 
 def _unsealed(table: pa.Table) -> pa.Table:

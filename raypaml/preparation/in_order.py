@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _AHEAD = 8
 """Items per thread that may be done before their turn, while an earlier one takes long."""
 
 
 def in_order(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = _AHEAD
-) -> Iterator[Result]:
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int, ahead: int = _AHEAD
+) -> Iterator[_Result]:
     """Maps a function over items by threads, at most `ahead` items per thread ahead, and yields the results in order.
 
     The items are drawn by the calling thread.
     """
-    pending: deque[Future[Result]] = deque()
+    pending: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
