@@ -204,7 +204,7 @@ def test_a_disk_too_small_to_begin_is_one_line(size: int, release: Release, tmp_
     assert finish(start(argv, said)) == 0
 
 
-@pytest.mark.parametrize("name", ["finish.write_parquet", "finish.write_index", "record.write_json"])
+@pytest.mark.parametrize("name", ["finish.write_parquet_parts", "finish.write_index", "record.write_json"])
 def test_a_disk_full_at_the_end_is_one_line(
     name: str, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
