@@ -37,7 +37,13 @@ class Probe:
 
 
 def probe(source: Store | Archives, split: str, asked: Sequence[KeyAndFile], form: ImageForm) -> Probe:
-    """Fetches and converts the first images in the order of the shards.
+    """Fetches and converts the first images in the order of the shards, or those of the first archive in its order.
+
+    Args:
+        source: where the images are.
+        split: name of the split, for messages.
+        asked: the images; of archives those that the first one may hold.
+        form: what they are converted to.
 
     Raises:
         ValueError: none of them exists, or none may be read.
