@@ -227,7 +227,7 @@ def _shard_samples(preparation: Preparation, split: str, source: Store | Archive
 
 
 def _probe(preparation: Preparation, split: str, source: Store | Archives, requests: pa.Table) -> Probe:
-    if isinstance(source, Archives):  # a set of all keys of Open Images V3 would take a gigabyte
+    if isinstance(source, Archives):  # all keys of Open Images V3 took 0.7 GB, in a list and a set
         _, prefix = next(source.prefixes(split))
         first = requests.filter(pc.starts_with(requests["key"], prefix))
     else:
