@@ -140,7 +140,7 @@ def write_split_index(out: Path, split: str, finished: Finished, vocabulary: Voc
 def write_ledger(out: Path, split: str, rows: list[pa.Table]) -> None:
     """Writes the rows of this split into `ledger.parquet`, and keeps those of the other splits.
 
-    Open Images V3 has nine million rows: the kept ones are copied a row group at a time, and a row group has rows of one
+    Open Images V3 has nine million rows: the kept ones are copied a row group at a time. A row group has rows of one
     split, so that the file does not depend on the order of the splits.
     """
     kept = (out / LEDGER).is_file()
