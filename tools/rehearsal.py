@@ -6,8 +6,8 @@
     python -m tools.full_size.truth /disk/r01                                    # what its truth says of its runs
 
 Phases run in this order: release, shard, verify, doctor, plan, suggest, training that is killed in mid-epoch and goes
-on with another number of workers, validation, test, aggregate, thresholds, audit, explain, predict, export; up to a
-scale of 0.1 also report, LL-Cp, killed and resumed, a search, assumed negatives, and all entries of the test. Each line
+on with another number of workers, validation, test, aggregate, thresholds, audit, explain, predict, export, report; up
+to a scale of 0.1 also LL-Cp, killed and resumed, a search, assumed negatives, and all entries of the test. Each line
 of DIR/results.jsonl is one run of one phase, and DIR/logs has what the commands printed. Results:
 tools/bench/REHEARSAL.md.
 """

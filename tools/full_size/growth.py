@@ -20,7 +20,7 @@ FIRST_STEP_SECONDS = 60.0
 """From the command to its first step, also where it goes on."""
 ALONE_SECONDS = 10.0
 """In which one thread works while the others of a phase of several processes wait."""
-TOGETHER = ("shard", "verify", "train-killed", "validation", "test", "ll_cp-resumed", "an")
+TOGETHER = ("shard", "verify", "train-killed", "train-finished", "validation", "test", "ll_cp-resumed", "an")
 """Phases that are given two processes."""
 PAGE_BYTES = 15e6
 EXPONENT = 1.05
@@ -77,7 +77,7 @@ def table(folders: Sequence[Path]) -> str:
         phases[record["phase"]].append(record)
     rows = [_row(record) for phase in phases.values() for record in phase]
     head = ["phase", "scale", "seconds", "CPU s", "first step, s", "alone, s", "through Ray, MB"]
-    head += ["largest process, MB", "all, MB", "files", "MB", ""]
+    head += ["largest process, MB", "not of files, MB", "all, MB", "files", "MB", ""]
     figures = markdown(head, rows, left=1)
     if len({record["scale"] for record in records}) < 2:
         return figures
@@ -94,7 +94,9 @@ def _row(record: Record) -> list[str]:
     return [
         *(record["phase"], f"{record['scale']:g}", f"{record['seconds']:.1f}", f"{record['cpu_seconds']:.1f}"),
         *("" if value is None else f"{value:,.1f}" for value in some),  # not measured
-        *(f"{record['largest']:,.0f} ({largest})", f"{record['together']:,.0f}"),
+        f"{record['largest']:,.0f} ({largest})",
+        "" if "own" not in record else f"{max(record['own'].values(), default=0):,.0f}",
+        f"{record['together']:,.0f}",
         *(str(record["files"]), f"{record['bytes'] / 1e6:,.1f}"),
         "; ".join(faults(record)),
     ]

@@ -30,6 +30,7 @@ END_SECONDS = 30.0
 """For which processes that outlive their command are waited for before they are ended."""
 _PATIENCE_AFTER_KILL = 1.0
 COLUMNS = "200"
+_PSS = re.compile(r"^(Pss\w*): +(\d+) kB", re.MULTILINE)
 _HEAD, _TAIL = 400_000, 100_000
 """Bytes of a command's output that are kept."""
 
@@ -45,6 +46,8 @@ class Figures:
     """None where the command was killed on purpose."""
     peaks: dict[str, float] = field(default_factory=dict)
     """Largest PSS of a process of each kind, in MB."""
+    own: dict[str, float] = field(default_factory=dict)
+    """Likewise without what maps a file, such as programs and indexes, which the system can drop and read again."""
     together: float = 0.0
     """Largest sum over all processes at one time, in MB."""
     files: int = 0
@@ -181,8 +184,10 @@ def _sample(figures: Figures, others: set[int], stretch: Stretch, sockets: Socke
             files = len(os.listdir(f"/proc/{process}/fd"))  # noqa: PTH208
         except OSError:
             continue
-        pss = next((int(line.split()[1]) * 1024 / 1e6 for line in rollup.splitlines() if line.startswith("Pss:")), 0.0)
+        sizes = {name: int(kb) * 1024 / 1e6 for name, kb in _PSS.findall(rollup)}
+        pss, mapped = sizes.get("Pss", 0.0), sizes.get("Pss_File", 0.0)
         figures.peaks[kind] = max(figures.peaks.get(kind, 0.0), pss)
+        figures.own[kind] = max(figures.own.get(kind, 0.0), pss - mapped)
         figures.files = max(figures.files, files)
         together += pss
     figures.together = max(figures.together, together)

@@ -20,8 +20,8 @@ LONG_AT = 0.1
 """Largest scale at which a run has several whole epochs, and LL-Cp and a search are tried."""
 DELTA_RELS = ("0.005", "0.01", "0.02", "0.05")
 """What the search tries; each trial keeps its history, so that the truth can judge it."""
-EPOCHS = 3
-"""How many a run has; the first rejects nothing. Above LONG_AT the run is ended in the first."""
+EPOCHS, LARGE_EPOCHS = 3, 2
+"""How many a run has, and above LONG_AT; the first rejects nothing."""
 STEPS_AT_ONCE = 500
 """Most steps between two checkpoints."""
 GROUP_AUDITS = {group: f"audit-{group.lower()}" for group in GROUP_NAMES[:-1]}
@@ -72,17 +72,20 @@ class Phase:
     """Says when the command is to be killed."""
     stopped: Callable[[Place], bool] | None = None
     """Says when the command is to be asked to end."""
+    above_scale: float = 0.0
     most_scale: float = 1.0
+    """It belongs to rehearsals of a scale above the one, up to the other."""
     codes: tuple[int, ...] = (0,)
     """Exit codes that are as they should be."""
 
 
 def training(place: Place, scheme: str, *more: str) -> list[str | Path]:
     """Returns the flags of a run with 5,000 classes and a small network."""
+    epochs = EPOCHS if place.scale <= LONG_AT else LARGE_EPOCHS
     return [
         *("openimages_v3", "--data", place.data, "--storage", place.out / "runs", "--name", scheme),
         *("--scheme", scheme, "--backbone", "small", "--weights", "", "--lr", "0.002", "--loader-workers", "2"),
-        *("--delta-rel", "0.02", "--epochs", str(EPOCHS), "--global-batch-size", str(BATCH), "--history"),
+        *("--delta-rel", "0.02", "--epochs", str(epochs), "--global-batch-size", str(BATCH), "--history"),
         *("--checkpoint-steps", str(place.checkpoint_steps), *more),
     ]
 
@@ -156,6 +159,13 @@ PHASES = (
         stopped=lambda place: place.scale > LONG_AT and saved_steps(place.run("ll_r")) >= 2 * STEPS_AT_ONCE,
         codes=(0, 143),
     ),
+    Phase(
+        "train-finished",
+        lambda place: ["train", *training(place, "ll_r", "--workers", "2")],
+        lambda place: place.run("ll_r"),
+        _FIRST,
+        above_scale=LONG_AT,
+    ),
     Phase("validation", _ll_r("evaluate", "--choose-alpha", "--workers", "2"), _evaluated("validation")),
     Phase("test", _ll_r("evaluate", "--workers", "2"), _evaluated("test")),
     Phase("aggregate", _ll_r("aggregate", "--bootstrap", "1000")),
@@ -186,9 +196,7 @@ PHASES = (
         lambda place: place.out / "answers.parquet",
     ),
     Phase("export", _ll_r("export", "--formats", "safetensors,program"), lambda place: place.run("ll_r") / "export"),
-    Phase(  # of a run that was trained to its end
-        "report", _ll_r("report"), lambda place: place.run("ll_r") / "report.html", most_scale=LONG_AT
-    ),
+    Phase("report", _ll_r("report"), lambda place: place.run("ll_r") / "report.html"),
     Phase(
         "ll_cp-killed",
         lambda place: ["train", *training(place, "ll_cp", "--workers", "1")],
@@ -250,7 +258,9 @@ def chosen(names: str, scale: float) -> list[Phase]:
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
         raise ValueError(f"phases={unknown[0]!r}: there is no such phase; choose from {', '.join(NAMES)}")
-    return [phase for phase in PHASES if (phase.name in wanted if wanted else scale <= phase.most_scale)]
+    if wanted:
+        return [phase for phase in PHASES if phase.name in wanted]
+    return [phase for phase in PHASES if phase.above_scale < scale <= phase.most_scale]
 
 
 def rehearse(place: Place, phases: Sequence[Phase], commit: str, say: Callable[[str], None]) -> int:
