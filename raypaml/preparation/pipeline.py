@@ -25,6 +25,7 @@ from raypaml.labels import VOCABULARY, Vocabulary
 from raypaml.mapper import Mapper, OpenMapper
 from raypaml.preparation.data_card import same_pictures_in, split_card, write_card
 from raypaml.preparation.finish import collect_shards, ledger_summary, write_implied, write_ledger, write_split_index
+from raypaml.preparation.freed_memory import give_back_memory
 from raypaml.preparation.growing import check_settings, group_changes, joined, joined_vocabulary
 from raypaml.preparation.image_store import Archives, Store, find_images
 from raypaml.preparation.preparation_settings import Preparation
@@ -95,6 +96,7 @@ def _prepare_split(
     preparation: Preparation, split: str, work: Path, record: Record, run: Mapper, say: Callable[[str], None]
 ) -> None:
     labels, requests = _requests(preparation, split, say)
+    give_back_memory()  # before shards are written for minutes
     vocabulary = _vocabulary(preparation, split, labels, say)
     source = _find(preparation, split, requests)
     job = _begin(preparation, split, source, requests, work, record)
@@ -190,13 +192,16 @@ def _requests(preparation: Preparation, split: str, say: Callable[[str], None]) 
     """Returns the labels of a split, and the requests for its images in the order of the shards."""
     say(f"{split}: reading labels")
     labels = preparation.read_split(split)
+    give_back_memory()
     if not len(labels.table) and not preparation.earlier:
         raise ValueError(
             f"split {split!r}: no image has a label among the {len(preparation.classes.class_ids):,} classes"
         )
     order = np.random.default_rng([preparation.seed, SPLITS.index(split)]).permutation(len(labels.table))
-    requests = labels.table.take(pa.array(order[: preparation.limit or None])).combine_chunks()
-    requests = types_first(requests) if preparation.json == "flat" else requests
+    order = order[: preparation.limit or None]
+    if preparation.json == "flat":
+        order = types_first(labels.table, order)
+    requests = labels.table.take(pa.array(order)).combine_chunks()
     say(f"{split}: {len(labels.table):,} labelled images, {len(requests):,} of them requested")
     return replace(labels, table=labels.table.schema.empty_table()), requests  # not held twice while shards are written
 

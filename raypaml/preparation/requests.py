@@ -74,12 +74,15 @@ def as_requests(table: pa.Table) -> pa.Table:
     return pa.table(columns, schema=REQUEST)
 
 
-def types_first(requests: pa.Table) -> pa.Table:
-    """Returns the requests with a few moved to the front, so that the first ones fill every list that any one fills.
+def types_first(requests: pa.Table, order: IntArray) -> IntArray:
+    """Returns an order with a few rows moved to the front, so that the first ones fill every list that any one fills.
 
     HF datasets takes the types of all columns from the first five samples, and an empty list has none.
+
+    Args:
+        requests: the requests.
+        order: rows of them.
     """
-    lengths = [pc.fill_null(pc.list_value_length(requests[name]), 0).to_numpy() for name in (*LABELS, *KNOWN)]
-    front = np.array(sorted({int(np.argmax(length > 0)) for length in lengths if length.any()}), np.int64)
-    order = np.concatenate([front, np.setdiff1d(np.arange(len(requests)), front, assume_unique=True)])
-    return requests.take(pa.array(order)).combine_chunks()
+    filled = [pc.fill_null(pc.list_value_length(requests[name]), 0).to_numpy()[order] > 0 for name in (*LABELS, *KNOWN)]
+    front = sorted({int(np.argmax(some)) for some in filled if some.any()})
+    return np.concatenate([order[front], np.delete(order, front)])

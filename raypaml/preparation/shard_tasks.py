@@ -82,7 +82,9 @@ class ShardJob:
 
     def order(self, requests: pa.Table) -> pa.Table:
         """Returns these requests in the order of their shard."""
-        return types_first(requests) if self.flat else requests
+        if not self.flat:
+            return requests
+        return requests.take(pa.array(types_first(requests, np.arange(len(requests))))).combine_chunks()
 
     def convert(self, content: bytes) -> Converted:
         """Converts an image into the form of this data set."""
