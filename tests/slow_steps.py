@@ -1,6 +1,6 @@
-"""What the workers of a search import (`--import`) whose steps take a second each, until a file says that it is enough.
+"""What workers import (`--import`) whose steps take a second each, until a file says that it is enough.
 
-So trials last as long as a test needs them, and end soon after that.
+So runs and trials last as long as a test needs them, on a fast machine too, and end soon after that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from raypaml.training.step import train_step
 
 ENOUGH = "RAYPAML_SLOW_STEPS_END"
 """Environment variable that names the file."""
+SLOW = "--import=tests.slow_steps"
 SECONDS = 1.0
+
+
+def until(enough: Path) -> dict[str, str]:
+    """The environment of processes whose steps are slow until this file is there."""
+    return {ENOUGH: str(enough), "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def _slow_step(worker: Any, batch: Any) -> None:

@@ -16,6 +16,7 @@ from raypaml.recipes import recipe
 from raypaml.runs.checkpoint import valid_checkpoints
 from tests.conftest import train_here
 from tests.fault_table import Row, note
+from tests.slow_steps import SLOW, until
 from tests.test_train import weights
 from tests.two_nodes import TOKEN, drain, two_nodes, worker_node
 
@@ -87,14 +88,14 @@ def test_the_doctor_looks_at_every_node(cluster: str, tiny_digits: Path, tmp_pat
 
 
 def test_a_node_is_taken_away_with_notice(tiny_digits: Path, tmp_path: Path) -> None:
-    epochs = {"epochs": 160, "warmup_epochs": 1, "delta_rel": 0.02}  # enough to be there still when the node is gone
+    epochs, enough = {"epochs": 60, "warmup_epochs": 1, "delta_rel": 0.05}, tmp_path / "enough"
     place = {"data": str(tiny_digits), "storage": str(tmp_path)}
     alone = train_here(recipe("digits").override(epochs | place | {"name": "alone", "workers": 1})).folder
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in (epochs | place).items()]
     log = tmp_path / "two" / "logs" / "worker-0.log"
-    with two_nodes(PORT + 1) as up:
-        told = os.environ | TOKEN | {"RAY_ADDRESS": up.address}
-        command = [*TRAIN, *flags, "--workers=1:2", "--name=two"]
+    with two_nodes(PORT + 1, **until(enough)) as up:
+        told = os.environ | TOKEN | until(enough) | {"RAY_ADDRESS": up.address}
+        command = [*TRAIN, *flags, "--workers=1:2", "--name=two", SLOW]
         run = subprocess.Popen(command, env=told, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         wait_for_text(log, "rank 0 of 2 starts", run)
         workers = "grep -laP '^ray::RayTrainWorker' /proc/[0-9]*/cmdline"  # as in clusters/pod_leaves.sh
@@ -108,6 +109,7 @@ def test_a_node_is_taken_away_with_notice(tiny_digits: Path, tmp_path: Path) -> 
         up.kill(1)
         wait_for_text(log, "with 1 worker", run)
         seconds = time.monotonic() - began
+        enough.touch()
         _, said = run.communicate(timeout=300)
     assert run.returncode == 0, said
     equal = weights(tmp_path / "two") == weights(alone)

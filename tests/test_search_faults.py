@@ -19,14 +19,14 @@ from raypaml.recipes import recipe
 from raypaml.search.faults import read_faults
 from tests.conftest import MEASURED, train_here
 from tests.fault_table import Row, note
-from tests.slow_steps import ENOUGH
+from tests.slow_steps import SLOW, until
 from tests.test_train import weights
 from tests.two_nodes import TOKEN, TwoNodes, drain, worker_node
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(600)]
 SHORT = {"epochs": 90, "warmup_epochs": 1, "delta_rel": 0.5}
 SHORTER = 30
-"""Epochs of trials that need not last long, or that `slow_steps` makes last."""
+"""Epochs of trials that need not last long."""
 FIRST, SECOND = "delta_rel=0.5", "delta_rel=1"
 PORT = 26479
 NOTICE = 20
@@ -143,8 +143,11 @@ def conclude(rows: dict[str, float], searching: Searching, alone: dict[str, Path
     assert equal
 
 
-def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone: dict[str, Path]) -> None:
-    searching, rows = begin("--search=delta_rel=1", "--hang-seconds=10"), {}
+def test_trials_survive_what_runs_survive(
+    begin: Callable[..., Searching], alone: dict[str, Path], tmp_path: Path
+) -> None:
+    rows, enough = dict[str, float](), tmp_path / "enough"
+    searching = begin("--search=delta_rel=1", "--hang-seconds=10", SLOW, **until(enough))
     for name in (FIRST, SECOND):
         searching.wait_for_epoch(name, 1)
     hung = searching.kill_worker(SECOND, signal.SIGSTOP)
@@ -165,6 +168,7 @@ def test_trials_survive_what_runs_survive(begin: Callable[..., Searching], alone
     searching.process.kill()
     searching.process.communicate()
     rows["driver killed, command given again"] = searching.wait(searching.again())
+    enough.touch()
     said = searching.end()
     conclude(rows, searching, alone)
     again = r"{}: lost: {}; all start again from the last checkpoint"
@@ -186,12 +190,11 @@ def test_a_node_comes_and_is_taken_away(
     begin: Callable[..., Searching], shorter_alone: dict[str, Path], tmp_path: Path
 ) -> None:
     rows, enough = dict[str, float](), tmp_path / "enough"
-    slow = {ENOUGH: str(enough), "PYTHONPATH": str(Path(__file__).parents[1])}
-    cluster = TwoNodes(PORT, slow)
+    cluster = TwoNodes(PORT, until(enough))
     try:
         cluster.start_head()
-        flags = ("--search=delta_rel=1", f"--epochs={SHORTER}", "--import=tests.slow_steps")
-        searching = begin(*flags, **slow, **TOKEN, RAY_ADDRESS=cluster.address)
+        flags = ("--search=delta_rel=1", f"--epochs={SHORTER}", SLOW)
+        searching = begin(*flags, **until(enough), **TOKEN, RAY_ADDRESS=cluster.address)
         searching.wait(lambda: "rank 0 of" in searching.said(FIRST))
         assert not searching.said(SECOND)
         cluster.add()
@@ -222,13 +225,15 @@ def test_a_node_comes_and_is_taken_away(
 
 
 def test_a_trial_that_is_lost_too_often_fails_alone(
-    begin: Callable[..., Searching], shorter_alone: dict[str, Path]
+    begin: Callable[..., Searching], shorter_alone: dict[str, Path], tmp_path: Path
 ) -> None:
-    searching = begin("--search=delta_rel=1", f"--epochs={SHORTER}", "--max-failures=1")
+    enough = tmp_path / "enough"
+    searching = begin("--search=delta_rel=1", f"--epochs={SHORTER}", "--max-failures=1", SLOW, **until(enough))
     searching.wait_for_epoch(SECOND, 1)
     searching.wait(searching.kill_worker(SECOND, signal.SIGKILL))
     searching.wait_for_epoch(SECOND, 3)
     searching.kill_worker(SECOND, signal.SIGKILL)
+    enough.touch()
     said = searching.end(code=1)
     limit = "there are more losses than --max-failures 1 allows"
     assert re.search(rf"{SECOND}: lost: rank 0 \(.*\); {limit}", said), said

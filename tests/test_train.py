@@ -22,11 +22,10 @@ from safetensors.torch import save_file
 from raypaml.labels import GROUP_NAMES
 from raypaml.model.backbones import build_backbone
 from raypaml.runs.checkpoint import read_state, valid_checkpoints
-from tests.slow_steps import ENOUGH
+from tests.slow_steps import SLOW, until
 
 pytestmark = pytest.mark.ray
 PROG = "python -m raypaml.train"
-SLOW = ("--import", "tests.slow_steps")
 
 
 def command(data: Path, storage: Path, *flags: str) -> list[str]:
@@ -154,8 +153,8 @@ def test_the_same_name_with_other_settings_is_refused(undisturbed: tuple[Path, s
 @pytest.fixture
 def started(tiny_digits: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A run with many checkpoints, already beyond its first epoch, whose steps are slow: it lasts on any machine."""
-    arguments = command(tiny_digits, tmp_path, "--workers", "2", "--name", "b", "--checkpoint-steps", "1", *SLOW)
-    told = os.environ | {ENOUGH: str(tmp_path / "enough"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    arguments = command(tiny_digits, tmp_path, "--workers", "2", "--name", "b", "--checkpoint-steps", "1", SLOW)
+    told = os.environ | until(tmp_path / "enough")
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=told)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "b" / "checkpoints").glob("0001-*")):
@@ -173,7 +172,7 @@ def test_killed_and_given_again_finishes_with_the_undisturbed_weights(
     started.kill()
     started.wait()
     assert not (tmp_path / "b" / "result.json").exists()
-    again = run(*command(tiny_digits, tmp_path, "--workers", "1", "--name", "b", *SLOW))  # on another number of workers
+    again = run(*command(tiny_digits, tmp_path, "--workers", "1", "--name", "b", SLOW))  # on another number of workers
     assert again.returncode == 0, again.stderr
     assert "continues from epoch" in again.stderr
     assert weights(tmp_path / "b") == weights(undisturbed[0])
