@@ -20,7 +20,7 @@ FIRST_STEP_SECONDS = 60.0
 """From the command to its first step, also where it goes on."""
 ALONE_SECONDS = 10.0
 """In which one thread works while the others of a phase of several processes wait."""
-TOGETHER = ("shard", "verify", "train-killed", "train-finished", "validation", "test", "ll_cp-resumed", "an")
+TOGETHER = ("shard", "verify", "train-killed", "train-finished", "validation", "test", "audit", "ll_cp-resumed", "an")
 """Phases that are given two processes."""
 PAGE_BYTES = 15e6
 EXPONENT = 1.05

@@ -56,6 +56,8 @@ class Figures:
     """Seconds from the start until each text was first printed."""
     alone: float = 0.0
     """Longest time in seconds in which one thread of all processes worked and no other one."""
+    alone_from: float = 0.0
+    """Seconds from the start until it began."""
     ray_mb: float | None = None
     """Sent over TCP among Ray's processes, the driver and the workers, without gradients; None where not measured."""
     load: float = 0.0
@@ -114,7 +116,7 @@ def measure(
         _wait_for_orphans(others)
         reader.join(5)
         os.close(mine)
-    figures.alone, figures.ray_mb = stretch.longest, sockets.megabytes
+    figures.alone, figures.alone_from, figures.ray_mb = stretch.longest, stretch.began, sockets.megabytes
     figures.cpu_seconds, figures.load = _cpu() - before, os.getloadavg()[0]
     return figures
 

@@ -29,8 +29,10 @@ class Stretch:
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock, self._before, self._at, self._since = clock, dict[str, float](), clock(), clock()
-        self.longest = 0.0
+        self._clock, self._before, self._began = clock, dict[str, float](), clock()
+        self._at = self._since = self._began
+        self.longest, self.began = 0.0, 0.0
+        """Its seconds, and how many after the start it began."""
 
     def sample(self, processes: Iterable[int]) -> None:
         """Looks at what every thread has worked since the last time."""
@@ -38,7 +40,7 @@ class Stretch:
         least = BUSY * (now - self._at)
         busy = sum(seconds - self._before.get(thread, 0.0) >= least for thread, seconds in used.items())
         if busy == 1:
-            self.longest = max(self.longest, now - self._since)
+            self.longest, self.began = max((self.longest, self.began), (now - self._since, self._since - self._began))
         else:
             self._since = now
         self._before, self._at = used, now
