@@ -77,7 +77,7 @@ def table(folders: Sequence[Path]) -> str:
         phases[record["phase"]].append(record)
     rows = [_row(record) for phase in phases.values() for record in phase]
     head = ["phase", "scale", "seconds", "CPU s", "first step, s", "alone, s", "through Ray, MB"]
-    head += ["largest process, MB", "not of files, MB", "all, MB", "files", "MB", ""]
+    head += ["largest process, MB", "own, MB", "all, MB", "files", "MB", ""]
     figures = markdown(head, rows, left=1)
     if len({record["scale"] for record in records}) < 2:
         return figures

@@ -17,7 +17,7 @@ from tools.full_size.scenes import SIDE
 RESULTS = "results.jsonl"
 BATCH = 256
 LONG_AT = 0.1
-"""Largest scale at which a run has several whole epochs, and LL-Cp and a search are tried."""
+"""Largest scale at which a run has EPOCHS, and LL-Cp and a search are tried."""
 DELTA_RELS = ("0.005", "0.01", "0.02", "0.05")
 """What the search tries; each trial keeps its history, so that the truth can judge it."""
 EPOCHS, LARGE_EPOCHS = 3, 2

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from raypaml.cli import did_you_mean
 from raypaml.preparation.findings import EXAMPLES, Findings
+from raypaml.preparation.freed_memory import give_back_memory
 from raypaml.preparation.in_order import in_order
 from raypaml.preparation.label_join import ConflictRule, Labels, Packed, join_labels, merged, pack, records, without
 from raypaml.preparation.openimages.image_ids import Ids, hex_id, hex_keys, parse_ids
@@ -98,7 +99,7 @@ def read_split(
     images = _read_images(find_file(metadata, "images", split), split, findings)
     reader = _LabelReader(images, classes, findings)
     packed = reader.human(find_file(metadata, "human", split))
-    pa.default_memory_pool().release_unused()  # what reading took, before the join takes its own
+    give_back_memory()  # what reading took, before the join takes its own
     labels = join_labels(packed, conflicts, findings, lambda i, c: f"{hex_id(images[i])} {classes.class_ids[c]}")
     del packed
     verified = {
