@@ -1,4 +1,4 @@
-"""What workers import (`--import`) whose steps take a second each, until a file says that it is enough.
+"""What workers import (`--import`) whose steps take a second each, or as told, until a file says that it is enough.
 
 So runs and trials last as long as a test needs them, on a fast machine too, and end soon after that.
 """
@@ -16,17 +16,17 @@ from raypaml.training.step import train_step
 ENOUGH = "RAYPAML_SLOW_STEPS_END"
 """Environment variable that names the file."""
 SLOW = "--import=tests.slow_steps"
-SECONDS = 1.0
+SECONDS = "RAYPAML_SLOW_STEPS_SECONDS"
 
 
-def until(enough: Path) -> dict[str, str]:
+def until(enough: Path, seconds: float = 1.0) -> dict[str, str]:
     """The environment of processes whose steps are slow until this file is there."""
-    return {ENOUGH: str(enough), "PYTHONPATH": str(Path(__file__).parents[1])}
+    return {ENOUGH: str(enough), SECONDS: str(seconds), "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def _slow_step(worker: Any, batch: Any) -> None:
     if not Path(os.environ[ENOUGH]).exists():
-        time.sleep(SECONDS)
+        time.sleep(float(os.environ.get(SECONDS, 1.0)))
     train_step(worker, batch)
 
 

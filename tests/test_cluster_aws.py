@@ -40,13 +40,15 @@ from tests.fault_table import Row, note
 from tests.hosts import BRIDGE, Hosts, hosts, sh
 from tests.iam import policy
 from tests.moto_server import OF_S3
+from tests.slow_steps import ENOUGH, SLOW
 from tests.test_cluster_local import PATIENCE, ROOT, caller
+from tests.test_fault_matrix import saved
 from tests.test_train import weights
 
 GATEWAY = "172.31.255.1"
 METADATA = "169.254.169.254"
 LATE = 1.5
-RUN = {"epochs": 60, "warmup_epochs": 1, "delta_rel": 0.5, "checkpoint_steps": 1}
+RUN = {"epochs": 30, "warmup_epochs": 1, "delta_rel": 0.5, "checkpoint_steps": 1}
 
 PROBE = ":%24extremelyunlikelytoexist%24"
 """pyarrow asks for a bucket of this name, to see what kind of server answers; a refusal is an answer."""
@@ -63,6 +65,8 @@ class Cloud:
     account: Account
     person: Environment
     """Whoever calls ray."""
+    enough: Path
+    """The file without which the steps of a job are slow."""
     over: threading.Event = field(default_factory=threading.Event)
     address: dict[str, str] = field(default_factory=dict)
     """Of running instances, by id."""
@@ -209,15 +213,16 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
         account(folder, GATEWAY, 5077) as aws,
         pytest.MonkeyPatch.context() as patch,
     ):
+        enough = up.shared / "enough"
         (up.state / "environment").write_text(
-            "".join(f"export {name}={value}\n" for name, value in aws.endpoint.items())
+            "".join(f"export {name}={value}\n" for name, value in (aws.endpoint | {ENOUGH: enough}).items())
         )
         for name, value in aws.admin.items():
             patch.setenv(name, value)
         aws.once_per_account()
         for path in digits_folder(num_scenes=TINY).iterdir():
             aws.client("s3").upload_file(str(path), BUCKET, f"digits/{path.name}")
-        found = Cloud(up, folder / "home", aws, aws.user("YOU"))
+        found = Cloud(up, folder / "home", aws, aws.user("YOU"), enough)
         watcher = threading.Thread(target=found.watch, daemon=True)
         watcher.start()
         with metadata_service(found):
@@ -297,7 +302,7 @@ def test_a_run_brings_spot_workers_survives_the_loss_of_one_and_ends_as_undistur
     undisturbed = weights(train_here(recipe("digits").override(RUN | place)).folder)
     (head,) = up.tagged("head")
     values = RUN | {"data": "s3://bucket/digits", "storage": "s3://bucket/runs", "name": "spot", "device": "cpu"}
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+    flags = " ".join([SLOW, *(f"--{name.replace('_', '-')} {value}" for name, value in values.items())])
     job = "ray job submit --address http://127.0.0.1:8265 -- python -m raypaml.train digits --workers 2 " + flags
     began = time.monotonic()
     process = subprocess.Popen(
@@ -307,7 +312,7 @@ def test_a_run_brings_spot_workers_survives_the_loss_of_one_and_ends_as_undistur
         text=True,
     )
     mirror = Mirror(tmp_path / "pulled", Location("s3://bucket/runs/spot"))
-    wait_for(lambda: any("0001-" in path for path in mirror.there(["checkpoints"])), process)
+    wait_for(lambda: saved(mirror, 1), process)
     note(Row("first epoch on spot workers that the autoscaler added", time.monotonic() - began, "trained"))
     lost, kept = up.tagged("worker")
     assert set(map(tuple, up.hosts.open_to_strangers().values())) == {(22,)}, (
@@ -330,6 +335,7 @@ def test_a_run_brings_spot_workers_survives_the_loss_of_one_and_ends_as_undistur
     wait_for(lambda: len(set(up.tagged("worker")) - {lost}) == 2, process)
     wait_for(lambda: b"continues from" in (mirror.read("logs/worker-0.log") or b""), process)
     seconds = time.monotonic() - began
+    up.enough.touch()
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said[-4000:]
     assert "continues from epoch" in said

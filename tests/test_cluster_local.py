@@ -24,12 +24,12 @@ from tests.conftest import TINY, train_here
 from tests.fault_table import Row, note
 from tests.hosts import Hosts, hosts
 from tests.scan import open_ports
+from tests.slow_steps import ENOUGH, SLOW
 from tests.test_train import weights
 
 ROOT = Path(__file__).parent.parent
 HEAD, *WORKERS = "10.77.0.10", "10.77.0.11", "10.77.0.12"
-# So many epochs that a fast machine, with 0.1 s an epoch, is still training when a host is lost or a link is cut.
-SHORT = ("--epochs", "60", "--warmup-epochs", "1", "--delta-rel", "0.5", "--checkpoint-steps", "1")
+SHORT = ("--epochs", "30", "--warmup-epochs", "1", "--delta-rel", "0.5", "--checkpoint-steps", "1")
 JOBS = "http://127.0.0.1:8265/api/jobs/"
 # Half of what Ray waits before it takes a host for lost, and a host its head: 33 s instead of 65, 30 instead of 60.
 PATIENCE = (
@@ -48,6 +48,11 @@ class Cluster:
     caller: dict[str, str]
     """Environment of whoever calls ray."""
 
+    @property
+    def enough(self) -> Path:
+        """The file without which the steps of a job are slow."""
+        return self.hosts.shared / "enough"
+
     def ray(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("ray")), *arguments]
         return subprocess.run(
@@ -57,7 +62,8 @@ class Cluster:
     def submit(self, data: Path, name: str, *flags: str) -> subprocess.Popen[str]:
         """A job, given on the head as the README says; what it says comes to the pipe."""
         run = ["python", "-m", "raypaml.train", "--data", str(data), "--storage", str(self.hosts.shared), *SHORT]
-        job = f"ray job submit --address http://127.0.0.1:8265 -- {' '.join([*run, '--name', name, *flags])}"
+        self.enough.unlink(missing_ok=True)
+        job = f"ray job submit --address http://127.0.0.1:8265 -- {' '.join([*run, '--name', name, SLOW, *flags])}"
         return subprocess.Popen(
             [*self.hosts.ssh(HEAD), f"bash -lic '{job}'"],
             stdout=subprocess.PIPE,
@@ -88,6 +94,7 @@ def overlay(hosts: Hosts) -> dict[str, Any]:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("hosts")
     with hosts(folder / "state", "10.77.0.1/24") as up:
+        (up.state / "environment").write_text(f"export {ENOUGH}={up.shared / 'enough'}\n")
         for address in (HEAD, *WORKERS):
             up.start(address)
         file = folder / "local.yaml"
@@ -150,7 +157,8 @@ def recovered(cluster: Cluster, name: str, lives: int) -> None:
         time.sleep(0.2)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(cluster: Cluster, process: subprocess.Popen[str]) -> str:
+    cluster.enough.touch()
     said, _ = process.communicate(timeout=400)
     assert process.returncode == 0, said
     return said
@@ -201,7 +209,7 @@ def test_two_hosts_train_and_one_is_lost(cluster: Cluster, data: Path, undisturb
     cluster.hosts.kill(WORKERS[1])
     recovered(cluster, "lost", 1)
     seconds = time.monotonic() - began
-    said = finish(process)
+    said = finish(cluster, process)
     assert "with 1 worker" in said
     equal = weights(cluster.hosts.shared / "lost") == undisturbed
     note(Row("host lost, goes on with the rest (--workers 1:2)", seconds, "equal" if equal else "NOT EQUAL"))
@@ -219,7 +227,7 @@ def test_a_host_comes_back_and_a_link_is_cut_for_a_while(cluster: Cluster, data:
     recovered(cluster, "cut", 1)
     seconds = time.monotonic() - began
     cluster.hosts.restore(WORKERS[1])
-    finish(process)
+    finish(cluster, process)
     equal = weights(cluster.hosts.shared / "cut") == undisturbed
     note(Row("link cut, later restored", seconds, "equal" if equal else "NOT EQUAL"))
     assert equal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,19 @@ from raypaml.evaluation.entries import spilled
 from raypaml.evaluation.parts import open_set
 from raypaml.labels import UNOBSERVED
 
+FIRST_PART = """
+import sys, time
+from raypaml import evaluate
+from raypaml.api import predicted_split
+alone = predicted_split.predict_part_alone
+def held(plan, part, device):
+    if part.part == 1:
+        time.sleep(1000)
+    return alone(plan, part, device)
+predicted_split.predict_part_alone = held
+evaluate.main(sys.argv[1:])
+"""
+"""The command, held before its second part."""
 NAMES = ["part-00000-of-00002.parquet", "part-00001-of-00002.parquet"]
 
 
@@ -89,12 +103,13 @@ def test_only_what_is_missing_or_damaged_is_predicted_again(
 
 @pytest.mark.timeout(120)
 def test_killed_and_given_again_gives_the_same_parts(run: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "raypaml.evaluate", str(run), "--out", str(tmp_path)]
+    arguments = [sys.executable, "-c", FIRST_PART, str(run), "--out", str(tmp_path)]
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (tmp_path / NAMES[0]).exists() and process.poll() is None:
         time.sleep(0.002)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / NAMES[1]).exists()
     evaluate.main([str(run), "--out", str(tmp_path)])
     assert contents(tmp_path) == contents(run / "predictions" / "test")
 

@@ -20,6 +20,7 @@ from raypaml.runs.checkpoint import valid_checkpoints
 from raypaml.runs.mirror import Mirror
 from tests.conftest import train_here
 from tests.fault_table import Row, note
+from tests.slow_steps import SLOW, until
 from tests.test_mirror import CREDENTIALS
 from tests.test_sharding_s3 import running as running_store
 from tests.test_train import weights
@@ -31,10 +32,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
 
 @dataclass
 class Running:
-    """A command at work, in its second epoch or later."""
+    """A command at work, in its second epoch or later; its steps are slow until `enough` is there."""
 
     command: list[str]
     folder: Path
+    enough: Path
     process: subprocess.Popen[str]
 
     def worker(self, rank: int) -> int:
@@ -52,19 +54,24 @@ class Running:
     def again(self) -> None:
         """Give the command again, and wait for it."""
         self.process.communicate()
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.process = given(self.command, self.enough)
 
 
 def asked(data: Path, storage: Path | str, *flags: str) -> list[str]:
     short = ["--epochs", str(EPOCHS), "--warmup-epochs", "1", "--delta-rel", "0.5", "--checkpoint-steps", "1"]
     place = ["--data", str(data), "--storage", str(storage), "--name", "r", "--workers", "2"]
-    return [sys.executable, "-m", "raypaml.train", *place, *short, *flags]
+    return [sys.executable, "-m", "raypaml.train", *place, *short, SLOW, *flags]
+
+
+def given(command: list[str], enough: Path) -> subprocess.Popen[str]:
+    """A command that was given, whose steps are slow until a file is there."""
+    told = os.environ | until(enough)
+    return subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def start(data: Path, storage: Path, *flags: str) -> Running:
-    command = asked(data, storage, *flags)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    running = Running(command, storage / "r", process)
+    command, enough = asked(data, storage, *flags), storage / "enough"
+    running = Running(command, storage / "r", enough, given(command, enough))
     wait_for_epoch(running, 1)
     return running
 
@@ -74,6 +81,11 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def saved(mirror: Mirror, epoch: int) -> bool:
+    """Whether the store has a checkpoint of this epoch or a later one: its own may be there for a moment only."""
+    return max(mirror.there(["checkpoints"]), default="") >= f"checkpoints/{epoch:04d}"
 
 
 def wait_for_epoch(running: Running, epoch: int) -> None:
@@ -93,6 +105,7 @@ def undisturbed(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def conclude(fault: str, seconds: float, running: Running, undisturbed: str) -> str:
     """Wait for the end, add the row; what was said."""
+    running.enough.touch()
     _, said = running.process.communicate(timeout=400)
     assert running.process.returncode == 0, said
     equal = weights(running.folder) == undisturbed
@@ -190,17 +203,17 @@ def test_the_store_refuses_for_a_while(
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with running_store(tmp_path, 0.05) as store:
-        address = store.address("images/runs", "")
-        command = asked(tiny_digits, address)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        address, enough = store.address("images/runs", ""), tmp_path / "enough"
+        process = given(asked(tiny_digits, address), enough)
         mirror = Mirror(tmp_path / "pulled", Location(address) / "r")
-        wait_until(lambda: any("0001-" in path for path in mirror.there(["checkpoints"])))
+        wait_until(lambda: saved(mirror, 1))
         store.ask("_down/0")
         time.sleep(OUTAGE)
         store.ask(f"_down/{sys.maxsize}")
-        began = time.monotonic()
-        wait_until(lambda: any("0007-" in path for path in mirror.there(["checkpoints"])))
+        began, newest = time.monotonic(), max(mirror.there(["checkpoints"]))
+        wait_until(lambda: max(mirror.there(["checkpoints"])) > newest)
         seconds = time.monotonic() - began
+        enough.touch()
         _, said = process.communicate(timeout=400)
         assert process.returncode == 0, said
         mirror.pull_checkpoints()

@@ -25,6 +25,7 @@ from raypaml.data.digits import digits_folder
 from raypaml.runs.run_folder import read_config
 from tests.conftest import TINY, train_here
 from tests.fault_table import Row, note
+from tests.slow_steps import SLOW, until
 from tests.test_train import weights
 from tests.two_nodes import TOKEN, node, wait_for_cpus
 
@@ -79,13 +80,13 @@ def store(folder: Path) -> Iterator[str]:
 class Said:
     """A program, which is killed if it outlives the block, and the lines that it has said so far."""
 
-    def __init__(self, *command: str) -> None:
+    def __init__(self, *command: str, **environment: str) -> None:
         self._command, self.lines = [sys.executable, *command], list[str]()
+        self._told = os.environ | TOKEN | environment
 
     def __enter__(self) -> Self:
-        told = os.environ | TOKEN
         self.process = subprocess.Popen(
-            self._command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            self._command, env=self._told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -133,10 +134,11 @@ def test_two_runs_and_a_search_at_once_end_as_each_does_alone(tmp_path: Path) ->
     with head(4) as address, store(digits_folder(num_scenes=TINY)) as data:
         place = {"data": data, "storage": str(storage), "cache": str(tmp_path / "cache")}
         program = PROGRAM.replace("SETTINGS", repr(SHORT | place))
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in (SHORT | place).items() if value is not True]
-        flags += ["--reproducible", "--search", "alpha=2:8", "--share", "1", "--trials", "2", "--no-early-stop"]
+        long = SHORT | place | {"epochs": 12}  # with slow steps, so that the runs find the search at work
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in long.items() if value is not True]
+        flags += [SLOW, "--reproducible", "--search", "alpha=2:8", "--share", "1", "--trials", "2", "--no-early-stop"]
         tune = ["-m", "raypaml.tune", "digits", "--workers", "1", "--address", address, "--name", "s", *flags]
-        with Said("-c", program, address, str(go_on), "a", "b") as runs, Said(*tune) as search:
+        with Said("-c", program, address, str(go_on), "a", "b") as runs, Said(*tune, **until(go_on)) as search:
             wait(lambda: runs.waits() or search.waits(), runs, search)
             wait(lambda: starts(storage / "a") or starts(storage / "b"), runs, search)
             hit = storage / ("a" if starts(storage / "a") else "b")

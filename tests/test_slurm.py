@@ -39,7 +39,11 @@ wait
 RAY = """#!/bin/sh
 echo "$@" >> "$NOTES/told-ray"
 case "$1" in
-  start) stat -c %a "$TEMP_OF_RAY" >> "$NOTES/mode"; touch "$NOTES/up"; sleep "${RAY_LASTS:-60}"; rm -f "$NOTES/up";;
+  start)
+    stat -c %a "$TEMP_OF_RAY" >> "$NOTES/mode"; touch "$NOTES/up"
+    [ -n "$RAY_LEAVES" ] || sleep 60
+    until [ -e "$NOTES/ready" ]; do sleep 0.1; done
+    rm -f "$NOTES/up";;
   health-check) [ -e "$NOTES/up" ];;
 esac
 """
@@ -156,7 +160,7 @@ def test_where_ray_is_taken_away_the_job_is_queued_again_until_that_is_no_accide
     tmp_path: Path,
 ) -> None:
     """So it is when a job is preempted: Slurm sends SIGTERM to Ray's processes, not to the script."""
-    job.told.update({"RAY_LASTS": "1.5", "SLURM_RESTART_COUNT": restarts})  # type: ignore[attr-defined]
+    job.told.update({"RAY_LEAVES": "when the run is ready", "SLURM_RESTART_COUNT": restarts})  # type: ignore[attr-defined]
     failed = job("3")
     failed.communicate(timeout=60)
     assert failed.returncode == 3

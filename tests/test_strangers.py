@@ -20,6 +20,7 @@ from psutil import Process
 
 from tests import scan
 from tests.hosts import sh
+from tests.slow_steps import SLOW, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 LOOPBACK = {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
@@ -64,10 +65,10 @@ def run(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The processes of a run of two workers, in the midst of its training."""
     storage = tmp_path_factory.mktemp("runs")
     flags = ["--workers", "2", "--epochs", "500", "--storage", str(storage), "--name", "r", "--data", str(tiny_digits)]
-    command = [sys.executable, "-m", "raypaml.train", "digits", "--delta-rel", "0.1", *flags]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 200
-    while not (storage / "r" / "metrics.jsonl").exists() and time.monotonic() < until and started.poll() is None:
+    command = [sys.executable, "-m", "raypaml.train", "digits", "--delta-rel", "0.1", SLOW, *flags]
+    told, deadline = os.environ | until(storage / "never"), time.monotonic() + 200
+    started = subprocess.Popen(command, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (storage / "r" / "metrics.jsonl").exists() and time.monotonic() < deadline and started.poll() is None:
         time.sleep(0.2)
     assert started.poll() is None, started.communicate()[1]
     yield [Process(started.pid), *Process(started.pid).children(recursive=True)]

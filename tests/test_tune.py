@@ -31,6 +31,7 @@ from raypaml.search.trials import Trial, random_trials
 from raypaml.training.job import prepare_job
 from raypaml.training.loop import train
 from raypaml.tune import parse
+from tests.slow_steps import SLOW, until
 from tests.test_api import readme_example
 from tests.whole_records import EPOCH_RECORD, RESULT
 
@@ -166,7 +167,7 @@ def test_a_search_is_run_from_a_program(
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_as_many_trials_are_stopped_as_run_at_once_and_the_search_ends(tiny_digits: Path, tmp_path: Path) -> None:
-    slow = ("--epochs", "40", "--warmup-epochs", "1", "--delta-rel", "0.05")
+    slow = ("--epochs", "40", "--warmup-epochs", "1", "--delta-rel", "0.05", SLOW)
     space = "lr=0.005|0.006|0.007|0.008|0.01|0.02|0.03"
     asked = tune(tiny_digits, tmp_path, *slow, "--search", space, "--searcher", "grid")
     _, flags = parse(asked[3:])
@@ -177,7 +178,8 @@ def test_as_many_trials_are_stopped_as_run_at_once_and_the_search_ends(tiny_digi
         note(search, trial, "stopped", {"epochs": 39})
         history = "".join(json.dumps(good | {"epoch": n}) + "\n" for n in range(39))
         (search.run_folder(trial) / "metrics.jsonl").write_text(history)
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    told = os.environ | until(tmp_path / "never", 0.1)
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, env=told)
     assert done.returncode == 0, done.stderr
     states = {row["trial"]: row["state"] for row in rows(tmp_path / "s")}
     own = states.pop("lr=0.004")  # it is spared
