@@ -57,6 +57,15 @@ def test_pip_installs_with_the_versions_of_constraints(checkout: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("peak", "warned"), [("1e30", True), ("1", False)])
+def test_where_the_disk_may_be_too_small_it_is_said_before(checkout: Path, peak: str, warned: bool) -> None:
+    tool = checkout / "tools" / "install.py"
+    tool.write_text(tool.read_text().replace("PEAK_BYTES = 9.9e9", f"PEAK_BYTES = {peak}"))
+    done = install(checkout)
+    assert done.returncode == 0, done.stderr
+    assert ("GB may be too few" in done.stdout) == warned
+
+
 def test_uv_installs_where_it_is_there(checkout: Path) -> None:
     assert install(checkout, "dev,cluster", UV="../uv").returncode == 0
     made, installed = (checkout.parent / "uv.log").read_text().splitlines()

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 CONSTRAINTS = "constraints.txt"
 PYTHON = sys._base_executable  # type: ignore[attr-defined]
 """The Python outside any environment, because an activated `.venv` may have to be removed; `venv` uses it too."""
+PEAK_BYTES = 9.9e9
+"""What a first installation with the extra dev takes at most: pip keeps its downloads until all is installed (seen)."""
 
 
 def commands(uv: str, venv: Path, what: str) -> tuple[list[str], list[str]]:
@@ -73,10 +75,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("extras", nargs="?", default="", help="optional dependencies, with commas between [none]")
     asked = parser.parse_args(argv)
     uv, venv, what = os.environ.get("UV", ""), asked.venv, f".[{asked.extras}]" if asked.extras else "."
-    free, begun = shutil.disk_usage(".").free, time.monotonic()
+    free, begun = shutil.disk_usage(venv.parent).free, time.monotonic()
     print(f"Installing {what} of {ROOT} into {venv}, by {'uv' if uv else 'pip'}; {free / 1e9:.1f} GB are free.")
     if not (venv / "ready").exists():
-        print("PyTorch for CUDA is most of it: 3 GB to download and 6.3 GB of disk, also where there is no GPU.")
+        print("PyTorch for CUDA is most of it, also where there is no GPU: 3 GB to download, 7 GB once installed.")
+        if free < PEAK_BYTES:
+            print(
+                f"{free / 1e9:.1f} GB may be too few: with its downloads it takes up to {PEAK_BYTES / 1e9:.1f} GB. "
+                "Make room, or choose another disk: `make demo VENV=FOLDER`, and TMPDIR=FOLDER for pip's downloads."
+            )
     sys.stdout.flush()
     with unbroken(venv) as lock:
         for command in commands(uv, venv, what):  # it inherits the lock, because it may outlive this process
