@@ -197,6 +197,7 @@ def test_mlflow_gets_the_curves_in_the_runs_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
     said: list[str] = []
     monkeypatch.setattr(tracking, "_PATIENCE", 250)
+    monkeypatch.setattr(tracking, "_SLOW", 250)  # MLflow makes its tables first
     tell(tracking.tracking("mlflow", tmp_path, SETTINGS, said.append), tmp_path / "report.html")
     longer = tracking.tracking("mlflow", tmp_path, SETTINGS | {"alpha": 4.0, "epochs": 30}, said.append)
     assert longer is not None
