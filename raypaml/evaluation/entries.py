@@ -16,7 +16,6 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypaml.evaluation.parts import PredictionSet
@@ -87,7 +86,8 @@ class SpilledSet:
         return (self._bucket(path) for path in self.files)
 
     def _bucket(self, path: Path) -> Entries:
-        table = pq.read_table(path, use_threads=False, pre_buffer=False)
+        with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            table = stream.read_all()
         classes, image, label, p, n = (column.to_numpy() for column in table.columns)
         image = self.canonical[image]
         cell = classes.astype(np.int64) * len(self.keys) + image
@@ -138,7 +138,7 @@ class _Spill:
         self.next_image = 0
         self.tally = np.zeros((predictions.num_classes, len(_LABELS)), np.int64)
         self._waiting: list[pa.Table] = []
-        self._writers: dict[int, pq.ParquetWriter] = {}
+        self._writers: dict[int, pa.RecordBatchStreamWriter] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -166,15 +166,17 @@ class _Spill:
             self.flush()
 
     def flush(self) -> None:
-        """Write the collected rows; batch by batch, the many small row groups would cost more than their rows."""
+        """Write the collected rows, as streams, which keep nothing in memory of what they have written.
+
+        A Parquet file keeps the metadata of its row groups until it is closed: with 627 million rows, several GB.
+        """
         if self._waiting:
             table = pa.concat_tables(self._waiting)
             self._waiting.clear()
             for number, mine in _by_bucket(table, self.count):
                 if number not in self._writers:
-                    path = self.folder / f"classes-{number:04d}.parquet"
-                    writer = pq.ParquetWriter(path, table.schema, compression="none", use_dictionary=False)
-                    self._writers[number] = writer
+                    path = self.folder / f"classes-{number:04d}.arrows"
+                    self._writers[number] = pa.ipc.new_stream(str(path), table.schema)
                 self._writers[number].write_table(mine)
 
 
