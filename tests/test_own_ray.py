@@ -103,6 +103,7 @@ assert ray.get(theirs.answer.remote()) is None
 
 @pytest.mark.cluster
 @pytest.mark.ray
+@pytest.mark.timeout(500)  # more than its program may take
 def test_beside_their_ray_and_as_their_loop(tiny_digits: Path, tmp_path: Path) -> None:
     code = (
         example()
