@@ -1,4 +1,4 @@
-"""What workers import (`--import`) whose steps take a second each, or as told, until a file says that it is enough.
+"""What workers import (`--import`) whose steps are slow until a file says that it is enough.
 
 So runs and trials last as long as a test needs them, on a fast machine too, and end soon after that.
 """
@@ -17,16 +17,19 @@ ENOUGH = "RAYPAML_SLOW_STEPS_END"
 """Environment variable that names the file."""
 SLOW = "--import=tests.slow_steps"
 SECONDS = "RAYPAML_SLOW_STEPS_SECONDS"
+"""Environment variable of what a step takes longer."""
+USUAL = 1.0
+"""Seconds where it is not set."""
 
 
-def until(enough: Path, seconds: float = 1.0) -> dict[str, str]:
+def until(enough: Path, seconds: float = USUAL) -> dict[str, str]:
     """The environment of processes whose steps are slow until this file is there."""
     return {ENOUGH: str(enough), SECONDS: str(seconds), "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def _slow_step(worker: Any, batch: Any) -> None:
     if not Path(os.environ[ENOUGH]).exists():
-        time.sleep(float(os.environ.get(SECONDS, 1.0)))
+        time.sleep(float(os.environ.get(SECONDS, USUAL)))
     train_step(worker, batch)
 
 

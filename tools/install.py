@@ -25,7 +25,7 @@ CONSTRAINTS = "constraints.txt"
 PYTHON = sys._base_executable  # type: ignore[attr-defined]
 """The Python outside any environment, because an activated `.venv` may have to be removed; `venv` uses it too."""
 PEAK_BYTES = 9.9e9
-"""What a first installation with the extra dev takes at most: pip keeps its downloads until all is installed (seen)."""
+"""What a first installation by pip, with the extra dev, takes at most: downloads are kept until all is installed."""
 
 
 def commands(uv: str, venv: Path, what: str) -> tuple[list[str], list[str]]:
